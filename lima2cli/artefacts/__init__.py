@@ -1,0 +1,1 @@
+"""Files: frames read, frames and tables written, masters, accounting."""

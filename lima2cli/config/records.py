@@ -1,0 +1,242 @@
+"""The tables of the language: what a pipeline says, typed.
+
+Detectors, nodes and memspaces are kinds with tables of their own, declared where they live.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lima2cli.declare import (
+    Anything,
+    Choice,
+    Either,
+    Flag,
+    Integer,
+    ListOf,
+    MapOf,
+    Number,
+    OneKind,
+    Quantity,
+    Table,
+    Text,
+    param,
+)
+from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.kinds import detector_kinds
+from lima2cli.geometry import Rect
+from lima2cli.names import NAME
+from lima2cli.nodes.kinds import NodeEntry, NodeUse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roi:
+    """A rectangle of the image, in pixels: x to the right, y down, (0, 0) top left."""
+
+    x: int = param("First column.", Integer(0))
+    y: int = param("First row.", Integer(0))
+    width: int = param("Columns.", Integer(1))
+    height: int = param("Rows.", Integer(1))
+
+    @property
+    def rect(self) -> Rect:
+        """As a rectangle."""
+        return Rect(self.x, self.y, self.width, self.height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A position in the image, in pixels."""
+
+    x: float = param("To the right.", Number())
+    y: float = param("Down.", Number())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is known of the experiment; saved as NeXus."""
+
+    instrument: str = param("Name of the instrument.", Text(), "ESRF-ID00")
+    title: str | None = param("Title of the measurement.", Text(), None)
+    photon_energy: float | None = param("Photon energy.", Quantity("eV", above=0), None)
+    distance: float | None = param("Sample to detector.", Quantity("metres", above=0), None)
+    beam_center: Point | None = param("Where the direct beam hits the detector.", Table(Point), None)
+    sample: str | None = param("Name of the sample.", Text(), None)
+    extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """What to acquire."""
+
+    frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
+    period: float | None = param("Time from one frame to the next.", Quantity("seconds", above=0), None)
+    rate: float | None = param("Frames per second, instead of `period`.", Quantity("hertz", above=0), None)
+    exposure: float | None = param("Exposure time of a frame.", Quantity("seconds", above=0), None)
+    timeout: float = param(
+        "The run fails when no frame has come for so long, beyond the period.",
+        Quantity("seconds", above=0),
+        10.0,
+    )
+
+    @property
+    def period_s(self) -> float | None:
+        """Seconds from one frame to the next; None = as fast as the slowest part allows."""
+        if self.period is not None:
+            return self.period
+        return None if self.rate is None else 1 / self.rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostMemspace:
+    """Host memory that modules write to by one-sided transfers."""
+
+    kind: ClassVar[str] = "host"
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemspace:
+    """Memory of a GPU."""
+
+    kind: ClassVar[str] = "gpu"
+    device: int = param("Number of the device.", Integer(0), 0)
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+    fallback: str | None = param(
+        "Kind of memory to use, with a warning, where no such device is.", Choice(("host",)), None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileMemspace:
+    """A memory-mapped file, made at the start of the run and left in place after it."""
+
+    kind: ClassVar[str] = "file"
+    path: str = param("The file.", Text())
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+
+
+Memspace = HostMemspace | GpuMemspace | FileMemspace
+
+MEMSPACES: Mapping[str, type] = {kind.kind: kind for kind in (HostMemspace, GpuMemspace, FileMemspace)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receiver:
+    """One receiver: a process that owns memspaces and runs nodes."""
+
+    memspaces: Mapping[str, Memspace] = param(
+        "Named regions of memory.", MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Layout of a block in its slot."""
+
+    block: int = param("Alignment of blocks: 1 or a multiple of 8.", Quantity("bits", minimum=1), 1)
+    row: int = param("Alignment of rows: 1 or a multiple of 8.", Quantity("bits", minimum=1), 1)
+    header: int = param(
+        "Bytes before the pixels; from 16 on they hold frame number and time.",
+        Quantity("bytes", minimum=0),
+        0,
+    )
+    footer: int = param("Bytes after the pixels, left as they are.", Quantity("bytes", minimum=0), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Which frames a flow takes: start, start + step, ..."""
+
+    start: int = param("First frame.", Integer(0), 0)
+    count: int | None = param("How many selected frames; default: all there are.", Integer(1), None)
+    step: int = param("From one selected frame to the next.", Integer(1), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How blocks are put into the local buffers."""
+
+    blocks_per_group: int = param("Consecutive blocks of one group, the unit of dispatch.", Integer(1), 1)
+    start_slot: int = param("Slots left free at the start of each local buffer.", Integer(0), 0)
+    placement: str = param(
+        "Groups one after another, or all in the same place.",
+        Choice(("concatenate", "overwrite")),
+        "concatenate",
+    )
+    cycle: str = param("When a buffer is full: start again, or drop.", Choice(("circular", "oneshot")), "circular")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """When receivers are told."""
+
+    group: int = param("An event every so many groups of a local buffer; 0 = none.", Integer(0), 1)
+    end: bool = param("An event at the end.", Flag(), True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffers:
+    """The local buffers of a flow."""
+
+    size: int | None = param("Bytes of each local buffer.", Quantity("bytes", above=0), None)
+    frames: int | None = param("Size each local buffer for so many frames, instead of `size`.", Integer(1), None)
+    at: tuple[str, ...] | str | None = param(
+        "`receiver.memspace` of each local buffer in rotation order, or a memspace's name: that of every "
+        "receiver that has it; default: every receiver's first.",
+        Either((ListOf(Text(), minimum=1), Text())),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
+
+    dataset: str = param("The dataset it takes frames of.", Text())
+    source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
+    alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
+    slices: Slices = param("Which frames.", Table(Slices), Slices())
+    rules: Rules = param("Groups and placement.", Table(Rules), Rules())
+    events: Events = param("When receivers are told.", Table(Events), Events())
+    buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
+    overrun: str | None = param(
+        "When a receiver is too slow: the source waits, the run stops, or frames are lost and counted. "
+        "Default: wait where the source can wait, else stop.",
+        Choice(("wait", "stop", "continue")),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the run directory goes."""
+
+    directory: str = param(
+        "Relative to the working directory; {name}, {run} (the next free number), {date}, {time}, {uuid}.",
+        Text(),
+        "runs/{name}_{run:04d}",
+    )
+    if_exists: str = param("What to do where it exists.", Choice(("abort", "overwrite")), "abort")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineTable:
+    """A pipeline: detector, data flows, receivers, processing graph."""
+
+    lima2: int = param("Version of the language.", Choice((1,)))
+    name: str | None = param("Name of the pipeline; default: the file's stem.", Text(NAME), None)
+    description: str | None = param("For people.", Text(), None)
+    metadata: Metadata = param("What is known of the experiment.", Table(Metadata), Metadata())
+    detector: DetectorConfig = param("The source of frames.", OneKind("detector", detector_kinds))
+    acquisition: Acquisition = param("What to acquire.", Table(Acquisition), Acquisition())
+    receivers: int | Mapping[str, Receiver] = param(
+        "The receivers, by name; or their number.", Either((Integer(1), MapOf(Table(Receiver), minimum=1))), 1
+    )
+    flows: Mapping[str, Flow] | None = param(
+        "The data flows; default: one full flow per dataset, named after it.",
+        MapOf(Table(Flow), minimum=1),
+        None,
+    )
+    nodes: Mapping[str, NodeUse] = param("The processing graph.", MapOf(NodeEntry()), {})
+    output: Output = param("Where files go.", Table(Output), Output())

@@ -1,0 +1,411 @@
+"""One declaration of each parameter: typed object, parser, JSON Schema and manual page come from it.
+
+A table of the language is a frozen keyword-only dataclass whose fields are made by `param`. Each field has a
+*shape*, which knows the JSON Schema of what may be written and turns a value that fits the schema into a
+Python value. What does not fit has been reported by then, and is read as `POISON`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar
+
+from lima2cli.diagnostics import Path
+from lima2cli.names import NAME
+from lima2cli.poison import POISON
+
+Schema = dict[str, Any]
+
+UNITS: Mapping[str, Mapping[str, float]] = {
+    "bytes": {
+        "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+    },
+    "bits": {"bit": 1},
+    "seconds": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600},
+    "hertz": {"Hz": 1, "kHz": 1e3, "MHz": 1e6},
+    "metres": {"nm": 1e-9, "um": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1},
+    "eV": {"eV": 1, "keV": 1e3, "MeV": 1e6},
+}  # fmt: skip
+"""Units by quantity, case-sensitive; plain numbers are in the unit of factor 1."""
+
+
+class Bad:
+    """Paths at which the structure is wrong."""
+
+    def __init__(self, paths: frozenset[Path] = frozenset()) -> None:
+        self._paths = paths
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._paths
+
+
+class Shape:
+    """What may be written for a value. ``words`` says it in a message: "expected <words>"."""
+
+    words: str = "a value"
+
+    def schema(self) -> Schema:
+        """JSON Schema (draft 2020-12) of the value."""
+        raise NotImplementedError
+
+    def read(self, data: Any, at: Path, bad: Bad) -> Any:
+        """The Python value; `POISON` where the path is bad."""
+        return POISON if at in bad else self._read(data, at, bad)
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        return data
+
+
+def _bounds(minimum: float | None, maximum: float | None, above: float | None = None) -> Schema:
+    limits = {"minimum": minimum, "maximum": maximum, "exclusiveMinimum": above}
+    return {key: value for key, value in limits.items() if value is not None}
+
+
+def _bounds_words(minimum: float | None, maximum: float | None, above: float | None = None) -> str:
+    if minimum is not None and maximum is not None:
+        return f" from {minimum:g} to {maximum:g}"
+    if minimum is not None:
+        return f" of at least {minimum:g}"
+    if maximum is not None:
+        return f" of at most {maximum:g}"
+    return f" above {above:g}" if above is not None else ""
+
+
+@dataclass(frozen=True)
+class Integer(Shape):
+    """A whole number."""
+
+    minimum: int | None = None
+    maximum: int | None = None
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "a whole number" + _bounds_words(self.minimum, self.maximum)
+
+    def schema(self) -> Schema:
+        return {"type": "integer", **_bounds(self.minimum, self.maximum)}
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> int:
+        return int(data)
+
+
+@dataclass(frozen=True)
+class Number(Shape):
+    """A finite number."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "a number" + _bounds_words(self.minimum, self.maximum, self.above)
+
+    def schema(self) -> Schema:
+        return {"type": "number", **_bounds(self.minimum, self.maximum, self.above)}
+
+
+@dataclass(frozen=True)
+class Flag(Shape):
+    """true or false."""
+
+    words: ClassVar[str] = "true or false"  # type: ignore[misc]
+
+    def schema(self) -> Schema:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Text(Shape):
+    """A string, matched by ``pattern`` where given."""
+
+    pattern: str | None = None
+    words: str = "a text"
+
+    def schema(self) -> Schema:
+        return {"type": "string"} | ({"pattern": self.pattern} if self.pattern else {})
+
+
+@dataclass(frozen=True)
+class Choice(Shape):
+    """One of a few values."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "one of " + ", ".join(str(value) for value in self.values)
+
+    def schema(self) -> Schema:
+        return {"enum": list(self.values)}
+
+
+@dataclass(frozen=True)
+class Quantity(Shape):
+    """A number in base units, or a string with a unit (``16 MiB``). Whole for bytes and bits."""
+
+    unit: str
+    minimum: float | None = None
+    above: float | None = None
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        example = {
+            "bytes": "16 MiB",
+            "seconds": "1 ms",
+            "hertz": "1 kHz",
+            "metres": "75 um",
+            "eV": "12.4 keV",
+        }
+        limits = _bounds_words(self.minimum, None, self.above)
+        return f"a number of {self.unit}{limits}, or a text such as `{example.get(self.unit, '256 bit')}`"
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers make sense."""
+        return self.unit in ("bytes", "bits")
+
+    def schema(self) -> Schema:
+        number: Schema = {"type": "integer" if self.whole else "number"}
+        units = "|".join(UNITS[self.unit])
+        sign = "" if (self.minimum is not None and self.minimum >= 0) or self.above is not None else "[-+]?"
+        return {
+            "anyOf": [
+                number | _bounds(self.minimum, None, self.above),
+                {
+                    "type": "string",
+                    "pattern": rf"^\s*{sign}[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*({units})\s*$",
+                },
+            ],
+            "x-unit": self.unit,
+        }
+
+    def parse(self, data: int | float | str) -> float:
+        """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
+        if isinstance(data, str):
+            match = re.fullmatch(r"\s*([-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)\s*", data)
+            if match is None or match[2] not in UNITS[self.unit]:
+                raise ValueError(f"expected {self.words}")
+            factor = UNITS[self.unit][match[2]]
+            value = float(match[1]) * factor
+            if self.whole and match[1].lstrip("+-").isdigit():
+                value = int(match[1]) * int(factor)  # exact beyond 2**53
+        else:
+            value = data
+        if (self.minimum is not None and value < self.minimum) or (self.above is not None and value <= self.above):
+            raise ValueError(f"expected {self.words}")
+        if self.whole:
+            if value != int(value):
+                raise ValueError(f"{data} is {value:g} {self.unit}, not a whole number")
+            return int(value)
+        return value
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> float:
+        return self.parse(data)
+
+
+@dataclass(frozen=True)
+class FileReference(Shape):
+    """``path.h5::/path/in/file``, ``path.edf``, ``path.cbf``, ``path.tif``, ``path.npy``."""
+
+    words: ClassVar[str] = "a file, such as `dark.h5::/entry/data`"  # type: ignore[misc]
+
+    def schema(self) -> Schema:
+        return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True)
+class Anything(Shape):
+    """Any YAML value, taken as it is."""
+
+    def schema(self) -> Schema:
+        return {}
+
+
+@dataclass(frozen=True)
+class ListOf(Shape):
+    """A list, read as a tuple."""
+
+    item: Shape
+    minimum: int = 0
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "a list"
+
+    def schema(self) -> Schema:
+        return {"type": "array", "items": self.item.schema()} | ({"minItems": self.minimum} if self.minimum else {})
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
+
+
+@dataclass(frozen=True)
+class MapOf(Shape):
+    """Named things, in the order written."""
+
+    item: Shape
+    pattern: str = NAME
+    minimum: int = 0
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "a map of named things"
+
+    def schema(self) -> Schema:
+        return {
+            "type": "object",
+            "propertyNames": {"pattern": self.pattern},
+            "additionalProperties": self.item.schema(),
+        } | ({"minProperties": self.minimum} if self.minimum else {})
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        return {name: self.item.read(value, (*at, name), bad) for name, value in data.items()}
+
+
+@dataclass(frozen=True)
+class Either(Shape):
+    """The first of several shapes that fits; they must differ in the kind of YAML value."""
+
+    shapes: tuple[Shape, ...]
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return ", or ".join(shape.words for shape in self.shapes)
+
+    def schema(self) -> Schema:
+        return {"anyOf": [shape.schema() for shape in self.shapes]}
+
+    def pick(self, data: Any) -> Shape:
+        """The shape meant by the kind of value: map, list, text, number or flag."""
+        for shape in self.shapes:
+            if _fits(shape.schema(), data):
+                return shape
+        return self.shapes[-1]
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        return self.pick(data).read(data, at, bad)
+
+
+def _fits(schema: Schema, data: Any) -> bool:
+    if "anyOf" in schema:
+        return any(_fits(option, data) for option in schema["anyOf"])
+    if "enum" in schema:
+        return data in schema["enum"]
+    kind = schema.get("type")
+    if kind is None:
+        return True
+    if isinstance(data, bool):
+        return bool(kind == "boolean")
+    python = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    return kind in python and isinstance(data, python[kind])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Param:
+    """What `param` declared."""
+
+    doc: str
+    shape: Shape
+    required: bool
+
+
+def param(doc: str, shape: Shape, default: Any = MISSING) -> Any:
+    """A field of a table; without ``default`` the key must be written. ``doc`` is one sentence."""
+    metadata = {"param": Param(doc, shape, default is MISSING)}
+    if default is MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, (dict, list)) or (dataclasses.is_dataclass(default) and not isinstance(default, type)):
+        return field(metadata=metadata, default_factory=lambda: default)
+    return field(metadata=metadata, default=default)
+
+
+def params(table: type) -> dict[str, Param]:
+    """The declared parameters of a table, by key."""
+    return {f.name: f.metadata["param"] for f in dataclasses.fields(table) if "param" in f.metadata}
+
+
+@dataclass(frozen=True)
+class Table(Shape):
+    """A map with declared keys, read as an instance of the dataclass."""
+
+    table: type
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return "a map with the keys " + ", ".join(params(self.table))
+
+    def schema(self) -> Schema:
+        properties = {}
+        for key, declared in params(self.table).items():
+            entry = declared.shape.schema() | {"description": declared.doc}
+            default = next(f.default for f in dataclasses.fields(self.table) if f.name == key)
+            if isinstance(default, (bool, int, float, str)):
+                entry["default"] = default
+            properties[key] = entry
+        required = [key for key, declared in params(self.table).items() if declared.required]
+        return {
+            "type": "object",
+            "description": (self.table.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "),
+            "properties": properties,
+            "additionalProperties": False,
+        } | ({"required": required} if required else {})
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        values: dict[str, Any] = {}
+        for key, declared in params(self.table).items():
+            if (*at, key) in bad:
+                values[key] = POISON
+            elif key in data:
+                values[key] = declared.shape.read(data[key], (*at, key), bad)
+            elif declared.required:
+                values[key] = POISON  # its absence has been reported
+        return self.table(**values)
+
+
+@dataclass(frozen=True)
+class OneKind(Shape):
+    """``kind: {parameters}``, exactly one; read as an instance of the kind's table.
+
+    ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind when asked, so that
+    plugins are seen. ``null`` parameters are read as an empty map.
+    """
+
+    what: str
+    kinds: Callable[[], Mapping[str, type]]
+
+    @property
+    def words(self) -> str:  # type: ignore[override]
+        """For messages."""
+        return f"exactly one kind of {self.what}: " + ", ".join(self.kinds())
+
+    def schema(self) -> Schema:
+        return {
+            "type": "object",
+            "properties": {kind: or_null(Table(table).schema()) for kind, table in self.kinds().items()},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+            "x-kind": self.what,
+        }
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        for kind, table in self.kinds().items():
+            if kind in data:
+                return Table(table).read(data[kind] or {}, (*at, kind), bad)
+        return POISON
+
+
+def or_null(schema: Schema) -> Schema:
+    """The same, and ``null`` for "all defaults"."""
+    return schema | {"type": [schema["type"], "null"]}

@@ -1,0 +1,1 @@
+"""Detectors: the interface and the built-in plugins."""

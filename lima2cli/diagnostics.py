@@ -1,0 +1,90 @@
+"""What is wrong with an input, where, and how to mend it: one record for every check.
+
+A diagnostic names a place by its path in the document (``("flows", "FullDet1", "buffers", "size")``).
+Lines and columns are looked up when it is shown, so that checks need not carry them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Path = tuple[str | int, ...]
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Related:
+    """A second place that explains the first, with a short label."""
+
+    at: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding.
+
+    rule      kebab-case name, stable
+    at        path in the document; the nearest existing ancestor is shown where it is absent (a default)
+    on_key    the place is the key rather than its value
+    notes     facts that explain, one sentence each
+    help      the cure, if we know one
+    span      (line, column, end_line, end_column), from 1, where the document has no path (syntax errors)
+    """
+
+    rule: str
+    message: str
+    at: Path = ()
+    severity: Severity = "error"
+    on_key: bool = False
+    notes: tuple[str, ...] = ()
+    help: str | None = None
+    related: tuple[Related, ...] = ()
+    span: tuple[int, int, int, int] | None = None
+
+
+@dataclass
+class Findings:
+    """Collects diagnostics; stages add to it instead of raising, so that one pass finds all mistakes."""
+
+    items: list[Diagnostic] = field(default_factory=list)
+
+    def error(
+        self,
+        rule: str,
+        message: str,
+        at: Path,
+        *,
+        notes: Sequence[str] = (),
+        help: str | None = None,
+        related: Sequence[Related] = (),
+        on_key: bool = False,
+    ) -> None:
+        """Add an error at a path of the document."""
+        self.items.append(Diagnostic(rule, message, at, "error", on_key, tuple(notes), help, tuple(related)))
+
+    def warning(
+        self,
+        rule: str,
+        message: str,
+        at: Path,
+        *,
+        notes: Sequence[str] = (),
+        help: str | None = None,
+        related: Sequence[Related] = (),
+        on_key: bool = False,
+    ) -> None:
+        """Add a warning at a path of the document."""
+        self.items.append(Diagnostic(rule, message, at, "warning", on_key, tuple(notes), help, tuple(related)))
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        """Add a finding made elsewhere."""
+        self.items.append(diagnostic)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any error was found."""
+        return any(item.severity == "error" for item in self.items)
+
+    def __iter__(self) -> Iterator[Diagnostic]:
+        return iter(self.items)

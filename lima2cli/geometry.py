@@ -1,0 +1,219 @@
+"""Rectangles, and where each block of a data flow lies in the receivers' memory.
+
+`locate` holds the whole addressing rule of a GDT; modules, receivers, the plan and the files all ask it, so
+that a choice can change in one place.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, order=True)
+class Rect:
+    """A rectangle of pixels: x to the right, y down, (0, 0) top left."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """First column beyond the rectangle."""
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        """First row beyond the rectangle."""
+        return self.y + self.height
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.width * self.height
+
+    def __and__(self, other: "Rect") -> "Rect":
+        """The common part; of area 0 where there is none."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        width = max(0, min(self.right, other.right) - x)
+        height = max(0, min(self.bottom, other.bottom) - y)
+        return Rect(x, y, width, height) if width and height else Rect(x, y, 0, 0)
+
+    def contains(self, other: "Rect") -> bool:
+        """Whether ``other`` lies inside."""
+        return self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
+
+    def within(self, outer: "Rect") -> tuple[slice, slice]:
+        """Index of this rectangle in an array that shows ``outer``."""
+        return (
+            slice(self.y - outer.y, self.bottom - outer.y),
+            slice(self.x - outer.x, self.right - outer.x),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height} at ({self.x}, {self.y})"
+
+
+def up(n: int, multiple: int) -> int:
+    """``n`` rounded up to a multiple."""
+    return -(-n // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How one block lies in its slot, all in bytes.
+
+    ``pitch`` from one row to the next, ``payload_offset`` from the slot's start to the first pixel,
+    ``stride`` from one slot to the next, ``alignment`` of blocks.
+    """
+
+    pitch: int
+    payload_offset: int
+    stride: int
+    alignment: int
+
+
+def lay_out_block(
+    width: int, height: int, pixel_bytes: int, *, block_bits: int, row_bits: int, header: int, footer: int
+) -> BlockLayout:
+    """Layout of a block of ``height`` rows of ``width`` pixels; alignments in bits, header and footer in bytes."""
+    block, row = max(1, block_bits // 8), max(1, row_bits // 8)
+    pitch = up(width * pixel_bytes, row)
+    payload = up(header, block)
+    return BlockLayout(pitch, payload, up(payload + pitch * height + footer, block), block)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where one frame of a flow goes. ``offset`` in bytes from the start of the local buffer to the slot."""
+
+    index: int
+    group: int
+    block: int
+    buffer: int
+    visit: int
+    position: int
+    slot: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The addressing rule of one flow.
+
+    start, step, count   selected frames are start + k*step for 0 <= k < count; count None = without end
+    blocks               B, blocks per group
+    buffers              L, number of local buffers, used in turn
+    slots                S, slots of ``stride`` bytes in each local buffer
+    start_slot           slots before it are never written
+    overwrite            every group to the same place; else one after another (concatenate)
+    circular             start again when the buffer is full; else the rest is dropped (oneshot)
+    """
+
+    start: int
+    step: int
+    count: int | None
+    blocks: int
+    buffers: int
+    slots: int
+    stride: int
+    start_slot: int = 0
+    overwrite: bool = False
+    circular: bool = True
+
+    @cached_property
+    def groups_per_buffer(self) -> int:
+        """C, groups that fit in one local buffer; below 1 the flow can't run."""
+        return max(0, self.slots - self.start_slot) // self.blocks
+
+    @cached_property
+    def depth(self) -> int:
+        """D, groups of one local buffer that hold data at the same time."""
+        return 1 if self.overwrite else self.groups_per_buffer
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Concatenate + oneshot: nothing is ever overwritten, and what no longer fits is dropped."""
+        return not self.overwrite and not self.circular
+
+    def frame(self, index: int) -> int:
+        """Number of the ``index``-th selected frame."""
+        return self.start + index * self.step
+
+    def selected(self, frames: int | None) -> int | None:
+        """How many frames are selected of ``frames`` acquired ones (None: endless)."""
+        if frames is None:
+            return self.count
+        available = max(0, -(-(frames - self.start) // self.step))
+        return available if self.count is None else min(available, self.count)
+
+    def position(self, visit: int) -> int:
+        """Group place in the local buffer of a visit; meaningless for dropped ones."""
+        return 0 if self.overwrite else visit % self.groups_per_buffer
+
+    def dropped(self, visit: int) -> bool:
+        """Whether a visit finds its oneshot buffer full."""
+        return self.bounded and visit >= self.groups_per_buffer
+
+    def group_offset(self, visit: int) -> int:
+        """Bytes from the start of the local buffer to the first slot of the group of ``visit``."""
+        return (self.start_slot + self.position(visit) * self.blocks) * self.stride
+
+    def groups(self, selected: int) -> int:
+        """Number of groups, the last perhaps partial."""
+        return -(-selected // self.blocks)
+
+    def visits(self, buffer: int, selected: int) -> int:
+        """How many groups (dropped ones too) go to a local buffer."""
+        return max(0, -(-(self.groups(selected) - buffer) // self.buffers))
+
+    def blocks_of_group(self, group: int, selected: int | None) -> int:
+        """Blocks in a group; fewer than B only in the last."""
+        if selected is None:
+            return self.blocks
+        return max(0, min(self.blocks, selected - group * self.blocks))
+
+    def written(self, buffer: int, selected: int) -> int:
+        """Blocks written to a local buffer, in constant time."""
+        visits = self.visits(buffer, selected)
+        kept = min(visits, self.groups_per_buffer) if self.bounded else visits
+        blocks = kept * self.blocks
+        last = self.groups(selected) - 1
+        if kept == visits and visits and last % self.buffers == buffer:
+            blocks -= self.blocks - self.blocks_of_group(last, selected)
+        return blocks
+
+    def full_visits(self, buffer: int, selected: int) -> int:
+        """Written visits of B blocks: those that can raise a group event."""
+        whole = max(0, -(-(selected // self.blocks - buffer) // self.buffers))
+        return min(whole, self.groups_per_buffer) if self.bounded else whole
+
+    def numbers(self, buffer: int, visit: int, visits: int) -> NDArray[np.uint64]:
+        """Frame numbers of ``visits`` whole consecutive visits of a local buffer, in order."""
+        index: NDArray[np.uint64]
+        index = np.arange(visit, visit + visits, dtype=np.uint64) * np.uint64(self.buffers) + np.uint64(buffer)
+        if self.blocks > 1:
+            inner = np.arange(self.blocks, dtype=np.uint64)
+            index = np.add.outer(index * np.uint64(self.blocks), inner).ravel()
+        return index * np.uint64(self.step) + np.uint64(self.start)
+
+
+def locate(rule: Rule, frame: int) -> Location | None:
+    """Where a frame goes, from its number alone; None where the flow does not select it or drops it.
+
+    Selection against the number of acquired frames is the caller's. For dispatch by modules, where the local
+    buffer is that of the place, ask with a rule of one buffer.
+    """
+    k, rest = divmod(frame - rule.start, rule.step)
+    if rest or k < 0 or (rule.count is not None and k >= rule.count):
+        return None
+    group, block = divmod(k, rule.blocks)
+    buffer, visit = group % rule.buffers, group // rule.buffers
+    if rule.dropped(visit):
+        return None
+    position = rule.position(visit)
+    slot = rule.start_slot + position * rule.blocks + block
+    return Location(k, group, block, buffer, visit, position, slot, slot * rule.stride)

@@ -1,0 +1,32 @@
+"""Names that users give, and the nearest name to one that they mistyped."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+"""Flows, nodes, receivers, memspaces, datasets and the pipeline."""
+
+ROI_NAME = r"^[A-Za-z][A-Za-z0-9-]*$"
+"""No underscore: counters are called ``<roi>_<statistic>``."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that ``word`` was probably meant to be, or None.
+
+    Case is ignored first, so that ``ctr1`` finds ``CTR1``.
+    """
+    names = list(known)
+    folded = {name.casefold(): name for name in reversed(names)}
+    if (same := folded.get(word.casefold())) is not None:
+        return same
+    close = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Help text for a mistyped name: the nearest one, else all that are known, else None."""
+    names = list(known)
+    best = nearest(word, names)
+    if best is not None and best != word:
+        return f"did you mean `{best}`?"
+    return f"known: {', '.join(names)}" if names else None

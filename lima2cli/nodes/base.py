@@ -1,0 +1,114 @@
+"""The three kinds of node, and what each promises.
+
+A node is one file and one frozen dataclass: its parameters, declared by `param`, and no state. State lives in
+what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a node gets are read-only to it.
+
+Map      a block of frames to a block of frames, pixel by pixel or geometry
+Reduce   a block of frames to one row per frame; partial results of several receivers merge
+Sink     a block of frames to a file
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from numpy.typing import NDArray
+
+from lima2cli.artefacts.channel import Channel
+from lima2cli.spec import Array, Block, Files, FrameSpec, Spec, TableSpec
+
+Partial = dict[str, Array]
+"""Partial results of a Reduce: arrays whose first axis is the frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Base of all nodes. ``kind`` is the key that users write."""
+
+    kind: ClassVar[str]
+
+    def infer(self, spec: FrameSpec, files: Files) -> Spec:
+        """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
+        raise NotImplementedError
+
+
+class Map(Node):
+    """Block of frames in, block of frames out."""
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`."""
+        raise NotImplementedError
+
+    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
+        """The function (n, h, w) → (n, h', w') for frames of ``spec``.
+
+        What it returns stays valid until its next call only, so that it may keep one output array.
+        """
+        raise NotImplementedError
+
+
+class Reducer(Protocol):
+    """A bound Reduce."""
+
+    def step(self, block: Block, received_ns: int) -> Partial:
+        """Partial results of the frames of a block."""
+        ...
+
+
+class Reduce(Node):
+    """Block of frames in, one row per frame out."""
+
+    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+        """See `Node.infer`."""
+        raise NotImplementedError
+
+    def start(self, spec: FrameSpec, files: Files) -> Reducer:
+        """Bind to frames of ``spec``."""
+        raise NotImplementedError
+
+    def merge(self, one: Partial, other: Partial) -> Partial:
+        """Partial results of the same frames from two receivers that hold different parts of them."""
+        raise NotImplementedError
+
+    def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:
+        """The columns of `infer`, one row per frame."""
+        raise NotImplementedError
+
+
+class Writer(Protocol):
+    """An open Sink. ``stage`` does the work that can be thrown away, ``commit`` makes it last."""
+
+    def stage(self, block: Block) -> Any:
+        """Prepare a block (compress it). Must not keep views of ``block.frames`` unless ``block.stable``."""
+        ...
+
+    def commit(self, staged: Any) -> int:
+        """Write what was staged; returns the number of frames. OSError where the disk refuses."""
+        ...
+
+    def flush(self) -> None:
+        """Make what was committed readable by others, also after a kill."""
+        ...
+
+    def close(self) -> None:
+        """End the files."""
+        ...
+
+
+class Sink(Node):
+    """Block of frames in, files out."""
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`; a sink hands its input on unchanged."""
+        return spec
+
+    def channel(self, spec: FrameSpec) -> Mapping[str, Any]:
+        """The storage fields of `Channel` (compression, frames_per_file, frames_per_chunk)."""
+        raise NotImplementedError
+
+    def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:
+        """Open the writer of one receiver; ``directory`` is the run's, ``start_ns`` its start, ns since the epoch."""
+        raise NotImplementedError
+
+
+__all__ = ["Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Writer"]

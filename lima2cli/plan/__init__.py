@@ -1,0 +1,1 @@
+"""Pipeline to Plan: everything decided before anything moves."""

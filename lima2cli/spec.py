@@ -1,0 +1,171 @@
+"""What travels: the description of a detector, of frames along an edge of the graph, and blocks of frames."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.geometry import Rect
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """An independent frame stream of a detector.
+
+    dtype   numpy name of the pixels, e.g. ``uint16``
+    bits    significant bits, at most those of the dtype
+    frames  how many exist (recorded data), None where the source has no end
+    """
+
+    name: str
+    index: int
+    dtype: str
+    bits: int
+    frames: int | None = None
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one pixel."""
+        return np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """Static information and capabilities of a detector that pipelines are compiled against.
+
+    modules      their rectangles in the image, numbered from 0
+    channels     data channels per module, None = unlimited
+    gap_value    stored in pixels that no module covers
+    can_wait     whether the source stands still until receivers have released memory (credits)
+    pixel_size   (x, y) in metres, None if unknown
+    saturation   pixels at or above it count as saturated, None if unknown
+    """
+
+    kind: str
+    name: str
+    width: int
+    height: int
+    modules: tuple[Rect, ...]
+    datasets: tuple[DatasetInfo, ...]
+    channels: int | None = None
+    gap_value: float = 0
+    can_wait: bool = False
+    pixel_size: tuple[float, float] | None = None
+    saturation: float | None = None
+
+    @property
+    def image(self) -> Rect:
+        """The whole image."""
+        return Rect(0, 0, self.width, self.height)
+
+    def dataset(self, name: str) -> DatasetInfo:
+        """The dataset of that name; KeyError if there is none."""
+        for item in self.datasets:
+            if item.name == name:
+                return item
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSpec:
+    """Dense frames on an edge of the graph.
+
+    dtype       numpy name
+    area        the rectangle of the detector that the frames show, before binning
+    detector    (width, height) of the whole detector image
+    mask        bool (height, width), True = masked (gap, defective); never written to. None = nothing masked
+    saturation  in the units of the pixels, None if unknown or no longer meaningful
+    """
+
+    dtype: str
+    area: Rect
+    detector: tuple[int, int]
+    mask: NDArray[np.bool_] | None = None
+    saturation: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a frame."""
+        return (self.area.height, self.area.width)
+
+    def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
+        """The same with more pixels masked."""
+        if more is None or not more.any():
+            return self
+        return replace(self, mask=more if self.mask is None else self.mask | more)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.area.width} x {self.area.height}"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot."""
+
+    columns: Mapping[str, str]
+    default: str | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"table of {len(self.columns)} columns"
+
+
+Spec = FrameSpec | TableSpec
+
+
+@dataclass(slots=True)
+class Block:
+    """A block of frames, the unit of work.
+
+    frames   (n, height, width), a view of a memspace or a node's own array; read-only for nodes
+    numbers  (n,) uint64 frame numbers, increasing
+    times    (n,) uint64, the detector's time of each frame, ns since the epoch
+    stable   the memory can't be overwritten until the block is released; where False (a source that
+             doesn't wait) what is read from ``frames`` counts only after the runtime's second check
+    """
+
+    frames: Array
+    numbers: NDArray[np.uint64]
+    times: NDArray[np.uint64]
+    stable: bool = True
+
+
+@dataclass(frozen=True)
+class StackInfo:
+    """Frames in a file: shape (n, height, width), numpy dtype name."""
+
+    shape: tuple[int, int, int]
+    dtype: str
+
+
+class Files(Protocol):
+    """Reads files with data in them, by the reference that a pipeline gives (relative to the YAML file).
+
+    Raises `FileProblem` with a message that stands alone. What was read once is kept.
+    """
+
+    def stack(self, reference: str) -> StackInfo:
+        """Shape and dtype of a stack of frames (a single image is a stack of one)."""
+        ...
+
+    def image(self, reference: str) -> Array:
+        """A calibration image (height, width) or (n, height, width), whole."""
+        ...
+
+    def frames(self, reference: str) -> "FrameReader":
+        """A reader of the frames one by one."""
+        ...
+
+
+class FrameReader(Protocol):
+    """Frames of a file."""
+
+    info: StackInfo
+
+    def read(self, numbers: Sequence[int]) -> Array:
+        """Frames (len(numbers), height, width), C-contiguous."""
+        ...

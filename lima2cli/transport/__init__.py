@@ -1,0 +1,1 @@
+"""How frames and control messages move between ranks: inline or by MPI."""
