@@ -1,0 +1,132 @@
+"""Pipeline to Plan: one pass of plain functions, in constant time whatever the number of frames."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.config.pipeline import Pipeline
+from lima2cli.diagnostics import Findings
+from lima2cli.nodes.base import Reduce, Sink
+from lima2cli.plan.flows import frames_of, lay_out
+from lima2cli.plan.graph import place_nodes
+from lima2cli.plan.records import Gdt, Plan, RankRole, Step
+from lima2cli.poison import POISON, attempt
+from lima2cli.spec import Files, FrameSpec, TableSpec
+
+
+def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int) -> Plan | None:
+    """Decide everything: memory, routes, ranks, graph. Adds what is wrong to ``findings``; None if anything is.
+
+    ``cores`` bounds the number of detector ranks: where modules outnumber cores, several share a rank.
+    """
+    if pipeline.flows is POISON or pipeline.receivers is POISON:
+        return None
+    regions, gdts = attempt(lambda: lay_out(pipeline, findings)) or ((), ())
+    steps = place_nodes(pipeline, gdts, files, findings) if pipeline.nodes is not POISON else ()
+    if findings.failed:
+        return None
+    by_name = {gdt.name: gdt for gdt in gdts}
+    record = _plain(pipeline)
+    return Plan(
+        name=pipeline.name,
+        detector=pipeline.detector,
+        info=pipeline.info,
+        frames=frames_of(pipeline),
+        period_s=pipeline.acquisition.period_s,
+        timeout_s=pipeline.acquisition.timeout,
+        receivers=tuple(pipeline.receivers),
+        regions=regions,
+        gdts=gdts,
+        ranks=rank_roles(len(pipeline.info.modules), len(pipeline.receivers), cores),
+        steps=steps,
+        channels={
+            step.name: _channel(pipeline, step, by_name[step.flow], record)
+            for step in steps
+            if isinstance(step.node, Sink)
+        },
+        tables={
+            step.name: _table(pipeline, step, by_name[step.flow]) for step in steps if isinstance(step.node, Reduce)
+        },
+        output_directory=pipeline.output.directory,
+        if_exists=pipeline.output.if_exists,
+        record=record,
+    )
+
+
+def rank_roles(modules: int, receivers: int, cores: int) -> tuple[RankRole, ...]:
+    """Rank 0 controls, then detector ranks (a module each, or several where they outnumber the cores), then receivers."""
+    detectors = min(modules, max(1, cores))
+    shares = [tuple(m for m in range(modules) if m * detectors // modules == d) for d in range(detectors)]
+    return (
+        RankRole(0, "control"),
+        *(RankRole(1 + d, "detector", modules=share) for d, share in enumerate(shares)),
+        *(RankRole(1 + detectors + r, "receiver", receiver=r) for r in range(receivers)),
+    )
+
+
+def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]) -> Channel:
+    spec = step.before
+    assert isinstance(step.node, Sink)
+    assert isinstance(spec, FrameSpec)
+    return Channel(
+        name=pipeline.name,
+        node=step.name,
+        flow=gdt.name,
+        dtype=spec.dtype,
+        height=spec.shape[0],
+        width=spec.shape[1],
+        rule=gdt.rule,
+        selected=gdt.selected,
+        receivers=tuple(buffer.receiver for buffer in gdt.buffers),
+        area=spec.area,
+        detector=pipeline.info,
+        mask=spec.mask,
+        metadata=record["metadata"],
+        acquisition=record["acquisition"],
+        processing=record["nodes"],
+        **step.node.channel(spec),
+    )
+
+
+def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
+    assert isinstance(step.after, TableSpec)
+    return TableChannel(
+        name=pipeline.name,
+        node=step.name,
+        flow=gdt.name,
+        columns=dict(step.after.columns),
+        default=step.after.default,
+        rule=gdt.rule,
+        selected=gdt.selected,
+        receivers=tuple(buffer.receiver for buffer in gdt.buffers),
+        units=dict(step.after.units),
+    )
+
+
+def _plain(pipeline: Pipeline) -> dict[str, Any]:
+    """The pipeline as plain data in base units, for the record in the files."""
+    return {
+        "metadata": plain(pipeline.metadata),
+        "acquisition": plain(pipeline.acquisition),
+        "detector": {pipeline.detector.kind: plain(pipeline.detector)},
+        "nodes": {
+            name: {"input": it.source, it.node.kind: plain(it.node)}
+            for name, it in pipeline.nodes.items()
+            if it.node is not POISON
+        }
+        if not pipeline.nodes is POISON
+        else {},
+    }
+
+
+def plain(value: Any) -> Any:
+    """Tables as maps, tuples as lists, absent values left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {key: plain(item) for key, item in fields.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

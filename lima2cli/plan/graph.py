@@ -1,0 +1,79 @@
+"""The processing graph placed: shapes and dtypes along every edge, and what each node makes of them."""
+
+import numpy as np
+
+from lima2cli.config.pipeline import Pipeline, ResolvedNode
+from lima2cli.diagnostics import Findings, Path
+from lima2cli.errors import FileProblem, Misfit
+from lima2cli.geometry import Rect
+from lima2cli.plan.records import Gdt, Step
+from lima2cli.poison import POISON, attempt
+from lima2cli.spec import Files, FrameSpec, Spec, TableSpec
+
+
+def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
+    """Frames as a flow delivers them; gaps are masked."""
+    mask = None
+    if gdt.gap_pixels:
+        mask = np.ones((gdt.source.height, gdt.source.width), dtype=bool)
+        for part in gdt.parts:
+            mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
+    info = pipeline.info
+    return FrameSpec(gdt.dtype, gdt.source, (info.width, info.height), mask, info.saturation)
+
+
+def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
+    """Infer what flows along every edge; a node that misfits poisons only what hangs on it."""
+    specs: dict[str, Spec] = {gdt.name: flow_spec(pipeline, gdt) for gdt in gdts}
+    flow_of = {gdt.name: gdt.name for gdt in gdts}
+    steps = []
+    for name, it in pipeline.nodes.items():
+        step = attempt(lambda n=name, i=it: _place(n, i, specs, flow_of, files, findings))  # type: ignore[misc]
+        if step is POISON or step is None:
+            continue
+        specs[name], flow_of[name] = step.after, step.flow
+        steps.append(step)
+    return tuple(steps)
+
+
+def _place(
+    name: str,
+    it: ResolvedNode,
+    specs: dict[str, Spec],
+    flow_of: dict[str, str],
+    files: Files,
+    findings: Findings,
+) -> Step | None:
+    node = it.node
+    before = specs.get(it.source)
+    if before is None or node is POISON:
+        return None
+    at: Path = ("nodes", name, node.kind)
+    if isinstance(before, TableSpec):
+        findings.error(
+            "edge-mismatch",
+            f"node {name} takes frames, but {it.source} gives a {before}",
+            ("nodes", name, "input"),
+        )
+        return None
+    try:
+        after = node.infer(before, files)
+        for warning in node.warnings(before, files):
+            findings.warning(warning.rule, warning.message, (*at, *warning.key), help=warning.help)
+    except Misfit as misfit:
+        findings.error(
+            misfit.rule, misfit.message, (*at, *misfit.key), help=misfit.help, notes=[f"input of {name}: {before}"]
+        )
+        return None
+    except FileProblem as problem:
+        findings.error(problem.rule, str(problem), _file_place(at, node, problem))
+        return None
+    return Step(name, node, it.source, flow_of[it.source], before, after)
+
+
+def _file_place(at: Path, node: object, problem: FileProblem) -> Path:
+    """The parameter whose reference the message names, else the node."""
+    for key, value in vars(node).items():
+        if isinstance(value, str) and value in str(problem):
+            return (*at, key)
+    return at

@@ -1,0 +1,147 @@
+"""The plan: what `compile_plan` decides, frozen. The runtime adds nothing to it but time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.detectors.base import DetectorConfig
+from lima2cli.geometry import BlockLayout, Rect, Rule
+from lima2cli.nodes.base import Node
+from lima2cli.spec import DetectorInfo, FrameSpec, Spec
+
+Overrun = Literal["wait", "stop", "continue"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one module writes of each block: a rectangle in detector coordinates and its place in the slot (bytes)."""
+
+    module: int
+    x: int
+    y: int
+    width: int
+    height: int
+    offset_in_slot: int
+
+
+@dataclass(frozen=True)
+class LocalBuffer:
+    """A piece of a memspace: ``region`` numbers the memspaces of the plan, ``offset`` and ``size`` are bytes."""
+
+    receiver: int
+    region: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A memspace. ``kind`` is the one used, ``asked`` the one written (a GPU with a fallback)."""
+
+    receiver: int
+    name: str
+    kind: Literal["host", "file"]
+    asked: str
+    size: int
+    used: int
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Gdt:
+    """One compiled data flow.
+
+    group_event   an event every so many groups of a local buffer, 0 = none
+    selected      number of frames it takes, None without end
+    parts         of the contributing modules, by module number
+    waits         back-pressure by credits; else writing never waits and overruns are possible
+    """
+
+    name: str
+    index: int
+    dataset: int
+    dataset_name: str
+    dtype: str
+    pixel_bytes: int
+    source: Rect
+    full: bool
+    layout: BlockLayout
+    rule: Rule
+    selected: int | None
+    group_event: int
+    end_event: bool
+    alignment: tuple[int, int, int, int]
+    buffer_size: int
+    buffers: tuple[LocalBuffer, ...]
+    parts: tuple[Part, ...]
+    gap_pixels: int
+    gap_value: float
+    overrun: Overrun
+
+    @property
+    def waits(self) -> bool:
+        """Whether modules wait for released memory."""
+        return self.overrun == "wait"
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Receivers that it reaches, each once, in rotation order."""
+        return tuple(dict.fromkeys(buffer.receiver for buffer in self.buffers))
+
+    @property
+    def header(self) -> bool:
+        """Whether slots begin with frame number and time."""
+        return self.alignment[2] >= 16
+
+
+@dataclass(frozen=True)
+class RankRole:
+    """What one MPI rank does: ``control``, ``detector`` (with its modules) or ``receiver`` (with its index)."""
+
+    rank: int
+    role: Literal["control", "detector", "receiver"]
+    modules: tuple[int, ...] = ()
+    receiver: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node placed: it runs on every receiver that its flow reaches."""
+
+    name: str
+    node: Node
+    source: str
+    flow: str
+    before: FrameSpec
+    after: Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced."""
+
+    name: str
+    detector: DetectorConfig
+    info: DetectorInfo
+    frames: int | None
+    period_s: float | None
+    timeout_s: float
+    receivers: tuple[str, ...]
+    regions: tuple[Region, ...]
+    gdts: tuple[Gdt, ...]
+    ranks: tuple[RankRole, ...]
+    steps: tuple[Step, ...]
+    channels: Mapping[str, Channel]
+    tables: Mapping[str, TableChannel]
+    output_directory: str
+    if_exists: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def gdt(self, name: str) -> Gdt:
+        """The flow of that name; KeyError if there is none."""
+        return {gdt.name: gdt for gdt in self.gdts}[name]
+
+    def rank_of_receiver(self, receiver: int) -> int:
+        """The MPI rank of a receiver."""
+        return next(role.rank for role in self.ranks if role.receiver == receiver)

@@ -1,0 +1,1 @@
+"""Plan to one program per rank."""
