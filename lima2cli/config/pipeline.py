@@ -1,6 +1,6 @@
-"""A pipeline with defaults filled in and names resolved: what `parse` gives and `compile_plan` takes.
+"""A pipeline with all defaults filled and all names resolved: what the plan is compiled from.
 
-Anything in it may be `POISON` where a mistake has been reported.
+What was reported as wrong is `POISON` here, so that later checks skip it and nothing else.
 """
 
 from collections.abc import Mapping
@@ -14,38 +14,57 @@ from lima2cli.spec import DetectorInfo
 
 
 @dataclass(frozen=True)
-class ResolvedFlow:
-    """A flow: ``table`` as written; dataset index, source rectangle, (receiver index, memspace name) of each local
-    buffer in rotation order, and the overrun policy, resolved."""
+class Place:
+    """Where a local buffer lies: index of the receiver, name of one of its memspaces."""
+
+    receiver: int
+    memspace: str
+
+
+@dataclass(frozen=True)
+class DataFlow:
+    """A data flow, resolved.
+
+    said     slices, rules, events, buffers and alignment as the user wrote them, defaults filled
+    dataset  index of its dataset in the detector
+    source   the part of the image it takes; inside the image
+    places   of its local buffers, in rotation order; at least one
+    overrun  wait, stop or continue
+    """
 
     name: str
-    table: Flow
+    said: Flow
     dataset: int
     source: Rect
-    places: tuple[tuple[int, str], ...]
+    places: tuple[Place, ...]
     overrun: str
 
 
 @dataclass(frozen=True)
-class ResolvedNode:
-    """A node and the name of the flow or node that it reads."""
+class GraphNode:
+    """A node of the graph: ``input`` names the flow or node that it reads, ``flow`` the flow that feeds it."""
 
     name: str
-    source: str
+    input: str
+    flow: str
     node: Node
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Receivers and flows in the order written, nodes in an order in which sources come first."""
+    """The whole pipeline. Receivers are numbered in the order of ``receivers``.
+
+    config    the detector as the user wrote it;  detector  as it describes itself
+    nodes     in topological order: a node comes after the node that it reads; else as written
+    """
 
     name: str
     description: str | None
     metadata: Metadata
-    detector: DetectorConfig
-    info: DetectorInfo
+    config: DetectorConfig
+    detector: DetectorInfo
     acquisition: Acquisition
     receivers: Mapping[str, Receiver]
-    flows: Mapping[str, ResolvedFlow]
-    nodes: Mapping[str, ResolvedNode]
+    flows: Mapping[str, DataFlow]
+    nodes: Mapping[str, GraphNode]
     output: Output
