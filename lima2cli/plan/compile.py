@@ -55,7 +55,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
 
 
 def rank_roles(modules: int, receivers: int, cores: int) -> tuple[RankRole, ...]:
-    """Rank 0 controls, then detector ranks (a module each, or several where they outnumber the cores), then receivers."""
+    """Rank 0 controls, then detector ranks (a module each, several where they outnumber the cores), then receivers."""
     detectors = min(modules, max(1, cores))
     shares = [tuple(m for m in range(modules) if m * detectors // modules == d) for d in range(detectors)]
     return (
@@ -115,7 +115,7 @@ def _plain(pipeline: Pipeline) -> dict[str, Any]:
             for name, it in pipeline.nodes.items()
             if it.node is not POISON
         }
-        if not pipeline.nodes is POISON
+        if pipeline.nodes is not POISON
         else {},
     }
 

@@ -1,0 +1,144 @@
+"""Plan to programs: every rank's addresses in every other rank's windows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lima2cli.detectors.base import AcqParams, XferParams
+from lima2cli.geometry import Rect
+from lima2cli.plan.records import Gdt, Plan, RankRole
+from lima2cli.program.records import (
+    END_WORDS,
+    ControlProgram,
+    DetectorProgram,
+    OwnBuffer,
+    Program,
+    ReceiverFlow,
+    ReceiverProgram,
+    Route,
+    SourceFlow,
+    Target,
+    Wiring,
+)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Where each thing lies in the control windows."""
+
+    generations: Mapping[tuple[int, int], int]
+    times: Mapping[tuple[int, int], int]
+    ends: Mapping[tuple[int, int], int]
+    credits: Mapping[tuple[int, int], int]
+    sizes: tuple[int, ...]
+
+
+def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
+    """One program per rank, by rank number, and the memory that they share. Whatever compiles, lowers."""
+    words = _lay_out_words(plan)
+    owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
+    return Wiring(plan.regions, owners, words.sizes), tuple(_program(plan, role, words) for role in plan.ranks)
+
+
+def _lay_out_words(plan: Plan) -> _Words:
+    sizes = [1] * len(plan.ranks)  # never an empty window
+    generations, times, ends, credits = {}, {}, {}, {}
+
+    def take(rank: int, count: int) -> int:
+        first = sizes[rank]
+        sizes[rank] += count
+        return first
+
+    for gdt in plan.gdts:
+        depth = min(gdt.rule.depth, _most_visits(gdt))
+        for index, buffer in enumerate(gdt.buffers):
+            rank = plan.rank_of_receiver(buffer.receiver)
+            generations[gdt.index, index] = take(rank, depth * len(gdt.parts))
+            times[gdt.index, index] = take(rank, depth * gdt.rule.blocks)
+        for receiver in gdt.receivers:
+            ends[gdt.index, receiver] = take(plan.rank_of_receiver(receiver), END_WORDS * len(gdt.parts))
+        for role in plan.ranks:
+            if role.role == "detector":
+                credits[gdt.index, role.rank] = take(role.rank, len(gdt.buffers))
+    return _Words(generations, times, ends, credits, tuple(sizes))
+
+
+def _most_visits(gdt: Gdt) -> int:
+    """Positions that can ever be used, so that a huge buffer for few frames costs few words."""
+    return gdt.rule.depth if gdt.selected is None else max(1, gdt.rule.visits(0, gdt.selected))
+
+
+def _program(plan: Plan, role: RankRole, words: _Words) -> Program:
+    if role.role == "control":
+        return ControlProgram(role.rank, plan)
+    if role.receiver is not None:
+        return _receiver(plan, role.rank, role.receiver, words)
+    return _detector(plan, role, words)
+
+
+def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
+    flows = []
+    for gdt in plan.gdts:
+        routes = []
+        for contributor, part in enumerate(gdt.parts):
+            if part.module in role.modules:
+                module = plan.info.modules[part.module]
+                cut = Rect(part.x - module.x, part.y - module.y, part.width, part.height)
+                routes.append(Route(part.module, cut, part.offset_in_slot, contributor))
+        if not routes:
+            continue
+        targets = tuple(
+            Target(
+                plan.rank_of_receiver(buffer.receiver),
+                buffer.region,
+                buffer.offset,
+                words.generations[gdt.index, index],
+                words.times[gdt.index, index],
+            )
+            for index, buffer in enumerate(gdt.buffers)
+        )
+        ends = tuple((plan.rank_of_receiver(r), words.ends[gdt.index, r]) for r in gdt.receivers)
+        flows.append(SourceFlow(gdt, tuple(routes), len(gdt.parts), targets, words.credits[gdt.index, role.rank], ends))
+    asked = {(flow.gdt.dataset, route.module) for flow in flows for route in flow.routes}
+    return DetectorProgram(
+        role.rank,
+        role.modules,
+        plan.detector,
+        plan.info,
+        AcqParams(plan.frames, plan.period_s),
+        XferParams(tuple(sorted(asked))),
+        tuple(flows),
+    )
+
+
+def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverProgram:
+    flows = []
+    for gdt in plan.gdts:
+        if receiver not in gdt.receivers:
+            continue
+        own = tuple(
+            OwnBuffer(
+                index,
+                buffer.region,
+                buffer.offset,
+                words.generations[gdt.index, index],
+                words.times[gdt.index, index],
+            )
+            for index, buffer in enumerate(gdt.buffers)
+            if buffer.receiver == receiver
+        )
+        modules = {part.module for part in gdt.parts}
+        credits = tuple(
+            (role.rank, words.credits[gdt.index, role.rank])
+            for role in plan.ranks
+            if gdt.waits and modules.intersection(role.modules)
+        )
+        steps = tuple(step for step in plan.steps if step.flow == gdt.name)
+        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver], steps))
+    names = {step.name for flow in flows for step in flow.steps}
+    return ReceiverProgram(
+        rank,
+        receiver,
+        tuple(flows),
+        {name: channel for name, channel in plan.channels.items() if name in names},
+        {name: table for name, table in plan.tables.items() if name in names},
+    )

@@ -1,0 +1,126 @@
+"""Programs of the ranks: a plan with every address worked out. Picklable; made and read by the same version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
+from lima2cli.geometry import Rect
+from lima2cli.plan.records import Gdt, Plan, Region, Step
+from lima2cli.spec import DetectorInfo
+
+END_WORDS = 4
+"""Words of an end record: mark (status + 1), blocks written, blocks dropped, frames served."""
+
+END_OK, END_FULL = 0, 1
+"""Status in an end record: all written; a oneshot buffer was full."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The memory that the transport makes: ``regions`` with the rank that owns each, and how many 8-byte control
+    words each rank has. Control words hold, at receivers, generation words, detector times and end records, and at
+    detector ranks the credits."""
+
+    regions: tuple[Region, ...]
+    owners: tuple[int, ...]
+    control_words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A local buffer as modules see it.
+
+    rank         of its receiver
+    region       the memspace, ``offset`` bytes of the local buffer in it
+    generations  first generation word of (this flow, this buffer): word = generations + position*M + contributor
+    times        first time word: word = times + position*B + block
+    """
+
+    rank: int
+    region: int
+    offset: int
+    generations: int
+    times: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """One module's part of one flow. ``cut`` is the part inside the module's own image; ``contributor`` its index
+    among the M modules that contribute, the first of which also writes headers and times."""
+
+    module: int
+    cut: Rect
+    offset_in_slot: int
+    contributor: int
+
+
+@dataclass(frozen=True)
+class SourceFlow:
+    """One flow as a detector rank serves it. ``credits``: first of its own control words for released groups.
+    ``ends``: (rank, first word) of the end records of the flow at each receiver."""
+
+    gdt: Gdt
+    routes: tuple[Route, ...]
+    contributors: int
+    targets: tuple[Target, ...]
+    credits: int
+    ends: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class DetectorProgram:
+    """What a detector rank does."""
+
+    rank: int
+    modules: tuple[int, ...]
+    detector: DetectorConfig
+    info: DetectorInfo
+    acquisition: AcqParams
+    transfer: XferParams
+    flows: tuple[SourceFlow, ...]
+
+
+@dataclass(frozen=True)
+class OwnBuffer:
+    """A local buffer as its receiver sees it: ``index`` l in the rotation, the rest as in `Target`."""
+
+    index: int
+    region: int
+    offset: int
+    generations: int
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReceiverFlow:
+    """One flow as a receiver sees it. ``credits``: (rank, first word) at each detector rank that contributes."""
+
+    gdt: Gdt
+    buffers: tuple[OwnBuffer, ...]
+    contributors: int
+    credits: tuple[tuple[int, int], ...]
+    ends: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReceiverProgram:
+    """What a receiver does."""
+
+    rank: int
+    receiver: int
+    flows: tuple[ReceiverFlow, ...]
+    channels: Mapping[str, Channel]
+    tables: Mapping[str, TableChannel]
+
+
+@dataclass(frozen=True, eq=False)
+class ControlProgram:
+    """What the control rank knows: the whole plan."""
+
+    rank: int
+    plan: Plan
+
+
+Program = ControlProgram | DetectorProgram | ReceiverProgram

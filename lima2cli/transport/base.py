@@ -1,0 +1,98 @@
+"""What a transport promises to the ranks.
+
+Memory: each memspace is a *region* of bytes of one rank, each rank has *control words* of 8 bytes. Any rank writes
+to both by one-sided operations; only the owner reads. Order is guaranteed by `flush` alone: what was written before
+it is at its target before anything after it. Messages between ranks are for control only, never for frames.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.spec import Array
+
+Message = tuple[str, Any]
+"""A kind and plain data."""
+
+
+@dataclass(frozen=True)
+class RegionSpec:
+    """A memspace to be made: the rank that owns it, bytes, and the file it is mapped from (None: host memory)."""
+
+    owner: int
+    size: int
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """All memory of a run: the regions, and the number of control words of each rank."""
+
+    regions: tuple[RegionSpec, ...]
+    control_words: tuple[int, ...]
+
+
+class Lane(Protocol):
+    """Writes rectangles of one shape into the slots of one region."""
+
+    def put(self, frames: Array, offset: int) -> None:
+        """Start writing frames (n, rows, columns), rows contiguous, into n consecutive slots; ``offset`` is that of
+        the first pixel in the region, bytes. ``frames`` must stay as they are until the next `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """All that was put is at its target."""
+        ...
+
+
+class Port(Protocol):
+    """A rank's access to the transport."""
+
+    rank: int
+    size: int
+
+    def memory(self, region: int) -> NDArray[np.uint8]:
+        """Own region, writable bytes."""
+        ...
+
+    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> Lane:
+        """A lane to a region for rectangles of ``rows`` rows of ``row_bytes``, rows ``pitch`` and slots ``stride``
+        bytes apart."""
+        ...
+
+    def store(self, rank: int, word: int, value: int) -> None:
+        """Write one control word atomically; it is at its target when this returns."""
+        ...
+
+    def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
+        """Write several control words, not atomically; they are at their target when this returns."""
+        ...
+
+    def read(self, word: int, count: int) -> NDArray[np.uint64]:
+        """Own control words, each read atomically; valid until the next call."""
+        ...
+
+    def words(self, word: int, count: int) -> NDArray[np.uint64]:
+        """A view of own control words, for what generation words guard; `sync` first."""
+        ...
+
+    def sync(self) -> None:
+        """Make what others wrote to own memory visible to loads that follow."""
+        ...
+
+    def send(self, rank: int, message: Message) -> None:
+        """Send a control message; does not wait."""
+        ...
+
+    def receive(self) -> tuple[int, Message] | None:
+        """The next control message and the rank it came from, or None; does not wait."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; collective."""
+        ...
+
+
+__all__ = ["Lane", "MemorySpec", "Message", "Port", "RegionSpec"]
