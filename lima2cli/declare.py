@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from lima2cli.diagnostics import Path
 from lima2cli.names import NAME
@@ -30,6 +30,9 @@ UNITS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 """Units by quantity, case-sensitive; plain numbers are in the unit of factor 1."""
 
+LARGEST = 2**63
+"""No number of the language is as large, so that sums and products of a few stay finite."""
+
 
 class Bad:
     """Paths at which the structure is wrong."""
@@ -42,9 +45,7 @@ class Bad:
 
 
 class Shape:
-    """What may be written for a value. ``words`` says it in a message: "expected <words>"."""
-
-    words: str = "a value"
+    """What may be written for a value."""
 
     def schema(self) -> Schema:
         """JSON Schema (draft 2020-12) of the value."""
@@ -63,27 +64,12 @@ def _bounds(minimum: float | None, maximum: float | None, above: float | None = 
     return {key: value for key, value in limits.items() if value is not None}
 
 
-def _bounds_words(minimum: float | None, maximum: float | None, above: float | None = None) -> str:
-    if minimum is not None and maximum is not None:
-        return f" from {minimum:g} to {maximum:g}"
-    if minimum is not None:
-        return f" of at least {minimum:g}"
-    if maximum is not None:
-        return f" of at most {maximum:g}"
-    return f" above {above:g}" if above is not None else ""
-
-
 @dataclass(frozen=True)
 class Integer(Shape):
     """A whole number."""
 
     minimum: int | None = None
     maximum: int | None = None
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "a whole number" + _bounds_words(self.minimum, self.maximum)
 
     def schema(self) -> Schema:
         return {"type": "integer", **_bounds(self.minimum, self.maximum)}
@@ -100,11 +86,6 @@ class Number(Shape):
     maximum: float | None = None
     above: float | None = None
 
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "a number" + _bounds_words(self.minimum, self.maximum, self.above)
-
     def schema(self) -> Schema:
         return {"type": "number", **_bounds(self.minimum, self.maximum, self.above)}
 
@@ -113,21 +94,20 @@ class Number(Shape):
 class Flag(Shape):
     """true or false."""
 
-    words: ClassVar[str] = "true or false"  # type: ignore[misc]
-
     def schema(self) -> Schema:
         return {"type": "boolean"}
 
 
 @dataclass(frozen=True)
 class Text(Shape):
-    """A string, matched by ``pattern`` where given."""
+    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name")."""
 
     pattern: str | None = None
-    words: str = "a text"
+    words: str | None = None
 
     def schema(self) -> Schema:
-        return {"type": "string"} | ({"pattern": self.pattern} if self.pattern else {})
+        pattern = {"pattern": self.pattern} if self.pattern else {}
+        return {"type": "string"} | pattern | ({"x-words": self.words} if self.words else {})
 
 
 @dataclass(frozen=True)
@@ -136,13 +116,11 @@ class Choice(Shape):
 
     values: tuple[Any, ...]
 
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "one of " + ", ".join(str(value) for value in self.values)
-
     def schema(self) -> Schema:
         return {"enum": list(self.values)}
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        return next(value for value in self.values if value == data)  # 90 where 90.0 is written
 
 
 @dataclass(frozen=True)
@@ -152,19 +130,6 @@ class Quantity(Shape):
     unit: str
     minimum: float | None = None
     above: float | None = None
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        example = {
-            "bytes": "16 MiB",
-            "seconds": "1 ms",
-            "hertz": "1 kHz",
-            "metres": "75 um",
-            "eV": "12.4 keV",
-        }
-        limits = _bounds_words(self.minimum, None, self.above)
-        return f"a number of {self.unit}{limits}, or a text such as `{example.get(self.unit, '256 bit')}`"
 
     @property
     def whole(self) -> bool:
@@ -188,22 +153,25 @@ class Quantity(Shape):
 
     def parse(self, data: int | float | str) -> float:
         """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
-        if isinstance(data, str):
-            match = re.fullmatch(r"\s*([-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)\s*", data)
-            if match is None or match[2] not in UNITS[self.unit]:
-                raise ValueError(f"expected {self.words}")
-            factor = UNITS[self.unit][match[2]]
-            value = float(match[1]) * factor
-            if self.whole and match[1].lstrip("+-").isdigit():
-                value = int(match[1]) * int(factor)  # exact beyond 2**53
-        else:
-            value = data
-        if (self.minimum is not None and value < self.minimum) or (self.above is not None and value <= self.above):
-            raise ValueError(f"expected {self.words}")
-        if self.whole:
-            if value != int(value):
-                raise ValueError(f"{data} is {value:g} {self.unit}, not a whole number")
-            return int(value)
+        value: float = data if not isinstance(data, str) else self._in_base_units(data)
+        if not abs(value) < LARGEST:
+            raise ValueError("the number is too large")
+        if self.minimum is not None and value < self.minimum:
+            raise ValueError(f"at least {self.minimum:g} {self.unit}, got {data}")
+        if self.above is not None and value <= self.above:
+            raise ValueError(f"more than {self.above:g} {self.unit}, got {data}")
+        if self.whole and value != int(value):
+            raise ValueError(f"a whole number of {self.unit}, and {data} is {value:g} {self.unit}")
+        return int(value) if self.whole else value
+
+    def _in_base_units(self, text: str) -> float:
+        match = re.fullmatch(r"\s*([-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+        if match is None or match[2] not in UNITS[self.unit]:
+            raise ValueError(f"a number with a unit ({', '.join(UNITS[self.unit])}), got `{text}`")
+        factor = UNITS[self.unit][match[2]]
+        value = float(match[1]) * factor
+        if self.whole and abs(value) < LARGEST and match[1].lstrip("+-").isdigit():
+            return int(match[1]) * int(factor)  # exact beyond 2**53
         return value
 
     def _read(self, data: Any, at: Path, bad: Bad) -> float:
@@ -214,10 +182,8 @@ class Quantity(Shape):
 class FileReference(Shape):
     """``path.h5::/path/in/file``, ``path.edf``, ``path.cbf``, ``path.tif``, ``path.npy``."""
 
-    words: ClassVar[str] = "a file, such as `dark.h5::/entry/data`"  # type: ignore[misc]
-
     def schema(self) -> Schema:
-        return {"type": "string", "minLength": 1}
+        return {"type": "string", "minLength": 1, "x-words": "a file, such as `dark.h5::/entry/data`"}
 
 
 @dataclass(frozen=True)
@@ -235,11 +201,6 @@ class ListOf(Shape):
     item: Shape
     minimum: int = 0
 
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "a list"
-
     def schema(self) -> Schema:
         return {"type": "array", "items": self.item.schema()} | ({"minItems": self.minimum} if self.minimum else {})
 
@@ -254,11 +215,6 @@ class MapOf(Shape):
     item: Shape
     pattern: str = NAME
     minimum: int = 0
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "a map of named things"
 
     def schema(self) -> Schema:
         return {
@@ -276,11 +232,6 @@ class Either(Shape):
     """The first of several shapes that fits; they must differ in the kind of YAML value."""
 
     shapes: tuple[Shape, ...]
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return ", or ".join(shape.words for shape in self.shapes)
 
     def schema(self) -> Schema:
         return {"anyOf": [shape.schema() for shape in self.shapes]}
@@ -300,14 +251,23 @@ def _fits(schema: Schema, data: Any) -> bool:
     if "anyOf" in schema:
         return any(_fits(option, data) for option in schema["anyOf"])
     if "enum" in schema:
-        return data in schema["enum"]
+        return any(data == value and isinstance(data, bool) == isinstance(value, bool) for value in schema["enum"])
     kind = schema.get("type")
-    if kind is None:
-        return True
-    if isinstance(data, bool):
-        return bool(kind == "boolean")
-    python = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
-    return kind in python and isinstance(data, python[kind])  # type: ignore[arg-type]
+    return kind is None or _KINDS[kind](data)
+
+
+def _is_number(data: Any) -> bool:
+    return isinstance(data, (int, float)) and not isinstance(data, bool)
+
+
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "object": lambda data: isinstance(data, dict),
+    "array": lambda data: isinstance(data, list),
+    "string": lambda data: isinstance(data, str),
+    "boolean": lambda data: isinstance(data, bool),
+    "integer": lambda data: _is_number(data) and data % 1 == 0,
+    "number": _is_number,
+}
 
 
 @dataclass(frozen=True)
@@ -336,14 +296,12 @@ def params(table: type) -> dict[str, Param]:
 
 @dataclass(frozen=True)
 class Table(Shape):
-    """A map with declared keys, read as an instance of the dataclass."""
+    """A map with declared keys, read as an instance of the dataclass.
+
+    Keys that the language has and this version lacks are listed in the dataclass: ``later: ClassVar = ("trigger",)``.
+    """
 
     table: type
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return "a map with the keys " + ", ".join(params(self.table))
 
     def schema(self) -> Schema:
         properties = {}
@@ -359,7 +317,9 @@ class Table(Shape):
             "description": (self.table.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "),
             "properties": properties,
             "additionalProperties": False,
-        } | ({"required": required} if required else {})
+            **({"required": required} if required else {}),
+            **({"x-later": list(later)} if (later := getattr(self.table, "later", ())) else {}),
+        }
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         values: dict[str, Any] = {}
@@ -378,16 +338,12 @@ class OneKind(Shape):
     """``kind: {parameters}``, exactly one; read as an instance of the kind's table.
 
     ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind when asked, so that
-    plugins are seen. ``null`` parameters are read as an empty map.
+    plugins are seen. ``null`` parameters are read as an empty map. ``later`` lists kinds that this version lacks.
     """
 
     what: str
     kinds: Callable[[], Mapping[str, type]]
-
-    @property
-    def words(self) -> str:  # type: ignore[override]
-        """For messages."""
-        return f"exactly one kind of {self.what}: " + ", ".join(self.kinds())
+    later: tuple[str, ...] = ()
 
     def schema(self) -> Schema:
         return {
@@ -397,7 +353,7 @@ class OneKind(Shape):
             "minProperties": 1,
             "maxProperties": 1,
             "x-kind": self.what,
-        }
+        } | ({"x-later": list(self.later)} if self.later else {})
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         for kind, table in self.kinds().items():

@@ -69,6 +69,10 @@ class Metadata:
 class Acquisition:
     """What to acquire."""
 
+    later: ClassVar = (
+        "trigger", "frames_per_trigger", "repeat", "binning", "roi", "flip", "accumulate", "shutter",
+    )  # fmt: skip
+
     frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
     period: float | None = param("Time from one frame to the next.", Quantity("seconds", above=0), None)
     rate: float | None = param("Frames per second, instead of `period`.", Quantity("hertz", above=0), None)
@@ -124,6 +128,8 @@ MEMSPACES: Mapping[str, type] = {kind.kind: kind for kind in (HostMemspace, GpuM
 @dataclass(frozen=True, kw_only=True)
 class Receiver:
     """One receiver: a process that owns memspaces and runs nodes."""
+
+    later: ClassVar = ("host", "cpus", "numa", "threads")
 
     memspaces: Mapping[str, Memspace] = param(
         "Named regions of memory.", MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1)
@@ -192,6 +198,8 @@ class Buffers:
 @dataclass(frozen=True, kw_only=True)
 class Flow:
     """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
+
+    later: ClassVar = ("dispatch",)
 
     dataset: str = param("The dataset it takes frames of.", Text())
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
