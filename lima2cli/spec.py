@@ -11,6 +11,9 @@ from lima2cli.geometry import Rect
 
 Array = NDArray[Any]
 
+DTYPES = ("uint16", "uint8", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64")
+"""numpy names of the pixel types that exist."""
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

@@ -1,0 +1,91 @@
+"""Files with data in them, by the reference that a pipeline gives: found, opened once, kept, closed together."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lima2cli.artefacts.frame_files import OpenStack, open_stack
+from lima2cli.errors import FileProblem
+from lima2cli.names import nearest
+from lima2cli.spec import Array, FrameReader, StackInfo
+
+
+class FileStore:
+    """Reads ``path.h5::/path/in/file``, ``path.h5``, ``path.npy``, ``path.edf``… relative to ``base``.
+
+    An HDF5 file without a path in it means the dataset that NeXus says to plot, else its only stack, else its only
+    image. Infos and images are kept; files of `frames` stay open until `close`. Raises `FileProblem` with the
+    rules file-missing, file-unreadable, file-format, file-shape, file-dtype, dataset-missing, dataset-ambiguous.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self._base = Path(base)
+        self._infos: dict[str, StackInfo] = {}
+        self._images: dict[str, Array] = {}
+        self._open: dict[str, OpenStack] = {}
+
+    def stack(self, reference: str) -> StackInfo:
+        """Shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
+        if reference not in self._infos:
+            stack = self._opened(reference)
+            if reference not in self._open:
+                stack.close()
+        return self._infos[reference]
+
+    def image(self, reference: str) -> Array:
+        """(height, width) for a single image, else (n, height, width): whole, read-only, kept."""
+        if reference not in self._images:
+            stack = self._opened(reference)
+            try:
+                frames = stack.read(range(stack.info.shape[0]))
+            finally:
+                if reference not in self._open:
+                    stack.close()
+            frames = frames[0] if stack.single else frames
+            frames.setflags(write=False)
+            self._images[reference] = frames
+        return self._images[reference]
+
+    def frames(self, reference: str) -> FrameReader:
+        """A reader that holds no more than the frames it is asked for; valid until `close`."""
+        if reference not in self._open:
+            self._open[reference] = self._opened(reference)
+        return self._open[reference]
+
+    def close(self) -> None:
+        """Close all files; what was read remains."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _opened(self, reference: str) -> OpenStack:
+        if reference in self._open:
+            return self._open[reference]
+        name, _, inner = reference.partition("::")
+        path = self._base / name
+        _check_file(name, path)
+        stack = open_stack(reference, path, inner or None)
+        self._infos[reference] = stack.info
+        return stack
+
+
+def _check_file(name: str, path: Path) -> None:
+    try:
+        if path.is_file():
+            return
+        if path.is_dir():
+            raise FileProblem(f"{name or path} is a directory, not a file")
+        if not path.parent.is_dir():
+            raise FileProblem(f"there is no file {name}: no directory {path.parent}", "file-missing")
+        best = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.is_file()))
+    except OSError as error:  # no permission, a name that is too long
+        raise FileProblem(f"{name} cannot be read: {error.strerror}") from error
+    hint = f"; did you mean {best}?" if best else ""
+    raise FileProblem(f"there is no file {name} in {path.parent}{hint}", "file-missing")
