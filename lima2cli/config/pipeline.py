@@ -5,7 +5,6 @@ What was reported as wrong is `POISON` here, so that later checks skip it and no
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from lima2cli.config.records import Acquisition, Flow, Metadata, Output, Receiver
 from lima2cli.detectors.base import DetectorConfig
@@ -15,29 +14,38 @@ from lima2cli.spec import DetectorInfo
 
 
 @dataclass(frozen=True)
-class ResolvedFlow:
-    """A data flow.
+class Place:
+    """Where a local buffer lies: index of the receiver, name of one of its memspaces."""
 
-    table    slices, rules, events, buffers and alignment as the user wrote them, defaults filled
-    dataset  index of its dataset in the detector
-    source   the part of the image that it takes; inside the image
-    places   (index of the receiver, name of its memspace) of the local buffers, in rotation order; at least one
-    """
-
-    name: str
-    table: Flow
-    dataset: int
-    source: Rect
-    places: tuple[tuple[int, str], ...]
-    overrun: Literal["wait", "stop", "continue"]
+    receiver: int
+    memspace: str
 
 
 @dataclass(frozen=True)
-class ResolvedNode:
-    """A node of the graph: ``source`` names the flow or node that it reads, ``flow`` the flow that feeds it."""
+class DataFlow:
+    """A data flow, resolved.
+
+    said     slices, rules, events, buffers and alignment as the user wrote them, defaults filled
+    dataset  index of its dataset in the detector
+    source   the part of the image it takes; inside the image
+    places   of its local buffers, in rotation order; at least one
+    overrun  wait, stop or continue
+    """
 
     name: str
-    source: str
+    said: Flow
+    dataset: int
+    source: Rect
+    places: tuple[Place, ...]
+    overrun: str
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of the graph: ``input`` names the flow or node that it reads, ``flow`` the flow that feeds it."""
+
+    name: str
+    input: str
     flow: str
     node: Node
 
@@ -46,17 +54,17 @@ class ResolvedNode:
 class Pipeline:
     """The whole pipeline. Receivers are numbered in the order of ``receivers``.
 
-    detector  as the user wrote it;  info  as it describes itself
+    config    the detector as the user wrote it;  detector  as it describes itself
     nodes     in topological order: a node comes after the node that it reads; else as written
     """
 
     name: str
     description: str | None
     metadata: Metadata
-    detector: DetectorConfig
-    info: DetectorInfo
+    config: DetectorConfig
+    detector: DetectorInfo
     acquisition: Acquisition
     receivers: Mapping[str, Receiver]
-    flows: Mapping[str, ResolvedFlow]
-    nodes: Mapping[str, ResolvedNode]
+    flows: Mapping[str, DataFlow]
+    nodes: Mapping[str, GraphNode]
     output: Output
