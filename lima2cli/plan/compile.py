@@ -30,15 +30,15 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     record = _plain(pipeline)
     return Plan(
         name=pipeline.name,
-        detector=pipeline.detector,
-        info=pipeline.info,
+        detector=pipeline.config,
+        info=pipeline.detector,
         frames=frames_of(pipeline),
         period_s=pipeline.acquisition.period_s,
         timeout_s=pipeline.acquisition.timeout,
         receivers=tuple(pipeline.receivers),
         regions=regions,
         gdts=gdts,
-        ranks=rank_roles(len(pipeline.info.modules), len(pipeline.receivers), cores),
+        ranks=rank_roles(len(pipeline.detector.modules), len(pipeline.receivers), cores),
         steps=steps,
         channels={
             step.name: _channel(pipeline, step, by_name[step.flow], record)
@@ -80,7 +80,7 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         selected=gdt.selected,
         receivers=tuple(buffer.receiver for buffer in gdt.buffers),
         area=spec.area,
-        detector=pipeline.info,
+        detector=pipeline.detector,
         mask=spec.mask,
         metadata=record["metadata"],
         acquisition=record["acquisition"],
@@ -109,9 +109,9 @@ def _plain(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "metadata": plain(pipeline.metadata),
         "acquisition": plain(pipeline.acquisition),
-        "detector": {pipeline.detector.kind: plain(pipeline.detector)},
+        "detector": {pipeline.config.kind: plain(pipeline.config)},
         "nodes": {
-            name: {"input": it.source, it.node.kind: plain(it.node)}
+            name: {"input": it.input, it.node.kind: plain(it.node)}
             for name, it in pipeline.nodes.items()
             if it.node is not POISON
         }

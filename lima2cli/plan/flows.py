@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lima2cli.config.pipeline import Pipeline, ResolvedFlow
+from lima2cli.config.pipeline import Pipeline, DataFlow
 from lima2cli.config.records import FileMemspace, GpuMemspace, Memspace
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.geometry import BlockLayout, Rect, Rule, lay_out_block, up
@@ -17,7 +17,7 @@ DEFAULT_FRAMES = 256
 class FlowLayout:
     """A flow before its local buffers have a place in their memspaces."""
 
-    flow: ResolvedFlow
+    flow: DataFlow
     layout: BlockLayout
     rule: Rule
     selected: int | None
@@ -36,7 +36,7 @@ def size_text(size: int) -> str:
 def frames_of(pipeline: Pipeline) -> int | None:
     """Frames of the acquisition: those asked for, at most those that exist; None = until stopped."""
     asked = pipeline.acquisition.frames or None
-    recorded = [dataset.frames for dataset in pipeline.info.datasets if dataset.frames is not None]
+    recorded = [dataset.frames for dataset in pipeline.detector.datasets if dataset.frames is not None]
     limits = [*recorded, *([asked] if asked is not None else [])]
     return min(limits) if limits else None
 
@@ -52,9 +52,9 @@ def parts_of(source: Rect, modules: tuple[Rect, ...], layout: BlockLayout, pixel
     return tuple(parts)
 
 
-def lay_out_flow(pipeline: Pipeline, flow: ResolvedFlow) -> FlowLayout:
+def lay_out_flow(pipeline: Pipeline, flow: DataFlow) -> FlowLayout:
     """Slots and groups of one flow; pure integer arithmetic, whatever the number of frames."""
-    info, table = pipeline.info, flow.table
+    info, table = pipeline.detector, flow.said
     pixel_bytes = info.datasets[flow.dataset].pixel_bytes
     alignment, rules, slices = table.alignment, table.rules, table.slices
     layout = lay_out_block(
@@ -117,21 +117,21 @@ def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Findin
     rule = it.rule
     if rule.groups_per_buffer >= 1:
         return
-    source, dataset = it.flow.source, pipeline.info.datasets[it.flow.dataset]
+    source, dataset = it.flow.source, pipeline.detector.datasets[it.flow.dataset]
     needed = (rule.start_slot + rule.blocks) * rule.stride
     what = "a block" if rule.blocks == 1 and not rule.start_slot else f"a group of {rule.blocks} blocks"
     if rule.start_slot:
         what += f" after {rule.start_slot} free slots"
-    alignment = it.flow.table.alignment
+    alignment = it.flow.said.alignment
     aligned = f", aligned on {alignment.block} bits" if alignment.block > 1 else ""
     pixels = f"{source.width} x {source.height} px x {dataset.pixel_bytes} bytes ({dataset.dtype}){aligned}"
-    key = "size" if it.flow.table.buffers.size is not None else "frames"
+    key = "size" if it.flow.said.buffers.size is not None else "frames"
     helps = f"at least {needed:,} bytes".replace(",", " ")
     larger = 2**24 // rule.stride
     if larger > rule.start_slot + rule.blocks:
         helps += f"; 16 MiB holds {larger} {'frame' if larger == 1 else 'frames'}"
     related = (
-        [Related(("detector", pipeline.detector.kind, "image"), "full image")] if it.flow.table.source == "full" else []
+        [Related(("detector", pipeline.config.kind, "image"), "full image")] if it.flow.said.source == "full" else []
     )
     findings.error(
         "buffer-too-small",
@@ -155,7 +155,7 @@ def _check_parts(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Finding
 
 def _check_events(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Findings) -> None:
     """Data that no event tells of, or that would be overwritten before any event can tell of it."""
-    rule, events, selected, name = it.rule, it.flow.table.events, it.selected, it.flow.name
+    rule, events, selected, name = it.rule, it.flow.said.events, it.selected, it.flow.name
     if rule.groups_per_buffer < 1:
         return
     where = (*at, "events")
@@ -186,7 +186,7 @@ def _check_events(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Findin
 
 
 def _check_rest(it: FlowLayout, where: Path, findings: Findings) -> None:
-    rule, selected, period = it.rule, it.selected or 0, it.flow.table.events.group
+    rule, selected, period = it.rule, it.selected or 0, it.flow.said.events.group
     rest = selected % rule.blocks
     if rest:
         findings.error(
@@ -212,10 +212,10 @@ def _check_rest(it: FlowLayout, where: Path, findings: Findings) -> None:
 
 def check_channels(pipeline: Pipeline, layouts: list[FlowLayout], findings: Findings) -> None:
     """More flows on a module than it has data channels."""
-    limit = pipeline.info.channels
+    limit = pipeline.detector.channels
     if limit is None:
         return
-    for module in range(len(pipeline.info.modules)):
+    for module in range(len(pipeline.detector.modules)):
         users = [it.flow.name for it in layouts if any(part.module == module for part in it.parts)]
         if len(users) > limit:
             findings.error(
@@ -239,10 +239,11 @@ def place_buffers(
     for it in layouts:
         buffers = []
         for place in it.flow.places:
-            offset = up(used[place], max(it.layout.alignment, 64))
-            used[place] = offset + it.size
-            users[place].append(f"{it.flow.name} {size_text(it.size)}")
-            buffers.append(LocalBuffer(place[0], keys.index(place), offset, it.size))
+            key = (place.receiver, place.memspace)
+            offset = up(used[key], max(it.layout.alignment, 64))
+            used[key] = offset + it.size
+            users[key].append(f"{it.flow.name} {size_text(it.size)}")
+            buffers.append(LocalBuffer(place.receiver, keys.index(key), offset, it.size))
         placed[it.flow.name] = tuple(buffers)
     names = list(pipeline.receivers)
     regions = []
@@ -294,7 +295,7 @@ def gap_pixels(source: Rect, parts: tuple[Part, ...]) -> int:
 
 def gdt_of(pipeline: Pipeline, index: int, it: FlowLayout, buffers: tuple[LocalBuffer, ...]) -> Gdt:
     """The compiled flow."""
-    flow, table, info = it.flow, it.flow.table, pipeline.info
+    flow, table, info = it.flow, it.flow.said, pipeline.detector
     dataset = info.datasets[flow.dataset]
     alignment = table.alignment
     return Gdt(

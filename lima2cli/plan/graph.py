@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lima2cli.config.pipeline import Pipeline, ResolvedNode
+from lima2cli.config.pipeline import Pipeline, GraphNode
 from lima2cli.diagnostics import Findings, Path
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
@@ -18,41 +18,39 @@ def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
         mask = np.ones((gdt.source.height, gdt.source.width), dtype=bool)
         for part in gdt.parts:
             mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
-    info = pipeline.info
+    info = pipeline.detector
     return FrameSpec(gdt.dtype, gdt.source, (info.width, info.height), mask, info.saturation)
 
 
 def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
     """Infer what flows along every edge; a node that misfits poisons only what hangs on it."""
     specs: dict[str, Spec] = {gdt.name: flow_spec(pipeline, gdt) for gdt in gdts}
-    flow_of = {gdt.name: gdt.name for gdt in gdts}
     steps = []
     for name, it in pipeline.nodes.items():
-        step = attempt(lambda n=name, i=it: _place(n, i, specs, flow_of, files, findings))  # type: ignore[misc]
+        step = attempt(lambda n=name, i=it: _place(n, i, specs, files, findings))  # type: ignore[misc]
         if step is POISON or step is None:
             continue
-        specs[name], flow_of[name] = step.after, step.flow
+        specs[name] = step.after
         steps.append(step)
     return tuple(steps)
 
 
 def _place(
     name: str,
-    it: ResolvedNode,
+    it: GraphNode,
     specs: dict[str, Spec],
-    flow_of: dict[str, str],
     files: Files,
     findings: Findings,
 ) -> Step | None:
     node = it.node
-    before = specs.get(it.source)
+    before = specs.get(it.input)
     if before is None or node is POISON:
         return None
     at: Path = ("nodes", name, node.kind)
     if isinstance(before, TableSpec):
         findings.error(
             "edge-mismatch",
-            f"node {name} takes frames, but {it.source} gives a {before}",
+            f"node {name} takes frames, but {it.input} gives a {before}",
             ("nodes", name, "input"),
         )
         return None
@@ -68,7 +66,7 @@ def _place(
     except FileProblem as problem:
         findings.error(problem.rule, str(problem), _file_place(at, node, problem))
         return None
-    return Step(name, node, it.source, flow_of[it.source], before, after)
+    return Step(name, node, it.input, it.flow, before, after)
 
 
 def _file_place(at: Path, node: object, problem: FileProblem) -> Path:

@@ -68,11 +68,14 @@ def _rectangles(n: int, rows: int, row_bytes: int, pitch: int, stride: int) -> M
         block, contiguous = MPI.BYTE.Create_hvector(rows, row_bytes, pitch), False
     if n == 1:
         return block.Commit()
-    if contiguous:
-        whole = MPI.BYTE.Create_contiguous(n * rows * row_bytes)
-    else:
-        whole = block.Create_hvector(n, 1, stride)
+    whole = MPI.BYTE.Create_contiguous(n * rows * row_bytes) if contiguous else block.Create_hvector(n, 1, stride)
     return whole.Commit()
+
+
+def _array(window: MPI.Win, dtype: type[Any]) -> NDArray[Any]:
+    """The rank's own part of a window."""
+    memory: Any = window.tomemory()
+    return np.frombuffer(memory, dtype)
 
 
 class MpiPort:
@@ -86,7 +89,7 @@ class MpiPort:
         self._maps: list[Any] = []
         self._windows = [self._make_window(index, spec) for index in range(len(spec.regions))]
         self._control = MPI.Win.Allocate(8 * spec.control_words[self.rank], 8, comm=communicator)
-        self._own = np.frombuffer(self._control.tomemory(), np.uint64)
+        self._own: NDArray[np.uint64] = _array(self._control, np.uint64)
         self._own[:] = 0
         self._word = np.zeros(1, np.uint64)
         self._word_message = [self._word, 1, MPI.UINT64_T]
@@ -129,7 +132,7 @@ class MpiPort:
 
     def memory(self, region: int) -> NDArray[np.uint8]:
         """See `Port.memory`."""
-        return np.frombuffer(self._windows[region].tomemory(), np.uint8)
+        return _array(self._windows[region], np.uint8)
 
     def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> MpiLane:
         """See `Port.lane`."""
@@ -156,7 +159,7 @@ class MpiPort:
             return self._result
         if count > len(self._results):
             self._results = np.zeros(count, np.uint64)
-        result = self._results[:count]
+        result: NDArray[np.uint64] = self._results[:count]
         self._control.Get_accumulate(
             [self._none, 0, MPI.UINT64_T],
             [result, count, MPI.UINT64_T],

@@ -1,0 +1,216 @@
+"""The control rank: starts, stops and ends a run, and knows what became of every frame.
+
+It never blocks and moves no data. Normal end: modules are done, receivers are told so, files are closed. Stop (Ctrl-C,
+an overrun under `stop`, a failed rank): modules pause and say their next frame number; the highest, F, becomes the
+end of the acquisition: receivers learn it first, then every module serves all frames below F, so that blocks are whole.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lima2cli.plan.records import Plan
+from lima2cli.program.records import ControlProgram
+from lima2cli.runtime import messages
+from lima2cli.runtime.messages import Failure, ReceiverReport, SourceReport
+from lima2cli.transport.base import Port
+
+START_DELAY_NS = 2_000_000
+"""From the order to start to frame 0, so that all ranks have heard."""
+
+PROGRESS_PERIOD_S = 0.5
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Outcome:
+    """What a run came to: ``state`` complete, stopped or failed, why, and the reports of all ranks."""
+
+    state: str = "complete"
+    reason: str | None = None
+    overrun: bool = False
+    frames: int = 0
+    start_ns: int = 0
+    seconds: float = 0.0
+    receivers: dict[int, ReceiverReport] = field(default_factory=dict)
+    sources: dict[int, SourceReport] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class ControlRank:
+    """Runs a `ControlProgram`. ``emit`` gets progress, ``close`` writes what ends a run (masters, summary)."""
+
+    def __init__(
+        self,
+        program: ControlProgram,
+        port: Port,
+        emit: Emit,
+        close: Callable[[Outcome], None],
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        self.done = False
+        self.outcome = Outcome()
+        self._plan: Plan = program.plan
+        self._port, self._emit, self._close, self._stop_asked = port, emit, close, stop_asked
+        roles = self._plan.ranks
+        self._detectors = {role.rank for role in roles if role.role == "detector"}
+        self._receivers = {role.rank for role in roles if role.role == "receiver"}
+        self._waiting_for: set[int] = self._detectors | self._receivers
+        self._phase = "preparing"
+        self._next = 0
+        self._flows: dict[int, dict[str, tuple[int, int, float]]] = {}
+        self._saved: dict[int, dict[str, int]] = {}
+        self._progress_at = self._moved_at = time.monotonic()
+        self._seen = -1
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def step(self) -> bool:
+        """Handle one message, or look at the clock."""
+        if (mail := self._port.receive()) is not None:
+            self._handle(*mail)
+            return True
+        if self._phase == "running":
+            if self._stop_asked():
+                self._pause("stopped", "stopped by the user")
+            self._look_at_clock()
+        return False
+
+    def _handle(self, rank: int, message: tuple[str, Any]) -> None:
+        kind, what = message
+        if kind == messages.FAILED:
+            self._fail(what)
+        elif kind == messages.OVERRUN:
+            self._overrun(*what)
+        elif kind == messages.STATS:
+            self._flows[rank], self._saved[rank] = what["flows"], what["saved"]
+        elif kind == messages.NEXT:
+            self._next = max(self._next, what)
+            self._answered(rank)
+        elif kind == messages.DONE:
+            self.outcome.sources[rank] = what
+            self._answered(rank)
+        elif kind == messages.FINISHED:
+            self.outcome.receivers[what.receiver] = what
+            self._answered(rank)
+        elif kind in (messages.READY, messages.LIMITED):
+            self._answered(rank)
+
+    def _answered(self, rank: int) -> None:
+        """One rank of those that are waited for; when all have answered, the next phase."""
+        self._waiting_for.discard(rank)
+        if self._waiting_for:
+            return
+        if self._phase == "preparing":
+            self._start()
+        elif self._phase == "pausing":
+            self._limit()
+        elif self._phase == "limiting":
+            self._phase, self._waiting_for = "serving", set(self._detectors)
+            self._tell(self._detectors, messages.LIMIT, self._next)
+        elif self._phase in ("running", "serving"):
+            self._end()
+        elif self._phase == "ending":
+            self._finish()
+
+    def _tell(self, ranks: set[int], kind: str, what: Any) -> None:
+        for rank in sorted(ranks):
+            self._port.send(rank, (kind, what))
+
+    def _start(self) -> None:
+        self.outcome.start_ns = time.time_ns() + START_DELAY_NS
+        self._moved_at = time.monotonic()
+        self._phase, self._waiting_for = "running", set(self._detectors)
+        self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames})
+        self._tell(self._receivers, messages.START, self.outcome.start_ns)
+        self._tell(self._detectors, messages.START, self.outcome.start_ns)
+
+    def _pause(self, state: str, reason: str) -> None:
+        self.outcome.state, self.outcome.reason = state, reason
+        self._phase = "pausing"
+        self._waiting_for = set(self._detectors)
+        self._emit({"type": "event", "event": state, "message": reason})
+        self._tell(self._detectors, messages.PAUSE, None)
+
+    def _limit(self) -> None:
+        self._phase, self._waiting_for = "limiting", set(self._receivers)
+        self._tell(self._receivers, messages.LIMIT, self._next)
+
+    def _end(self) -> None:
+        self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
+        stopped = self._phase == "serving"
+        limit = self._next if stopped or self._plan.frames is None else self._plan.frames
+        self.outcome.frames = limit
+        self._phase, self._waiting_for = "ending", set(self._receivers)
+        self._tell(self._receivers, messages.ENDED, limit)
+
+    def _finish(self) -> None:
+        self._phase = "closing"
+        self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
+        self._close(self.outcome)
+        self._quit()
+
+    def _quit(self) -> None:
+        self._tell(self._detectors | self._receivers, messages.QUIT, None)
+        self.done = True
+
+    def _fail(self, failure: Failure) -> None:
+        self.outcome.failures.append(failure)
+        self._emit({"type": "error", "message": failure.message, "rank": failure.rank, "node": failure.node,
+                    "frame": failure.frame, "detail": failure.detail})  # fmt: skip
+        if self._phase == "preparing":
+            self.outcome.state, self.outcome.reason = "failed", failure.message
+            self._finish()
+        elif self._phase == "running":
+            self._pause("failed", failure.message)
+        elif self.outcome.state != "failed":
+            self.outcome.state, self.outcome.reason = "failed", failure.message
+
+    def _overrun(self, flow: str, frame: int) -> None:
+        if self._phase == "running":
+            self.outcome.overrun = True
+            self._pause("failed", f"overrun in {flow} near frame {frame}: receivers were too slow (overrun: stop)")
+
+    def _look_at_clock(self) -> None:
+        now = time.monotonic()
+        if now - self._progress_at < PROGRESS_PERIOD_S:
+            return
+        self._progress_at = now
+        flows = self._totals()
+        seen = sum(received + lost for received, lost in flows.values())
+        if seen != self._seen:
+            self._seen, self._moved_at = seen, now
+        self._emit({
+            "type": "progress", "seconds": (time.time_ns() - self.outcome.start_ns) * 1e-9,
+            "flows": {name: {"received": r, "lost": n} for name, (r, n) in flows.items()},
+            "saved": self._saved_totals(),
+        })  # fmt: skip
+        self._check_timeout(now)
+
+    def _check_timeout(self, now: float) -> None:
+        """No frame for too long. What the receivers report comes in groups, and as seldom as events say."""
+        plan = self._plan
+        periods = [
+            (plan.period_s or 0) * gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * gdt.group_event
+            for gdt in plan.gdts
+            if gdt.group_event
+        ]
+        if periods and now - self._moved_at > plan.timeout_s + min(periods):
+            self._pause("failed", f"no frame for {plan.timeout_s:g} s")
+
+    def _totals(self) -> dict[str, tuple[int, int]]:
+        totals = {gdt.name: (0, 0) for gdt in self._plan.gdts}
+        for flows in self._flows.values():
+            for name, (received, lost, _) in flows.items():
+                totals[name] = (totals[name][0] + received, totals[name][1] + lost)
+        return totals
+
+    def _saved_totals(self) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for saved in self._saved.values():
+            for name, count in saved.items():
+                totals[name] = totals.get(name, 0) + count
+        return totals

@@ -1,0 +1,73 @@
+"""The control messages between ranks, in the order of a run. Frames never travel this way.
+
+rank → control   READY     prepared; nothing moves yet
+control → all    START     start of the acquisition, ns since the epoch
+rank → control   STATS     about twice a second: counts since the start
+receiver → c.    OVERRUN   (flow, frame): data were destroyed in a flow whose policy is `stop`
+rank → control   FAILED    what, where, which frame; the rank goes on, so that the others can finish
+control → det.   PAUSE     stop acquiring;           answered by NEXT, the next frame number
+control → all    LIMIT     serve the frames below;   receivers answer LIMITED before modules are told
+det. → control   DONE      all frames served, end records written
+control → rec.   ENDED     what no event told of is complete now
+receiver → c.    FINISHED  files closed; the rank's accounting
+control → all    QUIT
+"""
+
+from dataclasses import dataclass, field
+
+READY, START, STATS, OVERRUN, FAILED = "ready", "start", "stats", "overrun", "failed"
+PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
+FINISHED, QUIT = "finished", "quit"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong on a rank. ``node`` and ``frame`` where they are known."""
+
+    rank: int
+    message: str
+    node: str | None = None
+    frame: int | None = None
+    detail: str = ""
+
+
+@dataclass
+class FlowCount:
+    """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits)."""
+
+    received: int = 0
+    lost: list[tuple[int, int, int]] = field(default_factory=list)
+    missing: list[tuple[int, int, int]] = field(default_factory=list)
+    group_events: int = 0
+    end_events: int = 0
+    peak_fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Resources of a rank: CPU seconds, peak resident set in bytes."""
+
+    cpu_s: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class ReceiverReport:
+    """Accounting of a receiver: flows by name, frames saved by channel, nodes that failed."""
+
+    receiver: int
+    flows: dict[str, FlowCount]
+    saved: dict[str, int]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow."""
+
+    rank: int
+    waited_s: dict[str, float]
+    served: int
+    dropped: dict[str, int]
+    put_s: float
+    usage: Usage

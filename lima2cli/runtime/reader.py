@@ -1,0 +1,224 @@
+"""One flow as one receiver sees it: which groups are complete, in the order of the groups, without copies.
+
+The receiver polls the generation words in its own memory. Visit v of a local buffer is complete when the word of
+every contributing module is 2v + 2; a word above that means that the visit is lost. Group events decide when the
+receiver is *told*; consecutive groups that it was told of make one batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from lima2cli.program.records import END_WORDS, OwnBuffer, ReceiverFlow
+from lima2cli.runtime.messages import FlowCount
+from lima2cli.spec import Array, Block
+from lima2cli.transport.base import Port
+
+BATCH_BYTES = 4 << 20
+"""A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early."""
+
+
+class _Buffer:
+    """A local buffer: views of its blocks and times, and how far it has got (all in visits)."""
+
+    def __init__(self, own: OwnBuffer, flow: ReceiverFlow, port: Port) -> None:
+        gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
+        self.own, self.index = own, own.index
+        self.told = self.released = self.credited = 0
+        self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
+        start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
+        memory = port.memory(own.region)[start:]
+        shape = (self.positions * rule.blocks, gdt.source.height, gdt.source.width)
+        bytes_shape = (*shape[:2], shape[2] * gdt.pixel_bytes)
+        raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
+        self.frames: Array = _pixels(raw, gdt.dtype)
+        self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
+
+    def fill_gaps(self, value: float) -> None:
+        """What no module writes holds the gap value, once."""
+        self.frames[...] = value
+
+
+def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
+    """Bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
+    return raw.view(dtype)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive complete visits of one local buffer, as one block of frames."""
+
+    buffer: _Buffer
+    visit: int
+    visits: int
+    block: Block
+
+
+class FlowReader:
+    """Gives batches in the order of groups until all are processed, lost or missing."""
+
+    def __init__(self, flow: ReceiverFlow, port: Port) -> None:
+        self.flow, self._port = flow, port
+        self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
+        self._buffers = [_Buffer(own, flow, port) for own in flow.buffers]
+        for buffer in self._buffers:
+            if self._gdt.gap_pixels:
+                buffer.fill_gaps(self._gdt.gap_value)
+            buffer.frames.flags.writeable = False
+        self._selected = self._gdt.selected
+        self._turn, self._ended = 0, False
+        self.count = FlowCount()
+        block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
+        deep = max(1, self._rule.depth // 4)
+        batched = self._gdt.waits and len(self._buffers) == 1
+        self._most = max(1, min(BATCH_BYTES // block_bytes, deep, 1024)) if batched else 1
+        self._credit_every = max(1, self._rule.depth // 8)
+
+    def limit(self, frames: int) -> None:
+        """The acquisition ends before frame ``frames``."""
+        self._selected = self._rule.selected(frames)
+
+    def end(self) -> None:
+        """All modules have stopped: nothing more will be written."""
+        self._ended = True
+        if self._gdt.end_event:
+            self.count.end_events += 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether every visit has ended, one way or another."""
+        return self._ended and self._next() is None
+
+    def _next(self) -> tuple[_Buffer, int] | None:
+        """The local buffer and visit that come next; None if there are no more."""
+        visit, turn = divmod(self._turn, len(self._buffers))
+        buffer = self._buffers[turn]
+        if self._rule.dropped(visit):
+            return None
+        if self._selected is not None and visit >= self._rule.visits(buffer.index, self._selected):
+            return None  # later ones of this receiver come after it in the order of groups
+        return buffer, visit
+
+    def poll(self) -> Batch | None:
+        """The next batch, if the receiver has been told of one. Counts what is lost on the way."""
+        while (found := self._next()) is not None:
+            buffer, visit = found
+            if visit >= buffer.told and not self._look(buffer, visit):
+                return None
+            if self._gdt.waits and not self._ended:
+                return self._batch(buffer, visit, min(buffer.told - visit, self._most))
+            state = self._state(buffer, visit)
+            if state == 0:
+                return self._batch(buffer, visit, 1)
+            self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit)
+            self._pass(buffer, visit, 1)
+        return None
+
+    def _look(self, buffer: _Buffer, visit: int) -> bool:
+        """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
+        if self._ended:
+            assert self._selected is not None
+            buffer.told = self._rule.visits(buffer.index, self._selected)
+            return True
+        period = self._gdt.group_event
+        if period == 0:
+            return False
+        full = None if self._selected is None else self._rule.full_visits(buffer.index, self._selected)
+        if period == 1:
+            told = visit + self._complete(buffer, visit, full)
+        else:
+            boundary = (visit // period + 1) * period - 1
+            if full is not None and boundary >= full:
+                return False
+            told = boundary + 1 if int(self._words(buffer, boundary, 1).min()) >= 2 * boundary + 2 else visit
+        if told <= visit:
+            return False
+        self.count.group_events += told // period - buffer.told // period
+        buffer.told = told
+        fill = (told - buffer.released) / self._rule.depth
+        if fill > self.count.peak_fill:
+            self.count.peak_fill = fill
+        return True
+
+    def _complete(self, buffer: _Buffer, visit: int, full: int | None) -> int:
+        """How many whole visits from ``visit`` on are written, at most a batch and not beyond the buffer's end."""
+        most = min(self._most, buffer.positions - self._rule.position(visit))
+        if full is not None:
+            most = min(most, full - visit)
+        if most <= 0:
+            return 0
+        words = self._words(buffer, visit, most)
+        if most == 1:
+            return int(int(words.min()) >= 2 * visit + 2)
+        due = np.arange(2 * visit + 2, 2 * (visit + most) + 2, 2, dtype=np.uint64)
+        written = words.reshape(most, self._modules).min(axis=1) >= due
+        return most if written.all() else int(written.argmin())
+
+    def _words(self, buffer: _Buffer, visit: int, visits: int) -> NDArray[np.uint64]:
+        first = buffer.own.generations + self._rule.position(visit) * self._modules
+        return self._port.read(first, visits * self._modules)
+
+    def _state(self, buffer: _Buffer, visit: int) -> int:
+        """0 complete, 1 lost (overwritten), -1 not written."""
+        words, due = self._words(buffer, visit, 1), 2 * visit + 2
+        if int(words.max()) > due:
+            return 1
+        return 0 if int(words.min()) == due else -1
+
+    def _batch(self, buffer: _Buffer, visit: int, visits: int) -> Batch:
+        rule = self._rule
+        visits = min(visits, buffer.positions - rule.position(visit))
+        last_group = buffer.index + (visit + visits - 1) * rule.buffers
+        blocks = (visits - 1) * rule.blocks + rule.blocks_of_group(last_group, self._selected)
+        first = rule.position(visit) * rule.blocks
+        self._port.sync()
+        times = buffer.times[first : first + blocks]
+        numbers = rule.numbers(buffer.index, visit, visits)[:blocks]
+        stable = self._gdt.waits or self._rule.bounded or self._ended
+        block = Block(buffer.frames[first : first + blocks], numbers, times if stable else times.copy(), stable)
+        return Batch(buffer, visit, visits, block)
+
+    def intact(self, batch: Batch) -> bool:
+        """The second check, after the data were used: nothing was overwritten meanwhile."""
+        if batch.block.stable:
+            return True
+        self._port.sync()
+        return self._state(batch.buffer, batch.visit) == 0
+
+    def release(self, batch: Batch, intact: bool) -> None:
+        """Count a batch and give its memory back."""
+        if intact:
+            self.count.received += len(batch.block.numbers)
+        else:
+            self._count_absent(self.count.lost, batch.buffer, batch.visit)
+        self._pass(batch.buffer, batch.visit, batch.visits)
+
+    def _pass(self, buffer: _Buffer, visit: int, visits: int) -> None:
+        self._turn += visits if len(self._buffers) == 1 else 1
+        buffer.released = visit + visits
+        if buffer.released - buffer.credited >= self._credit_every:
+            self._send_credits(buffer)
+
+    def _send_credits(self, buffer: _Buffer) -> None:
+        for rank, word in self.flow.credits:
+            self._port.store(rank, word + buffer.index, buffer.released)
+        buffer.credited = buffer.released
+
+    def rest(self) -> None:
+        """Nothing to do: send the credits that were held back to send fewer of them."""
+        for buffer in self._buffers:
+            if buffer.credited < buffer.released:
+                self._send_credits(buffer)
+
+    @staticmethod
+    def _count_absent(into: list[tuple[int, int, int]], buffer: _Buffer, visit: int) -> None:
+        if into and into[-1][0] == buffer.index and into[-1][1] + into[-1][2] == visit:
+            into[-1] = (buffer.index, into[-1][1], into[-1][2] + 1)
+        else:
+            into.append((buffer.index, visit, 1))
+
+    def end_records(self) -> NDArray[np.uint64]:
+        """(modules, END_WORDS) as the modules wrote them; a mark of 0 means that a module never did."""
+        return self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS).copy()

@@ -1,0 +1,212 @@
+"""A detector rank: its modules push their parts of frames into the receivers' memory.
+
+Flows are served in the order of the last frame of their next group, so that none runs ahead of the others; a flow
+that waits for credits therefore holds up the acquisition, as `overrun: wait` says.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from lima2cli.detectors.base import Detector
+from lima2cli.geometry import Rect
+from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow
+from lima2cli.runtime import messages
+from lima2cli.runtime.messages import Failure, SourceReport
+from lima2cli.runtime.usage import usage
+from lima2cli.spec import Array
+from lima2cli.transport.base import Lane, Port
+
+STATS_PERIOD_NS = 500_000_000
+
+
+class _Cursor:
+    """The next group of one flow. ``last`` is its last frame, None when all are served."""
+
+    def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
+        gdt = flow.gdt
+        self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
+        self.group, self.blocks, self.last = 0, 0, -1
+        self.released = [0] * len(flow.targets)
+        self.written = [0] * len(flow.targets)
+        self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
+        width, layout = gdt.pixel_bytes, gdt.layout
+        self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
+        self.lanes: list[list[Lane]] = [
+            [port.lane(t.region, r.cut.height, r.cut.width * width, layout.pitch, layout.stride) for r in flow.routes]
+            for t in flow.targets
+        ]
+        self.headers = [port.lane(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets]
+
+    def aim(self, frames: int | None) -> None:
+        """Look at the group that is next when ``frames`` are acquired in all."""
+        self.blocks = self.rule.blocks_of_group(self.group, self.rule.selected(frames))
+        self.last = self.rule.frame(self.group * self.rule.blocks + self.blocks - 1) if self.blocks else -1
+
+    @property
+    def numbers(self) -> range:
+        """Frame numbers of the next group."""
+        first = self.rule.frame(self.group * self.rule.blocks)
+        return range(first, first + self.blocks * self.rule.step, self.rule.step)
+
+
+def _whole(cut: Rect, module: Rect) -> bool:
+    return (cut.width, cut.height) == (module.width, module.height)
+
+
+class DetectorRank:
+    """Runs a `DetectorProgram`; `step` does one thing and says whether there was one."""
+
+    def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
+        self.done = False
+        self._program, self._port, self._detector = program, port, detector
+        self._frames = program.acquisition.frames
+        self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
+        self._acquired, self._next = 0, 0
+        self._running = self._paused = self._reported = False
+        self._put_ns, self._stats_ns = 0, 0
+
+    def prepare(self) -> None:
+        """Get the detector ready and say so."""
+        self._detector.prepare(self._program.acquisition, self._program.transfer)
+        self._port.send(0, (messages.READY, None))
+
+    def step(self) -> bool:
+        """Serve at most one group of one flow."""
+        if (mail := self._port.receive()) is not None:
+            self._obey(*mail[1])
+            return True
+        if not self._running or self._paused:
+            return False
+        try:
+            return self._serve()
+        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
+            self._running = False
+            self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"detector: {error}", detail=repr(error))))
+            return True
+
+    def _obey(self, kind: str, what: object) -> None:
+        if kind == messages.START:
+            assert isinstance(what, int)
+            self._detector.start(what)
+            self._running = True
+            for cursor in self._cursors:
+                cursor.aim(self._frames)
+        elif kind == messages.PAUSE:
+            self._paused = True
+            self._detector.stop()
+            self._port.send(0, (messages.NEXT, self._next))
+        elif kind == messages.LIMIT:
+            assert isinstance(what, int)
+            self._frames = self._acquired = what
+            self._paused = False
+            for cursor in self._cursors:
+                cursor.aim(what)
+        elif kind == messages.QUIT:
+            self._detector.reset()
+            self.done = True
+
+    def _serve(self) -> bool:
+        if self._reported:
+            return False
+        open_cursors = [cursor for cursor in self._cursors if cursor.last >= 0]
+        if not open_cursors:
+            return self._finish()
+        cursor = open_cursors[0] if len(open_cursors) == 1 else min(open_cursors, key=lambda c: c.last)
+        if cursor.last >= self._acquired:
+            self._acquired = max(self._acquired, self._detector.nb_acq_frames())
+            if cursor.last >= self._acquired:
+                return False
+        if not self._send_group(cursor):
+            return False
+        self._next = max(self._next, cursor.last + 1)
+        cursor.group += 1
+        cursor.aim(self._frames)
+        return True
+
+    def _send_group(self, cursor: _Cursor) -> bool:
+        """Write one group to its place; False where memory isn't released yet."""
+        rule, flow, port = cursor.rule, cursor.flow, self._port
+        visit, index = divmod(cursor.group, rule.buffers)
+        if rule.dropped(visit):
+            cursor.dropped += cursor.blocks
+            return True
+        if cursor.gdt.waits and not rule.bounded and not self._credit(cursor, index, visit):
+            return False
+        target, position = flow.targets[index], rule.position(visit)
+        base = target.offset + rule.group_offset(visit)
+        for route, lane, cut in zip(flow.routes, cursor.lanes[index], cursor.cuts, strict=True):
+            word = target.generations + position * flow.contributors + route.contributor
+            port.store(target.rank, word, 2 * visit + 1)
+            before = time.perf_counter_ns()
+            self._put(cursor, route.module, lane, cut, base + route.offset_in_slot)
+            if route.contributor == 0:
+                self._put_times(cursor, index, position, base)
+            lane.flush()
+            self._put_ns += time.perf_counter_ns() - before
+            port.store(target.rank, word, 2 * visit + 2)
+        cursor.written[index] += cursor.blocks
+        return True
+
+    def _put(self, cursor: _Cursor, module: int, lane: Lane, cut: tuple[slice, slice] | None, offset: int) -> None:
+        numbers, dataset, sent = cursor.numbers, cursor.gdt.dataset, 0
+        while True:
+            frames: Array = self._detector.get_frames(dataset, module, numbers[sent:])
+            lane.put(frames if cut is None else frames[:, cut[0], cut[1]], offset + sent * cursor.gdt.layout.stride)
+            sent += len(frames)
+            if sent >= cursor.blocks:
+                return
+            lane.flush()  # the detector may use the memory of these frames for the next
+
+    def _put_times(self, cursor: _Cursor, index: int, position: int, base: int) -> None:
+        """The detector's times of the group and, where asked for, the headers of its slots."""
+        target, numbers = cursor.flow.targets[index], cursor.numbers
+        times = self._detector.times(numbers)
+        self._port.put_words(target.rank, target.times + position * cursor.rule.blocks, times)
+        header = cursor.headers[index]
+        if header is not None:
+            fields = np.stack([np.asarray(numbers, np.uint64), times], axis=1).astype("<u8")
+            header.put(fields.view(np.uint8).reshape(len(fields), 1, 16), base)
+            header.flush()
+
+    def _credit(self, cursor: _Cursor, index: int, visit: int) -> bool:
+        """Whether the place of a visit has been released; counts the time spent waiting for it."""
+        needed = visit - cursor.rule.depth + 1
+        if cursor.released[index] < needed:
+            cursor.released[index] = int(self._port.read(cursor.flow.credits + index, 1)[0])
+            if cursor.released[index] < needed:
+                if not cursor.waiting_since:
+                    cursor.waiting_since = time.perf_counter_ns()
+                return False
+        if cursor.waiting_since:
+            cursor.waited_ns += time.perf_counter_ns() - cursor.waiting_since
+            cursor.waiting_since = 0
+        return True
+
+    def _finish(self) -> bool:
+        for cursor in self._cursors:
+            self._write_end_records(cursor)
+        report = SourceReport(
+            self._program.rank,
+            {c.gdt.name: c.waited_ns * 1e-9 for c in self._cursors},
+            self._next,
+            {c.gdt.name: c.dropped for c in self._cursors},
+            self._put_ns * 1e-9,
+            usage(),
+        )
+        self._port.send(0, (messages.DONE, report))
+        self._reported = True
+        return True
+
+    def _write_end_records(self, cursor: _Cursor) -> None:
+        """One record per module and receiver; the mark last."""
+        flow = cursor.flow
+        for rank, first in flow.ends:
+            written = sum(n for n, t in zip(cursor.written, flow.targets, strict=True) if t.rank == rank)
+            body = np.array([written, cursor.dropped, self._next], np.uint64)
+            status = END_FULL if cursor.dropped else END_OK
+            for route in flow.routes:
+                word = first + route.contributor * (len(body) + 1)
+                self._port.put_words(rank, word + 1, body)
+                self._port.store(rank, word, status + 1)
