@@ -1,1 +1,10 @@
-"""YAML text to plain data with the place of every key and value."""
+"""YAML text to plain data with the place of every key and value; and diagnostics shown at those places."""
+
+from lima2cli.document.ignores import suppress
+from lima2cli.document.load import load
+from lima2cli.document.places import Document, Place, Source, Span
+from lima2cli.document.show import show_concise, show_github, show_json, show_text
+
+__all__ = [
+    "Document", "Place", "Source", "Span", "load", "show_concise", "show_github", "show_json", "show_text", "suppress",
+]  # fmt: skip

@@ -1,0 +1,238 @@
+"""A tree of nodes from YAML events, by an explicit stack: no input makes it recurse.
+
+(The composer over libyaml crashes the process on some ten thousand nested brackets.)
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from lima2cli.diagnostics import Diagnostic, Findings, Path, Related
+from lima2cli.document.places import Source, Span
+from lima2cli.document.scalars import kind, resolve
+from lima2cli.document.substitute import substitute
+from lima2cli.document.syntax import explain
+from lima2cli.document.tree import Node
+from lima2cli.names import did_you_mean
+
+DEPTH_LIMIT = 64
+NODE_LIMIT = 100_000
+"""Keys, values and collections of a document, aliases expanded: some thousand times a real pipeline."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = re.compile(r"!\S*")
+_NO_KEY = "?"
+"""Stands in paths for a key that is not a text."""
+
+
+class _Stop(Exception):
+    """No tree can be made; the reason has been reported."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection that is being read."""
+
+    node: Node
+    path: Path
+    anchor: str | None
+    block: bool
+    is_key: bool
+    key: str | None = None  # of the value that comes next
+    keep: bool = True  # whether that value is wanted
+
+
+def build(source: Source, findings: Findings, environment: Mapping[str, str]) -> Node | None:
+    """The tree of the one document in a text; None where there is none, which has been reported."""
+    builder = _Builder(source, findings, environment)
+    try:
+        for event in yaml.parse(source.text, Loader=_LOADER):
+            if isinstance(event, yaml.DocumentStartEvent) and builder.root is not None:
+                builder.error(
+                    "yaml-documents", "a second YAML document begins here", span_of(event), help="one is read"
+                )
+                break
+            builder.take(event)
+    except yaml.YAMLError as error:
+        findings.add(explain(source, error))
+        return None
+    except _Stop:
+        return None
+    if builder.root is None or (builder.root.content is None and builder.root.span[:2] == builder.root.span[2:]):
+        findings.add(Diagnostic("yaml-empty", "there is nothing in it", span=(1, 1, 1, 1)))
+        return None
+    return builder.root
+
+
+def span_of(event: Any) -> Span:
+    """Where an event is written."""
+    start, end = event.start_mark, event.end_mark
+    return Span(start.line + 1, start.column + 1, end.line + 1, end.column + 1)
+
+
+class _Builder:
+    """Takes events one by one. ``root`` is the tree once the document has ended."""
+
+    def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str]) -> None:
+        self.root: Node | None = None
+        self._source = source
+        self._findings = findings
+        self._environment = environment
+        self._stack: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+        self._size = 0
+
+    def error(
+        self, rule: str, message: str, span: Span, *, help: str | None = None, related: tuple[Related, ...] = ()
+    ) -> None:
+        """Report a mistake at the node that comes next."""
+        self._findings.add(Diagnostic(rule, message, self._path(), help=help, related=related, span=span))
+
+    def take(self, event: yaml.Event) -> None:
+        """One event of the parser."""
+        if isinstance(event, yaml.ScalarEvent):
+            self._scalar(event)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self._start(event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._end(event)
+        elif isinstance(event, yaml.AliasEvent):
+            self._alias(event)
+
+    def _scalar(self, event: yaml.ScalarEvent) -> None:
+        span, plain = span_of(event), not event.style
+        bad = self._tagged(event, span)
+        if self._expects_key():
+            self._key(event.value, plain, span)
+            return
+        value, seen = event.value, len(self._findings.items)
+        if "$" in value:
+            value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
+        bad = bad or len(self._findings.items) > seen
+        node = Node(resolve(value) if plain else value, span, bad=bad)
+        self._charge(1, span)
+        self._remember(event.anchor, node)
+        self._add(node)
+
+    def _start(self, event: yaml.CollectionStartEvent) -> None:
+        span = span_of(event)
+        self._charge(1, span)
+        if len(self._stack) >= DEPTH_LIMIT:
+            self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
+            raise _Stop
+        bad = self._tagged(event, span)
+        node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], span, bad=bad, height=1)
+        is_key = self._expects_key()
+        self._stack.append(_Open(node, self._path(), event.anchor, not event.flow_style, is_key))
+
+    def _end(self, event: yaml.CollectionEndEvent) -> None:
+        done = self._stack.pop()
+        node, end = done.node, span_of(event)
+        if not done.block:
+            node.span = Span(*node.span[:2], *end[2:])
+        self._remember(done.anchor, node)
+        if done.is_key:
+            self._bad_key(node.span, f"{kind(node.content)} cannot be a key")
+        else:
+            self._add(node)
+
+    def _alias(self, event: Any) -> None:
+        span, name = span_of(event), event.anchor
+        if self._expects_key():
+            self._bad_key(span, "an alias cannot be a key")
+            return
+        target = self._anchors.get(name)
+        if any(open_.anchor == name for open_ in self._stack):
+            self.error("yaml-alias", f"`*{name}` stands inside of what it names", span)
+        elif target is None:
+            help = did_you_mean(name, self._anchors) or f"`&{name}` before a value names it; quote a text with a `*`"
+            self.error("yaml-alias", f"nothing is named `&{name}` before this", span, help=help)
+        elif len(self._stack) + target.height > DEPTH_LIMIT:
+            self.error("yaml-too-deep", f"with `*{name}` written out, nesting is more than {DEPTH_LIMIT} deep", span)
+        elif self._size + target.size > NODE_LIMIT:
+            self.error("alias-bomb", f"with its aliases written out, the document has over {NODE_LIMIT} values", span)
+            raise _Stop
+        else:
+            self._size += target.size
+            self._add(replace(target, span=span))
+            return
+        self._add(Node(None, span, bad=True))
+
+    def _expects_key(self) -> bool:
+        return bool(self._stack) and isinstance(self._stack[-1].node.content, dict) and self._stack[-1].key is None
+
+    def _path(self) -> Path:
+        """Of the node that comes next."""
+        if not self._stack:
+            return ()
+        top = self._stack[-1]
+        if isinstance(top.node.content, list):
+            return (*top.path, len(top.node.content))
+        return top.path if top.key is None else (*top.path, top.key)
+
+    def _key(self, text: str, plain: bool, span: Span) -> None:
+        top, content = self._stack[-1], self._stack[-1].node.content
+        assert isinstance(content, dict)
+        value = resolve(text) if plain else text
+        top.key, top.keep = text, True
+        if plain and text == "<<":
+            self.error("yaml-merge", "merge keys (`<<`) are not read", span, help="write the keys out, or use `*name`")
+            top.keep, top.node.bad = False, True
+        elif text in content:
+            first = Related(self._path(), "first written here")
+            self.error("duplicate-key", f"`{text}` is written twice in this map", span, related=(first,))
+            top.keep = False
+        elif not isinstance(value, str):
+            what = f"`{text}` is {kind(value)}" if text else "this is empty"
+            self.error("key-not-text", f"{what}, and a key is a text", span, help=f'quote it: "{text}"')
+        if top.keep:
+            top.node.keys[text] = span
+
+    def _bad_key(self, span: Span, message: str) -> None:
+        self.error("key-not-text", message, span, help="quote it if it is meant as text")
+        self._stack[-1].key, self._stack[-1].keep = _NO_KEY, False
+        self._stack[-1].node.bad = True
+
+    def _tagged(self, event: Any, span: Span) -> bool:
+        """Whether a node has a tag, which is then reported."""
+        if event.tag is None:
+            return False
+        found = _TAG.search(self._source.lines[span.line - 1], span.column - 1)
+        if found is not None:
+            span = Span(span.line, found.start() + 1, span.line, found.end() + 1)
+        self.error("yaml-tag", f"tags ({event.tag}) are not read", span, help="leave it out; quote a text with a `!`")
+        return True
+
+    def _charge(self, size: int, span: Span) -> None:
+        self._size += size
+        if self._size > NODE_LIMIT:
+            self.error("yaml-too-large", f"the document has over {NODE_LIMIT} values", span)
+            raise _Stop
+
+    def _remember(self, anchor: str | None, node: Node) -> None:
+        if anchor is not None:
+            self._anchors[anchor] = node
+
+    def _add(self, node: Node) -> None:
+        """A complete node, to the collection that it is in."""
+        if not self._stack:
+            self.root = node
+            return
+        top = self._stack[-1]
+        parent, keep = top.node, True
+        if isinstance(parent.content, list):
+            parent.content.append(node)
+        elif isinstance(parent.content, dict):
+            assert top.key is not None
+            keep = top.keep
+            if keep:
+                parent.content[top.key] = node
+            top.key = None
+        if keep:
+            parent.size += node.size
+            parent.height = max(parent.height, node.height + 1)
+        if top.block and node.span[2:] > parent.span[2:]:
+            parent.span = Span(*parent.span[:2], *node.span[2:])

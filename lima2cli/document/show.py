@@ -1,0 +1,206 @@
+"""Diagnostics as people and programs read them."""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from unicodedata import east_asian_width
+
+from lima2cli.diagnostics import Diagnostic, Path
+from lima2cli.document.places import START, Document, Place, Source, Span
+
+_WIDTH = 120
+"""Characters of a source line that are shown; of a longer one, those around the place."""
+
+_NOWHERE = Source("-", "")
+_COLORS = {"error": "1;31", "warning": "1;33", "gutter": "34", "bold": "1"}
+
+Paint = Callable[[str, str], str]
+
+
+class _Shown(NamedTuple):
+    """A diagnostic and its place."""
+
+    item: Diagnostic
+    place: Place
+
+
+def show_text(source: Source | None, diagnostics: Iterable[Diagnostic], color: bool = False) -> str:
+    """For people: each diagnostic with its lines of the source, then how many there are. Empty where there is none.
+
+    ``source``: the document, or the text that none could be read from.
+    """
+    source = source or _NOWHERE
+    shown = _arrange(source, diagnostics)
+    if not shown:
+        return ""
+
+    def paint(text: str, style: str) -> str:
+        return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color else text
+
+    blocks = ["\n".join(_block(source, one, paint)) for one in shown]
+    return "\n\n".join([*blocks, _summary(source, shown)]) + "\n"
+
+
+def show_concise(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
+    """A line each: ``file:line:column: error[rule]: message``."""
+    lines = []
+    for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
+        where = f"{file}:{span.line}:{span.column}" if override is None else f"--set {override}"
+        lines.append(f"{_clean(where)}: {item.severity}[{item.rule}]: {_clean(item.message)}\n")
+    return "".join(lines)
+
+
+def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
+    """``{"version": 1, "diagnostics": [...]}``; lines and columns from 1, paths as JSON pointers (RFC 6901).
+
+    What comes from the command line has the file ``--set``, and its column is that within the override.
+    """
+    source = source or _NOWHERE
+    entries = []
+    for item, place in _arrange(source, diagnostics):
+        related = []
+        for other in item.related:
+            there = _related(source, other.at)
+            related.append(f"{other.label}: {there.file}:{there.span.line}:{there.span.column}")
+        override = [] if place.override is None else [f"from --set {place.override}"]
+        entries.append(
+            {
+                "rule": item.rule,
+                "severity": item.severity,
+                "message": item.message,
+                "file": place.file,
+                "line": place.span.line,
+                "column": place.span.column,
+                "path": _pointer(source, item),
+                "notes": [*item.notes, *related, *override],
+                "help": item.help,
+            }
+        )
+    return json.dumps({"version": 1, "diagnostics": entries}, indent=2)
+
+
+def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
+    """Workflow commands of GitHub Actions, which annotate the lines of a change."""
+    lines = []
+    for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
+        message = item.message if override is None else f"{item.message} (--set {override})"
+        text = "\n".join([message, *item.notes, *([f"help: {item.help}"] if item.help else [])])
+        where = {"file": file, "line": span.line, "col": span.column, "endLine": span.end_line,
+                 "endColumn": span.end_column, "title": item.rule}  # fmt: skip
+        properties = ",".join(f"{key}={_escape(str(value), ':,')}" for key, value in where.items())
+        lines.append(f"::{item.severity} {properties}::{_escape(text)}\n")
+    return "".join(lines)
+
+
+def _escape(text: str, more: str = "") -> str:
+    return "".join(f"%{ord(char):02X}" if char in "%\r\n" + more else char for char in text)
+
+
+def _arrange(source: Source, diagnostics: Iterable[Diagnostic]) -> list[_Shown]:
+    """In file order, what comes from the command line last; each mistake once, though aliases repeat it."""
+    shown: dict[tuple[object, ...], _Shown] = {}
+    for item in diagnostics:
+        place = _locate(source, item)
+        shown.setdefault((item.rule, item.severity, item.message, place), _Shown(item, place))
+    return sorted(shown.values(), key=lambda one: (one.place.override is not None, one.place.span[:2]))
+
+
+def _locate(source: Source, item: Diagnostic) -> Place:
+    if isinstance(source, Document):
+        return source.locate(item)
+    return Place(source.file, START if item.span is None else Span(*item.span), None)
+
+
+def _pointer(source: Source, item: Diagnostic) -> str:
+    """The path as a JSON pointer; empty for the whole document, and for an override that came to nothing."""
+    if isinstance(source, Document) and item.at in source.overridden and item.at not in source.values:
+        return ""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in item.at)
+
+
+def _related(source: Source, path: Path) -> Place:
+    """A second place; of a map or list its key with the colon, so that it stays short."""
+    if not isinstance(source, Document):
+        return Place(source.file, START, None)
+    override = source.overridden.get(source.nearest(path))
+    if path in source.keys and isinstance(source.value(path), (dict, list)):
+        line, column, end_line, end = source.keys[path]
+        if override is None and source.lines[end_line - 1][end - 1 : end] == ":":
+            end += 1
+        return Place(source.file if override is None else "--set", Span(line, column, end_line, end), override)
+    return Place(source.file if override is None else "--set", source.place(path), override)
+
+
+def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
+    """The lines of one diagnostic."""
+    item, place = shown
+    others = [(_related(source, other.at), other.label) for other in item.related]
+    numbers = [there.span.line for there in (place, *(there for there, _ in others)) if there.override is None]
+    margin = " " * len(str(max(numbers, default=1)))
+    pointer = _clean(_pointer(source, item))
+    where = (
+        f"{place.file}:{place.span.line}:{place.span.column}" if place.override is None else f"--set {place.override}"
+    )
+    lines = [
+        paint(f"{item.severity}[{item.rule}]", item.severity) + paint(f": {_clean(item.message)}", "bold"),
+        f"{margin}{paint('-->', 'gutter')} {_clean(where)}" + (f"  at {pointer}" if pointer else ""),
+    ]
+    bar = f"{margin} {paint('|', 'gutter')}"
+    if place.override is None and place.span.line <= len(source.lines) and source.text:
+        lines += [bar, *_excerpt(source, place.span, "^", "", item.severity, margin, paint)]
+    for there, label in others:
+        lines.append(f"{margin} {paint(':', 'gutter')}")
+        if there.override is None:
+            lines += _excerpt(source, there.span, "-", f" {_clean(label)}", "gutter", margin, paint)
+        else:
+            lines.append(f"{margin} {paint('=', 'gutter')} {_clean(label)}: --set {_clean(there.override)}")
+    lines += [f"{margin} {paint('=', 'gutter')} {paint('note', 'bold')}: {_clean(note)}" for note in item.notes]
+    if item.help:
+        lines.append(f"{margin} {paint('=', 'gutter')} {paint('help', 'bold')}: {_clean(item.help)}")
+    return lines
+
+
+def _excerpt(source: Source, span: Span, mark: str, label: str, style: str, margin: str, paint: Paint) -> list[str]:
+    """A line of the source, and marks under the part of the span that is in it."""
+    line = source.lines[span.line - 1]
+    start = min(span.column - 1, len(line))
+    end = span.end_column - 1 if span.end_line == span.line else len(line.rstrip())
+    end = max(min(end, len(line)), start)
+    if len(line) > _WIDTH:
+        line, start, end = _window(line, start, end)
+    number = paint(f"{span.line:>{len(margin)}}", "gutter")
+    marks = mark * max(1, _columns(line[start:end]))
+    under = " " * _columns(line[:start]) + paint(marks + label, style)
+    bar = paint("|", "gutter")
+    return [f"{number} {bar} {_clean(line)}".rstrip(), f"{margin} {bar} {under}"]
+
+
+def _window(line: str, start: int, end: int) -> tuple[str, int, int]:
+    """A piece of a long line around a place, and the place within the piece."""
+    first = max(0, min(start - _WIDTH // 4, len(line) - _WIDTH))
+    last = min(len(line), first + _WIDTH)
+    before, after = "…" * (first > 0), "…" * (last < len(line))
+    shift = first - len(before)
+    return before + line[first:last] + after, start - shift, min(end, last) - shift
+
+
+def _clean(text: str) -> str:
+    """Without characters that move a terminal's cursor, change its colours or its direction of writing."""
+    return "".join(
+        char if char.isprintable() else " " if char in "\t\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _summary(source: Source, shown: list[_Shown]) -> str:
+    """``2 errors, 1 warning in maze.yaml``."""
+    counts = []
+    for severity in ("error", "warning"):
+        count = sum(one.item.severity == severity for one in shown)
+        if count:
+            counts.append(f"{count} {severity}{'s' * (count > 1)}")
+    return f"{', '.join(counts)} in {_clean(source.file)}"

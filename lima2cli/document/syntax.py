@@ -1,0 +1,216 @@
+"""What a YAML parser's error means, in words for users, at the place where the mistake is.
+
+A parser notices an unclosed bracket or quote lines later; it is told here at the bracket or quote. Both parsers of
+PyYAML are understood: they agree on the marks, and on the few words that are looked at.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from lima2cli.diagnostics import Diagnostic
+from lima2cli.document.lines import line_starts
+from lima2cli.document.places import Source, Span
+
+CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that YAML does not allow."""
+
+_DELIMITER = re.compile(
+    r"""(?<![^\s,\[{:(-])"(?:\\.|[^"\\])*"?"""  # double-quoted text, perhaps unclosed
+    r"""|(?<![^\s,\[{:(-])'(?:''|[^'])*'?"""
+    r"""|(?<!\S)\#[^\n]*"""
+    r"""|[\[\]{}]""",
+    re.DOTALL,
+)
+_CLOSERS = {"[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """An error of the parser: what it said, where it was (``at``) and where that began (``since``), as indices."""
+
+    text: str
+    problem: str
+    context: str
+    at: int
+    since: int | None
+
+    @property
+    def char(self) -> str:
+        """The character at which the parser gave up; empty at the end."""
+        return self.text[self.at : self.at + 1]
+
+    @property
+    def opener(self) -> str:
+        """The character that began what could not be read; empty if unknown."""
+        return "" if self.since is None else self.text[self.since : self.since + 1]
+
+
+_Finding = tuple[str, int, int, str | None]
+"""Message, first character, number of characters, help."""
+
+
+def explain(source: Source, error: yaml.YAMLError) -> Diagnostic:
+    """The one diagnostic ``yaml-syntax`` for an error of the parser."""
+    starts = line_starts(source.text)
+
+    def index(mark: yaml.Mark | None) -> int | None:
+        return None if mark is None else min(starts[min(mark.line, len(starts) - 1)] + mark.column, len(source.text))
+
+    problem, context, at, since = str(error), "", 0, None
+    if isinstance(error, yaml.MarkedYAMLError):
+        problem, context = error.problem or "", error.context or ""
+        since = index(error.context_mark)
+        at = index(error.problem_mark) or 0
+    trouble = _Trouble(source.text, problem, context, at, since)
+    found = next(answer for look in _LOOKS if (answer := look(trouble)) is not None)
+    message, first, count, help = found
+    notes: tuple[str, ...] = ()
+    if trouble.at > first and _line(starts, trouble.at) > _line(starts, first):
+        notes = (f"reading went wrong in line {_line(starts, trouble.at)}",)
+    return syntax_error(source, message, first, count, notes=notes, help=help)
+
+
+def syntax_error(
+    source: Source, message: str, first: int, count: int = 1, *, notes: tuple[str, ...] = (), help: str | None = None
+) -> Diagnostic:
+    """A diagnostic ``yaml-syntax`` at ``count`` characters from the ``first``."""
+    starts = line_starts(source.text)
+    line = _line(starts, first)
+    column = first - starts[line - 1] + 1
+    end = min(column + count, len(source.lines[line - 1]) + 1)
+    span = Span(line, column, line, max(column, end))
+    return Diagnostic("yaml-syntax", message, notes=notes, help=help, span=span)
+
+
+def _line(starts: list[int], index: int) -> int:
+    return bisect_right(starts, index)
+
+
+def _tab(trouble: _Trouble) -> _Finding | None:
+    start = trouble.text.rfind("\n", 0, trouble.at) + 1
+    indentation = re.match(r"[ \t]*", trouble.text[start:])
+    assert indentation is not None
+    if "\t" not in indentation[0] or trouble.at > start + len(indentation[0]):
+        return None
+    first = start + indentation[0].index("\t")
+    return "a tab cannot indent in YAML", first, 1, "indent with spaces"
+
+
+def _quote(trouble: _Trouble) -> _Finding | None:
+    """A quote that is never closed, or closed by one that was meant to open, lines below."""
+    if trouble.opener in ("'", '"') and "quoted scalar" in trouble.context and "escape" not in trouble.problem:
+        assert trouble.since is not None
+        return f"this `{trouble.opener}` is not closed", trouble.since, 1, f"close it with `{trouble.opener}`"
+    for found in _delimiters(trouble.text, trouble.at):
+        quoted = found[0]
+        if quoted[0] in "'\"" and "\n" in quoted and trouble.text.find("\n", found.end(), trouble.at) < 0:
+            return f"this `{quoted[0]}` is not closed on its line", found.start(), 1, f"close it with `{quoted[0]}`"
+    return None
+
+
+def _variable(trouble: _Trouble) -> _Finding | None:
+    if trouble.char != "{" or trouble.text[trouble.at - 1 : trouble.at] != "$":
+        return None
+    end = trouble.text.find("}", trouble.at)
+    count = end - trouble.at + 2 if end >= 0 else 2
+    return "within brackets, `${...}` must be quoted", trouble.at - 1, count, 'write "${...}"'
+
+
+def _bracket(trouble: _Trouble) -> _Finding | None:
+    if trouble.opener not in _CLOSERS or not trouble.context.startswith("while parsing a flow "):
+        return None
+    assert trouble.since is not None
+    closer = _CLOSERS[trouble.opener]
+    if trouble.char in ("]", "}") and trouble.char != closer:
+        return f"this `{trouble.opener}` is not closed before the `{trouble.char}`", trouble.since, 1, f"add `{closer}`"
+    if not _balanced(trouble.text):
+        return f"this `{trouble.opener}` is not closed", trouble.since, 1, f"close it with `{closer}`"
+    if trouble.char == ",":
+        return "there is nothing before this `,`", trouble.at, 1, None
+    return f"`,` or `{closer}` is expected before this", trouble.at, 1, "quote a text that holds `: `, `,` or brackets"
+
+
+def _stray_closer(trouble: _Trouble) -> _Finding | None:
+    if trouble.char not in ("]", "}") or not trouble.char:
+        return None
+    return f"this `{trouble.char}` closes nothing", trouble.at, 1, "remove it, or quote the text"
+
+
+def _colon(trouble: _Trouble) -> _Finding | None:
+    if "could not find expected ':'" in trouble.problem and trouble.since is not None:
+        line = re.compile(r"[^\n\r#]*").match(trouble.text, trouble.since)
+        assert line is not None
+        return "a `:` is missing after this key", trouble.since, len(line[0].rstrip()), "`key: value`"
+    if "mapping values are not allowed" not in trouble.problem:
+        return None
+    before = trouble.text[: trouble.at].rstrip().splitlines()[-2:]
+    glued = next((found for line in before[:-1] if (found := re.match(r"\s*[\w-]+:(?=[^\s/:])", line))), None)
+    help = "quote a text that holds `: `; the keys of a map are indented alike"
+    if glued is not None:
+        help = f"a space is missing after `{glued[0].strip()}` in the line above"
+    return "a `:` cannot stand here", trouble.at, 1, help
+
+
+def _first_character(trouble: _Trouble) -> _Finding | None:
+    if "alphabetic or numeric" in trouble.problem and trouble.since is not None:
+        what = "an alias" if trouble.opener == "*" else "an anchor"
+        return f"`{trouble.opener}` begins {what}, and no name follows", trouble.since, 1, "quote it if it is text"
+    if "cannot start any token" in trouble.problem:
+        char = "a backtick" if trouble.char == "`" else f"`{trouble.char}`"
+        return f"a text cannot begin with {char}", trouble.at, 1, "quote it"
+    if "escape" in trouble.problem:
+        found = trouble.text.find("\\", max(trouble.at - 1, 0))
+        help = "write `\\\\` for a backslash, or use single quotes"
+        return f"`{trouble.text[found : found + 2]}` is no escape sequence", found, 2, help
+    return None
+
+
+def _block(trouble: _Trouble) -> _Finding | None:
+    """Things that do not fit the lines above."""
+    if "entries are not allowed" in trouble.problem:
+        return "a list item cannot begin here", trouble.at, 1, "begin it on a line of its own, or write `[a, b]`"
+    if "node content" in trouble.problem:
+        return "a value is expected before this", trouble.at, 1, "remove it, or quote it if it is text"
+    if trouble.context.startswith("while parsing a block "):
+        start = trouble.text.rfind("\n", 0, trouble.at) + 1
+        if trouble.text[start : trouble.at].strip():
+            help = "quote the whole text; a `'` within single quotes is written `''`"
+            return "this follows a value that has ended", trouble.at, 1, help
+        if trouble.char == "-" and "mapping" in trouble.context:
+            return "a list item is in the middle of a map", trouble.at, 1, "a map has keys only: check the indentation"
+        if "collection" in trouble.context:
+            return "a `-` is expected here, for the next item of the list", trouble.at, 1, "check the indentation"
+        return "the indentation of this fits no map above", trouble.at, 1, "the keys of a map are indented alike"
+    if "<document start>" in trouble.problem:
+        return "the document has ended before this", trouble.at, 1, "there is one map at the outside of a pipeline"
+    return None
+
+
+def _other(trouble: _Trouble) -> _Finding:
+    return f"this is not YAML ({trouble.problem.splitlines()[0]})", trouble.at, 1, None
+
+
+_LOOKS: tuple[Callable[[_Trouble], _Finding | None], ...] = (
+    _tab, _quote, _variable, _bracket, _stray_closer, _colon, _first_character, _block, _other,
+)  # fmt: skip
+
+
+def _delimiters(text: str, end: int | None = None) -> Iterator[re.Match[str]]:
+    """Quoted texts, comments and brackets."""
+    return _DELIMITER.finditer(text, 0, len(text) if end is None else end)
+
+
+def _balanced(text: str) -> bool:
+    """Whether every bracket of a text is closed, by one of its kind."""
+    stack: list[str] = []
+    for found in _delimiters(text):
+        bracket = found[0]
+        if bracket in _CLOSERS:
+            stack.append(_CLOSERS[bracket])
+        elif bracket in ("]", "}") and (not stack or stack.pop() != bracket):
+            return False
+    return not stack
