@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from functools import cache
 
 from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.remu import Remu
+from lima2cli.detectors.replay import Replay
 
-BUILT_IN: tuple[type[DetectorConfig], ...] = ()
+BUILT_IN: tuple[type[DetectorConfig], ...] = (Remu, Replay)
 
 
 @cache

@@ -1,0 +1,77 @@
+"""A detector made of sources of pixels: what REMU and replay have in common."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.detectors.base import AcqParams, State, XferParams
+from lima2cli.detectors.lifecycle import Lifecycle
+from lima2cli.detectors.sources import Source
+from lima2cli.errors import StateError
+from lima2cli.spec import Array, DetectorInfo
+
+Route = tuple[int, int]
+"""(dataset, module) indices."""
+
+OpenSources = Callable[[Sequence[Route]], Mapping[Route, Source]]
+
+
+class EmulatedDetector:
+    """Implements `Detector`. ``open_sources`` makes the source of each route ready."""
+
+    def __init__(self, info: DetectorInfo, open_sources: OpenSources) -> None:
+        recorded = [dataset.frames for dataset in info.datasets if dataset.frames is not None]
+        self._recorded = min(recorded, default=None)
+        self._open_sources = open_sources
+        self._sources: Mapping[Route, Source] = {}
+        self._life = Lifecycle()
+
+    def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
+        """Render or open what the routes need."""
+        self._life.require("prepare", State.IDLE, State.STOPPED)
+        try:
+            self._sources = self._open_sources(xfer_params.routes)
+        except BaseException:
+            self._life.fail()
+            raise
+        self._life.prepared(acq_params, self._recorded)
+
+    def start(self, start_ns: int) -> None:
+        """See `Detector`."""
+        self._life.start(start_ns)
+
+    def stop(self) -> None:
+        """See `Detector`."""
+        self._life.stop()
+
+    def reset(self) -> None:
+        """See `Detector`; frees what was rendered."""
+        self._sources = {}
+        self._life.reset()
+
+    def status(self) -> State:
+        """See `Detector`."""
+        return self._life.state
+
+    def nb_acq_frames(self) -> int:
+        """See `Detector`."""
+        return self._life.acquired()
+
+    def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
+        """See `Detector`. Raises `StateError` for routes that were not prepared, `FileProblem` for damaged files."""
+        self._life.require("ask for frames of", State.RUNNING, State.STOPPED)
+        source = self._sources.get((dataset, module))
+        if source is None:
+            raise StateError(f"module {module} of dataset {dataset} was not prepared")
+        try:
+            return source.get(numbers)
+        except StateError:
+            raise
+        except BaseException:
+            self._life.fail()
+            raise
+
+    def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
+        """See `Detector`."""
+        return self._life.times(numbers)

@@ -1,0 +1,111 @@
+"""REMU, the RASHPA emulator: any number of modules and datasets, with frames of a scene."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Table, param
+from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.emulated import EmulatedDetector, Route
+from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
+from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.sources import Source
+from lima2cli.errors import Misfit
+from lima2cli.geometry import Rect
+from lima2cli.names import did_you_mean
+from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
+
+SCENE = OneKind("scene", lambda: SCENES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+    """Size of the whole image, gaps included."""
+
+    width: int = param("Columns.", Integer(1, LARGEST))
+    height: int = param("Rows.", Integer(1, LARGEST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An independent stream of frames with the same numbering, such as one counter of a pixel."""
+
+    dtype: str = param("Type of the pixels.", Choice(DTYPES))
+    bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remu(DetectorConfig):
+    """The RASHPA emulator: modules that push frames of a scene."""
+
+    kind: ClassVar[str] = "remu"
+
+    image: ImageSize = param("Size of the whole image.", Table(ImageSize))
+    datasets: Mapping[str, Dataset] = param("Streams of frames, numbered as written.", MapOf(Table(Dataset), minimum=1))
+    modules: Modules = param(
+        "A grid row by row, or a list of rectangles; default: one module that covers the image.", MODULES, None
+    )
+    channels: int | None = param("Data channels of a module; default: unlimited.", Integer(1), None)
+    gap_value: float = param("Stored in pixels that no module covers.", Number(), 0)
+    scene: Scene = param("What the detector sees.", SCENE, Rings())
+    scenes: Mapping[str, Scene] = param("Scenes of single datasets, instead of `scene`.", MapOf(SCENE), {})
+
+    def describe(self, files: Files) -> DetectorInfo:
+        """See `DetectorConfig`."""
+        image = Rect(0, 0, self.image.width, self.image.height)
+        for name in self.scenes:
+            if name not in self.datasets:
+                help = did_you_mean(name, self.datasets)
+                raise Misfit("unknown-dataset", f"there is no dataset {name}", ("scenes", name), help)
+        modules = lay_out_modules(self.modules, image)
+        datasets = tuple(self._describe(index, name, image, files) for index, name in enumerate(self.datasets))
+        check_gap_value(self.gap_value, datasets)
+        return DetectorInfo(
+            kind=self.kind,
+            name=self.name or self.kind,
+            width=image.width,
+            height=image.height,
+            modules=modules,
+            datasets=datasets,
+            channels=self.channels,
+            gap_value=self.gap_value,
+            can_wait=True,
+            pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
+            saturation=self.saturation,
+        )
+
+    def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
+        """See `DetectorConfig`."""
+
+        def sources(routes: Sequence[Route]) -> dict[Route, Source]:
+            ready: dict[Route, Source] = {}
+            for dataset in info.datasets:
+                modules = [module for index, module in routes if index == dataset.index]
+                scene, rects = self._scene(dataset.name)[0], [info.modules[module] for module in modules]
+                made = scene.sources(dataset, info.image, rects, files) if modules else []
+                ready |= {(dataset.index, module): source for module, source in zip(modules, made, strict=True)}
+            return ready
+
+        return EmulatedDetector(info, sources)
+
+    def _scene(self, dataset: str) -> tuple[Scene, tuple[str, ...]]:
+        """The scene of a dataset and where it is written."""
+        if dataset in self.scenes:
+            return self.scenes[dataset], ("scenes", dataset)
+        return self.scene, ("scene",)
+
+    def _describe(self, index: int, name: str, image: Rect, files: Files) -> DatasetInfo:
+        dtype, bits = self.datasets[name].dtype, self.datasets[name].bits
+        available = 8 * np.dtype(dtype).itemsize
+        if bits is not None and bits > available:
+            message = f"dataset {name} has {bits} significant bits, and {dtype} holds {available}"
+            raise Misfit("dataset-bits", message, ("datasets", name, "bits"))
+        info = DatasetInfo(name, index, dtype, available if bits is None else bits)
+        scene, place = self._scene(name)
+        try:
+            frames = scene.check(info, image, files)
+        except Misfit as misfit:
+            raise Misfit(misfit.rule, misfit.message, (*place, scene.kind, *misfit.key), misfit.help) from None
+        return DatasetInfo(name, index, info.dtype, info.bits, frames)

@@ -1,0 +1,123 @@
+"""Where the pixels of one module of one dataset come from: a rendered pool, a formula, or a recording."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lima2cli.errors import StateError
+from lima2cli.geometry import Rect
+from lima2cli.spec import Array, DatasetInfo, FrameReader
+
+BLOCK_BYTES = 8 << 20
+"""Frames rendered or read at once, at least one."""
+
+RECORDING_BYTES = 64 << 20
+"""Blocks of a recording that are kept for other modules and flows, at least two."""
+
+
+class Source(Protocol):
+    """Frames of one module of one dataset."""
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """(n, height, width) for the leading 1 <= n <= len(numbers), as `Detector.get_frames` has it."""
+        ...
+
+
+def leading(numbers: Sequence[int], period: int) -> range:
+    """Places, in a cycle of ``period`` frames, of the leading numbers up to where the cycle begins anew."""
+    place = int(numbers[0]) % period
+    if isinstance(numbers, range):
+        step = numbers.step % period
+    else:
+        step = (int(numbers[1]) - int(numbers[0])) % period if len(numbers) > 1 else 1
+    if step == 0:
+        return range(place, place + 1)
+    count = min(len(numbers), -(-(period - place) // step))
+    return range(place, place + (count - 1) * step + 1, step)
+
+
+class Pool:
+    """Frames rendered beforehand, (period, height, width); frame f is number ``f % period``, handed out uncopied."""
+
+    def __init__(self, frames: Array) -> None:
+        self.frames = frames
+        frames.setflags(write=False)
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """See `Source`."""
+        places = leading(numbers, len(self.frames))
+        return self.frames[places.start : places.stop : places.step]
+
+
+class Counter:
+    """``(7919*f + 104729*d + y*width + x) mod 2**bits``: every pixel of every frame differs from its neighbours."""
+
+    def __init__(self, dataset: DatasetInfo, image: Rect, module: Rect) -> None:
+        dtype = np.dtype(dataset.dtype)
+        self._mask = 2**dataset.bits - 1
+        rows = np.arange(module.y, module.bottom, dtype=np.uint64)[:, np.newaxis] * np.uint64(image.width)
+        columns = np.arange(module.x, module.right, dtype=np.uint64) + np.uint64(104729 * dataset.index)
+        self._first: Array = ((rows + columns) & np.uint64(self._mask)).astype(dtype)
+        self._narrow = dataset.bits < 8 * dtype.itemsize  # otherwise unsigned arithmetic wraps by itself
+        self._out: Array = np.empty((max(1, min(256, BLOCK_BYTES // self._first.nbytes)), *self._first.shape), dtype)
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """See `Source`."""
+        out = self._out[: len(numbers)]
+        for frame, number in zip(out, numbers, strict=False):
+            np.add(self._first, self._first.dtype.type(7919 * int(number) & self._mask), out=frame)
+        if self._narrow:
+            np.bitwise_and(out, self._first.dtype.type(self._mask), out=out)
+        return out
+
+
+class Recording:
+    """Full frames of a file, read in blocks ahead, which all modules that a rank serves share.
+
+    What it returned is never written to again, so that it stays valid as long as it is held.
+    """
+
+    def __init__(self, reader: FrameReader, dtype: str, largest: int | None = None, loop: bool = False) -> None:
+        """``largest`` is the value above which pixels are cut, None for none."""
+        self._reader = reader
+        self._count = reader.info.shape[0]
+        self._dtype, self._largest, self._loop = np.dtype(dtype), largest, loop
+        self._frame_bytes = reader.info.shape[1] * reader.info.shape[2] * self._dtype.itemsize
+        self._blocks: deque[tuple[range, Array]] = deque()
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """(n, image height, image width), as `Source`. Raises `StateError` for a frame beyond the end."""
+        if not self._loop and int(numbers[0]) >= self._count:
+            raise StateError(f"frame {numbers[0]} was asked for, and {self._count} are recorded")
+        places = leading(numbers, self._count)
+        for block, frames in self._blocks:
+            if places.start in block and (len(places) == 1 or places.step % block.step == 0):
+                step = max(1, places.step // block.step)
+                return frames[block.index(places.start) :: step][: len(places)]
+        return self._read_ahead(places)[: len(places)]
+
+    def _read_ahead(self, places: range) -> Array:
+        ahead = range(places.start, self._count, places.step)[: max(1, BLOCK_BYTES // self._frame_bytes)]
+        frames = self._reader.read(ahead)
+        if self._largest is not None:
+            frames = np.minimum(frames, frames.dtype.type(self._largest))
+        frames = frames.astype(self._dtype, copy=False)
+        frames.setflags(write=False)
+        while len(self._blocks) > 1 and sum(kept.nbytes for _, kept in self._blocks) + frames.nbytes > RECORDING_BYTES:
+            self._blocks.popleft()
+        self._blocks.append((ahead, frames))
+        return frames
+
+
+class Part:
+    """The rectangle of a recording that one module covers, uncopied."""
+
+    def __init__(self, recording: Recording, image: Rect, module: Rect) -> None:
+        self._recording = recording
+        self._index = (slice(None), *module.within(image))
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """See `Source`."""
+        return self._recording.get(numbers)[self._index]
