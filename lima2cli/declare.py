@@ -34,6 +34,10 @@ LARGEST = 2**63
 """No number of the language is as large, so that sums and products of a few stay finite."""
 
 
+class OutOfBounds(ValueError):
+    """A quantity that is too small or too large."""
+
+
 class Bad:
     """Paths at which the structure is wrong."""
 
@@ -155,11 +159,11 @@ class Quantity(Shape):
         """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
         value: float = data if not isinstance(data, str) else self._in_base_units(data)
         if not abs(value) < LARGEST:
-            raise ValueError("the number is too large")
+            raise OutOfBounds("a smaller number")
         if self.minimum is not None and value < self.minimum:
-            raise ValueError(f"at least {self.minimum:g} {self.unit}, got {data}")
+            raise OutOfBounds(f"at least {self.minimum:g} {self.unit}, got {data}")
         if self.above is not None and value <= self.above:
-            raise ValueError(f"more than {self.above:g} {self.unit}, got {data}")
+            raise OutOfBounds(f"more than {self.above:g} {self.unit}, got {data}")
         if self.whole and value != int(value):
             raise ValueError(f"a whole number of {self.unit}, and {data} is {value:g} {self.unit}")
         return int(value) if self.whole else value

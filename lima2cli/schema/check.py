@@ -1,0 +1,133 @@
+"""Plain data against the JSON Schema; every finding in words of ours.
+
+jsonschema walks; the ``x-`` annotations of our schemas are keywords of the validator made here, so that
+alternatives are resolved to the one that is meant, kinds are looked at as kinds, and quantities are parsed.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lima2cli.declare import LARGEST, Schema
+from lima2cli.diagnostics import Diagnostic, Findings, Path
+from lima2cli.schema.keys import check_keys, everything
+from lima2cli.schema.quantities import quantity_of
+from lima2cli.schema.wording import Fault, word
+from lima2cli.schema.words import got, sort, sorts
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+Errors = Iterator["ValidationError"]
+
+
+def check(data: Any, schema: Schema, findings: Findings) -> frozenset[Path]:
+    """Report all that does not fit the schema; the paths whose values must not be read.
+
+    data    maps, lists and scalars;  schema   of a `declare.Shape`
+    """
+    bad: set[Path] = set()
+    for diagnostic in _anywhere(data):
+        findings.add(diagnostic)
+        bad.add(diagnostic.at)
+    maps: set[Path] = set()
+    for fault in _faults(data, schema):
+        if fault.keyword in _OF_KEYS and fault.at not in maps:
+            maps.add(fault.at)
+            found, unread = check_keys(fault.value, fault.schema, fault.at)
+            bad |= unread
+        elif fault.keyword in _OF_KEYS or fault.at in bad:
+            continue
+        else:
+            found = [word(fault)]
+            bad.add(found[0].at)
+        findings.items.extend(found)
+    return frozenset(bad)
+
+
+_OF_KEYS = ("required", "additionalProperties", "x-kind")
+
+
+def _faults(data: Any, schema: Schema) -> Iterator[Fault]:
+    for error in _validator(schema).iter_errors(data):
+        at: Path = tuple(error.absolute_path)
+        if "propertyNames" in error.schema_path:
+            yield Fault("propertyNames", error.instance, error.schema, (*at, error.instance))
+        else:
+            yield Fault(str(error.validator), error.instance, error.schema, at)
+
+
+def _anywhere(data: Any) -> Iterator[Diagnostic]:
+    """What is wrong wherever it stands: numbers that are none, placeholders, keys that are no text."""
+    for at, value in everything(data):
+        if isinstance(value, str) and "REPLACEME" in value:
+            yield Diagnostic("replaceme", "a placeholder was left in", at, help="put the real value here")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield Diagnostic("not-finite", f"expected a finite number, got {value}", at)
+        elif isinstance(value, (int, float)) and abs(value) >= LARGEST:
+            yield Diagnostic("out-of-range", "the number is too large", at)
+        elif isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    message = f"keys are texts, got {got(key)}"
+                    yield Diagnostic("bad-name", message, (*at, key), on_key=True, help=f'quote it: "{key}"')
+
+
+def _validator(schema: Schema) -> Any:
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    ours = {"anyOf": _meant, "x-kind": _kind, "x-unit": _unit, "minProperties": _not_empty, "maxProperties": _said}
+    return extend(Draft202012Validator, ours)(schema)  # type: ignore[no-untyped-call]
+
+
+def _meant(validator: Any, options: list[Schema], instance: Any, schema: Schema) -> Errors:
+    """Of several alternatives check the one that is meant, by the kind of YAML value."""
+    from jsonschema import ValidationError
+
+    if "x-unit" in schema:
+        return
+    able = [option for option in options if sort(instance) in sorts(option)]
+    fit = [option for option in able if validator.evolve(schema=option).is_valid(instance)]
+    if fit:
+        return
+    if not able or "enum" in able[0]:
+        yield ValidationError("none of them")
+    else:
+        yield from validator.descend(instance, able[0])
+
+
+def _kind(validator: Any, what: str, instance: Any, schema: Schema) -> Errors:
+    from jsonschema import ValidationError
+
+    if not isinstance(instance, dict):
+        return
+    found, _ = check_keys(instance, schema, ())
+    if found:
+        yield ValidationError("keys")
+    for kind, table in schema["properties"].items():
+        if kind in instance and instance[kind] is None:
+            yield from validator.descend({}, table, path=kind)  # null stands for "all defaults"
+
+
+def _unit(validator: Any, unit: str, instance: Any, schema: Schema) -> Errors:
+    from jsonschema import ValidationError
+
+    try:
+        if sort(instance) not in ("number", "text"):
+            raise ValueError
+        quantity_of(schema).parse(instance)
+    except ValueError:
+        yield ValidationError("quantity")
+
+
+def _not_empty(validator: Any, least: int, instance: Any, schema: Schema) -> Errors:
+    from jsonschema import ValidationError
+
+    if isinstance(instance, dict) and len(instance) < least and "x-kind" not in schema:
+        yield ValidationError("empty")
+
+
+def _said(validator: Any, most: int, instance: Any, schema: Schema) -> Errors:
+    """``maxProperties`` stands in maps with kinds only, where x-kind says it."""
+    return iter(())
