@@ -4,21 +4,26 @@ A node is one file and one frozen dataclass: its parameters, declared by `param`
 what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a node gets are read-only to it.
 
 Map      a block of frames to a block of frames, pixel by pixel or geometry
-Reduce   a block of frames to one row per frame; partial results of several receivers merge
+Reduce   a block of frames to at most one row per frame; partial results of several receivers merge
 Sink     a block of frames to a file
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
+from lima2cli.errors import Misfit
 from lima2cli.spec import Array, Block, Files, FrameSpec, Spec, TableSpec
 
 Partial = dict[str, Array]
-"""Partial results of a Reduce: arrays whose first axis is the frame."""
+"""Partial results of a Reduce: arrays whose first axis is the row, at most one row per frame of the block.
+
+``frame_number`` (uint64, increasing) is always among them and says which frame a row is of. Partials of
+consecutive blocks may be concatenated key by key. They own their arrays: nothing in them is a view of the block.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,10 @@ class Node:
         """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
         raise NotImplementedError
 
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """What is allowed and probably not meant, each as a `Misfit` that is not raised; asked after `infer`."""
+        return ()
+
 
 class Map(Node):
     """Block of frames in, block of frames out."""
@@ -42,7 +51,8 @@ class Map(Node):
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
         """The function (n, h, w) → (n, h', w') for frames of ``spec``.
 
-        What it returns stays valid until its next call only, so that it may keep one output array.
+        What it returns stays valid until its next call only, so that it may keep one output array; where there is
+        nothing to do it returns the very array that it was given.
         """
         raise NotImplementedError
 
@@ -51,12 +61,12 @@ class Reducer(Protocol):
     """A bound Reduce."""
 
     def step(self, block: Block, received_ns: int) -> Partial:
-        """Partial results of the frames of a block."""
+        """Partial results of the frames of a block; ``received_ns`` (ns since the epoch) is when it was told of."""
         ...
 
 
 class Reduce(Node):
-    """Block of frames in, one row per frame out."""
+    """Block of frames in, at most one row per frame out."""
 
     def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
         """See `Node.infer`."""
@@ -67,11 +77,11 @@ class Reduce(Node):
         raise NotImplementedError
 
     def merge(self, one: Partial, other: Partial) -> Partial:
-        """Partial results of the same frames from two receivers that hold different parts of them."""
+        """Partial results of the same rows (equal ``frame_number``) from two receivers that hold different parts."""
         raise NotImplementedError
 
     def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:
-        """The columns of `infer`, one row per frame."""
+        """The columns of `infer`, and ``frame_number`` (uint64); a row for each of ``partial``, in its order."""
         raise NotImplementedError
 
 

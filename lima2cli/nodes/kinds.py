@@ -7,10 +7,16 @@ from typing import Any
 
 from lima2cli.declare import Bad, Schema, Shape, Table, or_null
 from lima2cli.diagnostics import Path
+from lima2cli.nodes.background_sub import BackgroundSub
 from lima2cli.nodes.base import Node
+from lima2cli.nodes.checkpoint import Checkpoint
+from lima2cli.nodes.flatfield import Flatfield
+from lima2cli.nodes.io_hdf5 import IoHdf5
+from lima2cli.nodes.mask import Mask
+from lima2cli.nodes.roi_counters import RoiCounters
 from lima2cli.poison import POISON
 
-BUILT_IN: tuple[type[Node], ...] = ()
+BUILT_IN: tuple[type[Node], ...] = (Checkpoint, IoHdf5, RoiCounters, BackgroundSub, Flatfield, Mask)
 
 
 @cache

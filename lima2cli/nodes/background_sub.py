@@ -1,0 +1,38 @@
+"""Node `background_sub`: subtracts a background.
+
+    out = raw - image
+
+``image`` is a number or a file (see `calibration`), in the units of the raw pixels. Result: float32, also for float64
+frames; or ``keep``, the input's dtype, where integers are rounded half to even, then clipped to their range. A NaN of
+the background masks the pixel and leaves NaN there (0 in integers). Pixels masked before and saturated ones are
+computed like any other; the saturation level moves with a background that is one number, and is unknown after an
+image.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lima2cli.declare import param
+from lima2cli.nodes.calibration import IMAGE, calibration
+from lima2cli.nodes.pixelwise import RESULT, Affine, Pixelwise, hole, target
+from lima2cli.spec import Files, FrameSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundSub(Pixelwise):
+    """Subtracts a background."""
+
+    kind: ClassVar[str] = "background_sub"
+
+    image: Any = param("The background: a number, or a file.", IMAGE)
+    dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
+
+    def affine(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.affine`."""
+        image = calibration(self.image, spec, files, "image")
+        nan = np.isnan(image) if isinstance(image, np.ndarray) else None
+        bad = nan if nan is not None and nan.any() else None
+        result = target(self.dtype, spec)
+        return Affine(source=spec.dtype, target=result, offset=image, bad=bad, fill=hole(result))

@@ -1,0 +1,88 @@
+"""How a calibration image gets to the shape of a node's input.
+
+A calibration image is a number, or a file that holds an image (h, w) or a stack of images (n, h, w):
+
+* of the whole detector's shape, in detector coordinates: the part that the node's input shows is cut out;
+* of the node's input shape: taken as it is.
+
+An image that has both shapes is the same thing either way. Images come back as float64, so that what they are
+subtracted from or divided by decides the precision.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Either, FileReference, Number
+from lima2cli.errors import Misfit
+from lima2cli.spec import Array, Files, FrameSpec
+
+IMAGE = Either((Number(), FileReference()))
+"""Shape of a parameter that takes a calibration image."""
+
+
+def calibration(reference: float | str, spec: FrameSpec, files: Files, key: str) -> float | NDArray[np.float64]:
+    """A number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
+
+    NaN pixels stay NaN (one NaN in a stack makes the pixel NaN). Raises `FileProblem`, and `Misfit`
+    (``calibration-shape``, ``calibration-dtype``, ``calibration-value``) at the parameter ``key``.
+    """
+    if not isinstance(reference, str):
+        return _finite(reference, key)
+    part = _part(reference, spec, files, key, kinds="iuf")
+    if part.ndim == 3:
+        return np.asarray(part.mean(axis=0, dtype=np.float64))
+    return np.ascontiguousarray(part, dtype=np.float64)
+
+
+def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) -> NDArray[np.bool_] | None:
+    """bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
+
+    None where nothing is bad. Raises as `calibration`; images of bool are allowed too.
+    """
+    if not isinstance(reference, str):
+        bad = np.full(spec.shape, _finite(reference, key) != 0)
+    else:
+        part = _part(reference, spec, files, key, kinds="biuf")
+        bad = np.asarray((part != 0).any(axis=0) if part.ndim == 3 else part != 0)
+    return bad if bad.any() else None
+
+
+def mostly_masked(bad: NDArray[np.bool_] | None, what: str, key: str) -> Sequence[Misfit]:
+    """The warning ``mask-most`` where more than half of the pixels are bad; ``what`` says which count as such."""
+    share = 0.0 if bad is None else float(bad.mean())
+    if share <= 0.5:
+        return ()
+    return (Misfit("mask-most", f"{share:.0%} of the pixels are masked", (key,), what),)
+
+
+def _finite(number: float, key: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise Misfit("calibration-value", f"a calibration image can't be {value}", (key,))
+    return value
+
+
+def _part(reference: str, spec: FrameSpec, files: Files, key: str, kinds: str) -> Array:
+    """The pixels of ``spec.area``, (height, width) or (n, height, width), in the file's dtype."""
+    info = files.stack(reference)
+    count, height, width = info.shape
+    if np.dtype(info.dtype).kind not in kinds:
+        raise Misfit("calibration-dtype", f"{reference} holds {info.dtype}, not real numbers", (key,))
+    detector_width, detector_height = spec.detector
+    whole = (height, width) == (detector_height, detector_width)
+    if count < 1 or not (whole or (height, width) == spec.shape):
+        message = (
+            f"{reference} is {width} x {height}, the frames are {spec.area.width} x {spec.area.height}, "
+            f"the whole detector {detector_width} x {detector_height}"
+            if count
+            else f"{reference} holds no image"
+        )
+        raise Misfit("calibration-shape", message, (key,), "an image of one of these two shapes fits")
+    image = files.image(reference)
+    if not whole:
+        return image
+    area = spec.area
+    return image[..., area.y : area.bottom, area.x : area.right]

@@ -1,0 +1,73 @@
+"""Node `checkpoint`: notes when frames were acquired and received.
+
+Columns, all float64 in seconds:
+
+detector_time   the detector's time of the frame, since the epoch (1970-01-01 UTC); float64 resolves 0.24 us there
+receive_time    when the receiver was told of it, since the epoch
+latency         receive_time - detector_time, from the nanosecond clocks, before rounding; negative where clocks differ
+
+``every: n`` keeps the frames whose number is a multiple of n, whatever receiver they are on. Pixels are not looked at.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Integer, param
+from lima2cli.nodes.base import Partial, Reduce, Reducer
+from lima2cli.spec import Block, Files, FrameSpec, TableSpec
+
+COLUMNS = ("detector_time", "receive_time", "latency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Reduce):
+    """Logs when frames were acquired and received."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    every: int = param("Log the frames whose number is a multiple of this.", Integer(1), 1)
+
+    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+        """See `Node.infer`."""
+        return TableSpec(dict.fromkeys(COLUMNS, "float64"), "latency", dict.fromkeys(COLUMNS, "s"))
+
+    def start(self, spec: FrameSpec, files: Files) -> Reducer:
+        """See `Reduce.start`."""
+        return _Clock(self.every)
+
+    def merge(self, one: Partial, other: Partial) -> Partial:
+        """See `Reduce.merge`: a frame is there when its last part is."""
+        return one | {"received_ns": np.maximum(one["received_ns"], other["received_ns"])}
+
+    def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:
+        """See `Reduce.finish`."""
+        detector, received = partial["detector_ns"], partial["received_ns"]
+        return {
+            "frame_number": partial["frame_number"],
+            "detector_time": detector / 1e9,
+            "receive_time": received / 1e9,
+            "latency": (received - detector).view(np.int64) / 1e9,  # the difference modulo 2**64 is signed
+        }
+
+
+class _Clock:
+    """See `Reducer`."""
+
+    def __init__(self, every: int) -> None:
+        self.every = np.uint64(every)
+
+    def step(self, block: Block, received_ns: int) -> Partial:
+        """Partial: ``frame_number``, ``detector_ns``, ``received_ns``, all uint64."""
+        numbers, times = block.numbers, block.times
+        if self.every == 1:
+            numbers, times = numbers.copy(), times.copy()
+        else:
+            chosen = numbers % self.every == 0
+            numbers, times = numbers[chosen], times[chosen]
+        received = np.empty_like(numbers)
+        received.fill(received_ns)
+        return {"frame_number": numbers, "detector_ns": times, "received_ns": received}

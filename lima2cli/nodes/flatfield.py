@@ -1,0 +1,52 @@
+"""Node `flatfield`: divides by a flat field.
+
+    out = raw / (image - background)
+
+``image`` and ``background`` are numbers or files (see `calibration`); the background is subtracted from the flat only,
+for the frames there is `background_sub`. The flat is not normalised: the result has the units of raw over flat.
+Result: float32, also for float64 frames; or ``keep``, the input's dtype, where integers are rounded half to even, then
+clipped to their range. Where the difference is 0 or NaN the pixel is masked, and NaN is stored (0 in integers).
+Pixels masked before and saturated ones are computed like any other; the saturation level moves with a flat that is one
+number, and is unknown after an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lima2cli.declare import param
+from lima2cli.errors import Misfit
+from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
+from lima2cli.nodes.pixelwise import RESULT, Affine, Pixelwise, hole, target
+from lima2cli.spec import Files, FrameSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatfield(Pixelwise):
+    """Divides by a flat field."""
+
+    kind: ClassVar[str] = "flatfield"
+
+    image: Any = param("The flat field: a number, or a file; its zeros and NaN mask the pixel.", IMAGE)
+    background: Any = param("Subtracted from the flat field: a number, or a file.", IMAGE, None)
+    dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
+
+    def affine(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.affine`."""
+        flat = calibration(self.image, spec, files, "image")
+        if self.background is not None:
+            with np.errstate(invalid="ignore"):  # inf - inf is a NaN like any other
+                flat = flat - calibration(self.background, spec, files, "background")
+        result = target(self.dtype, spec)
+        if not isinstance(flat, np.ndarray):
+            if flat == 0:
+                raise Misfit("calibration-value", "the flat field is 0 everywhere", ("image",))
+            return Affine(source=spec.dtype, target=result, divisor=flat)
+        bad = (flat == 0) | np.isnan(flat)
+        return Affine(spec.dtype, result, divisor=flat, bad=bad if bad.any() else None, fill=hole(result))
+
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`: a flat field that masks most of the pixels."""
+        return mostly_masked(self.affine(spec, files).bad, "zeros and NaN of a flat field mask the pixel", "image")

@@ -1,0 +1,57 @@
+"""Node `mask`: marks and fills defective pixels.
+
+    out = fill where image != 0, else raw
+
+``image`` is a number or a file (see `calibration`), 0 = good, as the pixel_mask of NeXus; NaN counts as bad, and of a
+stack of images a pixel is bad if any is. The dtype stays. Only the pixels of this image are filled: pixels masked
+before, NaN pixels of single frames and saturated pixels keep what is stored there. ``fill`` is in the units of the raw
+pixels and must fit their dtype; ``nan`` goes with float frames only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lima2cli.declare import Choice, Either, Number, param
+from lima2cli.errors import Misfit
+from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
+from lima2cli.nodes.pixelwise import Affine, Pixelwise
+from lima2cli.spec import Files, FrameSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask(Pixelwise):
+    """Marks and fills defective pixels."""
+
+    kind: ClassVar[str] = "mask"
+
+    image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
+    fill: Any = param("Value stored in them.", Either((Number(), Choice(("nan",)))), 0)
+
+    def affine(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.affine`."""
+        fill = _fitting(self.fill, np.dtype(spec.dtype))
+        return Affine(spec.dtype, spec.dtype, bad=bad_pixels(self.image, spec, files, "image"), fill=fill)
+
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`: a mask that was probably meant the other way round."""
+        return mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image")
+
+
+def _fitting(fill: float | str, dtype: np.dtype[Any]) -> float:
+    """The fill value; raises `Misfit` where the dtype can't hold it."""
+    value = math.nan if fill == "nan" else fill
+    assert not isinstance(value, str)
+    if dtype.kind == "f":
+        if math.isfinite(value) and abs(value) > np.finfo(dtype).max:
+            raise Misfit("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))
+        return value
+    if not math.isfinite(value):
+        raise Misfit("mask-fill", f"{dtype} has no {value}", ("fill",), "nan goes with float frames only")
+    limits = np.iinfo(dtype)
+    if value != int(value) or not limits.min <= value <= limits.max:
+        raise Misfit("mask-fill", f"{value:g} is no {dtype}", ("fill",), f"from {limits.min} to {limits.max}")
+    return int(value)
