@@ -1,5 +1,6 @@
 """Which dataset of an HDF5 file is meant, and whether all of a virtual dataset exists."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,19 @@ def missing_sources(dataset: Any) -> str | None:
                 has = file[source.dset_name].shape
         except (KeyError, OSError):
             return f"{source.dset_name} cannot be read in its source {source.file_name}"
-        needs = tuple(last + 1 for last in source.src_space.get_select_bounds()[1])
-        if any(n > h for n, h in zip(needs, has, strict=True)):
-            return f"its source {source.file_name} has the shape {has}, of which {needs} is needed"
+        if not _holds(has, source):
+            return f"its source {source.file_name} has the shape {has}, which is too small"
     return None
+
+
+def _holds(has: tuple[int, ...], source: Any) -> bool:
+    """Whether a source dataset of shape ``has`` has all pixels that a virtual dataset takes from it."""
+    import h5py
+
+    space = source.src_space
+    if space.get_select_type() == h5py.h5s.SEL_ALL:  # this one does not know the shape
+        return bool(math.prod(has) >= source.vspace.get_select_npoints())
+    if space.is_regular_hyperslab() and any(h5py.h5s.UNLIMITED in sizes for sizes in space.get_regular_hyperslab()[2:]):
+        return True  # it is as long as its source
+    last = space.get_select_bounds()[1]
+    return len(last) == len(has) and all(n < h for n, h in zip(last, has, strict=True))
