@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lima2cli.config.pipeline import Pipeline, DataFlow
+from lima2cli.config.pipeline import DataFlow, Pipeline
 from lima2cli.config.records import FileMemspace, GpuMemspace, Memspace
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.geometry import BlockLayout, Rect, Rule, lay_out_block, up

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lima2cli.config.pipeline import Pipeline, GraphNode
+from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings, Path
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect

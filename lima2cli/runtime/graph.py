@@ -107,7 +107,7 @@ class FlowGraph:
         for name, source, bound in self._steps:
             try:
                 out, kept = bound.stage(values[source], received_ns)
-            except Exception as error:  # noqa: BLE001  a node may raise anything
+            except Exception as error:
                 raise NodeFailed(name, int(block.numbers[0]), error) from error
             if out is not None:
                 values[name] = out
@@ -120,7 +120,7 @@ class FlowGraph:
         for (name, bound), kept in zip(self._ends, staged, strict=True):
             try:
                 self.saved[name] += bound.commit(kept)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 raise NodeFailed(name, first_frame, error) from error
 
     def flush(self) -> None:

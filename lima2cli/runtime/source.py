@@ -64,7 +64,7 @@ class DetectorRank:
         self._frames = program.acquisition.frames
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
-        self._running = self._paused = self._reported = False
+        self._running = self._paused = self._reported = self._failed = False
         self._put_ns, self._stats_ns = 0, 0
 
     def prepare(self) -> None:
@@ -82,7 +82,7 @@ class DetectorRank:
         try:
             return self._serve()
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
-            self._running = False
+            self._failed = self._paused = True
             self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"detector: {error}", detail=repr(error))))
             return True
 
@@ -95,11 +95,15 @@ class DetectorRank:
                 cursor.aim(self._frames)
         elif kind == messages.PAUSE:
             self._paused = True
-            self._detector.stop()
+            if not self._failed:
+                self._detector.stop()
             self._port.send(0, (messages.NEXT, self._next))
         elif kind == messages.LIMIT:
             assert isinstance(what, int)
             self._frames = self._acquired = what
+            if self._failed:
+                self._finish()  # what it has not written is missing, and the receivers will see that
+                return
             self._paused = False
             for cursor in self._cursors:
                 cursor.aim(what)

@@ -1,0 +1,169 @@
+"""A plan in numbers: the machine-readable form, and what the text form is made of.
+
+All figures come from formulae in constant time; nothing here grows with the number of frames.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lima2cli.diagnostics import Diagnostic
+from lima2cli.nodes.base import Map, Reduce
+from lima2cli.plan.records import Gdt, Plan
+
+VERSION = 1
+
+
+def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, Any]:
+    """The plan as plain data: what ``plan --format json`` prints."""
+    return {
+        "version": VERSION,
+        "name": plan.name,
+        "frames": plan.frames,
+        "period_s": plan.period_s,
+        "gdts": {gdt.name: gdt_figures(plan, gdt) for gdt in plan.gdts},
+        "ranks": [
+            {"rank": role.rank, "role": role.role}
+            | ({"modules": list(role.modules)} if role.role == "detector" else {})
+            | ({"receiver": plan.receivers[role.receiver]} if role.receiver is not None else {})
+            for role in plan.ranks
+        ],
+        "kernels": [
+            {
+                "flow": step.flow,
+                "nodes": [step.name],
+                "kind": step.node.kind,
+                "input": str(step.before),
+                "output": str(step.after),
+                "receivers": [plan.receivers[r] for r in plan.gdt(step.flow).receivers],
+            }
+            for step in plan.steps
+        ],
+        "memory": memory_figures(plan),
+        "links": link_figures(plan),
+        "channels": {
+            name: {
+                "flow": channel.flow,
+                "dtype": channel.dtype,
+                "shape": [channel.height, channel.width],
+                "compression": channel.compression,
+                "frames_per_file": channel.frames_per_file,
+                "frames_per_chunk": channel.frames_per_chunk,
+            }
+            for name, channel in plan.channels.items()
+        },
+        "warnings": [{"rule": w.rule, "message": w.message, "path": "/" + "/".join(map(str, w.at))} for w in warnings],
+    }
+
+
+def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
+    """One flow; counts by receiver are null where the run has no end."""
+    rule, selected = gdt.rule, gdt.selected
+    written = None if selected is None else [rule.written(index, selected) for index in range(rule.buffers)]
+    events = None if selected is None else _group_events(gdt, selected)
+    return {
+        "dataset": gdt.dataset_name,
+        "dtype": gdt.dtype,
+        "source": {"x": gdt.source.x, "y": gdt.source.y, "width": gdt.source.width, "height": gdt.source.height},
+        "selected": selected,
+        "first_frame": rule.start,
+        "last_frame": rule.frame(selected - 1) if selected else None,
+        "step": rule.step,
+        "pitch": gdt.layout.pitch,
+        "payload_offset": gdt.layout.payload_offset,
+        "stride": gdt.layout.stride,
+        "slots": rule.slots,
+        "groups_per_buffer": rule.groups_per_buffer,
+        "blocks_per_group": rule.blocks,
+        "depth": rule.depth,
+        "blocks_written": None if written is None else sum(written),
+        "blocks_dropped": None if written is None or selected is None else selected - sum(written),
+        "blocks_per_receiver": _by_receiver(plan, gdt, written),
+        "group_events": _by_receiver(plan, gdt, events),
+        "end_events": {plan.receivers[r]: int(gdt.end_event) for r in gdt.receivers},
+        "last_group_blocks": None if selected is None else _last_group(gdt, selected),
+        "parts": [
+            {
+                "module": part.module,
+                "x": part.x,
+                "y": part.y,
+                "width": part.width,
+                "height": part.height,
+                "offset_in_slot": part.offset_in_slot,
+            }
+            for part in gdt.parts
+        ],
+        "gap_pixels": gdt.gap_pixels,
+        "overrun": gdt.overrun,
+        "buffers": [
+            {
+                "receiver": plan.receivers[buffer.receiver],
+                "memspace": plan.regions[buffer.region].name,
+                "offset": buffer.offset,
+                "size": buffer.size,
+            }
+            for buffer in gdt.buffers
+        ],
+        "slack_s": slack_s(plan, gdt),
+    }
+
+
+def _last_group(gdt: Gdt, selected: int) -> int:
+    return gdt.rule.blocks_of_group(gdt.rule.groups(selected) - 1, selected) if selected else 0
+
+
+def _group_events(gdt: Gdt, selected: int) -> list[int]:
+    if not gdt.group_event:
+        return [0] * gdt.rule.buffers
+    return [gdt.rule.full_visits(index, selected) // gdt.group_event for index in range(gdt.rule.buffers)]
+
+
+def _by_receiver(plan: Plan, gdt: Gdt, counts: Sequence[int] | None) -> dict[str, int] | None:
+    if counts is None:
+        return None
+    totals = {plan.receivers[receiver]: 0 for receiver in gdt.receivers}
+    for buffer, count in zip(gdt.buffers, counts, strict=True):
+        totals[plan.receivers[buffer.receiver]] += count
+    return totals
+
+
+def slack_s(plan: Plan, gdt: Gdt) -> float | None:
+    """Seconds of frames that the local buffers of a flow hold together; None without a period."""
+    if plan.period_s is None:
+        return None
+    return plan.period_s * gdt.rule.step * gdt.rule.blocks * gdt.rule.depth * gdt.rule.buffers
+
+
+def memory_figures(plan: Plan) -> dict[str, Any]:
+    """Bytes per memspace, by receiver: size, used, kind (and what was asked for where that is another)."""
+    memory: dict[str, Any] = {name: {} for name in plan.receivers}
+    for region in plan.regions:
+        memory[plan.receivers[region.receiver]][region.name] = {
+            "kind": region.kind,
+            "asked": region.asked,
+            "size": region.size,
+            "used": region.used,
+        }
+    return memory
+
+
+def link_figures(plan: Plan) -> dict[str, Any]:
+    """Bytes per second that reach each receiver, and that each module sends; null without a period."""
+    into = dict.fromkeys(plan.receivers, 0.0)
+    out = {str(module): 0.0 for module in range(len(plan.info.modules))}
+    for gdt in plan.gdts if plan.period_s is not None else ():
+        rate = 1 / (plan.period_s * gdt.rule.step)  # type: ignore[operator]
+        for part in gdt.parts:
+            flow = rate * part.width * part.height * gdt.pixel_bytes
+            out[str(part.module)] += flow
+            for buffer in gdt.buffers:
+                into[plan.receivers[buffer.receiver]] += flow / len(gdt.buffers)
+    known = plan.period_s is not None
+    return {
+        "receivers": into if known else dict.fromkeys(into),
+        "modules": out if known else dict.fromkeys(out),
+    }
+
+
+def kernel_role(node: object) -> str:
+    """What kind of node it is, for people."""
+    return "map" if isinstance(node, Map) else "table" if isinstance(node, Reduce) else "save"

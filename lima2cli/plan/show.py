@@ -1,0 +1,123 @@
+"""A plan for people to read."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lima2cli.plan.figures import gdt_figures, kernel_role, link_figures, slack_s
+from lima2cli.plan.flows import size_text
+from lima2cli.plan.records import Gdt, Plan
+
+
+def show_plan(plan: Plan) -> str:
+    """Ranks, flows, local buffers, memory, rates, nodes."""
+    sections = [_head(plan), _ranks(plan), _flows(plan), _buffers(plan), _memory(plan), _rates(plan), _nodes(plan)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(plan: Plan) -> str:
+    frames = "until stopped" if plan.frames is None else f"{plan.frames} frames"
+    pace = "as fast as the slowest part allows" if plan.period_s is None else f"{1 / plan.period_s:g} Hz"
+    info = plan.info
+    return (
+        f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
+        f"module{'s' * (len(info.modules) != 1)}, {frames}, {pace}"
+    )
+
+
+def _ranks(plan: Plan) -> str:
+    rows = []
+    for role in plan.ranks:
+        if role.role == "control":
+            rows.append((str(role.rank), "control", ""))
+        elif role.role == "detector":
+            rows.append((str(role.rank), "detector", "module " + _compact(role.modules)))
+        else:
+            assert role.receiver is not None
+            flows = [gdt.name for gdt in plan.gdts if role.receiver in gdt.receivers]
+            rows.append((str(role.rank), "receiver", f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"))
+    return "ranks\n" + _table(rows)
+
+
+def _flows(plan: Plan) -> str:
+    rows = [("flow", "dataset", "source", "frames", "block", "group", "events", "overrun")]
+    for gdt in plan.gdts:
+        last = "…" if gdt.selected is None else str(gdt.rule.frame(gdt.selected - 1))
+        step = f" step {gdt.rule.step}" if gdt.rule.step > 1 else ""
+        count = "endless" if gdt.selected is None else str(gdt.selected)
+        rows.append(
+            (
+                gdt.name,
+                gdt.dataset_name,
+                ("full " if gdt.full else "") + str(gdt.source),
+                f"{count} ({gdt.rule.start}..{last}{step})",
+                size_text(gdt.layout.stride),
+                f"{gdt.rule.blocks}",
+                _events(gdt),
+                gdt.overrun,
+            )
+        )
+    return "data flows\n" + _table(rows)
+
+
+def _events(gdt: Gdt) -> str:
+    words = [f"every {gdt.group_event} groups" if gdt.group_event > 1 else "every group"] if gdt.group_event else []
+    return " + ".join(words + (["end"] if gdt.end_event else []))
+
+
+def _buffers(plan: Plan) -> str:
+    rows = [("flow", "local buffers", "slots", "groups", "slack", "frames per receiver")]
+    for gdt in plan.gdts:
+        places = ", ".join(f"{plan.receivers[b.receiver]}.{plan.regions[b.region].name}" for b in gdt.buffers)
+        slack = slack_s(plan, gdt)
+        figures: dict[str, Any] = gdt_figures(plan, gdt)
+        shares = figures["blocks_per_receiver"]
+        rows.append(
+            (
+                gdt.name,
+                f"{size_text(gdt.buffer_size)} in {places}",
+                str(gdt.rule.slots),
+                f"{gdt.rule.depth}",
+                "-" if slack is None else f"{slack * 1e3:g} ms",
+                "endless" if shares is None else " + ".join(f"{count}" for count in shares.values()),
+            )
+        )
+    return "local buffers\n" + _table(rows)
+
+
+def _memory(plan: Plan) -> str:
+    rows = []
+    for region in plan.regions:
+        kind = region.kind if region.kind == region.asked else f"{region.kind} (for {region.asked})"
+        share = 100 * region.used / region.size if region.size else 0
+        name = f"{plan.receivers[region.receiver]}.{region.name}"
+        rows.append((name, kind, f"{size_text(region.used)} of {size_text(region.size)}", f"{share:.0f} %"))
+    return "memory\n" + _table(rows)
+
+
+def _rates(plan: Plan) -> str:
+    if plan.period_s is None:
+        return ""
+    links = link_figures(plan)
+    rows = [(name, f"{rate / 1e6:.1f} MB/s") for name, rate in links["receivers"].items()]
+    rows += [(f"module {name}", f"{rate / 1e6:.1f} MB/s") for name, rate in links["modules"].items()]
+    return "rates (into receivers, out of modules)\n" + _table(rows)
+
+
+def _nodes(plan: Plan) -> str:
+    rows = []
+    for step in plan.steps:
+        receivers = ", ".join(plan.receivers[r] for r in plan.gdt(step.flow).receivers)
+        rows.append((step.name, step.node.kind, kernel_role(step.node), f"{step.source} → {step.after}", receivers))
+    return "nodes\n" + _table(rows) if rows else ""
+
+
+def _compact(numbers: Iterable[int]) -> str:
+    items = list(numbers)
+    return f"{items[0]} to {items[-1]}" if len(items) > 2 else ", ".join(map(str, items))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,75 @@
+"""Whether this machine can hold what the plan needs, told with the arithmetic before anything starts."""
+
+import os
+import shutil
+from pathlib import Path
+
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.plan.flows import size_text
+from lima2cli.plan.records import Plan
+
+RANK_BYTES = 80 << 20
+"""A rank's own memory: the interpreter, numpy, MPI, HDF5, and blocks in work."""
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def check_memory(plan: Plan, *, shared: bool) -> None:
+    """Raise `EnvironmentUnfit` where memory, /dev/shm (``shared``: MPI puts windows there) or disk is too small.
+
+    Windows larger than /dev/shm can be made, and kill the rank that touches them (SIGBUS); so look first.
+    """
+    hosts = [region for region in plan.regions if region.path is None]
+    windows = sum(region.size for region in hosts)
+    terms = " + ".join(f"{plan.receivers[r.receiver]}.{r.name} {size_text(r.size)}" for r in hosts) or "none"
+    if shared and SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if windows > free:
+            raise EnvironmentUnfit(
+                f"memspaces need {size_text(windows)} ({terms}), /dev/shm has {size_text(free)} free; "
+                "make buffers smaller, or /dev/shm larger (mount -o remount,size=… /dev/shm)"
+            )
+    needed, available = windows + RANK_BYTES * len(plan.ranks), available_memory()
+    if available is not None and needed > available:
+        raise EnvironmentUnfit(
+            f"the run needs {size_text(needed)} of memory (memspaces: {terms}; "
+            f"{len(plan.ranks)} ranks x {size_text(RANK_BYTES)}), {size_text(available)} are available"
+        )
+
+
+def check_files(plan: Plan, base: Path) -> None:
+    """Raise `EnvironmentUnfit` where the disk has no room for the mapped memspaces."""
+    for region in plan.regions:
+        if region.path is None:
+            continue
+        folder = _existing(base / region.path)
+        free = shutil.disk_usage(folder).free
+        if region.size > free:
+            raise EnvironmentUnfit(
+                f"memspace {region.name} of {plan.receivers[region.receiver]} maps {size_text(region.size)}, "
+                f"{folder} has {size_text(free)} free"
+            )
+
+
+def _existing(path: Path) -> Path:
+    path = path.parent
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def available_memory() -> int | None:
+    """MemAvailable of proc(5) in bytes; None where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""Programs to running ranks, and the loops that give them turns."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lima2cli.artefacts.stacks import FileStore
+from lima2cli.plan.records import Plan
+from lima2cli.program.lower import lower
+from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring
+from lima2cli.runtime.closing import close_run
+from lima2cli.runtime.control import ControlRank, Emit, Outcome
+from lima2cli.runtime.receiver import ReceiverRank
+from lima2cli.runtime.source import DetectorRank
+from lima2cli.transport.base import MemorySpec, Port, RegionSpec
+from lima2cli.transport.inline import InlineMemory, InlinePort
+
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
+CONTROL_SLEEP_S = 5e-3
+
+
+class Rank(Protocol):
+    """A state machine that is given turns."""
+
+    done: bool
+
+    def prepare(self) -> None:
+        """Get ready and say so to the control rank."""
+        ...
+
+    def step(self) -> bool:
+        """Do one thing; False where there was none."""
+        ...
+
+
+def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
+    """What the transport is to make; paths of mapped memspaces are relative to the pipeline's file."""
+    regions = tuple(
+        RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
+        for region, owner in zip(wiring.regions, wiring.owners, strict=True)
+    )
+    return MemorySpec(regions, wiring.control_words)
+
+
+def make_rank(
+    program: Program, port: Port, base: Path, directory: str, emit: Emit, stop_asked: Callable[[], bool]
+) -> Rank:
+    """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's."""
+    if isinstance(program, ControlProgram):
+        plan = program.plan
+
+        def close(outcome: Outcome) -> None:
+            close_run(plan, outcome, directory)
+
+        return ControlRank(program, port, emit, close, stop_asked)
+    if isinstance(program, DetectorProgram):
+        return DetectorRank(program, port, program.detector.open(program.info, FileStore(base)))
+    return ReceiverRank(program, port, FileStore(base), directory)
+
+
+def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGEST_SLEEP_S) -> None:
+    """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin."""
+    pause = shortest
+    while not rank.done:
+        if rank.step():
+            pause = shortest
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+
+def run_inline(plan: Plan, base: Path, directory: str, emit: Emit, stop_asked: Callable[[], bool]) -> Outcome:
+    """All ranks in this process, in turn: the reference."""
+    wiring, programs = lower(plan)
+    memory = InlineMemory(memory_of(wiring, base))
+    ranks = [
+        make_rank(program, InlinePort(number, memory), base, directory, emit, stop_asked)
+        for number, program in enumerate(programs)
+    ]
+    for rank in ranks:
+        rank.prepare()
+    _take_turns(ranks)
+    control = ranks[0]
+    assert isinstance(control, ControlRank)
+    return control.outcome
+
+
+def _take_turns(ranks: Sequence[Rank]) -> None:
+    while not all(rank.done for rank in ranks):
+        worked = [rank.step() for rank in ranks if not rank.done]
+        if not any(worked):
+            time.sleep(SHORTEST_SLEEP_S)
