@@ -239,7 +239,7 @@ class PipelineTable:
     detector: DetectorConfig = param("The source of frames.", OneKind("detector", detector_kinds))
     acquisition: Acquisition = param("What to acquire.", Table(Acquisition), Acquisition())
     receivers: int | Mapping[str, Receiver] = param(
-        "The receivers, by name; or their number.", Either((Integer(1), MapOf(Table(Receiver), minimum=1))), 1
+        "The receivers, by name; or their number.", Either((Integer(1, 1024), MapOf(Table(Receiver), minimum=1))), 1
     )
     flows: Mapping[str, Flow] | None = param(
         "The data flows; default: one full flow per dataset, named after it.",

@@ -13,7 +13,7 @@ from lima2cli.diagnostics import Diagnostic, Findings, Path
 from lima2cli.schema.keys import check_keys, everything
 from lima2cli.schema.quantities import quantity_of
 from lima2cli.schema.wording import Fault, word
-from lima2cli.schema.words import got, sort, sorts
+from lima2cli.schema.words import sort, sorts
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 Errors = Iterator["ValidationError"]
 
 
-def check(data: Any, schema: Schema, findings: Findings) -> frozenset[Path]:
+def check(data: Any, schema: Schema, findings: Findings, reported: frozenset[Path] = frozenset()) -> frozenset[Path]:
     """Report all that does not fit the schema; the paths whose values must not be read.
 
-    data    maps, lists and scalars;  schema   of a `declare.Shape`
+    data      maps with keys of text, lists and scalars
+    schema    of a `declare.Shape`
+    reported  paths of which a mistake is known already; they are among the paths returned
     """
-    bad: set[Path] = set()
+    bad = set(reported)
     for diagnostic in _anywhere(data):
         findings.add(diagnostic)
         bad.add(diagnostic.at)
@@ -58,7 +60,7 @@ def _faults(data: Any, schema: Schema) -> Iterator[Fault]:
 
 
 def _anywhere(data: Any) -> Iterator[Diagnostic]:
-    """What is wrong wherever it stands: numbers that are none, placeholders, keys that are no text."""
+    """What is wrong wherever it stands: placeholders, and numbers that are none."""
     for at, value in everything(data):
         if isinstance(value, str) and "REPLACEME" in value:
             yield Diagnostic("replaceme", "a placeholder was left in", at, help="put the real value here")
@@ -66,11 +68,6 @@ def _anywhere(data: Any) -> Iterator[Diagnostic]:
             yield Diagnostic("not-finite", f"expected a finite number, got {value}", at)
         elif isinstance(value, (int, float)) and abs(value) >= LARGEST:
             yield Diagnostic("out-of-range", "the number is too large", at)
-        elif isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, str):
-                    message = f"keys are texts, got {got(key)}"
-                    yield Diagnostic("bad-name", message, (*at, key), on_key=True, help=f'quote it: "{key}"')
 
 
 def _validator(schema: Schema) -> Any:

@@ -1,0 +1,115 @@
+"""Document to Pipeline: typed, defaults filled, names resolved; every mistake of structure and names reported."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from string import Formatter
+from typing import Any
+
+from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
+from lima2cli.config.graph import resolve_nodes
+from lima2cli.config.pipeline import Pipeline
+from lima2cli.config.records import Acquisition, HostMemspace, Output, PipelineTable, Receiver
+from lima2cli.config.schema import pipeline_schema
+from lima2cli.declare import Bad, Table
+from lima2cli.detectors.base import DetectorConfig
+from lima2cli.diagnostics import Findings, Path, Related
+from lima2cli.document import Document
+from lima2cli.errors import FileProblem, Misfit
+from lima2cli.names import did_you_mean
+from lima2cli.poison import POISON, Poisoned, attempt
+from lima2cli.schema.check import check
+from lima2cli.schema.keys import everything
+from lima2cli.spec import DetectorInfo, Files
+
+
+def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
+    """The pipeline that a document says; `POISON` stands for what is wrong and has been reported.
+
+    ``files`` are asked for the shapes of recorded frames where the detector is described by a file.
+    """
+    bad = check(document.data, pipeline_schema(), findings, document.bad)
+    table = Table(PipelineTable).read(document.data, (), Bad(bad))
+    if table is POISON:
+        return Pipeline(*[POISON] * 10)
+    info = attempt(lambda: _describe(table.detector, document, files, findings))
+    receivers = _receivers(table.receivers)
+    attempt(lambda: _check_acquisition(table.acquisition, findings))
+    attempt(lambda: _check_directory(table.output, findings))
+    flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
+    nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
+    attempt(lambda: warn_of_idle_receivers(receivers, flows, findings))
+    return Pipeline(
+        name=attempt(lambda: table.name or name_of_file(document.file)),
+        description=table.description,
+        metadata=table.metadata,
+        config=table.detector,
+        detector=info,
+        acquisition=table.acquisition,
+        receivers=receivers,
+        flows=flows,
+        nodes=nodes,
+        output=table.output,
+    )
+
+
+def _describe(config: DetectorConfig, document: Document, files: Files, findings: Findings) -> DetectorInfo:
+    """The detector as it describes itself; what it refuses is reported at its parameter."""
+    at: Path = ("detector", config.kind)
+    try:
+        return config.describe(files)
+    except Misfit as misfit:
+        findings.error(misfit.rule, misfit.message, (*at, *misfit.key), help=misfit.help)
+    except FileProblem as problem:
+        findings.error(problem.rule, str(problem), _place_of_file(document, at, problem))
+    raise Poisoned
+
+
+def _place_of_file(document: Document, at: Path, problem: FileProblem) -> Path:
+    """The parameter whose file the message names, else the detector."""
+    for path, value in everything(document.value(at)):
+        if isinstance(value, str) and value and value.partition("::")[0] in str(problem):
+            return (*at, *path)
+    return at
+
+
+def name_of_file(file: str) -> str:
+    """The default name of a pipeline: the file's stem, as far as names allow; ``pipeline`` for standard input."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem if file != "-" else "pipeline")
+    return stem if stem[:1].isalpha() else f"pipeline_{stem}"
+
+
+def _receivers(said: int | Mapping[str, Receiver]) -> Mapping[str, Receiver]:
+    """By name, in order; a number stands for as many with a host memspace each."""
+    if isinstance(said, int):
+        return {f"receiver{i}": Receiver(memspaces={"host": HostMemspace()}) for i in range(said)}
+    return said
+
+
+def _check_acquisition(said: Acquisition, findings: Findings) -> None:
+    at: Path = ("acquisition",)
+    if said.period is not None and said.rate is not None:
+        related = [Related((*at, "period"), "the period")]
+        findings.error("period-or-rate", "`period` and `rate` say the same twice", (*at, "rate"), related=related)
+    elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
+        message = f"an exposure of {said.exposure:g} s does not fit into a period of {said.period_s:g} s"
+        findings.error("exposure-too-long", message, (*at, "exposure"))
+
+
+_FIELDS: Mapping[str, Any] = {"name": "maze", "run": 1, "date": "2025-01-31", "time": "12-00-00", "uuid": "0"}
+"""Fields of the output directory, each with an example of its type."""
+
+
+def _check_directory(said: Output, findings: Findings) -> None:
+    at: Path = ("output", "directory")
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(said.directory) if field is not None]
+        unknown = [field for field in fields if field not in _FIELDS]
+        if not unknown:
+            said.directory.format(**_FIELDS)
+    except ValueError as error:
+        message = f"the directory is no valid format: {error}"
+        findings.error("bad-format", message, at, help="for example `runs/{name}_{run:04d}`; `{{` is a literal brace")
+        return
+    for field in unknown:
+        findings.error("unknown-field", f"there is no field `{{{field}}}`", at, help=did_you_mean(field, _FIELDS))
