@@ -1,6 +1,7 @@
 """Comments ``# lima2: ignore[rule, rule]``, which silence warnings of their line."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,22 +27,19 @@ def suppress(document: Document, findings: Findings) -> Findings:
     ignores = list(_ignores(document))
     if not ignores:
         return findings
-    used: set[_Ignore] = set()
+    named = {(ignore.rule, ignore.span.line) for ignore in ignores}
+    used: set[tuple[str, int]] = set()
     left = Findings()
     for item in findings:
         place = document.locate(item)
-        silenced = [
-            ignore
-            for ignore in ignores
-            if item.severity == "warning" and place.override is None and ignore[0] == item.rule
-            and ignore.span.line == place.span.line
-        ]  # fmt: skip
-        used.update(silenced)
-        if not silenced:
+        here = (item.rule, place.span.line)
+        if item.severity == "warning" and place.override is None and here in named:
+            used.add(here)
+        else:
             left.add(item)
     errors = {item.rule for item in findings if item.severity == "error"}
     for ignore in ignores:
-        if ignore not in used:
+        if (ignore.rule, ignore.span.line) not in used:
             left.add(_unused(ignore, ignore.rule in errors))
     return left
 
@@ -53,27 +51,37 @@ def _unused(ignore: _Ignore, is_error: bool) -> Diagnostic:
 
 
 def _ignores(document: Document) -> Iterator[_Ignore]:
+    if "lima2:" not in document.text:
+        return
+    texts = _texts(document)
     for number, line in enumerate(document.lines, 1):
-        if "lima2:" not in line:
-            continue
         for comment in _IGNORE.finditer(line):
-            if _in_text(document, number, comment.start() + 1):
+            if _within(document, texts, number, comment.start() + 1):
                 continue
-            start = comment.start(1) + 1
             names = list(_RULE.finditer(comment[1]))
             for name in names:
-                yield _Ignore(name[0], Span(number, start + name.start(), number, start + name.end()))
+                column = comment.start(1) + name.start() + 1
+                yield _Ignore(name[0], Span(number, column, number, column + len(name[0])))
             if not names:
                 yield _Ignore("", Span(number, comment.start() + 1, number, comment.end() + 1))
 
 
-def _in_text(document: Document, line: int, column: int) -> bool:
+def _texts(document: Document) -> list[Span]:
+    """Places of keys and scalars, in order; they do not overlap."""
+    scalars = {
+        span
+        for path, span in document.values.items()
+        if path not in document.overridden and not isinstance(document.value(path), (dict, list))
+    }
+    return sorted(scalars | {span for path, span in document.keys.items() if path not in document.overridden})
+
+
+def _within(document: Document, texts: list[Span], line: int, column: int) -> bool:
     """Whether a place is within a text, where a ``#`` begins no comment."""
-    for path, span in document.values.items():
-        if path in document.overridden or isinstance(document.value(path), (dict, list)):
-            continue
-        head = document.lines[span.line - 1][span.column - 1 : span.column]
-        in_head = head in ("|", ">") and span.line == line
-        if span[:2] <= (line, column) < span[2:] and not in_head:
-            return True
-    return False
+    before = bisect_right(texts, (line, column, 1 << 62, 0)) - 1
+    if before < 0:
+        return False
+    span = texts[before]
+    head = document.lines[span.line - 1][span.column - 1 : span.column]
+    in_head = head in ("|", ">") and span.line == line  # of a block scalar, where comments may be
+    return (line, column) < span[2:] and not in_head

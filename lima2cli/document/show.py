@@ -92,6 +92,31 @@ def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str
     return "".join(lines)
 
 
+def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
+    """SARIF 2.1.0 (OASIS), for code-scanning services."""
+    from urllib.parse import quote  # costs milliseconds of every start otherwise
+
+    shown = _arrange(source or _NOWHERE, diagnostics)
+    results = []
+    for item, (file, span, override) in shown:
+        region = {"startLine": span.line, "startColumn": span.column, "endLine": span.end_line,
+                  "endColumn": span.end_column}  # fmt: skip
+        text = item.message if override is None else f"{item.message} (--set {override})"
+        location = {"artifactLocation": {"uri": quote(file)}, "region": region}
+        results.append(
+            {
+                "ruleId": item.rule,
+                "level": item.severity,
+                "message": {"text": "\n".join([text, *item.notes, *([f"help: {item.help}"] if item.help else [])])},
+                "locations": [{"physicalLocation": location}],
+            }
+        )
+    driver = {"name": "lima2", "rules": [{"id": rule} for rule in sorted({one.item.rule for one in shown})]}
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    log = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
+    return json.dumps(log, indent=2)
+
+
 def _escape(text: str, more: str = "") -> str:
     return "".join(f"%{ord(char):02X}" if char in "%\r\n" + more else char for char in text)
 
