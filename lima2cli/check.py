@@ -1,0 +1,46 @@
+"""The one compiler behind all commands: what `validate` accepts, `run` never rejects for a static reason."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lima2cli.artefacts.stacks import FileStore
+from lima2cli.config.parse import parse
+from lima2cli.config.pipeline import Pipeline
+from lima2cli.diagnostics import Findings
+from lima2cli.document import Source, load, suppress
+from lima2cli.plan.compile import compile_plan
+from lima2cli.plan.records import Plan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of a text.
+
+    source    to show ``findings`` in: a `Document` where the text is YAML
+    pipeline  None where the text is not YAML; holds `POISON` where something is wrong
+    plan      None where anything is wrong
+    """
+
+    source: Source
+    findings: Findings
+    pipeline: Pipeline | None = None
+    plan: Plan | None = None
+
+
+def check_text(
+    text: str, file: str, base: Path, *, cores: int, environment: Mapping[str, str], overrides: Sequence[str] = ()
+) -> Checked:
+    """Load, parse and compile; every mistake is in the findings.
+
+    file   name to show, ``-`` for standard input;  base   directory that files with data are relative to
+    cores  of this machine, a bound on the number of detector ranks
+    """
+    findings = Findings()
+    document = load(text, file, findings, environment=environment, overrides=overrides)
+    if document is None:
+        return Checked(Source(file, text), findings)
+    with FileStore(base) as files:
+        pipeline = parse(document, findings, files)
+        plan = compile_plan(pipeline, files, findings, cores=cores)
+    return Checked(document, suppress(document, findings), pipeline, plan)

@@ -1,0 +1,44 @@
+"""The command line. Thin: each command is a file, and imports what it needs when it is called."""
+
+from typing import Annotated
+
+import typer
+
+from lima2cli.cli.schema import schema
+from lima2cli.cli.validate import validate
+
+app = typer.Typer(
+    name="lima2",
+    help="Declarative pipelines for 2D X-ray detectors that are faster than one computer.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from lima2cli import __version__
+
+        typer.echo(f"lima2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
+
+
+app.command()(validate)
+app.command()(schema)
+
+
+def main() -> None:
+    """Entry point of the program ``lima2``."""
+    app(prog_name="lima2")

@@ -1,0 +1,60 @@
+"""Where exceptions end: exit codes and messages of the program.
+
+0 fine, 1 the input has problems, 2 usage or unreadable file, 3 a bug of ours, 10 run failed, 12 environment unfit.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from lima2cli.errors import EnvironmentUnfit, Lima2Error, RunFailed, UnreadableInput
+
+FINE, PROBLEMS, USAGE, BUG, FAILED, UNFIT = 0, 1, 2, 3, 10, 12
+
+_CODES: tuple[tuple[type[Lima2Error], int], ...] = (
+    (UnreadableInput, USAGE),
+    (RunFailed, FAILED),
+    (EnvironmentUnfit, UNFIT),
+)
+
+
+@contextmanager
+def border(*, as_json: bool, debug: bool) -> Iterator[None]:
+    """The body of a command: an exception becomes a message and an exit code, a traceback only with ``debug``.
+
+    With ``as_json`` the message is a diagnostic on standard output, in the format of `validate`.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader went away; nothing that is left can be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PROBLEMS) from None
+    except Lima2Error as error:
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
+        _tell("internal-error" if code == BUG else _rule(error), str(error), as_json)
+        raise typer.Exit(code) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
+        _tell("internal-error", message, as_json, help="run again with --debug, and report what it prints")
+        raise typer.Exit(BUG) from None
+
+
+def _rule(error: Lima2Error) -> str:
+    return {UnreadableInput: "unreadable-input", RunFailed: "run-failed"}.get(type(error), "environment-unfit")
+
+
+def _tell(rule: str, message: str, as_json: bool, help: str | None = None) -> None:
+    if as_json:
+        from lima2cli.diagnostics import Diagnostic
+        from lima2cli.document import show_json
+
+        typer.echo(show_json(None, [Diagnostic(rule, message, help=help)]))
+    else:
+        typer.echo(f"error[{rule}]: {message}" + (f"\n = help: {help}" if help else ""), err=True)
