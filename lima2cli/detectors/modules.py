@@ -109,7 +109,7 @@ def check_gap_value(value: float, datasets: Sequence[DatasetInfo]) -> None:
     for dataset in datasets:
         dtype = np.dtype(dataset.dtype)
         if dtype.kind == "f":
-            fits = abs(value) <= np.finfo(dtype).max
+            fits = abs(value) <= float(np.finfo(dtype).max)
         else:
             limits = np.iinfo(dtype)
             fits = math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
