@@ -322,22 +322,27 @@ class CountingReader:
         return STACK[list(numbers)]
 
 
-def test_modules_share_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 3 * STACK[0].nbytes)
+@pytest.mark.parametrize("ahead", [1, 2, 3, 9])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_modules_share_what_was_read(monkeypatch: pytest.MonkeyPatch, ahead: int, blocks: int) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", ahead * STACK[0].nbytes)
+    monkeypatch.setattr(sources, "RECORDING_BYTES", 0)
     reader = CountingReader()
     recording = Recording(reader, "int32")
-    for group in range(3):
-        for _ in range(10):
-            frames = recording.get(range(2 * group, 2 * group + 2))
-            np.testing.assert_array_equal(frames, STACK[2 * group :][: len(frames)])
-            rest = recording.get(range(2 * group + len(frames), 2 * group + 2)) if len(frames) < 2 else frames[:0]
-            assert len(frames) + len(rest) == 2
-    assert reader.read_numbers == [0, 1, 2, 3, 4, 5]
+    for first in range(0, 9, blocks):
+        for _ in range(10):  # modules
+            number, end = first, min(9, first + blocks)
+            while number < end:
+                frames = recording.get(range(number, end))
+                np.testing.assert_array_equal(frames, STACK[number : number + len(frames)])
+                number += len(frames)
+    assert reader.read_numbers == list(range(9))
 
 
 def test_flows_of_unlike_steps_share_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", 2 * STACK[0].nbytes)
     monkeypatch.setattr(sources, "RECORDING_BYTES", 5 * STACK[0].nbytes)
+    monkeypatch.setattr(sources, "GROUP_BYTES", 0)
     recording = Recording(CountingReader(), "int32")
     held = recording.get(range(1))
     for number in range(9):

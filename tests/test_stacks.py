@@ -246,6 +246,18 @@ def test_arrays_that_are_no_stack_of_frames(store: FileStore, tmp_path: Path, da
         assert problem(store, "a.h5::/data")[0] == rule
 
 
+def test_colours_and_empty_datasets_are_no_frames(store: FileStore, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("fabio")
+    image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "rgb.tif")
+    write_h5(tmp_path / "e.h5", data=h5py.Empty("f4"))
+    assert problem(store, "rgb.tif") == (
+        "file-shape",
+        "rgb.tif has the shape 1 x 4 x 6 x 3, not (frames, height, width)",
+    )
+    assert problem(store, "e.h5::/data")[0] == "file-shape"
+
+
 def test_frames_of_unlike_shapes(store: FileStore, tmp_path: Path) -> None:
     edfimage = pytest.importorskip("fabio.edfimage")
     image = edfimage.EdfImage(data=STACK[0])

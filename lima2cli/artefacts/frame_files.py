@@ -28,8 +28,9 @@ class OpenStack:
     info: StackInfo
     single: bool
 
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:
+    def __init__(self, name: str, shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
         """Raises `FileProblem` (file-shape, file-dtype) for what is no stack of frames."""
+        shape = shape or ()  # HDF5 has datasets without a shape
         self._name = name
         self.single = len(shape) == 2
         full = (1, *shape) if self.single else tuple(shape)
@@ -142,7 +143,8 @@ class FabioStack(OpenStack):
             count = int(self._image.nframes)
         except Exception as error:
             raise unreadable(name, error) from error
-        super().__init__(name, first.shape if count == 1 else (count, *first.shape), first.dtype)
+        single = count == 1 and first.ndim == 2  # colours would make a third axis
+        super().__init__(name, first.shape if single else (count, *first.shape), first.dtype)
 
     def _read(self, numbers: Sequence[int]) -> Array:
         out = np.empty((len(numbers), *self.info.shape[1:]), self.info.dtype)

@@ -82,7 +82,7 @@ class Remu(DetectorConfig):
         def sources(routes: Sequence[Route]) -> dict[Route, Source]:
             ready: dict[Route, Source] = {}
             for dataset in info.datasets:
-                modules = [module for index, module in routes if index == dataset.index]
+                modules = [module for index, module in dict.fromkeys(routes) if index == dataset.index]
                 scene, rects = self._scene(dataset.name)[0], [info.modules[module] for module in modules]
                 made = scene.sources(dataset, info.image, rects, files) if modules else []
                 ready |= {(dataset.index, module): source for module, source in zip(modules, made, strict=True)}

@@ -14,7 +14,10 @@ BLOCK_BYTES = 8 << 20
 """Frames rendered or read at once, at least one."""
 
 RECORDING_BYTES = 64 << 20
-"""Blocks of a recording that are kept for other modules and flows, at least two."""
+"""Blocks of a recording that are kept for other modules and flows; two are kept even if they are larger."""
+
+GROUP_BYTES = 256 << 20
+"""Frames asked for at once are read at once up to here, so that all modules find them."""
 
 
 class Source(Protocol):
@@ -99,7 +102,8 @@ class Recording:
         return self._read_ahead(places)[: len(places)]
 
     def _read_ahead(self, places: range) -> Array:
-        ahead = range(places.start, self._count, places.step)[: max(1, BLOCK_BYTES // self._frame_bytes)]
+        asked = min(len(places), GROUP_BYTES // self._frame_bytes)
+        ahead = range(places.start, self._count, places.step)[: max(1, asked, BLOCK_BYTES // self._frame_bytes)]
         frames = self._reader.read(ahead)
         if self._largest is not None:
             frames = np.minimum(frames, frames.dtype.type(self._largest))
