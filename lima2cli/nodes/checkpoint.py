@@ -58,16 +58,14 @@ class _Clock:
     """See `Reducer`."""
 
     def __init__(self, every: int) -> None:
-        self.every = np.uint64(every)
+        self.every = every
 
     def step(self, block: Block, received_ns: int) -> Partial:
         """Partial: ``frame_number``, ``detector_ns``, ``received_ns``, all uint64."""
         numbers, times = block.numbers, block.times
-        if self.every == 1:
-            numbers, times = numbers.copy(), times.copy()
-        else:
-            chosen = numbers % self.every == 0
+        if self.every > 1:
+            chosen = numbers % np.uint64(self.every) == 0
             numbers, times = numbers[chosen], times[chosen]
-        received = np.empty_like(numbers)
+        received = numbers.copy()
         received.fill(received_ns)
-        return {"frame_number": numbers, "detector_ns": times, "received_ns": received}
+        return {"frame_number": numbers.copy(), "detector_ns": times.copy(), "received_ns": received}

@@ -46,7 +46,7 @@ def _fitting(fill: float | str, dtype: np.dtype[Any]) -> float:
     value = math.nan if fill == "nan" else fill
     assert not isinstance(value, str)
     if dtype.kind == "f":
-        if math.isfinite(value) and abs(value) > np.finfo(dtype).max:
+        if math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
             raise Misfit("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))
         return value
     if not math.isfinite(value):

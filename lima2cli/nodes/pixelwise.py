@@ -138,11 +138,13 @@ class Kernel:
 
     def _tile(self, raw: Array, out: Array, rows: slice) -> None:
         work = out if self.in_place else self.scratch[: len(raw), : raw.shape[1]]
-        np.copyto(work, raw, casting="unsafe")
+        if raw.dtype != work.dtype:  # converting first is faster than ufuncs of mixed dtypes
+            np.copyto(work, raw, casting="unsafe")
+            raw = work
         if self.offset is not None:
-            np.subtract(work, self.offset[rows] if self.offset.ndim else self.offset, out=work)
+            raw = np.subtract(raw, self.offset[rows] if self.offset.ndim else self.offset, out=work)
         if self.divisor is not None:
-            np.divide(work, self.divisor[rows] if self.divisor.ndim else self.divisor, out=work)
+            np.divide(raw, self.divisor[rows] if self.divisor.ndim else self.divisor, out=work)
         if self.in_place:
             return
         if self.target.kind == "f":
@@ -153,15 +155,15 @@ class Kernel:
 
 def _store_integers(work: Array, out: Array) -> None:
     """``work`` (overwritten) rounded half to even and clipped to the range of ``out``; no NaN has a meaning here."""
-    limits = np.iinfo(out.dtype)
+    limits, number = np.iinfo(out.dtype), work.dtype.type
+    low, high = number(limits.min), number(limits.max)
     np.rint(work, out=work)
     if limits.bits < 64:
-        np.clip(work, limits.min, limits.max, out=work)
+        np.clip(work, low, high, out=work)
         np.copyto(out, work, casting="unsafe")
         return
-    top = float(limits.max)  # one above the largest 64-bit integer, which is no float64
-    over = work >= top
-    np.clip(work, limits.min, np.nextafter(top, 0.0), out=work)
+    over = work >= high  # one above the largest 64-bit integer, which is no float64
+    np.clip(work, low, np.nextafter(high, number(0)), out=work)
     np.copyto(out, work, casting="unsafe")
     out[over] = limits.max
 

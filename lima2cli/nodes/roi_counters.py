@@ -102,10 +102,13 @@ class _Counters:
 
     def step(self, block: Block, received_ns: int) -> Partial:
         """Partial: the keys of `statistics`, each (n, ROIs), and ``frame_number``."""
-        with np.errstate(all="ignore"):  # inf - inf
-            sums = [region(block.frames) for region in self.regions]
-        partial: Partial = {key: np.stack([each[key] for each in sums], axis=1) for key in sums[0]}
-        partial["frame_number"] = block.numbers.copy()
+        frames = block.frames
+        partial: Partial = {"frame_number": block.numbers.copy()}
+        for i, region in enumerate(self.regions):
+            for key, value in region(frames).items():
+                if not i:
+                    partial[key] = np.empty((len(frames), len(self.regions)), value.dtype)
+                partial[key][:, i] = value
         return partial
 
 
@@ -121,4 +124,4 @@ def _column(name: str, partial: Partial) -> NDArray[Any]:
     if name == "saturated":
         return partial["saturated"].astype(np.uint32)
     values = partial[name]
-    return values if values.dtype.kind == "f" else np.where(count > 0, values, values.dtype.type(0))
+    return values if values.dtype.kind == "f" or count.all() else np.where(count > 0, values, values.dtype.type(0))

@@ -27,6 +27,8 @@ from lima2cli.spec import Array, FrameSpec
 Sums = dict[str, Array]
 """By key as above, arrays of one shape, (n,) or (n, regions)."""
 
+_PIXELS = (1, 2)
+
 
 def merge(one: Sums, other: Sums) -> Sums:
     """The sums of both parts together; both have the same keys and shape."""
@@ -66,7 +68,7 @@ class RegionSums:
         self.scratch = np.empty(deep * tall * self.shape[1] if "m2" in keys else 0)
 
     def __call__(self, frames: Array) -> Sums:
-        """Sums of each frame of (n, height, width), arrays (n,)."""
+        """Sums of each frame of (n, height, width), arrays (n,) or, where all frames have the same, numbers."""
         if not self.size:
             return self._none(len(frames))
         pixels = self._pixels(frames)
@@ -77,7 +79,7 @@ class RegionSums:
         for deep, tall in tiles(count, height, width):
             part = self._tile(pixels[deep, tall])
             if not whole:
-                whole = {key: np.empty(count, value.dtype) for key, value in part.items()}
+                whole = {key: np.empty(count, np.asarray(value).dtype) for key, value in part.items()}
             if tall.start:
                 part = merge({key: value[deep] for key, value in whole.items()}, part)
             for key, value in part.items():
@@ -97,38 +99,41 @@ class RegionSums:
 
     def _tile(self, pixels: Array) -> Sums:
         """Sums of (n, height, width) pixels, few enough for the scratch."""
-        total = np.add.reduce(pixels, axis=(1, 2), dtype=self.wide)
-        if self.dtype.kind == "f" and not np.isfinite(total).all():
-            return self._tile_with_gaps(pixels)
-        count, height, width = pixels.shape
-        sums: Sums = {"count": np.full(count, height * width), "sum": total.astype(np.float64, copy=False)}
+        if self.dtype.kind != "f":
+            return self._dense(pixels, np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide))
+        with np.errstate(all="ignore"):  # inf - inf
+            total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide)
+            return self._dense(pixels, total) if np.isfinite(total).all() else self._sparse(pixels)
+
+    def _dense(self, pixels: Array, total: Array) -> Sums:
+        """Where all pixels count; ``total`` is their sum."""
+        count = pixels.shape[1] * pixels.shape[2]
+        sums: Sums = {"count": np.asarray(count), "sum": total.astype(np.float64, copy=False)}
         if "m2" in self.keys:
-            center = sums["sum"] / (height * width)
             apart = self.scratch[: pixels.size].reshape(pixels.shape)
-            np.subtract(pixels, center[:, None, None], out=apart)
+            np.subtract(pixels, (sums["sum"] / count)[:, None, None], out=apart)
             np.multiply(apart, apart, out=apart)
-            sums["m2"] = np.add.reduce(apart.reshape(count, -1), axis=1)
+            sums["m2"] = np.add.reduce(apart, axis=_PIXELS)
         if "min" in self.keys:
-            sums["min"] = np.minimum.reduce(pixels, axis=(1, 2))
+            sums["min"] = np.minimum.reduce(pixels, axis=_PIXELS)
         if "max" in self.keys:
-            sums["max"] = np.maximum.reduce(pixels, axis=(1, 2))
+            sums["max"] = np.maximum.reduce(pixels, axis=_PIXELS)
         if "saturated" in self.keys:
             sums["saturated"] = self._saturated(pixels)
         return sums
 
-    def _tile_with_gaps(self, pixels: Array) -> Sums:
-        """The same where some pixels are NaN (or infinite)."""
+    def _sparse(self, pixels: Array) -> Sums:
+        """Where some pixels are NaN (or infinite)."""
         there = ~np.isnan(pixels)
-        counts = np.count_nonzero(there, axis=(1, 2))
-        sums: Sums = {"count": counts, "sum": np.where(there, pixels, 0.0).sum(axis=(1, 2), dtype=np.float64)}
+        counts = np.count_nonzero(there, axis=_PIXELS)
+        sums: Sums = {"count": counts, "sum": np.where(there, pixels, 0.0).sum(axis=_PIXELS, dtype=np.float64)}
         if "m2" in self.keys:
-            center = mean(sums)[:, None, None]
-            apart = np.where(there, pixels - center, 0.0)
-            sums["m2"] = np.square(apart).sum(axis=(1, 2))
+            apart = np.where(there, pixels - mean(sums)[:, None, None], 0.0)
+            sums["m2"] = np.square(apart).sum(axis=_PIXELS)
         if "min" in self.keys:
-            sums["min"] = np.fmin.reduce(pixels, axis=(1, 2))
+            sums["min"] = np.fmin.reduce(pixels, axis=_PIXELS)
         if "max" in self.keys:
-            sums["max"] = np.fmax.reduce(pixels, axis=(1, 2))
+            sums["max"] = np.fmax.reduce(pixels, axis=_PIXELS)
         if "saturated" in self.keys:
             sums["saturated"] = self._saturated(pixels)
         return sums
@@ -136,7 +141,7 @@ class RegionSums:
     def _saturated(self, pixels: Array) -> Array:
         if self.limit is None:
             return np.zeros(len(pixels), np.int64)
-        return np.asarray(np.count_nonzero(pixels >= self.limit, axis=(1, 2)))
+        return np.asarray(np.count_nonzero(pixels >= self.limit, axis=_PIXELS))
 
     def _none(self, count: int) -> Sums:
         """Sums of no pixel."""

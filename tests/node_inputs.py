@@ -1,0 +1,80 @@
+"""What nodes are given in tests: files in memory, specs, blocks of all layouts, nodes as users write them."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lima2cli.declare import Bad, Table
+from lima2cli.errors import FileProblem
+from lima2cli.geometry import Rect
+from lima2cli.nodes.kinds import node_kinds
+from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+
+
+class MemoryFiles:
+    """`Files` over arrays by reference."""
+
+    def __init__(self, arrays: Mapping[str, Array] | None = None, **more: Array) -> None:
+        self._arrays = {**(arrays or {}), **more}
+
+    def image(self, reference: str) -> Array:
+        if reference not in self._arrays:
+            raise FileProblem(f"{reference}: no such file", "file-missing")
+        return self._arrays[reference]
+
+    def stack(self, reference: str) -> StackInfo:
+        array = self.image(reference)
+        shape = array.shape if array.ndim == 3 else (1, *array.shape)
+        return StackInfo(shape, str(array.dtype))
+
+    def frames(self, reference: str) -> FrameReader:
+        raise NotImplementedError
+
+
+def node(kind: str, **parameters: Any) -> Any:
+    """A node from what a user writes below its kind."""
+    return Table(node_kinds()[kind]).read(parameters, (), Bad())
+
+
+def spec_of(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:
+    """Full frames of a detector of this size."""
+    return FrameSpec(dtype, Rect(0, 0, width, height), (width, height), **more)
+
+
+def pixels(dtype: str, shape: tuple[int, ...], seed: int = 1) -> Array:
+    """Read-only pixels over the dtype's range (floats: +-1e4), the extremes among them."""
+    random = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        values = random.uniform(-1e4, 1e4, shape).astype(dtype)
+    else:
+        limits = np.iinfo(dtype)
+        values = random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        values.flat[0], values.flat[-1] = limits.min, limits.max
+    values.flags.writeable = False
+    return values
+
+
+def padded(frames: Array) -> Array:
+    """The same frames with gaps between rows and between frames, as aligned slots have them; read-only."""
+    count, height, width = frames.shape
+    memory = np.zeros((count, height + 2, width + 5), frames.dtype)
+    view = memory[:, 1 : height + 1, 2 : width + 2]
+    view[...] = frames
+    view.flags.writeable = False
+    return view
+
+
+def block(frames: Array, first: int = 0, step: int = 1) -> Block:
+    """A block numbered from ``first``, a frame each ms."""
+    numbers = np.arange(first, first + step * len(frames), step, dtype=np.uint64)
+    return Block(frames, numbers, numbers * np.uint64(1_000_000))
+
+
+def splits(count: int, cuts: list[int]) -> list[slice]:
+    """Consecutive pieces of ``count`` frames, cut where ``cuts`` say."""
+    edges = sorted({0, count, *(cut for cut in cuts if 0 < cut < count)})
+    return [slice(a, b) for a, b in pairwise(edges)]
