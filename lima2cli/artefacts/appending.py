@@ -1,0 +1,127 @@
+"""HDF5 files that grow, and survive the death of their writer.
+
+They are written in the library's single-writer/multiple-reader mode: metadata reach the file in an order that keeps
+it whole at every moment, so a kill loses at most what was not flushed, and others may read along (``swmr=True``).
+In that mode no object or attribute can be added: everything is made before `AppendingFile.start`.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.artefacts.recover import reopenable
+from lima2cli.errors import Lima2Error
+
+ROWS_KEPT = 4096
+"""Rows that are kept in memory at most before they are written."""
+
+VERSIONS = ("v110", "v110")
+"""Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
+
+
+@contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    """What the HDF5 library raises when a disk refuses is an OSError, whatever it calls it."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+class AppendingFile:
+    """A new file, first filled with its tree (`h5`), then started, then appended to.
+
+    Raises OSError where the file can't be made. An existing file of that name is replaced.
+    """
+
+    def __init__(self, path: str) -> None:
+        import h5py
+
+        self.path = path
+        with disk_errors(path):
+            self.h5 = h5py.File(path, "w", libver=VERSIONS, locking="best-effort")
+
+    def start(self) -> None:
+        """The tree is complete: from here on a kill leaves a readable file."""
+        with disk_errors(self.path):
+            self.h5.swmr_mode = True
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.h5.id.get_vfd_handle(), fcntl.LOCK_SH | fcntl.LOCK_NB)  # the sign of life for `reopenable`
+
+    def flush(self) -> None:
+        """Everything written so far to the operating system."""
+        with disk_errors(self.path):
+            self.h5.flush()
+
+    def close(self) -> None:
+        """Flush and close. Where that fails the file is left as last flushed, and OSError raised."""
+        try:
+            self.flush()
+        except OSError:
+            self.abandon()
+            raise
+        with disk_errors(self.path):
+            self.h5.close()
+
+    def abandon(self) -> None:
+        """Close without another byte to the disk: the file stays as last flushed, made readable.
+
+        The library insists on writing what it holds, and a file that it can't close breaks it. So its descriptor is
+        pointed to memory for these writes.
+        """
+        if not self.h5:
+            return
+        memory = os.memfd_create("abandoned")
+        os.dup2(memory, self.h5.id.get_vfd_handle())
+        os.close(memory)
+        with suppress(RuntimeError):  # a limit on the size of files (ulimit -f) holds for memory too
+            self.h5.close()
+        with suppress(OSError, Lima2Error):  # on a disk that refuses writes `recover` has to do it later
+            reopenable(self.path)
+
+
+class Columns:
+    """Datasets of one value per row, appended to in large pieces.
+
+    group    where they are made;  dtypes   numpy dtype name of each
+    """
+
+    def __init__(self, group: Any, dtypes: Mapping[str, str]) -> None:
+        self._sets = [
+            group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(ROWS_KEPT,))
+            for name, dtype in dtypes.items()
+        ]
+        self._kept = [np.empty(ROWS_KEPT, dtype) for dtype in dtypes.values()]
+        self.pending = 0
+        self.written = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows appended so far."""
+        return self.written + self.pending
+
+    def append(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Rows (n,) of every column, in the order of the columns; copied."""
+        first, last = self.pending, self.pending + len(arrays[0])
+        if last > len(self._kept[0]):
+            self._kept = [np.concatenate((kept, np.empty(last, kept.dtype))) for kept in self._kept]
+        for kept, array in zip(self._kept, arrays, strict=True):
+            kept[first:last] = array
+        self.pending = last
+
+    def write(self, limit: int | None = None) -> None:
+        """Write the pending rows, or those below row ``limit`` only."""
+        last = self.rows if limit is None else min(limit, self.rows)
+        count = last - self.written
+        if count <= 0:
+            return
+        for target, kept in zip(self._sets, self._kept, strict=True):
+            target.resize((last,))
+            target[self.written : last] = kept[:count]
+            kept[: self.pending - count] = kept[count : self.pending].copy()
+        self.written, self.pending = last, self.pending - count

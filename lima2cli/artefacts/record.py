@@ -1,0 +1,71 @@
+"""What a file says of itself, so that the accounting needs nothing but the files: ``/entry_0000/channel``."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.artefacts.tree import ENTRY, group
+
+
+@dataclass(frozen=True)
+class Record:
+    """Attributes of the group ``channel`` of a file.
+
+    role       ``frames`` (of one receiver), ``master``, ``rows`` (of one receiver), ``table``
+    receiver   index, -1 in masters and tables
+    start, step, selected   numbers of the selected frames; ``selected`` -1 = endless
+    blocks     frames of a group;  receivers   index of the receiver of each local buffer, in rotation order
+    start_ns   start of the run, ns since the epoch, -1 unknown
+    """
+
+    role: str
+    name: str
+    node: str
+    flow: str
+    receiver: int
+    start: int
+    step: int
+    selected: int
+    blocks: int
+    receivers: tuple[int, ...]
+    start_ns: int
+
+    @classmethod
+    def of(
+        cls, channel: Channel | TableChannel, role: str, receiver: int = -1, start_ns: int | None = None
+    ) -> "Record":
+        """The record of a file of a channel."""
+        rule = channel.rule
+        return cls(
+            role=role,
+            name=channel.name,
+            node=channel.node,
+            flow=channel.flow,
+            receiver=receiver,
+            start=rule.start,
+            step=rule.step,
+            selected=-1 if channel.selected is None else channel.selected,
+            blocks=rule.blocks,
+            receivers=channel.receivers,
+            start_ns=-1 if start_ns is None else start_ns,
+        )
+
+    def write(self, file: Any) -> None:
+        """Into a file that has its entry."""
+        group(file[ENTRY], "channel", "NXcollection").attrs.update(asdict(self))
+
+    @classmethod
+    def read(cls, file: Any) -> "Record | None":
+        """Of an open file; None where it is none of ours."""
+        if f"{ENTRY}/channel" not in file:
+            return None
+        attrs = file[f"{ENTRY}/channel"].attrs
+        values: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            if name not in attrs:
+                return None
+            value = attrs[name]
+            values[name] = (
+                tuple(map(int, value)) if name == "receivers" else getattr(value, "item", lambda v=value: v)()
+            )
+        return cls(**values)

@@ -1,0 +1,81 @@
+"""Makes a file readable whose writer was killed.
+
+A file that is being appended to carries two marks in its superblock, "open for write" and "open for
+single-writer/multiple-reader", and readers refuse it while they are set. Our writers keep the file consistent
+at every moment, so that after a kill nothing but these marks, and the recorded end of the file, is wrong.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+
+from lima2cli.errors import FileProblem
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def reopenable(path: str) -> bool:
+    """Clear the marks of an interrupted writer in place; whether there were any.
+
+    Superblock of version 2 or 3 (HDF5 File Format Specification 3.0, II.A): signature (8 bytes), version, size of
+    offsets, size of lengths, file consistency flags (1 byte each), base address, superblock extension address,
+    end-of-file address, root object header address (size of offsets each), checksum (4 bytes, lookup3 over all
+    before it); little-endian.
+
+    Raises `FileProblem` where it is no such file or is still being written, OSError where it can't be read or written.
+    """
+    with open(path, "r+b") as file:
+        _refuse_live(file.fileno(), path)
+        block = bytearray(file.read(48))
+        if len(block) < 48 or block[:8] != SIGNATURE or block[8] not in (2, 3) or block[9] != 8:
+            raise FileProblem(f"{path} is not an HDF5 file that lima2 has written")
+        (end,), size = struct.unpack_from("<Q", block, 28), os.fstat(file.fileno()).st_size
+        if not block[11] and end <= size:
+            return False
+        block[11] = 0
+        struct.pack_into("<Q", block, 28, size)
+        struct.pack_into("<I", block, 44, lookup3(bytes(block[:44])))
+        file.seek(0)
+        file.write(block)
+    return True
+
+
+def _refuse_live(descriptor: int, path: str) -> None:
+    """Writers hold a shared lock for as long as they live."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise FileProblem(f"{path} is open in another process") from None
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # file systems without locks
+            raise
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' ``hashlittle`` with initial value 0 (lookup3.c, public domain), the checksum of HDF5 metadata."""
+    mask = 0xFFFFFFFF
+
+    def rotate(x: int, k: int) -> int:
+        return ((x << k) | (x >> (32 - k))) & mask
+
+    x: int
+    y: int
+    z: int
+    a = b = c = (0xDEADBEEF + len(data)) & mask
+    whole = max(0, (len(data) - 1) // 12) * 12
+    for at in range(0, whole, 12):
+        x, y, z = struct.unpack_from("<III", data, at)
+        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+        for k in (4, 6, 8, 16, 19, 4):
+            a = (a - c) & mask ^ rotate(c, k)
+            c = (c + b) & mask
+            a, b, c = b, c, a
+    if len(data) == whole:
+        return c
+    x, y, z = struct.unpack("<III", data[whole:].ljust(12, b"\0"))
+    a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+    for k in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - rotate(b, k)) & mask
+        a, b, c = b, c, a  # after the last round the result is b
+    return b

@@ -1,0 +1,182 @@
+"""The NeXus tree of frame files and masters, in which silx, fabio and nexusformat find the image by themselves."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lima2cli
+from lima2cli.artefacts.channel import Channel
+
+ENTRY = "entry_0000"
+
+CREATOR = f"LIMA2-{lima2cli.__version__}"
+"""fabio recognises files by a root ``@creator`` that begins with LIMA."""
+
+
+def instrument_name(channel: Channel) -> str:
+    """Name of the NXinstrument group."""
+    return _link_name(str(channel.metadata.get("instrument") or "ESRF-ID00"))
+
+
+def detector_path(channel: Channel) -> str:
+    """Path of the NXdetector group, which holds ``data``."""
+    return f"/{ENTRY}/{instrument_name(channel)}/{_link_name(channel.detector.name)}"
+
+
+def group(parent: Any, name: str, nx_class: str) -> Any:
+    """A new group with its NX_class."""
+    made = parent.create_group(name)
+    made.attrs["NX_class"] = nx_class
+    return made
+
+
+def plant_root(file: Any, title: str | None, start_ns: int | None) -> Any:
+    """Attributes of the root, and the entry: ``/entry_0000`` with title and start_time (ISO 8601, UTC)."""
+    file.attrs["NX_class"] = "NXroot"
+    file.attrs["creator"] = CREATOR
+    file.attrs["default"] = ENTRY
+    file.attrs["file_name"] = file.filename.rpartition("/")[2].removesuffix(".part")
+    file.attrs["file_time"] = datetime.now(UTC).isoformat()
+    entry = group(file, ENTRY, "NXentry")
+    if title:
+        entry["title"] = title
+    if start_ns is not None:
+        entry["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
+    return entry
+
+
+def plant(file: Any, channel: Channel, start_ns: int | None) -> Any:
+    """The tree of a channel, all but the data; returns the NXdetector group that wants a dataset ``data``.
+
+    start_ns   start of the run, ns since the epoch, None where unknown
+    """
+    meta = channel.metadata
+    entry = plant_root(file, meta.get("title") or channel.name, start_ns)
+    instrument = group(entry, instrument_name(channel), "NXinstrument")
+    detector = group(instrument, _link_name(channel.detector.name), "NXdetector")
+    path = detector.name
+    plot = group(detector, "plot", "NXdata")
+    plot.attrs["signal"] = "data"
+    measurement = group(entry, "measurement", "NXcollection")
+    for place in (plot, measurement):
+        place["data"] = _soft(f"{path}/data")
+    entry.attrs["default"] = f"{path.removeprefix(entry.name + '/')}/plot"
+    instrument.attrs["default"] = f"{path.rpartition('/')[2]}/plot"
+    detector.attrs["default"] = "plot"
+    if meta.get("photon_energy") is not None:
+        _quantity(group(instrument, "beam", "NXbeam"), "incident_energy", meta["photon_energy"], "eV")
+    if meta.get("sample"):
+        group(entry, "sample", "NXsample")["name"] = str(meta["sample"])
+    if meta.get("extra"):
+        write_plain(group(entry, "extra", "NXcollection"), meta["extra"])
+    _describe(detector, channel)
+    return detector
+
+
+def plant_params(detector: Any, channel: Channel) -> None:
+    """What a master has beside: parameters and static information, for the record."""
+    params = group(detector, "params", "NXcollection")
+    write_plain(group(params, "acquisition", "NXcollection"), channel.acquisition)
+    write_plain(group(params, "processing", "NXcollection"), channel.processing)
+    info = channel.detector
+    facts = {
+        "kind": info.kind,
+        "name": info.name,
+        "width": info.width,
+        "height": info.height,
+        "modules": [[m.x, m.y, m.width, m.height] for m in info.modules],
+        "datasets": {d.name: {"dtype": d.dtype, "bits": d.bits} for d in info.datasets},
+        "channels_per_module": info.channels,
+        "gap_value": info.gap_value,
+        "saturation": info.saturation,
+    }
+    write_plain(group(detector, "detector_information", "NXcollection"), facts)
+
+
+def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
+    """Plain data as datasets: maps become groups, lists of numbers arrays, other lists JSON; None is left out."""
+    for key, value in data.items():
+        name = _link_name(str(key))
+        if isinstance(value, Mapping):
+            write_plain(group(parent, name, "NXcollection"), value)
+        elif isinstance(value, list | tuple):
+            parent[name] = _array_or_json(value)
+        elif value is not None:
+            parent[name] = value
+
+
+def fill_value(channel: Channel) -> Any:
+    """What pixels hold that nobody wrote: the detector's gap value, 0 where the frames' dtype can't hold it."""
+    dtype, gap = np.dtype(channel.dtype), channel.detector.gap_value
+    if dtype.kind == "f":
+        return dtype.type(gap)
+    limits = np.iinfo(dtype)
+    return dtype.type(int(gap)) if np.isfinite(gap) and limits.min <= gap <= limits.max else dtype.type(0)
+
+
+def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
+    """uint32 (height, width), 1 where a pixel is masked or no module covers it; None where all are good."""
+    bad = np.zeros((channel.height, channel.width), bool) if channel.mask is None else channel.mask.astype(bool)
+    area = channel.area
+    if channel.detector.modules and (area.height, area.width) == bad.shape:
+        gaps = np.ones(bad.shape, bool)
+        for module in channel.detector.modules:
+            gaps[(module & area).within(area)] = False
+        bad = bad | gaps
+    return bad.astype(np.uint32) if bad.any() else None
+
+
+def _describe(detector: Any, channel: Channel) -> None:
+    """Fields of NXdetector, and what was done to the image."""
+    meta, info, area = channel.metadata, channel.detector, channel.area
+    for axis, size in zip("xy", info.pixel_size or (), strict=False):
+        _quantity(detector, f"{axis}_pixel_size", size, "m")
+    if (exposure := channel.acquisition.get("exposure_s")) is not None:
+        _quantity(detector, "count_time", exposure, "s")
+    if meta.get("distance") is not None:
+        _quantity(detector, "distance", meta["distance"], "m")
+    if center := meta.get("beam_center"):
+        # relative to the pixels that are saved, as readers take it; the metadata count from the whole image
+        _quantity(detector, "beam_center_x", center["x"] - area.x, "pixel")
+        _quantity(detector, "beam_center_y", center["y"] - area.y, "pixel")
+    if info.saturation is not None:
+        detector["saturation_value"] = info.saturation
+    if (mask := pixel_mask(channel)) is not None:
+        detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
+    operation = {
+        "origin": {"x": area.x, "y": area.y},
+        "width": area.width,
+        "height": area.height,
+        "binning": {"x": 1, "y": 1},
+        "flip": "none",
+        "rotation": 0,
+    }
+    write_plain(group(detector, "image_operation", "NXcollection"), operation)
+
+
+def _quantity(parent: Any, name: str, value: float, units: str) -> None:
+    parent[name] = float(value)
+    parent[name].attrs["units"] = units
+
+
+def _array_or_json(value: Any) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        return json.dumps(value, default=str)
+    return array if array.size and array.dtype.kind in "biuf" else json.dumps(value, default=str)
+
+
+def _soft(path: str) -> Any:
+    import h5py
+
+    return h5py.SoftLink(path)
+
+
+def _link_name(text: str) -> str:
+    """A name that HDF5 takes for one link."""
+    return text.replace("/", "-") if text.strip(".") else "unnamed"
