@@ -35,6 +35,7 @@ class _Buffer:
         raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
         self.frames: Array = _pixels(raw, gdt.dtype)
         self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
+        self.generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
 
     def fill_gaps(self, value: float) -> None:
         """What no module writes holds the gap value, once."""
@@ -44,6 +45,15 @@ class _Buffer:
 def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
     """Bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
     return raw.view(dtype)
+
+
+def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
+    """How many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
+    if visits == 1:
+        return int(int(words.min()) >= 2 * visit + 2)
+    due = np.arange(2 * visit + 2, 2 * (visit + visits) + 2, 2, dtype=np.uint64)
+    written = words.min(axis=1) >= due
+    return visits if written.all() else int(written.argmin())
 
 
 @dataclass(slots=True)
@@ -130,9 +140,7 @@ class FlowReader:
             told = visit + self._complete(buffer, visit, full)
         else:
             boundary = (visit // period + 1) * period - 1
-            if full is not None and boundary >= full:
-                return False
-            told = boundary + 1 if int(self._words(buffer, boundary, 1).min()) >= 2 * boundary + 2 else visit
+            told = boundary + 1 if self._complete(buffer, boundary, full) else visit
         if told <= visit:
             return False
         self.count.group_events += told // period - buffer.told // period
@@ -149,16 +157,14 @@ class FlowReader:
             most = min(most, full - visit)
         if most <= 0:
             return 0
-        words = self._words(buffer, visit, most)
-        if most == 1:
-            return int(int(words.min()) >= 2 * visit + 2)
-        due = np.arange(2 * visit + 2, 2 * (visit + most) + 2, 2, dtype=np.uint64)
-        written = words.reshape(most, self._modules).min(axis=1) >= due
-        return most if written.all() else int(written.argmin())
+        position = self._rule.position(visit)
+        hint = buffer.generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
+        most = _leading(hint, visit, most)
+        return _leading(self._words(buffer, visit, most), visit, most) if most else 0
 
     def _words(self, buffer: _Buffer, visit: int, visits: int) -> NDArray[np.uint64]:
         first = buffer.own.generations + self._rule.position(visit) * self._modules
-        return self._port.read(first, visits * self._modules)
+        return self._port.read(first, visits * self._modules).reshape(visits, self._modules)
 
     def _state(self, buffer: _Buffer, visit: int) -> int:
         """0 complete, 1 lost (overwritten), -1 not written."""

@@ -18,7 +18,8 @@ from lima2cli.runtime.usage import usage
 from lima2cli.spec import Array
 from lima2cli.transport.base import Lane, Port
 
-STATS_PERIOD_NS = 500_000_000
+GROUPS_PER_STEP = 8
+"""Groups served before the mail is looked at again."""
 
 
 class _Cursor:
@@ -56,7 +57,7 @@ def _whole(cut: Rect, module: Rect) -> bool:
 
 
 class DetectorRank:
-    """Runs a `DetectorProgram`; `step` does one thing and says whether there was one."""
+    """Runs a `DetectorProgram`; `step` does a little and says whether there was anything to do."""
 
     def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
         self.done = False
@@ -65,7 +66,7 @@ class DetectorRank:
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
-        self._put_ns, self._stats_ns = 0, 0
+        self._put_ns = 0
 
     def prepare(self) -> None:
         """Get the detector ready and say so."""
@@ -73,14 +74,17 @@ class DetectorRank:
         self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
-        """Serve at most one group of one flow."""
+        """Serve a few groups, or obey one message."""
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
         if not self._running or self._paused:
             return False
         try:
-            return self._serve()
+            served = 0
+            while served < GROUPS_PER_STEP and self._serve():
+                served += 1
+            return served > 0
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
             self._failed = self._paused = True
             self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"detector: {error}", detail=repr(error))))

@@ -1,0 +1,76 @@
+"""A run as it goes on, on a terminal or off it."""
+
+import json
+import sys
+import time
+from enum import StrEnum
+from typing import Any, TextIO
+
+
+class Progress(StrEnum):
+    """How a run tells of itself."""
+
+    AUTO = "auto"
+    TTY = "tty"
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+
+
+PLAIN_PERIOD_S = 10.0
+
+
+class ProgressPrinter:
+    """Prints the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event."""
+
+    def __init__(self, mode: Progress, out: TextIO = sys.stderr) -> None:
+        if mode is Progress.AUTO:
+            mode = Progress.TTY if out.isatty() else Progress.PLAIN
+        self._mode, self._out = mode, sys.stdout if mode is Progress.JSON else out
+        self._printed_at, self._frames, self._open = time.monotonic(), None, False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if self._mode is Progress.JSON:
+            self._out.write(json.dumps(event) + "\n")
+            self._out.flush()
+        elif self._mode is not Progress.NONE:
+            self._show(event)
+
+    def _show(self, event: dict[str, Any]) -> None:
+        kind = event["type"]
+        if kind == "start":
+            frames = event["frames"]
+            self._line(f"{event['name']}: started, {'until stopped' if frames is None else f'{frames} frames'}")
+        elif kind == "progress":
+            self._progress(event)
+        elif kind == "event":
+            self._line(event["message"])
+        elif kind == "error":
+            where = "".join(f", {key} {event[key]}" for key in ("node", "frame") if event.get(key) is not None)
+            detail = f" ({event['detail']})" if event.get("detail") else ""
+            self._line(f"error on rank {event['rank']}{where}: {event['message']}{detail}")
+        elif kind == "done" and self._open:
+            self._out.write("\n")
+
+    def _progress(self, event: dict[str, Any]) -> None:
+        flows = event["flows"]
+        seconds = event["seconds"]
+        parts = []
+        for name, count in flows.items():
+            lost = f" ({count['lost']} lost)" if count["lost"] else ""
+            rate = count["received"] / seconds if seconds > 0 else 0.0
+            parts.append(f"{name} {count['received']}{lost} {rate:.0f}/s")
+        text = f"{seconds:7.1f} s  " + "  ".join(parts)
+        if self._mode is Progress.TTY:
+            self._out.write(f"\r\x1b[K{text[:200]}")
+            self._out.flush()
+            self._open = True
+        elif time.monotonic() - self._printed_at >= PLAIN_PERIOD_S:
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._printed_at = time.monotonic()
+        self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self._out.flush()
+        self._open = False

@@ -1,0 +1,52 @@
+"""What became of every frame, as a run ends or an inspection shows it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
+    """Flows, channels and where the files are."""
+    lines = [f"{summary['state']}" + (f": {summary['reason']}" if summary.get("reason") else "")]
+    rows: list[tuple[str, ...]] = [("flow", "expected", "received", "lost", "dropped", "missing", "waited")]
+    for name, flow in summary["flows"].items():
+        counts = [str(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
+        rows.append((name, *counts, f"{flow.get('waited_s', 0):.3g} s"))
+    lines += ["", *_table(rows)]
+    if summary["channels"]:
+        rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "bytes", "file")]
+        for name, channel in summary["channels"].items():
+            counts = [str(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed", "bytes")]
+            rows.append((name, *counts, str(channel["dataset"] or "-")))
+        lines += ["", *_table(rows)]
+    absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
+    for name, ranges in absent.items():
+        lines.append(f"{name}: not received: {_ranges(ranges)}")
+    for problem in summary.get("problems", ()):
+        lines.append(f"problem: {problem}")
+    seconds = summary.get("seconds")
+    where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
+    lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]
+    return "\n".join(lines) + "\n"
+
+
+def _ranges(ranges: list[list[int]], most: int = 8) -> str:
+    texts = [
+        str(first) if first == last else f"{first}..{last}" + (f" step {step}" if step > 1 else "")
+        for first, last, step in ranges[:most]
+    ]
+    more = f" and {len(ranges) - most} more ranges" if len(ranges) > most else ""
+    return ", ".join(texts) + more
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Names to the left, counts to the right, the last column as it is."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column in (0, len(rows[0]) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

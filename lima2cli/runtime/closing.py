@@ -1,0 +1,187 @@
+"""How a run ends on disk: masters, tables, the linking file, and last of all the summary, in one atomic step."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lima2cli.artefacts.accounting import inspect_run, ranges
+from lima2cli.artefacts.links import write_links
+from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.tables import merge_tables
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.accounts import LOST, FlowAccount, flow_accounts
+from lima2cli.runtime.control import Outcome
+from lima2cli.runtime.directory import SUMMARY
+from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.usage import usage
+
+VERSION = 1
+
+
+def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
+    """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
+    accounts = flow_accounts(plan, outcome)
+    problems: list[str] = []
+    datasets = _write_ends(plan, accounts, directory, problems)
+    if problems and outcome.state == "complete":
+        outcome.state, outcome.reason = "failed", problems[0]
+    summary = {
+        "version": VERSION,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "overrun": outcome.overrun,
+        "file": f"{plan.name}.h5" if (Path(directory) / f"{plan.name}.h5").exists() else None,
+        "frames": outcome.frames,
+        "flows": {name: _flow(plan, account) for name, account in accounts.items()},
+        "channels": {
+            name: _channel(plan, name, accounts[channel.flow], outcome, datasets, directory)
+            for name, channel in plan.channels.items()
+        },
+        "tables": {name: _table(plan, name, outcome, directory) for name in plan.tables},
+        "seconds": outcome.seconds,
+        "rates": _rates(plan, outcome, accounts),
+        "resources": _resources(plan, outcome, accounts),
+        "problems": problems + [failure.message for failure in outcome.failures],
+    }
+    write_summary(Path(directory), summary)
+
+
+def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount], directory: str, problems: list[str]) -> dict[str, str]:
+    """Masters, tables and the linking file; each that fails is told, and does not keep the others from being written."""
+    masters, tables = {}, {}
+    for name, channel in plan.channels.items():
+        account = accounts[channel.flow]
+        try:
+            rows = _rows(account)
+            masters[name] = write_master(
+                channel, directory, rows=rows, statuses=account.statuses()[:rows], totals=_totals(account)
+            )
+        except (OSError, ValueError) as error:
+            problems.append(f"master of {name}: {error}")
+    for name, table in plan.tables.items():
+        try:
+            tables[name] = merge_tables(table, directory)
+        except (OSError, ValueError) as error:
+            problems.append(f"table of {name}: {error}")
+    try:
+        write_links(plan.name, directory, list(masters.values()), list(tables.values()))
+    except (OSError, ValueError) as error:
+        problems.append(f"{plan.name}.h5: {error}")
+    return masters
+
+
+def _rows(account: FlowAccount) -> int:
+    """Rows of a master: all selected frames, cut after the last that was received."""
+    present = np.ones(account.expected, bool)
+    present[account.missing] = False
+    kept = np.flatnonzero(present)
+    return int(kept[-1]) + 1 if len(kept) else 0
+
+
+def _totals(account: FlowAccount) -> dict[str, int]:
+    return {
+        "expected": account.expected,
+        "received": account.received,
+        "lost": len(account.lost),
+        "dropped": len(account.dropped),
+        "missing": len(account.missing),
+    }
+
+
+def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
+    numbers = account.absent * account.rule.step + account.rule.start
+    return _totals(account) | {
+        "waited_s": account.waited_s,
+        "missing_frames": ranges(numbers),
+        "group_events": {plan.receivers[r]: n for r, n in account.group_events.items()},
+        "end_events": {plan.receivers[r]: n for r, n in account.end_events.items()},
+    }
+
+
+def _channel(
+    plan: Plan, name: str, account: FlowAccount, outcome: Outcome, datasets: Mapping[str, str], directory: str
+) -> dict[str, Any]:
+    saved = sum(report.saved.get(name, 0) for report in outcome.receivers.values())
+    files = sorted(path.name for path in Path(directory).glob(f"{plan.name}_{name}_[0-9]*.h5"))
+    master = datasets.get(name)
+    return {
+        "expected": account.expected,
+        "saved": saved,
+        "vetoed": 0,
+        "dropped": len(account.dropped),
+        "lost": account.expected - saved - len(account.dropped),
+        "dataset": None if master is None else f"{Path(master).name}::/entry_0000/measurement/data",
+        "files": files,
+        "bytes": sum((Path(directory) / file).stat().st_size for file in files),
+    }
+
+
+def _table(plan: Plan, name: str, outcome: Outcome, directory: str) -> dict[str, Any]:
+    file = f"{plan.name}_{name}.h5"
+    rows = sum(report.saved.get(name, 0) for report in outcome.receivers.values())
+    return {"rows": rows, "file": file if (Path(directory) / file).exists() else None}
+
+
+def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
+    seconds = outcome.seconds or 1e-9
+    sizes = {gdt.name: gdt.source.area * gdt.pixel_bytes for gdt in plan.gdts}
+    return {
+        "asked_hz": None if plan.period_s is None else 1 / plan.period_s,
+        "achieved_hz": outcome.frames / seconds,
+        "flows": {
+            name: {"frames_per_s": account.received / seconds, "bytes_per_s": account.received * sizes[name] / seconds}
+            for name, account in accounts.items()
+        },
+    }
+
+
+def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
+    used: dict[int, Usage] = {0: usage()}
+    used |= {rank: source.usage for rank, source in outcome.sources.items()}
+    used |= {plan.rank_of_receiver(r): report.usage for r, report in outcome.receivers.items()}
+    return {
+        "ranks": [
+            {
+                "rank": role.rank,
+                "role": role.role,
+                "cpu_s": used[role.rank].cpu_s,
+                "rss_bytes": used[role.rank].rss_bytes,
+            }
+            for role in plan.ranks
+            if role.rank in used
+        ],
+        "peak_fill": {
+            name: {plan.receivers[r]: fill for r, fill in account.peak_fill.items()}
+            for name, account in accounts.items()
+        },
+        "put_s": {str(rank): source.put_s for rank, source in outcome.sources.items()},
+    }
+
+
+def close_broken(plan: Plan, directory: Path, reason: str) -> dict[str, Any]:
+    """End a run whose ranks died: rebuild what the files can tell, and say so."""
+    raise NotImplementedError
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, last and in one step: where it is, all the rest is."""
+    part = directory / f".{SUMMARY}.part"
+    with part.open("w") as file:
+        json.dump(summary, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(directory / SUMMARY)
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary, None where there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return None
+    return summary
