@@ -1,11 +1,16 @@
 """io_hdf5: what it decides for the files, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
-from tests.node_inputs import MemoryFiles, node, spec_of
+from lima2cli.geometry import Rule
+from lima2cli.spec import DatasetInfo, DetectorInfo
+from tests.node_inputs import MemoryFiles, block, node, pixels, spec_of
 
 NONE = MemoryFiles()
 
@@ -44,3 +49,21 @@ def test_a_chunk_larger_than_a_file_is_refused() -> None:
         node("io_hdf5", frames_per_file=10, frames_per_chunk=11).infer(spec_of("uint16", 2, 2), NONE)
     assert refused.value.key == ("frames_per_chunk",)
     node("io_hdf5", frames_per_file=10, frames_per_chunk=10).infer(spec_of("uint16", 2, 2), NONE)
+
+
+def test_frames_that_go_in_are_in_the_files(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    use, spec = node("io_hdf5", frames_per_file=4, frames_per_chunk=3), spec_of("uint16", 6, 5)
+    detector = DetectorInfo("remu", "remu", 5, 6, (spec.area,), (DatasetInfo("data", 0, "uint16", 16),))
+    rule = Rule(0, 1, 7, blocks=1, buffers=1, slots=10, stride=60)
+    channel = Channel("maze", "save", "data", "uint16", 6, 5, rule, 7, (0,), spec.area, detector, **use.channel(spec))
+    frames = pixels("uint16", (7, 6, 5))
+    writer = use.open(channel, str(tmp_path), 0, 10**18)
+    assert sum(writer.commit(writer.stage(block(frames[k : k + 2], k))) for k in range(0, 7, 2)) == 7
+    writer.close()
+    saved = []
+    for path in sorted(tmp_path.glob("maze_save_0_*.h5")):
+        with h5py.File(path) as file:
+            saved.append(file["/entry_0000/measurement/data"][()])
+    assert [len(part) for part in saved] == [4, 3]
+    np.testing.assert_array_equal(np.concatenate(saved), frames)

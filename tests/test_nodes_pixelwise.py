@@ -48,7 +48,7 @@ def test_background_is_subtracted_in_float32(dtype: str, shape: tuple[int, int, 
     frames = pixels(dtype, shape)
     dark = np.random.default_rng(2).uniform(0, 100, shape[1:]).astype(np.float32)
     use, spec = node("background_sub", image="dark"), spec_of(dtype, *shape[1:])
-    wide = np.float32 if np.can_cast(dtype, np.float32) else np.float64
+    wide: Any = np.float32 if np.can_cast(dtype, np.float32) else np.float64
     expected = (frames.astype(wide) - dark).astype(np.float32)
     for layout in (frames, padded(frames)):
         np.testing.assert_array_equal(run(use, spec, MemoryFiles(dark=dark), layout), expected)
