@@ -22,7 +22,8 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     """
     if pipeline.flows is POISON or pipeline.receivers is POISON:
         return None
-    regions, gdts = attempt(lambda: lay_out(pipeline, findings)) or ((), ())
+    laid_out = attempt(lambda: lay_out(pipeline, findings))
+    regions, gdts = ((), ()) if laid_out is POISON else laid_out
     steps = place_nodes(pipeline, gdts, files, findings) if pipeline.nodes is not POISON else ()
     if findings.failed:
         return None

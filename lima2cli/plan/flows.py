@@ -329,7 +329,7 @@ def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...],
         it = attempt(lambda flow=flow: lay_out_flow(pipeline, flow))  # type: ignore[misc]
         if it is POISON:
             continue
-        check_flow(pipeline, it, findings)
+        attempt(lambda it=it: check_flow(pipeline, it, findings))  # type: ignore[misc]
         layouts.append(it)
     attempt(lambda: check_channels(pipeline, layouts, findings))
     regions, placed = place_buffers(pipeline, layouts, findings)
