@@ -16,7 +16,7 @@ from lima2cli.detectors.base import DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
 from lima2cli.errors import FileProblem, Misfit
-from lima2cli.names import did_you_mean
+from lima2cli.names import nearest
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.schema.check import check
 from lima2cli.schema.keys import everything
@@ -102,14 +102,17 @@ _FIELDS: Mapping[str, Any] = {"name": "maze", "run": 1, "date": "2025-01-31", "t
 
 def _check_directory(said: Output, findings: Findings) -> None:
     at: Path = ("output", "directory")
+    directory = str(said.directory)
     try:
-        fields = [field for _, field, _, _ in Formatter().parse(said.directory) if field is not None]
+        fields = [field for _, field, _, _ in Formatter().parse(directory) if field is not None]
         unknown = [field for field in fields if field not in _FIELDS]
         if not unknown:
-            said.directory.format(**_FIELDS)
+            directory.format(**_FIELDS)
     except ValueError as error:
         message = f"the directory is no valid format: {error}"
         findings.error("bad-format", message, at, help="for example `runs/{name}_{run:04d}`; `{{` is a literal brace")
         return
     for field in unknown:
-        findings.error("unknown-field", f"there is no field `{{{field}}}`", at, help=did_you_mean(field, _FIELDS))
+        meant = nearest(field, _FIELDS)
+        help = f"did you mean `{{{meant}}}`?" if meant else f"known: {', '.join(_FIELDS)}"
+        findings.error("unknown-field", f"there is no field `{{{field}}}`", at, help=help)
