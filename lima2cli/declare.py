@@ -159,13 +159,14 @@ class Quantity(Shape):
         """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
         value: float = data if not isinstance(data, str) else self._in_base_units(data)
         if not abs(value) < LARGEST:
-            raise OutOfBounds("a smaller number")
+            raise OutOfBounds(f"a smaller number, got {data}")
         if self.minimum is not None and value < self.minimum:
             raise OutOfBounds(f"at least {self.minimum:g} {self.unit}, got {data}")
         if self.above is not None and value <= self.above:
             raise OutOfBounds(f"more than {self.above:g} {self.unit}, got {data}")
         if self.whole and value != int(value):
-            raise ValueError(f"a whole number of {self.unit}, and {data} is {value:g} {self.unit}")
+            comes_out = f"and {data} is {value:g} {self.unit}" if isinstance(data, str) else f"got {data}"
+            raise ValueError(f"a whole number of {self.unit}, {comes_out}")
         return int(value) if self.whole else value
 
     def _in_base_units(self, text: str) -> float:

@@ -5,7 +5,7 @@ import json
 from lima2cli.config.records import PipelineTable
 from lima2cli.declare import Schema, Table
 
-SCHEMA_ID = "https://lima2cli.readthedocs.io/schemas/pipeline-1.schema.json"
+SCHEMA_ID = "urn:lima2:schemas:pipeline-1"
 
 
 def pipeline_schema() -> Schema:

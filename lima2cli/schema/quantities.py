@@ -26,13 +26,15 @@ def check_quantity(value: Any, schema: Any, at: Path) -> Diagnostic:
     except OutOfBounds as problem:
         return Diagnostic("out-of-range", f"expected {problem}", at)
     except ValueError as problem:
-        return Diagnostic("bad-quantity", f"expected {problem}", at, help=_unit_help(str(value), units))
+        return Diagnostic("bad-quantity", f"expected {problem}", at, help=_unit_help(value, units))
     raise AssertionError(f"{value!r} is a fit quantity")
 
 
-def _unit_help(text: str, units: Mapping[str, float]) -> str | None:
+def _unit_help(value: Any, units: Mapping[str, float]) -> str | None:
     """The quantity with the unit that was probably meant; the base unit where none was given."""
-    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9]\S*)?\s*", text)
+    if not isinstance(value, str):
+        return None
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9]\S*)?\s*", value)
     if parts is None or parts[2] in units:
         return None
     meant = nearest(parts[2], units) if parts[2] else next(unit for unit, factor in units.items() if factor == 1)
