@@ -4,6 +4,9 @@ from typing import Annotated
 
 import typer
 
+from lima2cli.cli.inspect import inspect
+from lima2cli.cli.plan import plan
+from lima2cli.cli.run import run
 from lima2cli.cli.schema import schema
 from lima2cli.cli.validate import validate
 
@@ -35,8 +38,8 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-app.command()(validate)
-app.command()(schema)
+for command in (validate, plan, run, inspect, schema):
+    app.command()(command)
 
 
 def main() -> None:

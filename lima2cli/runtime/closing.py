@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.accounting import inspect_run, ranges
+from lima2cli.artefacts.accounting import ranges
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import write_master
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.accounts import LOST, FlowAccount, flow_accounts
+from lima2cli.runtime.accounts import FlowAccount, flow_accounts
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.messages import Usage
@@ -51,7 +51,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
 
 
 def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount], directory: str, problems: list[str]) -> dict[str, str]:
-    """Masters, tables and the linking file; each that fails is told, and does not keep the others from being written."""
+    """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written."""
     masters, tables = {}, {}
     for name, channel in plan.channels.items():
         account = accounts[channel.flow]

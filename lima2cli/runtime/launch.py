@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +71,9 @@ def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
 ) -> dict[str, Any]:
     """Run on MPI ranks; returns the summary, which is there whatever happened to the ranks."""
-    command = [mpiexec, "-n", str(len(plan.ranks)), sys.executable, "-m", "mpi4py", "-m", "lima2cli.runtime.worker"]
+    path, digest = write_job(Job(plan, str(base), str(directory)))
+    ranks = [mpiexec, "-n", str(len(plan.ranks)), sys.executable, "-m", "mpi4py"]
+    command = [*ranks, "-m", "lima2cli.runtime.worker", str(path), digest]
     with (directory / LOG).open("wb") as log:
         try:
             process = subprocess.Popen(
@@ -85,22 +86,14 @@ def run_with_mpiexec(
         signals.on_first = lambda: _send_stop(process)
         signals.on_second = lambda: _kill(process)
         with signals.installed():
-            threading.Thread(target=_feed, args=(process, Job(plan, str(base), str(directory))), daemon=True).start()
             for line in process.stdout:
                 _pass_on(line, emit)
             code = process.wait()
+    path.unlink(missing_ok=True)
     summary = read_summary(directory)
     if summary is None:
         summary = close_broken(plan, directory, _why(code, signals))
     return summary
-
-
-def _feed(process: subprocess.Popen[bytes], job: Job) -> None:
-    assert process.stdin is not None
-    try:
-        write_job(job, process.stdin)
-    except (BrokenPipeError, ValueError):
-        return  # the ranks are gone; their end is told by the exit code
 
 
 def _send_stop(process: subprocess.Popen[bytes]) -> None:

@@ -40,7 +40,7 @@ def run_plan(plan: Plan, text: str, base: Path, emit: Emit, *, transport: str) -
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
     signals = Signals()
     if mpiexec is not None:
-        summary = run_with_mpiexec(mpiexec, plan, base.resolve(), directory, emit, signals)
+        summary = run_with_mpiexec(mpiexec, plan, base.resolve(), directory.resolve(), emit, signals)
     else:
         summary = _run_inline(plan, base, directory, emit, signals)
     emit({"type": "done", "state": summary["state"], "directory": str(directory)})
@@ -94,7 +94,7 @@ def run_joined(plan: Plan, text: str, base: Path, emit: Emit) -> tuple[Path | No
                 check_files(plan, base)
                 directory = _open_directory(plan, text)
                 job = Job(plan, str(base.resolve()), str(directory.resolve()))
-            run_ranks(job, emit, stop)
+            run_ranks(job, emit, stop.is_set)
         except BaseException as error:
             if world.Get_size() > 1 and not isinstance(error, EnvironmentUnfit):
                 world.Abort(FAILED)  # the others would wait for ever
