@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.accounting import ranges
+from lima2cli.artefacts.accounting import inspect_run, ranges
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import merge_tables
-from lima2cli.plan.records import Plan
+from lima2cli.errors import FileProblem
+from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.accounts import FlowAccount, flow_accounts
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
@@ -34,7 +36,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "state": outcome.state,
         "reason": outcome.reason,
         "overrun": outcome.overrun,
-        "file": f"{plan.name}.h5" if (Path(directory) / f"{plan.name}.h5").exists() else None,
+        "file": _link_file(plan, Path(directory)),
         "frames": outcome.frames,
         "flows": {name: _flow(plan, account) for name, account in accounts.items()},
         "channels": {
@@ -50,16 +52,24 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     write_summary(Path(directory), summary)
 
 
-def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount], directory: str, problems: list[str]) -> dict[str, str]:
-    """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written."""
+def _write_ends(
+    plan: Plan, accounts: Mapping[str, FlowAccount] | None, directory: str, problems: list[str]
+) -> dict[str, str]:
+    """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
+
+    Without accounts (nobody is left to give them) the masters end with the last saved frame.
+    """
     masters, tables = {}, {}
     for name, channel in plan.channels.items():
-        account = accounts[channel.flow]
         try:
-            rows = _rows(account)
-            masters[name] = write_master(
-                channel, directory, rows=rows, statuses=account.statuses()[:rows], totals=_totals(account)
-            )
+            if accounts is None:
+                expected = {} if channel.selected is None else {"expected": channel.selected}
+                masters[name] = write_master(channel, directory, totals=expected)
+            else:
+                account = accounts[channel.flow]
+                rows = _rows(account)
+                statuses, totals = account.statuses()[:rows], _totals(account)
+                masters[name] = write_master(channel, directory, rows=rows, statuses=statuses, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
@@ -121,9 +131,18 @@ def _channel(
 
 
 def _table(plan: Plan, name: str, outcome: Outcome, directory: str) -> dict[str, Any]:
-    file = f"{plan.name}_{name}.h5"
     rows = sum(report.saved.get(name, 0) for report in outcome.receivers.values())
-    return {"rows": rows, "file": file if (Path(directory) / file).exists() else None}
+    return {"rows": rows, "file": _table_file(plan, name, Path(directory))}
+
+
+def _link_file(plan: Plan, directory: Path) -> str | None:
+    name = f"{plan.name}.h5"
+    return name if (directory / name).exists() else None
+
+
+def _table_file(plan: Plan, name: str, directory: Path) -> str | None:
+    file = f"{plan.name}_{name}.h5"
+    return file if (directory / file).exists() else None
 
 
 def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
@@ -162,9 +181,58 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
     }
 
 
-def close_broken(plan: Plan, directory: Path, reason: str) -> dict[str, Any]:
-    """End a run whose ranks died: rebuild what the files can tell, and say so."""
-    raise NotImplementedError
+def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed") -> dict[str, Any]:
+    """End a run whose ranks died: make its files readable, rebuild masters and tables, and say what the files hold.
+
+    Frames that are in no file count as missing: nobody is left to tell what became of them.
+    """
+    problems = reopen_files(directory)
+    _write_ends(plan, None, str(directory), problems)
+    found = inspect_run(str(directory))
+    flows = {gdt.name: found["flows"].get(gdt.name) or _unknown(gdt) for gdt in plan.gdts}
+    channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
+    summary = {
+        "version": VERSION,
+        "state": state,
+        "reason": reason,
+        "overrun": False,
+        "file": _link_file(plan, directory),
+        "frames": plan.frames,
+        "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},
+        "channels": channels,
+        "tables": {name: {"rows": None, "file": _table_file(plan, name, directory)} for name in plan.tables},
+        "seconds": None,
+        "rates": {},
+        "resources": {},
+        "problems": problems + found["problems"],
+    }
+    write_summary(directory, summary)
+    return summary
+
+
+def reopen_files(directory: Path) -> list[str]:
+    """Clear what interrupted writers left in the HDF5 files of a directory; problems as sentences."""
+    problems = []
+    for path in sorted(directory.glob("*.h5")):
+        try:
+            reopenable(str(path))
+        except (OSError, FileProblem) as error:
+            problems.append(f"{path.name}: {error}")
+    return problems
+
+
+def _unknown(gdt: Gdt) -> dict[str, Any]:
+    """A flow that left nothing in files."""
+    expected = gdt.selected or 0
+    numbers = np.arange(expected) * gdt.rule.step + gdt.rule.start
+    counts = {"expected": expected, "received": 0, "lost": 0, "dropped": 0, "missing": expected}
+    return counts | {"missing_frames": ranges(numbers)}
+
+
+def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
+    expected = flows[plan.channels[name].flow]["expected"]
+    counts = {"expected": expected, "saved": 0, "vetoed": 0, "dropped": 0, "lost": expected}
+    return counts | {"dataset": None, "files": [], "bytes": 0}
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
