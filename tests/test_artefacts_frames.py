@@ -14,7 +14,6 @@ import hdf5plugin
 import numpy as np
 import pytest
 import silx.io
-from tests.artefacts_samples import detector_group, make_block, make_channel, write_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
@@ -23,6 +22,7 @@ from lima2cli.artefacts.compression import COMPRESSIONS, encoder, filter_options
 from lima2cli.artefacts.frames import FrameWriter, frames_per_chunk_auto
 from lima2cli.artefacts.recover import lookup3, reopenable
 from lima2cli.errors import FileProblem
+from tests.artefacts_samples import detector_group, make_block, make_channel, write_all
 
 assert hdf5plugin  # registers the filters for h5py
 
