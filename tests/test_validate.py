@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,12 +15,15 @@ from typer.testing import CliRunner
 
 from lima2cli.check import check_text
 from lima2cli.cli import app
+from lima2cli.diagnostics import Findings
+from lima2cli.document import load
 from tests.golden import FOLDER, agrees
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples" / "pipelines").glob("*.yaml"))
 MISTAKES = sorted((Path(__file__).parent / "mistakes").glob("*.yaml"))
 MAZE = (ROOT / "examples" / "pipelines" / "maze.yaml").read_text()
+MAZE_DATA = load(MAZE, "maze.yaml", Findings(), environment={}).data
 SMALL = """\
 lima2: 1
 detector: {remu: {image: {width: 8, height: 8}, datasets: {data: {dtype: uint16}}}}
@@ -161,6 +166,19 @@ def test_a_reader_that_goes_away_is_no_crash() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("format", ["concise", "github", "sarif"])
+def test_other_formats_name_rule_and_file(format: str, run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SMALL.replace("input: data", "input: date"))
+    result = run("validate", "--format", format, "one.yaml", "two.yaml")
+    assert result.exit_code == 1
+    assert result.stdout.count("unknown-input") >= 2
+    assert "one.yaml" in result.stdout
+    assert "two.yaml" in result.stdout
+    if format == "sarif":
+        assert len(json.loads(result.stdout)["runs"]) == 2
+
+
 WORDS = [
     *MAZE.replace(":", " ").replace(",", " ").split(),
     ".nan",
@@ -195,8 +213,42 @@ def mutants(draw: st.DrawFn) -> str:
     return "\n".join(lines)
 
 
+VALUES = [
+    None, True, 0, 1, -1, 1.5, 64.0, 2**62, 1e300, "", "x", "full", "CTR1", "FullDet1", "receiver0.dataMSpace", "1 ms",
+    "16 KiB", "1e18 B", "{name}", "nope.h5::/data", {}, [], [1], {"x": 1}, {"host": None}, {"counter": {}},
+]  # fmt: skip
+
+
+def containers(data: Any) -> Iterator[Any]:
+    """All maps and lists that hold anything."""
+    if data and isinstance(data, (dict, list)):
+        yield data
+        for item in data.values() if isinstance(data, dict) else data:
+            yield from containers(item)
+
+
+@st.composite
+def grown_wild(draw: st.DrawFn) -> str:
+    """maze.yaml with values replaced, moved or dropped, and keys renamed."""
+    data = json.loads(json.dumps(MAZE_DATA))
+    for _ in range(draw(st.integers(1, 3))):
+        holders = list(containers(data))
+        holder = draw(st.sampled_from(holders))
+        key = draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+        change = draw(st.sampled_from(["value", "value", "copy", "rename", "drop"]))
+        if change == "value":
+            holder[key] = draw(st.sampled_from(VALUES))
+        elif change == "copy":
+            holder[key] = json.loads(json.dumps(draw(st.sampled_from(holders))))
+        else:
+            value = holder.pop(key)
+            if change == "rename" and isinstance(holder, dict):
+                holder[draw(st.sampled_from(WORDS))] = value
+    return json.dumps(data)
+
+
 @settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")), deadline=None)
-@given(mutants())
+@given(st.one_of(mutants(), grown_wild()))
 def test_no_mutant_crashes_the_check(text: str) -> None:
     checked = check_text(text, "maze.yaml", ROOT, cores=2, environment={})
     assert (checked.plan is None) == checked.findings.failed

@@ -89,7 +89,7 @@ def _words_of_map(schema: Schema) -> str:
     if "x-kind" in schema:
         return f"a map with one kind of {schema['x-kind']} ({', '.join(keys)})"
     if not keys:
-        return "a map of named things"
+        return "a map of at least one named thing" if schema.get("minProperties") else "a map of named things"
     return "a map with the keys " + ", ".join(keys)
 
 
