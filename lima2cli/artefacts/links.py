@@ -15,8 +15,8 @@ def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequ
 
     ``/entry_0000/<node>`` has, of a channel, ``data`` and its row by row datasets, ``plot`` (NXdata), and the whole
     ``detector`` group of its master; of a table, its columns and ``plot``. ``/entry_0000/measurement/<node>`` is the
-    channel's data or the group of the table's columns, ``measurement/data`` the first channel's data. The default plot is the first channel's image, without
-    channels the first table's curve.
+    channel's data or the group of the table's columns, ``measurement/data`` the first channel's data. The default plot
+    is the first channel's image, without channels the first table's curve.
 
     channels, tables   paths of masters and merged tables; links are relative to ``directory``
 
