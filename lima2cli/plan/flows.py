@@ -30,7 +30,12 @@ def size_text(size: int) -> str:
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size and size % factor == 0:
             return f"{size // factor} {unit}"
-    return f"{size:,} bytes".replace(",", " ")
+    return f"{grouped(size)} bytes"
+
+
+def grouped(number: int) -> str:
+    """Digits in groups of three: 500 000."""
+    return f"{number:,}".replace(",", " ")
 
 
 def frames_of(pipeline: Pipeline) -> int | None:
@@ -126,7 +131,7 @@ def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Findin
     aligned = f", aligned on {alignment.block} bits" if alignment.block > 1 else ""
     pixels = f"{source.width} x {source.height} px x {dataset.pixel_bytes} bytes ({dataset.dtype}){aligned}"
     key = "size" if it.flow.said.buffers.size is not None else "frames"
-    helps = f"at least {needed:,} bytes".replace(",", " ")
+    helps = f"at least {grouped(needed)} bytes"
     larger = 2**24 // rule.stride
     if larger > rule.start_slot + rule.blocks:
         helps += f"; 16 MiB holds {larger} {'frame' if larger == 1 else 'frames'}"
@@ -135,8 +140,7 @@ def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: Path, findings: Findin
     )
     findings.error(
         "buffer-too-small",
-        f"{what} of {it.flow.name} needs {needed:,} bytes, its local buffer has ".replace(",", " ")
-        + size_text(it.size),
+        f"{what} of {it.flow.name} needs {grouped(needed)} bytes, its local buffer has {size_text(it.size)}",
         (*at, "buffers", key),
         notes=[pixels],
         help=helps,
@@ -265,7 +269,7 @@ def _region(
             "memspace-full",
             f"memspace {name} of {at[1]} has {size_text(size)}, its local buffers need {size_text(used)}",
             (*at, memspace.kind, "size"),
-            notes=[" + ".join(users) + f" = {used:,} bytes".replace(",", " ")],
+            notes=[f"{' + '.join(users)} = {grouped(used)} bytes"],
             help=f"size: {size_text(up(used, 2**20))}",
         )
     kind, path = "host", None
