@@ -129,8 +129,7 @@ class FlowReader:
     def _look(self, buffer: _Buffer, visit: int) -> bool:
         """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
         if self._ended:
-            assert self._selected is not None
-            buffer.told = self._rule.visits(buffer.index, self._selected)
+            self._tell_rest(buffer)
             return True
         period = self._gdt.group_event
         if period == 0:
@@ -149,6 +148,18 @@ class FlowReader:
         if fill > self.count.peak_fill:
             self.count.peak_fill = fill
         return True
+
+    def _tell_rest(self, buffer: _Buffer) -> None:
+        """After the end everything is told; group events that nobody had looked at yet still count."""
+        assert self._selected is not None
+        period = self._gdt.group_event
+        if period:
+            full = self._rule.full_visits(buffer.index, self._selected)
+            boundary = full // period * period - 1
+            while boundary >= buffer.told and not self._complete(buffer, boundary, full):
+                boundary -= period
+            self.count.group_events += max(0, (boundary + 1) // period - buffer.told // period)
+        buffer.told = self._rule.visits(buffer.index, self._selected)
 
     def _complete(self, buffer: _Buffer, visit: int, full: int | None) -> int:
         """How many whole visits from ``visit`` on are written, at most a batch and not beyond the buffer's end."""
