@@ -7,7 +7,7 @@ In that mode no object or attribute can be added: everything is made before `App
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -89,14 +89,23 @@ class Columns:
     """Datasets of one value per row, appended to in large pieces.
 
     group    where they are made;  dtypes   numpy dtype name of each
+    convert  from what is appended (int64 then) to what is written, for columns where that differs: once per write
     """
 
-    def __init__(self, group: Any, dtypes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        group: Any,
+        dtypes: Mapping[str, str],
+        convert: Mapping[str, Callable[[NDArray[np.int64]], Any]] | None = None,
+    ) -> None:
+        changed = convert or {}
         self._sets = [
             group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(ROWS_KEPT,))
             for name, dtype in dtypes.items()
         ]
-        self._kept = [np.empty(ROWS_KEPT, dtype) for dtype in dtypes.values()]
+        self._convert = [changed.get(name) for name in dtypes]
+        kept = {name: "int64" if name in changed else dtype for name, dtype in dtypes.items()}
+        self._kept = [np.empty(ROWS_KEPT, dtype) for dtype in kept.values()]
         self.pending = 0
         self.written = 0
 
@@ -111,7 +120,7 @@ class Columns:
         if last > len(self._kept[0]):
             self._kept = [np.concatenate((kept, np.empty(last, kept.dtype))) for kept in self._kept]
         for kept, array in zip(self._kept, arrays, strict=True):
-            kept[first:last] = array
+            kept[first:last] = array  # uint64 nanoseconds fit in int64 until the year 2262
         self.pending = last
 
     def write(self, limit: int | None = None) -> None:
@@ -120,8 +129,8 @@ class Columns:
         count = last - self.written
         if count <= 0:
             return
-        for target, kept in zip(self._sets, self._kept, strict=True):
+        for target, kept, convert in zip(self._sets, self._kept, self._convert, strict=True):
             target.resize((last,))
-            target[self.written : last] = kept[:count]
+            target[self.written : last] = convert(kept[:count]) if convert else kept[:count]
             kept[: self.pending - count] = kept[count : self.pending].copy()
         self.written, self.pending = last, self.pending - count

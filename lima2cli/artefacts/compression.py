@@ -3,6 +3,7 @@
 Only so can a chunk be compressed without the library's global lock, and written without a second copy.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -60,8 +61,7 @@ def _bslz4(dtype: np.dtype[Any], chunk_shape: tuple[int, ...]) -> Encoder:
     both big-endian (bitshuffle, ``src/bshuf_h5filter.c``). The library's default block is the largest multiple
     of 8 elements within 8192 bytes, at least 128 elements (``bshuf_default_block_size``).
     """
-    import bitshuffle
-
+    bitshuffle = _single_threaded()
     elements = max(8192 // dtype.itemsize // 8 * 8, 128)
     total = int(np.prod(chunk_shape)) * dtype.itemsize
     header = struct.pack(">QI", total, elements * dtype.itemsize)
@@ -71,3 +71,18 @@ def _bslz4(dtype: np.dtype[Any], chunk_shape: tuple[int, ...]) -> Encoder:
         return b"".join((header, compress(chunk, elements)))
 
     return encode
+
+
+def _single_threaded() -> Any:
+    """The module bitshuffle, without threads of its own: ranks share the cores, and its threads wait for each other.
+
+    OpenMP reads the variable once, when the library is loaded.
+    """
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        import bitshuffle
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+    return bitshuffle

@@ -198,7 +198,6 @@ class _FrameFile:
 
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int, start_ns: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
-        self._start_ns = start_ns
         self._frame = (channel.height, channel.width)
         self._filtered = encoder(channel.compression, channel.dtype, (1, *self._frame)) is None
         self.complete = 0
@@ -217,7 +216,11 @@ class _FrameFile:
                 **filter_options(channel.compression),
             )
             self._data.attrs["interpretation"] = "image"
-            self._columns = Columns(detector, {"frame_number": "uint64", "frame_time": "float64"})
+            self._columns = Columns(
+                detector,
+                {"frame_number": "uint64", "frame_time": "float64"},
+                {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
+            )
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
         self._file.start()
 
@@ -228,7 +231,7 @@ class _FrameFile:
 
     def log(self, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
         """Number and time of rows to come; in memory until published."""
-        self._columns.append((numbers, (times.astype(np.int64) - self._start_ns) * 1e-9))
+        self._columns.append((numbers, times))
 
     def write(self, rows: int, stored: Any) -> None:
         """The chunk after the complete ones, of which ``rows`` rows count."""
