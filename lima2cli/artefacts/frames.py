@@ -221,6 +221,7 @@ class _FrameFile:
                 {"frame_number": "uint64", "frame_time": "float64"},
                 {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
             )
+            detector["frame_time"].attrs["units"] = "s"
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
         self._file.start()
 
