@@ -75,7 +75,9 @@ class Lifecycle:
         """When frames were due, (n,) uint64 ns since the epoch; without a period the time now."""
         self.require("ask for times of", State.RUNNING, State.STOPPED)
         if self._period_ns is None:
-            return np.full(len(numbers), time.time_ns(), np.uint64)
+            now = np.empty(len(numbers), np.uint64)
+            now.fill(time.time_ns())
+            return now
         due = (np.asarray(numbers, np.float64) * self._period_ns).astype(np.uint64)
         due += np.uint64(self._start_ns)
         return due

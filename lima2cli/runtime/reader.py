@@ -37,8 +37,8 @@ class _Buffer:
         self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
         self.generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
 
-    def fill_gaps(self, value: float) -> None:
-        """What no module writes holds the gap value, once."""
+    def fill(self, value: float) -> None:
+        """What no module writes holds the gap value; and no page is touched for the first time during the run."""
         self.frames[...] = value
 
 
@@ -74,8 +74,7 @@ class FlowReader:
         self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
         self._buffers = [_Buffer(own, flow, port) for own in flow.buffers]
         for buffer in self._buffers:
-            if self._gdt.gap_pixels:
-                buffer.fill_gaps(self._gdt.gap_value)
+            buffer.fill(self._gdt.gap_value)
             buffer.frames.flags.writeable = False
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False

@@ -28,7 +28,7 @@ class _Cursor:
     def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
         gdt = flow.gdt
         self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
-        self.group, self.blocks, self.last = 0, 0, -1
+        self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
         self.released = [0] * len(flow.targets)
         self.written = [0] * len(flow.targets)
         self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
@@ -42,14 +42,14 @@ class _Cursor:
 
     def aim(self, frames: int | None) -> None:
         """Look at the group that is next when ``frames`` are acquired in all."""
-        self.blocks = self.rule.blocks_of_group(self.group, self.rule.selected(frames))
-        self.last = self.rule.frame(self.group * self.rule.blocks + self.blocks - 1) if self.blocks else -1
-
-    @property
-    def numbers(self) -> range:
-        """Frame numbers of the next group."""
-        first = self.rule.frame(self.group * self.rule.blocks)
-        return range(first, first + self.blocks * self.rule.step, self.rule.step)
+        rule = self.rule
+        self.blocks = rule.blocks_of_group(self.group, rule.selected(frames))
+        if not self.blocks:
+            self.last = -1
+            return
+        first = rule.start + self.group * rule.blocks * rule.step
+        self.last = first + (self.blocks - 1) * rule.step
+        self.numbers = range(first, self.last + 1, rule.step)
 
 
 def _whole(cut: Rect, module: Rect) -> bool:
@@ -118,10 +118,12 @@ class DetectorRank:
     def _serve(self) -> bool:
         if self._reported:
             return False
-        open_cursors = [cursor for cursor in self._cursors if cursor.last >= 0]
-        if not open_cursors:
+        cursor = None
+        for one in self._cursors:
+            if one.last >= 0 and (cursor is None or one.last < cursor.last):
+                cursor = one
+        if cursor is None:
             return self._finish()
-        cursor = open_cursors[0] if len(open_cursors) == 1 else min(open_cursors, key=lambda c: c.last)
         if cursor.last >= self._acquired:
             self._acquired = max(self._acquired, self._detector.nb_acq_frames())
             if cursor.last >= self._acquired:
