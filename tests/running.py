@@ -50,7 +50,8 @@ class Ran:
 def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """The program, as a user calls it."""
     command = [sys.executable, "-m", "lima2cli", *arguments]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("PMI", "HYDRA"))}
+    hidden = ("PMI", "HYDRA", "PYTHONDONTWRITEBYTECODE")  # the last would compile all modules anew in every rank
+    env = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     return subprocess.run(
         command,
         cwd=cwd,

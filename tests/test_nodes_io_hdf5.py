@@ -30,7 +30,7 @@ NONE = MemoryFiles()
 def test_chunks(dtype: str, shape: tuple[int, int], parameters: dict[str, Any], chunk: int) -> None:
     use, spec = node("io_hdf5", **parameters), spec_of(dtype, *shape)
     assert use.infer(spec, NONE) is spec
-    assert use.channel(spec) == {
+    assert use.channel(spec, None) == {
         "compression": "bslz4",
         "frames_per_file": parameters.get("frames_per_file", 0),
         "frames_per_chunk": chunk,
@@ -56,7 +56,9 @@ def test_frames_that_go_in_are_in_the_files(tmp_path: Path) -> None:
     use, spec = node("io_hdf5", frames_per_file=4, frames_per_chunk=3), spec_of("uint16", 6, 5)
     detector = DetectorInfo("remu", "remu", 5, 6, (spec.area,), (DatasetInfo("data", 0, "uint16", 16),))
     rule = Rule(0, 1, 7, blocks=1, buffers=1, slots=10, stride=60)
-    channel = Channel("maze", "save", "data", "uint16", 6, 5, rule, 7, (0,), spec.area, detector, **use.channel(spec))
+    channel = Channel(
+        "maze", "save", "data", "uint16", 6, 5, rule, 7, (0,), spec.area, detector, **use.channel(spec, None)
+    )
     frames = pixels("uint16", (7, 6, 5))
     writer = use.open(channel, str(tmp_path), 0, 10**18)
     assert sum(writer.commit(writer.stage(block(frames[k : k + 2], k))) for k in range(0, 7, 2)) == 7

@@ -112,8 +112,11 @@ class Sink(Node):
         """See `Node.infer`; a sink hands its input on unchanged."""
         return spec
 
-    def channel(self, spec: FrameSpec) -> Mapping[str, Any]:
-        """The storage fields of `Channel` (compression, frames_per_file, frames_per_chunk)."""
+    def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
+        """The storage fields of `Channel` (compression, frames_per_file, frames_per_chunk).
+
+        ``period_s``: seconds from one frame to the next at each receiver, None where it is not known.
+        """
         raise NotImplementedError
 
     def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:

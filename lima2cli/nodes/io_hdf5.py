@@ -2,8 +2,8 @@
 
 Each receiver writes a sequence of files of its own (``layout: files``), and a master shows them all as one dataset.
 Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask. Any
-dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame and not
-more than a file holds.
+dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
+more than a file holds or come in half a second.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,6 @@ from lima2cli.declare import Choice, Either, Integer, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.base import Sink, Writer
 from lima2cli.spec import Files, FrameSpec
-
-CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +50,13 @@ class IoHdf5(Sink):
             raise Misfit("chunk-too-large", message, ("frames_per_chunk",), f"at most {self.frames_per_file}")
         return spec
 
-    def channel(self, spec: FrameSpec) -> Mapping[str, Any]:
+    def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
+        from lima2cli.artefacts.frames import frames_per_chunk_auto
+
         chunk = self.frames_per_chunk
         if chunk == "auto":
-            chunk = max(1, round(CHUNK_BYTES / (spec.area.area * np.dtype(spec.dtype).itemsize)))
+            chunk = frames_per_chunk_auto(*spec.shape, np.dtype(spec.dtype).itemsize, period_s)
             chunk = min(chunk, self.frames_per_file or chunk)
         return {
             "compression": self.compression,

@@ -86,8 +86,14 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         metadata=record["metadata"],
         acquisition=record["acquisition"],
         processing=record["nodes"],
-        **step.node.channel(spec),
+        **step.node.channel(spec, _period_at_receivers(pipeline, gdt)),
     )
+
+
+def _period_at_receivers(pipeline: Pipeline, gdt: Gdt) -> float | None:
+    """Seconds from one frame of a flow to the next at each of its receivers, on average."""
+    period = pipeline.acquisition.period_s
+    return None if period is None else period * gdt.rule.step * len(gdt.receivers)
 
 
 def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
