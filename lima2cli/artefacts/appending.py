@@ -20,6 +20,9 @@ from lima2cli.errors import Lima2Error
 ROWS_KEPT = 4096
 """Rows that are kept in memory at most before they are written."""
 
+CHUNK_CACHE_BYTES = 2**17
+"""Per dataset. Chunks are written once and never read: the library's default would keep 8 MiB of each column."""
+
 VERSIONS = ("v110", "v110")
 """Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
 
@@ -44,7 +47,7 @@ class AppendingFile:
 
         self.path = path
         with disk_errors(path):
-            self.h5 = h5py.File(path, "w", libver=VERSIONS, locking="best-effort")
+            self.h5 = h5py.File(path, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
 
     def start(self) -> None:
         """The tree is complete: from here on a kill leaves a readable file."""
