@@ -13,6 +13,7 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
         counts = [str(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
         rows.append((name, *counts, f"{flow.get('waited_s', 0):.3g} s"))
     lines += ["", *_table(rows)]
+    lines += _receivers(summary["flows"])
     if summary["channels"]:
         rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "bytes", "file")]
         for name, channel in summary["channels"].items():
@@ -28,6 +29,19 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]
     return "\n".join(lines) + "\n"
+
+
+def _receivers(flows: Mapping[str, Any]) -> list[str]:
+    """How frames and events were shared out; nothing for what was recomputed from files, which don't know."""
+    if not all("receivers" in flow for flow in flows.values()):
+        return []
+    rows: list[tuple[str, ...]] = [("flow", "frames by receiver", "group events", "end events")]
+    for name, flow in flows.items():
+        shares = (flow["receivers"], flow["group_events"], flow["end_events"])
+        frames, group, end = (" + ".join(map(str, counts.values())) for counts in shares)
+        rows.append((name, f"{frames} ({', '.join(flow['receivers'])})", group, end))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["", *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
 
 
 def _ranges(ranges: list[list[int]], most: int = 8) -> str:

@@ -32,6 +32,7 @@ class FlowAccount:
     dropped: Indices
     missing: Indices
     waited_s: float
+    by_receiver: dict[int, int]
     group_events: dict[int, int]
     end_events: dict[int, int]
     peak_fill: dict[int, float]
@@ -79,6 +80,7 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
         dropped=_indices(gdt.rule, dropped, expected),
         missing=_indices(gdt.rule, [v for count in counts.values() for v in count.missing] + silent, expected),
         waited_s=max((source.waited_s.get(gdt.name, 0.0) for source in outcome.sources.values()), default=0.0),
+        by_receiver={number: count.received for number, count in counts.items()},
         group_events={number: count.group_events for number, count in counts.items()},
         end_events={number: count.end_events for number, count in counts.items()},
         peak_fill={number: count.peak_fill for number, count in counts.items()},

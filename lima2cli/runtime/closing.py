@@ -107,9 +107,15 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
     return _totals(account) | {
         "waited_s": account.waited_s,
         "missing_frames": ranges(numbers),
-        "group_events": {plan.receivers[r]: n for r, n in account.group_events.items()},
-        "end_events": {plan.receivers[r]: n for r, n in account.end_events.items()},
+        "receivers": _named(plan, account.by_receiver),
+        "group_events": _named(plan, account.group_events),
+        "end_events": _named(plan, account.end_events),
     }
+
+
+def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
+    """By the receivers' names, in their order."""
+    return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
 
 
 def _channel(
