@@ -144,3 +144,51 @@ nodes: {save: {input: F, io_hdf5: {}}}
     frames, numbers, status = ran.saved("save")
     assert status.tolist() == [0] * 8 + [2] * 42
     np.testing.assert_array_equal(frames[:8], counter(numbers[:8], Rect(0, 0, 16, 8), 16, bits=8))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_mapped_memspace_keeps_slots_with_their_headers(transport: str, tmp_path: Path) -> None:
+    """A memory-mapped file still shows after the run what the modules wrote: headers, pixels, gaps, free bytes."""
+    ran = run(
+        """
+lima2: 1
+detector:
+  remu:
+    image: {width: 20, height: 10}
+    datasets: {D: {dtype: uint16}}
+    modules: {columns: 2, rows: 1, width: 8, height: 10, gap: {x: 4, y: 0}}
+    gap_value: 3
+    scene: {counter: {}}
+acquisition: {frames: 60, rate: 10 kHz}
+receivers: {r: {memspaces: {disk: {file: {path: slots.bin, size: 64 KiB}}}}}
+flows:
+  F:
+    dataset: D
+    alignment: {block: 512, row: 128, header: 20, footer: 4}
+    slices: {start: 4, step: 2}
+    rules: {start_slot: 1}
+    buffers: {frames: 6}
+nodes: {save: {input: F, io_hdf5: {}}, log: {input: F, checkpoint: {}}}
+""",
+        tmp_path,
+        transport,
+    )
+    assert ran.code == 0, ran.output
+    frames, numbers, _ = ran.saved("save")
+    assert numbers.tolist() == list(range(4, 60, 2))
+    memory = np.fromfile(tmp_path / "slots.bin", np.uint8)
+    assert len(memory) == 65536
+    payload, pitch, stride = 64, 48, 576
+    slots = memory[: 7 * stride].reshape(7, stride)
+    assert not slots[0, 64:].view(np.uint16).any()  # the free slot stays as it was
+    for index in range(len(numbers) - 6, len(numbers)):
+        slot = slots[1 + index % 6]
+        number, time_ns = slot[:16].view("<u8")
+        assert number == numbers[index]
+        start_ns = int(time_ns) - int(number) * 100_000
+        assert abs(start_ns / 1e9 - ran.directory.stat().st_mtime) < 60
+        pixels = slot[payload : payload + 10 * pitch].reshape(10, pitch)[:, :40].copy().view(np.uint16)
+        np.testing.assert_array_equal(pixels, frames[index])
+    expected = counter(numbers, Rect(0, 0, 20, 10), 20)
+    expected[:, :, 8:12] = 3
+    np.testing.assert_array_equal(frames, expected)
