@@ -44,7 +44,7 @@ class ReceiverRank:
             else:
                 self._readers[index].rest()
         now = time.perf_counter_ns()
-        if now - self._stats_ns > STATS_PERIOD_NS and self._graphs:
+        if now - self._stats_ns > STATS_PERIOD_NS and self._graphs and not self._reported:
             self._stats_ns = now
             self._tell()
         if self._ended and not worked and not self._reported and all(r.finished for r in self._readers):

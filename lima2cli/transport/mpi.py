@@ -197,6 +197,9 @@ class MpiPort:
     def close(self) -> None:
         """See `Port.close`."""
         MPI.Request.Waitall(self._sending)
+        self._communicator.Barrier()
+        while self.receive() is not None:  # what nobody has read by now makes MPI's own end fail
+            pass
         self._stop.set()
         if self._progress is not None:
             self._progress.join()
