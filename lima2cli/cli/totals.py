@@ -25,6 +25,7 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
         lines.append(f"{name}: not received: {_ranges(ranges)}")
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
+    lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
     seconds = summary.get("seconds")
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]

@@ -23,6 +23,9 @@ from lima2cli.runtime.usage import usage
 
 VERSION = 1
 
+KEPT_UP = 0.99
+"""Share of the asked rate below which a run is warned of."""
+
 
 def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
@@ -48,6 +51,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": problems + [failure.message for failure in outcome.failures],
+        "warnings": _slow(plan, outcome),
     }
     write_summary(Path(directory), summary)
 
@@ -151,12 +155,28 @@ def _table_file(plan: Plan, name: str, directory: Path) -> str | None:
     return file if (directory / file).exists() else None
 
 
+def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
+    """Frames per second as the modules served them; None where there were none."""
+    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
+    if not outcome.frames or sent_ns <= outcome.start_ns:
+        return None
+    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
+
+
+def _slow(plan: Plan, outcome: Outcome) -> list[str]:
+    """A warning where the source had to wait: real hardware would not have."""
+    achieved = achieved_hz(plan, outcome)
+    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP:
+        return []
+    return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
+
+
 def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
     seconds = outcome.seconds or 1e-9
     sizes = {gdt.name: gdt.source.area * gdt.pixel_bytes for gdt in plan.gdts}
     return {
         "asked_hz": None if plan.period_s is None else 1 / plan.period_s,
-        "achieved_hz": outcome.frames / seconds,
+        "achieved_hz": achieved_hz(plan, outcome),
         "flows": {
             name: {"frames_per_s": account.received / seconds, "bytes_per_s": account.received * sizes[name] / seconds}
             for name, account in accounts.items()

@@ -202,6 +202,7 @@ class DetectorRank:
             {c.gdt.name: c.waited_ns * 1e-9 for c in self._cursors},
             self._next,
             {c.gdt.name: c.dropped for c in self._cursors},
+            time.time_ns(),
             self._put_ns * 1e-9,
             usage(),
         )
