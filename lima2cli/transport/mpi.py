@@ -6,7 +6,9 @@ flushed. Marks are `Accumulate(REPLACE)`, since an 8-byte `Put` is not atomic in
 MPI: then, and where ranks are on several hosts, a progress thread looks in.
 """
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,19 @@ def _array(window: MPI.Win, dtype: type[Any]) -> NDArray[Any]:
     return np.frombuffer(memory, dtype)
 
 
+def _unlink_shared_memory() -> None:
+    """Take MPICH's shared memory out of /dev/shm once all ranks have mapped it: then a kill leaves nothing there.
+
+    MPICH does so itself with windows, and with this one, which carries its messages, only in MPI_Finalize.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    for name in set(re.findall(r"/dev/shm/mpich_shm_\w+", maps)):
+        Path(name).unlink(missing_ok=True)
+
+
 class MpiPort:
     """See `Port`. Making one is collective over ``communicator``."""
 
@@ -98,6 +113,7 @@ class MpiPort:
         self._results = np.zeros(64, np.uint64)
         self._sending: list[MPI.Request] = []
         communicator.Barrier()  # the zeros are there before anyone writes
+        _unlink_shared_memory()
         for window in (*self._windows, self._control):
             window.Lock_all(MPI.MODE_NOCHECK)
         self._stop = threading.Event()
