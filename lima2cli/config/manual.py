@@ -1,0 +1,185 @@
+"""Pages of the manual about the language, made from the same declarations as the parser and the schema."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lima2cli.config.records import PipelineTable
+from lima2cli.declare import UNITS, Either, ListOf, MapOf, OneKind, Shape, Table, params
+from lima2cli.detectors.kinds import detector_kinds
+from lima2cli.detectors.scenes import SCENES
+from lima2cli.nodes import calibration, rois
+from lima2cli.nodes.kinds import LANGUAGE, NodeEntry, node_kinds
+from lima2cli.schema.words import words
+
+NOTE = "<!-- Made from the declarations in the code by lima2cli/config/manual.py. -->\n\n"
+
+PAGES = {"detector": "[a detector](detectors.md)", "scene": "[a scene](detectors.md#scenes)"}
+"""Kinds that are described elsewhere."""
+
+
+def manual() -> dict[str, str]:
+    """The pages by file name, in ``docs/reference``."""
+    return {"language.md": _language(), "nodes.md": _nodes(), "detectors.md": _detectors()}
+
+
+def _language() -> str:
+    intro = (
+        "Every table of a pipeline and its keys, from the outside in. How values are written (units, names,\n"
+        "variables, coordinates) is told in [writing pipelines](writing.md). `<name>` stands for a name of yours,\n"
+        "`<n>` for a place in a list. Of several kinds exactly one is written: `kind: {parameters}`.\n"
+    )
+    sections = [
+        f"## {f'`{path}`' if path else 'The pipeline'}\n\n{_summary(table)}\n\n{_keys(path, table)}"
+        for path, table in _tables("", Table(PipelineTable))
+    ]
+    return _page("Tables and keys of the language", intro, [*sections, _units()])
+
+
+def _nodes() -> str:
+    missing = ", ".join(f"`{kind}`" for kind in LANGUAGE if kind not in node_kinds())
+    intro = (
+        "A node is written `name: {input: flow-or-node, kind: {parameters}}`, with exactly one kind; `kind: {}`\n"
+        "takes all defaults. Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n\n"
+        f"Part of the language, but not of this version: {missing}, and joins (`inputs`).\n"
+    )
+    sections = [_kind(kind, table, _module_text(table.__module__)) for kind, table in node_kinds().items()]
+    shared = {"Calibration images": calibration, "Regions of interest": rois}
+    sections += [f"## {title}\n\n{_module_text(module.__name__)}\n" for title, module in shared.items()]
+    return _page("Nodes", intro, sections)
+
+
+def _detectors() -> str:
+    intro = (
+        "The source of frames is written `detector: {kind: {parameters}}`. Both kinds of this version can wait for\n"
+        "receivers, so that flows lose nothing unless they are told to (`overrun`).\n"
+    )
+    scenes = (
+        "## Scenes\n\nWhat the emulator sees, written `scene: {kind: {parameters}}`. The content of a frame depends\n"
+        "on its number, the dataset and the pixel alone: it is the same whatever the flows, the number of ranks, or\n"
+        "timing.\n"
+    )
+    return _page(
+        "Detectors",
+        intro,
+        [
+            *(_kind(kind, table, _text(table)) for kind, table in detector_kinds().items()),
+            scenes,
+            *(_kind(kind, table, _text(table), "###") for kind, table in SCENES.items()),
+        ],
+    )
+
+
+def _page(title: str, intro: str, sections: Sequence[str]) -> str:
+    return NOTE + "\n".join([f"# {title}\n", intro, *sections])
+
+
+def _kind(kind: str, table: type, text: str, marks: str = "##") -> str:
+    """A kind: what is said of it, its keys, and the tables that they hold."""
+    first, *inner = _tables(kind, Table(table))
+    parts = [f"{marks} `{kind}`\n\n{text}\n\n{_keys(*first)}"]
+    parts += [f"{marks}# `{path}`\n\n{_summary(held)}\n\n{_keys(path, held)}" for path, held in inner]
+    return "\n".join(parts)
+
+
+def _tables(path: str, shape: Shape) -> Iterator[tuple[str, type]]:
+    """All tables that a value of this shape may hold and where they stand, outer ones first."""
+    if isinstance(shape, Table):
+        yield path, shape.table
+        for key, declared in params(shape.table).items():
+            yield from _tables(f"{path}.{key}" if path else key, declared.shape)
+    elif isinstance(shape, OneKind) and shape.what not in PAGES:
+        for kind, table in shape.kinds().items():
+            yield from _tables(f"{path}.{kind}", Table(table))
+    elif isinstance(shape, MapOf):
+        yield from _tables(f"{path}.<name>", shape.item)
+    elif isinstance(shape, ListOf):
+        yield from _tables(f"{path}.<n>", shape.item)
+    elif isinstance(shape, Either):
+        for option in shape.shapes:
+            yield from _tables(path, option)
+
+
+def _keys(path: str, table: type) -> str:
+    """The keys of a table, one a row."""
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    defaults = {field.name: field for field in dataclasses.fields(table)}
+    for key, declared in params(table).items():
+        meaning = declared.doc.replace("|", "\\|").replace("<", "&lt;")
+        rows.append(f"| `{key}` | {_value(declared.shape)} | {_default(defaults[key])} | {meaning} |")
+    text = "\n".join(rows) if len(rows) > 2 else "It has no keys."
+    if later := getattr(table, "later", ()):
+        text += f"\n\nNot of this version: {', '.join(f'`{key}`' for key in later)}."
+    return text + "\n"
+
+
+def _value(shape: Shape) -> str:
+    """What may be written, with a link where another page tells."""
+    if isinstance(shape, OneKind):
+        return PAGES.get(shape.what) or "one of " + ", ".join(f"`{kind}`" for kind in shape.kinds())
+    if isinstance(shape, MapOf):
+        return f"names, each with {_value(shape.item)}"
+    if isinstance(shape, ListOf):
+        return f"a list, each item {_value(shape.item)}"
+    if isinstance(shape, NodeEntry):
+        return "[a node](nodes.md)"
+    if isinstance(shape, Table):
+        return "a map (below)"
+    if isinstance(shape, Either):
+        return ", or ".join(_value(option) for option in shape.shapes)
+    return words(shape.schema())
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        made = field.default_factory()
+        return f"`{{{made.kind}: {{}}}}`" if hasattr(made, "kind") else "`{}`"
+    if field.default is dataclasses.MISSING:
+        return "required"
+    return "" if field.default is None else f"`{_yaml(field.default)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _summary(table: type) -> str:
+    """First paragraph of a table's text."""
+    return _text(table).split("\n\n")[0]
+
+
+def _text(table: type) -> str:
+    return _markdown(inspect.cleandoc(table.__doc__ or ""))
+
+
+def _module_text(module: str) -> str:
+    """What the module of a node says, all but the name of the node."""
+    text = inspect.cleandoc(sys.modules[module].__doc__ or "")
+    said = text.partition(": ")[2] if text.startswith("Node ") else text
+    return _markdown(said[:1].upper() + said[1:])
+
+
+def _markdown(text: str) -> str:
+    """A docstring as Markdown: lists of terms are kept as they are laid out."""
+    blocks = []
+    for block in text.replace("``", "`").split("\n\n"):
+        aligned = any("   " in line.strip() for line in block.splitlines()) and not block.startswith(" ")
+        blocks.append(f"```text\n{block.replace('`', '')}\n```" if aligned else block)
+    return "\n\n".join(blocks)
+
+
+def _units() -> str:
+    rows = ["## Units\n", "| quantity | units | a plain number is in |", "|---|---|---|"]
+    for quantity, units in UNITS.items():
+        rows.append(f"| {quantity} | {' '.join(f'`{unit}`' for unit in units)} | {_base(units)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _base(units: Mapping[str, float]) -> str:
+    return next(f"`{unit}`" for unit, factor in units.items() if factor == 1)
