@@ -63,8 +63,8 @@ class ReceiverReport:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when the
-    last group was sent (ns since the epoch), seconds spent in transfers."""
+    """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
+    the last group was sent (ns since the epoch), seconds spent in transfers."""
 
     rank: int
     waited_s: dict[str, float]
