@@ -6,6 +6,7 @@ written.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -21,9 +22,9 @@ ROWS_FINISHED = 256
 
 
 class NodeFailed(Exception):
-    """A node raised; ``frame`` is the first of the block."""
+    """A node raised; ``frame`` is the first of the block, None where it was not about frames."""
 
-    def __init__(self, node: str, frame: int, error: Exception) -> None:
+    def __init__(self, node: str, frame: int | None, error: Exception) -> None:
         super().__init__(f"{node}: {error or type(error).__name__}")
         self.node, self.frame, self.error = node, frame, error
 
@@ -97,70 +98,129 @@ class _BoundSink:
         self._writer.close()
 
 
-_Bound = _BoundMap | _BoundReduce | _BoundSink
+_End = _BoundReduce | _BoundSink
+_Bound = _BoundMap | _End
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A bound step; a sink that failed has ``bound`` None, and hands its frames on."""
+
+    name: str
+    source: str
+    bound: _Bound | None
 
 
 class FlowGraph:
-    """The steps of one flow, bound."""
+    """The steps of one flow, bound.
+
+    A node that fails is left out from then on, and so is what reads from it; all else goes on. `failures` tells of it.
+    """
 
     def __init__(
         self, flow: ReceiverFlow, program: ReceiverProgram, files: Files, directory: str, start_ns: int
     ) -> None:
         self._name = flow.gdt.name
-        self._steps: list[tuple[str, str, _Bound]] = []
+        self._steps: list[_Step] = []
+        self._failures: list[NodeFailed] = []
+        known = {self._name}
         for step in flow.steps:
-            bound: _Bound
-            if isinstance(step.node, Map):
-                bound = _BoundMap(step, files)
-            elif isinstance(step.node, Reduce):
-                bound = _BoundReduce(step, program, files, directory)
+            if step.source not in known:
+                continue
+            try:
+                self._steps.append(_Step(step.name, step.source, _bind(step, program, files, directory, start_ns)))
+            except Exception as error:  # noqa: BLE001  files that have gone, a directory that takes none
+                self._failures.append(NodeFailed(step.name, None, error))
             else:
-                bound = _BoundSink(step, program, directory, start_ns)
-            self._steps.append((step.name, step.source, bound))
-        self._ends = [(name, bound) for name, _, bound in self._steps if not isinstance(bound, _BoundMap)]
+                known.add(step.name)
+        self._ends = [(step.name, step.bound) for step in self._steps if isinstance(step.bound, _End)]
+        self._saved_of = tuple(self._ends)
 
     @property
     def saved(self) -> dict[str, int]:
         """Frames and rows that each sink and table has written, by node name."""
-        return {name: bound.saved for name, bound in self._ends}
+        return {name: bound.saved for name, bound in self._saved_of}
 
-    def stage(self, block: Block, received_ns: int) -> list[Any]:
-        """Everything that can still be thrown away; raises `NodeFailed`."""
+    def failures(self) -> list[NodeFailed]:
+        """What has failed since the last call."""
+        failed, self._failures = self._failures, []
+        return failed
+
+    def stage(self, block: Block, received_ns: int) -> list[tuple[str, _End, Any]]:
+        """Everything that can still be thrown away."""
         values: dict[str, Block] = {self._name: block}
         staged = []
-        for name, source, bound in self._steps:
+        for step in self._steps:
+            bound, given = step.bound, values.get(step.source)
+            if given is None:  # what it reads from has just failed
+                continue
+            if bound is None:
+                values[step.name] = given
+                continue
             try:
-                out, kept = bound.stage(values[source], received_ns)
-            except Exception as error:
-                raise NodeFailed(name, int(block.numbers[0]), error) from error
+                out, kept = bound.stage(given, received_ns)
+            except Exception as error:  # noqa: BLE001
+                self._drop(step.name, int(block.numbers[0]), error)
+                out = given if isinstance(bound, _BoundSink) else None
+            else:
+                if not isinstance(bound, _BoundMap):
+                    staged.append((step.name, bound, kept))
             if out is not None:
-                values[name] = out
-            if not isinstance(bound, _BoundMap):
-                staged.append(kept)
+                values[step.name] = out
         return staged
 
-    def commit(self, staged: list[Any], first_frame: int) -> None:
-        """Make what was staged last; raises `NodeFailed`."""
-        for (name, bound), kept in zip(self._ends, staged, strict=True):
+    def commit(self, staged: list[tuple[str, _End, Any]], first_frame: int) -> None:
+        """Make what was staged last."""
+        for name, bound, kept in staged:
             try:
                 bound.commit(kept)
-            except Exception as error:
-                raise NodeFailed(name, first_frame, error) from error
+            except Exception as error:  # noqa: BLE001
+                self._drop(name, first_frame, error)
 
     def flush(self) -> None:
-        """Make what was committed readable; raises `NodeFailed`."""
-        self._each(lambda bound: bound.flush())
-
-    def close(self) -> None:
-        """End all files, the rest too where one fails; raises the first `NodeFailed`."""
-        self._each(lambda bound: bound.close())
-
-    def _each(self, do: Callable[[_BoundReduce | _BoundSink], None]) -> None:
-        failed: NodeFailed | None = None
+        """Make what was committed readable."""
         for name, bound in self._ends:
             try:
-                do(bound)
+                bound.flush()
             except Exception as error:  # noqa: BLE001
-                failed = failed or NodeFailed(name, 0, error)
-        if failed is not None:
-            raise failed
+                self._drop(name, None, error)
+
+    def close(self) -> None:
+        """End all files, the rest too where one fails."""
+        ends, self._ends, self._steps = self._ends, [], []
+        for name, bound in ends:
+            try:
+                bound.close()
+            except Exception as error:  # noqa: BLE001
+                self._failures.append(NodeFailed(name, None, error))
+
+    def _drop(self, name: str, frame: int | None, error: Exception) -> None:
+        """Leave out a step that failed and what needs it; their files are ended with what they have."""
+        failed = NodeFailed(name, frame, error)
+        self._failures.append(failed)
+        gone, kept = {name}, []
+        for step in self._steps:
+            if step.name == name and isinstance(step.bound, _BoundSink):
+                gone.discard(name)
+                kept.append(_Step(name, step.source, None))
+            elif step.name in gone or step.source in gone:
+                gone.add(step.name)
+            else:
+                kept.append(step)
+        self._steps = kept
+        alive = {step.name for step in kept if step.bound is not None}
+        ended = [end for end in self._ends if end[0] not in alive]
+        self._ends = [end for end in self._ends if end[0] in alive]
+        for _, bound in ended:
+            try:
+                bound.close()
+            except Exception as again:  # noqa: BLE001
+                failed.add_note(str(again))
+
+
+def _bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> _Bound:
+    if isinstance(step.node, Map):
+        return _BoundMap(step, files)
+    if isinstance(step.node, Reduce):
+        return _BoundReduce(step, program, files, directory)
+    return _BoundSink(step, program, directory, start_ns)

@@ -4,7 +4,7 @@ import time
 
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.graph import FlowGraph, NodeFailed
+from lima2cli.runtime.graph import FlowGraph
 from lima2cli.runtime.messages import Failure, ReceiverReport
 from lima2cli.runtime.reader import Batch, FlowReader
 from lima2cli.runtime.usage import usage
@@ -21,8 +21,8 @@ class ReceiverRank:
         self.done = False
         self._program, self._port, self._files, self._directory = program, port, files, directory
         self._readers = [FlowReader(flow, port) for flow in program.flows]
-        self._graphs: list[FlowGraph | None] = []
-        self._saved: dict[str, int] = {}
+        self._graphs: list[FlowGraph] = []
+        self._overran: set[str] = set()
         self._ended = self._reported = False
         self._stats_ns = 0
 
@@ -43,6 +43,8 @@ class ReceiverRank:
                 worked = True
             else:
                 self._readers[index].rest()
+            if self._readers[index].count.lost:
+                self._report_overrun(self._readers[index])
         now = time.perf_counter_ns()
         if now - self._stats_ns > STATS_PERIOD_NS and self._graphs and not self._reported:
             self._stats_ns = now
@@ -71,78 +73,56 @@ class ReceiverRank:
 
     def _open(self, start_ns: int) -> None:
         for flow in self._program.flows:
-            try:
-                graph = FlowGraph(flow, self._program, self._files, self._directory, start_ns)
-            except Exception as error:  # noqa: BLE001  files that cannot be opened, nodes that cannot start
-                self._graphs.append(None)
-                self._fail(Failure(self._program.rank, f"cannot start the nodes of {flow.gdt.name}: {error}"))
-            else:
-                self._graphs.append(graph)
-                self._saved |= graph.saved
+            graph = FlowGraph(flow, self._program, self._files, self._directory, start_ns)
+            self._graphs.append(graph)
+            self._report_failures(graph)
 
     def _process(self, index: int, batch: Batch) -> None:
         """Nodes first, then the second check, then what lasts; the memory is given back whatever happens."""
-        reader, graph = self._readers[index], self._graphs[index]
-        block = batch.block
-        try:
-            staged = graph.stage(block, time.time_ns()) if graph is not None else []
-            intact = reader.intact(batch)
-            if intact and graph is not None:
-                graph.commit(staged, int(block.numbers[0]))
-        except NodeFailed as failed:
-            intact = reader.intact(batch)
-            self._drop_graph(index, failed)
+        reader, graph, block = self._readers[index], self._graphs[index], batch.block
+        staged = graph.stage(block, time.time_ns())
+        intact = reader.intact(batch)
+        if intact:
+            graph.commit(staged, int(block.numbers[0]))
         reader.release(batch, intact)
-        if not intact or reader.count.lost:
-            self._report_overrun(reader, int(block.numbers[0]))
+        self._report_failures(graph)
 
-    def _report_overrun(self, reader: FlowReader, frame: int) -> None:
+    def _report_overrun(self, reader: FlowReader) -> None:
         gdt = reader.flow.gdt
-        if gdt.overrun == "stop" and reader.count.lost:
-            self._port.send(0, (messages.OVERRUN, (gdt.name, frame)))
+        if gdt.overrun == "stop" and gdt.name not in self._overran:
+            self._overran.add(gdt.name)
+            buffer, visit, _ = reader.count.lost[0]
+            self._port.send(0, (messages.OVERRUN, (gdt.name, int(gdt.rule.numbers(buffer, visit, 1)[0]))))
 
-    def _drop_graph(self, index: int, failed: NodeFailed) -> None:
-        """After a failure the flow is still drained, so that nobody waits for it, but nothing more is saved."""
-        graph = self._graphs[index]
-        self._graphs[index] = None
-        if graph is not None:
-            try:
-                graph.close()
-            except NodeFailed as again:
-                failed.add_note(str(again))
-            self._saved |= graph.saved
-        detail = "; ".join(getattr(failed, "__notes__", []))
-        self._fail(Failure(self._program.rank, str(failed), failed.node, failed.frame, detail))
+    def _report_failures(self, graph: FlowGraph) -> None:
+        for failed in graph.failures():
+            detail = "; ".join(getattr(failed, "__notes__", []))
+            failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail)
+            self._port.send(0, (messages.FAILED, failure))
 
-    def _fail(self, failure: Failure) -> None:
-        self._port.send(0, (messages.FAILED, failure))
+    def _saved(self) -> dict[str, int]:
+        return {name: count for graph in self._graphs for name, count in graph.saved.items()}
 
     def _tell(self) -> None:
         """Flush what was committed and tell the control rank how far this receiver is."""
         flows = {}
-        for index, reader in enumerate(self._readers):
-            graph = self._graphs[index]
-            if graph is not None:
-                try:
-                    graph.flush()
-                except NodeFailed as failed:
-                    self._drop_graph(index, failed)
-                self._saved |= graph.saved
+        for graph, reader in zip(self._graphs, self._readers, strict=True):
+            graph.flush()
+            self._report_failures(graph)
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
             flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
-        self._port.send(0, (messages.STATS, {"receiver": self._program.receiver, "flows": flows, "saved": self._saved}))
+        stats = {"receiver": self._program.receiver, "flows": flows, "saved": self._saved()}
+        self._port.send(0, (messages.STATS, stats))
+
+    def close(self) -> None:
+        """End all files."""
+        for graph in self._graphs:
+            graph.close()
+            self._report_failures(graph)
 
     def _finish(self) -> None:
-        for index, graph in enumerate(self._graphs):
-            if graph is None:
-                continue
-            try:
-                graph.close()
-            except NodeFailed as failed:
-                self._graphs[index] = None
-                self._fail(Failure(self._program.rank, str(failed), failed.node))
-            self._saved |= graph.saved
+        self.close()
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        report = ReceiverReport(self._program.receiver, flows, dict(self._saved), usage())
+        report = ReceiverReport(self._program.receiver, flows, self._saved(), usage())
         self._port.send(0, (messages.FINISHED, report))
         self._reported = True
