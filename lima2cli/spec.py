@@ -163,6 +163,10 @@ class Files(Protocol):
         """A reader of the frames one by one."""
         ...
 
+    def path(self, reference: str) -> str:
+        """Absolute path of a file that exists."""
+        ...
+
 
 class FrameReader(Protocol):
     """Frames of a file."""

@@ -52,6 +52,12 @@ class FileStore:
             self._open[reference] = self._opened(reference)
         return self._open[reference]
 
+    def path(self, reference: str) -> str:
+        """Absolute path of a file; `FileProblem` where there is none."""
+        path = self._base / reference
+        _check_file(reference, path)
+        return str(path.resolve())
+
     def close(self) -> None:
         """Close all files; what was read remains."""
         while self._open:

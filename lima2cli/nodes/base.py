@@ -1,11 +1,12 @@
-"""The three kinds of node, and what each promises.
+"""The kinds of node, and what each promises.
 
 A node is one file and one frozen dataclass: its parameters, declared by `param`, and no state. State lives in
 what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a node gets are read-only to it.
 
-Map      a block of frames to a block of frames, pixel by pixel or geometry
-Reduce   a block of frames to at most one row per frame; partial results of several receivers merge
-Sink     a block of frames to a file
+Map        a block of frames to a block of frames, pixel by pixel or geometry
+Transform  a block of frames to a block of perhaps other frames: with a state, or with code that may fail
+Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
+Sink       a block of frames to a file
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
+from lima2cli.geometry import Rule
 from lima2cli.spec import Array, Block, Files, FrameSpec, Spec, TableSpec
 
 Partial = dict[str, Array]
@@ -54,6 +56,46 @@ class Map(Node):
         What it returns stays valid until its next call only, so that it may keep one output array; where there is
         nothing to do it returns the very array that it was given.
         """
+        raise NotImplementedError
+
+
+class Dropped(Exception):
+    """A transform gives a block up, for a reason that the user allowed (``on_error: drop``)."""
+
+
+class Transformer(Protocol):
+    """A started Transform. It gets blocks that can't be overwritten, in frame order, each once."""
+
+    def step(self, block: Block) -> Block | None:
+        """What becomes of a block; None where nothing is ready yet. Its arrays are the caller's to keep until the next
+        step. Raises `Dropped` for a block that is given up; any other exception fails the node."""
+        ...
+
+    def finish(self) -> Block | None:
+        """What is left at the end."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held; called once, after a failure too."""
+        ...
+
+
+class Transform(Node):
+    """Block of frames in, block of perhaps other frames out."""
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`."""
+        raise NotImplementedError
+
+    def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int]]:
+        """Numbers and places of the frames that leave, as the rule of a flow with a receiver for each local buffer.
+
+        Raises `Misfit` where frames that belong together reach different receivers.
+        """
+        return rule, receivers
+
+    def start(self, spec: FrameSpec, files: Files) -> Transformer:
+        """Bind to frames of ``spec``."""
         raise NotImplementedError
 
 
@@ -124,4 +166,6 @@ class Sink(Node):
         raise NotImplementedError
 
 
-__all__ = ["Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Writer"]
+__all__ = [
+    "Dropped", "Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Transform", "Transformer", "Writer",
+]  # fmt: skip
