@@ -94,8 +94,8 @@ class Transform(Node):
         """
         return rule, receivers
 
-    def start(self, spec: FrameSpec, files: Files) -> Transformer:
-        """Bind to frames of ``spec``."""
+    def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
+        """Bind to frames of ``spec``, numbered by ``rule``."""
         raise NotImplementedError
 
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from lima2cli.declare import Anything, Choice, Integer, ListOf, MapOf, Table, Text, param
 from lima2cli.errors import FileProblem, Misfit
-from lima2cli.geometry import Rect
+from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import Dropped, Transform, Transformer
 from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec
 
@@ -74,7 +74,7 @@ class Python(Transform):
             return replace(spec, dtype=dtype, saturation=None)
         return FrameSpec(dtype, Rect(0, 0, shape[1], shape[0]), (shape[1], shape[0]))
 
-    def start(self, spec: FrameSpec, files: Files) -> Transformer:
+    def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """See `Transform.start`."""
         function, params = self._load(spec, files)
         return _Call(self, function, params, self.infer(spec, files))
@@ -101,7 +101,7 @@ class Python(Transform):
         module = _module(files.path(where)) if where.endswith(".py") else importlib.import_module(where)
         found: Any = getattr(module, name)
         if isinstance(found, type):
-            return found(spec, **self.params), {}  # type: ignore[call-arg]
+            return found(spec, **self.params), {}
         if not callable(found):
             raise TypeError(f"{self.function} is no function")
         return found, self.params
