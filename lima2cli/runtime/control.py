@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
@@ -20,6 +21,19 @@ START_DELAY_NS = 2_000_000
 """From the order to start to frame 0, so that all ranks have heard."""
 
 PROGRESS_PERIOD_S = 0.5
+
+SHORTEST_PATIENCE_S = 10.0
+"""Modules that are told to pause have at least so long for what they are doing."""
+
+ANSWERS = {
+    "preparing": messages.READY,
+    "running": messages.DONE,
+    "pausing": messages.NEXT,
+    "limiting": messages.LIMITED,
+    "serving": messages.DONE,
+    "ending": messages.FINISHED,
+}
+"""The message that every rank that is waited for sends in a phase."""
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -64,6 +78,7 @@ class ControlRank:
         self._saved: dict[int, dict[str, int]] = {}
         self._progress_at = self._moved_at = time.monotonic()
         self._seen = -1
+        self._paused_at = 0.0
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -76,7 +91,10 @@ class ControlRank:
         if self._phase == "running":
             if self._stop_asked():
                 self._pause("stopped", "stopped by the user")
-            self._look_at_clock()
+            else:
+                self._look_at_clock()
+        elif self._phase == "pausing":
+            self._check_answers()
         return False
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
@@ -89,14 +107,11 @@ class ControlRank:
             self._flows[rank], self._saved[rank] = what["flows"], what["saved"]
         elif kind == messages.NEXT:
             self._next = max(self._next, what)
-            self._answered(rank)
         elif kind == messages.DONE:
             self.outcome.sources[rank] = what
-            self._answered(rank)
         elif kind == messages.FINISHED:
             self.outcome.receivers[what.receiver] = what
-            self._answered(rank)
-        elif kind in (messages.READY, messages.LIMITED):
+        if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
             self._answered(rank)
 
     def _answered(self, rank: int) -> None:
@@ -105,12 +120,14 @@ class ControlRank:
         if self._waiting_for:
             return
         if self._phase == "preparing":
-            self._start()
+            if self.outcome.failures:
+                self._finish()
+            else:
+                self._start()
         elif self._phase == "pausing":
             self._limit()
         elif self._phase == "limiting":
-            self._phase, self._waiting_for = "serving", set(self._detectors)
-            self._tell(self._detectors, messages.LIMIT, self._next)
+            self._serve_rest()
         elif self._phase in ("running", "serving"):
             self._end()
         elif self._phase == "ending":
@@ -128,7 +145,14 @@ class ControlRank:
         self._tell(self._receivers, messages.START, self.outcome.start_ns)
         self._tell(self._detectors, messages.START, self.outcome.start_ns)
 
+    def _check_answers(self) -> None:
+        """A module that hangs would hang the run: better that the ranks are ended, and files are as last flushed."""
+        if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
+            silent = ", ".join(map(str, sorted(self._waiting_for)))
+            raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
+
     def _pause(self, state: str, reason: str) -> None:
+        self._paused_at = time.monotonic()
         self.outcome.state, self.outcome.reason = state, reason
         self._phase = "pausing"
         self._waiting_for = set(self._detectors)
@@ -138,6 +162,15 @@ class ControlRank:
     def _limit(self) -> None:
         self._phase, self._waiting_for = "limiting", set(self._receivers)
         self._tell(self._receivers, messages.LIMIT, self._next)
+
+    def _serve_rest(self) -> None:
+        """Modules serve what is below the limit; those that had served everything before have said so already."""
+        self._phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
+        broken = {failure.rank for failure in self.outcome.failures}
+        modules = frozenset(m for role in self._plan.ranks if role.rank in broken for m in role.modules)
+        self._tell(self._waiting_for, messages.LIMIT, (self._next, modules))
+        if not self._waiting_for:
+            self._end()
 
     def _end(self) -> None:
         self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
@@ -161,18 +194,20 @@ class ControlRank:
         self.outcome.failures.append(failure)
         self._emit({"type": "error", "message": failure.message, "rank": failure.rank, "node": failure.node,
                     "frame": failure.frame, "detail": failure.detail})  # fmt: skip
-        if self._phase == "preparing":
-            self.outcome.state, self.outcome.reason = "failed", failure.message
-            self._finish()
-        elif self._phase == "running":
-            self._pause("failed", failure.message)
-        elif self.outcome.state != "failed":
-            self.outcome.state, self.outcome.reason = "failed", failure.message
+        self._fail_run(failure.message)
+        if self._phase == "serving" and failure.rank in self._detectors:
+            self._serve_rest()  # the others must not wait for what this one does not write
 
     def _overrun(self, flow: str, frame: int) -> None:
+        self.outcome.overrun = True
+        self._fail_run(f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
+
+    def _fail_run(self, reason: str) -> None:
+        """The first reason counts; what is under way goes on to its end."""
         if self._phase == "running":
-            self.outcome.overrun = True
-            self._pause("failed", f"overrun in {flow} near frame {frame}: receivers were too slow (overrun: stop)")
+            self._pause("failed", reason)
+        elif self.outcome.state != "failed":
+            self.outcome.state, self.outcome.reason = "failed", reason
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()

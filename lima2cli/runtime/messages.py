@@ -6,7 +6,8 @@ rank → control   STATS     about twice a second: counts since the start
 receiver → c.    OVERRUN   (flow, frame): data were destroyed in a flow whose policy is `stop`
 rank → control   FAILED    what, where, which frame; the rank goes on, so that the others can finish
 control → det.   PAUSE     stop acquiring;           answered by NEXT, the next frame number
-control → all    LIMIT     serve the frames below;   receivers answer LIMITED before modules are told
+control → all    LIMIT     the end of the acquisition; receivers answer LIMITED before modules are told to serve
+                           all frames below it, and which modules have failed
 det. → control   DONE      all frames served, end records written
 control → rec.   ENDED     what no event told of is complete now
 receiver → c.    FINISHED  files closed; the rank's accounting

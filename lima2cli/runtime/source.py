@@ -5,7 +5,7 @@ that waits for credits therefore holds up the acquisition, as `overrun: wait` sa
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class _Cursor:
         self.released = [0] * len(flow.targets)
         self.written = [0] * len(flow.targets)
         self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
+        self.broken = False
         width, layout = gdt.pixel_bytes, gdt.layout
         self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
         self.lanes: list[list[Lane]] = [
@@ -69,9 +70,9 @@ class DetectorRank:
         self._put_ns = 0
 
     def prepare(self) -> None:
-        """Get the detector ready and say so."""
-        self._detector.prepare(self._program.acquisition, self._program.transfer)
-        self._port.send(0, (messages.READY, None))
+        """Get the detector ready and say so, or that it failed."""
+        if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
+            self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
         """Serve a few groups, or obey one message."""
@@ -86,34 +87,55 @@ class DetectorRank:
                 served += 1
             return served > 0
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
-            self._failed = self._paused = True
-            self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"detector: {error}", detail=repr(error))))
+            due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
+            self._fail(error, min(due)[1] if due else None)
             return True
+
+    def _do(self, operation: Callable[[], None]) -> bool:
+        """Whether an operation of the detector succeeded; the control rank is told of a failure."""
+        try:
+            operation()
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: Exception, frame: int | None = None) -> None:
+        self._failed = self._paused = True
+        modules = ", ".join(map(str, self._program.modules))
+        message = f"detector, modules {modules}: {error or type(error).__name__}"
+        self._port.send(0, (messages.FAILED, Failure(self._program.rank, message, frame=frame, detail=repr(error))))
 
     def _obey(self, kind: str, what: object) -> None:
         if kind == messages.START:
             assert isinstance(what, int)
-            self._detector.start(what)
-            self._running = True
+            start_ns = what
+            self._running = self._do(lambda: self._detector.start(start_ns))
             for cursor in self._cursors:
                 cursor.aim(self._frames)
         elif kind == messages.PAUSE:
             self._paused = True
             if not self._failed:
-                self._detector.stop()
+                self._do(self._detector.stop)
             self._port.send(0, (messages.NEXT, self._next))
         elif kind == messages.LIMIT:
-            assert isinstance(what, int)
-            self._frames = self._acquired = what
-            if self._failed:
-                self._finish()  # what it has not written is missing, and the receivers will see that
-                return
-            self._paused = False
-            for cursor in self._cursors:
-                cursor.aim(what)
+            assert isinstance(what, tuple)
+            self._limit(*what)
         elif kind == messages.QUIT:
-            self._detector.reset()
+            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
             self.done = True
+
+    def _limit(self, frames: int, broken: frozenset[int]) -> None:
+        self._frames = self._acquired = frames
+        if self._reported:
+            return
+        if self._failed:
+            self._finish()  # what it has not written is missing, and the receivers will see that
+            return
+        self._paused = False
+        for cursor in self._cursors:
+            cursor.aim(frames)
+            cursor.broken = not broken.isdisjoint(part.module for part in cursor.gdt.parts)
 
     def _serve(self) -> bool:
         if self._reported:
@@ -129,6 +151,8 @@ class DetectorRank:
             if cursor.last >= self._acquired:
                 return False
         if not self._send_group(cursor):
+            if cursor.broken:  # a module that failed keeps this place from ever being released
+                cursor.last = -1
             return False
         self._next = max(self._next, cursor.last + 1)
         cursor.group += 1
