@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from nexusformat.nexus import nxload
 from silx.io import nxdata
 
-from lima2cli.artefacts.accounting import inspect_run, ranges
+from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.mapping import pieces, rows
 from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, write_master
+from lima2cli.artefacts.progressions import ranges
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import TableWriter, merge_tables
 from lima2cli.geometry import locate
@@ -257,6 +258,7 @@ def test_many_small_and_one_large_append(tmp_path: Path) -> None:
 TABLE_WRITES_FOREVER = """
 import itertools, sys
 import numpy as np
+from lima2cli.artefacts.progressions import ranges
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import TableWriter
 from tests.artefacts_samples import make_table

@@ -7,32 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lima2cli.artefacts.mapping import rows
-from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, SAVED, frame_files, master_file, rows_of
+from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, SAVED, frame_files, master_file
+from lima2cli.artefacts.progressions import ranges
 from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.rows import rows_of
 from lima2cli.artefacts.tree import ENTRY
 
 VERSION = 1
-
-
-def ranges(numbers: ArrayLike) -> list[list[int]]:
-    """Sorted, distinct numbers as few ``[first, last, step]``, last included; ``[n, n, 1]`` for one alone."""
-    values = np.asarray(numbers, dtype=np.int64)
-    if len(values) < 2:
-        return [[int(n), int(n), 1] for n in values]
-    steps = np.diff(values)
-    begin = np.concatenate(([0], np.flatnonzero(np.diff(steps)) + 1))
-    length = np.diff(np.concatenate((begin, [len(steps)])))
-    # a number between two runs goes to the longer, to the later one only where that is longer
-    starts = np.where(np.concatenate(([True], length[1:] > length[:-1])), begin, begin + 1)
-    stops = np.concatenate((starts[1:], [len(values)]))
-    kept = stops > starts
-    firsts, lasts = values[starts[kept]], values[stops[kept] - 1]
-    taken = np.where(lasts > firsts, steps[begin[kept]], 1)
-    found: list[list[int]] = np.stack((firsts, lasts, taken), axis=1).tolist()
-    return found
 
 
 @dataclass

@@ -2,15 +2,17 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.appending import ROWS_KEPT, VERSIONS, AppendingFile, Columns, disk_errors
+from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, ROWS_KEPT, VERSIONS, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import TableChannel
 from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.rows import READ
 from lima2cli.artefacts.tree import ENTRY, group, plant_root
 
 MEASUREMENT = f"{ENTRY}/measurement"
@@ -93,42 +95,66 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
     """The parts of all receivers as ``{name}_{node}.h5``, in frame order; the parts are removed. Returns its path.
 
     Columns are 1-D in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default column over the
-    frame number. Memory: one column. OSError where a file can't be read or written; then the parts stay.
+    frame number. Each part is in frame order, as receivers write them. Memory: some thousand rows of each part.
+    OSError where a file can't be read or written, or a part is not in order; then the parts stay.
     """
     import h5py
 
     path = os.path.join(directory, f"{channel.name}_{channel.node}.h5")
     names = re.compile(re.escape(f"{channel.name}_{channel.node}_") + r"\d+_rows\.h5")
-    parts = [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if names.fullmatch(name)]
-    with disk_errors(path), h5py.File(f"{path}.part", "w", libver=VERSIONS) as file:
+    paths = [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if names.fullmatch(name)]
+    with ExitStack() as opened, disk_errors(path):
+        file = opened.enter_context(h5py.File(f"{path}.part", "w", libver=VERSIONS))
         entry = plant_root(file, channel.name, None)
         Record.of(channel, "table").write(file)
         measurement = group(entry, "measurement", "NXcollection")
-        numbers = _joined(parts, "frame_number", "uint64")
-        order = np.argsort(numbers, kind="stable")
-        measurement["frame_number"] = numbers[order]
-        for name, dtype in channel.columns.items():
-            measurement[name] = _joined(parts, name, dtype)[order]
+        parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
+        sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer
+        for name, dtype in {"frame_number": "uint64", **channel.columns}.items():
+            measurement.create_dataset(name, (sum(sizes),), dtype)
+        row = 0
+        for taken, order in _interleaved([part["frame_number"] for part in parts], sizes):
+            for name, column in measurement.items():
+                piece = np.concatenate(
+                    [part[name][first:last] for part, (first, last) in zip(parts, taken, strict=True)]
+                )
+                column[row : row + len(order)] = piece[order]
+            row += len(order)
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
         _plot(entry, channel)
     os.replace(f"{path}.part", path)
-    for part in parts:
+    for part in paths:
         os.remove(part)
     return path
 
 
-def _joined(parts: list[str], column: str, dtype: str) -> NDArray[Any]:
-    """A column of all parts; of each as many rows as all its columns have (a kill may leave some longer)."""
-    import h5py
+def _interleaved(
+    columns: Sequence[Any], sizes: Sequence[int]
+) -> Iterator[tuple[list[tuple[int, int]], NDArray[np.intp]]]:
+    """Rows of each part that come next, (first, last + 1), and the order of the frames in them.
 
-    pieces = [np.empty(0, dtype)]
-    for part in parts:
-        with h5py.File(part) as file:
-            columns = file[MEASUREMENT]
-            rows = min(len(item) for item in columns.values())
-            pieces.append(columns[column][:rows])
-    return np.concatenate(pieces).astype(dtype, copy=False)
+    columns   of sorted frame numbers, of which the first ``sizes`` rows count
+    """
+    done = [0] * len(columns)
+    while any(first < size for first, size in zip(done, sizes, strict=True)):
+        held = [
+            column[first : min(size, first + READ)] for column, first, size in zip(columns, done, sizes, strict=True)
+        ]
+        if any((numbers[1:] < numbers[:-1]).any() for numbers in held):
+            raise OSError("the rows of a part are not in frame order")
+        # up to where every part has been read
+        bound = min(
+            (numbers[-1] for numbers, first, size in zip(held, done, sizes, strict=True) if first + READ < size),
+            default=np.uint64(2**64 - 1),
+        )
+        counts = [int(np.searchsorted(numbers, bound, "right")) for numbers in held]
+        taken = [numbers[:count] for numbers, count in zip(held, counts, strict=True)]
+        yield (
+            [(first, first + count) for first, count in zip(done, counts, strict=True)],
+            np.argsort(np.concatenate(taken), kind="stable"),
+        )
+        done = [first + count for first, count in zip(done, counts, strict=True)]
 
 
 def _plot(entry: Any, channel: TableChannel) -> None:

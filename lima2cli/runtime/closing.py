@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.accounting import inspect_run, ranges
+from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.progressions import ranges
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem
