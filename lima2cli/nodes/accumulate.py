@@ -15,7 +15,7 @@ Each window must lie on one receiver: several receivers need ``blocks_per_group`
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -76,6 +76,16 @@ def sum_dtype(dtype: str) -> str:
     return "float64" if np.dtype(dtype).kind == "f" else "int64"
 
 
+def _integers(values: Array, dtype: "np.dtype[Any]") -> Array:
+    """Rounded half to even, clipped to the range of ``dtype``, at its edges to what ``values`` can hold."""
+    limits = np.iinfo(dtype)
+    if values.dtype.kind == "f":
+        high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0.0))
+        return np.clip(np.rint(values), float(limits.min), high).astype(dtype)
+    own = np.iinfo(values.dtype)
+    return np.clip(values, max(limits.min, own.min), min(limits.max, own.max)).astype(dtype)
+
+
 class _Windows:
     """See `Transformer`. ``_held`` frames of window ``_window`` are in ``_sum``."""
 
@@ -119,9 +129,7 @@ class _Windows:
         whole = self._sum / self._held if self._operation == "mean" else self._sum
         if self._dtype.kind == "f" or whole.dtype == self._dtype:
             return whole.astype(self._dtype)
-        limits = np.iinfo(self._dtype)
-        rounded = np.rint(whole) if whole.dtype.kind == "f" else whole
-        return np.clip(rounded, limits.min, limits.max).astype(self._dtype)
+        return _integers(whole, self._dtype)
 
     def finish(self) -> Block | None:
         """See `Transformer.finish`: all frames of the run, where that was asked for."""

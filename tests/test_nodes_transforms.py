@@ -1,0 +1,219 @@
+"""Transforms by themselves: accumulate and python, against numpy, in any split of blocks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lima2cli.artefacts.stacks import FileStore
+from lima2cli.errors import FileProblem, Misfit
+from lima2cli.geometry import Rect, Rule
+from lima2cli.nodes.accumulate import Accumulate
+from lima2cli.nodes.base import Dropped, Transform
+from lima2cli.nodes.python import Output, Python
+from lima2cli.spec import DTYPES, Block, FrameSpec
+
+FILES = FileStore(Path())
+
+
+def spec_of(frames: np.ndarray) -> FrameSpec:  # type: ignore[type-arg]
+    height, width = frames.shape[1:]
+    return FrameSpec(str(frames.dtype), Rect(0, 0, width, height), (width, height))
+
+
+def rule(start: int = 0, step: int = 1, count: int | None = None, blocks: int = 1, buffers: int = 1) -> Rule:
+    return Rule(start, step, count, blocks, buffers, 100, 1)
+
+
+def through(
+    node: Transform,
+    frames: np.ndarray,
+    numbers: np.ndarray,
+    cuts: list[int],
+    of: Rule,  # type: ignore[type-arg]
+) -> tuple[Any, list[int], list[int]]:
+    """What leaves a node when frames enter in blocks cut at ``cuts``: frames, numbers, times."""
+    started = node.start(spec_of(frames), FILES, of)
+    out, found, times = [], [], []
+    edges = [0, *sorted({c for c in cuts if 0 < c < len(frames)}), len(frames)]
+    blocks = [
+        started.step(Block(frames[a:b], numbers[a:b], numbers[a:b] * 10))
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    for block in [*blocks, started.finish()]:
+        if block is not None:
+            out.append(block.frames.copy())
+            found += block.numbers.tolist()
+            times += block.times.tolist()
+    started.close()
+    return (np.concatenate(out) if out else None), found, times
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.sampled_from(["sum", "mean", "max"]),
+    st.integers(0, 5),
+    st.lists(st.integers(1, 22), max_size=5),
+    st.integers(0, 3),
+    st.integers(1, 3),
+    st.integers(0, 2**31),
+)
+def test_accumulate_is_what_numpy_says(
+    dtype: str, operation: str, n: int, cuts: list[int], start: int, step: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    frames = random.integers(0, 100, (23, 3, 5)).astype(dtype)
+    numbers = (np.arange(23) * step + start).astype(np.uint64)
+    node = Accumulate(frames=n, operation=operation)
+    got, found, times = through(node, frames, numbers, cuts, rule(start, step))
+    size = n or 23
+    windows = [frames[i : i + size] for i in range(0, 23 - size + 1, size)]
+    exact = np.float64 if np.dtype(dtype).kind == "f" else np.int64
+    expected = [
+        w.max(axis=0)
+        if operation == "max"
+        else w.sum(axis=0, dtype=exact)
+        if operation == "sum"
+        else (w.sum(axis=0, dtype=exact) / size).astype(np.float32)
+        for w in windows
+    ]
+    assert found == [int(numbers[i]) for i in range(0, 23 - size + 1, size)]
+    assert times == [10 * number for number in found]
+    assert got is not None
+    assert got.dtype == node.infer(spec_of(frames), FILES).dtype
+    if exact is np.int64:
+        np.testing.assert_array_equal(got, expected)
+    else:
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_window_that_lost_a_frame_gives_nothing() -> None:
+    frames = np.ones((11, 2, 2), np.uint16)
+    numbers = np.delete(np.arange(12), 5).astype(np.uint64)
+    got, found, _ = through(Accumulate(frames=4), frames, numbers, [3, 7], rule())
+    assert found == [0, 8]
+    assert got.tolist() == (np.ones((2, 2, 2)) * 4).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "int64"])
+def test_accumulate_clips_to_the_dtype_asked_for(dtype: str) -> None:
+    frames = np.full((4, 1, 2), 200, np.uint16)
+    node = Accumulate(frames=4, dtype=dtype)
+    got, _, _ = through(node, frames, np.arange(4, dtype=np.uint64), [], rule())
+    assert got.dtype == dtype
+    assert got.tolist() == [[[min(800, np.iinfo(dtype).max)] * 2]]
+    mean = Accumulate(frames=4, operation="mean", dtype=dtype)
+    assert through(mean, frames, np.arange(4, dtype=np.uint64), [], rule())[0].tolist() == [
+        [[min(200, np.iinfo(dtype).max)] * 2]
+    ]
+
+
+def test_accumulate_numbers_its_frames() -> None:
+    two = rule(start=3, step=2, count=25, blocks=6, buffers=2)
+    fewer, receivers = Accumulate(frames=3).numbering(two, (0, 1))
+    assert (fewer.start, fewer.step, fewer.count, fewer.blocks, fewer.buffers) == (3, 6, 8, 2, 2)
+    assert list(receivers) == [0, 1]
+    fewer, receivers = Accumulate(frames=4).numbering(two, (1, 1))
+    assert (fewer.count, fewer.blocks, fewer.buffers, list(receivers)) == (6, 1, 1, [1])
+    for node in (Accumulate(frames=4), Accumulate(frames=0)):
+        with pytest.raises(Misfit, match="several receivers"):
+            node.numbering(two, (0, 1))
+
+
+CODE = """
+import numpy as np
+
+def double(frames, numbers, factor=2):
+    return frames * np.uint16(factor)
+
+def row(frames, numbers):
+    return frames.sum(axis=1, keepdims=True, dtype=np.float32)
+
+def fails(frames, numbers):
+    raise ValueError("no light")
+
+def writes(frames, numbers):
+    frames[0] = 0
+    return frames
+
+class Running:
+    def __init__(self, spec, offset):
+        self.last, self.offset, self.shape = 0, offset, spec.shape
+        self.closed = []
+
+    def __call__(self, frames, numbers):
+        self.last += len(frames)
+        return np.full(frames.shape, self.last + self.offset, frames.dtype)
+
+    def close(self):
+        raise RuntimeError("closed")
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> FileStore:
+    (tmp_path / "user.py").write_text(CODE)
+    return FileStore(tmp_path)
+
+
+FRAMES = np.arange(24, dtype=np.uint16).reshape(4, 2, 3)
+BLOCK = Block(FRAMES, np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint64))
+
+
+def test_a_function_gets_blocks_and_parameters(code: FileStore) -> None:
+    node = Python(function="user.py:double", params={"factor": 3})
+    result = node.start(spec_of(FRAMES), code, rule()).step(BLOCK)
+    assert result is not None
+    np.testing.assert_array_equal(result.frames, FRAMES * 3)
+    node = Python(function="user.py:row", output=Output(dtype="float32", shape=(1, 3)))
+    assert node.infer(spec_of(FRAMES), code).shape == (1, 3)
+    result = node.start(spec_of(FRAMES), code, rule()).step(BLOCK)
+    assert result is not None
+    np.testing.assert_array_equal(result.frames, FRAMES.sum(axis=1, keepdims=True))
+
+
+def test_a_class_is_made_once_and_closed(code: FileStore) -> None:
+    started = Python(function="user.py:Running", params={"offset": 10}).start(spec_of(FRAMES), code, rule())
+    first, second = started.step(BLOCK), started.step(BLOCK)
+    assert first is not None
+    assert second is not None
+    assert (first.frames[0, 0, 0], second.frames[0, 0, 0]) == (14, 18)
+    with pytest.raises(RuntimeError, match="closed"):
+        started.close()
+
+
+def test_an_exception_stops_drops_or_passes(code: FileStore) -> None:
+    line = CODE.splitlines().index('    raise ValueError("no light")') + 1
+    spec = spec_of(FRAMES)
+    with pytest.raises(RuntimeError, match=rf"user.py:{line}: ValueError: no light"):
+        Python(function="user.py:fails").start(spec, code, rule()).step(BLOCK)
+    with pytest.raises(Dropped, match="no light"):
+        Python(function="user.py:fails", on_error="drop").start(spec, code, rule()).step(BLOCK)
+    assert Python(function="user.py:fails", on_error="pass").start(spec, code, rule()).step(BLOCK) is BLOCK
+
+
+def test_what_a_function_may_not_do(code: FileStore) -> None:
+    spec = spec_of(FRAMES)
+    with pytest.raises(RuntimeError, match="read-only"):
+        Python(function="user.py:writes").start(spec, code, rule()).step(BLOCK)
+    with pytest.raises(RuntimeError, match=r"\(4, 1, 3\).*was declared"):
+        Python(function="user.py:row").start(spec, code, rule()).step(BLOCK)
+    with pytest.raises(RuntimeError, match="same_kind"):
+        node = Python(function="user.py:row", output=Output(dtype="int32", shape=(1, 3)))
+        node.start(spec, code, rule()).step(BLOCK)
+
+
+def test_what_is_not_there_is_told_before_the_run(code: FileStore) -> None:
+    spec = spec_of(FRAMES)
+    with pytest.raises(Misfit, match="defines no treble"):
+        Python(function="user.py:treble").infer(spec, code)
+    with pytest.raises(Misfit, match="no module nowhere_at_all"):
+        Python(function="nowhere_at_all:f").infer(spec, code)
+    with pytest.raises(FileProblem, match="no file usr.py"):
+        Python(function="usr.py:double").infer(spec, code)
+    with pytest.raises(Misfit, match="can't be passed on"):
+        Python(function="user.py:row", output=Output(shape=(1, 3)), on_error="pass").infer(spec, code)
