@@ -2,16 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.links import write_links
-from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.progressions import ranges
+from lima2cli.artefacts.master import frame_files, master_file, write_master
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem
@@ -32,7 +30,12 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
-    datasets = _write_ends(plan, accounts, directory, problems)
+    _write_ends(plan, accounts, directory, problems)
+    channels = {
+        name: _channel(plan, name, accounts[channel.flow], outcome, directory, problems)
+        for name, channel in plan.channels.items()
+    }
+    tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":
         outcome.state, outcome.reason = "failed", problems[0]
     summary = {
@@ -43,11 +46,8 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "file": _link_file(plan, Path(directory)),
         "frames": outcome.frames,
         "flows": {name: _flow(plan, account) for name, account in accounts.items()},
-        "channels": {
-            name: _channel(plan, name, accounts[channel.flow], outcome, datasets, directory)
-            for name, channel in plan.channels.items()
-        },
-        "tables": {name: _table(plan, name, outcome, directory) for name in plan.tables},
+        "channels": channels,
+        "tables": tables,
         "seconds": outcome.seconds,
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
@@ -57,44 +57,35 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     write_summary(Path(directory), summary)
 
 
-def _write_ends(
-    plan: Plan, accounts: Mapping[str, FlowAccount] | None, directory: str, problems: list[str]
-) -> dict[str, str]:
+def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount] | None, directory: str, problems: list[str]) -> None:
     """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
 
     Without accounts (nobody is left to give them) the masters end with the last saved frame.
     """
-    masters, tables = {}, {}
+    folder = Path(directory)
     for name, channel in plan.channels.items():
         try:
             if accounts is None:
                 expected = {} if channel.selected is None else {"expected": channel.selected}
-                masters[name] = write_master(channel, directory, totals=expected)
+                write_master(channel, directory, totals=expected)
             else:
                 account = accounts[channel.flow]
                 rows = _rows(account)
                 statuses, totals = account.statuses()[:rows], _totals(account)
-                masters[name] = write_master(channel, directory, rows=rows, statuses=statuses, totals=totals)
+                write_master(channel, directory, rows=rows, statuses=statuses, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
         try:
-            tables[name] = merge_tables(table, directory)
+            merge_tables(table, directory)
         except (OSError, ValueError) as error:
             problems.append(f"table of {name}: {error}")
     try:
-        write_links(plan.name, directory, list(masters.values()), list(tables.values()))
+        masters = [str(path) for name in plan.channels if (path := folder / master_file(plan.name, name)).exists()]
+        tables = [str(folder / file) for name in plan.tables if (file := _table_file(plan, name, folder))]
+        write_links(plan.name, directory, masters, tables)
     except (OSError, ValueError) as error:
         problems.append(f"{plan.name}.h5: {error}")
-    return masters
-
-
-def _rows(account: FlowAccount) -> int:
-    """Rows of a master: all selected frames, cut after the last that was received."""
-    present = np.ones(account.expected, bool)
-    present[account.missing] = False
-    kept = np.flatnonzero(present)
-    return int(kept[-1]) + 1 if len(kept) else 0
 
 
 def _totals(account: FlowAccount) -> dict[str, int]:
@@ -108,10 +99,9 @@ def _totals(account: FlowAccount) -> dict[str, int]:
 
 
 def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
-    numbers = account.absent * account.rule.step + account.rule.start
     return _totals(account) | {
         "waited_s": account.waited_s,
-        "missing_frames": ranges(numbers),
+        "missing_frames": account.absent(),
         "receivers": _named(plan, account.by_receiver),
         "group_events": _named(plan, account.group_events),
         "end_events": _named(plan, account.end_events),
@@ -124,26 +114,41 @@ def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
 
 
 def _channel(
-    plan: Plan, name: str, account: FlowAccount, outcome: Outcome, datasets: Mapping[str, str], directory: str
+    plan: Plan, name: str, account: FlowAccount, outcome: Outcome, directory: str, problems: list[str]
 ) -> dict[str, Any]:
-    saved = sum(report.saved.get(name, 0) for report in outcome.receivers.values())
-    files = sorted(path.name for path in Path(directory).glob(f"{plan.name}_{name}_[0-9]*.h5"))
-    master = datasets.get(name)
+    """What is saved is what the files hold; that they hold less than was written to them is a problem."""
+    folder, master = Path(directory), master_file(plan.name, name)
+    saved = _held(saved_frames, folder / master, name, outcome, problems)
+    files = frame_files(directory, plan.name, name)
     return {
         "expected": account.expected,
         "saved": saved,
         "vetoed": 0,
         "dropped": len(account.dropped),
         "lost": account.expected - saved - len(account.dropped),
-        "dataset": None if master is None else f"{Path(master).name}::/entry_0000/measurement/data",
+        "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
-        "bytes": sum((Path(directory) / file).stat().st_size for file in files),
+        "bytes": sum((folder / file).stat().st_size for file in files),
     }
 
 
-def _table(plan: Plan, name: str, outcome: Outcome, directory: str) -> dict[str, Any]:
-    rows = sum(report.saved.get(name, 0) for report in outcome.receivers.values())
+def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: list[str]) -> dict[str, Any]:
+    file = f"{plan.name}_{name}.h5"
+    rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
     return {"rows": rows, "file": _table_file(plan, name, Path(directory))}
+
+
+def _held(count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str]) -> int:
+    """Frames or rows that a node's file shows; 0 where there is none."""
+    written = sum(report.saved.get(node, 0) for report in outcome.receivers.values())
+    try:
+        held = count(str(path)) if path.exists() else 0
+    except OSError as error:
+        problems.append(f"{path.name}: {error}")
+        return 0
+    if held < written and all(failure.node != node for failure in outcome.failures):
+        problems.append(f"{path.name} shows {held} of the {written} that {node} has written")
+    return held
 
 
 def _link_file(plan: Plan, directory: Path) -> str | None:
@@ -251,9 +256,10 @@ def reopen_files(directory: Path) -> list[str]:
 def _unknown(gdt: Gdt) -> dict[str, Any]:
     """A flow that left nothing in files."""
     expected = gdt.selected or 0
-    numbers = np.arange(expected) * gdt.rule.step + gdt.rule.start
+    first, last = gdt.rule.frame(0), gdt.rule.frame(expected - 1)
+    missing = [[first, last, gdt.rule.step if expected > 1 else 1]] if expected else []
     counts = {"expected": expected, "received": 0, "lost": 0, "dropped": 0, "missing": expected}
-    return counts | {"missing_frames": ranges(numbers)}
+    return counts | {"missing_frames": missing}
 
 
 def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
