@@ -70,9 +70,8 @@ def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount] | None, director
                 write_master(channel, directory, totals=expected)
             else:
                 account = accounts[channel.flow]
-                rows = _rows(account)
-                statuses, totals = account.statuses()[:rows], _totals(account)
-                write_master(channel, directory, rows=rows, statuses=statuses, totals=totals)
+                rows, totals = account.last_row(), _totals(account)
+                write_master(channel, directory, rows=rows, statuses=account.statuses, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
