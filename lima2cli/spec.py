@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.geometry import Rect
+from lima2cli.view import View
 
 Array = NDArray[Any]
 
@@ -78,14 +79,14 @@ class FrameSpec:
     """Dense frames on an edge of the graph.
 
     dtype       numpy name
-    area        the rectangle of the detector that the frames show, before binning
+    view        which part of the detector the frames show, and how
     detector    (width, height) of the whole detector image
     mask        bool (height, width), True = masked (gap, defective); never written to. None = nothing masked
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     """
 
     dtype: str
-    area: Rect
+    view: View
     detector: tuple[int, int]
     mask: NDArray[np.bool_] | None = None
     saturation: float | None = None
@@ -93,7 +94,7 @@ class FrameSpec:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of a frame."""
-        return (self.area.height, self.area.width)
+        return self.view.shape
 
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
         """The same with more pixels masked."""
@@ -102,7 +103,8 @@ class FrameSpec:
         return replace(self, mask=more if self.mask is None else self.mask | more)
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.area.width} x {self.area.height}"
+        height, width = self.shape
+        return f"{self.dtype} {width} x {height}"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.geometry import Rect, Rule
 from lima2cli.spec import Block, DatasetInfo, DetectorInfo
+from lima2cli.view import View
 
 START_NS = 10**18
 
@@ -32,6 +33,8 @@ def make_channel(
     """Frames at (2, 1) of a detector of two modules with a gap of one column in the frames' middle."""
     half = width // 2
     modules = (Rect(0, 0, 2 + half, height + 1), Rect(3 + half, 0, width - half, height + 1))
+    mask = np.zeros((height, width), bool)
+    mask[:, half] = True
     return Channel(
         name="maze",
         node=node,
@@ -42,7 +45,7 @@ def make_channel(
         rule=make_rule(start=start, step=step, count=selected, blocks=blocks, buffers=len(receivers)),
         selected=selected,
         receivers=receivers,
-        area=Rect(2, 1, width, height),
+        view=View(Rect(2, 1, width, height)),
         detector=DetectorInfo(
             kind="remu",
             name="remu",
@@ -53,6 +56,7 @@ def make_channel(
             gap_value=7,
             pixel_size=(75e-6, 75e-6),
         ),
+        mask=mask,
         **storage,
     )
 

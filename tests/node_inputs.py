@@ -11,6 +11,7 @@ from lima2cli.errors import FileProblem
 from lima2cli.geometry import Rect
 from lima2cli.nodes.kinds import node_kinds
 from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+from lima2cli.view import View
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 
@@ -42,7 +43,7 @@ def node(kind: str, **parameters: Any) -> Any:
 
 def spec_of(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:
     """Full frames of a detector of this size."""
-    return FrameSpec(dtype, Rect(0, 0, width, height), (width, height), **more)
+    return FrameSpec(dtype, View(Rect(0, 0, width, height)), (width, height), **more)
 
 
 def pixels(dtype: str, shape: tuple[int, ...], seed: int = 1) -> Array:

@@ -139,10 +139,10 @@ def test_readers_find_the_image(tmp_path: Path) -> None:
         assert detector["x_pixel_size"][()] == 75e-6
         assert detector["x_pixel_size"].attrs["units"] == "m"
         assert detector["count_time"][()] == 0.001
-        assert detector["beam_center_x"][()] == 9 - channel.area.x
+        assert detector["beam_center_x"][()] == 9 - channel.view.area.x
         assert file["entry_0000/ESRF-ID00/beam/incident_energy"].attrs["units"] == "eV"
         assert file["entry_0000/sample/name"].asstr()[()] == "lysozyme"
-        assert detector["image_operation/origin/x"][()] == channel.area.x
+        assert detector["image_operation/origin/x"][()] == channel.view.area.x
         mask = detector["pixel_mask"][()]
         assert mask[:, 4].all()  # the gap between the modules
         assert not mask[:, :4].any()

@@ -9,9 +9,10 @@ from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
 from lima2cli.nodes.calibration import bad_pixels, calibration
 from lima2cli.spec import Array, FrameSpec
+from lima2cli.view import View
 from tests.node_inputs import MemoryFiles, spec_of
 
-PART = FrameSpec("uint16", Rect(1, 2, 4, 3), (10, 8))
+PART = FrameSpec("uint16", View(Rect(1, 2, 4, 3)), (10, 8))
 
 
 def test_an_image_of_the_inputs_shape_is_taken_as_it_is() -> None:

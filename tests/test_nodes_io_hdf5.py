@@ -54,10 +54,10 @@ def test_a_chunk_larger_than_a_file_is_refused() -> None:
 def test_frames_that_go_in_are_in_the_files(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     use, spec = node("io_hdf5", frames_per_file=4, frames_per_chunk=3), spec_of("uint16", 6, 5)
-    detector = DetectorInfo("remu", "remu", 5, 6, (spec.area,), (DatasetInfo("data", 0, "uint16", 16),))
+    detector = DetectorInfo("remu", "remu", 5, 6, (spec.view.area,), (DatasetInfo("data", 0, "uint16", 16),))
     rule = Rule(0, 1, 7, blocks=1, buffers=1, slots=10, stride=60)
     channel = Channel(
-        "maze", "save", "data", "uint16", 6, 5, rule, 7, (0,), spec.area, detector, **use.channel(spec, None)
+        "maze", "save", "data", "uint16", 6, 5, rule, 7, (0,), spec.view, detector, **use.channel(spec, None)
     )
     frames = pixels("uint16", (7, 6, 5))
     writer = use.open(channel, str(tmp_path), 0, 10**18)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.spec import Array, FrameSpec
+from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, node, padded, pixels, spec_of, splits
 
 NONE = MemoryFiles()
@@ -246,7 +247,7 @@ def test_saturation_follows_one_number(kind: str, image: Any, result: str | None
 def test_area_of_a_region_of_the_detector() -> None:
     """An image of the detector's shape is cut to the flow's source."""
     dark = np.arange(30.0).reshape(5, 6)
-    spec = FrameSpec("uint16", Rect(2, 1, 3, 2), (6, 5))
+    spec = FrameSpec("uint16", View(Rect(2, 1, 3, 2)), (6, 5))
     got = run(node("background_sub", image="d"), spec, MemoryFiles(d=dark), np.full((1, 2, 3), 100, np.uint16))
     np.testing.assert_array_equal(got[0], 100 - dark[1:3, 2:5])
 

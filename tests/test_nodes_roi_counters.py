@@ -14,6 +14,7 @@ from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Partial
 from lima2cli.nodes.tiles import TILE_PIXELS
 from lima2cli.spec import Array, FrameSpec
+from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
 
 NONE = MemoryFiles()
@@ -190,7 +191,7 @@ def test_a_sector_may_be_written_past_0() -> None:
 
 
 def test_coordinates_of_the_detector() -> None:
-    spec = FrameSpec("uint16", Rect(35, 204, 8, 6), (500, 500))
+    spec = FrameSpec("uint16", View(Rect(35, 204, 8, 6)), (500, 500))
     frames = pixels("uint16", (1, 6, 8))
     rect = {"door": {"rect": {"x": 36, "y": 206, "width": 3, "height": 2}}}
     rows = counters(spec, frames, rois=rect, coordinates="detector")
@@ -211,7 +212,7 @@ def test_coordinates_of_the_detector() -> None:
     ],
 )
 def test_a_roi_outside_is_refused(coordinates: str, roi: Any) -> None:
-    spec = FrameSpec("uint16", Rect(35, 204, 8, 6), (500, 500))
+    spec = FrameSpec("uint16", View(Rect(35, 204, 8, 6)), (500, 500))
     with pytest.raises(Misfit, match="ROI door") as refused:
         node("roi_counters", rois={"door": roi}, coordinates=coordinates).infer(spec, NONE)
     assert (refused.value.rule, refused.value.key) == ("roi-outside", ("rois", "door", next(iter(roi))))

@@ -16,13 +16,14 @@ from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.base import Dropped, Transform
 from lima2cli.nodes.python import Output, Python
 from lima2cli.spec import DTYPES, Block, FrameSpec
+from lima2cli.view import View
 
 FILES = FileStore(Path())
 
 
 def spec_of(frames: np.ndarray) -> FrameSpec:  # type: ignore[type-arg]
     height, width = frames.shape[1:]
-    return FrameSpec(str(frames.dtype), Rect(0, 0, width, height), (width, height))
+    return FrameSpec(str(frames.dtype), View(Rect(0, 0, width, height)), (width, height))
 
 
 def rule(start: int = 0, step: int = 1, count: int | None = None, blocks: int = 1, buffers: int = 1) -> Rule:

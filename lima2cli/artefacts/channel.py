@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.geometry import Rect, Rule
+from lima2cli.geometry import Rule
 from lima2cli.spec import DetectorInfo
+from lima2cli.view import View
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +20,9 @@ class Channel:
     dtype       numpy name; height, width of a frame
     rule        addressing of the flow, ``selected`` its number of frames (None: endless)
     receivers   index of the receiver of each local buffer, in rotation order
-    area        rectangle of the detector that frames show
-    mask        bool (height, width), True = masked, or None; saved as NeXus pixel_mask
+    view        which part of the detector frames show, and how
+    mask        bool (height, width), True = masked (gaps too), or None; saved as NeXus pixel_mask
+    saturation  in the units of the pixels, None if unknown or no longer meaningful
     metadata    the pipeline's ``metadata`` (plain data, base units)
     acquisition, processing   parameters saved for the record (plain data)
     """
@@ -34,12 +36,13 @@ class Channel:
     rule: Rule
     selected: int | None
     receivers: tuple[int, ...]
-    area: Rect
+    view: View
     detector: DetectorInfo
     compression: str = "bslz4"
     frames_per_file: int = 0
     frames_per_chunk: int = 1
     mask: NDArray[np.bool_] | None = None
+    saturation: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     acquisition: Mapping[str, Any] = field(default_factory=dict)
     processing: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import lima2cli
 from lima2cli.artefacts.channel import Channel
+from lima2cli.view import View
 
 ENTRY = "entry_0000"
 
@@ -119,43 +120,44 @@ def fill_value(channel: Channel) -> Any:
 
 
 def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
-    """uint32 (height, width), 1 where a pixel is masked or no module covers it; None where all are good."""
-    bad = np.zeros((channel.height, channel.width), bool) if channel.mask is None else channel.mask.astype(bool)
-    area = channel.area
-    if channel.detector.modules and (area.height, area.width) == bad.shape:
-        gaps = np.ones(bad.shape, bool)
-        for module in channel.detector.modules:
-            gaps[(module & area).within(area)] = False
-        bad = bad | gaps
-    return bad.astype(np.uint32) if bad.any() else None
+    """uint32 (height, width), 1 where a pixel is masked; None where all are good."""
+    return None if channel.mask is None or not channel.mask.any() else channel.mask.astype(np.uint32)
 
 
 def _describe(detector: Any, channel: Channel) -> None:
     """Fields of NXdetector, and what was done to the image."""
-    meta, info, area = channel.metadata, channel.detector, channel.area
-    for axis, size in zip("xy", info.pixel_size or (), strict=False):
-        _quantity(detector, f"{axis}_pixel_size", size, "m")
+    meta, info, view = channel.metadata, channel.detector, channel.view
+    if info.pixel_size is not None:
+        x_size, y_size = reversed(info.pixel_size) if view.quarter else info.pixel_size
+        _quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
+        _quantity(detector, "y_pixel_size", y_size * view.pixel[1], "m")
     if (exposure := channel.acquisition.get("exposure_s")) is not None:
         _quantity(detector, "count_time", exposure, "s")
     if meta.get("distance") is not None:
         _quantity(detector, "distance", meta["distance"], "m")
     if center := meta.get("beam_center"):
-        # relative to the pixels that are saved, as readers take it; the metadata count from the whole image
-        _quantity(detector, "beam_center_x", center["x"] - area.x, "pixel")
-        _quantity(detector, "beam_center_y", center["y"] - area.y, "pixel")
-    if info.saturation is not None:
-        detector["saturation_value"] = info.saturation
+        # relative to the pixels that are saved, as readers take it; the metadata count those of the detector
+        column, row = view.point(center["x"], center["y"])
+        _quantity(detector, "beam_center_x", column, "pixel")
+        _quantity(detector, "beam_center_y", row, "pixel")
+    if channel.saturation is not None:
+        detector["saturation_value"] = channel.saturation
     if (mask := pixel_mask(channel)) is not None:
         detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
-    operation = {
-        "origin": {"x": area.x, "y": area.y},
-        "width": area.width,
-        "height": area.height,
-        "binning": {"x": 1, "y": 1},
-        "flip": "none",
-        "rotation": 0,
+    write_plain(group(detector, "image_operation", "NXcollection"), _operation(view))
+
+
+def _operation(view: View) -> dict[str, Any]:
+    """What leads from the detector's image to the saved one: cut (detector pixels), bin, flip, rotate clockwise."""
+    turned = view.mirrored and view.rotation >= 180  # horizontal and 180 degrees are vertical
+    return {
+        "origin": {"x": view.area.x, "y": view.area.y},
+        "width": view.area.width,
+        "height": view.area.height,
+        "binning": {"x": view.binning[0], "y": view.binning[1]},
+        "flip": "vertical" if turned else "horizontal" if view.mirrored else "none",
+        "rotation": view.rotation - 180 if turned else view.rotation,
     }
-    write_plain(group(detector, "image_operation", "NXcollection"), operation)
 
 
 def _quantity(parent: Any, name: str, value: float, units: str) -> None:

@@ -75,7 +75,7 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, kinds: str) -
     whole = (height, width) == (detector_height, detector_width)
     if count < 1 or not (whole or (height, width) == spec.shape):
         message = (
-            f"{reference} is {width} x {height}, the frames are {spec.area.width} x {spec.area.height}, "
+            f"{reference} is {width} x {height}, the frames are {spec.shape[1]} x {spec.shape[0]}, "
             f"the whole detector {detector_width} x {detector_height}"
             if count
             else f"{reference} holds no image"
@@ -84,5 +84,5 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, kinds: str) -
     image = files.image(reference)
     if not whole:
         return image
-    area = spec.area
+    area = spec.view.area
     return image[..., area.y : area.bottom, area.x : area.right]

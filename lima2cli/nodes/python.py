@@ -32,6 +32,7 @@ from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import Dropped, Transform, Transformer
 from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec
+from lima2cli.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Python(Transform):
             raise Misfit("edge-mismatch", message, ("on_error",), "on_error: drop")
         if tuple(shape) == spec.shape:
             return replace(spec, dtype=dtype, saturation=None)
-        return FrameSpec(dtype, Rect(0, 0, shape[1], shape[0]), (shape[1], shape[0]))
+        return FrameSpec(dtype, View(Rect(0, 0, shape[1], shape[0])), (shape[1], shape[0]))
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """See `Transform.start`."""

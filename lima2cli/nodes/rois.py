@@ -80,7 +80,7 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
 
     Raises `Misfit`: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
     """
-    x, y = (0, 0) if coordinates == "input" else (spec.area.x, spec.area.y)
+    x, y = (0, 0) if coordinates == "input" else (spec.view.area.x, spec.view.area.y)
     found = {}
     for name, roi in rois.items():
         shape = _rect(name, roi, x, y, spec) if isinstance(roi, RectRoi) else _arc(name, roi, x, y, spec)
@@ -101,8 +101,8 @@ def _arc(name: str, roi: ArcRoi, x: int, y: int, spec: FrameSpec) -> Region:
         limits = f"r from {roi.r1:g} to {roi.r2:g}, angle from {roi.a1:g} to {roi.a2:g}"
         raise Misfit("roi-empty", f"ROI {name} is empty: {limits}", ("rois", name, "arc"))
     left, top = max(0, int(np.floor(roi.x - x - roi.r2))), max(0, int(np.floor(roi.y - y - roi.r2)))
-    right = min(spec.area.width, int(np.ceil(roi.x - x + roi.r2)) + 1)
-    bottom = min(spec.area.height, int(np.ceil(roi.y - y + roi.r2)) + 1)
+    right = min(spec.view.area.width, int(np.ceil(roi.x - x + roi.r2)) + 1)
+    bottom = min(spec.view.area.height, int(np.ceil(roi.y - y + roi.r2)) + 1)
     dx = np.arange(left, right)[None, :] + (x - roi.x)
     dy = np.arange(top, bottom)[:, None] + (y - roi.y)
     radius = np.hypot(dx, dy)
@@ -127,11 +127,11 @@ def _unmasked(region: Region, spec: FrameSpec) -> Region:
 
 
 def _extent(spec: FrameSpec) -> Rect:
-    return Rect(0, 0, spec.area.width, spec.area.height)
+    return Rect(0, 0, spec.view.area.width, spec.view.area.height)
 
 
 def _outside(name: str, kind: str, roi: str, x: int, y: int, spec: FrameSpec) -> Misfit:
-    frames = Rect(x, y, spec.area.width, spec.area.height)
+    frames = Rect(x, y, spec.view.area.width, spec.view.area.height)
     where = "detector coordinates" if (x, y) != (0, 0) else "coordinates of the input"
     key = ("rois", name, kind)
     return Misfit("roi-outside", f"ROI {name}, {roi}, leaves the frames, {frames} in {where}", key)

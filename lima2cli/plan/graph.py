@@ -9,6 +9,7 @@ from lima2cli.geometry import Rect
 from lima2cli.plan.records import Gdt, Step
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, Spec, TableSpec
+from lima2cli.view import View
 
 
 def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
@@ -19,7 +20,7 @@ def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
         for part in gdt.parts:
             mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
     info = pipeline.detector
-    return FrameSpec(gdt.dtype, gdt.source, (info.width, info.height), mask, info.saturation)
+    return FrameSpec(gdt.dtype, View(gdt.source), (info.width, info.height), mask, info.saturation)
 
 
 def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
