@@ -304,14 +304,16 @@ class Table(Shape):
     """A map with declared keys, read as an instance of the dataclass.
 
     Keys that the language has and this version lacks are listed in the dataclass: ``later: ClassVar = ("trigger",)``.
+    ``shapes``, by key, stand instead of those declared, for kinds that depend on what is installed.
     """
 
     table: type
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def schema(self) -> Schema:
         properties = {}
         for key, declared in params(self.table).items():
-            entry = declared.shape.schema() | {"description": declared.doc}
+            entry = self.shapes.get(key, declared.shape).schema() | {"description": declared.doc}
             default = next(f.default for f in dataclasses.fields(self.table) if f.name == key)
             if isinstance(default, (bool, int, float, str)):
                 entry["default"] = default
@@ -332,7 +334,7 @@ class Table(Shape):
             if (*at, key) in bad:
                 values[key] = POISON
             elif key in data:
-                values[key] = declared.shape.read(data[key], (*at, key), bad)
+                values[key] = self.shapes.get(key, declared.shape).read(data[key], (*at, key), bad)
             elif declared.required:
                 values[key] = POISON  # its absence has been reported
         return self.table(**values)
@@ -342,18 +344,19 @@ class Table(Shape):
 class OneKind(Shape):
     """``kind: {parameters}``, exactly one; read as an instance of the kind's table.
 
-    ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind when asked, so that
-    plugins are seen. ``null`` parameters are read as an empty map. ``later`` lists kinds that this version lacks.
+    ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind; None instead of a table
+    stands for a kind that exists and is not looked into; it is read as `POISON`. ``null`` parameters are read as an
+    empty map. ``later`` lists kinds that this version lacks.
     """
 
     what: str
-    kinds: Callable[[], Mapping[str, type]]
+    kinds: Callable[[], Mapping[str, Any]]
     later: tuple[str, ...] = ()
 
     def schema(self) -> Schema:
         return {
             "type": "object",
-            "properties": {kind: or_null(Table(table).schema()) for kind, table in self.kinds().items()},
+            "properties": kind_schemas(self.kinds()),
             "additionalProperties": False,
             "minProperties": 1,
             "maxProperties": 1,
@@ -361,10 +364,20 @@ class OneKind(Shape):
         } | ({"x-later": list(self.later)} if self.later else {})
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
-        for kind, table in self.kinds().items():
-            if kind in data:
-                return Table(table).read(data[kind] or {}, (*at, kind), bad)
-        return POISON
+        return read_kind(self.kinds(), data, at, bad)
+
+
+def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:
+    """What may be written below each kind; anything where its table is None."""
+    return {kind: {} if table is None else or_null(Table(table).schema()) for kind, table in kinds.items()}
+
+
+def read_kind(kinds: Mapping[str, Any], data: Any, at: Path, bad: Bad) -> Any:
+    """An instance of the table of the one kind in ``data``; `POISON` where there is none, or no table."""
+    for kind, table in kinds.items():
+        if kind in data and table is not None:
+            return Table(table).read(data[kind] or {}, (*at, kind), bad)
+    return POISON
 
 
 def or_null(schema: Schema) -> Schema:

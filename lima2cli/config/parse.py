@@ -8,10 +8,11 @@ from typing import Any
 
 from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
 from lima2cli.config.graph import resolve_nodes
+from lima2cli.config.kinds import pipeline_shape
 from lima2cli.config.pipeline import Pipeline
-from lima2cli.config.records import Acquisition, HostMemspace, Output, PipelineTable, Receiver
+from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
 from lima2cli.config.schema import pipeline_schema
-from lima2cli.declare import Bad, Table
+from lima2cli.declare import Bad
 from lima2cli.detectors.base import DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
@@ -28,8 +29,9 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
 
     ``files`` are asked for the shapes of recorded frames where the detector is described by a file.
     """
-    bad = check(document.data, pipeline_schema(), findings, document.bad)
-    table = Table(PipelineTable).read(document.data, (), Bad(bad))
+    shape = pipeline_shape(document.data, findings)
+    bad = check(document.data, pipeline_schema(shape), findings, document.bad)
+    table = shape.read(document.data, (), Bad(bad))
     if table is POISON:
         return Pipeline(*[POISON] * 10)
     info = attempt(lambda: _describe(table.detector, document, files, findings))

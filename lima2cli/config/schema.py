@@ -2,14 +2,14 @@
 
 import json
 
-from lima2cli.config.records import PipelineTable
+from lima2cli.config.kinds import PIPELINE
 from lima2cli.declare import Schema, Table
 
 SCHEMA_ID = "urn:lima2:schemas:pipeline-1"
 
 
-def pipeline_schema() -> Schema:
-    """JSON Schema (draft 2020-12) of a pipeline, with all kinds that are installed.
+def pipeline_schema(table: Table = PIPELINE) -> Schema:
+    """JSON Schema (draft 2020-12) of a pipeline; of built-in kinds only unless ``table`` has others.
 
     Annotations of ours: ``x-unit`` of quantities, ``x-kind`` of maps that hold one kind (``x-beside``: keys that
     stand beside it), ``x-later`` keys of the language that this version lacks, ``x-words`` for messages.
@@ -19,9 +19,9 @@ def pipeline_schema() -> Schema:
         "$id": SCHEMA_ID,
         "title": "lima2 pipeline, version 1",
     }
-    return head | Table(PipelineTable).schema()
+    return head | table.schema()
 
 
-def schema_text() -> str:
-    """The published file."""
-    return json.dumps(pipeline_schema(), indent=1, ensure_ascii=False) + "\n"
+def schema_text(table: Table = PIPELINE) -> str:
+    """The schema as text; that of the built-in kinds is the published file."""
+    return json.dumps(pipeline_schema(table), indent=1, ensure_ascii=False) + "\n"

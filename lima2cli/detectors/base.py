@@ -54,11 +54,38 @@ class PixelSize:
 PIXEL_SIZE: Shape = Table(PixelSize)
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What a kind of detector can do whatever its parameters are: a promise about every `DetectorConfig.describe`.
+
+    largest     most columns and rows of the image, None = not known
+    dtypes      of pixels, numpy names; empty = not known
+    datasets    most of them; modules: most of them; channels: most per module; None = any number
+    can_wait    whether the source stands still until receivers have released memory
+    triggers    what starts a frame, of internal, software, external, gate
+    operations  on frames that the detector itself does, of binning, roi, flip, accumulation
+    shutter     whether it opens and closes one
+    buffers     where frames lie that it hands out, of host, gpu
+    """
+
+    largest: tuple[int, int] | None = None
+    dtypes: tuple[str, ...] = ()
+    datasets: int | None = None
+    modules: int | None = None
+    channels: int | None = None
+    can_wait: bool = False
+    triggers: tuple[str, ...] = ("internal",)
+    operations: tuple[str, ...] = ()
+    shutter: bool = False
+    buffers: tuple[str, ...] = ("host",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """What every detector has."""
+    """What every detector has. ``capabilities`` is None where a detector does not tell."""
 
     kind: ClassVar[str]
+    capabilities: ClassVar[Capabilities | None] = None
 
     name: str | None = param("Name in the files; default: the kind.", Text(), None)
     pixel_size: PixelSize | None = param("Pixel pitch, saved with the data.", PIXEL_SIZE, None)

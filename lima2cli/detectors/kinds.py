@@ -1,16 +1,18 @@
 """The kinds of detector that exist."""
 
 from collections.abc import Mapping
-from functools import cache
 
 from lima2cli.detectors.base import DetectorConfig
 from lima2cli.detectors.remu import Remu
 from lima2cli.detectors.replay import Replay
+from lima2cli.plugins import Kinds
 
 BUILT_IN: tuple[type[DetectorConfig], ...] = (Remu, Replay)
 
+DETECTORS: Kinds[DetectorConfig] = Kinds("detector", "lima2cli.detectors", DetectorConfig, BUILT_IN)
+"""All kinds of detector, those of installed packages among them."""
 
-@cache
+
 def detector_kinds() -> Mapping[str, type[DetectorConfig]]:
-    """Tables of all detectors by kind."""
-    return {detector.kind: detector for detector in BUILT_IN}
+    """Tables of the built-in detectors by kind."""
+    return DETECTORS.built_in

@@ -7,12 +7,12 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli.declare import FileReference, Flag, Integer, Number, param
-from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
 from lima2cli.detectors.sources import Part, Recording, Source
 from lima2cli.geometry import Rect
-from lima2cli.spec import DatasetInfo, DetectorInfo, Files
+from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Replay(DetectorConfig):
     """Frames from a file, as one dataset named `data`; shape, dtype and number of frames are the file's."""
 
     kind: ClassVar[str] = "replay"
+    capabilities: ClassVar[Capabilities] = Capabilities(dtypes=DTYPES, datasets=1, can_wait=True)
 
     file: str = param("The stack of frames.", FileReference())
     modules: Modules = param(

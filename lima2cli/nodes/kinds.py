@@ -1,28 +1,30 @@
 """The kinds of node that exist, and how one is written: ``input`` and exactly one kind."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from lima2cli.declare import Bad, Schema, Shape, Table, or_null
+from lima2cli.declare import Bad, Schema, Shape, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Node
+from lima2cli.nodes.base import Map, Node, Reduce, Sink
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.mask import Mask
 from lima2cli.nodes.roi_counters import RoiCounters
+from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (Checkpoint, IoHdf5, RoiCounters, BackgroundSub, Flatfield, Mask)
 
+NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, (Map, Reduce, Sink), ("input", "inputs"))
+"""All kinds of node, those of installed packages among them."""
 
-@cache
+
 def node_kinds() -> Mapping[str, type[Node]]:
-    """Tables of all nodes by kind."""
-    return {node.kind: node for node in BUILT_IN}
+    """Tables of the built-in nodes by kind."""
+    return NODES.built_in
 
 
 LANGUAGE = (
@@ -40,12 +42,15 @@ class NodeUse:
     node: Node
 
 
+@dataclass(frozen=True)
 class NodeEntry(Shape):
-    """A node as users write it, read as a `NodeUse`."""
+    """A node as users write it, read as a `NodeUse`; ``kinds`` as in `OneKind`."""
+
+    kinds: Callable[[], Mapping[str, Any]] = node_kinds
 
     def schema(self) -> Schema:
         """`input`, and exactly one kind."""
-        kinds = {kind: or_null(Table(table).schema()) for kind, table in node_kinds().items()}
+        kinds = kind_schemas(self.kinds())
         return {
             "type": "object",
             "properties": {"input": {"type": "string", "description": "The flow or node that it reads."}} | kinds,
@@ -59,9 +64,6 @@ class NodeEntry(Shape):
         }
 
     def _read(self, data: Any, at: Path, bad: Bad) -> NodeUse:
-        node = POISON
-        for kind, table in node_kinds().items():
-            if kind in data:
-                node = Table(table).read(data[kind] or {}, (*at, kind), bad)
+        node = read_kind(self.kinds(), data, at, bad)
         missing = (*at, "input") in bad or "input" not in data  # and has been reported
         return NodeUse(POISON if missing else data["input"], node)

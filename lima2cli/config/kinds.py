@@ -1,0 +1,64 @@
+"""The table of pipelines, with the kinds that installed packages bring where they are asked for."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lima2cli.config.records import PipelineTable
+from lima2cli.declare import MapOf, OneKind, Table
+from lima2cli.detectors.kinds import DETECTORS
+from lima2cli.diagnostics import Findings, Path
+from lima2cli.nodes.kinds import NODES, NodeEntry
+from lima2cli.plugins import Kind, PluginProblem
+
+PIPELINE = Table(PipelineTable)
+"""A pipeline of built-in kinds."""
+
+BESIDE = ("input", "inputs")
+"""Keys of a node that are no kinds."""
+
+
+def pipeline_shape(data: Any, findings: Findings) -> Table:
+    """The table that fits what a pipeline asks for; kinds that it asks for and that cannot be used are reported."""
+    detectors, nodes = list(_detectors(data)), list(_nodes(data))
+    known_detectors = _usable(DETECTORS.named([str(at[-1]) for at in detectors]), detectors, findings)
+    known_nodes = _usable(NODES.named([str(at[-1]) for at in nodes]), nodes, findings)
+    return _shape(known_detectors, known_nodes)
+
+
+def complete_shape() -> tuple[Table, list[PluginProblem]]:
+    """The table with every kind that is installed, and what is wrong with those that cannot be used."""
+    detectors, nodes = DETECTORS.all(), NODES.all()
+    every: list[Kind[Any]] = [*detectors.values(), *nodes.values()]
+    problems = [kind.problem for kind in every if kind.problem is not None]
+    return _shape(_with_table(detectors), _with_table(nodes)), problems
+
+
+def _shape(detectors: Mapping[str, Any], nodes: Mapping[str, Any]) -> Table:
+    shapes = {"detector": OneKind("detector", lambda: detectors), "nodes": MapOf(NodeEntry(lambda: nodes))}
+    return Table(PipelineTable, shapes)
+
+
+def _usable(kinds: Mapping[str, Kind[Any]], asked: Iterable[Path], findings: Findings) -> dict[str, type | None]:
+    """Tables of those that can be used, None for others; what is wrong is reported where they are asked for."""
+    for at in asked:
+        kind = kinds.get(str(at[-1]))
+        if kind is not None and kind.problem is not None:
+            findings.error(kind.problem.rule, str(kind.problem), at, on_key=True, help=kind.problem.help)
+    return {name: kind.table if kind.problem is None else None for name, kind in kinds.items()}
+
+
+def _with_table(kinds: Mapping[str, Kind[Any]]) -> dict[str, type]:
+    return {name: kind.table for name, kind in kinds.items() if kind.table is not None}
+
+
+def _detectors(data: Any) -> Iterator[Path]:
+    """Where kinds of detector are asked for; whatever is written wrongly is told elsewhere."""
+    if isinstance(data, dict) and isinstance(data.get("detector"), dict):
+        yield from (("detector", kind) for kind in data["detector"])
+
+
+def _nodes(data: Any) -> Iterator[Path]:
+    if isinstance(data, dict) and isinstance(data.get("nodes"), dict):
+        for name, entry in data["nodes"].items():
+            if isinstance(entry, dict):
+                yield from (("nodes", name, kind) for kind in entry if kind not in BESIDE)

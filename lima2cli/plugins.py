@@ -1,0 +1,160 @@
+"""Kinds of node and detector: those built in, and those that installed packages bring.
+
+A package names its classes as entry points, ``kind = "module:Class"``, in the group ``lima2cli.nodes`` or
+``lima2cli.detectors``. Looking for them costs time: it is done only where a kind is asked for that is not built in,
+or where all kinds are. A class is imported only where its kind is asked for, so that a package that cannot be
+imported breaks nothing that does not use it.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lima2cli.declare import Table, params
+from lima2cli.errors import Lima2Error
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+T = TypeVar("T")
+
+KIND = r"[a-z][a-z0-9_]*"
+"""How kinds are named."""
+
+
+class PluginProblem(Lima2Error):
+    """A kind that an installed package brings cannot be used; ``rule`` names the diagnostic that it becomes."""
+
+    def __init__(self, rule: str, message: str, help: str) -> None:
+        super().__init__(message)
+        self.rule, self.help = rule, help
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who brings a kind: a distribution and its version; None where it is built in."""
+
+    distribution: str | None = None
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return "built in" if self.distribution is None else f"{self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """A kind that is built in or that some package claims.
+
+    table    its class; None where it was not asked for, or cannot be used
+    origin   who brings it, the first of those who claim it
+    problem  why it cannot be used; a built-in kind that a package claims too has both
+    """
+
+    table: type[T] | None
+    origin: Origin = Origin()
+    problem: PluginProblem | None = None
+
+
+class Kinds(Generic[T]):
+    """The kinds of one sort of thing."""
+
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        base: type[T],
+        built_in: Sequence[type[T]],
+        roles: tuple[type, ...] = (),
+        reserved: Collection[str] = (),
+    ) -> None:
+        """Classes of ``group`` must be of ``base`` (and one of ``roles``), kinds none of ``reserved``."""
+        self.built_in: Mapping[str, type[T]] = {_kind(table): table for table in built_in}
+        self._what, self._group, self._reserved = what, group, reserved
+        self._base, self._roles = base, roles or (base,)
+
+    def named(self, asked: Collection[str]) -> Mapping[str, Kind[T]]:
+        """All kinds by name, for a text that asks for some: only those are imported.
+
+        Where all that it asks for is built in, packages are not looked at.
+        """
+        if all(name in self.built_in for name in asked):
+            return {name: Kind(table) for name, table in self.built_in.items()}
+        return self._found(asked)
+
+    def all(self) -> Mapping[str, Kind[T]]:
+        """All kinds by name, those built in first; all are imported."""
+        return self._found(None)
+
+    def _found(self, asked: Collection[str] | None) -> dict[str, Kind[T]]:
+        from importlib.metadata import entry_points
+
+        claims: dict[str, list[EntryPoint]] = {}
+        for claim in sorted(entry_points(group=self._group), key=lambda claim: (claim.name, str(_origin(claim)))):
+            claims.setdefault(claim.name, []).append(claim)
+        found = {name: Kind(table) for name, table in self.built_in.items()}
+        for name, claimed in claims.items():
+            found[name] = self._one(name, claimed, asked is None or name in asked)
+        return found
+
+    def _one(self, name: str, claims: Sequence["EntryPoint"], wanted: bool) -> Kind[T]:
+        table = self.built_in.get(name)
+        owners = [Origin()] * (table is not None) + [_origin(claim) for claim in claims]
+        if not wanted:
+            return Kind(table, owners[0])
+        if len(owners) > 1:
+            named = " and ".join("lima2 itself" if owner.distribution is None else str(owner) for owner in owners)
+            message = f"the {self._what} `{name}` is claimed by {named}"
+            return Kind(table, owners[0], PluginProblem("kind-claimed-twice", message, "uninstall all but one of them"))
+        try:
+            return Kind(self._load(name, claims[0]), owners[0])
+        except PluginProblem as problem:
+            return Kind(None, owners[0], problem)
+
+    def _load(self, name: str, claim: "EntryPoint") -> type[T]:
+        """The class of an entry point; raises `PluginProblem`."""
+        try:
+            loaded = claim.load()
+        except (Exception, SystemExit) as error:  # whatever a module of others does when it is imported
+            raise self._broken(name, claim, f"{claim.value} cannot be imported: {_said(error)}") from error
+        if wrong := self._wrong(name, loaded):
+            raise self._broken(name, claim, f"{claim.value} {wrong}")
+        try:
+            Table(loaded).schema()
+        except Exception as error:
+            raise self._broken(
+                name, claim, f"the parameters of {claim.value} cannot be read: {_said(error)}"
+            ) from error
+        return loaded  # type: ignore[no-any-return]
+
+    def _wrong(self, name: str, loaded: Any) -> str | None:
+        """What is wrong with a class, as the end of a sentence."""
+        if not isinstance(loaded, type) or not issubclass(loaded, self._base):
+            return f"is no {self._base.__module__}.{self._base.__name__}"
+        if not issubclass(loaded, self._roles):
+            return f"is none of {', '.join(role.__name__ for role in self._roles)}"
+        if "__dataclass_fields__" not in vars(loaded):
+            return "is no dataclass"
+        if extra := [name for name in vars(loaded)["__dataclass_fields__"] if name not in params(loaded)]:
+            return f"has a field that is not made by `param`: {', '.join(extra)}"
+        if _kind(loaded) != name:
+            return f"has the kind `{_kind(loaded)}`: name and kind must be the same"
+        if name in self._reserved or not re.fullmatch(KIND, name):
+            return "has a kind that cannot be written: small letters, digits and _, and no key of the language"
+        return None
+
+    def _broken(self, name: str, claim: "EntryPoint", reason: str) -> PluginProblem:
+        message = f"the {self._what} `{name}` of {_origin(claim)} cannot be used: {reason}"
+        return PluginProblem("plugin-broken", message, f"mend, update or uninstall {_origin(claim).distribution}")
+
+
+def _kind(table: Any) -> str:
+    return str(getattr(table, "kind", None))
+
+
+def _origin(claim: "EntryPoint") -> Origin:
+    return Origin("an unnamed package", "") if claim.dist is None else Origin(claim.dist.name, claim.dist.version)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
