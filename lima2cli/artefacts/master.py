@@ -92,6 +92,11 @@ def write_master(
     return path
 
 
+def by_receiver(names: Iterable[str]) -> list[list[str]]:
+    """Names of frame files in their order, those of each receiver together."""
+    return [list(own) for _, own in groupby(names, lambda name: name.rpartition("_")[0])]
+
+
 @dataclass(frozen=True)
 class _Source:
     """A frame file: its rows, the last of them in the master (-1: none), how they map, and the run's start."""
@@ -177,8 +182,7 @@ def _write_rows(
         for name in names:
             yield from _read(os.path.join(directory, name), channel, ("frame_number", "frame_time"))
 
-    by_receiver = [[file.name for file in own] for _, own in groupby(files, lambda file: file.receiver)]
-    receivers = [InOrder(read(names)) for names in by_receiver]
+    receivers = [InOrder(read(names)) for names in by_receiver(file.name for file in files)]
     rule = channel.rule
     for first, last in windows(count):
         status, times = np.full(last - first, INCOMPLETE, np.uint8), np.full(last - first, np.nan)

@@ -1,0 +1,71 @@
+"""Files of a run directory, opened one by one, and what is found wrong with them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES
+from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.tree import ENTRY
+
+Unreadable = (OSError, RuntimeError, KeyError, ValueError)
+"""What the HDF5 library raises on damaged files."""
+
+
+@dataclass
+class Inspection:
+    """Findings so far about the files of one directory; ``verify`` reads every frame."""
+
+    directory: str
+    verify: bool
+    problems: list[str] = field(default_factory=list)
+
+    def tell(self, problem: str) -> None:
+        """Add a problem, once."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def tell_of(self, name: str, problem: object) -> None:
+        """Add a problem of a file of which no other is known."""
+        if not any(known.startswith(name) for known in self.problems):
+            self.problems.append(f"{name}: {problem}")
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """The open file; a file whose writer was interrupted is told of and read as far as it goes."""
+        import h5py
+
+        path = os.path.join(self.directory, name)
+        try:
+            file = h5py.File(path, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        except OSError as error:
+            if "already open for write" not in str(error):
+                raise
+            self.tell(f"{name} was not closed (or is still being written): `lima2 recover` makes it readable")
+            file = h5py.File(path, swmr=True, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        with file:
+            yield file
+
+    def records(self, roles: Sequence[str]) -> list[Record]:
+        """One record of each node that has files of these roles, the first role preferred."""
+        known: dict[str, Record] = {}
+        for name in sorted(os.listdir(self.directory)):
+            if not name.endswith(".h5"):
+                continue
+            try:
+                with Inspection(self.directory, False).open(name) as file:
+                    record = Record.read(file)
+            except (OSError, RuntimeError, KeyError) as error:
+                self.tell(f"{name} can't be read: {error}")
+                continue
+            if record is not None and record.role in roles and (record.node not in known or record.role == roles[0]):
+                known[record.node] = record
+        return list(known.values())
+
+
+def detector_of(file: Any) -> Any:
+    """The NXdetector group, by the default plot of the entry; KeyError where there is none."""
+    entry = file[ENTRY]
+    return entry[str(entry.attrs["default"]).rpartition("/")[0]]

@@ -1,0 +1,97 @@
+"""Which rows of which files a virtual dataset shows, asked window by window."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows ``start + i*stride + j``, i < count, j < block, in this order."""
+
+    start: int
+    stride: int
+    count: int
+    block: int
+
+    @classmethod
+    def of(cls, space: Any) -> "Selection":
+        """The rows that a regular selection of an HDF5 dataspace takes."""
+        if space.get_select_type() == 3 or not space.is_regular_hyperslab():  # H5S_SEL_ALL
+            return cls(0, space.shape[0], 1, space.shape[0])
+        return cls(*(int(axis[0]) for axis in space.get_regular_hyperslab()))
+
+    def __len__(self) -> int:
+        return self.count * self.block
+
+    def at(self, order: Rows) -> Rows:
+        """The rows at places ``order`` of the selection."""
+        group, inside = np.divmod(order, max(1, self.block))
+        return self.start + group * self.stride + inside
+
+    def below(self, row: int) -> int:
+        """How many selected rows come before a row."""
+        if row <= self.start:
+            return 0
+        group = min((row - self.start) // max(1, self.stride), self.count - 1)
+        return group * self.block + min(row - self.start - group * self.stride, self.block)
+
+    @property
+    def last(self) -> int:
+        """The last row; before the first where there is none."""
+        return self.start + (self.count - 1) * self.stride + self.block - 1 if len(self) else self.start - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows of a file and the rows of the virtual dataset that show them."""
+
+    name: str
+    origin: Selection
+    target: Selection
+
+
+class Sources:
+    """The sources of a virtual dataset; none of another one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.all = [
+            Source(source.file_name.replace("%%", "%"), Selection.of(source.src_space), Selection.of(source.vspace))
+            for source in (dataset.virtual_sources() if dataset.is_virtual else ())
+        ]
+        self._targets = _extents([source.target for source in self.all])
+        self._by_name: dict[str, list[Source]] = {}
+        for source in self.all:
+            self._by_name.setdefault(source.name, []).append(source)
+        self._origins = {name: _extents([source.origin for source in own]) for name, own in self._by_name.items()}
+
+    def shown(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Which rows of ``first`` to ``last - 1`` the virtual dataset shows."""
+        shown = np.zeros(last - first, bool)
+        for i in _overlapping(self._targets, first, last):
+            target = self.all[i].target
+            shown[target.at(np.arange(target.below(first), target.below(last))) - first] = True
+        return shown
+
+    def expected(self, name: str, first: int, last: int) -> Iterator[tuple[Rows, Rows]]:
+        """Rows of file ``name`` among ``first`` to ``last - 1``, and the rows that show them."""
+        if name in self._origins:
+            for i in _overlapping(self._origins[name], first, last):
+                source = self._by_name[name][i]
+                order = np.arange(source.origin.below(first), source.origin.below(last))
+                yield source.origin.at(order), source.target.at(order)
+
+
+def _extents(selections: list[Selection]) -> Rows:
+    """First and last row (2, n) of each."""
+    return np.array([(it.start, it.last) for it in selections], np.int64).reshape(-1, 2).T
+
+
+def _overlapping(extents: Rows, first: int, last: int) -> list[int]:
+    overlapping: list[int] = np.flatnonzero((extents[0] < last) & (extents[1] >= first)).tolist()
+    return overlapping
