@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
+from lima2cli.cli.detectors import detectors
 from lima2cli.cli.inspect import inspect
+from lima2cli.cli.nodes import nodes
 from lima2cli.cli.plan import plan
 from lima2cli.cli.run import run
 from lima2cli.cli.schema import schema
@@ -40,6 +42,8 @@ def options(
 
 for command in (validate, plan, run, inspect, schema):
     app.command()(command)
+app.add_typer(nodes, name="nodes")
+app.add_typer(detectors, name="detectors")
 
 
 def main() -> None:

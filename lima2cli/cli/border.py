@@ -34,7 +34,7 @@ def border(*, as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(PROBLEMS) from None
     except Lima2Error as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
-        _tell("internal-error" if code == BUG else _rule(error), str(error), as_json)
+        tell("internal-error" if code == BUG else _rule(error), str(error), as_json)
         raise typer.Exit(code) from None
     except typer.Exit:
         raise
@@ -42,7 +42,7 @@ def border(*, as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             raise
         message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
-        _tell("internal-error", message, as_json, help="run again with --debug, and report what it prints")
+        tell("internal-error", message, as_json, help="run again with --debug, and report what it prints")
         raise typer.Exit(BUG) from None
 
 
@@ -50,7 +50,8 @@ def _rule(error: Lima2Error) -> str:
     return {UnreadableInput: "unreadable-input", RunFailed: "run-failed"}.get(type(error), "environment-unfit")
 
 
-def _tell(rule: str, message: str, as_json: bool, help: str | None = None) -> None:
+def tell(rule: str, message: str, as_json: bool, help: str | None = None) -> None:
+    """Print an error that is about no place of a file."""
     if as_json:
         from lima2cli.diagnostics import Diagnostic
         from lima2cli.document import show_json

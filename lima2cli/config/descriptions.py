@@ -1,0 +1,111 @@
+"""What is known of a kind of node or detector without a pipeline: its text, its parameters, who brings it."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Table, params
+from lima2cli.detectors.base import Capabilities, DetectorConfig
+from lima2cli.nodes.base import Map, Reduce, Sink, Transform
+from lima2cli.plugins import Kind
+from lima2cli.schema.words import words
+
+ROLES: tuple[tuple[type, str], ...] = (
+    (Map, "map"),
+    (Transform, "transform"),
+    (Reduce, "table"),
+    (Sink, "sink"),
+    (DetectorConfig, "source"),
+)
+"""In one word: frames to frames one by one, frames to other frames, frames to rows, frames to files, frames."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key below a kind; ``key`` is its path, such as ``rois.<name>.rect.x``.
+
+    value    what may be written, in words;  unit   of a plain number, None where it has none
+    default  plain data, None where there is none
+    """
+
+    key: str
+    value: str
+    required: bool
+    default: Any
+    unit: str | None
+    doc: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A kind in words. ``line`` is one sentence, ``text`` everything, with formulae."""
+
+    kind: str
+    role: str
+    origin: str
+    line: str
+    text: str
+    parameters: tuple[Parameter, ...]
+    capabilities: Capabilities | None
+
+
+def describe_kind(name: str, kind: Kind[Any]) -> Description:
+    """The description of a kind that has a table."""
+    table = kind.table
+    assert table is not None
+    class_text = inspect.cleandoc(table.__doc__ or "")
+    return Description(
+        kind=name,
+        role=next(role for base, role in ROLES if issubclass(table, base)),
+        origin=str(kind.origin),
+        line=" ".join(class_text.split("\n\n")[0].split()),
+        text=_module_text(name, table) or class_text,
+        parameters=tuple(_parameters("", Table(table))),
+        capabilities=getattr(table, "capabilities", None),
+    )
+
+
+def _module_text(name: str, table: type) -> str:
+    """What a module says that is about this kind alone; else nothing."""
+    text = inspect.cleandoc(sys.modules[table.__module__].__doc__ or "")
+    head, _, said = text.partition(f" `{name}`: ")
+    return said[:1].upper() + said[1:] if head in ("Node", "Detector") else ""
+
+
+def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
+    """All keys that a value of this shape may have, outer ones first."""
+    if isinstance(shape, Table):
+        fields = {field.name: field for field in dataclasses.fields(shape.table)}
+        for key, declared in params(shape.table).items():
+            yield _parameter(path + key, declared, fields[key])
+            yield from _parameters(f"{path}{key}.", declared.shape)
+    elif isinstance(shape, OneKind):
+        for kind, table in shape.kinds().items():
+            yield from _parameters(f"{path}{kind}.", Table(table))
+    elif isinstance(shape, MapOf):
+        yield from _parameters(f"{path}<name>.", shape.item)
+    elif isinstance(shape, ListOf):
+        yield from _parameters(f"{path}<n>.", shape.item)
+    elif isinstance(shape, Either):
+        for option in shape.shapes:
+            yield from _parameters(path, option)
+
+
+def _parameter(key: str, declared: Param, field: "dataclasses.Field[Any]") -> Parameter:
+    schema = declared.shape.schema()
+    default = None if declared.required else _plain(_default(field))
+    return Parameter(key, words(schema), declared.required, default, schema.get("x-unit"), declared.doc)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """A default as it would be written."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {value.kind: {}} if hasattr(value, "kind") else {}
+    return list(value) if isinstance(value, tuple) else value
