@@ -8,6 +8,7 @@ from lima2cli.cli.detectors import detectors
 from lima2cli.cli.inspect import inspect
 from lima2cli.cli.nodes import nodes
 from lima2cli.cli.plan import plan
+from lima2cli.cli.recover import recover
 from lima2cli.cli.run import run
 from lima2cli.cli.schema import schema
 from lima2cli.cli.validate import validate
@@ -40,7 +41,7 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-for command in (validate, plan, run, inspect, schema):
+for command in (validate, plan, run, inspect, recover, schema):
     app.command()(command)
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")

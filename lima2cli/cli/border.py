@@ -1,6 +1,7 @@
 """Where exceptions end: exit codes and messages of the program.
 
-0 fine, 1 the input has problems, 2 usage or unreadable file, 3 a bug of ours, 10 run failed, 12 environment unfit.
+0 fine, 1 the input has problems, 2 usage or unreadable file, 3 a bug of ours, 10 run failed, 12 environment unfit,
+130 interrupted.
 """
 
 import os
@@ -12,7 +13,7 @@ import typer
 
 from lima2cli.errors import EnvironmentUnfit, Lima2Error, RunFailed, UnreadableInput
 
-FINE, PROBLEMS, USAGE, BUG, FAILED, UNFIT = 0, 1, 2, 3, 10, 12
+FINE, PROBLEMS, USAGE, BUG, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 3, 10, 12, 130
 
 _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
     (UnreadableInput, USAGE),
@@ -38,6 +39,8 @@ def border(*, as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(code) from None
     except typer.Exit:
         raise
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise

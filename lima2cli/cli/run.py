@@ -1,14 +1,18 @@
 """``lima2 run``."""
 
-import sys
+from contextlib import nullcontext
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import PROBLEMS, border
+from lima2cli.cli.border import FINE, PROBLEMS, border
 from lima2cli.cli.options import Debug, Overrides, Strict
 from lima2cli.cli.progress import Progress, ProgressPrinter
+
+if TYPE_CHECKING:
+    from lima2cli.plan.records import Plan
+    from lima2cli.runtime.origin import Origin
 
 
 class Transport(StrEnum):
@@ -36,41 +40,39 @@ def run(
     130 and 143: stopped by a signal.
     """
     with border(as_json=progress is Progress.JSON, debug=debug):
-        from pathlib import Path
-
-        from lima2cli.cli.options import Format
-        from lima2cli.cli.reading import check_file
-        from lima2cli.cli.showing import show_all
         from lima2cli.cli.totals import show_summary
-        from lima2cli.runtime.launch import under_mpi
-        from lima2cli.runtime.run import run_joined, run_plan
+        from lima2cli.runtime.joined import Leader, follow, job_rank
+        from lima2cli.runtime.run import run_plan
 
-        joined = under_mpi() and transport is not Transport.INLINE
-        checked = check_file(file, overrides or ())
-        plan = checked.plan
-        if plan is None or (strict and any(True for _ in checked.findings)):
-            as_json = progress is Progress.JSON
-            print(
-                show_all([checked], Format.JSON if as_json else Format.TEXT),
-                end="",
-                file=None if as_json else sys.stderr,
-            )
-            raise typer.Exit(PROBLEMS)
-        base = Path(".") if file == "-" else Path(file).parent
-        printer = ProgressPrinter(progress)
-        if progress not in (Progress.JSON, Progress.NONE) and not joined:
-            _warn(show_all([checked], Format.CONCISE))
-        directory: Path | None
-        summary: dict[str, Any] | None
-        if joined:
-            directory, summary, code = run_joined(plan, checked.source.text, base, printer)
-        else:
-            directory, summary, code = run_plan(plan, checked.source.text, base, printer, transport=transport.value)
-        if directory is not None and summary is not None and progress not in (Progress.JSON, Progress.NONE):
+        rank = None if transport is Transport.INLINE else job_rank()
+        if rank:
+            follow()
+            raise typer.Exit(FINE)
+        with nullcontext() if rank is None else Leader() as leader:
+            plan, origin = _plan_of(file, overrides or [], strict, progress)
+            printer = ProgressPrinter(progress)
+            if leader is not None:
+                directory, summary, code = leader.run(plan, origin, printer)
+            else:
+                directory, summary, code = run_plan(plan, origin, printer, transport=transport.value)
+        if progress not in (Progress.JSON, Progress.NONE):
             print(show_summary(directory, summary), end="", flush=True)
         raise typer.Exit(code)
 
 
-def _warn(text: str) -> None:
-    if text:
-        print(text, end="", file=sys.stderr)
+def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress) -> "tuple[Plan, Origin]":
+    """The plan of a file, and what it comes from; problems are shown, and end the command."""
+    from lima2cli.cli.options import Format
+    from lima2cli.cli.reading import check_file
+    from lima2cli.cli.showing import show_all
+    from lima2cli.runtime.origin import Origin
+
+    checked = check_file(file, overrides)
+    if checked.plan is None or (strict and any(True for _ in checked.findings)):
+        as_json = progress is Progress.JSON
+        text = show_all([checked], Format.JSON if as_json else Format.TEXT)
+        typer.echo(text, nl=False, err=not as_json)
+        raise typer.Exit(PROBLEMS)
+    if progress not in (Progress.JSON, Progress.NONE):
+        typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
+    return checked.plan, Origin.here(checked.source.text, file, overrides)

@@ -12,7 +12,7 @@ from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import frame_files, master_file, write_master
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import merge_tables
-from lima2cli.errors import FileProblem
+from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.accounts import FlowAccount, flow_accounts
 from lima2cli.runtime.control import Outcome
@@ -101,6 +101,7 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
     return _totals(account) | {
         "waited_s": account.waited_s,
         "missing_frames": account.absent(),
+        "status": account.status,
         "receivers": _named(plan, account.by_receiver),
         "group_events": _named(plan, account.group_events),
         "end_events": _named(plan, account.end_events),
@@ -171,7 +172,8 @@ def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
 def _slow(plan: Plan, outcome: Outcome) -> list[str]:
     """A warning where the source had to wait: real hardware would not have."""
     achieved = achieved_hz(plan, outcome)
-    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP:
+    waited = any(seconds > 0 for source in outcome.sources.values() for seconds in source.waited_s.values())
+    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP or not waited:
         return []
     return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
 
@@ -268,14 +270,17 @@ def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``, last and in one step: where it is, all the rest is."""
+    """Write ``summary.json``, last and in one step: where it is, all the rest is. Raises `RunFailed`."""
     part = directory / f".{SUMMARY}.part"
-    with part.open("w") as file:
-        json.dump(summary, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / SUMMARY)
+    try:
+        with part.open("w") as file:
+            json.dump(summary, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(directory / SUMMARY)
+    except OSError as error:
+        raise RunFailed(f"the run ended ({summary['state']}), but its summary cannot be written: {error}") from error
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

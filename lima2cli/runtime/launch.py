@@ -8,15 +8,18 @@ ranks run in this process.
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
@@ -24,6 +27,15 @@ from lima2cli.runtime.closing import close_broken, read_summary
 from lima2cli.runtime.job import STOP, Job, write_job
 
 LOG = "lima2.log"
+AT_ONCE = "ended at once by the user"
+
+LAST_WORDS_S = 5.0
+"""Ranks have so long to end after mpiexec has."""
+
+MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
+ERROR = re.compile(r"[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
+"""The last line of a traceback."""
+
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Set by mpiexec and srun in the processes that they start."""
 
@@ -54,11 +66,6 @@ class Signals:
                 signal.signal(number, handler)
 
 
-def under_mpi() -> bool:
-    """Whether this process was itself started by mpiexec or srun as one of several ranks."""
-    return any(name in os.environ for name in RANK_VARIABLES)
-
-
 def find_mpiexec() -> str | None:
     """The launcher of the MPI that this Python uses: beside the interpreter first, then on the path."""
     if importlib.util.find_spec("mpi4py") is None:
@@ -67,13 +74,59 @@ def find_mpiexec() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
+class Ranks:
+    """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._started: dict[int, str] = {}
+
+    def know(self, ranks: list[tuple[str, int]]) -> None:
+        """Host and process of each rank."""
+        self._started = {pid: _started(pid) for host, pid in ranks if host == socket.gethostname()}
+
+    def stop(self) -> None:
+        """Ask the control rank to end the run."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ValueError):  # it has ended already
+            self._process.stdin.write(STOP)
+            self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End all at once."""
+        for pid in self._alive():
+            os.kill(pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def gone(self) -> None:
+        """Wait for the end of all ranks, which may come after that of mpiexec; help where it doesn't come."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self._alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in self._alive():
+            os.kill(pid, signal.SIGKILL)
+
+    def _alive(self) -> list[int]:
+        return [pid for pid, started in self._started.items() if started and _started(pid) == started]
+
+
+def _started(pid: int) -> str:
+    """When a process was started (proc(5), stat, field 22); empty where it has ended, with all its files closed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
 def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
 ) -> dict[str, Any]:
     """Run on MPI ranks; returns the summary, which is there whatever happened to the ranks."""
     path, digest = write_job(Job(plan, str(base), str(directory)))
-    ranks = [mpiexec, "-n", str(len(plan.ranks)), sys.executable, "-m", "mpi4py"]
-    command = [*ranks, "-m", "lima2cli.runtime.worker", str(path), digest]
+    start = [mpiexec, "-n", str(len(plan.ranks)), sys.executable, "-m", "mpi4py"]
+    command = [*start, "-m", "lima2cli.runtime.worker", str(path), digest]
     with (directory / LOG).open("wb") as log:
         try:
             process = subprocess.Popen(
@@ -83,45 +136,43 @@ def run_with_mpiexec(
             raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
         assert process.stdin is not None
         assert process.stdout is not None
-        signals.on_first = lambda: _send_stop(process)
-        signals.on_second = lambda: _kill(process)
-        with signals.installed():
-            for line in process.stdout:
-                _pass_on(line, emit)
-            code = process.wait()
+        ranks = Ranks(process)
+        signals.on_first, signals.on_second = ranks.stop, ranks.kill
+        for _ in signals.received:  # while they were being started
+            ranks.stop()
+        for line in process.stdout:
+            _pass_on(line, emit, ranks, log)
+        code = process.wait()
+        ranks.gone()
     path.unlink(missing_ok=True)
     summary = read_summary(directory)
     if summary is None:
-        summary = close_broken(plan, directory, _why(code, signals))
+        at_once = len(signals.received) > 1
+        reason = AT_ONCE if at_once else _why(code, directory / LOG)
+        summary = close_broken(plan, directory, reason, "stopped" if at_once else "failed")
     return summary
 
 
-def _send_stop(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(STOP)
-        process.stdin.flush()
-    except (BrokenPipeError, ValueError):
-        return
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-
-
-def _pass_on(line: bytes, emit: Emit) -> None:
-    """An event of the control rank; anything else is something that user code printed."""
+def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
+    """An event of the control rank; else what mpiexec says of ranks that died, which goes to the log; else something
+    that user code printed."""
     try:
         event = json.loads(line)
     except ValueError:
         event = None
-    if isinstance(event, dict) and "type" in event:
+    if isinstance(event, dict) and event.get("type") == "ranks":
+        ranks.know(event["ranks"])
+    elif isinstance(event, dict) and "type" in event:
         emit(event)
+    elif MPIEXEC_SAYS.match(line):
+        log.write(line)
     elif text := line.decode(errors="replace").rstrip():
         emit({"type": "event", "event": "output", "message": text})
 
 
-def _why(code: int, signals: Signals) -> str:
-    if len(signals.received) > 1:
-        return "ended at once by the user"
-    return f"the ranks ended without a summary (mpiexec: exit code {code}); see {LOG}"
+def _why(code: int, log: Path) -> str:
+    """What is known of the end of ranks that left no summary: the last error in the log."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if ERROR.match(line)]
+    said = f": {errors[-1]}" if errors else ""
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"

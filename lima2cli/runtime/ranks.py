@@ -78,9 +78,15 @@ def run_inline(plan: Plan, base: Path, directory: str, emit: Emit, stop_asked: C
         make_rank(program, InlinePort(number, memory), base, directory, emit, stop_asked)
         for number, program in enumerate(programs)
     ]
-    for rank in ranks:
-        rank.prepare()
-    _take_turns(ranks)
+    try:
+        for rank in ranks:
+            rank.prepare()
+        _take_turns(ranks)
+    except BaseException:
+        for rank in ranks:
+            if isinstance(rank, ReceiverRank):
+                rank.close()
+        raise
     control = ranks[0]
     assert isinstance(control, ControlRank)
     return control.outcome

@@ -8,6 +8,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,11 @@ def main() -> None:
     """Run this rank's program until the control rank ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     job = read_job(*sys.argv[1:3]) if MPI.COMM_WORLD.Get_rank() == 0 else None
-    run_ranks(job, _print, StandardInput().spoke)
+    told = StandardInput()
+    ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
+    if ranks is not None:
+        _print({"type": "ranks", "ranks": ranks})
+    run_ranks(job, lambda event: None if told.ended else _print(event), told.spoke)
 
 
 def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Outcome | None:
@@ -49,15 +54,16 @@ def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Ou
 
 
 class StandardInput:
-    """Listens without a thread: anything the launcher says means stop, and so does its end."""
+    """Listens without a thread: anything the launcher says means stop, and so does its end (``ended``), after which
+    nobody listens to what is printed."""
 
     def __init__(self) -> None:
-        self._spoken = False
+        self._spoken = self.ended = False
 
     def spoke(self) -> bool:
         """Whether there was anything to read, ever."""
-        if not self._spoken and select.select([0], [], [], 0)[0]:
-            os.read(0, 64)
+        if not self.ended and select.select([0], [], [], 0)[0]:
+            self.ended = not os.read(0, 64)
             self._spoken = True
         return self._spoken
 

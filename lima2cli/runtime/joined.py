@@ -1,0 +1,100 @@
+"""A run by ranks that are there already: under ``mpiexec -n N lima2 run`` all processes are the same program.
+
+Rank 0 leads: it alone reads the pipeline, makes the directory, and reports. The others follow: they wait to be told
+that the run begins, or that it does not.
+"""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.closing import read_summary
+from lima2cli.runtime.environment import check_files, check_memory
+from lima2cli.runtime.job import Job
+from lima2cli.runtime.launch import RANK_VARIABLES, Emit, Signals
+from lima2cli.runtime.origin import Origin
+from lima2cli.runtime.run import FAILED, exit_code, open_directory
+
+INTERRUPTED = 130
+
+
+def job_rank() -> int | None:
+    """Rank of this process in the job that mpiexec or srun started, None where none did."""
+    found = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
+    return int(found[0]) if found else None
+
+
+def _world() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentUnfit(f"started as a rank of a job, but there is no MPI here: {error}") from error
+    return MPI.COMM_WORLD
+
+
+class Leader:
+    """Rank 0, from the first moment on: if it ends before the run begins, the others are told to end, too."""
+
+    def __init__(self) -> None:
+        self._world = _world()
+        self._told = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._told:
+            self._world.bcast(False)
+
+    def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, dict[str, Any], int]:
+        """Run; gives the directory, the summary and the exit code. Raises `EnvironmentUnfit`."""
+        from lima2cli.runtime.worker import run_ranks
+
+        size = self._world.Get_size()
+        if size != len(plan.ranks):
+            raise EnvironmentUnfit(
+                f"this job has {size} ranks, the plan needs {len(plan.ranks)}: 1 control, "
+                f"{len(plan.ranks) - 1 - len(plan.receivers)} detector, {len(plan.receivers)} receivers; "
+                f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
+            )
+        check_memory(plan, shared=True)
+        check_files(plan, origin.base)
+        directory = open_directory(plan, origin)
+        signals, stop = Signals(), threading.Event()
+        signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(INTERRUPTED)
+        job = Job(plan, str(origin.base.resolve()), str(directory.resolve()))
+        self._told = True
+        self._world.bcast(True)
+        with signals.installed():
+            try:
+                run_ranks(job, emit, stop.is_set)
+            except BaseException as error:  # noqa: BLE001  the others would wait for ever
+                _abort(self._world, error)
+        summary = read_summary(directory)
+        assert summary is not None
+        return directory, summary, exit_code(summary, signals)
+
+
+def follow() -> None:
+    """Be any other rank."""
+    from lima2cli.runtime.worker import run_ranks
+
+    world = _world()
+    with Signals().installed():  # what they mean is for rank 0 to say
+        if world.bcast(None):
+            try:
+                run_ranks(None, lambda event: None, lambda: False)
+            except BaseException as error:  # noqa: BLE001
+                _abort(world, error)
+
+
+def _abort(world: Any, error: BaseException) -> None:
+    print(f"error on rank {world.Get_rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    world.Abort(FAILED)

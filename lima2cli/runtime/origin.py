@@ -1,0 +1,58 @@
+"""Where a plan comes from: kept with the data, so that it can be compiled again when files are to be recovered."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PLAN_FILE, PIPELINE_FILE = "plan.json", "pipeline.yaml"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The text of a pipeline and all that its meaning depends on.
+
+    file         as it was named;  base   resolves the file names in it
+    overrides    of the command line;  environment   the variables that the text mentions
+    cores        of the machine
+    """
+
+    text: str
+    file: str
+    base: Path
+    overrides: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: int = 1
+
+    @classmethod
+    def here(cls, text: str, file: str, overrides: Sequence[str]) -> "Origin":
+        """Of a file of the command line (``-`` is standard input) on this machine."""
+        base = Path(".") if file == "-" else Path(file).parent
+        names = re.findall(r"\$\{(\w+)", "\n".join((text, *overrides)))
+        mentioned = {name: os.environ[name] for name in names if name in os.environ}
+        return cls(text, file, base, tuple(overrides), mentioned, len(os.sched_getaffinity(0)))
+
+    def write(self, directory: Path, figures: Mapping[str, Any]) -> None:
+        """Keep it with the plan's figures in a run directory. Raises OSError."""
+        source = {
+            "file": self.file,
+            "base": str(self.base.resolve()),
+            "overrides": list(self.overrides),
+            "environment": dict(self.environment),
+            "cores": self.cores,
+        }
+        (directory / PIPELINE_FILE).write_text(self.text)
+        (directory / PLAN_FILE).write_text(json.dumps({**figures, "source": source}, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":
+        """From a run directory, with the plan's figures. Raises OSError, ValueError or KeyError where it is none."""
+        figures: dict[str, Any] = json.loads((directory / PLAN_FILE).read_text())
+        source = figures.pop("source")
+        text = (directory / PIPELINE_FILE).read_text()
+        base = Path(source["base"])
+        known = {name: source[name] for name in ("file", "overrides", "environment", "cores")}
+        return cls(text=text, base=base, **known), figures

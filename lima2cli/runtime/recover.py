@@ -1,0 +1,43 @@
+"""Recovery of a run that was broken off: the launcher was killed, the machine went down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lima2cli.errors import RunFailed, UnreadableInput
+from lima2cli.plan.figures import plan_figures
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.closing import close_broken, read_summary
+from lima2cli.runtime.origin import PLAN_FILE, Origin
+
+REASON = "the run was broken off; its files were recovered"
+
+
+def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
+    """Where the plan of a run comes from, and its figures. Raises `UnreadableInput` where that is no run directory."""
+    try:
+        return Origin.read(directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnreadableInput(f"{directory} is no run directory: it has no {PLAN_FILE} of a run ({error})") from error
+
+
+def whole(directory: Path) -> dict[str, Any] | None:
+    """The summary of a run that needs no recovery: it ended in order."""
+    summary = read_summary(directory)
+    return summary if summary is not None and summary.get("seconds") is not None else None
+
+
+def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Make the files readable, rebuild masters, tables and the linking file, and write the summary.
+
+    figures   of the plan when the run began. `RunFailed` where ``plan`` is another: then nothing is touched.
+    """
+    now = json.loads(json.dumps(plan_figures(plan)))
+    changed = [key for key in ("name", "frames", "gdts", "channels") if now.get(key) != figures.get(key)]
+    if changed:
+        raise RunFailed(
+            f"the pipeline of {directory} compiles to something else today ({', '.join(changed)}); "
+            "have the files that it reads changed?"
+        )
+    before = read_summary(directory) or {}
+    return close_broken(plan, directory, before.get("reason") or REASON, before.get("state") or "failed")
