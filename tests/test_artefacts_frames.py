@@ -119,7 +119,7 @@ def test_blocks_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_readers_find_the_image(tmp_path: Path) -> None:
     channel = make_channel(
         metadata={"photon_energy": 12400.0, "distance": 0.3, "sample": "lysozyme", "beam_center": {"x": 9, "y": 8}},
-        acquisition={"exposure_s": 0.001},
+        acquisition={"exposure": 0.001},
     )
     write_all(channel, str(tmp_path), range(5))
     path = str(tmp_path / "maze_save_0_00000.h5")

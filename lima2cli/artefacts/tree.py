@@ -131,7 +131,7 @@ def _describe(detector: Any, channel: Channel) -> None:
         x_size, y_size = reversed(info.pixel_size) if view.quarter else info.pixel_size
         _quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
         _quantity(detector, "y_pixel_size", y_size * view.pixel[1], "m")
-    if (exposure := channel.acquisition.get("exposure_s")) is not None:
+    if (exposure := channel.acquisition.get("exposure")) is not None:
         _quantity(detector, "count_time", exposure, "s")
     if meta.get("distance") is not None:
         _quantity(detector, "distance", meta["distance"], "m")

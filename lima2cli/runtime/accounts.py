@@ -18,6 +18,10 @@ SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
 """Values of ``frame_status`` in the files."""
 
 
+STATUSES = ("ok", "full", "incomplete")
+"""Of a flow, the worse later; see `FlowCount`."""
+
+
 @dataclass(frozen=True, eq=False)
 class FlowAccount:
     """One flow: expected = received + lost + dropped + missing.
@@ -34,6 +38,7 @@ class FlowAccount:
     dropped: Visits
     missing: Visits
     waited_s: float
+    status: str
     by_receiver: dict[int, int]
     group_events: dict[int, int]
     end_events: dict[int, int]
@@ -88,6 +93,7 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
         dropped=_visits(gdt, dropped, expected),
         missing=_visits(gdt, missing, expected),
         waited_s=max((source.waited_s.get(gdt.name, 0.0) for source in outcome.sources.values()), default=0.0),
+        status=max((count.status for count in counts.values()), key=STATUSES.index, default="incomplete"),
         by_receiver={number: count.received for number, count in counts.items()},
         group_events={number: count.group_events for number, count in counts.items()},
         end_events={number: count.end_events for number, count in counts.items()},

@@ -34,7 +34,11 @@ class Failure:
 
 @dataclass
 class FlowCount:
-    """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits)."""
+    """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits).
+
+    status   of the modules' end records, merged: ``ok``, ``full`` (a oneshot buffer was), ``incomplete`` (a module
+             never wrote its record)
+    """
 
     received: int = 0
     lost: list[tuple[int, int, int]] = field(default_factory=list)
@@ -42,6 +46,7 @@ class FlowCount:
     group_events: int = 0
     end_events: int = 0
     peak_fill: float = 0.0
+    status: str = "ok"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from lima2cli.program.records import END_WORDS, OwnBuffer, ReceiverFlow
+from lima2cli.program.records import END_FULL, END_WORDS, OwnBuffer, ReceiverFlow
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.spec import Array, Block
 from lima2cli.transport.base import Port
@@ -92,6 +92,7 @@ class FlowReader:
     def end(self) -> None:
         """All modules have stopped: nothing more will be written."""
         self._ended = True
+        self.count.status = self._end_status()
         if self._gdt.end_event:
             self.count.end_events += 1
 
@@ -121,9 +122,21 @@ class FlowReader:
             state = self._state(buffer, visit)
             if state == 0:
                 return self._batch(buffer, visit, 1)
-            self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit)
-            self._pass(buffer, visit, 1)
+            absent = self._overtaken(buffer, visit) if state > 0 else 1
+            self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit, absent)
+            self._pass(buffer, visit, absent)
         return None
+
+    def _overtaken(self, buffer: _Buffer, visit: int) -> int:
+        """How many visits to give up where the writer has overtaken the receiver.
+
+        Those that are half a buffer behind the writer go with those that are gone: the oldest that is left would be
+        overwritten while it is read, again and again.
+        """
+        if len(self._buffers) > 1 or self._ended:
+            return 1
+        writing = (int(self._words(buffer, visit, 1).max()) - 1) // 2
+        return max(1, writing - self._rule.depth // 2 - visit)
 
     def _look(self, buffer: _Buffer, visit: int) -> bool:
         """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
@@ -208,7 +221,7 @@ class FlowReader:
         if intact:
             self.count.received += len(batch.block.numbers)
         else:
-            self._count_absent(self.count.lost, batch.buffer, batch.visit)
+            self._count_absent(self.count.lost, batch.buffer, batch.visit, 1)
         self._pass(batch.buffer, batch.visit, batch.visits)
 
     def _pass(self, buffer: _Buffer, visit: int, visits: int) -> None:
@@ -229,12 +242,15 @@ class FlowReader:
                 self._send_credits(buffer)
 
     @staticmethod
-    def _count_absent(into: list[tuple[int, int, int]], buffer: _Buffer, visit: int) -> None:
+    def _count_absent(into: list[tuple[int, int, int]], buffer: _Buffer, visit: int, visits: int) -> None:
         if into and into[-1][0] == buffer.index and into[-1][1] + into[-1][2] == visit:
-            into[-1] = (buffer.index, into[-1][1], into[-1][2] + 1)
+            into[-1] = (buffer.index, into[-1][1], into[-1][2] + visits)
         else:
-            into.append((buffer.index, visit, 1))
+            into.append((buffer.index, visit, visits))
 
-    def end_records(self) -> NDArray[np.uint64]:
-        """(modules, END_WORDS) as the modules wrote them; a mark of 0 means that a module never did."""
-        return self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS).copy()
+    def _end_status(self) -> str:
+        """The modules' end records, merged; a mark of 0 means that a module never wrote one."""
+        marks = self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS)[:, 0]
+        if not marks.all():
+            return "incomplete"
+        return "full" if int(marks.max()) - 1 == END_FULL else "ok"
