@@ -8,7 +8,7 @@ from lima2cli.runtime.graph import FlowGraph
 from lima2cli.runtime.messages import Failure, ReceiverReport
 from lima2cli.runtime.reader import Batch, FlowReader
 from lima2cli.runtime.usage import usage
-from lima2cli.spec import Files
+from lima2cli.spec import Block, Files
 from lima2cli.transport.base import Port
 
 STATS_PERIOD_NS = 500_000_000
@@ -78,13 +78,24 @@ class ReceiverRank:
             self._report_failures(graph)
 
     def _process(self, index: int, batch: Batch) -> None:
-        """Nodes first, then the second check, then what lasts; the memory is given back whatever happens."""
+        """Nodes first, then the second check, then what lasts; the memory is given back whatever happens.
+
+        Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
+        and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
+        """
         reader, graph, block = self._readers[index], self._graphs[index], batch.block
-        staged = graph.stage(block, time.time_ns())
-        intact = reader.intact(batch)
-        if intact:
-            graph.commit(staged, int(block.numbers[0]))
-        reader.release(batch, intact)
+        if not block.stable and reader.flow.gdt.overrun == "continue":
+            block = Block(block.frames.copy(), block.numbers, block.times)
+            intact = reader.intact(batch)
+            reader.release(batch, intact)
+            if intact:
+                graph.commit(graph.stage(block, time.time_ns()), int(block.numbers[0]))
+        else:
+            staged = graph.stage(block, time.time_ns())
+            intact = reader.intact(batch)
+            if intact:
+                graph.commit(staged, int(block.numbers[0]))
+            reader.release(batch, intact)
         self._report_failures(graph)
 
     def _report_overrun(self, reader: FlowReader) -> None:
