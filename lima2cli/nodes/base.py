@@ -107,8 +107,29 @@ class Reducer(Protocol):
         ...
 
 
+class StripReducer(Reducer, Protocol):
+    """A bound Reduce that also takes frames in strips, while they are in cache: `begin`, each `strip`, `end`."""
+
+    def begin(self, frames: int) -> None:
+        """Begin a block of so many frames."""
+        ...
+
+    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+        """Whole ``rows`` of some ``frames`` of the block, (n, rows, width); valid during the call only."""
+        ...
+
+    def end(self, block: Block, received_ns: int) -> Partial:
+        """What `Reducer.step` gives for the block; ``block.frames`` is not looked at."""
+        ...
+
+
 class Reduce(Node):
-    """Block of frames in, at most one row per frame out."""
+    """Block of frames in, at most one row per frame out.
+
+    ``strips``: `start` returns a `StripReducer`.
+    """
+
+    strips: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
         """See `Node.infer`."""

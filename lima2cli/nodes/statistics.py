@@ -14,7 +14,8 @@ in integers the largest and the smallest value, so that they lose against any pi
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ Sums = dict[str, Array]
 """By key as above, arrays of one shape, (n,) or (n, regions)."""
 
 _PIXELS = (1, 2)
+_PIECE = 8192
 
 
 def merge(one: Sums, other: Sums) -> Sums:
@@ -45,81 +47,146 @@ def merge(one: Sums, other: Sums) -> Sums:
     return merged
 
 
+def together(parts: Sequence[Sums]) -> Sums:
+    """The sums of several parts, as `merge` pair by pair would give them."""
+    stacked = {key: np.array([part[key] for part in parts]) for key in parts[0]}
+    whole: Sums = {key: _in_order(stacked[key]) for key in ("count", "sum", "saturated") if key in stacked}
+    with np.errstate(all="ignore"):  # infinite means
+        if "m2" in stacked:
+            apart = np.where(stacked["count"] > 0, mean(stacked) - mean(whole), 0.0)
+            whole["m2"] = _in_order(stacked["m2"] + apart * apart * stacked["count"])
+    if "min" in stacked:
+        whole["min"] = np.fmin.reduce(stacked["min"], axis=0)
+    if "max" in stacked:
+        whole["max"] = np.fmax.reduce(stacked["max"], axis=0)
+    return whole
+
+
+def _in_order(values: Array) -> Array:
+    """Sums along the first axis, one after another, so that they don't depend on the number of columns."""
+    return np.asarray(np.cumsum(values, axis=0)[-1])
+
+
 def mean(sums: Sums) -> NDArray[np.float64]:
     """float64; 0 where nothing counts."""
     return np.asarray(sums["sum"] / np.maximum(sums["count"], 1))
 
 
 class RegionSums:
-    """Sums over one region of frames of ``spec``; ``keys`` says which are wanted beside count."""
+    """Sums over one region of frames of ``spec``; ``keys`` says which are wanted beside count.
+
+    Frames come in strips: `begin` a block, then each `strip` of it, then `end`. Strips of one block are cut at the
+    same rows in all frames, and may come in any order. What counts in a large region is summed strip by strip; a
+    region of few pixels to the strip is collected first.
+    """
 
     def __init__(self, region: Region, spec: FrameSpec, keys: Collection[str]) -> None:
-        box = region.box
-        self.dtype = np.dtype(spec.dtype)
-        self.keys = keys
-        self.rows, self.columns = slice(box.y, box.bottom), slice(box.x, box.right)
-        self.index = None if region.pixels is None else _index(region)
-        self.flat = None if self.index is None else np.ravel_multi_index(self.index, spec.shape)
-        self.size = region.count
-        self.shape = (box.height, box.width) if self.index is None else (1, self.size)
-        self.wide = _wide(self.dtype, max(TILE_PIXELS, self.shape[1]))
+        self.dtype, self.keys, self.region = np.dtype(spec.dtype), keys, region
         self.limit = _limit(spec.saturation, self.dtype)
-        deep, tall = tile_shape(*self.shape) if self.size else (0, 0)
-        self.scratch = np.empty(deep * tall * self.shape[1] if "m2" in keys else 0)
+        strips = -(-region.box.height // tile_shape(*spec.shape)[1])
+        self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
+        self.cuts: dict[tuple[int, int], _Cut] = {}
+        self.scratch, self.spare = np.empty(0), np.empty(0, self.dtype)
+        self.collected = np.empty((0, region.count), self.dtype)
+        self.parts: dict[int, Sums] = {}
+        self.frames = 0
+
+    def begin(self, frames: int) -> None:
+        """Begin a block of so many frames."""
+        self.frames, self.parts = frames, {}
+        if self.collects and len(self.collected) < frames:
+            self.collected = np.empty((frames, self.region.count), self.dtype)
+
+    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width)."""
+        box = self.region.box
+        top, bottom = max(rows.start, box.y), min(rows.stop, box.bottom)
+        if top >= bottom:
+            return
+        cut = self.cuts.get((top, rows.start))
+        if cut is None:
+            cut = self.cuts[top, rows.start] = _cut(
+                self.region, slice(top, bottom), rows.start, pixels.shape[2], self.collects
+            )
+        if not cut.size:
+            return
+        if self.collects:
+            cut.take(pixels, self.collected[frames, cut.before : cut.before + cut.size])
+        else:
+            self._keep(top, frames, self._strip(cut, pixels))
+
+    def end(self) -> Sums:
+        """Sums of each frame of the block, arrays (n,) or, where all frames have the same, numbers."""
+        if not self.region.count:
+            return self._none(self.frames)
+        for deep, some in tiles(self.frames, self.region.count, 1) if self.collects else ():
+            self._keep(some.start, deep, self._sums(self.collected[deep, None, some]))
+        parts = list(self.parts.values())
+        return parts[0] if len(parts) == 1 else together(parts)
 
     def __call__(self, frames: Array) -> Sums:
-        """Sums of each frame of (n, height, width), arrays (n,) or, where all frames have the same, numbers."""
-        if not self.size:
-            return self._none(len(frames))
-        pixels = self._pixels(frames)
-        count, height, width = pixels.shape
-        if count * height * width <= TILE_PIXELS:
-            return self._tile(pixels)
-        whole: Sums = {}
-        for deep, tall in tiles(count, height, width):
-            part = self._tile(pixels[deep, tall])
-            if not whole:
-                whole = {key: np.empty(count, np.asarray(value).dtype) for key, value in part.items()}
-            if tall.start:
-                part = merge({key: value[deep] for key, value in whole.items()}, part)
-            for key, value in part.items():
-                whole[key][deep] = value
-        return whole
+        """Sums of each frame of (n, height, width)."""
+        count, height, width = frames.shape
+        self.begin(count)
+        if self.collects:
+            self.strip(frames, slice(0, count), slice(0, height))
+        else:
+            for deep, tall in tiles(count, height, width):
+                self.strip(frames[deep, tall], deep, tall)
+        return self.end()
 
-    def _pixels(self, frames: Array) -> Array:
-        """(n, rows, columns): a view of a box, a copy (n, 1, pixels) of scattered pixels."""
-        if self.index is None or self.flat is None:
-            return frames[:, self.rows, self.columns]
-        if not frames[0].flags.c_contiguous:
-            return frames[:, *self.index][:, None, :]
-        pixels = np.empty((len(frames), 1, self.size), self.dtype)
-        for frame, row in zip(frames, pixels, strict=True):
-            np.take(frame.reshape(-1), self.flat, out=row[0], mode="clip")  # `raise` would take a detour
-        return pixels
+    def _keep(self, part: int, frames: slice, sums: Sums) -> None:
+        whole = self.parts.get(part)
+        if whole is None:
+            whole = {name: np.empty(self.frames, np.asarray(value).dtype) for name, value in sums.items()}
+            self.parts[part] = whole
+        for name, value in sums.items():
+            whole[name][frames] = value
 
-    def _tile(self, pixels: Array) -> Sums:
-        """Sums of (n, height, width) pixels, few enough for the scratch."""
-        if self.dtype.kind != "f":
-            return self._dense(pixels, np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide))
-        with np.errstate(all="ignore"):  # inf - inf
-            total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide)
-            return self._dense(pixels, total) if np.isfinite(total).all() else self._sparse(pixels)
+    def _strip(self, cut: "_Cut", pixels: Array) -> Sums:
+        if cut.whole:
+            return self._sums(pixels[:, cut.rows, cut.columns])
+        if self.spare.size < len(pixels) * cut.area:
+            self.spare = np.empty(len(pixels) * cut.area, self.dtype)
+        if cut.bad is None:
+            some = self.spare[: len(pixels) * cut.size].reshape(len(pixels), cut.size)
+            cut.take(pixels, some)
+            return self._sums(some[:, None, :])
+        box = pixels[:, cut.rows, cut.columns]
+        copy = self.spare[: box.size].reshape(box.shape)
+        np.copyto(copy, box)
+        flat = copy.reshape(len(copy), -1)
+        _put(flat, cut.bad, flat[:, cut.first, None])
+        return self._sums(copy, cut.bad)
 
-    def _dense(self, pixels: Array, total: Array) -> Sums:
-        """Where all pixels count; ``total`` is their sum."""
-        count = pixels.shape[1] * pixels.shape[2]
-        sums: Sums = {"count": np.asarray(count), "sum": total.astype(np.float64, copy=False)}
-        if "m2" in self.keys:
-            apart = self.scratch[: pixels.size].reshape(pixels.shape)
-            np.subtract(pixels, (sums["sum"] / count)[:, None, None], out=apart)
-            np.multiply(apart, apart, out=apart)
-            sums["m2"] = np.add.reduce(apart, axis=_PIXELS)
+    def _sums(self, pixels: Array, bad: Array | None = None) -> Sums:
+        """Sums of (n, height, width) pixels. ``bad`` ones, by flat index, don't count: the caller has made them equal
+        to one that does, in an array of its own."""
+        area = pixels.shape[1] * pixels.shape[2]
+        count = area if bad is None else area - len(bad)
+        if self.scratch.size < pixels.size:
+            self.scratch = np.empty(pixels.size)
+        wide = self.scratch[: pixels.size].reshape(len(pixels), area)
+        np.copyto(wide.reshape(pixels.shape), pixels)
+        _put(wide, bad, 0.0)
+        with np.errstate(all="ignore"):  # inf - inf; squares beyond float64
+            total = np.add.reduce(wide, axis=1)
+            if self.dtype.kind == "f" and not np.isfinite(total).all():
+                _put(pixels.reshape(len(pixels), area), bad, math.nan)
+                return self._sparse(pixels)
+            sums: Sums = {"count": np.asarray(count), "sum": total}
+            if "m2" in self.keys:
+                np.subtract(wide, (total / count)[:, None], out=wide)
+                _put(wide, bad, 0.0)
+                sums["m2"] = _squares(wide)
         if "min" in self.keys:
             sums["min"] = np.minimum.reduce(pixels, axis=_PIXELS)
         if "max" in self.keys:
             sums["max"] = np.maximum.reduce(pixels, axis=_PIXELS)
         if "saturated" in self.keys:
             sums["saturated"] = self._saturated(pixels)
+            if bad is not None:
+                sums["saturated"] -= self._saturated(pixels.reshape(len(pixels), 1, area)[:, :, bad])
         return sums
 
     def _sparse(self, pixels: Array) -> Sums:
@@ -152,20 +219,70 @@ class RegionSums:
         return {key: value for key, value in sums.items() if key in ("count", "sum") or key in self.keys}
 
 
-def _index(region: Region) -> tuple[Array, Array]:
-    """Row and column numbers of the pixels, in the frame."""
-    assert region.pixels is not None
-    rows, columns = np.nonzero(region.pixels)
-    return rows + region.box.y, columns + region.box.x
+@dataclass(frozen=True)
+class _Cut:
+    """The pixels of a region in a strip (n, rows, width).
+
+    rows, columns   the box that holds them
+    size            how many of its ``area`` count; ``before`` as many count in the rows above
+    index           of those that count, in the strip, flat; None where all count, or ``bad`` is shorter
+    bad             of those that don't, in the box, flat; ``first`` is one that counts
+    """
+
+    rows: slice
+    columns: slice
+    area: int
+    size: int
+    before: int
+    index: NDArray[np.intp] | None
+    bad: NDArray[np.intp] | None
+    first: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the box is all of them."""
+        return self.size == self.area
+
+    def take(self, pixels: Array, out: Array) -> None:
+        """Those that count, (n, size)."""
+        if self.whole:
+            out[...] = pixels[:, self.rows, self.columns].reshape(out.shape)
+            return
+        assert self.index is not None
+        for frame, row in zip(pixels.reshape(len(pixels), -1), out, strict=True):
+            np.take(frame, self.index, out=row, mode="clip")  # `raise` would take a detour, and so does an axis
 
 
-def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
-    """The narrowest dtype in which so many pixels can be summed; narrow sums are faster."""
-    if dtype.kind == "f" or dtype.itemsize == 8:
-        return np.dtype(np.float64)
-    largest = max(abs(limit) for limit in _range(dtype)) * pixels
-    narrow = np.dtype(f"{dtype.kind}4")
-    return narrow if largest <= np.iinfo(narrow).max else np.dtype(f"{dtype.kind}8")
+def _cut(region: Region, rows: slice, start: int, width: int, collects: bool) -> _Cut:
+    """Of a region, what lies in ``rows`` of frames of this width; the strip's first row is ``start``."""
+    box = region.box
+    inside, columns = slice(rows.start - start, rows.stop - start), slice(box.x, box.right)
+    area = (rows.stop - rows.start) * box.width
+    if region.pixels is None:
+        return _Cut(inside, columns, area, area, (rows.start - box.y) * box.width, None, None, 0)
+    good = region.pixels[rows.start - box.y : rows.stop - box.y]
+    before = int(np.count_nonzero(region.pixels[: rows.start - box.y]))
+    size = int(np.count_nonzero(good))
+    if not collects and 20 * (area - size) < area and size < area:
+        return _Cut(inside, columns, area, size, before, None, np.flatnonzero(~good), int(np.argmax(good)))
+    y, x = np.nonzero(good)
+    return _Cut(inside, columns, area, size, before, (y + inside.start) * width + x + box.x, None, 0)
+
+
+def _put(pixels: Array, index: Array | None, value: Any) -> None:
+    """Set some pixels of each of (n, pixels)."""
+    if index is None:
+        return
+    if len(pixels) == 1:  # much the faster
+        pixels[0][index] = value if np.ndim(value) == 0 else value[0, 0]
+    else:
+        pixels[:, index] = value
+
+
+def _squares(values: NDArray[np.float64]) -> Array:
+    """Sums of the squares of each of (n, pixels), in pieces too short for the linear algebra to start threads."""
+    pieces = [slice(start, start + _PIECE) for start in range(0, values.shape[1], _PIECE)]
+    return np.array([sum(np.dot(row[piece], row[piece]) for piece in pieces) for row in values])
 
 
 def _limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
