@@ -2,9 +2,10 @@
 
     out = (raw - offset) / divisor        then `fill` where `bad`
 
-The description is pure, so that a compiler can put neighbours together: with out' = (out - o) / d,
-out' = (raw - (offset + o*divisor)) / (divisor*d). Subtract first, then divide (rather than raw*gain + offset): the
-difference of nearly equal numbers is then exact, and each step rounds as numpy's own one-liner does.
+The description is pure, so that a compiler can put neighbours together (`Chain`). Subtract first, then divide (rather
+than raw*gain + offset): the difference of nearly equal numbers is then exact, and each step rounds as numpy's own
+one-liner does. For the same reason neighbours are not folded algebraically: in a cache the arithmetic costs less than
+another rounding.
 
 Precision: pixels are computed in float32 where float32 holds the raw dtype exactly (integers of up to 16 bits,
 float32) and the result is float32; else in float64, rounded once at the end. An integer result is rounded half to
@@ -13,8 +14,9 @@ No pixel raises a numpy warning.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +75,8 @@ class Affine:
         return float(replace(self, bad=None).bind(1, 1)(pixel)[0, 0, 0])
 
     def bind(self, height: int, width: int) -> Callable[[Array], Array]:
-        """The kernel for frames (n, height, width); it keeps one output array, which grows with the largest block."""
-        if self.copies and self.bad is None and self.source == self.target:
-            return lambda frames: frames
-        return Kernel(self, height, width)
+        """The map of frames (n, height, width); it keeps one output array, which grows with the largest block."""
+        return Chain((self,), height, width)
 
 
 class Pixelwise(Map):
@@ -96,61 +96,157 @@ class Pixelwise(Map):
         return self.affine(spec, files).bind(*spec.shape)
 
 
-class Kernel:
-    """An `Affine` bound to a shape: (n, height, width) of ``source`` → the same of ``target``."""
+StripReader = Callable[[Array, slice, slice], None]
+"""Takes a strip while it is in cache: pixels (n, rows, width), which frames of the block, which rows."""
 
-    def __init__(self, affine: Affine, height: int, width: int) -> None:
-        self.height, self.width = height, width
-        self.target = np.dtype(affine.target)
-        work = np.dtype(affine.work)
-        self.copies = affine.copies
-        with np.errstate(all="ignore"):
-            self.offset = None if _is(affine.offset, 0.0) else np.asarray(affine.offset, work)
-            self.divisor = None if _is(affine.divisor, 1.0) else np.asarray(affine.divisor, work)
-        self.bad = None if affine.bad is None else np.flatnonzero(affine.bad)
-        self.fill = self.target.type(affine.fill)
-        self.in_place = work == self.target
-        deep, tall = (0, 0) if self.in_place or self.copies else tile_shape(height, width)
-        self.scratch = np.empty((deep, tall, width), work)
+
+@dataclass(frozen=True)
+class _Pass:
+    """Arithmetic in one dtype, then a conversion; operands are (ufunc, number or (height, width))."""
+
+    work: np.dtype[Any]
+    target: np.dtype[Any]
+    operands: tuple[tuple[np.ufunc, Array], ...]
+
+
+class Chain:
+    """Affines one after another on frames (n, height, width), strip by strip, so that nothing leaves the cache between.
+
+    Bit for bit what they give one by one: where one ends in the dtype that the next computes in, they are one pass; a
+    conversion between them stays. Bad pixels get their last value at the end, once. ``keeps``: whole frames are made,
+    in one output array that grows with the largest block; else only strips, for those who read them.
+    """
+
+    def __init__(self, affines: Sequence[Affine], height: int, width: int, keeps: bool = True) -> None:
+        self.height, self.width, self.keeps = height, width, keeps
+        self.target = np.dtype(affines[-1].target)
+        self.passes = _passes(affines)
+        bad, self.values = _holes(affines, height, width)
+        self.bad = None if bad is None else np.flatnonzero(bad)
+        self.idle = not self.passes and self.bad is None
         self.out = np.empty((0, height, width), self.target)
+        self.scratch: dict[Any, Array] = {}
         self.cuts: tuple[int, list[Tile]] = (0, [])
+        self.fills: dict[int, tuple[Array, Array]] = {}
 
-    def __call__(self, frames: Array) -> Array:
-        """The result for a block, in the kernel's own array."""
+    def __call__(self, frames: Array, readers: Sequence[StripReader] = ()) -> Array:
+        """The result for a block, in the chain's own array; ``frames`` themselves where there is nothing to do.
+
+        Each reader gets each strip of the result. Without ``keeps`` what is returned means nothing.
+        """
         count = len(frames)
-        if count > len(self.out):
+        if self.idle and not readers:
+            return frames
+        if self.keeps and not self.idle and count > len(self.out):
             self.out = np.empty((count, self.height, self.width), self.target)
-        out = self.out[:count]
         with np.errstate(all="ignore"):
-            if self.copies:
-                np.copyto(out, frames, casting="unsafe")
-            else:
-                for deep, tall in self._tiles(count):
-                    self._tile(frames[deep, tall], out[deep, tall], tall)
-        if self.bad is not None:
-            out.reshape(count, -1)[:, self.bad] = self.fill
-        return out
+            for deep, tall in self._tiles(count):
+                strip = frames[deep, tall]
+                if not self.idle:
+                    strip = self._strip(strip, self.out[deep, tall] if self.keeps else None, tall)
+                for reader in readers:
+                    reader(strip, deep, tall)
+        return frames if self.idle else self.out[:count]
 
     def _tiles(self, count: int) -> list[Tile]:
         if self.cuts[0] != count:
             self.cuts = (count, tiles(count, self.height, self.width))
         return self.cuts[1]
 
-    def _tile(self, raw: Array, out: Array, rows: slice) -> None:
-        work = out if self.in_place else self.scratch[: len(raw), : raw.shape[1]]
-        if raw.dtype != work.dtype:  # converting first is faster than ufuncs of mixed dtypes
-            np.copyto(work, raw, casting="unsafe")
-            raw = work
-        if self.offset is not None:
-            raw = np.subtract(raw, self.offset[rows] if self.offset.ndim else self.offset, out=work)
-        if self.divisor is not None:
-            np.divide(raw, self.divisor[rows] if self.divisor.ndim else self.divisor, out=work)
-        if self.in_place:
-            return
-        if self.target.kind == "f":
-            np.copyto(out, work, casting="unsafe")
+    def _strip(self, raw: Array, out: Array | None, rows: slice) -> Array:
+        """A strip of the result, in ``out`` or in the chain's own memory."""
+        if out is None:
+            out = self._own("out", self.target, raw)
+        if not self.passes:
+            np.copyto(out, raw)
+        last = len(self.passes) - 1
+        for i, step in enumerate(self.passes):
+            direct = i == last and step.work == step.target
+            work = out if direct else self._own((i, "work"), step.work, raw)
+            raw = _compute(step, raw, work, rows)
+            if step.work != step.target:
+                result = out if i == last else self._own((i, "result"), step.target, raw)
+                _store(raw, result)
+                raw = result
+        if self.bad is not None:
+            self._fill(out, rows)
+        return out
+
+    def _own(self, key: Any, dtype: np.dtype[Any], like: Array) -> Array:
+        """Memory of the shape of ``like``."""
+        if key not in self.scratch:
+            deep, tall = tile_shape(self.height, self.width)
+            self.scratch[key] = np.empty(deep * tall * self.width, dtype)
+        return self.scratch[key][: like.size].reshape(like.shape)
+
+    def _fill(self, out: Array, rows: slice) -> None:
+        assert self.bad is not None
+        fill = self.fills.get(rows.start)
+        if fill is None:
+            first, end = np.searchsorted(self.bad, (rows.start * self.width, rows.stop * self.width))
+            values = self.values[first:end] if self.values.ndim else self.values
+            fill = self.fills[rows.start] = (self.bad[first:end] - rows.start * self.width, values)
+        index, values = fill
+        flat = out.reshape(len(out), -1)
+        if len(flat) == 1:  # much the faster
+            flat[0][index] = values
         else:
-            _store_integers(work, out)
+            flat[:, index] = values
+
+
+def _passes(affines: Sequence[Affine]) -> list[_Pass]:
+    passes: list[_Pass] = []
+    for affine in affines:
+        if affine.copies and affine.source == affine.target:
+            continue
+        target = np.dtype(affine.target)
+        work = target if affine.copies else np.dtype(affine.work)
+        with np.errstate(all="ignore"):  # values beyond float32
+            operands: list[tuple[np.ufunc, Array]] = []
+            if not _is(affine.offset, 0.0):
+                operands.append((np.subtract, np.asarray(affine.offset, work)))
+            if not _is(affine.divisor, 1.0):
+                operands.append((np.divide, np.asarray(affine.divisor, work)))
+        if passes and passes[-1].work == passes[-1].target == work:
+            passes[-1] = _Pass(work, target, (*passes[-1].operands, *operands))
+        else:
+            passes.append(_Pass(work, target, tuple(operands)))
+    return passes
+
+
+def _holes(affines: Sequence[Affine], height: int, width: int) -> tuple[NDArray[np.bool_] | None, Array]:
+    """Which pixels are bad in the end, and what is then stored in them: a value for each, or one for all."""
+    target = np.dtype(affines[-1].target)
+    bad, values = np.zeros((height, width), np.bool_), np.empty((height, width), target)
+    for i, affine in enumerate(affines):
+        if affine.bad is None:
+            continue
+        whole = np.full((1, height, width), affine.fill, affine.target)
+        after = [replace(later, bad=None) for later in affines[i + 1 :]]
+        values[affine.bad] = (Chain(after, height, width)(whole) if after else whole)[0][affine.bad]
+        bad |= affine.bad
+    if not bad.any():
+        return None, values
+    found = values[bad]
+    same = np.array_equal(found, np.full_like(found, found[0]), equal_nan=target.kind == "f")
+    return bad, np.asarray(found[0]) if same else found
+
+
+def _compute(step: _Pass, raw: Array, work: Array, rows: slice) -> Array:
+    """The operands of a pass on a strip, in ``work``; what is returned is it, or ``raw`` where there is none."""
+    if raw.dtype != work.dtype or not step.operands:  # converting first is faster than ufuncs of mixed dtypes
+        np.copyto(work, raw, casting="unsafe")
+        raw = work
+    for ufunc, operand in step.operands:
+        raw = ufunc(raw, operand[rows] if operand.ndim else operand, out=work)
+    return raw
+
+
+def _store(work: Array, out: Array) -> None:
+    if out.dtype.kind == "f":
+        np.copyto(out, work, casting="unsafe")
+    else:
+        _store_integers(work, out)
 
 
 def _store_integers(work: Array, out: Array) -> None:
