@@ -35,7 +35,7 @@ class View:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of what is shown."""
-        width, height = self._bins
+        width, height = self.bins
         return (width, height) if self.quarter else (height, width)
 
     @property
@@ -50,8 +50,8 @@ class View:
         return (y, x) if self.quarter else (x, y)
 
     @property
-    def _bins(self) -> tuple[int, int]:
-        """Bins across and down, before turning."""
+    def bins(self) -> tuple[int, int]:
+        """How many bins there are across and down, before turning."""
         return self.area.width // self.binning[0], self.area.height // self.binning[1]
 
     def cut(self, part: Rect) -> "View":
@@ -96,7 +96,11 @@ class View:
         right, bottom = (part.right - self.area.x) // x, (part.bottom - self.area.y) // y
         if right <= left or bottom <= top:
             return Rect(0, 0, 0, 0)
-        return _spanned(self._turned(left, top), self._turned(right - 1, bottom - 1))
+        return self.placed(Rect(left, top, right - left, bottom - top))
+
+    def placed(self, part: Rect) -> Rect:
+        """Where a part of the bins (not of width or height 0) is shown, turned as they are."""
+        return _spanned(self._turned(part.x, part.y), self._turned(part.right - 1, part.bottom - 1))
 
     def apply(self, image: NDArray[Any], how: How) -> NDArray[Any]:
         """An image of the whole detector (…, height, width) as shown; a view of it where nothing is binned.
@@ -119,14 +123,14 @@ class View:
 
     def _turned(self, x: float, y: float) -> tuple[float, float]:
         """Where a place of the bins is shown."""
-        width, height = self._bins
+        width, height = self.bins
         return _quarters(width - 1 - x if self.mirrored else x, y, width, height, self.rotation)
 
     def _turned_back(self, x: float, y: float) -> tuple[float, float]:
         """The inverse of `_turned`."""
         height, width = self.shape
         x, y = _quarters(x, y, width, height, -self.rotation % 360)
-        return (self._bins[0] - 1 - x if self.mirrored else x), y
+        return (self.bins[0] - 1 - x if self.mirrored else x), y
 
 
 def binned(images: NDArray[Any], binning: tuple[int, int], how: How) -> NDArray[Any]:

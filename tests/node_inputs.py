@@ -35,6 +35,9 @@ class MemoryFiles:
     def frames(self, reference: str) -> FrameReader:
         raise NotImplementedError
 
+    def path(self, reference: str) -> str:
+        raise NotImplementedError
+
 
 def node(kind: str, **parameters: Any) -> Any:
     """A node from what a user writes below its kind."""

@@ -1,5 +1,6 @@
 """How calibration images get to the shape of a node's input."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,19 @@ PART = FrameSpec("uint16", View(Rect(1, 2, 4, 3)), (10, 8))
 
 def test_an_image_of_the_inputs_shape_is_taken_as_it_is() -> None:
     image = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    got = calibration("i", PART, MemoryFiles(i=image), "image")
+    got = calibration("i", PART, MemoryFiles(i=image), "image", "sum")
     np.testing.assert_array_equal(got, image)
     assert np.asarray(got).dtype == np.float64
 
 
 def test_an_image_of_the_detectors_shape_is_cut() -> None:
     image = np.arange(80, dtype=np.int32).reshape(8, 10)
-    np.testing.assert_array_equal(calibration("i", PART, MemoryFiles(i=image), "image"), image[2:5, 1:5])
+    np.testing.assert_array_equal(calibration("i", PART, MemoryFiles(i=image), "image", "sum"), image[2:5, 1:5])
 
 
 def test_a_stack_is_averaged_in_float64() -> None:
     stack = np.stack([np.full((3, 4), 2**31 - 1, np.int32), np.full((3, 4), 2**31 - 2, np.int32)])
-    got = calibration("i", PART, MemoryFiles(i=stack), "image")
+    got = calibration("i", PART, MemoryFiles(i=stack), "image", "sum")
     np.testing.assert_array_equal(got, np.full((3, 4), 2**31 - 1.5))
 
 
@@ -58,7 +59,8 @@ def test_bad_pixels_of_bool_nan_and_numbers() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 3), (10, 8), (8, 11), (2, 10, 8), (0, 3, 4)])
 def test_another_shape_is_refused_naming_both(shape: tuple[int, ...]) -> None:
-    for read in (calibration, bad_pixels):
+    reads: list[Callable[..., Any]] = [lambda *given: calibration(*given, "sum"), bad_pixels]
+    for read in reads:
         with pytest.raises(Misfit) as refused:
             read("dark.h5::/d", PART, MemoryFiles({"dark.h5::/d": np.zeros(shape)}), "background")
         assert (refused.value.rule, refused.value.key) == ("calibration-shape", ("background",))
@@ -70,16 +72,16 @@ def test_another_shape_is_refused_naming_both(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("image", [np.zeros((3, 4), complex), np.zeros((3, 4), "S3"), np.zeros((3, 4), bool)])
 def test_only_real_numbers_calibrate(image: Array) -> None:
     with pytest.raises(Misfit, match="not real numbers") as refused:
-        calibration("i", PART, MemoryFiles(i=image), "image")
+        calibration("i", PART, MemoryFiles(i=image), "image", "sum")
     assert refused.value.rule == "calibration-dtype"
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_are_finite(number: Any) -> None:
     with pytest.raises(Misfit):
-        calibration(number, PART, MemoryFiles(), "image")
+        calibration(number, PART, MemoryFiles(), "image", "sum")
 
 
 def test_a_missing_file_is_told_of() -> None:
     with pytest.raises(FileProblem):
-        calibration("gone.h5::/d", PART, MemoryFiles(), "image")
+        calibration("gone.h5::/d", PART, MemoryFiles(), "image", "sum")

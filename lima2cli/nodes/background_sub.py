@@ -31,7 +31,7 @@ class BackgroundSub(Pixelwise):
 
     def affine(self, spec: FrameSpec, files: Files) -> Affine:
         """See `Pixelwise.affine`."""
-        image = calibration(self.image, spec, files, "image")
+        image = calibration(self.image, spec, files, "image", "sum")
         nan = np.isnan(image) if isinstance(image, np.ndarray) else None
         bad = nan if nan is not None and nan.any() else None
         result = target(self.dtype, spec)

@@ -2,11 +2,13 @@
 
 A calibration image is a number, or a file that holds an image (h, w) or a stack of images (n, h, w):
 
-* of the whole detector's shape, in detector coordinates: the part that the node's input shows is cut out;
+* of the whole detector's shape, always in detector coordinates: it is cut, binned, flipped and rotated as the frames
+  were on their way to the node. Of a binned pixel's images dark and background are the sum, a flat field is the mean,
+  and a mask is bad where any is;
 * of the node's input shape: taken as it is.
 
-An image that has both shapes is the same thing either way. Images come back as float64, so that what they are
-subtracted from or divided by decides the precision.
+A number is taken as it is too: it counts for pixels as the node gets them. Images come back as float64, so that what
+they are subtracted from or divided by decides the precision.
 """
 
 import math
@@ -18,20 +20,24 @@ from numpy.typing import NDArray
 from lima2cli.declare import Either, FileReference, Number
 from lima2cli.errors import Misfit
 from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.view import How
 
 IMAGE = Either((Number(), FileReference()))
 """Shape of a parameter that takes a calibration image."""
 
 
-def calibration(reference: float | str, spec: FrameSpec, files: Files, key: str) -> float | NDArray[np.float64]:
+def calibration(
+    reference: float | str, spec: FrameSpec, files: Files, key: str, binning: How
+) -> float | NDArray[np.float64]:
     """A number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
 
+    ``binning`` says what binned pixels have of an image of the detector: the ``sum``, or the ``mean``.
     NaN pixels stay NaN (one NaN in a stack makes the pixel NaN). Raises `FileProblem`, and `Misfit`
     (``calibration-shape``, ``calibration-dtype``, ``calibration-value``) at the parameter ``key``.
     """
     if not isinstance(reference, str):
         return _finite(reference, key)
-    part = _part(reference, spec, files, key, kinds="iuf")
+    part = _part(reference, spec, files, key, binning, kinds="iuf")
     if part.ndim == 3:
         return np.asarray(part.mean(axis=0, dtype=np.float64))
     return np.ascontiguousarray(part, dtype=np.float64)
@@ -45,7 +51,7 @@ def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) 
     if not isinstance(reference, str):
         bad = np.full(spec.shape, _finite(reference, key) != 0)
     else:
-        part = _part(reference, spec, files, key, kinds="biuf")
+        part = _part(reference, spec, files, key, "any", kinds="biuf")
         bad = np.asarray((part != 0).any(axis=0) if part.ndim == 3 else part != 0)
     return bad if bad.any() else None
 
@@ -65,8 +71,8 @@ def _finite(number: float, key: str) -> float:
     return value
 
 
-def _part(reference: str, spec: FrameSpec, files: Files, key: str, kinds: str) -> Array:
-    """The pixels of ``spec.area``, (height, width) or (n, height, width), in the file's dtype."""
+def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How, kinds: str) -> Array:
+    """The pixels of ``spec``, (height, width) or (n, height, width), in the file's dtype where nothing is binned."""
     info = files.stack(reference)
     count, height, width = info.shape
     if np.dtype(info.dtype).kind not in kinds:
@@ -82,7 +88,4 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, kinds: str) -
         )
         raise Misfit("calibration-shape", message, (key,), "an image of one of these two shapes fits")
     image = files.image(reference)
-    if not whole:
-        return image
-    area = spec.view.area
-    return image[..., area.y : area.bottom, area.x : area.right]
+    return spec.view.apply(image, binning) if whole else image

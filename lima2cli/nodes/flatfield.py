@@ -35,10 +35,10 @@ class Flatfield(Pixelwise):
 
     def affine(self, spec: FrameSpec, files: Files) -> Affine:
         """See `Pixelwise.affine`."""
-        flat = calibration(self.image, spec, files, "image")
+        flat = calibration(self.image, spec, files, "image", "mean")
         if self.background is not None:
             with np.errstate(invalid="ignore"):  # inf - inf is a NaN like any other
-                flat = flat - calibration(self.background, spec, files, "background")
+                flat = flat - calibration(self.background, spec, files, "background", "mean")
         result = target(self.dtype, spec)
         if not isinstance(flat, np.ndarray):
             if flat == 0:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from lima2cli.declare import Choice, ListOf, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes import statistics
-from lima2cli.nodes.base import Partial, Reduce, Reducer
-from lima2cli.nodes.rois import COORDINATES, ROIS, regions
-from lima2cli.nodes.statistics import RegionSums
-from lima2cli.spec import Block, Files, FrameSpec, TableSpec
+from lima2cli.nodes.base import Partial, Reduce, StripReducer
+from lima2cli.nodes.rois import COORDINATES, ROIS, regions, unaligned
+from lima2cli.nodes.statistics import RegionSums, Sums
+from lima2cli.spec import Array, Block, Files, FrameSpec, TableSpec
 
 STATISTICS = ("avg", "std", "min", "max", "sum", "saturated")
 
@@ -44,6 +44,7 @@ class RoiCounters(Reduce):
     """Statistics of regions of interest."""
 
     kind: ClassVar[str] = "roi_counters"
+    strips: ClassVar[bool] = True
 
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", ROIS)
     coordinates: str = param("(0, 0) is the first pixel of the input, or of the detector.", COORDINATES, "input")
@@ -59,7 +60,7 @@ class RoiCounters(Reduce):
                 "saturation-unknown",
                 "the saturation of these pixels is not known",
                 ("statistics",),
-                "give the detector its `saturation`, and count before images are subtracted or divided",
+                "give the detector its `saturation`, and count before images are subtracted or divided, or bins summed",
             )
         dtypes = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "uint32"}
         columns = {f"{roi}_{name}": dtypes.get(name, spec.dtype) for roi in self.rois for name in self.statistics}
@@ -68,15 +69,21 @@ class RoiCounters(Reduce):
         return TableSpec(columns, first if first in columns else next(iter(columns)), units)
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
-        """See `Node.warnings`: regions of masked pixels only."""
+        """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""
         found = regions(self.rois, self.coordinates, spec)
-        return [
+        masked = [
             Misfit("roi-masked", f"all pixels of ROI {name} are masked", ("rois", name))
             for name, region in found.items()
             if not region.count
         ]
+        x, y = spec.view.binning
+        whole = f"its edges cut through bins of {x} x {y} pixels; those wholly inside count"
+        return masked + [
+            Misfit("roi-unaligned", f"of ROI {name} only {rect} counts", ("rois", name, "rect"), whole)
+            for name, rect in unaligned(self.rois, self.coordinates, spec).items()
+        ]
 
-    def start(self, spec: FrameSpec, files: Files) -> Reducer:
+    def start(self, spec: FrameSpec, files: Files) -> StripReducer:
         """See `Reduce.start`."""
         keys = frozenset().union(*(NEEDS[name] for name in self.statistics))
         found = regions(self.rois, self.coordinates, spec).values()
@@ -95,21 +102,38 @@ class RoiCounters(Reduce):
 
 
 class _Counters:
-    """See `Reducer`."""
+    """See `StripReducer`."""
 
     def __init__(self, regions: Sequence[RegionSums]) -> None:
         self.regions = regions
 
     def step(self, block: Block, received_ns: int) -> Partial:
         """Partial: the keys of `statistics`, each (n, ROIs), and ``frame_number``."""
-        frames = block.frames
-        partial: Partial = {"frame_number": block.numbers.copy()}
-        for i, region in enumerate(self.regions):
-            for key, value in region(frames).items():
-                if not i:
-                    partial[key] = np.empty((len(frames), len(self.regions)), value.dtype)
-                partial[key][:, i] = value
-        return partial
+        return _partial(block, [region(block.frames) for region in self.regions])
+
+    def begin(self, frames: int) -> None:
+        """See `StripReducer.begin`."""
+        for region in self.regions:
+            region.begin(frames)
+
+    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+        """See `StripReducer.strip`."""
+        for region in self.regions:
+            region.strip(pixels, frames, rows)
+
+    def end(self, block: Block, received_ns: int) -> Partial:
+        """See `StripReducer.end`."""
+        return _partial(block, [region.end() for region in self.regions])
+
+
+def _partial(block: Block, sums: Sequence[Sums]) -> Partial:
+    partial: Partial = {"frame_number": block.numbers.copy()}
+    for i, one in enumerate(sums):
+        for key, value in one.items():
+            if not i:
+                partial[key] = np.empty((len(block.numbers), len(sums)), value.dtype)
+            partial[key][:, i] = value
+    return partial
 
 
 def _column(name: str, partial: Partial) -> NDArray[Any]:

@@ -1,7 +1,9 @@
 """Regions of interest of nodes: how they are written, and which pixels of a node's input they are.
 
 x to the right, y down, pixel centres at whole coordinates. With ``coordinates: input`` (0, 0) is the first pixel of
-the node's input; with ``detector`` it is the first pixel of the detector.
+the node's input; with ``detector`` it is the first pixel of the detector, and sizes and angles are the detector's too,
+however the frames were cut, binned, flipped and rotated. Of frames binned since, those pixels count that lie wholly
+inside a rect, and those whose centre lies in an arc.
 
 rect   x <= column < x + width, y <= row < y + height
 arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anywhere. Angles are degrees from +x towards
@@ -9,6 +11,7 @@ arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anyw
        The pixel at the centre itself has angle 0. Pixels outside the input are left out.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +24,7 @@ from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.names import ROI_NAME
 from lima2cli.spec import FrameSpec
+from lima2cli.view import View
 
 COORDINATES = Choice(("input", "detector"))
 """Shape of the parameter ``coordinates``."""
@@ -80,41 +84,76 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
 
     Raises `Misfit`: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
     """
-    x, y = (0, 0) if coordinates == "input" else (spec.view.area.x, spec.view.area.y)
+    view = _view(coordinates, spec)
     found = {}
     for name, roi in rois.items():
-        shape = _rect(name, roi, x, y, spec) if isinstance(roi, RectRoi) else _arc(name, roi, x, y, spec)
+        try:
+            shape = _rect(name, roi, view) if isinstance(roi, RectRoi) else _arc(name, roi, view)
+        except _Outside as outside:
+            where = "detector coordinates" if coordinates == "detector" else "coordinates of the input"
+            message = f"ROI {name}, {outside}, leaves the frames, {view.area} in {where}"
+            raise Misfit("roi-outside", message, ("rois", name, roi.kind)) from None
         found[name] = _unmasked(shape, spec)
     return found
 
 
-def _rect(name: str, roi: RectRoi, x: int, y: int, spec: FrameSpec) -> Region:
-    box = Rect(roi.x - x, roi.y - y, roi.width, roi.height)
-    if not _extent(spec).contains(box):
-        raise _outside(name, "rect", str(Rect(roi.x, roi.y, roi.width, roi.height)), x, y, spec)
+def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, Rect]:
+    """Rects whose edges cut through binned pixels: what counts of each, in the coordinates that it is given in."""
+    view = _view(coordinates, spec)
+    asked = {name: Rect(roi.x, roi.y, roi.width, roi.height) for name, roi in rois.items() if isinstance(roi, RectRoi)}
+    counted = {name: view.behind(view.inside(rect)) for name, rect in asked.items()}
+    return {name: rect for name, rect in counted.items() if rect != asked[name]}
+
+
+class _Outside(Exception):
+    """A ROI that the frames don't show, in words."""
+
+
+def _view(coordinates: str, spec: FrameSpec) -> View:
+    """How the frames show what the coordinates count."""
+    return spec.view if coordinates == "detector" else View(_extent(spec))
+
+
+def _rect(name: str, roi: RectRoi, view: View) -> Region:
+    asked = Rect(roi.x, roi.y, roi.width, roi.height)
+    if not view.area.contains(asked):
+        raise _Outside(str(asked))
+    box = view.inside(asked)
+    if not box.area:
+        x, y = view.binning
+        message = f"ROI {name}, {asked}, holds no whole bin of {x} x {y} pixels"
+        raise Misfit("roi-empty", message, ("rois", name, "rect"))
     return Region(box, None)
 
 
-def _arc(name: str, roi: ArcRoi, x: int, y: int, spec: FrameSpec) -> Region:
+def _arc(name: str, roi: ArcRoi, view: View) -> Region:
     span = roi.a2 - roi.a1
     if roi.r2 <= roi.r1 or span == 0:
         limits = f"r from {roi.r1:g} to {roi.r2:g}, angle from {roi.a1:g} to {roi.a2:g}"
         raise Misfit("roi-empty", f"ROI {name} is empty: {limits}", ("rois", name, "arc"))
-    left, top = max(0, int(np.floor(roi.x - x - roi.r2))), max(0, int(np.floor(roi.y - y - roi.r2)))
-    right = min(spec.view.area.width, int(np.ceil(roi.x - x + roi.r2)) + 1)
-    bottom = min(spec.view.area.height, int(np.ceil(roi.y - y + roi.r2)) + 1)
-    dx = np.arange(left, right)[None, :] + (x - roi.x)
-    dy = np.arange(top, bottom)[:, None] + (y - roi.y)
-    radius = np.hypot(dx, dy)
+    column, dx = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)
+    row, dy = _along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)
+    radius = np.hypot(dx, dy[:, None])
     inside = (roi.r1 <= radius) & (radius < roi.r2)
     if span < 360:
-        inside &= (np.degrees(np.arctan2(dy, dx)) - roi.a1) % 360 < span % 360
+        inside &= (np.degrees(np.arctan2(dy[:, None], dx)) - roi.a1) % 360 < span % 360
     if not inside.any():
-        circle = f"arc about ({roi.x:g}, {roi.y:g}), r from {roi.r1:g} to {roi.r2:g}"
-        raise _outside(name, "arc", circle, x, y, spec)
+        raise _Outside(f"arc about ({roi.x:g}, {roi.y:g}), r from {roi.r1:g} to {roi.r2:g}")
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     tight = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Region(Rect(left + int(columns[0]), top + int(rows[0]), tight.shape[1], tight.shape[0]), tight)
+    box = Rect(column + int(columns[0]), row + int(rows[0]), tight.shape[1], tight.shape[0])
+    return Region(view.placed(box), view.turn(tight))
+
+
+def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, NDArray[np.float64]]:
+    """The first bin that may be within ``radius``, and the distance of its centre and all others' from the arc's.
+
+    ``origin`` is that of the centre of the first detector pixel.
+    """
+    first = origin + (binning - 1) / 2
+    start = max(0, math.floor((-radius - first) / binning))
+    stop = min(bins, math.ceil((radius - first) / binning) + 1)
+    return start, np.asarray(np.arange(start, stop) * binning + first, np.float64)
 
 
 def _unmasked(region: Region, spec: FrameSpec) -> Region:
@@ -127,11 +166,5 @@ def _unmasked(region: Region, spec: FrameSpec) -> Region:
 
 
 def _extent(spec: FrameSpec) -> Rect:
-    return Rect(0, 0, spec.view.area.width, spec.view.area.height)
-
-
-def _outside(name: str, kind: str, roi: str, x: int, y: int, spec: FrameSpec) -> Misfit:
-    frames = Rect(x, y, spec.view.area.width, spec.view.area.height)
-    where = "detector coordinates" if (x, y) != (0, 0) else "coordinates of the input"
-    key = ("rois", name, kind)
-    return Misfit("roi-outside", f"ROI {name}, {roi}, leaves the frames, {frames} in {where}", key)
+    height, width = spec.shape
+    return Rect(0, 0, width, height)

@@ -1,0 +1,172 @@
+"""Node `roi_flip_rot`: bins, cuts, flips, rotates, in this order.
+
+    out = rotate(flip(roi(bin(raw))))
+
+Binning sums x columns by y rows; trailing columns and rows that fill no bin are cut. Integers are widened to the
+narrowest integer of their kind that holds the sum of a bin's largest pixels (2 x 2 uint16: uint32), 64-bit integers to
+float64; float32 and float64 stay. A sum with a NaN is NaN. ``roi`` is in binned pixels; flipping horizontally exchanges
+left and right; rotation is clockwise.
+
+The static mask goes the same way, a bin being masked if any of its pixels is; frames keep the sum that is stored there.
+The saturation level is unknown after binning. Where nothing is binned the dtype stays. How the frames show the detector
+goes with them: calibration images, ROIs in detector coordinates and the saved geometry follow.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from lima2cli.declare import Choice, Integer, Table, param
+from lima2cli.errors import Misfit
+from lima2cli.geometry import Rect
+from lima2cli.nodes.base import Map
+from lima2cli.nodes.tiles import tile_shape, tiles
+from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.view import View
+
+STRIP = 16
+"""Columns of a quarter turn that are written together, so that the rows read for them stay in cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binning:
+    """Columns and rows that become one pixel."""
+
+    x: int = param("Columns.", Integer(1), 1)
+    y: int = param("Rows.", Integer(1), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A rectangle, in binned pixels."""
+
+    x: int = param("First column.", Integer(0))
+    y: int = param("First row.", Integer(0))
+    width: int = param("Columns.", Integer(1))
+    height: int = param("Rows.", Integer(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiFlipRot(Map):
+    """Bins, cuts, flips and rotates, in this order."""
+
+    kind: ClassVar[str] = "roi_flip_rot"
+
+    binning: Binning = param("Columns and rows summed into one pixel.", Table(Binning), Binning())
+    roi: Part | None = param("The part that is kept, in binned pixels; default: all.", Table(Part), None)
+    flip: str = param("What is exchanged.", Choice(("none", "horizontal", "vertical", "both")), "none")
+    rotation: int = param("Degrees clockwise.", Choice((0, 90, 180, 270)), 0)
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`."""
+        self._check(spec)
+        here, bins = self._within(spec), self.binning.x * self.binning.y
+        mask = None if spec.mask is None else np.ascontiguousarray(here.apply(spec.mask, "any"))
+        return replace(
+            spec,
+            dtype=sum_dtype(spec.dtype, bins),
+            view=self._then(spec.view),
+            mask=None if mask is None or not mask.any() else mask,
+            saturation=spec.saturation if bins == 1 else None,
+        )
+
+    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
+        """See `Map.bind`. A part that is only cut out is a view of the input."""
+        here = self._within(spec)
+        if here.binning != (1, 1) or here.mirrored or here.rotation:
+            return _Kernel(here, sum_dtype(spec.dtype, self.binning.x * self.binning.y))
+        if here.shape == spec.shape:
+            return lambda frames: frames
+        rows, columns = here.area.within(Rect(0, 0, 0, 0))
+        return lambda frames: frames[:, rows, columns]
+
+    def _then(self, view: View) -> View:
+        """How frames show what they showed as ``view`` before."""
+        view = view.bin(self.binning.x, self.binning.y)
+        if self.roi is not None:
+            view = view.cut(Rect(self.roi.x, self.roi.y, self.roi.width, self.roi.height))
+        horizontal, vertical = self.flip in ("horizontal", "both"), self.flip in ("vertical", "both")
+        return view.flip(horizontal=horizontal, vertical=vertical).rotate(self.rotation)
+
+    def _within(self, spec: FrameSpec) -> View:
+        """How the output shows the input."""
+        height, width = spec.shape
+        return self._then(View(Rect(0, 0, width, height)))
+
+    def _check(self, spec: FrameSpec) -> None:
+        (height, width), x, y = spec.shape, self.binning.x, self.binning.y
+        if x > width or y > height:
+            message = f"no bin of {x} x {y} pixels fits in frames of {width} x {height}"
+            raise Misfit("binning-too-large", message, ("binning",))
+        columns, rows, roi = width // x, height // y, self.roi
+        if roi is not None and not Rect(0, 0, columns, rows).contains(Rect(roi.x, roi.y, roi.width, roi.height)):
+            binned = f", binned {x} x {y}" if x * y > 1 else ""
+            message = f"the part, {Rect(roi.x, roi.y, roi.width, roi.height)}, leaves the {columns} x {rows} px{binned}"
+            raise Misfit("roi-outside", message, ("roi",))
+
+
+def sum_dtype(dtype: str, pixels: int) -> str:
+    """numpy name of the dtype that holds the sum of so many pixels of ``dtype``."""
+    kind, own = np.dtype(dtype).kind, np.dtype(dtype).itemsize
+    if pixels == 1 or kind == "f":
+        return dtype
+    limits = np.iinfo(dtype)
+    for size in (size for size in (2, 4, 8) if size > own):
+        wide = np.iinfo(f"{kind}{size}")
+        if wide.min <= int(limits.min) * pixels and int(limits.max) * pixels <= wide.max:
+            return str(wide.dtype)
+    return "float64"
+
+
+class _Kernel:
+    """Frames as ``view`` shows them, in an array of its own, which grows with the largest block."""
+
+    def __init__(self, view: View, dtype: str) -> None:
+        self.view = view
+        self.rows, self.columns = view.area.within(Rect(0, 0, 0, 0))
+        self.out = np.empty((0, *view.shape), dtype)
+        self.copy: Callable[[Array, Array], None]
+        if view.binning != (1, 1):
+            tile = (*tile_shape(view.bins[1], view.area.width), view.area.width)
+            self.sums = np.empty(tile if view.binning[1] > 1 else 0, dtype)
+            self.copy = self._bin
+        else:
+            self.copy = _copy_by_strips if view.quarter else np.copyto
+
+    def __call__(self, frames: Array) -> Array:
+        """The result for a block."""
+        count = len(frames)
+        if count > len(self.out):
+            self.out = np.empty((count, *self.view.shape), self.out.dtype)
+        out = self.out[:count]
+        with np.errstate(all="ignore"):  # sums of infinities
+            self.copy(self.view.turn_back(out), frames[:, self.rows, self.columns])
+        return out
+
+    def _bin(self, out: Array, frames: Array) -> None:
+        """Rows first, which lie one beside another in memory; then columns, few as they are by now."""
+        x, y = self.view.binning
+        for deep, tall in tiles(len(frames), out.shape[1], frames.shape[2]):
+            rows, into = frames[deep, tall.start * y : tall.stop * y], out[deep, tall]
+            if y > 1:
+                sums = into if x == 1 else self.sums[: len(rows), : into.shape[1]]
+                _add([rows[:, k::y] for k in range(y)], sums)
+                rows = sums
+            if x > 1:
+                _add([rows[:, :, k::x] for k in range(x)], into)
+
+
+def _add(parts: Sequence[Array], out: Array) -> None:
+    """The sum of two or more arrays, in the dtype of ``out``."""
+    np.add(parts[0], parts[1], out=out, dtype=out.dtype)
+    for part in parts[2:]:
+        np.add(out, part, out=out, dtype=out.dtype)
+
+
+def _copy_by_strips(out: Array, frames: Array) -> None:
+    """Copy where rows of the one are columns of the other: ``out`` is not contiguous along its last axis."""
+    for frame, to in zip(frames, out, strict=True):
+        for top in range(0, frame.shape[0], STRIP):
+            to[top : top + STRIP] = frame[top : top + STRIP]
