@@ -13,6 +13,7 @@ from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sources import Sources
+from lima2cli.artefacts.tables import part_files, table_file
 from lima2cli.artefacts.tree import ENTRY
 
 Status = NDArray[np.uint8]
@@ -72,13 +73,12 @@ class Table(Holding):
 
     def __init__(self, inspection: Inspection, record: Record) -> None:
         super().__init__(inspection, record)
-        table = f"{record.name}_{record.node}"
+        table = table_file(record.name, record.node)
         if record.role == "table":
-            self.files = [f"{table}.h5"]
+            self.files = [table]
         else:
-            inspection.tell(f"{table}.h5 is missing: `lima2 recover` joins its parts")
-            parts = sorted(os.listdir(inspection.directory))
-            self.files = [name for name in parts if name.startswith(f"{table}_") and name.endswith("_rows.h5")]
+            inspection.tell(f"{table} is missing: `lima2 recover` joins its parts")
+            self.files = part_files(inspection.directory, record.name, record.node)
         last = -1
         for name in self.files:
             with inspection.open(name) as file:

@@ -40,9 +40,14 @@ def master_file(name: str, node: str) -> str:
     return f"{name}_{node}_master.h5"
 
 
+def frame_file_names(name: str, node: str) -> re.Pattern[str]:
+    """What names of frame files look like, with groups for receiver and number."""
+    return re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_(\d{5,})\.h5")
+
+
 def frame_files(directory: str, name: str, node: str) -> list[str]:
     """Names of the frame files of a channel, by receiver, then by number."""
-    pattern = re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_(\d{5,})\.h5")
+    pattern = frame_file_names(name, node)
     found = [
         (int(match[1]), int(match[2]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))
     ]

@@ -23,6 +23,21 @@ def part_file(channel: TableChannel, receiver: int) -> str:
     return f"{channel.name}_{channel.node}_{receiver}_rows.h5"
 
 
+def part_names(name: str, node: str) -> re.Pattern[str]:
+    """What names of parts look like."""
+    return re.compile(re.escape(f"{name}_{node}_") + r"\d+_rows\.h5")
+
+
+def part_files(directory: str, name: str, node: str) -> list[str]:
+    """Names of the parts of a table."""
+    return sorted(filter(part_names(name, node).fullmatch, os.listdir(directory)))
+
+
+def table_file(name: str, node: str) -> str:
+    """Name of a whole table."""
+    return f"{name}_{node}.h5"
+
+
 class TableWriter:
     """Appends the rows of one receiver, in memory at first; the file is made by the first rows.
 
@@ -100,9 +115,8 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
     """
     import h5py
 
-    path = os.path.join(directory, f"{channel.name}_{channel.node}.h5")
-    names = re.compile(re.escape(f"{channel.name}_{channel.node}_") + r"\d+_rows\.h5")
-    paths = [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if names.fullmatch(name)]
+    path = os.path.join(directory, table_file(channel.name, channel.node))
+    paths = [os.path.join(directory, name) for name in part_files(directory, channel.name, channel.node)]
     with ExitStack() as opened, disk_errors(path):
         file = opened.enter_context(h5py.File(f"{path}.part", "w", libver=VERSIONS))
         entry = plant_root(file, channel.name, None)

@@ -8,6 +8,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.diagnostics import Findings
 from lima2cli.nodes.base import Reduce, Sink
+from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flows import frames_of, lay_out
 from lima2cli.plan.graph import place_nodes
 from lima2cli.plan.records import Gdt, Plan, RankRole, Step
@@ -25,6 +26,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     laid_out = attempt(lambda: lay_out(pipeline, findings))
     regions, gdts = ((), ()) if laid_out is POISON else laid_out
     steps = place_nodes(pipeline, gdts, files, findings) if pipeline.nodes is not POISON else ()
+    attempt(lambda: check_file_names(pipeline.name, steps, findings))
     if findings.failed:
         return None
     by_name = {gdt.name: gdt for gdt in gdts}
