@@ -25,6 +25,8 @@ class Channel:
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     metadata    the pipeline's ``metadata`` (plain data, base units)
     acquisition, processing   parameters saved for the record (plain data)
+    window      frames of the flow that make one of these, 0 = all of them; ``rule`` and ``selected`` count these
+    upstream    nodes on the way that may drop frames
     """
 
     name: str
@@ -46,6 +48,8 @@ class Channel:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     acquisition: Mapping[str, Any] = field(default_factory=dict)
     processing: Mapping[str, Any] = field(default_factory=dict)
+    window: int = 1
+    upstream: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

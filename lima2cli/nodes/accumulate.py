@@ -50,21 +50,21 @@ class Accumulate(Transform):
             return spec.dtype
         return "float32" if self.operation == "mean" else sum_dtype(spec.dtype)
 
-    def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int]]:
-        """See `Transform.numbering`: one frame in n."""
-        alone = len(set(receivers)) == 1
-        if not alone and (not self.frames or rule.blocks % self.frames):
-            what = f"windows of {self.frames} frames" if self.frames else "all frames"
-            help = f"blocks_per_group: a multiple of {self.frames}, or one receiver" if self.frames else "one receiver"
+    def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int], int]:
+        """See `Transform.numbering`: one frame in n, a last incomplete window among them, which gives none."""
+        n, alone = self.frames, len(set(receivers)) == 1
+        if not alone and (not n or rule.blocks % n):
+            what = f"windows of {n} frames" if n else "all frames"
+            help = f"blocks_per_group: a multiple of {n}, or one receiver" if n else "one receiver"
             message = f"{what} reach several receivers, in groups of {rule.blocks}"
             raise Misfit("window-split", message, ("frames",), help)
-        if not self.frames:
-            return replace(rule, count=1, blocks=1, buffers=1), receivers[:1]
-        count = None if rule.count is None else rule.count // self.frames
-        fewer = replace(rule, step=rule.step * self.frames, count=count)
+        if not n:
+            return replace(rule, count=1, blocks=1, buffers=1), receivers[:1], 0
+        count = None if rule.count is None else -(-rule.count // n)
+        fewer = replace(rule, step=rule.step * n, count=count)
         if alone:
-            return replace(fewer, blocks=1, buffers=1), receivers[:1]
-        return replace(fewer, blocks=rule.blocks // self.frames), receivers
+            return replace(fewer, blocks=1, buffers=1), receivers[:1], n
+        return replace(fewer, blocks=rule.blocks // n), receivers, n
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """See `Transform.start`."""

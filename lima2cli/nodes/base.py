@@ -87,12 +87,13 @@ class Transform(Node):
         """See `Node.infer`."""
         raise NotImplementedError
 
-    def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int]]:
-        """Numbers and places of the frames that leave, as the rule of a flow with a receiver for each local buffer.
+    def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int], int]:
+        """Numbers and places of the frames that leave, as the rule of a flow with a receiver for each local buffer,
+        and how many that enter make one of them (0 = all).
 
         Raises `Misfit` where frames that belong together reach different receivers.
         """
-        return rule, receivers
+        return rule, receivers, 1
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """Bind to frames of ``spec``, numbered by ``rule``."""

@@ -6,18 +6,22 @@ from typing import Any
 
 from lima2cli.declare import Bad, Schema, Shape, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
+from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
 from lima2cli.nodes.base import Map, Node, Reduce, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.mask import Mask
+from lima2cli.nodes.python import Python
 from lima2cli.nodes.roi_counters import RoiCounters
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
-BUILT_IN: tuple[type[Node], ...] = (Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, BackgroundSub, Flatfield, Mask)
+BUILT_IN: tuple[type[Node], ...] = (
+    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, BackgroundSub, Flatfield, Mask, Python, Accumulate,
+)  # fmt: skip
 
 NODES: Kinds[Node] = Kinds(
     "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Reduce, Sink), ("input", "inputs")

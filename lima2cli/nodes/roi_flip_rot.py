@@ -56,7 +56,11 @@ class RoiFlipRot(Map):
 
     binning: Binning = param("Columns and rows summed into one pixel.", Table(Binning), Binning())
     roi: Part | None = param("The part that is kept, in binned pixels; default: all.", Table(Part), None)
-    flip: str = param("What is exchanged.", Choice(("none", "horizontal", "vertical", "both")), "none")
+    flip: str = param(
+        "horizontal: left and right change places; vertical: top and bottom.",
+        Choice(("none", "horizontal", "vertical", "both")),
+        "none",
+    )
     rotation: int = param("Degrees clockwise.", Choice((0, 90, 180, 270)), 0)
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:

@@ -10,16 +10,18 @@ from lima2cli.diagnostics import Findings
 from lima2cli.nodes.base import Reduce, Sink
 from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flows import frames_of, lay_out
+from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
-from lima2cli.plan.records import Gdt, Plan, RankRole, Step
+from lima2cli.plan.records import Gdt, Numbering, Plan, RankRole, Step
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, TableSpec
 
 
-def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int) -> Plan | None:
+def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int, fuse: bool = True) -> Plan | None:
     """Decide everything: memory, routes, ranks, graph. Adds what is wrong to ``findings``; None if anything is.
 
     ``cores`` bounds the number of detector ranks: where modules outnumber cores, several share a rank.
+    ``fuse`` False makes every node a kernel of its own.
     """
     if pipeline.flows is POISON or pipeline.receivers is POISON:
         return None
@@ -43,6 +45,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         gdts=gdts,
         ranks=rank_roles(len(pipeline.detector.modules), len(pipeline.receivers), cores),
         steps=steps,
+        kernels=fuse_steps(steps, on=fuse),
         channels={
             step.name: _channel(pipeline, step, by_name[step.flow], record)
             for step in steps
@@ -79,9 +82,9 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         dtype=spec.dtype,
         height=spec.shape[0],
         width=spec.shape[1],
-        rule=gdt.rule,
-        selected=gdt.selected,
-        receivers=tuple(buffer.receiver for buffer in gdt.buffers),
+        rule=step.numbering.rule,
+        selected=step.numbering.selected,
+        receivers=step.numbering.receivers,
         view=spec.view,
         detector=pipeline.detector,
         mask=spec.mask,
@@ -89,14 +92,16 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         metadata=record["metadata"],
         acquisition=record["acquisition"],
         processing=record["nodes"],
-        **step.node.channel(spec, _period_at_receivers(pipeline, gdt)),
+        window=step.numbering.window,
+        upstream=step.numbering.upstream,
+        **step.node.channel(spec, _period_at_receivers(pipeline, step.numbering)),
     )
 
 
-def _period_at_receivers(pipeline: Pipeline, gdt: Gdt) -> float | None:
-    """Seconds from one frame of a flow to the next at each of its receivers, on average."""
+def _period_at_receivers(pipeline: Pipeline, numbering: Numbering) -> float | None:
+    """Seconds from one frame to the next at each receiver, on average."""
     period = pipeline.acquisition.period_s
-    return None if period is None else period * gdt.rule.step * len(gdt.receivers)
+    return None if period is None else period * numbering.rule.step * len(set(numbering.receivers))
 
 
 def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
@@ -107,9 +112,9 @@ def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
         flow=gdt.name,
         columns=dict(step.after.columns),
         default=step.after.default,
-        rule=gdt.rule,
-        selected=gdt.selected,
-        receivers=tuple(buffer.receiver for buffer in gdt.buffers),
+        rule=step.numbering.rule,
+        selected=step.numbering.selected,
+        receivers=step.numbering.receivers,
         units=dict(step.after.units),
     )
 

@@ -6,7 +6,8 @@ from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings, Path
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
-from lima2cli.plan.records import Gdt, Step
+from lima2cli.nodes.base import Transform
+from lima2cli.plan.records import Gdt, Numbering, Step
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, Spec, TableSpec
 from lima2cli.view import View
@@ -26,12 +27,15 @@ def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
 def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
     """Infer what flows along every edge; a node that misfits poisons only what hangs on it."""
     specs: dict[str, Spec] = {gdt.name: flow_spec(pipeline, gdt) for gdt in gdts}
+    numberings = {
+        gdt.name: Numbering(gdt.rule, tuple(buffer.receiver for buffer in gdt.buffers), gdt.selected) for gdt in gdts
+    }
     steps = []
     for name, it in pipeline.nodes.items():
-        step = attempt(lambda n=name, i=it: _place(n, i, specs, files, findings))  # type: ignore[misc]
+        step = attempt(lambda n=name, i=it: _place(n, i, specs, numberings, files, findings))  # type: ignore[misc]
         if step is POISON or step is None:
             continue
-        specs[name] = step.after
+        specs[name], numberings[name] = step.after, _numbering_after(step)
         steps.append(step)
     return tuple(steps)
 
@@ -40,6 +44,7 @@ def _place(
     name: str,
     it: GraphNode,
     specs: dict[str, Spec],
+    numberings: dict[str, Numbering],
     files: Files,
     findings: Findings,
 ) -> Step | None:
@@ -57,6 +62,8 @@ def _place(
         return None
     try:
         after = node.infer(before, files)
+        step = Step(name, node, it.input, it.flow, before, after, numberings[it.input])
+        _numbering_after(step)
         for warning in node.warnings(before, files):
             findings.warning(warning.rule, warning.message, (*at, *warning.key), help=warning.help)
     except Misfit as misfit:
@@ -67,7 +74,17 @@ def _place(
     except FileProblem as problem:
         findings.error(problem.rule, str(problem), _file_place(at, node, problem))
         return None
-    return Step(name, node, it.input, it.flow, before, after)
+    return step
+
+
+def _numbering_after(step: Step) -> Numbering:
+    """Numbers of the frames that leave a node; raises `Misfit` where frames that belong together are apart."""
+    if not isinstance(step.node, Transform):
+        return step.numbering
+    came = step.numbering
+    rule, receivers, window = step.node.numbering(came.rule, came.receivers)
+    selected = 1 if not window else None if came.selected is None else -(-came.selected // window)
+    return Numbering(rule, tuple(receivers), selected, came.window * window, (*came.upstream, step.name))
 
 
 def _file_place(at: Path, node: object, problem: FileProblem) -> Path:

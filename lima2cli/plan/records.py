@@ -105,9 +105,24 @@ class RankRole:
     receiver: int | None = None
 
 
+@dataclass(frozen=True)
+class Numbering:
+    """Which frames travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
+
+    window    frames of the flow that make one of these, 0 = all of them
+    upstream  transforms that they have been through, which may have dropped some
+    """
+
+    rule: Rule
+    receivers: tuple[int, ...]
+    selected: int | None
+    window: int = 1
+    upstream: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A node placed: it runs on every receiver that its flow reaches."""
+    """A node placed: it runs on every receiver that its flow reaches. ``numbering`` is that of its input."""
 
     name: str
     node: Node
@@ -115,6 +130,34 @@ class Step:
     flow: str
     before: FrameSpec
     after: Spec
+    numbering: Numbering
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Steps of a flow that are computed together, block by block.
+
+    source   the flow or node whose frames it reads
+    maps     one after another, by name
+    ends     what then reads the last of them (or the source): reductions, or one sink
+    makes    nodes of it whose frames are there for other kernels, whole: materialised
+    """
+
+    flow: str
+    source: str
+    maps: tuple[str, ...]
+    ends: tuple[str, ...]
+    makes: tuple[str, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all its nodes, in the order of the data."""
+        return self.maps + self.ends
+
+    @property
+    def fused(self) -> bool:
+        """Whether there are several."""
+        return len(self.nodes) > 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +175,7 @@ class Plan:
     gdts: tuple[Gdt, ...]
     ranks: tuple[RankRole, ...]
     steps: tuple[Step, ...]
+    kernels: tuple[Kernel, ...]
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
     output_directory: str

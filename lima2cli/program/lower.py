@@ -133,7 +133,8 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
             if gdt.waits and modules.intersection(role.modules)
         )
         steps = tuple(step for step in plan.steps if step.flow == gdt.name)
-        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver], steps))
+        kernels = tuple(kernel for kernel in plan.kernels if kernel.flow == gdt.name)
+        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver], steps, kernels))
     names = {step.name for flow in flows for step in flow.steps}
     return ReceiverProgram(
         rank,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
 from lima2cli.geometry import Rect
-from lima2cli.plan.records import Gdt, Plan, Region, Step
+from lima2cli.plan.records import Gdt, Kernel, Plan, Region, Step
 from lima2cli.spec import DetectorInfo
 
 END_WORDS = 4
@@ -102,6 +102,7 @@ class ReceiverFlow:
     credits: tuple[tuple[int, int], ...]
     ends: int
     steps: tuple[Step, ...]
+    kernels: tuple[Kernel, ...]
 
 
 @dataclass(frozen=True, eq=False)

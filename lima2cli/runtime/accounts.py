@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.progressions import ranges_of
 from lima2cli.artefacts.rows import windows
 from lima2cli.geometry import Rule
@@ -66,6 +67,60 @@ class FlowAccount:
             if len(kept := np.flatnonzero(self.statuses[first:last] != INCOMPLETE)):
                 return first + int(kept[-1]) + 1
         return 0
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAccount:
+    """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
+
+    expected   rows: frames that should be saved, a last incomplete window among them
+    dropped    (first, last) rows that transforms on the way gave up
+    """
+
+    channel: Channel
+    flow: FlowAccount
+    expected: int
+    dropped: tuple[tuple[int, int], ...]
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
+        """``frame_status`` of rows, as far as flow and transforms know: saved where neither lost them."""
+        first, last, _ = rows.indices(self.expected)
+        window = self.channel.window
+        if window == 1:
+            status = self.flow.statuses[first:last]
+        elif window == 0:
+            status = np.zeros(last - first, np.uint8)  # all frames that came are one, whichever they were
+        else:
+            frames = self.flow.statuses[first * window : last * window]
+            short = (last - first) * window - len(frames)
+            status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
+        for begin, end in self.dropped:
+            status[max(begin, first) - first : max(0, end + 1 - first)] = DROPPED
+        return status
+
+    def count_dropped(self) -> int:
+        """Rows that were dropped, by a full buffer or by a transform."""
+        return sum(int((self[first:last] == DROPPED).sum()) for first, last in windows(self.expected))
+
+    def rows(self) -> int:
+        """Rows of the master: cut after the last that is not missing."""
+        if self.channel.window == 1:
+            return self.flow.last_row()
+        if self.channel.window == 0:
+            return self.expected
+        return -(-self.flow.last_row() // self.channel.window)
+
+
+def channel_account(channel: Channel, flow: FlowAccount, outcome: Outcome) -> ChannelAccount:
+    """The account of a channel from that of its flow."""
+    window = channel.window
+    expected = -(-flow.expected // window) if window else min(1, flow.expected)
+    rule, dropped = channel.rule, []
+    for report in outcome.receivers.values():
+        for name in channel.upstream:
+            for first, last in report.dropped.get(name, ()):
+                dropped.append(((first - rule.start) // rule.step, (last - rule.start) // rule.step))
+    return ChannelAccount(channel, flow, expected, tuple(dropped))
 
 
 def flow_accounts(plan: Plan, outcome: Outcome) -> dict[str, FlowAccount]:

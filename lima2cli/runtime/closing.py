@@ -14,7 +14,7 @@ from lima2cli.artefacts.recover import reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
-from lima2cli.runtime.accounts import FlowAccount, flow_accounts
+from lima2cli.runtime.accounts import ChannelAccount, FlowAccount, channel_account, flow_accounts
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.messages import Usage
@@ -30,11 +30,9 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
-    _write_ends(plan, accounts, directory, problems)
-    channels = {
-        name: _channel(plan, name, accounts[channel.flow], outcome, directory, problems)
-        for name, channel in plan.channels.items()
-    }
+    held = {name: channel_account(channel, accounts[channel.flow], outcome) for name, channel in plan.channels.items()}
+    _write_ends(plan, held, directory, problems)
+    channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":
         outcome.state, outcome.reason = "failed", problems[0]
@@ -57,7 +55,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     write_summary(Path(directory), summary)
 
 
-def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount] | None, directory: str, problems: list[str]) -> None:
+def _write_ends(plan: Plan, accounts: Mapping[str, ChannelAccount] | None, directory: str, problems: list[str]) -> None:
     """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
 
     Without accounts (nobody is left to give them) the masters end with the last saved frame.
@@ -69,9 +67,9 @@ def _write_ends(plan: Plan, accounts: Mapping[str, FlowAccount] | None, director
                 expected = {} if channel.selected is None else {"expected": channel.selected}
                 write_master(channel, directory, totals=expected)
             else:
-                account = accounts[channel.flow]
-                rows, totals = account.last_row(), _totals(account)
-                write_master(channel, directory, rows=rows, statuses=account.statuses, totals=totals)
+                account = accounts[name]
+                totals = _totals(account.flow) | {"expected": account.expected}
+                write_master(channel, directory, rows=account.rows(), statuses=account, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
@@ -114,18 +112,19 @@ def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
 
 
 def _channel(
-    plan: Plan, name: str, account: FlowAccount, outcome: Outcome, directory: str, problems: list[str]
+    plan: Plan, name: str, account: ChannelAccount, outcome: Outcome, directory: str, problems: list[str]
 ) -> dict[str, Any]:
     """What is saved is what the files hold; that they hold less than was written to them is a problem."""
     folder, master = Path(directory), master_file(plan.name, name)
     saved = _held(saved_frames, folder / master, name, outcome, problems)
+    dropped = account.count_dropped()
     files = frame_files(directory, plan.name, name)
     return {
         "expected": account.expected,
         "saved": saved,
         "vetoed": 0,
-        "dropped": len(account.dropped),
-        "lost": account.expected - saved - len(account.dropped),
+        "dropped": dropped,
+        "lost": account.expected - saved - dropped,
         "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),

@@ -5,6 +5,7 @@ runtime knows that the data were not overwritten meanwhile, does it count (`comm
 written.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,9 +13,21 @@ from typing import Any, cast
 import numpy as np
 
 from lima2cli.artefacts.tables import TableWriter
-from lima2cli.nodes.base import Map, Partial, Reduce, Reducer, Sink, Writer
+from lima2cli.nodes.base import (
+    Dropped,
+    Map,
+    Partial,
+    Reduce,
+    Reducer,
+    Sink,
+    StripReducer,
+    Transform,
+    Transformer,
+    Writer,
+)
 from lima2cli.plan.records import Step
 from lima2cli.program.records import ReceiverFlow, ReceiverProgram
+from lima2cli.runtime.chain import BoundChain, PartFailed
 from lima2cli.spec import Array, Block, Files
 
 ROWS_FINISHED = 256
@@ -51,6 +64,11 @@ class _BoundReduce:
 
     def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
         return None, self._reducer.step(block, received_ns)
+
+    @property
+    def strips(self) -> StripReducer:
+        """Of a node that takes strips."""
+        return cast(StripReducer, self._reducer)
 
     def commit(self, staged: Partial) -> None:
         self._kept.append(staged)
@@ -98,13 +116,46 @@ class _BoundSink:
         self._writer.close()
 
 
+class _BoundTransform:
+    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up."""
+
+    def __init__(self, step: Step, files: Files) -> None:
+        node = cast(Transform, step.node)
+        self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
+        self._step = step.numbering.rule.step
+        self.dropped: list[tuple[int, int]] = []
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
+        try:
+            return self._transformer.step(block), None
+        except Dropped:
+            self._note(block)
+            return None, None
+
+    def _note(self, block: Block) -> None:
+        """Keep the numbers as ranges [first, last] of consecutive frames."""
+        for number in block.numbers.tolist():
+            if self.dropped and number == self.dropped[-1][1] + self._step:
+                self.dropped[-1] = (self.dropped[-1][0], number)
+            else:
+                self.dropped.append((number, number))
+
+    def finish(self) -> Block | None:
+        return self._transformer.finish()
+
+    def close(self) -> None:
+        self._transformer.close()
+
+
 _End = _BoundReduce | _BoundSink
-_Bound = _BoundMap | _End
+_Bound = _BoundMap | _BoundTransform | BoundChain | _End
+_Staged = tuple[str, _End, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A bound step; a sink that failed has ``bound`` None, and hands its frames on."""
+    """A bound kernel, by the name of its last map or only node; a sink that failed has ``bound`` None, and hands its
+    frames on."""
 
     name: str
     source: str
@@ -112,7 +163,7 @@ class _Step:
 
 
 class FlowGraph:
-    """The steps of one flow, bound.
+    """The kernels of one flow, bound.
 
     A node that fails is left out from then on, and so is what reads from it; all else goes on. `failures` tells of it.
     """
@@ -123,53 +174,104 @@ class FlowGraph:
         self._name = flow.gdt.name
         self._steps: list[_Step] = []
         self._failures: list[NodeFailed] = []
-        known = {self._name}
-        for step in flow.steps:
-            if step.source not in known:
+        self._ends: list[tuple[str, _End]] = []
+        steps, known = {step.name: step for step in flow.steps}, {self._name}
+        for kernel in flow.kernels:
+            if kernel.source not in known:
                 continue
+            name = kernel.maps[-1] if kernel.maps else kernel.ends[0]
             try:
-                self._steps.append(_Step(step.name, step.source, _bind(step, program, files, directory, start_ns)))
+                bound = (
+                    BoundChain(kernel, steps, files)
+                    if kernel.fused
+                    else _bind(steps[name], program, files, directory, start_ns)
+                )
+            except PartFailed as failed:
+                self._failures.append(NodeFailed(failed.name, None, failed.error))
+                continue
             except Exception as error:  # noqa: BLE001  files that have gone, a directory that takes none
+                self._failures.append(NodeFailed(name, None, error))
+                continue
+            known.update(kernel.makes)
+            self._steps.append(_Step(name, kernel.source, bound))
+            if isinstance(bound, BoundChain):
+                self._bind_reductions(bound, [steps[end] for end in kernel.ends], program, files, directory)
+            elif isinstance(bound, _End):
+                self._ends.append((name, bound))
+        self._saved_of = tuple(self._ends)
+        self._transforms = {step.name: step.bound for step in self._steps if isinstance(step.bound, _BoundTransform)}
+
+    def _bind_reductions(
+        self, chain: BoundChain, steps: list[Step], program: ReceiverProgram, files: Files, directory: str
+    ) -> None:
+        for step in steps:
+            try:
+                bound = _BoundReduce(step, program, files, directory)
+            except Exception as error:  # noqa: BLE001  a directory that takes no file
                 self._failures.append(NodeFailed(step.name, None, error))
             else:
-                known.add(step.name)
-        self._ends = [(step.name, step.bound) for step in self._steps if isinstance(step.bound, _End)]
-        self._saved_of = tuple(self._ends)
+                chain.reducers[step.name] = bound.strips
+                self._ends.append((step.name, bound))
 
     @property
     def saved(self) -> dict[str, int]:
         """Frames and rows that each sink and table has written, by node name."""
         return {name: bound.saved for name, bound in self._saved_of}
 
+    @property
+    def dropped(self) -> dict[str, list[tuple[int, int]]]:
+        """(first, last) numbers of consecutive frames that each transform has given up."""
+        return {name: bound.dropped for name, bound in self._transforms.items()}
+
+    @property
+    def transforms(self) -> bool:
+        """Whether any node keeps a state or runs code of the user's: torn data must not reach it."""
+        return bool(self._transforms)
+
     def failures(self) -> list[NodeFailed]:
         """What has failed since the last call."""
         failed, self._failures = self._failures, []
         return failed
 
-    def stage(self, block: Block, received_ns: int) -> list[tuple[str, _End, Any]]:
-        """Everything that can still be thrown away."""
-        values: dict[str, Block] = {self._name: block}
-        staged = []
+    def stage(self, block: Block, received_ns: int) -> list[_Staged]:
+        """Everything that can still be thrown away; where there are transforms, ``block`` must be stable."""
+        return self._stage_from(self._name, block, received_ns)
+
+    def _stage_from(self, source: str, block: Block, received_ns: int) -> list[_Staged]:
+        """All steps behind a source, with what leaves it."""
+        values: dict[str, Block] = {source: block}
+        staged: list[_Staged] = []
         for step in self._steps:
             bound, given = step.bound, values.get(step.source)
-            if given is None:  # what it reads from has just failed
+            if given is None:  # what it reads from has just failed, or gives nothing this time
                 continue
             if bound is None:
                 values[step.name] = given
                 continue
-            try:
-                out, kept = bound.stage(given, received_ns)
-            except Exception as error:  # noqa: BLE001
-                self._drop(step.name, int(block.numbers[0]), error)
-                out = given if isinstance(bound, _BoundSink) else None
-            else:
-                if not isinstance(bound, _BoundMap):
-                    staged.append((step.name, bound, kept))
+            out, kept = self._stage_kernel(step.name, bound, given, received_ns)
+            staged += kept
             if out is not None:
                 values[step.name] = out
         return staged
 
-    def commit(self, staged: list[tuple[str, _End, Any]], first_frame: int) -> None:
+    def _stage_kernel(
+        self, name: str, bound: _Bound, block: Block, received_ns: int
+    ) -> tuple[Block | None, list[_Staged]]:
+        while True:
+            try:
+                out, kept = bound.stage(block, received_ns)
+            except PartFailed as failed:  # once more without it
+                self._drop(failed.name, int(block.numbers[0]), failed.error)
+                continue
+            except Exception as error:  # noqa: BLE001
+                self._drop(name, int(block.numbers[0]), error)
+                return (block if isinstance(bound, _BoundSink) else None), []
+            if isinstance(bound, BoundChain):
+                ends = dict(self._ends)
+                return out, [(end, ends[end], partial) for end, partial in kept.items()]
+            return out, [(name, bound, kept)] if isinstance(bound, _End) else []
+
+    def commit(self, staged: list[_Staged], first_frame: int) -> None:
         """Make what was staged last."""
         for name, bound, kept in staged:
             try:
@@ -186,8 +288,18 @@ class FlowGraph:
                 self._drop(name, None, error)
 
     def close(self) -> None:
-        """End all files, the rest too where one fails."""
-        ends, self._ends, self._steps = self._ends, [], []
+        """Let transforms give what they still hold, then end all files, the rest too where one fails."""
+        transforms = [(step.name, step.bound) for step in self._steps if isinstance(step.bound, _BoundTransform)]
+        for name, transform in transforms:
+            try:
+                left = transform.finish()
+            except Exception as error:  # noqa: BLE001
+                self._drop(name, None, error)
+            else:
+                if left is not None:
+                    self.commit(self._stage_from(name, left, time.time_ns()), int(left.numbers[0]))
+        ends: list[tuple[str, _End | _BoundTransform]] = [*transforms, *self._ends]
+        self._ends, self._steps = [], []
         for name, bound in ends:
             try:
                 bound.close()
@@ -196,10 +308,12 @@ class FlowGraph:
 
     def _drop(self, name: str, frame: int | None, error: Exception) -> None:
         """Leave out a step that failed and what needs it; their files are ended with what they have."""
-        failed = NodeFailed(name, frame, error)
+        failed = NodeFailed(self._label(name), frame, error)
         self._failures.append(failed)
         gone, kept = {name}, []
         for step in self._steps:
+            if isinstance(step.bound, BoundChain):
+                step.bound.reducers.pop(name, None)
             if step.name == name and isinstance(step.bound, _BoundSink):
                 gone.discard(name)
                 kept.append(_Step(name, step.source, None))
@@ -209,6 +323,7 @@ class FlowGraph:
                 kept.append(step)
         self._steps = kept
         alive = {step.name for step in kept if step.bound is not None}
+        alive.update(*(step.bound.reducers for step in kept if isinstance(step.bound, BoundChain)))
         ended = [end for end in self._ends if end[0] not in alive]
         self._ends = [end for end in self._ends if end[0] in alive]
         for _, bound in ended:
@@ -217,10 +332,17 @@ class FlowGraph:
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
 
+    def _label(self, name: str) -> str:
+        """What failed, for people: of a fused kernel all its maps."""
+        maps = (step.bound.maps for step in self._steps if step.name == name and isinstance(step.bound, BoundChain))
+        return ", ".join(next(maps, (name,)))
+
 
 def _bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> _Bound:
     if isinstance(step.node, Map):
         return _BoundMap(step, files)
+    if isinstance(step.node, Transform):
+        return _BoundTransform(step, files)
     if isinstance(step.node, Reduce):
         return _BoundReduce(step, program, files, directory)
     return _BoundSink(step, program, directory, start_ns)

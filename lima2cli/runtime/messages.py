@@ -59,11 +59,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class ReceiverReport:
-    """Accounting of a receiver: flows by name, frames saved by channel, nodes that failed."""
+    """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms."""
 
     receiver: int
     flows: dict[str, FlowCount]
     saved: dict[str, int]
+    dropped: dict[str, list[tuple[int, int]]]
     usage: Usage
 
 

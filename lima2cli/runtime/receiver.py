@@ -82,9 +82,10 @@ class ReceiverRank:
 
         Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
         and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
+        So it is where nodes keep a state or are the user's: they never see data that may be torn.
         """
         reader, graph, block = self._readers[index], self._graphs[index], batch.block
-        if not block.stable and reader.flow.gdt.overrun == "continue":
+        if not block.stable and (reader.flow.gdt.overrun == "continue" or graph.transforms):
             block = Block(block.frames.copy(), block.numbers, block.times)
             intact = reader.intact(batch)
             reader.release(batch, intact)
@@ -134,6 +135,7 @@ class ReceiverRank:
     def _finish(self) -> None:
         self.close()
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        report = ReceiverReport(self._program.receiver, flows, self._saved(), usage())
+        dropped = {name: ranges for graph in self._graphs for name, ranges in graph.dropped.items()}
+        report = ReceiverReport(self._program.receiver, flows, self._saved(), dropped, usage())
         self._port.send(0, (messages.FINISHED, report))
         self._reported = True
