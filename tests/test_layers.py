@@ -9,7 +9,7 @@ import lima2cli
 PACKAGE = Path(lima2cli.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "testing"),
     ("runtime",),
     ("check",),
     ("program",),
@@ -31,6 +31,7 @@ OWNERS = {
     "fabio": {"artefacts"},
     "mpi4py": {"transport", "runtime"},  # runtime: the main program of a rank needs the world
     "typer": {"cli"},
+    "pytest": {"testing"},
 }
 
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

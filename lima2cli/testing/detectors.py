@@ -1,0 +1,215 @@
+"""What every detector keeps."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, XferParams
+from lima2cli.errors import StateError
+from lima2cli.spec import Array, DetectorInfo, Files
+from lima2cli.testing.inputs import NoFiles, check_declaration, leave_out
+
+Route = tuple[int, int]
+
+
+class DetectorTests:
+    """Subclass it as ``Test…``; give ``config``.
+
+    config     the detector, with parameters
+    whole      the same with one module that covers the image, None where there is no such thing
+    frames     how many are acquired;  period_s   from one to the next, None where there is no clock
+    patience_s how long to wait for them
+    files      the fixture `files`, where parameters name files
+    """
+
+    config: ClassVar[DetectorConfig]
+    whole: ClassVar[DetectorConfig | None] = None
+    frames: ClassVar[int] = 6
+    period_s: ClassVar[float | None] = 1e-3
+    patience_s: ClassVar[float] = 10
+
+    def __init_subclass__(cls) -> None:
+        """Leave out what needs ``whole``, where there is none."""
+        if hasattr(cls, "config"):
+            leave_out(cls, [] if cls.whole is not None else ["test_modules_are_parts_of_the_whole"])
+
+    @pytest.fixture
+    def files(self) -> Files:
+        """Files that parameters name; override it."""
+        return NoFiles()
+
+    @pytest.fixture
+    def info(self, files: Files) -> DetectorInfo:
+        """What the detector says of itself."""
+        return self.config.describe(files)
+
+    @pytest.fixture
+    def detector(self, info: DetectorInfo, files: Files) -> Iterator[Detector]:
+        """The detector, idle."""
+        detector = self.config.open(info, files)
+        yield detector
+        detector.reset()
+
+    def _routes(self, info: DetectorInfo) -> list[Route]:
+        return [(dataset.index, module) for dataset in info.datasets for module in range(len(info.modules))]
+
+    def _acquire(self, detector: Detector, routes: Sequence[Route], period_s: float | None = None) -> None:
+        """Start, and wait until all frames are there."""
+        detector.prepare(AcqParams(self.frames, period_s), XferParams(tuple(routes)))
+        detector.start(time.time_ns())
+        end = time.monotonic() + self.patience_s
+        while detector.nb_acq_frames() < self.frames:
+            assert time.monotonic() < end, f"{detector.nb_acq_frames()} of {self.frames} frames in {self.patience_s} s"
+            time.sleep(1e-3)
+
+    def _all(self, detector: Detector, route: Route, numbers: range) -> Array:
+        """Frames of all numbers, asked for until they are there."""
+        parts: list[Array] = []
+        while numbers:
+            part = detector.get_frames(*route, numbers)
+            assert 1 <= len(part) <= len(numbers), "the leading frames, at least one"
+            parts.append(part.copy())
+            numbers = numbers[len(part) :]
+        return np.concatenate(parts)
+
+    def test_it_is_declared(self) -> None:
+        check_declaration(self.config)
+
+    def test_what_it_says_of_itself(self, info: DetectorInfo, files: Files) -> None:
+        assert self.config.describe(files) == info
+        assert info.kind == self.config.kind
+        assert info.modules
+        for module in info.modules:
+            assert module.area
+            assert info.image.contains(module)
+        for index, module in enumerate(info.modules):
+            assert not any((module & other).area for other in info.modules[:index]), "modules overlap"
+        assert [dataset.index for dataset in info.datasets] == list(range(len(info.datasets)))
+        assert info.datasets
+        assert len({dataset.name for dataset in info.datasets}) == len(info.datasets)
+        for dataset in info.datasets:
+            assert np.dtype(dataset.dtype).name == dataset.dtype
+            assert 1 <= dataset.bits <= 8 * dataset.pixel_bytes
+
+    def test_capabilities_hold(self, info: DetectorInfo) -> None:
+        can = self.config.capabilities
+        if can is None:
+            return
+        assert can.largest is None or (info.width <= can.largest[0] and info.height <= can.largest[1])
+        assert not can.dtypes or {dataset.dtype for dataset in info.datasets} <= set(can.dtypes)
+        assert can.datasets is None or len(info.datasets) <= can.datasets
+        assert can.modules is None or len(info.modules) <= can.modules
+        assert can.channels is None or (info.channels is not None and info.channels <= can.channels)
+        assert can.can_wait == info.can_wait
+
+    def test_states_and_refused_transitions(self, detector: Detector, info: DetectorInfo) -> None:
+        routes = self._routes(info)
+        acquisition, transfer = AcqParams(self.frames, None), XferParams(tuple(routes))
+        calls: dict[str, Callable[[], object]] = {
+            "prepare": lambda: detector.prepare(acquisition, transfer),
+            "start": lambda: detector.start(time.time_ns()),
+            "stop": detector.stop,
+            "get_frames": lambda: detector.get_frames(*routes[0], range(1)),
+        }
+
+        def refused(state: State, *operations: str) -> None:
+            assert detector.status() is state
+            for operation in operations:
+                with pytest.raises(StateError):
+                    calls[operation]()
+                assert detector.status() is state, f"{operation} was refused, and changed the state"
+
+        refused(State.IDLE, "start", "stop", "get_frames")
+        for _ in range(2):  # after stop it can be prepared again
+            calls["prepare"]()
+            refused(State.PREPARED, "prepare", "stop", "get_frames")
+            calls["start"]()
+            refused(State.RUNNING, "prepare", "start")
+            calls["stop"]()
+            refused(State.STOPPED, "start", "stop")
+        detector.reset()
+        refused(State.IDLE, "start", "stop", "get_frames")
+
+    def test_reset_from_any_state(self, detector: Detector, info: DetectorInfo) -> None:
+        route = self._routes(info)[0]
+        detector.reset()
+        assert detector.status() is State.IDLE
+        detector.prepare(AcqParams(self.frames, None), XferParams((route,)))
+        detector.reset()
+        assert detector.status() is State.IDLE
+        self._acquire(detector, [route])
+        detector.reset()
+        assert detector.status() is State.IDLE
+        assert detector.nb_acq_frames() == 0
+        self._acquire(detector, [route])
+        detector.stop()
+        assert len(self._all(detector, route, range(self.frames))) == self.frames
+        detector.reset()
+        assert detector.status() is State.IDLE
+
+    def test_frames_are_the_leading_ones_asked_for(self, detector: Detector, info: DetectorInfo) -> None:
+        self._acquire(detector, self._routes(info))
+        for dataset, module in self._routes(info):
+            rect = info.modules[module]
+            for numbers in (range(self.frames), range(1, self.frames, 2), range(self.frames - 1, self.frames)):
+                frames = detector.get_frames(dataset, module, numbers)
+                assert 1 <= len(frames) <= len(numbers)
+                assert frames.shape[1:] == (rect.height, rect.width)
+                assert frames.dtype == info.datasets[dataset].dtype
+                assert frames.shape[2] == 1 or frames.strides[2] == frames.itemsize, "pixels of a row are contiguous"
+
+    def test_frames_are_the_same_whatever_is_asked(self, detector: Detector, info: DetectorInfo, files: Files) -> None:
+        self._acquire(detector, self._routes(info))
+        for route in self._routes(info):
+            first = self._all(detector, route, range(self.frames))
+            for number in reversed(range(self.frames)):
+                np.testing.assert_array_equal(self._all(detector, route, range(number, number + 1))[0], first[number])
+            np.testing.assert_array_equal(self._all(detector, route, range(0, self.frames, 2)), first[::2])
+            np.testing.assert_array_equal(self._all(detector, route, range(1, self.frames, 3)), first[1::3])
+            alone = self.config.open(info, files)  # as a rank sees it that serves this module only
+            self._acquire(alone, [route])
+            np.testing.assert_array_equal(self._all(alone, route, range(self.frames)), first)
+            alone.reset()
+        detector.stop()
+        np.testing.assert_array_equal(self._all(detector, route, range(self.frames)), first)
+
+    def test_modules_are_parts_of_the_whole(self, detector: Detector, info: DetectorInfo, files: Files) -> None:
+        assert self.whole is not None
+        described = self.whole.describe(files)
+        assert described.modules == (info.image,)
+        one = self.whole.open(described, files)
+        self._acquire(one, self._routes(described))
+        self._acquire(detector, self._routes(info))
+        for dataset, module in self._routes(info):
+            whole = self._all(one, (dataset, 0), range(self.frames))
+            rows, columns = info.modules[module].within(info.image)
+            part = self._all(detector, (dataset, module), range(self.frames))
+            np.testing.assert_array_equal(part, whole[:, rows, columns])
+        one.reset()
+
+    def test_times_increase(self, detector: Detector, info: DetectorInfo) -> None:
+        started = time.time_ns()
+        self._acquire(detector, self._routes(info)[:1], self.period_s)
+        times = detector.times(range(self.frames))
+        assert (times.dtype.name, times.shape) == ("uint64", (self.frames,))
+        steps = np.diff(times.astype(np.int64))
+        assert (steps >= 0).all() if self.period_s is None else (steps > 0).all()
+        assert abs(int(times[0]) - started) < 60e9, "ns since the epoch"
+
+    def test_frames_are_counted(self, detector: Detector, info: DetectorInfo) -> None:
+        assert detector.nb_acq_frames() == 0
+        detector.prepare(AcqParams(self.frames, self.period_s), XferParams(tuple(self._routes(info))))
+        assert detector.nb_acq_frames() == 0
+        detector.start(time.time_ns())
+        counts = [detector.nb_acq_frames() for _ in range(100)]
+        end = time.monotonic() + self.patience_s
+        while counts[-1] < self.frames and time.monotonic() < end:
+            time.sleep(1e-3)
+            counts.append(detector.nb_acq_frames())
+        assert counts == sorted(counts)
+        assert counts[-1] == self.frames, "not more than was asked for, and all of them in time"
+        detector.stop()
+        assert detector.nb_acq_frames() == self.frames

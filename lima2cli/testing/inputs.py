@@ -1,0 +1,132 @@
+"""What nodes are given in conformance tests."""
+
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lima2cli.declare import Table, params
+from lima2cli.errors import FileProblem
+from lima2cli.geometry import Rect
+from lima2cli.plugins import KIND
+from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+from lima2cli.view import View
+
+
+class NoFiles:
+    """`Files` that has none."""
+
+    def stack(self, reference: str) -> StackInfo:
+        """Raises `FileProblem`."""
+        raise FileProblem(f"{reference}: no such file", "file-missing")
+
+    def image(self, reference: str) -> Array:
+        """Raises `FileProblem`."""
+        raise FileProblem(f"{reference}: no such file", "file-missing")
+
+    def frames(self, reference: str) -> FrameReader:
+        """Raises `FileProblem`."""
+        raise FileProblem(f"{reference}: no such file", "file-missing")
+
+    def path(self, reference: str) -> str:
+        """Raises `FileProblem`."""
+        raise FileProblem(f"{reference}: no such file", "file-missing")
+
+
+def frame_spec(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:
+    """Full frames of a detector of this size; ``more``: mask, saturation."""
+    return FrameSpec(dtype, View(Rect(0, 0, width, height)), (width, height), **more)
+
+
+def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:
+    """Read-only frames (count, height, width) over the whole range of the dtype, its limits among them.
+
+    Floats are up to 10000 either way, with one NaN.
+    """
+    random = np.random.default_rng(seed)
+    shape, dtype = (count, *spec.shape), np.dtype(spec.dtype)
+    frames: Array
+    if dtype.kind == "f":
+        frames = random.uniform(-1e4, 1e4, shape).astype(dtype)
+        frames[0, -1, -1] = np.nan
+    else:
+        limits = np.iinfo(dtype)
+        frames = random.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        frames.flat[0], frames.flat[-1] = limits.min, limits.max
+    frames.flags.writeable = False
+    return frames
+
+
+def padded(frames: Array) -> Array:
+    """The same frames, read-only, with gaps between rows and between frames, as aligned slots have them."""
+    count, height, width = frames.shape
+    memory = np.zeros((count, height + 2, width + 5), frames.dtype)
+    view = memory[:, 1 : height + 1, 2 : width + 2]
+    view[...] = frames
+    view.flags.writeable = False
+    return view
+
+
+FIRST, STEP = 10, 2
+"""Frames are numbered 10, 12, 14…"""
+
+
+def frame_block(frames: Array, begin: int = 0, end: int | None = None) -> Block:
+    """Frames ``begin`` to ``end`` of a flow that selects every second one from number 10 on; one each ms."""
+    part = frames[begin:end]
+    numbers = FIRST + STEP * np.arange(begin, begin + len(part), dtype=np.uint64)
+    return Block(part, numbers, np.uint64(10**18) + numbers * np.uint64(1_000_000))
+
+
+SPLITS: tuple[tuple[int, ...], ...] = ((), (1,), (3, 4), (2, 4, 6), (1, 2, 3, 4, 5, 6))
+"""Where 7 frames are cut into blocks."""
+
+COUNT = 7
+
+
+def blocks(frames: Array, cuts: Sequence[int]) -> list[Block]:
+    """The frames as consecutive blocks."""
+    return [frame_block(frames, begin, end) for begin, end in pairwise([0, *cuts, len(frames)])]
+
+
+def leave_out(tests: type, prefixes: Sequence[str]) -> None:
+    """Make pytest pass by the tests that begin so. TypeError where a class that they were left out of needs them."""
+    for name in [name for name in dir(tests) if name.startswith("test_")]:
+        if name.startswith(tuple(prefixes)):
+            setattr(tests, name, None)
+        elif getattr(tests, name) is None:
+            raise TypeError(f"{tests.__name__} lacks {name}: {tests.mro()[1].__name__} is for something else")
+
+
+def check_declaration(value: Any) -> None:
+    """A frozen dataclass with a kind, whose fields are parameters with a doc; it can be sent to other processes."""
+    table = type(value)
+    assert re.fullmatch(KIND, table.kind), "kinds are written in small letters, digits and _"
+    assert (table.__doc__ or "").strip(), "the class has a docstring: its first paragraph stands in lists"
+    assert not (table.__doc__ or "").startswith(f"{table.__name__}("), "dataclass made the docstring: write one"
+    assert {field.name for field in fields(table)} == set(params(table)), "each field is made by `param`"
+    assert all(declared.doc.strip() for declared in params(table).values()), "each parameter has a doc"
+    assert Table(table).schema()["properties"].keys() == params(table).keys()
+    name = next(iter(params(table)), "kind")
+    with pytest.raises((FrozenInstanceError, AttributeError)):
+        setattr(value, name, None)
+    assert pickle.loads(pickle.dumps(value)) == value  # noqa: S301  made here
+
+
+def same_spec(one: Any, other: Any) -> bool:
+    """Whether two specs say the same."""
+    if type(one) is not type(other):
+        return False
+    if not isinstance(one, FrameSpec):
+        return bool(one == other)
+    if one.mask is None or other.mask is None:
+        same_mask = one.mask is other.mask
+    else:
+        same_mask = np.array_equal(one.mask, other.mask)
+    rest = [field.name for field in fields(FrameSpec) if field.name != "mask"]
+    return same_mask and all(getattr(one, name) == getattr(other, name) for name in rest)

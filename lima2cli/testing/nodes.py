@@ -1,0 +1,290 @@
+"""What every node keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, cast
+
+import numpy as np
+import pytest
+
+from lima2cli.artefacts.channel import Channel
+from lima2cli.geometry import Rect, Rule
+from lima2cli.nodes.base import Map, Node, Partial, Reduce, Sink, StripReducer, Transform
+from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, TableSpec
+from lima2cli.testing.inputs import (
+    COUNT,
+    FIRST,
+    SPLITS,
+    STEP,
+    NoFiles,
+    blocks,
+    check_declaration,
+    frame_block,
+    leave_out,
+    padded,
+    random_frames,
+    same_spec,
+)
+
+NS = 1_700_000_000_000_000_000
+RULE = Rule(FIRST, STEP, COUNT, blocks=1, buffers=1, slots=COUNT, stride=1)
+
+
+ROLES: tuple[tuple[type[Node], str], ...] = (
+    (Map, "test_map_"),
+    (Transform, "test_transform_"),
+    (Reduce, "test_table_"),
+    (Sink, "test_sink_"),
+)
+
+
+class NodeTests:
+    """Subclass it as ``Test…``; give ``node`` and ``specs``.
+
+    node   the node, with parameters
+    specs  frames that go into it, at least one
+    files  the fixture `files`, where parameters name files
+    """
+
+    node: ClassVar[Node]
+    specs: ClassVar[Sequence[FrameSpec]]
+
+    def __init_subclass__(cls) -> None:
+        """Leave out what is promised by other roles."""
+        if hasattr(cls, "node"):
+            leave_out(cls, [prefix for role, prefix in ROLES if not isinstance(cls.node, role)])
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Each test with each spec, and with each way to cut frames into blocks."""
+        if "spec" in metafunc.fixturenames:
+            metafunc.parametrize("spec", self.specs, ids=str)
+        if "cuts" in metafunc.fixturenames:
+            metafunc.parametrize("cuts", SPLITS, ids=lambda cuts: f"{len(cuts) + 1}-blocks")
+
+    @pytest.fixture
+    def files(self) -> Files:
+        """Files that parameters name; override it."""
+        return NoFiles()
+
+    def read_back(self, directory: Path) -> Array | None:
+        """What a sink has saved, (n, height, width); None: not looked at. Override it."""
+        return None
+
+    def test_it_is_declared(self) -> None:
+        check_declaration(self.node)
+
+    def test_infer_is_pure(self, spec: FrameSpec, files: Files) -> None:
+        before = replace(spec, mask=None if spec.mask is None else spec.mask.copy())
+        one, other = self.node.infer(spec, files), self.node.infer(spec, files)
+        assert same_spec(one, other)
+        assert same_spec(spec, before)
+        assert list(map(str, self.node.warnings(spec, files))) == list(map(str, self.node.warnings(spec, files)))
+
+    def test_infer_gives_what_its_role_promises(self, spec: FrameSpec, files: Files) -> None:
+        after = self.node.infer(spec, files)
+        if isinstance(self.node, Sink):
+            assert same_spec(after, spec)
+        elif isinstance(self.node, Reduce):
+            assert isinstance(after, TableSpec)
+            assert after.columns
+            assert "frame_number" not in after.columns, "it is there anyway"
+            assert after.default is None or after.default in after.columns
+            assert set(after.units) <= set(after.columns)
+            assert all(np.dtype(dtype).name == dtype for dtype in after.columns.values())
+        else:
+            assert isinstance(after, FrameSpec)
+            assert np.dtype(after.dtype).name == after.dtype
+            assert after.mask is None or (after.mask.shape == after.shape and after.mask.dtype == bool)
+
+    # Maps
+
+    def _mapped(self, spec: FrameSpec, files: Files, given: Sequence[Array]) -> Array:
+        function = cast(Map, self.node).bind(spec, files)
+        return np.concatenate([function(frames).copy() for frames in given])
+
+    def test_map_gives_frames_as_inferred(self, spec: FrameSpec, files: Files) -> None:
+        after = cast(Map, self.node).infer(spec, files)
+        out = cast(Map, self.node).bind(spec, files)(random_frames(spec, COUNT))
+        assert (out.shape, out.dtype.name) == ((COUNT, *after.shape), after.dtype)
+
+    def test_map_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        frames = random_frames(spec, COUNT)
+        whole = self._mapped(spec, files, [frames])
+        np.testing.assert_array_equal(self._mapped(spec, files, np.split(frames, cuts)), whole)
+
+    def test_map_does_not_depend_on_the_layout(self, spec: FrameSpec, files: Files) -> None:
+        frames = random_frames(spec, COUNT)
+        whole = self._mapped(spec, files, [frames])
+        np.testing.assert_array_equal(self._mapped(spec, files, [padded(frames)]), whole)
+
+    def test_map_leaves_its_input_alone(self, spec: FrameSpec, files: Files) -> None:
+        frames = random_frames(spec, COUNT).copy()  # writable: nothing stops a node that writes through a view
+        before = frames.copy()
+        self._mapped(spec, files, [frames])
+        np.testing.assert_array_equal(frames, before)
+
+    # Transforms
+
+    def _transformed(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
+        """Frames, numbers and times of all that comes out."""
+        after = self.node.infer(spec, files)
+        assert isinstance(after, FrameSpec)
+        transformer = cast(Transform, self.node).start(spec, files, RULE)
+        found = [(np.empty((0, *after.shape), after.dtype), np.empty(0, np.uint64), np.empty(0, np.uint64))]
+
+        def keep(out: Block | None) -> None:
+            """Valid until the next step only."""
+            if out is not None:
+                found.append((out.frames.copy(), out.numbers.copy(), out.times.copy()))
+
+        try:
+            for block in given:
+                keep(transformer.step(block))
+            keep(transformer.finish())
+        finally:
+            transformer.close()
+        for frames, numbers, times in found:
+            assert (frames.shape[1:], frames.dtype.name) == (after.shape, after.dtype)
+            assert numbers.dtype == times.dtype == np.uint64
+            assert len(frames) == len(numbers) == len(times)
+        frames, numbers, times = (np.concatenate(column) for column in zip(*found, strict=True))
+        return frames, numbers, times
+
+    def test_transform_gives_frames_as_inferred_and_numbered(self, spec: FrameSpec, files: Files) -> None:
+        _, numbers, _ = self._transformed(spec, files, [frame_block(random_frames(spec, COUNT))])
+        rule, receivers = cast(Transform, self.node).numbering(RULE, (0,))[:2]
+        assert len(receivers) == rule.buffers
+        promised = range(rule.start, rule.start + rule.step * (COUNT if rule.count is None else rule.count), rule.step)
+        assert set(numbers.tolist()) <= set(promised)
+        assert (np.diff(numbers.astype(np.int64)) > 0).all()
+
+    def test_transform_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        frames = random_frames(spec, COUNT)
+        whole = self._transformed(spec, files, [frame_block(frames)])
+        for one, other in zip(self._transformed(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    # Tables
+
+    def _partials(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> list[Partial]:
+        reducer = cast(Reduce, self.node).start(spec, files)
+        return [reducer.step(block, NS) for block in given]
+
+    def _rows(self, partials: Sequence[Partial]) -> Mapping[str, Array]:
+        joined = {key: np.concatenate([one[key] for one in partials]) for key in partials[0]}
+        return cast(Reduce, self.node).finish(joined)
+
+    def test_table_has_columns_as_inferred(self, spec: FrameSpec, files: Files) -> None:
+        table = cast(Reduce, self.node).infer(spec, files)
+        given = frame_block(random_frames(spec, COUNT))
+        partials = self._partials(spec, files, [given])
+        assert partials[0]["frame_number"].dtype == np.uint64
+        rows = self._rows(partials)
+        dtypes = {name: values.dtype.name for name, values in rows.items() if name != "frame_number"}
+        assert dtypes == dict(table.columns)
+        numbers = rows["frame_number"].tolist()
+        assert numbers == sorted(set(numbers)), "at most one row per frame, in their order"
+        assert set(numbers) <= set(given.numbers.tolist())
+        assert {values.shape for values in rows.values()} == {(len(numbers),)}
+
+    def test_table_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        frames = random_frames(spec, COUNT)
+        whole = self._rows(self._partials(spec, files, [frame_block(frames)]))
+        for given in (frames, padded(frames)):
+            cut = self._rows(self._partials(spec, files, blocks(given, cuts)))
+            for name in whole:
+                np.testing.assert_array_equal(cut[name], whole[name])
+
+    def test_table_keeps_nothing_of_the_block(self, spec: FrameSpec, files: Files) -> None:
+        frames = random_frames(spec, COUNT)
+        given = frame_block(frames.copy())
+        partials = self._partials(spec, files, [given])
+        np.testing.assert_array_equal(given.frames, frames)
+        before = {name: values.copy() for name, values in self._rows(partials).items()}
+        given.frames[...], given.numbers[...], given.times[...] = 0, 0, 0
+        for name, values in self._rows(partials).items():
+            np.testing.assert_array_equal(values, before[name])
+
+    def test_table_merges_parts_in_any_grouping(self, spec: FrameSpec, files: Files) -> None:
+        given = [frame_block(random_frames(spec, COUNT, seed)) for seed in (1, 2, 3)]
+        one, two, three = (self._partials(spec, files, [block])[0] for block in given)
+        merge = cast(Reduce, self.node).merge
+        before = {key: values.copy() for key, values in one.items()}
+        left, right = self._rows([merge(merge(one, two), three)]), self._rows([merge(one, merge(two, three))])
+        for name in left:
+            np.testing.assert_allclose(left[name], right[name], rtol=1e-5)
+        np.testing.assert_array_equal(left["frame_number"], self._rows([one])["frame_number"])
+        for key, values in one.items():
+            np.testing.assert_array_equal(values, before[key], "merge writes to its arguments")
+
+    def test_table_strips_give_the_same(self, spec: FrameSpec, files: Files) -> None:
+        node = cast(Reduce, self.node)
+        if not node.strips:
+            return
+        given = frame_block(random_frames(spec, COUNT))
+        whole = self._rows(self._partials(spec, files, [given]))
+        reducer = cast(StripReducer, node.start(spec, files))
+        reducer.begin(COUNT)
+        for frames in (slice(0, 3), slice(3, COUNT)):
+            for top in range(0, spec.shape[0], 5):
+                rows = slice(top, min(top + 5, spec.shape[0]))
+                reducer.strip(given.frames[frames, rows], frames, rows)
+        cut = self._rows([reducer.end(given, NS)])
+        for name in whole:
+            np.testing.assert_allclose(cut[name], whole[name], rtol=1e-6)
+
+    # Sinks
+
+    def _channel(self, spec: FrameSpec) -> Channel:
+        height, width = spec.shape
+        dataset = DatasetInfo("data", 0, spec.dtype, 8 * np.dtype(spec.dtype).itemsize)
+        detector = DetectorInfo("test", "test", *spec.detector, (Rect(0, 0, *spec.detector),), (dataset,))
+        storage = cast(Sink, self.node).channel(spec, None)
+        return Channel(
+            name="test",
+            node="save",
+            flow="data",
+            dtype=spec.dtype,
+            height=height,
+            width=width,
+            rule=RULE,
+            selected=COUNT,
+            receivers=(0,),
+            view=spec.view,
+            detector=detector,
+            mask=spec.mask,
+            **storage,
+        )
+
+    def test_sink_saves_every_frame(self, spec: FrameSpec, files: Files, cuts: Sequence[int], tmp_path: Path) -> None:
+        frames = random_frames(spec, COUNT)
+        writer = cast(Sink, self.node).open(self._channel(spec), str(tmp_path), 0, NS)
+        try:
+            for block in blocks(frames, cuts):
+                memory = padded(block.frames)
+                staged = writer.stage(Block(memory, block.numbers, block.times, False))
+                cast(Array, memory.base)[...] = 0  # what was staged must not look at it any more
+                assert writer.commit(staged) == len(block.numbers)
+                writer.flush()
+        finally:
+            writer.close()
+        assert any(tmp_path.iterdir())
+        saved = self.read_back(tmp_path)
+        if saved is not None:
+            np.testing.assert_array_equal(saved, frames)
+
+    def test_sink_forgets_what_was_not_committed(self, spec: FrameSpec, files: Files, tmp_path: Path) -> None:
+        frames = random_frames(spec, COUNT)
+        writer = cast(Sink, self.node).open(self._channel(spec), str(tmp_path), 0, NS)
+        try:
+            writer.stage(frame_block(frames, 0, 2))
+            assert writer.commit(writer.stage(frame_block(frames, 2))) == COUNT - 2
+        finally:
+            writer.close()
+        saved = self.read_back(tmp_path)
+        if saved is not None:
+            np.testing.assert_array_equal(saved, frames[2:])
+
+
+__all__ = ["NodeTests"]
