@@ -60,7 +60,9 @@ class Metadata:
     title: str | None = param("Title of the measurement.", Text(), None)
     photon_energy: float | None = param("Photon energy.", Quantity("eV", above=0), None)
     distance: float | None = param("Sample to detector.", Quantity("metres", above=0), None)
-    beam_center: Point | None = param("Where the direct beam hits the detector.", Table(Point), None)
+    beam_center: Point | None = param(
+        "Where the direct beam hits the detector; centres of pixels are whole numbers.", Table(Point), None
+    )
     sample: str | None = param("Name of the sample.", Text(), None)
     extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
 

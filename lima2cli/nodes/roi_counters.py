@@ -60,7 +60,7 @@ class RoiCounters(Reduce):
                 "saturation-unknown",
                 "the saturation of these pixels is not known",
                 ("statistics",),
-                "give the detector its `saturation`, and count before pixels are binned or images subtracted or divided",
+                "give the detector its `saturation`, and count before pixels are binned, subtracted from or divided",
             )
         dtypes = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "uint32"}
         columns = {f"{roi}_{name}": dtypes.get(name, spec.dtype) for roi in self.rois for name in self.statistics}
