@@ -268,7 +268,7 @@ class FlowGraph:
                 return (block if isinstance(bound, _BoundSink) else None), []
             if isinstance(bound, BoundChain):
                 ends = dict(self._ends)
-                return out, [(end, ends[end], partial) for end, partial in kept.items()]
+                return out, [(end, ends[end], partial) for end, partial in cast(dict[str, Partial], kept).items()]
             return out, [(name, bound, kept)] if isinstance(bound, _End) else []
 
     def commit(self, staged: list[_Staged], first_frame: int) -> None:

@@ -1,0 +1,131 @@
+"""Steps to kernels: what is computed together, while a strip of a frame is in cache.
+
+The passes, in order, each from kernels to kernels:
+
+drop_unread       maps whose frames nobody reads are left out
+join_maps         pixel-wise neighbours become one kernel, where nobody else reads the frames between them
+join_reductions   reductions that take strips join the pixel-wise kernel whose result they read
+keep_what_is_read frames that only a kernel's own reductions read are never made whole
+
+Results are those of the steps one by one: pixels bit for bit, sums but for the order of their terms.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lima2cli.nodes.base import Map, Reduce, Sink
+from lima2cli.nodes.pixelwise import Pixelwise
+from lima2cli.plan.records import Kernel, Step
+
+Steps = Mapping[str, Step]
+Kernels = tuple[Kernel, ...]
+
+
+def fuse_steps(steps: Sequence[Step], *, on: bool = True) -> Kernels:
+    """The kernels of steps that are in the order of the data; ``on`` False = one each."""
+    by_name = {step.name: step for step in steps}
+    kernels = tuple(_alone(step) for step in steps)
+    verify(kernels, by_name)
+    for one in PASSES if on else ():
+        kernels = one(kernels, by_name)
+        verify(kernels, by_name)
+    return kernels
+
+
+def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
+    """From the end of the data on, so that what only a left out map reads goes too."""
+    read: set[str] = set()
+    kept = []
+    for kernel in reversed(kernels):
+        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map) or kernel.maps[-1] in read:
+            kept.append(kernel)
+            read.add(kernel.source)
+    return tuple(reversed(kept))
+
+
+def join_maps(kernels: Kernels, steps: Steps) -> Kernels:
+    """A chain stands where its first map stood, before all that read it."""
+    readers = _readers(kernels)
+    joined: list[Kernel] = []
+    for kernel in kernels:
+        at = _chain_before(kernel, joined, steps)
+        if at is not None and readers[kernel.source] == 1 and _pixelwise(kernel, steps):
+            joined[at] = replace(joined[at], maps=joined[at].maps + kernel.maps, makes=kernel.makes)
+        else:
+            joined.append(kernel)
+    return tuple(joined)
+
+
+def join_reductions(kernels: Kernels, steps: Steps) -> Kernels:
+    """Reductions of one pixel-wise result share its strips."""
+    joined: list[Kernel] = []
+    for kernel in kernels:
+        at = _chain_before(kernel, joined, steps)
+        if at is not None and _takes_strips(kernel, steps):
+            joined[at] = replace(joined[at], ends=joined[at].ends + kernel.ends)
+        else:
+            joined.append(kernel)
+    return tuple(joined)
+
+
+def keep_what_is_read(kernels: Kernels, steps: Steps) -> Kernels:
+    """What a kernel makes beyond its own use is what another one begins with."""
+    readers = _readers(kernels)
+    return tuple(replace(kernel, makes=tuple(name for name in kernel.makes if name in readers)) for kernel in kernels)
+
+
+PASSES: tuple[Callable[[Kernels, Steps], Kernels], ...] = (drop_unread, join_maps, join_reductions, keep_what_is_read)
+
+
+def verify(kernels: Kernels, steps: Steps) -> None:
+    """What holds after every pass; AssertionError where the compiler is wrong.
+
+    Each node is in one kernel at most, and all that save or count are in one; frames exist before they are read;
+    maps are chained in the order of the data, within one flow, and only reductions that take strips stand behind them.
+    """
+    known = {step.flow for step in steps.values()}
+    names: list[str] = []
+    for kernel in kernels:
+        assert kernel.source in known, f"{kernel.nodes} before {kernel.source}"
+        reads = [kernel.source, *kernel.maps]
+        for name, source in zip(kernel.maps, reads, strict=False):
+            assert steps[name].source == source, f"{name} reads {steps[name].source}, not {source}"
+        assert all(steps[name].source == reads[-1] for name in kernel.ends), kernel.nodes
+        assert {steps[name].flow for name in kernel.nodes} == {kernel.flow}, kernel.nodes
+        assert not kernel.fused or _pixelwise(kernel, steps), kernel.nodes
+        assert set(kernel.makes) <= set(kernel.maps[-1:]) | set(kernel.ends), kernel.nodes
+        known |= set(kernel.makes)
+        names += kernel.nodes
+    assert len(set(names)) == len(names), names
+    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map))
+
+
+def _alone(step: Step) -> Kernel:
+    """A sink hands its frames on."""
+    if isinstance(step.node, Reduce):
+        return Kernel(step.flow, step.source, (), (step.name,), ())
+    if isinstance(step.node, Sink):
+        return Kernel(step.flow, step.source, (), (step.name,), (step.name,))
+    return Kernel(step.flow, step.source, (step.name,), (), (step.name,))
+
+
+def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: Steps) -> int | None:
+    """Which is the pixel-wise kernel whose result this one reads."""
+    at = (i for i, other in enumerate(others) if kernel.source in other.maps[-1:] and _pixelwise(other, steps))
+    return next(at, None)
+
+
+def _readers(kernels: Kernels) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for kernel in kernels:
+        counts[kernel.source] = counts.get(kernel.source, 0) + 1
+    return counts
+
+
+def _pixelwise(kernel: Kernel, steps: Steps) -> bool:
+    return bool(kernel.maps) and all(isinstance(steps[name].node, Pixelwise) for name in kernel.maps)
+
+
+def _takes_strips(kernel: Kernel, steps: Steps) -> bool:
+    nodes = [steps[name].node for name in kernel.nodes]
+    return all(isinstance(node, Reduce) and node.strips for node in nodes)
