@@ -29,12 +29,19 @@ class Checked:
 
 
 def check_text(
-    text: str, file: str, base: Path, *, cores: int, environment: Mapping[str, str], overrides: Sequence[str] = ()
+    text: str,
+    file: str,
+    base: Path,
+    *,
+    cores: int,
+    environment: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    fuse: bool = True,
 ) -> Checked:
     """Load, parse and compile; every mistake is in the findings.
 
     file   name to show, ``-`` for standard input;  base   directory that files with data are relative to
-    cores  of this machine, a bound on the number of detector ranks
+    cores  of this machine, a bound on the number of detector ranks;  fuse   see `compile_plan`
     """
     findings = Findings()
     document = load(text, file, findings, environment=environment, overrides=overrides)
@@ -42,5 +49,5 @@ def check_text(
         return Checked(Source(file, text), findings)
     with FileStore(base) as files:
         pipeline = parse(document, findings, files)
-        plan = compile_plan(pipeline, files, findings, cores=cores)
+        plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
     return Checked(document, suppress(document, findings), pipeline, plan)

@@ -21,4 +21,5 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="KEY.PATH=VALUE", help="Replace a value of the file; may be repeated."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")]
+NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Every node is a kernel of its own.", hidden=True)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", hidden=True)]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lima2cli.cli.border import FINE, PROBLEMS, border
-from lima2cli.cli.options import Debug, Overrides, Strict
+from lima2cli.cli.options import Debug, NoFuse, Overrides, Strict
 
 
 class PlanFormat(StrEnum):
@@ -27,6 +27,7 @@ def plan(
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write to this file.")] = None,
     overrides: Overrides = None,
     strict: Strict = False,
+    no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
     """Show what a pipeline compiles to: data flows, ranks, memory, rates, nodes. Nothing is run.
@@ -41,7 +42,7 @@ def plan(
         from lima2cli.plan.listing import c_listing
         from lima2cli.plan.show import show_plan
 
-        checked = check_file(file, overrides or ())
+        checked = check_file(file, overrides or (), fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
         if checked.plan is None or (strict and warnings):
             as_json = format is PlanFormat.JSON

@@ -11,14 +11,14 @@ from lima2cli.document import Source
 from lima2cli.errors import UnreadableInput
 
 
-def check_file(file: str, overrides: Sequence[str] = ()) -> Checked:
+def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
     """Check a file, or standard input for ``-``, whose data files are relative to the working directory.
 
     Raises `UnreadableInput`.
     """
     base = Path(".") if file == "-" else Path(file).parent
     cores = len(os.sched_getaffinity(0))
-    return check_text(read(file), file, base, cores=cores, environment=os.environ, overrides=overrides)
+    return check_text(read(file), file, base, cores=cores, environment=os.environ, overrides=overrides, fuse=fuse)
 
 
 def unreadable(file: str, error: UnreadableInput) -> Checked:

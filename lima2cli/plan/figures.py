@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Map, Reduce
+from lima2cli.nodes.base import Map, Reduce, Sink
 from lima2cli.plan.records import Gdt, Plan
 
 VERSION = 1
@@ -27,10 +27,10 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             | ({"receiver": plan.receivers[role.receiver]} if role.receiver is not None else {})
             for role in plan.ranks
         ],
-        "kernels": [
+        "nodes": [
             {
                 "flow": step.flow,
-                "nodes": [step.name],
+                "name": step.name,
                 "kind": step.node.kind,
                 "input": str(step.before),
                 "output": str(step.after),
@@ -38,6 +38,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             }
             for step in plan.steps
         ],
+        "kernels": kernel_figures(plan),
         "memory": memory_figures(plan),
         "links": link_figures(plan),
         "channels": {
@@ -162,6 +163,29 @@ def link_figures(plan: Plan) -> dict[str, Any]:
         "receivers": into if known else dict.fromkeys(into),
         "modules": out if known else dict.fromkeys(out),
     }
+
+
+def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
+    """Which nodes are computed together, in the order of the data; ``materialised`` are those whose frames are made
+    whole, ``strips`` the reductions that read a frame while it is computed. Nodes in none are left out of the run."""
+    nodes = {step.name: step.node for step in plan.steps}
+    return [
+        {
+            "flow": kernel.flow,
+            "input": kernel.source,
+            "nodes": list(kernel.nodes),
+            "fused": kernel.fused,
+            "strips": list(kernel.ends) if kernel.fused else [],
+            "materialised": [name for name in kernel.makes if not isinstance(nodes[name], Sink)],
+        }
+        for kernel in plan.kernels
+    ]
+
+
+def unused_nodes(plan: Plan) -> list[str]:
+    """Nodes that are in no kernel: nobody reads what they give."""
+    used = {name for kernel in plan.kernels for name in kernel.nodes}
+    return [step.name for step in plan.steps if step.name not in used]
 
 
 def kernel_role(node: object) -> str:

@@ -3,14 +3,23 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lima2cli.plan.figures import gdt_figures, kernel_role, link_figures, slack_s
+from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes
 from lima2cli.plan.flows import size_text
 from lima2cli.plan.records import Gdt, Plan
 
 
 def show_plan(plan: Plan) -> str:
-    """Ranks, flows, local buffers, memory, rates, nodes."""
-    sections = [_head(plan), _ranks(plan), _flows(plan), _buffers(plan), _memory(plan), _rates(plan), _nodes(plan)]
+    """Ranks, flows, local buffers, memory, rates, nodes, kernels."""
+    sections = [
+        _head(plan),
+        _ranks(plan),
+        _flows(plan),
+        _buffers(plan),
+        _memory(plan),
+        _rates(plan),
+        _nodes(plan),
+        _kernels(plan),
+    ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -109,6 +118,20 @@ def _nodes(plan: Plan) -> str:
         receivers = ", ".join(plan.receivers[r] for r in plan.gdt(step.flow).receivers)
         rows.append((step.name, step.node.kind, kernel_role(step.node), f"{step.source} → {step.after}", receivers))
     return "nodes\n" + _table(rows) if rows else ""
+
+
+def _kernels(plan: Plan) -> str:
+    """What is computed together."""
+    rows = [(k["flow"], " + ".join(k["nodes"]), _strips(k)) for k in kernel_figures(plan)]
+    flows = {step.name: step.flow for step in plan.steps}
+    rows += [(flows[name], name, "left out: no node reads it") for name in unused_nodes(plan)]
+    return "kernels\n" + _table(rows) if rows else ""
+
+
+def _strips(kernel: dict[str, Any]) -> str:
+    if not kernel["fused"]:
+        return ""
+    return f"fused; makes the frames of {', '.join(kernel['materialised'])}" if kernel["materialised"] else "fused"
 
 
 def _compact(numbers: Iterable[int]) -> str:

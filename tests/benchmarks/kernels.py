@@ -1,0 +1,133 @@
+"""How fast frames are corrected and counted, against the same steps in plain numpy one after another, in one run.
+
+    python -m tests.benchmarks.kernels [--repeat 9]
+
+Background, flat field, mask, and counters (avg, std, min, max, sum) of the whole frame; corrected frames are made by
+both. One core. Figures are medians; each repeat does all of them, since machines are noisy. Plain numpy selects good
+pixels in the faster of two ways, `where=` or an index; nodes are the same nodes without fusion.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import numpy as np  # noqa: E402  after the threads
+
+from lima2cli.nodes.pixelwise import Chain  # noqa: E402
+from lima2cli.spec import Array  # noqa: E402
+from tests.node_inputs import MemoryFiles, block, node, spec_of  # noqa: E402
+
+CASES = (("uint16", 1, 2048), ("uint16", 16, 256), ("uint32", 1, 2048), ("float32", 1, 1024))
+"""dtype, frames of a block, side of a frame."""
+
+MASKED = 0.002
+
+
+def plain(frames: Array, dark: Array, flat: Array, bad: Array) -> Callable[[bool], Any]:
+    """The steps as numpy's one-liners, with or without ``where=``."""
+    good = ~bad
+    index = np.flatnonzero(good)
+
+    def steps(where: bool) -> Any:
+        corrected = frames - dark
+        corrected = corrected / flat
+        corrected[:, bad] = 0
+        if where:
+            use: dict[str, Any] = {"axis": (1, 2), "where": good}
+            pixels, low, high = corrected, {"initial": np.inf}, {"initial": -np.inf}
+        else:
+            use, low, high = {"axis": 1}, {}, {}
+            pixels = corrected.reshape(len(corrected), -1)[:, index]
+        wide: dict[str, Any] = {"dtype": np.float64}
+        return corrected, (
+            pixels.mean(**use, **wide),
+            pixels.std(**use, **wide),
+            pixels.min(**use, **low),
+            pixels.max(**use, **high),
+            pixels.sum(**use, **wide),
+        )
+
+    return steps
+
+
+def ours(frames: Array, dark: Array, flat: Array, bad: Array, *, fused: bool) -> Callable[[], Any]:
+    """The nodes, as a receiver binds them."""
+    files = MemoryFiles(dark=dark, flat=flat, bad=bad.astype(np.uint8))
+    maps = [node("background_sub", image="dark"), node("flatfield", image="flat"), node("mask", image="bad", fill=0)]
+    spec = spec_of(str(frames.dtype), *frames.shape[1:])
+    affines = []
+    for use in maps:
+        affines.append(use.affine(spec, files))
+        spec = use.infer(spec, files)
+    side = frames.shape[1]
+    counters = node("roi_counters", rois={"all": {"rect": {"x": 0, "y": 0, "width": side, "height": side}}})
+    reducer = counters.start(spec, files)
+    whole = block(frames)
+    chains = [Chain(affines, side, side)] if fused else [Chain([affine], side, side) for affine in affines]
+
+    def together() -> Any:
+        reducer.begin(len(frames))
+        return chains[0](frames, [reducer.strip]), counters.finish(reducer.end(whole, 0))
+
+    def one_by_one() -> Any:
+        out = frames
+        for chain in chains:
+            out = chain(out)
+        return out, counters.finish(reducer.step(block(out), 0))
+
+    return together if fused else one_by_one
+
+
+def medians(functions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
+    """Seconds of each, taken in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeat + 1):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            if turn:  # the first warms up
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=9)
+    repeat = parser.parse_args().repeat
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    for dtype, count, side in CASES:
+        random = np.random.default_rng(1)
+        frames = random.poisson(1000, (count, side, side)).astype(dtype)
+        dark = random.uniform(90, 110, (side, side)).astype(np.float32)
+        flat = random.uniform(0.9, 1.1, (side, side)).astype(np.float32)
+        bad = random.uniform(size=(side, side)) < MASKED
+        steps = plain(frames, dark, flat, bad)
+        times = medians(
+            {
+                "where": lambda steps=steps: steps(True),  # type: ignore[misc]
+                "index": lambda steps=steps: steps(False),  # type: ignore[misc]
+                "nodes": ours(frames, dark, flat, bad, fused=False),
+                "fused": ours(frames, dark, flat, bad, fused=True),
+            },
+            repeat,
+        )
+        best = min(times["where"], times["index"])
+        print(
+            f"{count:3d} x {side} x {side} {dtype:8s}"
+            f" plain {best * 1e3:7.2f} ms  nodes {times['nodes'] * 1e3:7.2f} ms  fused {times['fused'] * 1e3:7.2f} ms"
+            f"  {frames.nbytes / times['fused'] / 1e9:5.2f} GB/s"
+            f"  plain / fused {best / times['fused']:.2f}  nodes / fused {times['nodes'] / times['fused']:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
