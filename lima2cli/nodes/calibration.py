@@ -43,6 +43,15 @@ def calibration(
     return np.ascontiguousarray(part, dtype=np.float64)
 
 
+def stages(reference: str, count: int, spec: FrameSpec, files: Files, key: str, binning: How) -> NDArray[np.float64]:
+    """float64 (count, height, width) of ``spec``: one image for each gain stage. Raises as `calibration`."""
+    found = files.stack(reference).shape[0]
+    if found != count:
+        message = f"{reference} holds {found} image{'s' * (found != 1)}, {count} are needed: one for each gain stage"
+        raise Misfit("calibration-shape", message, (key,), f"({count}, height, width)")
+    return np.ascontiguousarray(_part(reference, spec, files, key, binning, kinds="iuf"), dtype=np.float64)
+
+
 def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) -> NDArray[np.bool_] | None:
     """bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
 

@@ -11,6 +11,7 @@ from lima2cli.nodes.background_sub import BackgroundSub
 from lima2cli.nodes.base import Map, Node, Reduce, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.flatfield import Flatfield
+from lima2cli.nodes.gain import Gain
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.mask import Mask
 from lima2cli.nodes.python import Python
@@ -20,7 +21,7 @@ from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
-    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, BackgroundSub, Flatfield, Mask, Python, Accumulate,
+    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, BackgroundSub, Flatfield, Mask, Gain, Python, Accumulate,
 )  # fmt: skip
 
 NODES: Kinds[Node] = Kinds(

@@ -1,0 +1,97 @@
+"""Node `gain`: charge of pixels that switch their gain, as those of JUNGFRAU.
+
+A raw pixel is uint16: its two top bits choose the stage (0, 1, 3 → stage 0, 1, 2; 2 is no stage), the low 14 are ADU.
+
+    out = (low 14 bits - pedestal[stage]) / gain[stage]                      float32, units of 1 / gain
+    out = (low 14 bits - pedestal[stage]) / gain[stage] / photon_energy      photons, where gain is ADU per keV
+
+``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`. A pixel without a stage (also 0x8000, a
+missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a gain of 0. Pixels for
+which that is so in stage 0 are masked for good. The saturation level is not known afterwards.
+
+Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import FileReference, Quantity, param
+from lima2cli.errors import Misfit
+from lima2cli.nodes.base import Map
+from lima2cli.nodes.calibration import stages
+from lima2cli.nodes.tiles import tiles
+from lima2cli.spec import Array, Files, FrameSpec
+
+STAGES = 3
+ADU = np.uint16(0x3FFF)
+STAGE_OF_BITS = np.array([0, 1, -1, 2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain(Map):
+    """Turns gain-switched raw pixels into charge or photons."""
+
+    kind: ClassVar[str] = "gain"
+
+    pedestal: str = param("Pedestals in ADU: a file (3, height, width).", FileReference())
+    gain: str = param(
+        "Gains: a file (3, height, width), in ADU per keV where `photon_energy` is given.", FileReference()
+    )
+    photon_energy: float | None = param(
+        "Energy of a photon; the output is then photons.", Quantity("eV", above=0), None
+    )
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`."""
+        if spec.dtype != "uint16":
+            raise Misfit("edge-mismatch", f"gain-switched pixels are uint16, these are {spec.dtype}")
+        if spec.view.binning != (1, 1):
+            raise Misfit("edge-mismatch", "gain-switched pixels can't be binned before their gain is known")
+        _, divisor = self._images(spec, files)
+        return replace(spec, dtype="float32", saturation=None).masked(np.isnan(divisor[0]))
+
+    def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pedestal and divisor of each stage; the divisor is NaN where a pixel has no value."""
+        pedestal = stages(self.pedestal, STAGES, spec, files, "pedestal", "sum")
+        divisor = stages(self.gain, STAGES, spec, files, "gain", "mean")
+        unusable = np.isnan(pedestal) | (divisor == 0)
+        divisor = np.where(unusable, np.nan, divisor * ((self.photon_energy or 1e3) / 1e3))
+        return pedestal, divisor
+
+    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
+        """See `Map.bind`."""
+        return _Charge(*self._images(spec, files))
+
+
+class _Charge:
+    """Frames (n, height, width) uint16 → float32, in an array of its own."""
+
+    def __init__(self, pedestal: NDArray[np.float64], divisor: NDArray[np.float64]) -> None:
+        self._pedestal, self._divisor = pedestal, divisor
+        self._flat = pedestal.reshape(STAGES, -1), divisor.reshape(STAGES, -1)
+        self._out = np.empty((0, *pedestal.shape[1:]), np.float32)
+
+    def __call__(self, frames: Array) -> Array:
+        """The charge of a block."""
+        if len(frames) > len(self._out):
+            self._out = np.empty(frames.shape, np.float32)
+        out = self._out[: len(frames)]
+        for deep, rows in tiles(*frames.shape):
+            self._tile(frames[deep, rows], out[deep, rows], rows)
+        return out
+
+    def _tile(self, raw: Array, out: Array, rows: slice) -> None:
+        """All pixels as of stage 0, then those of other stages again."""
+        work = np.subtract(raw & ADU, self._pedestal[0, rows])
+        np.divide(work, self._divisor[0, rows], out=work)
+        other = np.nonzero(raw > ADU)
+        if len(other[0]):
+            stage = STAGE_OF_BITS[raw[other] >> 14]
+            pixel = (other[1] + rows.start) * self._pedestal.shape[2] + other[2]
+            pedestal, divisor = (images[stage, pixel] for images in self._flat)
+            work[other] = np.where(stage < 0, np.nan, ((raw[other] & ADU) - pedestal) / divisor)
+        np.copyto(out, work, casting="unsafe")
