@@ -8,7 +8,7 @@ imported breaks nothing that does not use it.
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lima2cli.declare import Table, params
@@ -135,7 +135,8 @@ class Kinds(Generic[T]):
             return f"is none of {', '.join(role.__name__ for role in self._roles)}"
         if "__dataclass_fields__" not in vars(loaded):
             return "is no dataclass"
-        if extra := [name for name in vars(loaded)["__dataclass_fields__"] if name not in params(loaded)]:
+        table: Any = loaded  # for fields(), which wants to see that it is a dataclass
+        if extra := [field.name for field in fields(table) if field.name not in params(table)]:
             return f"has a field that is not made by `param`: {', '.join(extra)}"
         if _kind(loaded) != name:
             return f"has the kind `{_kind(loaded)}`: name and kind must be the same"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["plugin_example"]  # a package of its own, installed and tested by test_plugins.py
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

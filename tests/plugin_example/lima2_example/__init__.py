@@ -1,0 +1,1 @@
+"""A node and a detector for lima2."""
