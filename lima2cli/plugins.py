@@ -39,7 +39,7 @@ class Origin:
     version: str | None = None
 
     def __str__(self) -> str:
-        return "built in" if self.distribution is None else f"{self.distribution} {self.version}"
+        return "built in" if self.distribution is None else f"{self.distribution} {self.version}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Kinds(Generic[T]):
             claims.setdefault(claim.name, []).append(claim)
         found = {name: Kind(table) for name, table in self.built_in.items()}
         for name, claimed in claims.items():
-            found[name] = self._one(name, claimed, asked is None or name in asked)
+            if asked is None or name not in self._reserved:  # those are told of in lists only
+                found[name] = self._one(name, claimed, asked is None or name in asked)
         return found
 
     def _one(self, name: str, claims: Sequence["EntryPoint"], wanted: bool) -> Kind[T]:
@@ -154,7 +155,8 @@ def _kind(table: Any) -> str:
 
 
 def _origin(claim: "EntryPoint") -> Origin:
-    return Origin("an unnamed package", "") if claim.dist is None else Origin(claim.dist.name, claim.dist.version)
+    name, version = (None, None) if claim.dist is None else (claim.dist.name, claim.dist.version)
+    return Origin(name or "an unnamed package", version or "")  # metadata may be incomplete
 
 
 def _said(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
 from lima2cli.config.schema import schema_text
 from lima2cli.diagnostics import Diagnostic
+from lima2cli.nodes.kinds import LANGUAGE, node_kinds
 from tests.running import TRANSPORTS, lima2, run
 
 ROOT = Path(__file__).parents[1]
@@ -202,14 +203,23 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add(self, name: str, kind: str, value: str = "Good", *, code: str = NODE, version: str = "1.0") -> None:
-        """A package with one module, and one entry point for a node."""
+    def add(
+        self,
+        name: str,
+        kind: str,
+        value: str = "Good",
+        *,
+        code: str = NODE,
+        version: str = "1.0",
+        group: str = "lima2cli.nodes",
+    ) -> None:
+        """A package with one module, and one entry point."""
         module = name.replace("-", "_")
         (self.folder / f"{module}.py").write_text(code.replace("KIND", kind))
         info = self.folder / f"{module}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[lima2cli.nodes]\n{kind} = {module}:{value}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{kind} = {module}:{value}\n")
 
 
 @pytest.fixture
@@ -276,6 +286,32 @@ def test_what_is_wrong_with_a_package_is_said_where_its_kind_is_used(
     assert not check("good").findings.failed
 
 
+def test_a_detector_that_cannot_be_used_is_the_only_mistake(packages: Site) -> None:
+    packages.add("bad-one", "bad", group="lima2cli.detectors")
+    text = "lima2: 1\ndetector: {bad: {}}\nnodes: {save: {input: data, io_hdf5: {}}}\n"
+    found = error(check_text(text, "p.yaml", Path(), cores=2, environment={}))
+    assert (found.rule, found.at) == ("plugin-broken", ("detector", "bad"))
+    assert found.message == (
+        "the detector `bad` of bad-one 1.0 cannot be used: bad_one:Good is no lima2cli.detectors.base.DetectorConfig"
+    )
+
+
+def test_a_package_may_bring_what_this_version_lacks(packages: Site) -> None:
+    later = next(kind for kind in LANGUAGE if kind not in node_kinds())
+    assert error(check(later)).rule == "not-available"
+    packages.add("good-one", later)
+    assert not check(later).findings.failed
+
+
+def test_packages_without_a_name_are_no_part_of_lima2(packages: Site) -> None:
+    packages.add("bad-one", "checkpoint")
+    packages.add("good-one", "good")
+    (packages.folder / "bad_one-1.0.dist-info" / "METADATA").unlink()
+    assert error(check("checkpoint", "good")).message == (
+        "the node `checkpoint` is claimed by lima2 itself and an unnamed package"
+    )
+
+
 def test_a_broken_package_is_not_imported_where_it_is_not_used(packages: Site) -> None:
     packages.add("bad-one", "bad", code="raise BaseException")
     packages.add("good-one", "good")
@@ -288,6 +324,11 @@ def test_keys_of_the_language_cannot_be_claimed(packages: Site, kind: str) -> No
     packages.add("bad-one", kind)
     packages.add("good-one", "good")
     assert not check("good").findings.failed
+    text = check("good").source.text
+    several = check_text(text.replace("good: {}", "good: {}, inputs: {}"), "p.yaml", Path(), cores=2, environment={})
+    assert error(several).rule == "not-available"
+    number = check_text(text.replace("data, good", "3, good"), "p.yaml", Path(), cores=2, environment={})
+    assert error(number).rule == "wrong-type"
     result = CliRunner().invoke(app, ["nodes", "list"])
     assert f"the node `{kind}` of bad-one 1.0 cannot be used" in result.stderr
     assert CliRunner().invoke(app, ["schema"]).exit_code == 0
