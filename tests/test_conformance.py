@@ -29,6 +29,8 @@ IMAGES = MemoryFiles(
     dark=np.linspace(0, 20, 120).reshape(12, 10),
     flat=np.concatenate([[0.0, np.nan], np.linspace(0.5, 1.5, 118)]).reshape(12, 10),
     bad=HOLES.T.reshape(12, 10),
+    pedestals=np.linspace(90, 110, 360).reshape(3, 12, 10),
+    gains=np.concatenate([[0.0], np.linspace(40, -0.5, 359)]).reshape(3, 12, 10),
 )
 RECT = {"rect": {"x": 1, "y": 2, "width": 7, "height": 5}}
 ARC = {"arc": {"x": 4, "y": 5, "r1": 1, "r2": 6, "a1": 0, "a2": 200}}
@@ -60,6 +62,11 @@ class TestMask(WithImages):
 
 class TestMaskOfNothing(WithImages):
     node = node("mask", image=0)
+
+
+class TestGain(WithImages):
+    node = node("gain", pedestal="pedestals", gain="gains", photon_energy="9 keV")
+    specs = (frame_spec("uint16", 12, 10), frame_spec("uint16", 12, 10, mask=HOLES, saturation=60000.0))
 
 
 class TestRoiCounters(NodeTests):
