@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,15 @@ class Ran:
             return file[path][()], detector["frame_number"][()], detector["frame_status"][()]
 
 
+def _clean() -> dict[str, str]:
+    """The environment, without what would make a run join another's ranks."""
+    hidden = ("PMI", "HYDRA", "PYTHONDONTWRITEBYTECODE")  # the last would compile all modules anew in every rank
+    return {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+
+
 def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """The program, as a user calls it."""
     command = [sys.executable, "-m", "lima2cli", *arguments]
-    hidden = ("PMI", "HYDRA", "PYTHONDONTWRITEBYTECODE")  # the last would compile all modules anew in every rank
-    env = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
     return subprocess.run(
         command,
         cwd=cwd,
@@ -59,9 +64,110 @@ def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comple
         text=True,
         timeout=timeout,
         check=False,
-        env=env,
+        env=_clean(),
         stdin=subprocess.DEVNULL,
     )
+
+
+class Live:
+    """A run under way, for tests that disturb it. Its progress is JSON, its standard error is kept for the end."""
+
+    def __init__(self, text: str, cwd: Path, transport: str, *arguments: str) -> None:
+        import psutil
+
+        (cwd / "pipeline.yaml").write_text(text)
+        command = [sys.executable, "-m", "lima2cli", "run", "pipeline.yaml", "--transport", transport]
+        self._cwd = cwd
+        self.process = subprocess.Popen(
+            [*command, "--progress", "json", *arguments],
+            cwd=cwd, env=_clean(), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._seen: list[str] = []
+        self._watchdog = threading.Timer(60, self.process.kill)
+        self._watchdog.start()
+        self.wait_for('"type": "start"')
+        self.ranks = [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "lima2cli.runtime.worker" in child.cmdline() and "python" in Path(child.cmdline()[0]).name
+        ]
+        self.ranks.sort(key=lambda rank: int(rank.environ()["PMI_RANK"]))
+
+    def wait_for(self, text: str) -> None:
+        """Read on until a line holds ``text``."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._seen.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"no {text!r} in\n" + "".join(self._seen))
+
+    def wait_for_frames(self, count: int = 1) -> None:
+        """Until so many progress events have told of frames, in every flow."""
+        for _ in range(count + 40):
+            self.wait_for('"type": "progress"')
+            if all(flow["received"] for flow in json.loads(self._seen[-1])["flows"].values()):
+                count -= 1
+            if count <= 0:
+                return
+        raise AssertionError("".join(self._seen))
+
+    def end(self, timeout: float = 30) -> Ran:
+        """Its end."""
+        try:
+            rest, _ = self.process.communicate(timeout=timeout)
+        finally:
+            self._watchdog.cancel()
+            self.process.kill()
+        output = "".join(self._seen) + rest
+        return Ran(self.process.returncode, output, (self._cwd / "runs" / "latest").resolve())
+
+    def survivors(self) -> list[int]:
+        """Ranks that are still there some seconds after the end."""
+        import psutil
+
+        return [rank.pid for rank in psutil.wait_procs(self.ranks, timeout=5)[1]]
+
+
+def truth(ran: Ran, *, problems: bool = False) -> dict[str, Any]:
+    """The summary, after all that must hold however a run ended: sums, files that open, and what `inspect` finds.
+
+    ``problems``: the summary tells of some; else there are none.
+    """
+    import h5py
+    import silx.io
+
+    summary = ran.summary
+    assert "Traceback" not in ran.output
+    assert bool(summary["problems"]) == problems, summary["problems"]
+    for flow in summary["flows"].values():
+        assert flow["expected"] == flow["received"] + flow["lost"] + flow["dropped"] + flow["missing"]
+        absent = sum(len(range(first, last + 1, step)) for first, last, step in flow["missing_frames"])
+        assert absent == flow["expected"] - flow["received"]
+    for channel in summary["channels"].values():
+        assert channel["expected"] == channel["saved"] + channel["vetoed"] + channel["dropped"] + channel["lost"]
+    for path in sorted(ran.directory.glob("*.h5")):
+        with h5py.File(path) as file, silx.io.open(str(path)) as seen:
+            assert file.attrs["default"] in seen
+    found = lima2("inspect", "--verify", "--format", "json", str(ran.directory), cwd=ran.directory)
+    inspected = json.loads(found.stdout)
+    assert found.returncode == 0, inspected["problems"]
+    keys = ("expected", "saved", "dropped", "lost", "bytes", "files", "dataset")
+    for name, channel in inspected["channels"].items():
+        assert {key: channel[key] for key in keys} == {key: summary["channels"][name][key] for key in keys}
+    keys = ("expected", "received", "lost", "dropped", "missing", "missing_frames")
+    saved = {channel["flow"] for channel in _channels(ran)}
+    for name in saved:
+        if summary["state"] != "failed" or not problems:
+            flow = inspected["flows"][name]
+            assert {key: flow[key] for key in keys} == {key: summary["flows"][name][key] for key in keys}
+    return summary
+
+
+def _channels(ran: Ran) -> list[dict[str, Any]]:
+    channels: dict[str, dict[str, Any]] = json.loads((ran.directory / "plan.json").read_text())["channels"]
+    return list(channels.values())
 
 
 def run(text: str, cwd: Path, transport: str, *arguments: str, name: str = "pipeline") -> Ran:

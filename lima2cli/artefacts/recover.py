@@ -41,6 +41,30 @@ def reopenable(path: str) -> bool:
     return True
 
 
+def level(path: str) -> None:
+    """Cut the datasets of a frame file or a part of a table to as many rows as all of them have.
+
+    A kill between the writing of frames and that of their numbers leaves frames that nothing is known of. OSError
+    where the file can't be read or written.
+    """
+    import h5py
+
+    from lima2cli.artefacts.record import Record
+    from lima2cli.artefacts.tree import ENTRY
+
+    with h5py.File(path, "r+", locking="best-effort") as file:
+        record = Record.read(file)
+        if record is None or record.role not in ("frames", "rows"):
+            return
+        entry = file[ENTRY]
+        where = entry[entry.attrs["default"]].parent if record.role == "frames" else entry["measurement"]
+        growing = [item for item in where.values() if isinstance(item, h5py.Dataset) and item.maxshape[:1] == (None,)]
+        rows = min((len(item) for item in growing), default=0)
+        for item in growing:
+            if len(item) > rows:
+                item.resize(rows, axis=0)
+
+
 def _refuse_live(descriptor: int, path: str) -> None:
     """Writers hold a shared lock for as long as they live."""
     try:

@@ -10,7 +10,7 @@ from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import frame_files, master_file, write_master
-from lima2cli.artefacts.recover import reopenable
+from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
@@ -248,7 +248,8 @@ def reopen_files(directory: Path) -> list[str]:
     for path in sorted(directory.glob("*.h5")):
         try:
             reopenable(str(path))
-        except (OSError, FileProblem) as error:
+            level(str(path))
+        except (OSError, RuntimeError, KeyError, FileProblem) as error:
             problems.append(f"{path.name}: {error}")
     return problems
 

@@ -84,10 +84,11 @@ class ControlRank:
         """Nothing to prepare."""
 
     def step(self) -> bool:
-        """Handle one message, or look at the clock."""
-        if (mail := self._port.receive()) is not None:
+        """Handle all messages, then look at the clock: where turns are long there is always a message."""
+        handled = False
+        while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
-            return True
+            handled = True
         if self._phase == "running":
             if self._stop_asked():
                 self._pause("stopped", "stopped by the user")
@@ -95,7 +96,7 @@ class ControlRank:
                 self._look_at_clock()
         elif self._phase == "pausing":
             self._check_answers()
-        return False
+        return handled
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
         kind, what = message
