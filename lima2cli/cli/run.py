@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lima2cli.cli.border import FINE, PROBLEMS, border
-from lima2cli.cli.options import Debug, Overrides, Strict
+from lima2cli.cli.options import Debug, NoFuse, Overrides, Strict
 from lima2cli.cli.progress import Progress, ProgressPrinter
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(
     ] = Transport.AUTO,
     overrides: Overrides = None,
     strict: Strict = False,
+    no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
     """Run a pipeline. Starts the MPI ranks that it needs by itself, or joins those of mpiexec or srun.
@@ -49,7 +50,7 @@ def run(
             follow()
             raise typer.Exit(FINE)
         with nullcontext() if rank is None else Leader() as leader:
-            plan, origin = _plan_of(file, overrides or [], strict, progress)
+            plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse)
             printer = ProgressPrinter(progress)
             if leader is not None:
                 directory, summary, code = leader.run(plan, origin, printer)
@@ -60,14 +61,14 @@ def run(
         raise typer.Exit(code)
 
 
-def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress) -> "tuple[Plan, Origin]":
+def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, *, fuse: bool) -> "tuple[Plan, Origin]":
     """The plan of a file, and what it comes from; problems are shown, and end the command."""
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_file
     from lima2cli.cli.showing import show_all
     from lima2cli.runtime.origin import Origin
 
-    checked = check_file(file, overrides)
+    checked = check_file(file, overrides, fuse=fuse)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON
         text = show_all([checked], Format.JSON if as_json else Format.TEXT)

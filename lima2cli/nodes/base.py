@@ -116,7 +116,10 @@ class StripReducer(Reducer, Protocol):
         ...
 
     def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
-        """Whole ``rows`` of some ``frames`` of the block, (n, rows, width); valid during the call only."""
+        """Whole ``rows`` of some ``frames`` of the block, (n, rows, width); valid during the call only.
+
+        Called under ``np.errstate(all="ignore")``.
+        """
         ...
 
     def end(self, block: Block, received_ns: int) -> Partial:

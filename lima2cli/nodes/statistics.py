@@ -29,7 +29,8 @@ Sums = dict[str, Array]
 """By key as above, arrays of one shape, (n,) or (n, regions)."""
 
 _PIXELS = (1, 2)
-_PIECE = 8192
+_PIECE = 1024
+_LEAST, _MOST = 1e-24, 1e36  # squares that float32 holds well, however many they are
 
 
 def merge(one: Sums, other: Sums) -> Sums:
@@ -49,7 +50,7 @@ def merge(one: Sums, other: Sums) -> Sums:
 
 def together(parts: Sequence[Sums]) -> Sums:
     """The sums of several parts, as `merge` pair by pair would give them."""
-    stacked = {key: np.array([part[key] for part in parts]) for key in parts[0]}
+    stacked = {key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]}
     whole: Sums = {key: _in_order(stacked[key]) for key in ("count", "sum", "saturated") if key in stacked}
     with np.errstate(all="ignore"):  # infinite means
         if "m2" in stacked:
@@ -86,7 +87,8 @@ class RegionSums:
         strips = -(-region.box.height // tile_shape(*spec.shape)[1])
         self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
         self.cuts: dict[tuple[int, int], _Cut] = {}
-        self.scratch, self.spare = np.empty(0), np.empty(0, self.dtype)
+        self.wide = _wide(self.dtype, max(TILE_PIXELS, region.box.width))
+        self.scratch, self.spare = np.empty(0, np.uint8), np.empty(0, self.dtype)
         self.collected = np.empty((0, region.count), self.dtype)
         self.parts: dict[int, Sums] = {}
         self.frames = 0
@@ -98,7 +100,10 @@ class RegionSums:
             self.collected = np.empty((frames, self.region.count), self.dtype)
 
     def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
-        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width)."""
+        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width).
+
+        Under ``np.errstate(all="ignore")``, which is too slow to be entered for each strip.
+        """
         box = self.region.box
         top, bottom = max(rows.start, box.y), min(rows.stop, box.bottom)
         if top >= bottom:
@@ -116,11 +121,13 @@ class RegionSums:
             self._keep(top, frames, self._strip(cut, pixels))
 
     def end(self) -> Sums:
-        """Sums of each frame of the block, arrays (n,) or, where all frames have the same, numbers."""
+        """Sums of each frame of the block, arrays (n,)."""
         if not self.region.count:
             return self._none(self.frames)
-        for deep, some in tiles(self.frames, self.region.count, 1) if self.collects else ():
-            self._keep(some.start, deep, self._sums(self.collected[deep, None, some]))
+        if self.collects:
+            with np.errstate(all="ignore"):
+                for deep, some in tiles(self.frames, self.region.count, 1):
+                    self._keep(some.start, deep, self._sums(self.collected[deep, None, some]))
         parts = list(self.parts.values())
         return parts[0] if len(parts) == 1 else together(parts)
 
@@ -131,15 +138,18 @@ class RegionSums:
         if self.collects:
             self.strip(frames, slice(0, count), slice(0, height))
         else:
-            for deep, tall in tiles(count, height, width):
-                self.strip(frames[deep, tall], deep, tall)
+            with np.errstate(all="ignore"):  # inf - inf; squares beyond the range
+                for deep, tall in tiles(count, height, width):
+                    self.strip(frames[deep, tall], deep, tall)
         return self.end()
 
     def _keep(self, part: int, frames: slice, sums: Sums) -> None:
+        if frames.start == 0 and frames.stop == self.frames:
+            self.parts[part] = sums
+            return
         whole = self.parts.get(part)
         if whole is None:
-            whole = {name: np.empty(self.frames, np.asarray(value).dtype) for name, value in sums.items()}
-            self.parts[part] = whole
+            whole = self.parts[part] = {name: np.empty(self.frames, value.dtype) for name, value in sums.items()}
         for name, value in sums.items():
             whole[name][frames] = value
 
@@ -162,23 +172,18 @@ class RegionSums:
     def _sums(self, pixels: Array, bad: Array | None = None) -> Sums:
         """Sums of (n, height, width) pixels. ``bad`` ones, by flat index, don't count: the caller has made them equal
         to one that does, in an array of its own."""
-        area = pixels.shape[1] * pixels.shape[2]
-        count = area if bad is None else area - len(bad)
-        if self.scratch.size < pixels.size:
-            self.scratch = np.empty(pixels.size)
-        wide = self.scratch[: pixels.size].reshape(len(pixels), area)
-        np.copyto(wide.reshape(pixels.shape), pixels)
-        _put(wide, bad, 0.0)
-        with np.errstate(all="ignore"):  # inf - inf; squares beyond float64
-            total = np.add.reduce(wide, axis=1)
-            if self.dtype.kind == "f" and not np.isfinite(total).all():
-                _put(pixels.reshape(len(pixels), area), bad, math.nan)
-                return self._sparse(pixels)
-            sums: Sums = {"count": np.asarray(count), "sum": total}
-            if "m2" in self.keys:
-                np.subtract(wide, (total / count)[:, None], out=wide)
-                _put(wide, bad, 0.0)
-                sums["m2"] = _squares(wide)
+        frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
+        total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
+        count = area
+        if bad is not None:
+            count -= len(bad)
+            total -= len(bad) * pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
+        if self.dtype.kind == "f" and not np.isfinite(total).all():
+            _put(pixels.reshape(frames, area), bad, math.nan)
+            return self._sparse(pixels)
+        sums: Sums = {"count": np.full(frames, count), "sum": total}
+        if "m2" in self.keys:
+            sums["m2"] = self._squares(pixels, total / count, bad)
         if "min" in self.keys:
             sums["min"] = np.minimum.reduce(pixels, axis=_PIXELS)
         if "max" in self.keys:
@@ -186,8 +191,32 @@ class RegionSums:
         if "saturated" in self.keys:
             sums["saturated"] = self._saturated(pixels)
             if bad is not None:
-                sums["saturated"] -= self._saturated(pixels.reshape(len(pixels), 1, area)[:, :, bad])
+                sums["saturated"] -= self._saturated(pixels.reshape(frames, 1, area)[:, :, bad])
         return sums
+
+    def _squares(self, pixels: Array, about: NDArray[np.float64], bad: Array | None) -> Array:
+        """Sums of (pixel - about)^2 where ``about`` is the mean. In float32 where it holds the pixels, which is half
+        the memory; differences of pixels near the mean are exact in it, others are as good as the pixels."""
+        if np.can_cast(self.dtype, np.float32):
+            near = about.astype(np.float32)
+            m2 = self._squares_in(near.dtype, pixels, near, bad)
+            m2 -= np.square(about - near) * (pixels[0].size - (0 if bad is None else len(bad)))
+            if self.dtype.kind != "f" or ((m2 > _LEAST) & (m2 < _MOST)).all():
+                return np.maximum(m2, 0.0)
+        return self._squares_in(np.dtype(np.float64), pixels, about, bad)
+
+    def _squares_in(self, work: np.dtype[Any], pixels: Array, about: Array, bad: Array | None) -> Array:
+        frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
+        if self.scratch.nbytes < pixels.size * work.itemsize:
+            self.scratch = np.empty(pixels.size * work.itemsize, np.uint8)
+        apart = self.scratch[: pixels.size * work.itemsize].view(work).reshape(pixels.shape)
+        if pixels.dtype != work:  # converting first is faster than ufuncs of mixed dtypes
+            np.copyto(apart, pixels)
+            pixels = apart
+        np.subtract(pixels, about[:, None, None], out=apart)
+        flat = apart.reshape(frames, area)
+        _put(flat, bad, 0.0)
+        return _squares(flat)
 
     def _sparse(self, pixels: Array) -> Sums:
         """Where some pixels are NaN (or infinite)."""
@@ -279,10 +308,30 @@ def _put(pixels: Array, index: Array | None, value: Any) -> None:
         pixels[:, index] = value
 
 
-def _squares(values: NDArray[np.float64]) -> Array:
-    """Sums of the squares of each of (n, pixels), in pieces too short for the linear algebra to start threads."""
-    pieces = [slice(start, start + _PIECE) for start in range(0, values.shape[1], _PIECE)]
-    return np.array([sum(np.dot(row[piece], row[piece]) for piece in pieces) for row in values])
+def _squares(values: Array) -> Array:
+    """Sums of the squares of each of (n, pixels), C-contiguous, float64; in pieces short enough for float32 to add up,
+    and for the linear algebra to start no threads."""
+    frames, width = values.shape
+    pieces, size = width // _PIECE, values.itemsize
+    shape, strides = (frames, pieces, _PIECE), (width * size, _PIECE * size, size)
+    whole = np.ndarray(shape, values.dtype, values, strides=strides)
+    rest = values[:, pieces * _PIECE :]
+    return np.asarray(np.add.reduce(_dot(whole, whole), axis=1, dtype=np.float64) + _dot(rest, rest))
+
+
+def _dot(one: Array, other: Array) -> Array:
+    if hasattr(np, "vecdot"):
+        return np.asarray(np.vecdot(one, other))
+    return np.asarray(np.einsum("...i,...i->...", one, other))  # numpy 1; slower
+
+
+def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
+    """The narrowest dtype in which so many pixels can be summed; narrow sums are faster."""
+    if dtype.kind == "f" or dtype.itemsize == 8:
+        return np.dtype(np.float64)
+    largest = max(abs(limit) for limit in _range(dtype)) * pixels
+    narrow = np.dtype(f"{dtype.kind}4")
+    return narrow if largest <= np.iinfo(narrow).max else np.dtype(f"{dtype.kind}8")
 
 
 def _limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:

@@ -40,7 +40,8 @@ def plain(frames: Array, dark: Array, flat: Array, bad: Array) -> Callable[[bool
         corrected[:, bad] = 0
         if where:
             use: dict[str, Any] = {"axis": (1, 2), "where": good}
-            pixels, low, high = corrected, {"initial": np.inf}, {"initial": -np.inf}
+            pixels: Any = corrected
+            low, high = {"initial": np.inf}, {"initial": -np.inf}
         else:
             use, low, high = {"axis": 1}, {}, {}
             pixels = corrected.reshape(len(corrected), -1)[:, index]
