@@ -151,7 +151,9 @@ def vars_of(rule: Rule) -> dict[str, Any]:
     st.integers(0, 40),
     st.integers(0, 40),
 )
-def test_block_layout_holds_its_pixels(w: int, h: int, bpp: int, block: int, row: int, header: int, footer: int) -> None:
+def test_block_layout_holds_its_pixels(
+    w: int, h: int, bpp: int, block: int, row: int, header: int, footer: int
+) -> None:
     layout = lay_out_block(w, h, bpp, block_bits=block, row_bits=row, header=header, footer=footer)
     assert layout.pitch >= w * bpp
     assert layout.pitch % max(1, row // 8) == 0

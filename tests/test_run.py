@@ -77,8 +77,8 @@ SHAPES = {
 def test_small_circular_buffers_lose_nothing(transport: str, receivers: int, tmp_path: Path) -> None:
     """All layouts in one pipeline, 4 groups deep, so that memory is used again and again."""
     flows = "\n".join(
-        f"  F{i}:\n    dataset: D\n    source: {{x: 5, y: 3, width: 41, height: 30}}\n    slices: {{start: {i}, step: {1 + i % 2}}}\n"
-        f"    {shape}\n    buffers: {{frames: 12}}"
+        f"  F{i}:\n    dataset: D\n    source: {{x: 5, y: 3, width: 41, height: 30}}\n"
+        f"    slices: {{start: {i}, step: {1 + i % 2}}}\n    {shape}\n    buffers: {{frames: 12}}"
         for i, shape in enumerate(SHAPES.values())
     )
     nodes = "\n".join(f"  save{i}: {{input: F{i}, io_hdf5: {{frames_per_file: 17}}}}" for i in range(len(SHAPES)))

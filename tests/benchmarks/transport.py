@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.transport [--repeat 3]
 
-One module, one receiver, a checkpoint. Figures are medians; ratios compare neighbours in time, since machines are noisy.
+One module, one receiver, a checkpoint. Figures are medians; ratios compare neighbours in time, since machines are
+noisy.
 """
 
 import argparse
