@@ -1,0 +1,352 @@
+"""Kernels: what the compiler puts together gives what the nodes give one by one."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lima2cli.nodes.base import Map, Reduce
+from lima2cli.nodes.pixelwise import Affine, Chain, Pixelwise, StripReader
+from lima2cli.nodes.tiles import TILE_PIXELS
+from lima2cli.plan.fuse import fuse_steps, verify
+from lima2cli.plan.records import Kernel, Plan
+from lima2cli.plan.show import show_plan
+from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.spec import Array, FrameSpec
+from tests.compiling import compiled, figures, plan_of
+from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
+from tests.running import EXAMPLES, lima2, run
+
+HEAD = """
+lima2: 1
+detector:
+  remu: {image: {width: 60, height: 40}, datasets: {D: {dtype: uint16}}, scene: {noise: {seed: 3}}}
+acquisition: {frames: 23}
+receivers: 2
+flows: {F: {dataset: D, rules: {blocks_per_group: 3}, buffers: {frames: 6}}}
+nodes:
+"""
+
+CHAIN = """
+  dark: {input: F, background_sub: {image: 10}}
+  flat: {input: dark, flatfield: {image: 0.5}}
+  good: {input: flat, mask: {image: bad.npy, fill: -1}}
+"""
+
+COUNTERS = "  counters: {input: good, roi_counters: {rois: {r: {rect: {x: 3, y: 2, width: 50, height: 30}}}}}\n"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A directory with the mask of `CHAIN`."""
+    bad = np.zeros((40, 60), np.uint8)
+    bad[5:9, 7] = 1
+    np.save(tmp_path / "bad.npy", bad)
+    return tmp_path
+
+
+def kernels(plan: Plan) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Nodes, and whose frames are made."""
+    return [(kernel.nodes, kernel.makes) for kernel in plan.kernels]
+
+
+# What is put together
+
+
+def test_neighbours_and_their_counters_are_one_kernel(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS + "  save: {input: good, io_hdf5: {}}\n", base)
+    assert kernels(plan) == [(("dark", "flat", "good", "counters"), ("good",)), (("save",), ())]
+    fused = figures(plan)["kernels"][0]
+    assert fused == {
+        "flow": "F",
+        "input": "F",
+        "nodes": ["dark", "flat", "good", "counters"],
+        "fused": True,
+        "strips": ["counters"],
+        "materialised": ["good"],
+    }
+    assert [it["name"] for it in figures(plan)["nodes"]] == ["dark", "flat", "good", "counters", "save"]
+    assert "  F  dark + flat + good + counters  fused; makes the frames of good\n" in show_plan(plan)
+
+
+def test_frames_that_only_counters_read_are_not_made(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS, base)
+    assert kernels(plan) == [(("dark", "flat", "good", "counters"), ())]
+    assert figures(plan)["kernels"][0]["materialised"] == []
+
+
+def test_what_is_saved_between_is_made(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS + "  save: {input: dark, io_hdf5: {}}\n", base)
+    assert kernels(plan) == [(("dark",), ("dark",)), (("flat", "good", "counters"), ()), (("save",), ())]
+
+
+def test_two_branches_begin_with_the_same_frames(base: Path) -> None:
+    branches = """
+  flat2: {input: dark, flatfield: {image: 2}}
+  one: {input: flat2, io_hdf5: {}}
+  counts: {input: dark, roi_counters: {rois: {r: {rect: {x: 0, y: 0, width: 5, height: 5}}}}}
+"""
+    plan = plan_of(HEAD + CHAIN + COUNTERS + branches, base)
+    assert kernels(plan) == [
+        (("dark", "counts"), ("dark",)),
+        (("flat", "good", "counters"), ()),
+        (("flat2",), ("flat2",)),
+        (("one",), ()),
+    ]
+
+
+def test_counters_of_the_flow_itself_stay_alone(base: Path) -> None:
+    nodes = "  c: {input: F, roi_counters: {rois: {r: {rect: {x: 0, y: 0, width: 5, height: 5}}}}}\n"
+    assert kernels(plan_of(HEAD + nodes, base)) == [(("c",), ())]
+
+
+def test_other_maps_and_tables_stay_alone(base: Path) -> None:
+    nodes = """
+  turned: {input: good, roi_flip_rot: {rotation: 90}}
+  again: {input: turned, background_sub: {image: 1}}
+  save: {input: again, io_hdf5: {}}
+  log: {input: good, checkpoint: {}}
+"""
+    assert kernels(plan_of(HEAD + CHAIN + nodes, base)) == [
+        (("dark", "flat", "good"), ("good",)),
+        (("turned",), ("turned",)),
+        (("again",), ("again",)),
+        (("save",), ()),
+        (("log",), ()),
+    ]
+
+
+def test_what_nobody_reads_is_left_out(base: Path) -> None:
+    """A map that only such a map reads, too; the compiler warns, and the plan says so."""
+    plan, findings = compiled(HEAD + CHAIN + "  save: {input: F, io_hdf5: {}}\n", base)
+    assert plan is not None
+    assert kernels(plan) == [(("save",), ())]
+    assert "unused-node" in [item.rule for item in findings]
+    assert "  F  good  left out: no node reads it\n" in show_plan(plan)
+
+
+def test_without_fusion_every_node_is_a_kernel(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS, base)
+    assert [kernel.nodes for kernel in fuse_steps(plan.steps, on=False)] == [(step.name,) for step in plan.steps]
+    (base / "p.yaml").write_text(HEAD + CHAIN + COUNTERS)
+    shown = json.loads(lima2("plan", "p.yaml", "--no-fuse", "--format", "json", cwd=base).stdout)
+    assert [it["nodes"] for it in shown["kernels"]] == [["dark"], ["flat"], ["good"], ["counters"]]
+
+
+def test_the_compiler_looks_at_its_own_work(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS, base)
+    steps = {step.name: step for step in plan.steps}
+    whole = plan.kernels[0]
+    verify((whole,), steps)
+    wrong = [
+        (),  # counters are gone
+        (dataclasses.replace(whole, maps=("flat", "dark", "good")),),
+        (dataclasses.replace(whole, source="elsewhere"),),
+        (whole, Kernel("F", "F", ("dark",), (), ("dark",))),
+        (dataclasses.replace(whole, makes=("dark",)),),
+        (Kernel("F", "F", ("dark", "flat"), (), ()), Kernel("F", "flat", ("good",), ("counters",), ())),
+    ]
+    for kernels_ in wrong:
+        with pytest.raises(AssertionError):
+            verify(kernels_, steps)
+
+
+def test_the_maze(base: Path) -> None:
+    plan = plan_of((EXAMPLES / "maze.yaml").read_text(), EXAMPLES)
+    assert (("dark", "flat", "good", "counters"), ("good",)) in kernels(plan)
+
+
+# Fused as one by one
+
+
+def chained(uses: Sequence[Pixelwise], spec: FrameSpec, files: MemoryFiles) -> tuple[list[Affine], FrameSpec]:
+    """What the nodes do, and the frames that leave the last."""
+    affines = []
+    for use in uses:
+        affines.append(use.affine(spec, files))
+        spec = use.infer(spec, files)
+    return affines, spec
+
+
+def one_by_one(uses: Sequence[Map], spec: FrameSpec, files: MemoryFiles, frames: Array) -> Array:
+    for use in uses:
+        frames, spec = use.bind(spec, files)(frames), use.infer(spec, files)
+    return frames
+
+
+MAPS = st.sampled_from(
+    [
+        ("background_sub", {"image": "dark"}),
+        ("background_sub", {"image": "dark", "dtype": "keep"}),
+        ("background_sub", {"image": 3}),
+        ("background_sub", {"image": 0}),
+        ("background_sub", {"image": "holes", "dtype": "keep"}),
+        ("background_sub", {"image": "holes"}),
+        ("flatfield", {"image": "flat"}),
+        ("flatfield", {"image": "flat", "dtype": "keep"}),
+        ("flatfield", {"image": 0.7, "dtype": "keep"}),
+        ("flatfield", {"image": 1}),
+        ("mask", {"image": "bad", "fill": 7}),
+        ("mask", {"image": "other", "fill": 0}),
+        ("mask", {"image": 0}),
+    ]
+)
+
+
+def calibrations(height: int, width: int, seed: int) -> MemoryFiles:
+    random = np.random.default_rng(seed)
+    holes = random.uniform(0, 9, (height, width))
+    holes[random.uniform(size=holes.shape) < 0.1] = np.nan
+    flat = random.uniform(0.5, 2, (height, width))
+    flat[random.uniform(size=flat.shape) < 0.05] = 0
+    return MemoryFiles(
+        dark=random.uniform(0, 50, (height, width)),
+        holes=holes,
+        flat=flat,
+        bad=(random.uniform(size=(height, width)) < 0.03).astype(np.uint8),
+        other=(random.uniform(size=(height, width)) < 0.4).astype(np.uint8),
+    )
+
+
+def specked(dtype: str, shape: tuple[int, int, int], seed: int, nan: bool) -> Array:
+    """Frames with NaN here and there, where there can be any."""
+    frames = pixels(dtype, shape, seed).copy()
+    if nan and frames.dtype.kind == "f":
+        frames[np.random.default_rng(seed).uniform(size=shape) < 0.05] = np.nan
+    return frames
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    chain=st.lists(MAPS, min_size=1, max_size=4),
+    count=st.integers(1, 7),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    cuts=st.lists(st.integers(1, 6), max_size=3),
+    seed=st.integers(0, 9),
+    nan=st.booleans(),
+    gaps=st.booleans(),
+)
+def test_any_chain_gives_the_same_bit_for_bit(
+    dtype: str,
+    chain: list[tuple[str, dict[str, Any]]],
+    count: int,
+    height: int,
+    width: int,
+    cuts: list[int],
+    seed: int,
+    nan: bool,
+    gaps: bool,
+) -> None:
+    files, spec = calibrations(height, width, seed), spec_of(dtype, height, width)
+    uses = [node(kind, **parameters) for kind, parameters in chain]
+    frames = specked(dtype, (count, height, width), seed, nan)
+    expected = one_by_one(uses, spec, files, frames)
+    affines, after = chained(uses, spec, files)
+    whole = Chain(affines, height, width)
+    strips = Chain(affines, height, width, keeps=False)
+    given_frames = padded(frames) if gaps else frames
+    for part in splits(count, cuts):
+        got = whole(given_frames[part])
+        assert got.dtype == after.dtype
+        np.testing.assert_array_equal(got, expected[part])
+        seen = np.zeros_like(expected[part])
+        strips(given_frames[part], [copier(seen)])
+        np.testing.assert_array_equal(seen, expected[part])
+
+
+def copier(into: Array) -> StripReader:
+    """Puts strips where they belong."""
+
+    def copy(strip: Array, frames: slice, rows: slice) -> None:
+        into[frames, rows] = strip
+
+    return copy
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    chain=st.lists(MAPS, min_size=1, max_size=3),
+    shape=st.sampled_from([(5, 9, 13), (1, 700, 401), (2, 3, 2 * TILE_PIXELS + 5), (3, 300, 500)]),
+    seed=st.integers(0, 9),
+    nan=st.booleans(),
+)
+def test_counters_of_strips_are_those_of_frames(
+    dtype: str, chain: list[tuple[str, dict[str, Any]]], shape: tuple[int, int, int], seed: int, nan: bool
+) -> None:
+    count, height, width = shape
+    files, spec = calibrations(height, width, seed), spec_of(dtype, height, width, saturation=200.0)
+    uses = [node(kind, **parameters) for kind, parameters in chain]
+    affines, after = chained(uses, spec, files)
+    rois = {
+        "all": {"rect": {"x": 0, "y": 0, "width": width, "height": height}},
+        "part": {"rect": {"x": 1, "y": 1, "width": width // 2, "height": height // 2}},
+        "arc": {"arc": {"x": width / 2, "y": height / 2, "r1": 0, "r2": height, "a1": 10, "a2": 300}},
+    }
+    counters: Reduce = node("roi_counters", rois=rois)
+    frames = specked(dtype, shape, seed, nan)
+    together: Any = counters.start(after, files)
+    alone = counters.start(after, files)
+    together.begin(count)
+    Chain(affines, height, width, keeps=False)(frames, [together.strip])
+    got = counters.finish(together.end(block(frames), 0))
+    whole = one_by_one(uses, spec, files, frames)
+    expected = counters.finish(alone.step(block(whole), 0))
+    wide = np.abs(whole.astype(np.float64))
+    largest = float(np.max(wide, initial=1.0, where=np.isfinite(wide)))
+    for name, values in expected.items():
+        if name.endswith(("_min", "_max", "frame_number")):
+            np.testing.assert_array_equal(got[name], values, err_msg=name)
+        else:
+            scale = 1e-15 * height * width if name.endswith("_sum") else 1e-7
+            np.testing.assert_allclose(got[name], values, rtol=1e-6, atol=scale * largest, err_msg=name)
+
+
+def test_a_reduction_that_fails_is_named(base: Path) -> None:
+    plan = plan_of(HEAD + CHAIN + COUNTERS, base)
+    steps = {step.name: step for step in plan.steps}
+
+    class Broken:
+        def begin(self, frames: int) -> None: ...
+
+        def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+            raise ValueError("no")
+
+    chain = BoundChain(plan.kernels[0], steps, MemoryFiles({"bad.npy": np.load(base / "bad.npy")}))
+    broken: Any = Broken()
+    chain.reducers["counters"] = broken
+    with pytest.raises(PartFailed) as failed:
+        chain.stage(block(pixels("uint16", (2, 40, 60))), 0)
+    assert (failed.value.name, str(failed.value.error)) == ("counters", "no")
+
+
+# Runs
+
+
+def test_a_run_saves_the_same_with_and_without(base: Path) -> None:
+    text = HEAD + CHAIN + COUNTERS + "  save: {input: good, io_hdf5: {}}\n"
+    saved = []
+    for options in ((), ("--no-fuse",)):
+        ran = run(text, base, "inline", *options)
+        assert ran.code == 0, ran.output
+        frames, numbers, _ = ran.saved("save")
+        assert numbers.tolist() == list(range(23))
+        saved.append((frames, table(ran.directory / "pipeline_counters.h5")))
+    np.testing.assert_array_equal(saved[0][0], saved[1][0])
+    for name, values in saved[1][1].items():
+        np.testing.assert_allclose(saved[0][1][name], values, rtol=1e-6, err_msg=name)
+
+
+def table(path: Path) -> dict[str, Array]:
+    import h5py
+
+    with h5py.File(path) as file:
+        return {name: values[()] for name, values in file["entry_0000/measurement"].items()}
