@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -69,6 +70,16 @@ def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comple
     )
 
 
+def mpiexec(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The program as ``ranks`` processes of one job."""
+    from lima2cli.runtime.launch import find_mpiexec
+
+    return subprocess.run(
+        [str(find_mpiexec()), "-n", str(ranks), sys.executable, "-m", "lima2cli", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=60, check=False, env=_clean(), stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 class Live:
     """A run under way, for tests that disturb it. Its progress is JSON, its standard error is kept for the end."""
 
@@ -112,6 +123,11 @@ class Live:
             if count <= 0:
                 return
         raise AssertionError("".join(self._seen))
+
+    def limit_files(self, size: int) -> None:
+        """From now on the disk is full for files that grow beyond ``size`` bytes."""
+        for pid in [self.process.pid, *(rank.pid for rank in self.ranks)]:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
     def end(self, timeout: float = 30) -> Ran:
         """Its end."""

@@ -7,6 +7,7 @@ In that mode no object or attribute can be added: everything is made before `App
 
 import fcntl
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -27,12 +28,21 @@ VERSIONS = ("v110", "v110")
 """Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
 
 
+_REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
+"""In the long messages of the HDF5 library."""
+
+
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """What the HDF5 library raises when a disk refuses is an OSError, whatever it calls it."""
+    """What the HDF5 library raises when a disk refuses is an OSError, whatever it calls it; in the system's words."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        refused = _REFUSED.search(str(error))
+        if refused is not None:
+            raise OSError(int(refused[1]), refused[2], path) from error
+        if isinstance(error, OSError):
+            raise
         raise OSError(f"{path}: {error}") from error
 
 

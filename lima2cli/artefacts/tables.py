@@ -117,6 +117,10 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
 
     path = os.path.join(directory, table_file(channel.name, channel.node))
     paths = [os.path.join(directory, name) for name in part_files(directory, channel.name, channel.node)]
+    if os.path.exists(path):  # merged before, completely, and what came after was broken off
+        for part in paths:
+            os.remove(part)
+        return path
     with ExitStack() as opened, disk_errors(path):
         file = opened.enter_context(h5py.File(f"{path}.part", "w", libver=VERSIONS))
         entry = plant_root(file, channel.name, None)
