@@ -4,6 +4,7 @@ A node is one file and one frozen dataclass: its parameters, declared by `param`
 what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a node gets are read-only to it.
 
 Map        a block of frames to a block of frames, pixel by pixel or geometry
+Join       blocks of the same frames from several inputs to one block of frames, pixel by pixel
 Transform  a block of frames to a block of perhaps other frames: with a state, or with code that may fail
 Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
 Sink       a block of frames to a file
@@ -11,7 +12,7 @@ Sink       a block of frames to a file
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -30,9 +31,10 @@ consecutive blocks may be concatenated key by key. They own their arrays: nothin
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Base of all nodes. ``kind`` is the key that users write."""
+    """Base of all nodes. ``kind`` is the key that users write, ``wiring`` the one beside it that names what is read."""
 
     kind: ClassVar[str]
+    wiring: ClassVar[Literal["input", "inputs"]] = "input"
 
     def infer(self, spec: FrameSpec, files: Files) -> Spec:
         """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
@@ -55,6 +57,31 @@ class Map(Node):
 
         What it returns stays valid until its next call only, so that it may keep one output array; where there is
         nothing to do it returns the very array that it was given.
+        """
+        raise NotImplementedError
+
+
+class Join(Node):
+    """Frames of one or several inputs in, paired by their numbers; block of frames out.
+
+    Inputs are named by the user, ``inputs: {a: …, b: …}``. All have frames of one numbering.
+    """
+
+    wiring: ClassVar[Literal["input", "inputs"]] = "inputs"
+
+    def infer_all(self, specs: Mapping[str, FrameSpec], files: Files) -> FrameSpec:
+        """What leaves the node when ``specs`` enter, by the names of the inputs. Raises `Misfit` (with a key
+        ``("inputs", name)`` where one of them is at fault) or `FileProblem`."""
+        raise NotImplementedError
+
+    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`."""
+        return ()
+
+    def bind_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Callable[[Mapping[str, Array]], Array]:
+        """The function of the same frames of each input, (n, h, w) by name, that gives (n, h', w').
+
+        What it returns stays valid until its next call only.
         """
         raise NotImplementedError
 
@@ -192,5 +219,5 @@ class Sink(Node):
 
 
 __all__ = [
-    "Dropped", "Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Transform", "Transformer", "Writer",
+    "Dropped", "Join", "Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Transform", "Transformer", "Writer",
 ]  # fmt: skip

@@ -166,7 +166,7 @@ class Chain:
             raw = _compute(step, raw, work, rows)
             if step.work != step.target:
                 result = out if i == last else self._own((i, "result"), step.target, raw)
-                _store(raw, result)
+                store(raw, result)
                 raw = result
         if self.bad is not None:
             self._fill(out, rows)
@@ -242,7 +242,8 @@ def _compute(step: _Pass, raw: Array, work: Array, rows: slice) -> Array:
     return raw
 
 
-def _store(work: Array, out: Array) -> None:
+def store(work: Array, out: Array) -> None:
+    """``work`` (overwritten) in the dtype of ``out``: integers are rounded half to even, then clipped."""
     if out.dtype.kind == "f":
         np.copyto(out, work, casting="unsafe")
     else:
