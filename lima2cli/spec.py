@@ -109,11 +109,15 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot."""
+    """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot.
+
+    lengths  values per row, of columns that have a vector (n, length) instead of one value (n,)
+    """
 
     columns: Mapping[str, str]
     default: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

@@ -74,6 +74,16 @@ class TestRoiCounters(NodeTests):
     specs = SPECS
 
 
+class TestRoiProfiles(NodeTests):
+    node = node("roi_profiles", rois={"door": RECT}, statistics=["avg", "std", "min", "max", "sum"])
+    specs = SPECS
+
+
+class TestVerticalRoiProfiles(NodeTests):
+    node = node("roi_profiles", rois={"door": RECT, "gate": RECT}, direction="vertical")
+    specs = SPECS
+
+
 class TestCheckpoint(NodeTests):
     node = node("checkpoint")
     specs = SPECS[:1]

@@ -99,10 +99,11 @@ class AppendingFile:
 
 
 class Columns:
-    """Datasets of one value per row, appended to in large pieces.
+    """Datasets of one value per row, or one vector, appended to in large pieces.
 
     group    where they are made;  dtypes   numpy dtype name of each
     convert  from what is appended (int64 then) to what is written, for columns where that differs: once per write
+    lengths  of the vectors of columns that have them
     """
 
     def __init__(
@@ -110,15 +111,22 @@ class Columns:
         group: Any,
         dtypes: Mapping[str, str],
         convert: Mapping[str, Callable[[NDArray[np.int64]], Any]] | None = None,
+        lengths: Mapping[str, int] | None = None,
     ) -> None:
-        changed = convert or {}
+        changed, long = convert or {}, lengths or {}
         self._sets = [
-            group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(ROWS_KEPT,))
+            group.create_dataset(
+                name, (0, *more), dtype, maxshape=(None, *more), chunks=(_chunk_rows(dtype, *more), *more)
+            )
             for name, dtype in dtypes.items()
+            for more in [(long[name],) if name in long else ()]
         ]
         self._convert = [changed.get(name) for name in dtypes]
-        kept = {name: "int64" if name in changed else dtype for name, dtype in dtypes.items()}
-        self._kept = [np.empty(ROWS_KEPT, dtype) for dtype in kept.values()]
+        self.kept_rows = min(_chunk_rows(dtype, 1 + long.get(name, 0) // 8) for name, dtype in dtypes.items())
+        self._kept = [
+            np.empty((self.kept_rows, *data.shape[1:]), "int64" if name in changed else data.dtype)
+            for name, data in zip(dtypes, self._sets, strict=True)
+        ]
         self.pending = 0
         self.written = 0
 
@@ -127,11 +135,18 @@ class Columns:
         """Rows appended so far."""
         return self.written + self.pending
 
+    @property
+    def full(self) -> bool:
+        """Whether as many rows are pending as should be kept in memory."""
+        return self.pending >= self.kept_rows
+
     def append(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Rows (n,) of every column, in the order of the columns; copied."""
+        """Rows (n,) or (n, length) of every column, in the order of the columns; copied."""
         first, last = self.pending, self.pending + len(arrays[0])
         if last > len(self._kept[0]):
-            self._kept = [np.concatenate((kept, np.empty(last, kept.dtype))) for kept in self._kept]
+            self._kept = [
+                np.concatenate((kept, np.empty((last - len(kept), *kept.shape[1:]), kept.dtype))) for kept in self._kept
+            ]
         for kept, array in zip(self._kept, arrays, strict=True):
             kept[first:last] = array  # uint64 nanoseconds fit in int64 until the year 2262
         self.pending = last
@@ -143,7 +158,12 @@ class Columns:
         if count <= 0:
             return
         for target, kept, convert in zip(self._sets, self._kept, self._convert, strict=True):
-            target.resize((last,))
+            target.resize(last, axis=0)
             target[self.written : last] = convert(kept[:count]) if convert else kept[:count]
             kept[: self.pending - count] = kept[count : self.pending].copy()
         self.written, self.pending = last, self.pending - count
+
+
+def _chunk_rows(dtype: str, length: int = 1) -> int:
+    """Rows of a chunk that the cache takes."""
+    return max(1, min(ROWS_KEPT, CHUNK_CACHE_BYTES // (np.dtype(dtype).itemsize * length)))

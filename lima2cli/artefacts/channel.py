@@ -54,10 +54,11 @@ class Channel:
 
 @dataclass(frozen=True)
 class TableChannel:
-    """Rows of one table node (checkpoint, roi_counters), one per frame.
+    """Rows of one table node (checkpoint, roi_counters, roi_profiles), one per frame.
 
     columns     numpy dtype name of each column; ``frame_number`` uint64 comes with every row
     default     the column that viewers plot first
+    lengths     values per row, of columns that have a vector (n, length) instead of one value (n,)
     """
 
     name: str
@@ -69,3 +70,4 @@ class TableChannel:
     selected: int | None
     receivers: tuple[int, ...]
     units: Mapping[str, str] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)

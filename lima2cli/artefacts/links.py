@@ -44,7 +44,7 @@ def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequ
                 plot = group(node, "plot", "NXdata")
                 for column, value in facts.plot.items():
                     plot.attrs[column] = value
-                for column in {facts.plot["signal"], *facts.plot.get("axes", ())}:
+                for column in {facts.plot["signal"], *facts.plot.get("axes", ())} - {"."}:
                     plot[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
                 if "default" not in entry.attrs:  # by two names at least: fabio takes the last but one
                     entry.attrs["default"] = f"{node.name.rpartition('/')[2]}/plot"

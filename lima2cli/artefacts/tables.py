@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, ROWS_KEPT, VERSIONS, AppendingFile, Columns, disk_errors
+from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import TableChannel
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ
@@ -52,14 +52,14 @@ class TableWriter:
         self._broken: OSError | None = None
 
     def append(self, numbers: NDArray[np.uint64], columns: Mapping[str, NDArray[Any]]) -> None:
-        """Rows of frames ``numbers`` (n,); ``columns`` (n,) each. KeyError where one of the channel's is missing."""
+        """Rows of frames ``numbers`` (n,); ``columns`` (n,) or (n, length) each. KeyError where one is missing."""
         if self._broken is not None:
             raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
         try:
             if self._columns is None:
                 self._columns = self._open()
             self._columns.append([numbers, *(columns[name] for name in self._channel.columns)])
-            if self._columns.pending >= ROWS_KEPT:
+            if self._columns.full:
                 self.flush()
         except OSError as error:
             self._broken = error
@@ -101,7 +101,9 @@ class TableWriter:
             entry = plant_root(file.h5, self._channel.name, None)
             Record.of(self._channel, "rows", self._receiver).write(file.h5)
             measurement = group(entry, "measurement", "NXcollection")
-            columns = Columns(measurement, {"frame_number": "uint64", **self._channel.columns})
+            columns = Columns(
+                measurement, {"frame_number": "uint64", **self._channel.columns}, lengths=self._channel.lengths
+            )
         file.start()
         return columns
 
@@ -109,8 +111,9 @@ class TableWriter:
 def merge_tables(channel: TableChannel, directory: str) -> str:
     """The parts of all receivers as ``{name}_{node}.h5``, in frame order; the parts are removed. Returns its path.
 
-    Columns are 1-D in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default column over the
-    frame number. Each part is in frame order, as receivers write them. Memory: some thousand rows of each part.
+    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default
+    column over the frame number. Each part is in frame order, as receivers write them. Memory: some thousand values of
+    each column of each part.
     OSError where a file can't be read or written, or a part is not in order; then the parts stay.
     """
     import h5py
@@ -129,9 +132,10 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
         parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
         sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer
         for name, dtype in {"frame_number": "uint64", **channel.columns}.items():
-            measurement.create_dataset(name, (sum(sizes),), dtype)
-        row = 0
-        for taken, order in _interleaved([part["frame_number"] for part in parts], sizes):
+            more = (channel.lengths[name],) if name in channel.lengths else ()
+            measurement.create_dataset(name, (sum(sizes), *more), dtype)
+        row, read = 0, max(1, READ // max(channel.lengths.values(), default=1))
+        for taken, order in _interleaved([part["frame_number"] for part in parts], sizes, read):
             for name, column in measurement.items():
                 piece = np.concatenate(
                     [part[name][first:last] for part, (first, last) in zip(parts, taken, strict=True)]
@@ -148,22 +152,22 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
 
 
 def _interleaved(
-    columns: Sequence[Any], sizes: Sequence[int]
+    columns: Sequence[Any], sizes: Sequence[int], read: int
 ) -> Iterator[tuple[list[tuple[int, int]], NDArray[np.intp]]]:
     """Rows of each part that come next, (first, last + 1), and the order of the frames in them.
 
-    columns   of sorted frame numbers, of which the first ``sizes`` rows count
+    columns   of sorted frame numbers, of which the first ``sizes`` rows count;  read   rows of each at once
     """
     done = [0] * len(columns)
     while any(first < size for first, size in zip(done, sizes, strict=True)):
         held = [
-            column[first : min(size, first + READ)] for column, first, size in zip(columns, done, sizes, strict=True)
+            column[first : min(size, first + read)] for column, first, size in zip(columns, done, sizes, strict=True)
         ]
         if any((numbers[1:] < numbers[:-1]).any() for numbers in held):
             raise OSError("the rows of a part are not in frame order")
         # up to where every part has been read
         bound = min(
-            (numbers[-1] for numbers, first, size in zip(held, done, sizes, strict=True) if first + READ < size),
+            (numbers[-1] for numbers, first, size in zip(held, done, sizes, strict=True) if first + read < size),
             default=np.uint64(2**64 - 1),
         )
         counts = [int(np.searchsorted(numbers, bound, "right")) for numbers in held]
@@ -185,5 +189,5 @@ def _plot(entry: Any, channel: TableChannel) -> None:
     for name in (default, "frame_number"):
         plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
     plot.attrs["signal"] = default
-    plot.attrs["axes"] = ["frame_number"]
+    plot.attrs["axes"] = ["frame_number"] + ["."] * (default in channel.lengths)
     entry.attrs["default"] = "plot"

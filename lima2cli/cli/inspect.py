@@ -43,6 +43,6 @@ def inspect(
             print(json.dumps(found, indent=2), flush=True)
         else:
             print(show_summary(Path(directory), found | {"state": "verified" if verify else "inspected"}), end="")
-        if not found["channels"] and not found["problems"]:
+        if not found["flows"] and not found["problems"]:
             raise typer.Exit(USAGE)
         raise typer.Exit(FAILED if verify and found["problems"] else FINE)

@@ -17,11 +17,12 @@ from lima2cli.nodes.mask import Mask
 from lima2cli.nodes.python import Python
 from lima2cli.nodes.roi_counters import RoiCounters
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
+from lima2cli.nodes.roi_profiles import RoiProfiles
 from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
-    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, BackgroundSub, Flatfield, Mask, Gain, Python, Accumulate,
+    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python, Accumulate,
 )  # fmt: skip
 
 NODES: Kinds[Node] = Kinds(

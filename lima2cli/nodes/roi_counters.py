@@ -19,24 +19,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, ListOf, param
+from lima2cli.declare import param
 from lima2cli.errors import Misfit
-from lima2cli.nodes import statistics
+from lima2cli.nodes import statistic_columns, statistics
 from lima2cli.nodes.base import Partial, Reduce, StripReducer
-from lima2cli.nodes.rois import COORDINATES, ROIS, regions, unaligned
+from lima2cli.nodes.rois import COORDINATES, ROIS, regions
+from lima2cli.nodes.statistic_columns import column
 from lima2cli.nodes.statistics import RegionSums, Sums
 from lima2cli.spec import Array, Block, Files, FrameSpec, TableSpec
-
-STATISTICS = ("avg", "std", "min", "max", "sum", "saturated")
-
-NEEDS = {
-    "avg": {"sum"},
-    "std": {"sum", "m2"},
-    "min": {"min"},
-    "max": {"max"},
-    "sum": {"sum"},
-    "saturated": {"saturated"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,43 +39,23 @@ class RoiCounters(Reduce):
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", ROIS)
     coordinates: str = param("(0, 0) is the first pixel of the input, or of the detector.", COORDINATES, "input")
     statistics: tuple[str, ...] = param(
-        "Which statistics: avg, std, min, max, sum, saturated.", ListOf(Choice(STATISTICS), 1), STATISTICS[:5]
+        "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
     )
 
     def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
         """See `Node.infer`."""
         regions(self.rois, self.coordinates, spec)
-        if "saturated" in self.statistics and spec.saturation is None:
-            raise Misfit(
-                "saturation-unknown",
-                "the saturation of these pixels is not known",
-                ("statistics",),
-                "give the detector its `saturation`, and count before pixels are binned, subtracted from or divided",
-            )
-        dtypes = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "uint32"}
-        columns = {f"{roi}_{name}": dtypes.get(name, spec.dtype) for roi in self.rois for name in self.statistics}
-        first = f"{next(iter(self.rois))}_sum"
-        units = {f"{roi}_saturated": "pixels" for roi in self.rois if "saturated" in self.statistics}
-        return TableSpec(columns, first if first in columns else next(iter(columns)), units)
+        rois, names = list(self.rois), self.statistics
+        columns = statistic_columns.columns(rois, names, spec)
+        return TableSpec(columns, statistic_columns.default(rois, names), statistic_columns.units(rois, names))
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
         """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""
-        found = regions(self.rois, self.coordinates, spec)
-        masked = [
-            Misfit("roi-masked", f"all pixels of ROI {name} are masked", ("rois", name))
-            for name, region in found.items()
-            if not region.count
-        ]
-        x, y = spec.view.binning
-        whole = f"its edges cut through bins of {x} x {y} pixels; those wholly inside count"
-        return masked + [
-            Misfit("roi-unaligned", f"of ROI {name} only {rect} counts", ("rois", name, "rect"), whole)
-            for name, rect in unaligned(self.rois, self.coordinates, spec).items()
-        ]
+        return statistic_columns.doubtful(self.rois, self.coordinates, spec)
 
     def start(self, spec: FrameSpec, files: Files) -> StripReducer:
         """See `Reduce.start`."""
-        keys = frozenset().union(*(NEEDS[name] for name in self.statistics))
+        keys = statistic_columns.needs(self.statistics)
         found = regions(self.rois, self.coordinates, spec).values()
         return _Counters([RegionSums(region, spec, keys) for region in found])
 
@@ -96,7 +66,7 @@ class RoiCounters(Reduce):
     def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:
         """See `Reduce.finish`."""
         with np.errstate(all="ignore"):  # NaN without pixels; float64 values beyond float32
-            table = {name: _column(name, partial) for name in self.statistics}
+            table = {name: column(name, partial) for name in self.statistics}
         columns = {f"{roi}_{name}": table[name][:, i] for i, roi in enumerate(self.rois) for name in self.statistics}
         return columns | {"frame_number": partial["frame_number"]}
 
@@ -134,18 +104,3 @@ def _partial(block: Block, sums: Sequence[Sums]) -> Partial:
                 partial[key] = np.empty((len(block.numbers), len(sums)), value.dtype)
             partial[key][:, i] = value
     return partial
-
-
-def _column(name: str, partial: Partial) -> NDArray[Any]:
-    """A statistic, (n, ROIs)."""
-    count = partial["count"]
-    if name == "avg":
-        return np.asarray(partial["sum"] / count, np.float32)
-    if name == "std":
-        return np.asarray(np.sqrt(partial["m2"] / count), np.float32)
-    if name == "sum":
-        return partial["sum"]
-    if name == "saturated":
-        return partial["saturated"].astype(np.uint32)
-    values = partial[name]
-    return values if values.dtype.kind == "f" or count.all() else np.where(count > 0, values, values.dtype.type(0))

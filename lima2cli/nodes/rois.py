@@ -61,6 +61,9 @@ KINDS: Mapping[str, type] = {"rect": RectRoi, "arc": ArcRoi}
 ROIS = MapOf(OneKind("ROI", lambda: KINDS), ROI_NAME, minimum=1)
 """Shape of the parameter ``rois``."""
 
+RECTS = MapOf(OneKind("ROI", lambda: {"rect": RectRoi}), ROI_NAME, minimum=1)
+"""The same where they must be rectangles."""
+
 
 @dataclass(frozen=True, eq=False)
 class Region:

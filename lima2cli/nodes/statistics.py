@@ -83,7 +83,7 @@ class RegionSums:
 
     def __init__(self, region: Region, spec: FrameSpec, keys: Collection[str]) -> None:
         self.dtype, self.keys, self.region = np.dtype(spec.dtype), keys, region
-        self.limit = _limit(spec.saturation, self.dtype)
+        self.limit = saturation_limit(spec.saturation, self.dtype)
         strips = -(-region.box.height // tile_shape(*spec.shape)[1])
         self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
         self.cuts: dict[tuple[int, int], _Cut] = {}
@@ -241,7 +241,7 @@ class RegionSums:
 
     def _none(self, count: int) -> Sums:
         """Sums of no pixel."""
-        low, high = (math.nan, math.nan) if self.dtype.kind == "f" else _range(self.dtype)
+        low, high = of_none(self.dtype)
         least = {"min": np.full(count, high, self.dtype), "max": np.full(count, low, self.dtype)}
         sums: Sums = {"count": np.zeros(count, np.int64), "sum": np.zeros(count)}
         sums |= {"m2": np.zeros(count), "saturated": np.zeros(count, np.int64)} | least
@@ -334,7 +334,7 @@ def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
     return narrow if largest <= np.iinfo(narrow).max else np.dtype(f"{dtype.kind}8")
 
 
-def _limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
+def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
     """The lowest saturated value in the pixels' dtype; None where no pixel reaches it."""
     if saturation is None:
         return None
@@ -348,3 +348,9 @@ def _limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
+
+
+def of_none(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """``max`` and ``min`` of no pixel, in the pixels' dtype."""
+    low, high = (math.nan, math.nan) if dtype.kind == "f" else _range(dtype)
+    return dtype.type(low), dtype.type(high)

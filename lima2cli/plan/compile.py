@@ -116,6 +116,7 @@ def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
         selected=step.numbering.selected,
         receivers=step.numbering.receivers,
         units=dict(step.after.units),
+        lengths=dict(step.after.lengths),
     )
 
 

@@ -91,6 +91,7 @@ class NodeTests:
             assert "frame_number" not in after.columns, "it is there anyway"
             assert after.default is None or after.default in after.columns
             assert set(after.units) <= set(after.columns)
+            assert set(after.lengths) <= set(after.columns)
             assert all(np.dtype(dtype).name == dtype for dtype in after.columns.values())
         else:
             assert isinstance(after, FrameSpec)
@@ -186,7 +187,9 @@ class NodeTests:
         numbers = rows["frame_number"].tolist()
         assert numbers == sorted(set(numbers)), "at most one row per frame, in their order"
         assert set(numbers) <= set(given.numbers.tolist())
-        assert {values.shape for values in rows.values()} == {(len(numbers),)}
+        for name, values in rows.items():
+            more = (table.lengths[name],) if name in table.lengths else ()
+            assert values.shape == (len(numbers), *more), name
 
     def test_table_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
         frames = random_frames(spec, COUNT)
