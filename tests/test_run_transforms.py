@@ -148,3 +148,15 @@ def test_stop_ends_the_run_and_says_where(transport: str, tmp_path: Path) -> Non
     saved, found, status = ran.saved("save")
     assert found[status == 0].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(saved[:3], counter(found[:3], SOURCE, 16))
+
+
+def test_a_slow_node_is_not_a_dead_detector(tmp_path: Path) -> None:
+    """The detector waits for memory longer than `timeout`."""
+    (tmp_path / "user.py").write_text(
+        "import time\n\ndef slow(frames, numbers):\n    time.sleep(1.6)\n    return frames\n"
+    )
+    text = pipeline("stop", 1).replace("picky", "slow").replace("frames: 40", "frames: 6, timeout: 1 s")
+    ran = run(text.replace("buffers: {frames: 4}", "buffers: {frames: 1}"), tmp_path, "inline")
+    assert ran.code == 0, ran.output
+    assert ran.summary["channels"]["save"]["saved"] == 6
+    assert ran.summary["flows"]["F"]["waited_s"] > 4

@@ -106,6 +106,8 @@ class ControlRank:
             self._overrun(*what)
         elif kind == messages.STATS:
             self._flows[rank], self._saved[rank] = what["flows"], what["saved"]
+        elif kind == messages.WAITING:
+            self._moved_at = time.monotonic()
         elif kind == messages.NEXT:
             self._next = max(self._next, what)
         elif kind == messages.DONE:

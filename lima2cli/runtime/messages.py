@@ -16,7 +16,8 @@ control → all    QUIT
 
 from dataclasses import dataclass, field
 
-READY, START, STATS, OVERRUN, FAILED = "ready", "start", "stats", "overrun", "failed"
+READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
+OVERRUN, FAILED = "overrun", "failed"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
 FINISHED, QUIT = "finished", "quit"
 

@@ -21,6 +21,8 @@ from lima2cli.transport.base import Lane, Port
 GROUPS_PER_STEP = 8
 """Groups served before the mail is looked at again."""
 
+WAITING_PERIOD_NS = 500_000_000
+
 
 class _Cursor:
     """The next group of one flow. ``last`` is its last frame, None when all are served."""
@@ -67,7 +69,7 @@ class DetectorRank:
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
-        self._put_ns = 0
+        self._put_ns, self._told_ns = 0, 0
 
     def prepare(self) -> None:
         """Get the detector ready and say so, or that it failed."""
@@ -210,13 +212,21 @@ class DetectorRank:
         if cursor.released[index] < needed:
             cursor.released[index] = int(self._port.read(cursor.flow.credits + index, 1)[0])
             if cursor.released[index] < needed:
-                if not cursor.waiting_since:
-                    cursor.waiting_since = time.perf_counter_ns()
+                self._wait(cursor)
                 return False
         if cursor.waiting_since:
             cursor.waited_ns += time.perf_counter_ns() - cursor.waiting_since
             cursor.waiting_since = 0
         return True
+
+    def _wait(self, cursor: _Cursor) -> None:
+        """Note since when, and tell now and then, so that slow receivers are not taken for a dead detector."""
+        now = time.perf_counter_ns()
+        if not cursor.waiting_since:
+            cursor.waiting_since = now
+        if now - max(cursor.waiting_since, self._told_ns) > WAITING_PERIOD_NS:
+            self._told_ns = now
+            self._port.send(0, (messages.WAITING, None))
 
     def _finish(self) -> bool:
         for cursor in self._cursors:
