@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.nodes.base import Map, Reduce
+from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.pixelwise import Affine, Chain, Pixelwise, StripReader
+from lima2cli.nodes.statistics import RegionSums
 from lima2cli.nodes.tiles import TILE_PIXELS
 from lima2cli.plan.fuse import fuse_steps, verify
 from lima2cli.plan.records import Kernel, Plan
 from lima2cli.plan.show import show_plan
 from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.runtime.ranks import run_inline
 from lima2cli.spec import Array, FrameSpec
 from tests.compiling import compiled, figures, plan_of
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
@@ -326,6 +329,26 @@ def test_a_reduction_that_fails_is_named(base: Path) -> None:
     with pytest.raises(PartFailed) as failed:
         chain.stage(block(pixels("uint16", (2, 40, 60))), 0)
     assert (failed.value.name, str(failed.value.error)) == ("counters", "no")
+
+
+@pytest.mark.parametrize(("broken", "named", "goes_on"), [("strip", "counters", True), ("affine", "flat", False)])
+def test_in_a_run_only_what_failed_is_left_out(
+    base: Path, monkeypatch: pytest.MonkeyPatch, broken: str, named: str, goes_on: bool
+) -> None:
+    """A reduction leaves its kernel, whose frames go on; a map takes along what reads it."""
+    plan = plan_of(HEAD + CHAIN + COUNTERS + "  save: {input: good, io_hdf5: {}}\n", base)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(*((RegionSums, "strip", fail) if broken == "strip" else (Flatfield, "affine", fail)))
+    (base / "out").mkdir()
+    told: list[dict[str, Any]] = []
+    outcome = run_inline(plan, base, str(base / "out"), told.append, lambda: False)
+    assert {failure.node for failure in outcome.failures} == {named}
+    assert "no" in outcome.failures[0].message
+    frames = sum(report.saved.get("save", 0) for report in outcome.receivers.values())
+    assert (frames > 0) == goes_on  # the control rank stops the run, so not all
 
 
 # Runs
