@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lima2cli.cli.border import FAILED, FINE, USAGE, border
+from lima2cli.cli.border import FAILED, FINE, border
 from lima2cli.cli.options import Debug
 
 
@@ -27,7 +27,7 @@ def inspect(
 ) -> None:
     """What is in the files of a run, recomputed from the files themselves.
 
-    Exit code 0: every frame is accounted for, 2: no such directory, 10: with --verify, something is wrong.
+    Exit code 0: every frame is accounted for, 2: no run directory, 10: with --verify, something is wrong.
     """
     with border(as_json=format is InspectFormat.JSON, debug=debug):
         from pathlib import Path
@@ -39,10 +39,10 @@ def inspect(
         if not Path(directory).is_dir():
             raise UnreadableInput(f"no such directory: {directory}")
         found = inspect_run(directory, verify=verify)
+        if not found["flows"] and not any(Path(directory).glob("*.h5")):
+            raise UnreadableInput(f"{directory} is no run directory: there is no file of a run in it")
         if format is InspectFormat.JSON:
             print(json.dumps(found, indent=2), flush=True)
         else:
             print(show_summary(Path(directory), found | {"state": "verified" if verify else "inspected"}), end="")
-        if not found["flows"] and not found["problems"]:
-            raise typer.Exit(USAGE)
         raise typer.Exit(FAILED if verify and found["problems"] else FINE)

@@ -23,7 +23,8 @@ PLAIN_PERIOD_S = 10.0
 class ProgressPrinter:
     """Prints the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event."""
 
-    def __init__(self, mode: Progress, out: TextIO = sys.stderr) -> None:
+    def __init__(self, mode: Progress, out: TextIO | None = None) -> None:
+        out = sys.stderr if out is None else out
         if mode is Progress.AUTO:
             mode = Progress.TTY if out.isatty() else Progress.PLAIN
         self._mode, self._out = mode, sys.stdout if mode is Progress.JSON else out

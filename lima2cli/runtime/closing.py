@@ -49,7 +49,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "seconds": outcome.seconds,
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
-        "problems": problems + [failure.message for failure in outcome.failures],
+        "problems": list(dict.fromkeys(problems + [failure.message for failure in outcome.failures])),
         "warnings": _slow(plan, outcome),
     }
     write_summary(Path(directory), summary)
