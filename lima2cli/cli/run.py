@@ -1,5 +1,6 @@
 """``lima2 run``."""
 
+import gc
 from contextlib import nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -47,10 +48,12 @@ def run(
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:
+            gc.enable()
             follow()
             raise typer.Exit(FINE)
         with nullcontext() if rank is None else Leader() as leader:
             plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse)
+            gc.enable()
             printer = ProgressPrinter(progress)
             if leader is not None:
                 directory, summary, code = leader.run(plan, origin, printer)
