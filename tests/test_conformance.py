@@ -109,6 +109,17 @@ class TestAccumulateAll(NodeTests):
     specs = SPECS
 
 
+class TestExpression(NodeTests):
+    node = node("expression", expr="where(a > 100, a % b, b) / 2")
+    specs = SPECS
+
+
+class TestExpressionOfOne(NodeTests):
+    node = node("expression", expr="1.5 * raw", dtype="uint16")
+    specs = SPECS
+    inputs = ("raw",)
+
+
 class TestPython(NodeTests):
     node = Python(function="cut.py:cut", params={"at": 100})
     specs = SPECS

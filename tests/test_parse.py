@@ -108,7 +108,7 @@ def test_nodes_come_after_what_they_read_else_as_written() -> None:
     )
     pipeline = good(f"{HEAD}nodes: {{{', '.join(nodes)}}}")
     assert list(pipeline.nodes) == ["a", "b", "c", "x"]
-    assert [(node.input, node.flow) for node in pipeline.nodes.values()] == [
+    assert [(*node.reads.values(), node.flow) for node in pipeline.nodes.values()] == [
         ("A", "A"),
         ("a", "A"),
         ("b", "A"),
@@ -122,7 +122,7 @@ def test_a_cycle_is_told_once_and_poisons_its_nodes_only() -> None:
     assert [(item.rule, item.message, item.at) for item in found] == [
         ("cycle", "cycle: a → b → a", ("nodes", "a", "input"))
     ]
-    assert pipeline.nodes["a"].input is POISON
+    assert pipeline.nodes["a"].reads is POISON
     assert pipeline.nodes["s"].flow is POISON
     assert pipeline.nodes["t"].flow == "A"
 

@@ -105,7 +105,8 @@ def test_the_schema_of_an_installation_has_its_plugins(tmp_path: Path) -> None:
     published = json.loads(schema_text())
     assert not Draft202012Validator(published).is_valid(yaml.safe_load(PIPELINE))
     del schema["properties"]["detector"]["properties"]["bars"]
-    del schema["properties"]["nodes"]["additionalProperties"]["properties"]["threshold"]
+    entry = schema["properties"]["nodes"]["additionalProperties"]
+    del entry["properties"]["threshold"], entry["dependentRequired"]["threshold"]
     assert schema == published
 
 
@@ -265,7 +266,7 @@ def test_a_kind_of_another_package_is_used(packages: Site) -> None:
         ("bad", "Absent", NODE, "cannot be imported: AttributeError: module 'bad_one' has no attribute 'Absent'"),
         ("bad", "thing", NODE, "bad_one:thing is no lima2cli.nodes.base.Node"),
         ("bad", "dataclass", NODE, "bad_one:dataclass is no lima2cli.nodes.base.Node"),
-        ("bad", "Roleless", NODE, "bad_one:Roleless is none of Map, Transform, Reduce, Sink"),
+        ("bad", "Roleless", NODE, "bad_one:Roleless is none of Map, Transform, Reduce, Sink, Join"),
         ("bad", "Undecorated", NODE, "bad_one:Undecorated is no dataclass"),
         ("bad", "Undeclared", NODE, "bad_one:Undeclared has a field that is not made by `param`: more"),
         ("bad", "Unreadable", NODE, "the parameters of bad_one:Unreadable cannot be read: AttributeError"),
@@ -326,7 +327,7 @@ def test_keys_of_the_language_cannot_be_claimed(packages: Site, kind: str) -> No
     assert not check("good").findings.failed
     text = check("good").source.text
     several = check_text(text.replace("good: {}", "good: {}, inputs: {}"), "p.yaml", Path(), cores=2, environment={})
-    assert error(several).rule == "not-available"
+    assert error(several).rule == "wrong-input"
     number = check_text(text.replace("data, good", "3, good"), "p.yaml", Path(), cores=2, environment={})
     assert error(number).rule == "wrong-type"
     result = CliRunner().invoke(app, ["nodes", "list"])

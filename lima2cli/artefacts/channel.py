@@ -27,6 +27,7 @@ class Channel:
     acquisition, processing   parameters saved for the record (plain data)
     window      frames of the flow that make one of these, 0 = all of them; ``rule`` and ``selected`` count these
     upstream    nodes on the way that may drop frames
+    unmatched   nodes on the way whose dropped frames were not in all inputs of a join
     """
 
     name: str
@@ -50,6 +51,7 @@ class Channel:
     processing: Mapping[str, Any] = field(default_factory=dict)
     window: int = 1
     upstream: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class TableChannel:
 
     columns     numpy dtype name of each column; ``frame_number`` uint64 comes with every row
     default     the column that viewers plot first
+    unmatched   as of `Channel`
     lengths     values per row, of columns that have a vector (n, length) instead of one value (n,)
     """
 
@@ -70,4 +73,5 @@ class TableChannel:
     selected: int | None
     receivers: tuple[int, ...]
     units: Mapping[str, str] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
     lengths: Mapping[str, int] = field(default_factory=dict)

@@ -23,6 +23,9 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
     for name, ranges in absent.items():
         lines.append(f"{name}: not received: {_ranges(ranges)}")
+    for name, saved in [*summary["channels"].items(), *summary.get("tables", {}).items()]:
+        if saved.get("unmatched"):
+            lines.append(f"{name}: {saved['unmatched']} unmatched: not in all inputs of a join")
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
     lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]

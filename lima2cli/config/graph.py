@@ -1,11 +1,12 @@
 """The processing graph resolved: what each node reads, in topological order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from lima2cli.config.pipeline import DataFlow, GraphNode
-from lima2cli.diagnostics import Findings, Related
+from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.names import did_you_mean
-from lima2cli.nodes.base import Map
+from lima2cli.nodes.base import Join, Map
 from lima2cli.nodes.kinds import NodeUse
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import DetectorInfo
@@ -14,25 +15,39 @@ from lima2cli.spec import DetectorInfo
 def resolve_nodes(
     uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
 ) -> Mapping[str, GraphNode]:
-    """The nodes, each after the one that it reads."""
+    """The nodes, each after those that it reads."""
     attempt(lambda: _check_names(uses, flows, findings))
-    sources = {name: attempt(lambda n=name: _source(n, uses, flows, info, findings)) for name in uses}  # type: ignore[misc]
-    parents = {
-        name: source
-        for name, source in sources.items()
-        if source is not POISON and source in uses and (flows is POISON or source not in flows)
+    reads = {name: attempt(lambda n=name: _reads(n, uses, flows, info, findings)) for name in uses}  # type: ignore[misc]
+    parents: dict[str, tuple[str, ...]] = {
+        name: tuple(
+            dict.fromkeys(
+                source for source in read.values() if source in uses and (flows is POISON or source not in flows)
+            )
+        )
+        for name, read in reads.items()
+        if read is not POISON
     }
     for cycle in _cycles(parents):
-        _report_cycle(cycle, findings)
+        _report_cycle(cycle, reads, findings)
         for name in cycle:
-            sources[name] = POISON
-            del parents[name]
-    attempt(lambda: _warn_of_unused(uses, flows, sources, findings))
+            reads[name] = POISON
+            parents.pop(name, None)
+    attempt(lambda: _warn_of_unused(uses, flows, reads, findings))
     nodes: dict[str, GraphNode] = {}
     for name in _in_order(uses, parents):
-        flow = nodes[parents[name]].flow if name in parents else sources[name]
-        nodes[name] = GraphNode(name, sources[name], flow, attempt(lambda n=name: uses[n].node))  # type: ignore[misc]
+        flow = attempt(lambda n=name: _flow(n, reads[n], nodes, findings))  # type: ignore[misc]
+        nodes[name] = GraphNode(name, reads[name], flow, attempt(lambda n=name: uses[n].node))  # type: ignore[misc]
     return nodes
+
+
+def _flow(name: str, reads: Mapping[Path, str], nodes: Mapping[str, GraphNode], findings: Findings) -> str:
+    """The flow that feeds a node: the same through all its inputs."""
+    flows = list(dict.fromkeys(nodes[source].flow if source in nodes else source for source in reads.values()))
+    if len(flows) > 1:
+        message = f"`{name}` joins the flows {' and '.join(flows)}; this version joins what comes from one flow only"
+        findings.error("not-available", message, ("nodes", name, "inputs"))
+        raise Poisoned
+    return flows[0]
 
 
 def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> None:
@@ -44,18 +59,35 @@ def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], fin
             findings.error("name-taken", message, ("nodes", name), on_key=True, related=related)
 
 
-def _source(
+def _reads(
     name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
+) -> Mapping[Path, str]:
+    """The names of what a node reads, by place; every one that is unknown is reported."""
+    read = {
+        place: attempt(lambda p=place, s=source: _source(name, p, s, uses, flows, info, findings))  # type: ignore[misc]
+        for place, source in uses[name].reads.items()
+    }
+    if not read or any(source is POISON for source in read.values()):
+        raise Poisoned
+    return read
+
+
+def _source(
+    name: str,
+    place: Path,
+    source: str,
+    uses: Mapping[str, NodeUse],
+    flows: Mapping[str, DataFlow],
+    info: DetectorInfo,
+    findings: Findings,
 ) -> str:
-    """The name of what a node reads."""
-    source = uses[name].input
     if source in uses or source in flows:
         return source
     known = [*flows, *(other for other in uses if other != name)]
     carriers = attempt(lambda: _carriers(source, flows, info))
     help = carriers if isinstance(carriers, str) else did_you_mean(source, known)
     message = f"`{name}` reads `{source}`, which is neither a flow nor a node"
-    findings.error("unknown-input", message, ("nodes", name, "input"), help=help)
+    findings.error("unknown-input", message, ("nodes", name, *place), help=help)
     raise Poisoned
 
 
@@ -72,53 +104,70 @@ def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) ->
     return f"`{source}` is a dataset; flows that carry it: {', '.join(carriers)}"
 
 
-def _cycles(parents: Mapping[str, str]) -> list[list[str]]:
-    """Each cycle once, from its first node in file order along the data: where ``a`` reads ``b``, b comes before a."""
+def _cycles(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Cycles, each from its first node in file order along the data: where ``a`` reads ``b``, b comes before a.
+
+    Without the nodes of these there is none.
+    """
     cycles: list[list[str]] = []
     done: set[str] = set()
     for start in parents:
-        trail: dict[str, None] = {}
-        name = start
-        while name in parents and name not in done and name not in trail:
-            trail[name] = None
-            name = parents[name]
-        if name in trail:
-            around = list(trail)[list(trail).index(name) :]
-            cycles.append([name, *reversed(around[1:])])
-        done |= trail.keys()
+        trail = {start: iter(parents[start])} if start not in done else {}
+        while trail:
+            name = next(reversed(trail))
+            source = next(trail[name], None)
+            if source is None:
+                del trail[name]
+                done.add(name)
+            elif source in trail:
+                around = list(trail)[list(trail).index(source) :]
+                cycles.append([source, *reversed(around[1:])])
+            elif source in parents and source not in done:
+                trail[source] = iter(parents[source])
     return cycles
 
 
-def _report_cycle(cycle: list[str], findings: Findings) -> None:
+def _report_cycle(cycle: list[str], reads: Mapping[str, Mapping[Path, str]], findings: Findings) -> None:
+    def place(name: str, before: str) -> Path:
+        """Where a node names the one before."""
+        read = reads[name]
+        if read is POISON:  # of another cycle, too
+            return ("nodes", name)
+        return ("nodes", name, *next(place for place, source in read.items() if source == before))
+
     words = " → ".join([*cycle, cycle[0]])
-    related = [Related(("nodes", name, "input"), f"{name} reads the one before") for name in cycle[1:]]
+    related = [Related(place(name, before), f"{name} reads the one before") for before, name in pairwise(cycle)]
     message = f"cycle: {words}"
     help = "a node cannot read what is made from its own output"
-    findings.error("cycle", message, ("nodes", cycle[0], "input"), related=related, help=help)
+    findings.error("cycle", message, place(cycle[0], cycle[-1]), related=related, help=help)
 
 
-def _in_order(names: Iterable[str], parents: Mapping[str, str]) -> list[str]:
-    """Names as written, but each after its parent. There are no cycles any more."""
+def _in_order(names: Iterable[str], parents: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names as written, but each after its parents. There are no cycles any more."""
     done: dict[str, None] = {}
     for start in names:
-        chain: list[str] = []
-        name: str | None = start
-        while name is not None and name not in done:
-            chain.append(name)
-            name = parents.get(name)
-        done |= dict.fromkeys(reversed(chain))
+        ahead = [start]
+        while ahead:
+            missing = [parent for parent in parents.get(ahead[-1], ()) if parent not in done]
+            if missing:
+                ahead.append(missing[0])
+            else:
+                done[ahead.pop()] = None
     return list(done)
 
 
 def _warn_of_unused(
-    uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], sources: Mapping[str, str], findings: Findings
+    uses: Mapping[str, NodeUse],
+    flows: Mapping[str, DataFlow],
+    reads: Mapping[str, Mapping[Path, str]],
+    findings: Findings,
 ) -> None:
     """What nobody reads. A bad input may have meant any of them, so that nothing is said then."""
-    read = set(sources.values())
+    read = {source for sources in reads.values() for source in sources.values()}
     for name in flows:
         if name not in read:
             findings.warning("unused-flow", f"no node reads the flow `{name}`", ("flows", name), on_key=True)
     for name, use in uses.items():
-        if name not in read and isinstance(attempt(lambda u=use: u.node), Map):  # type: ignore[misc]
+        if name not in read and isinstance(attempt(lambda u=use: u.node), Map | Join):  # type: ignore[misc]
             message = f"nobody reads the output of `{name}`"
             findings.warning("unused-node", message, ("nodes", name), on_key=True)

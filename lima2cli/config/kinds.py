@@ -7,14 +7,11 @@ from lima2cli.config.records import PipelineTable
 from lima2cli.declare import MapOf, OneKind, Table
 from lima2cli.detectors.kinds import DETECTORS
 from lima2cli.diagnostics import Findings, Path
-from lima2cli.nodes.kinds import NODES, NodeEntry
+from lima2cli.nodes.kinds import NODES, WIRING, NodeEntry
 from lima2cli.plugins import Kind, PluginProblem
 
 PIPELINE = Table(PipelineTable)
 """A pipeline of built-in kinds."""
-
-BESIDE = ("input", "inputs")
-"""Keys of a node that are no kinds."""
 
 
 def pipeline_shape(data: Any, findings: Findings) -> Table:
@@ -61,4 +58,4 @@ def _nodes(data: Any) -> Iterator[Path]:
     if isinstance(data, dict) and isinstance(data.get("nodes"), dict):
         for name, entry in data["nodes"].items():
             if isinstance(entry, dict):
-                yield from (("nodes", name, kind) for kind in entry if kind not in BESIDE)
+                yield from (("nodes", name, kind) for kind in entry if kind not in WIRING)

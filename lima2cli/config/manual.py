@@ -42,8 +42,9 @@ def _nodes() -> str:
     missing = ", ".join(f"`{kind}`" for kind in LANGUAGE if kind not in node_kinds())
     intro = (
         "A node is written `name: {input: flow-or-node, kind: {parameters}}`, with exactly one kind; `kind: {}`\n"
-        "takes all defaults. Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n\n"
-        f"Part of the language, but not of this version: {missing}, and joins (`inputs`).\n"
+        "takes all defaults. A join reads several: `name: {inputs: {a: flow-or-node, b: flow-or-node}, kind: …}`.\n"
+        "Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n\n"
+        f"Part of the language, but not of this version: {missing}, and joins of several data flows.\n"
     )
     sections = [_kind(kind, table, _module_text(table.__module__)) for kind, table in node_kinds().items()]
     shared = {"Calibration images": calibration, "Regions of interest": rois}

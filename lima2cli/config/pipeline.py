@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lima2cli.config.records import Acquisition, Flow, Metadata, Output, Receiver
 from lima2cli.detectors.base import DetectorConfig
+from lima2cli.diagnostics import Path
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Node
 from lima2cli.spec import DetectorInfo
@@ -42,12 +43,21 @@ class DataFlow:
 
 @dataclass(frozen=True)
 class GraphNode:
-    """A node of the graph: ``input`` names the flow or node that it reads, ``flow`` the flow that feeds it."""
+    """A node of the graph.
+
+    reads  the flows or nodes that it reads, each by its place below the node: ``("input",)``, ``("inputs", name)``
+    flow   the flow that feeds it
+    """
 
     name: str
-    input: str
+    reads: Mapping[Path, str]
     flow: str
     node: Node
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """What a join reads, by the names of its inputs; empty for other nodes."""
+        return {str(place[1]): source for place, source in self.reads.items() if len(place) > 1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Pipeline:
     """The whole pipeline. Receivers are numbered in the order of ``receivers``.
 
     config    the detector as the user wrote it;  detector  as it describes itself
-    nodes     in topological order: a node comes after the node that it reads; else as written
+    nodes     in topological order: a node comes after the nodes that it reads; else as written
     """
 
     name: str

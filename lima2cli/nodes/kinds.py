@@ -1,15 +1,16 @@
-"""The kinds of node that exist, and how one is written: ``input`` and exactly one kind."""
+"""The kinds of node that exist, and how one is written: ``input`` or ``inputs``, and exactly one kind."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.declare import Bad, Schema, Shape, kind_schemas, read_kind
+from lima2cli.declare import Bad, MapOf, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Map, Node, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Node, Reduce, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
+from lima2cli.nodes.expression import Expression
 from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.gain import Gain
 from lima2cli.nodes.io_hdf5 import IoHdf5
@@ -22,12 +23,14 @@ from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
-    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python, Accumulate,
+    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python,
+    Accumulate, Expression,
 )  # fmt: skip
 
-NODES: Kinds[Node] = Kinds(
-    "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Reduce, Sink), ("input", "inputs")
-)
+WIRING = ("input", "inputs")
+"""Keys of a node that are no kinds: what it reads, one or several."""
+
+NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Reduce, Sink, Join), WIRING)
 """All kinds of node, those of installed packages among them."""
 
 
@@ -43,11 +46,16 @@ LANGUAGE = (
 """All kinds of the language; those not built in are said to be "not of this version" rather than unknown."""
 
 
+INPUT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+"""Names of inputs are those of variables."""
+
+
 @dataclass(frozen=True)
 class NodeUse:
-    """A node of the graph: the flow or node that it reads, and what it is."""
+    """A node of the graph and what it reads: flows or nodes, each by its place below the node, ``("input",)`` or
+    ``("inputs", name)``."""
 
-    input: str
+    reads: Mapping[Path, str]
     node: Node
 
 
@@ -58,21 +66,28 @@ class NodeEntry(Shape):
     kinds: Callable[[], Mapping[str, Any]] = node_kinds
 
     def schema(self) -> Schema:
-        """`input`, and exactly one kind."""
-        kinds = kind_schemas(self.kinds())
+        """What it reads, and exactly one kind."""
+        tables = self.kinds()
+        kinds = kind_schemas(tables)
+        one = {"type": "string", "description": "The flow or node that it reads."}
+        several = MapOf(Text(), INPUT_NAME, 1).schema() | {"description": "Flows or nodes that it reads, by name."}
         return {
             "type": "object",
-            "properties": {"input": {"type": "string", "description": "The flow or node that it reads."}} | kinds,
+            "x-kind": "node",  # before what is said of the values
+            "x-beside": list(WIRING),
+            "properties": {"input": one, "inputs": several} | kinds,
             "additionalProperties": False,
-            "required": ["input"],
+            "dependentRequired": {kind: [table.wiring] for kind, table in tables.items() if table is not None},
             "minProperties": 2,
             "maxProperties": 2,
-            "x-kind": "node",
-            "x-beside": ["input"],
-            "x-later": ["inputs", *(kind for kind in LANGUAGE if kind not in kinds)],
+            "x-later": [kind for kind in LANGUAGE if kind not in kinds],
         }
 
     def _read(self, data: Any, at: Path, bad: Bad) -> NodeUse:
         node = read_kind(self.kinds(), data, at, bad)
-        missing = (*at, "input") in bad or "input" not in data  # and has been reported
-        return NodeUse(POISON if missing else data["input"], node)
+        if "inputs" in data and (*at, "inputs") not in bad:
+            found = MapOf(Text(), INPUT_NAME).read(data["inputs"], (*at, "inputs"), bad)
+            return NodeUse({("inputs", name): source for name, source in found.items()}, node)
+        if "input" in data and (*at, "input") not in bad:
+            return NodeUse({("input",): data["input"]}, node)
+        return NodeUse(POISON, node)  # its absence has been reported

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lima2cli.artefacts.channel import Channel, TableChannel
-from lima2cli.config.pipeline import Pipeline
+from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings
 from lima2cli.nodes.base import Reduce, Sink
 from lima2cli.plan.file_names import check_file_names
@@ -94,6 +94,7 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         processing=record["nodes"],
         window=step.numbering.window,
         upstream=step.numbering.upstream,
+        unmatched=step.numbering.unmatched,
         **step.node.channel(spec, _period_at_receivers(pipeline, step.numbering)),
     )
 
@@ -116,6 +117,7 @@ def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
         selected=step.numbering.selected,
         receivers=step.numbering.receivers,
         units=dict(step.after.units),
+        unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
     )
 
@@ -127,13 +129,17 @@ def _plain(pipeline: Pipeline) -> dict[str, Any]:
         "acquisition": plain(pipeline.acquisition),
         "detector": {pipeline.config.kind: plain(pipeline.config)},
         "nodes": {
-            name: {"input": it.input, it.node.kind: plain(it.node)}
+            name: _wiring(it) | {it.node.kind: plain(it.node)}
             for name, it in pipeline.nodes.items()
             if it.node is not POISON
         }
         if pipeline.nodes is not POISON
         else {},
     }
+
+
+def _wiring(it: GraphNode) -> dict[str, Any]:
+    return {"inputs": dict(it.inputs)} if it.inputs else {"input": next(iter(it.reads.values()))}
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Map, Reduce, Sink
+from lima2cli.nodes.base import Join, Map, Reduce, Sink, Transform
 from lima2cli.plan.records import Gdt, Plan
 
 VERSION = 1
@@ -33,6 +33,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
                 "name": step.name,
                 "kind": step.node.kind,
                 "input": str(step.before),
+                **({"inputs": {name: str(spec) for name, spec in step.specs.items()}} if step.inputs else {}),
                 "output": str(step.after),
                 "receivers": [plan.receivers[r] for r in plan.gdt(step.flow).receivers],
             }
@@ -173,6 +174,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
         {
             "flow": kernel.flow,
             "input": kernel.source,
+            **({"inputs": list(kernel.sources)} if kernel.others else {}),
             "nodes": list(kernel.nodes),
             "fused": kernel.fused,
             "strips": list(kernel.ends) if kernel.fused else [],
@@ -188,6 +190,9 @@ def unused_nodes(plan: Plan) -> list[str]:
     return [step.name for step in plan.steps if step.name not in used]
 
 
+ROLES = ((Map, "map"), (Join, "join"), (Transform, "transform"), (Reduce, "table"), (Sink, "save"))
+
+
 def kernel_role(node: object) -> str:
     """What kind of node it is, for people."""
-    return "map" if isinstance(node, Map) else "table" if isinstance(node, Reduce) else "save"
+    return next(word for role, word in ROLES if isinstance(node, role))

@@ -13,7 +13,7 @@ Results are those of the steps one by one: pixels bit for bit, sums but for the 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lima2cli.nodes.base import Map, Reduce, Sink
+from lima2cli.nodes.base import Join, Map, Reduce, Sink
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.plan.records import Kernel, Step
 
@@ -37,9 +37,9 @@ def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
     read: set[str] = set()
     kept = []
     for kernel in reversed(kernels):
-        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map) or kernel.maps[-1] in read:
+        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map | Join) or kernel.maps[-1] in read:
             kept.append(kernel)
-            read.add(kernel.source)
+            read.update(kernel.sources)
     return tuple(reversed(kept))
 
 
@@ -86,7 +86,7 @@ def verify(kernels: Kernels, steps: Steps) -> None:
     known = {step.flow for step in steps.values()}
     names: list[str] = []
     for kernel in kernels:
-        assert kernel.source in known, f"{kernel.nodes} before {kernel.source}"
+        assert known.issuperset(kernel.sources), f"{kernel.nodes} before {kernel.sources}"
         reads = [kernel.source, *kernel.maps]
         for name, source in zip(kernel.maps, reads, strict=False):
             assert steps[name].source == source, f"{name} reads {steps[name].source}, not {source}"
@@ -97,7 +97,7 @@ def verify(kernels: Kernels, steps: Steps) -> None:
         known |= set(kernel.makes)
         names += kernel.nodes
     assert len(set(names)) == len(names), names
-    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map))
+    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map | Join))
 
 
 def _alone(step: Step) -> Kernel:
@@ -106,7 +106,7 @@ def _alone(step: Step) -> Kernel:
         return Kernel(step.flow, step.source, (), (step.name,), ())
     if isinstance(step.node, Sink):
         return Kernel(step.flow, step.source, (), (step.name,), (step.name,))
-    return Kernel(step.flow, step.source, (step.name,), (), (step.name,))
+    return Kernel(step.flow, step.source, (step.name,), (), (step.name,), step.sources[1:])
 
 
 def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: Steps) -> int | None:
@@ -118,7 +118,8 @@ def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: Steps) -> int
 def _readers(kernels: Kernels) -> dict[str, int]:
     counts: dict[str, int] = {}
     for kernel in kernels:
-        counts[kernel.source] = counts.get(kernel.source, 0) + 1
+        for source in kernel.sources:
+            counts[source] = counts.get(source, 0) + 1
     return counts
 
 

@@ -111,6 +111,8 @@ class Numbering:
 
     window    frames of the flow that make one of these, 0 = all of them
     upstream  transforms that they have been through, which may have dropped some
+    unmatched joins that they have been through, and transforms before one on some of its inputs only: what these
+              dropped was not in all inputs
     """
 
     rule: Rule
@@ -118,11 +120,16 @@ class Numbering:
     selected: int | None
     window: int = 1
     upstream: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A node placed: it runs on every receiver that its flow reaches. ``numbering`` is that of its input."""
+    """A node placed: it runs on every receiver that its flow reaches. ``numbering`` is that of its input.
+
+    inputs  of a join: what it reads, by the names of its inputs, and in ``specs`` what then enters; ``source`` and
+            ``before`` are the first of them
+    """
 
     name: str
     node: Node
@@ -131,6 +138,13 @@ class Step:
     before: FrameSpec
     after: Spec
     numbering: Numbering
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    specs: Mapping[str, FrameSpec] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All flows and nodes that it reads, each once."""
+        return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,7 @@ class Kernel:
     maps     one after another, by name
     ends     what then reads the last of them (or the source): reductions, or one sink
     makes    nodes of it whose frames are there for other kernels, whole: materialised
+    others   what it reads besides, where its only node is a join
     """
 
     flow: str
@@ -148,6 +163,12 @@ class Kernel:
     maps: tuple[str, ...]
     ends: tuple[str, ...]
     makes: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All flows and nodes whose frames it reads, each once."""
+        return (self.source, *self.others)
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -116,7 +116,9 @@ def _nodes(plan: Plan) -> str:
     rows = []
     for step in plan.steps:
         receivers = ", ".join(plan.receivers[r] for r in plan.gdt(step.flow).receivers)
-        rows.append((step.name, step.node.kind, kernel_role(step.node), f"{step.source} → {step.after}", receivers))
+        rows.append(
+            (step.name, step.node.kind, kernel_role(step.node), f"{', '.join(step.sources)} → {step.after}", receivers)
+        )
     return "nodes\n" + _table(rows) if rows else ""
 
 

@@ -1,6 +1,6 @@
 """What became of every frame of every flow, from what the ranks reported and the plan's own arithmetic."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from lima2cli.runtime.visits import Statuses, Visits
 SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
 """Values of ``frame_status`` in the files."""
 
+
+RowRanges = tuple[tuple[int, int], ...]
+"""First and last row of each range."""
 
 STATUSES = ("ok", "full", "incomplete")
 """Of a flow, the worse later; see `FlowCount`."""
@@ -75,12 +78,14 @@ class ChannelAccount:
 
     expected   rows: frames that should be saved, a last incomplete window among them
     dropped    (first, last) rows that transforms on the way gave up
+    unmatched  (first, last) rows that were not in all inputs of a join; they count as lost
     """
 
     channel: Channel
     flow: FlowAccount
     expected: int
-    dropped: tuple[tuple[int, int], ...]
+    dropped: RowRanges
+    unmatched: RowRanges
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
         """``frame_status`` of rows, as far as flow and transforms know: saved where neither lost them."""
@@ -94,8 +99,9 @@ class ChannelAccount:
             frames = self.flow.statuses[first * window : last * window]
             short = (last - first) * window - len(frames)
             status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
-        for begin, end in self.dropped:
-            status[max(begin, first) - first : max(0, end + 1 - first)] = DROPPED
+        for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched)):
+            for begin, end in ranges:
+                status[max(begin, first) - first : max(0, end + 1 - first)] = value
         return status
 
     def count_dropped(self) -> int:
@@ -115,12 +121,31 @@ def channel_account(channel: Channel, flow: FlowAccount, outcome: Outcome) -> Ch
     """The account of a channel from that of its flow."""
     window = channel.window
     expected = -(-flow.expected // window) if window else min(1, flow.expected)
-    rule, dropped = channel.rule, []
-    for report in outcome.receivers.values():
-        for name in channel.upstream:
-            for first, last in report.dropped.get(name, ()):
-                dropped.append(((first - rule.start) // rule.step, (last - rule.start) // rule.step))
-    return ChannelAccount(channel, flow, expected, tuple(dropped))
+    rule = channel.rule
+    dropped, unmatched = (given_up(rule, names, outcome) for names in (channel.upstream, channel.unmatched))
+    return ChannelAccount(channel, flow, expected, dropped, unmatched)
+
+
+def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome) -> RowRanges:
+    """(first, last) rows of the frames that nodes gave up on any receiver, in order, none twice."""
+    found = [
+        ((first - rule.start) // rule.step, (last - rule.start) // rule.step)
+        for report in outcome.receivers.values()
+        for name in nodes
+        for first, last in report.dropped.get(name, ())
+    ]
+    apart: list[tuple[int, int]] = []
+    for first, last in sorted(found):
+        if apart and first <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(last, apart[-1][1]))
+        else:
+            apart.append((first, last))
+    return tuple(apart)
+
+
+def count_rows(ranges: RowRanges) -> int:
+    """How many rows they are."""
+    return sum(last + 1 - first for first, last in ranges)
 
 
 def flow_accounts(plan: Plan, outcome: Outcome) -> dict[str, FlowAccount]:

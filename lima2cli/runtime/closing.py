@@ -14,7 +14,7 @@ from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
-from lima2cli.runtime.accounts import ChannelAccount, FlowAccount, channel_account, flow_accounts
+from lima2cli.runtime.accounts import ChannelAccount, FlowAccount, channel_account, count_rows, flow_accounts, given_up
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.messages import Usage
@@ -125,6 +125,7 @@ def _channel(
         "vetoed": 0,
         "dropped": dropped,
         "lost": account.expected - saved - dropped,
+        **({"unmatched": count_rows(account.unmatched)} if account.channel.unmatched else {}),
         "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
@@ -134,7 +135,9 @@ def _channel(
 def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: list[str]) -> dict[str, Any]:
     file = f"{plan.name}_{name}.h5"
     rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
-    return {"rows": rows, "file": _table_file(plan, name, Path(directory))}
+    table = plan.tables[name]
+    unmatched = {"unmatched": count_rows(given_up(table.rule, table.unmatched, outcome))} if table.unmatched else {}
+    return {"rows": rows, **unmatched, "file": _table_file(plan, name, Path(directory))}
 
 
 def _held(count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str]) -> int:

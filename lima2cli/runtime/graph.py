@@ -15,6 +15,7 @@ import numpy as np
 from lima2cli.artefacts.tables import TableWriter
 from lima2cli.nodes.base import (
     Dropped,
+    Join,
     Map,
     Partial,
     Reduce,
@@ -28,6 +29,7 @@ from lima2cli.nodes.base import (
 from lima2cli.plan.records import Step
 from lima2cli.program.records import ReceiverFlow, ReceiverProgram
 from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.runtime.pairing import BoundJoin, Ranges
 from lima2cli.spec import Array, Block, Files
 
 ROWS_FINISHED = 256
@@ -122,23 +124,19 @@ class _BoundTransform:
     def __init__(self, step: Step, files: Files) -> None:
         node = cast(Transform, step.node)
         self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
-        self._step = step.numbering.rule.step
-        self.dropped: list[tuple[int, int]] = []
+        self._given_up = Ranges(step.numbering.rule.step)
+
+    @property
+    def dropped(self) -> list[tuple[int, int]]:
+        """See the class."""
+        return self._given_up.ranges
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
         try:
             return self._transformer.step(block), None
         except Dropped:
-            self._note(block)
+            self._given_up.add(block.numbers)
             return None, None
-
-    def _note(self, block: Block) -> None:
-        """Keep the numbers as ranges [first, last] of consecutive frames."""
-        for number in block.numbers.tolist():
-            if self.dropped and number == self.dropped[-1][1] + self._step:
-                self.dropped[-1] = (self.dropped[-1][0], number)
-            else:
-                self.dropped.append((number, number))
 
     def finish(self) -> Block | None:
         return self._transformer.finish()
@@ -148,7 +146,8 @@ class _BoundTransform:
 
 
 _End = _BoundReduce | _BoundSink
-_Bound = _BoundMap | _BoundTransform | BoundChain | _End
+_Single = _BoundMap | _BoundTransform | BoundChain | _End
+_Bound = _Single | BoundJoin
 _Staged = tuple[str, _End, Any]
 
 
@@ -158,7 +157,7 @@ class _Step:
     frames on."""
 
     name: str
-    source: str
+    sources: tuple[str, ...]
     bound: _Bound | None
 
 
@@ -177,7 +176,7 @@ class FlowGraph:
         self._ends: list[tuple[str, _End]] = []
         steps, known = {step.name: step for step in flow.steps}, {self._name}
         for kernel in flow.kernels:
-            if kernel.source not in known:
+            if not known.issuperset(kernel.sources):
                 continue
             name = kernel.maps[-1] if kernel.maps else kernel.ends[0]
             try:
@@ -193,13 +192,14 @@ class FlowGraph:
                 self._failures.append(NodeFailed(name, None, error))
                 continue
             known.update(kernel.makes)
-            self._steps.append(_Step(name, kernel.source, bound))
+            self._steps.append(_Step(name, kernel.sources, bound))
             if isinstance(bound, BoundChain):
                 self._bind_reductions(bound, [steps[end] for end in kernel.ends], program, files, directory)
             elif isinstance(bound, _End):
                 self._ends.append((name, bound))
         self._saved_of = tuple(self._ends)
         self._transforms = {step.name: step.bound for step in self._steps if isinstance(step.bound, _BoundTransform)}
+        self._joins = {step.name: step.bound for step in self._steps if isinstance(step.bound, BoundJoin)}
 
     def _bind_reductions(
         self, chain: BoundChain, steps: list[Step], program: ReceiverProgram, files: Files, directory: str
@@ -220,8 +220,9 @@ class FlowGraph:
 
     @property
     def dropped(self) -> dict[str, list[tuple[int, int]]]:
-        """(first, last) numbers of consecutive frames that each transform has given up."""
-        return {name: bound.dropped for name, bound in self._transforms.items()}
+        """(first, last) numbers of consecutive frames that each transform has given up, or no join could pair."""
+        dropping: dict[str, _BoundTransform | BoundJoin] = {**self._transforms, **self._joins}
+        return {name: bound.dropped for name, bound in dropping.items()}
 
     @property
     def transforms(self) -> bool:
@@ -238,11 +239,16 @@ class FlowGraph:
         return self._stage_from(self._name, block, received_ns)
 
     def _stage_from(self, source: str, block: Block, received_ns: int) -> list[_Staged]:
-        """All steps behind a source, with what leaves it."""
+        """All steps behind a source, with what leaves it; joins keep what comes at the end."""
         values: dict[str, Block] = {source: block}
         staged: list[_Staged] = []
         for step in self._steps:
-            bound, given = step.bound, values.get(step.source)
+            bound, given = step.bound, values.get(step.sources[0])
+            if isinstance(bound, BoundJoin):
+                paired = self._pair(step, bound, values, late=source != self._name)
+                if paired is not None:
+                    values[step.name] = paired
+                continue
             if given is None:  # what it reads from has just failed, or gives nothing this time
                 continue
             if bound is None:
@@ -254,8 +260,21 @@ class FlowGraph:
                 values[step.name] = out
         return staged
 
+    def _pair(self, step: _Step, bound: BoundJoin, values: dict[str, Block], *, late: bool) -> Block | None:
+        given = {source: values[source] for source in step.sources if source in values}
+        if not given:
+            return None
+        try:
+            if late:
+                bound.keep(given)
+                return None
+            return bound.stage(given)
+        except Exception as error:  # noqa: BLE001
+            self._drop(step.name, int(next(iter(given.values())).numbers[0]), error)
+            return None
+
     def _stage_kernel(
-        self, name: str, bound: _Bound, block: Block, received_ns: int
+        self, name: str, bound: _Single, block: Block, received_ns: int
     ) -> tuple[Block | None, list[_Staged]]:
         while True:
             try:
@@ -288,11 +307,14 @@ class FlowGraph:
                 self._drop(name, None, error)
 
     def close(self) -> None:
-        """Let transforms give what they still hold, then end all files, the rest too where one fails."""
+        """Let transforms give what they still hold, joins pair it, then end all files, the rest too where one fails."""
         transforms = [(step.name, step.bound) for step in self._steps if isinstance(step.bound, _BoundTransform)]
-        for name, transform in transforms:
+        holding = [
+            (step.name, step.bound) for step in self._steps if isinstance(step.bound, _BoundTransform | BoundJoin)
+        ]
+        for name, bound in holding:
             try:
-                left = transform.finish()
+                left = bound.finish()
             except Exception as error:  # noqa: BLE001
                 self._drop(name, None, error)
             else:
@@ -300,9 +322,9 @@ class FlowGraph:
                     self.commit(self._stage_from(name, left, time.time_ns()), int(left.numbers[0]))
         ends: list[tuple[str, _End | _BoundTransform]] = [*transforms, *self._ends]
         self._ends, self._steps = [], []
-        for name, bound in ends:
+        for name, end in ends:
             try:
-                bound.close()
+                end.close()
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
@@ -316,8 +338,8 @@ class FlowGraph:
                 step.bound.reducers.pop(name, None)
             if step.name == name and isinstance(step.bound, _BoundSink):
                 gone.discard(name)
-                kept.append(_Step(name, step.source, None))
-            elif step.name in gone or step.source in gone:
+                kept.append(_Step(name, step.sources, None))
+            elif step.name in gone or not gone.isdisjoint(step.sources):
                 gone.add(step.name)
             else:
                 kept.append(step)
@@ -341,6 +363,8 @@ class FlowGraph:
 def _bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> _Bound:
     if isinstance(step.node, Map):
         return _BoundMap(step, files)
+    if isinstance(step.node, Join):
+        return BoundJoin(step, files)
     if isinstance(step.node, Transform):
         return _BoundTransform(step, files)
     if isinstance(step.node, Reduce):

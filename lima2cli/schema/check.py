@@ -47,7 +47,7 @@ def check(data: Any, schema: Schema, findings: Findings, reported: frozenset[Pat
     return frozenset(bad)
 
 
-_OF_KEYS = ("required", "additionalProperties", "x-kind")
+_OF_KEYS = ("required", "dependentRequired", "additionalProperties", "x-kind")
 
 
 def _faults(data: Any, schema: Schema) -> Iterator[Fault]:

@@ -16,15 +16,20 @@ def check_keys(data: Mapping[Any, Any], schema: Schema, at: Path) -> tuple[list[
     keys = _Keys(schema, data)
     found: list[Diagnostic] = []
     bad: set[Path] = set()
-    missing = dict.fromkeys(key for key in schema.get("required", ()) if key not in data)
+    missing = dict.fromkeys(key for key in [*schema.get("required", ()), *keys.wanted] if key not in data)
     unknown = [key for key in data if key not in schema.get("properties", {})]
     for key in unknown:
-        meant = nearest(str(key), missing if key in keys.later else keys.free)
+        meant = nearest(str(key), missing) or (None if key in keys.later else nearest(str(key), keys.free))
         bad.add((*at, key))
         if meant is not None:
             missing.pop(meant, None)
             bad.add((*at, meant))
         found.append(_later(key, at) if key in keys.later else _unknown(key, meant, keys, at))
+    for key in keys.unwanted:
+        bad.add((*at, key))
+        bad.update((*at, wanted) for wanted in keys.wanted)
+        missing = {name: None for name in missing if name not in keys.wanted}
+        found.append(_unwanted(key, keys, at))
     for key in missing:
         bad.add((*at, key))
         found.append(_missing(key, schema, at))
@@ -46,8 +51,26 @@ class _Keys:
         self.later = schema.get("x-later", [])
         self.kinds = [key for key in allowed if key not in schema.get("x-beside", [])] if self.what else []
         self.present = [key for key in data if key in self.kinds]
+        self.wanted, self.unwanted = self._beside(schema, data)
         absent = [key for key in allowed if key not in data]
         self.free = [key for key in absent if key not in self.kinds] if self.present else absent
+
+    def _beside(self, schema: Schema, data: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
+        """Of the keys beside a kind those that it needs, and those there that it does not take; one of any without."""
+        beside = schema.get("x-beside", [])
+        wanted = [key for kind in self.present for key in schema.get("dependentRequired", {}).get(kind, ())]
+        if not wanted:
+            return beside[: not any(key in data for key in beside)], []
+        return wanted, [key for key in beside if key in data and key not in wanted]
+
+
+def _unwanted(key: str, keys: _Keys, at: Path) -> Diagnostic:
+    kind, wanted = keys.present[0], keys.wanted[0]
+    message = f"`{kind}` takes `{wanted}`, not `{key}`"
+    return Diagnostic("wrong-input", message, (*at, key), on_key=True, help=_WIRED.get(wanted))
+
+
+_WIRED = {"input": "it reads one flow or node", "inputs": "it reads flows or nodes by name: `inputs: {a: …, b: …}`"}
 
 
 def _unknown(key: Any, meant: str | None, keys: _Keys, at: Path) -> Diagnostic:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lima2cli.artefacts.channel import Channel
+from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect, Rule
-from lima2cli.nodes.base import Map, Node, Partial, Reduce, Sink, StripReducer, Transform
-from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, TableSpec
+from lima2cli.nodes.base import Join, Map, Node, Partial, Reduce, Sink, StripReducer, Transform
+from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.testing.inputs import (
     COUNT,
     FIRST,
@@ -36,18 +37,21 @@ ROLES: tuple[tuple[type[Node], str], ...] = (
     (Transform, "test_transform_"),
     (Reduce, "test_table_"),
     (Sink, "test_sink_"),
+    (Join, "test_join_"),
 )
 
 
 class NodeTests:
     """Subclass it as ``Test…``; give ``node`` and ``specs``.
 
-    node   the node, with parameters
-    specs  frames that go into it, at least one
-    files  the fixture `files`, where parameters name files
+    node    the node, with parameters
+    specs   frames that go into it, at least one
+    inputs  of a join: names of its inputs, each of which gets frames of one spec
+    files   the fixture `files`, where parameters name files
     """
 
     node: ClassVar[Node]
+    inputs: ClassVar[Sequence[str]] = ("a", "b")
     specs: ClassVar[Sequence[FrameSpec]]
 
     def __init_subclass__(cls) -> None:
@@ -76,13 +80,23 @@ class NodeTests:
 
     def test_infer_is_pure(self, spec: FrameSpec, files: Files) -> None:
         before = replace(spec, mask=None if spec.mask is None else spec.mask.copy())
-        one, other = self.node.infer(spec, files), self.node.infer(spec, files)
+        one, other = self._infer(spec, files), self._infer(spec, files)
         assert same_spec(one, other)
         assert same_spec(spec, before)
-        assert list(map(str, self.node.warnings(spec, files))) == list(map(str, self.node.warnings(spec, files)))
+        assert list(map(str, self._warnings(spec, files))) == list(map(str, self._warnings(spec, files)))
+
+    def _infer(self, spec: FrameSpec, files: Files) -> Spec:
+        if isinstance(self.node, Join):
+            return self.node.infer_all(dict.fromkeys(self.inputs, spec), files)
+        return self.node.infer(spec, files)
+
+    def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        if isinstance(self.node, Join):
+            return self.node.warnings_all(dict.fromkeys(self.inputs, spec), files)
+        return self.node.warnings(spec, files)
 
     def test_infer_gives_what_its_role_promises(self, spec: FrameSpec, files: Files) -> None:
-        after = self.node.infer(spec, files)
+        after = self._infer(spec, files)
         if isinstance(self.node, Sink):
             assert same_spec(after, spec)
         elif isinstance(self.node, Reduce):
@@ -124,6 +138,38 @@ class NodeTests:
         before = frames.copy()
         self._mapped(spec, files, [frames])
         np.testing.assert_array_equal(frames, before)
+
+    # Joins
+
+    def _given(self, spec: FrameSpec) -> dict[str, Array]:
+        """The same frames of each input, with other pixels."""
+        return {name: random_frames(spec, COUNT, seed) for seed, name in enumerate(self.inputs, 1)}
+
+    def _joined(self, spec: FrameSpec, files: Files, given: Mapping[str, Array], cuts: Sequence[int] = ()) -> Array:
+        function = cast(Join, self.node).bind_all(dict.fromkeys(self.inputs, spec), files)
+        parts = [np.split(frames, cuts) for frames in given.values()]
+        return np.concatenate(
+            [function(dict(zip(given, part, strict=True))).copy() for part in zip(*parts, strict=True)]
+        )
+
+    def test_join_gives_frames_as_inferred(self, spec: FrameSpec, files: Files) -> None:
+        after = cast(FrameSpec, self._infer(spec, files))
+        out = self._joined(spec, files, self._given(spec))
+        assert (out.shape, out.dtype.name) == ((COUNT, *after.shape), after.dtype)
+
+    def test_join_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        given = self._given(spec)
+        whole = self._joined(spec, files, given)
+        np.testing.assert_array_equal(self._joined(spec, files, given, cuts), whole)
+        spread = {name: padded(frames) for name, frames in given.items()}
+        np.testing.assert_array_equal(self._joined(spec, files, spread, cuts), whole)
+
+    def test_join_leaves_its_input_alone(self, spec: FrameSpec, files: Files) -> None:
+        given = {name: frames.copy() for name, frames in self._given(spec).items()}
+        before = {name: frames.copy() for name, frames in given.items()}
+        self._joined(spec, files, given)
+        for name, frames in given.items():
+            np.testing.assert_array_equal(frames, before[name])
 
     # Transforms
 
