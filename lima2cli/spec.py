@@ -107,6 +107,17 @@ class FrameSpec:
         return f"{self.dtype} {width} x {height}"
 
 
+@dataclass(frozen=True, eq=False)
+class SparseSpec(FrameSpec):
+    """Sparse frames on an edge of the graph: chosen pixels of what would be such dense frames.
+
+    They are told apart by their place in the whole detector image.
+    """
+
+    def __str__(self) -> str:
+        return f"sparse {super().__str__()}"
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot.
@@ -141,6 +152,19 @@ class Block:
     numbers: NDArray[np.uint64]
     times: NDArray[np.uint64]
     stable: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class SparseBlock(Block):
+    """A block of sparse frames, as compressed sparse rows (CSR).
+
+    frames     (m,) intensities of the pixels of all frames, one frame after another
+    index      (m,) uint32, flat index of each pixel in the whole detector image: y * width + x
+    frame_ptr  (n+1,) uint64, frame i has the pixels from ``frame_ptr[i]`` to ``frame_ptr[i+1] - 1``
+    """
+
+    index: NDArray[np.uint32]
+    frame_ptr: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,11 @@ class TestExpressionOfOne(NodeTests):
     inputs = ("raw",)
 
 
+class TestSparsify(NodeTests):
+    node = node("sparsify", above=100.5)
+    specs = SPECS
+
+
 class TestPython(NodeTests):
     node = Python(function="cut.py:cut", params={"at": 100})
     specs = SPECS

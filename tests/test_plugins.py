@@ -266,7 +266,7 @@ def test_a_kind_of_another_package_is_used(packages: Site) -> None:
         ("bad", "Absent", NODE, "cannot be imported: AttributeError: module 'bad_one' has no attribute 'Absent'"),
         ("bad", "thing", NODE, "bad_one:thing is no lima2cli.nodes.base.Node"),
         ("bad", "dataclass", NODE, "bad_one:dataclass is no lima2cli.nodes.base.Node"),
-        ("bad", "Roleless", NODE, "bad_one:Roleless is none of Map, Transform, Reduce, Sink, Join"),
+        ("bad", "Roleless", NODE, "bad_one:Roleless is none of Map, Transform, Pick, Reduce, Sink, Join"),
         ("bad", "Undecorated", NODE, "bad_one:Undecorated is no dataclass"),
         ("bad", "Undeclared", NODE, "bad_one:Undeclared has a field that is not made by `param`: more"),
         ("bad", "Unreadable", NODE, "the parameters of bad_one:Unreadable cannot be read: AttributeError"),

@@ -28,6 +28,7 @@ class Channel:
     window      frames of the flow that make one of these, 0 = all of them; ``rule`` and ``selected`` count these
     upstream    nodes on the way that may drop frames
     unmatched   nodes on the way whose dropped frames were not in all inputs of a join
+    sparse      frames are sparse; ``height`` and ``width`` are those of the frames that they were chosen from
     """
 
     name: str
@@ -52,6 +53,7 @@ class Channel:
     window: int = 1
     upstream: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    sparse: bool = False
 
 
 @dataclass(frozen=True)

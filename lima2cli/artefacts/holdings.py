@@ -13,6 +13,7 @@ from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sources import Sources
+from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
 from lima2cli.artefacts.tables import part_files, table_file
 from lima2cli.artefacts.tree import ENTRY
 
@@ -110,6 +111,7 @@ class Frames(Holding):
         self.files = list(self._counts)
         self._master = master_file(record.name, record.node)
         self._sources: Sources | None = None
+        self._sparse = False
         self._claims: Iterator[Status] = iter(())
         self._gone = Progressions()
         if record.role == "master" and (claimed := self._open_master()) is not None:
@@ -132,14 +134,15 @@ class Frames(Holding):
         """How many frames a file has."""
         with self._inspection.open(name) as file:
             detector = detector_of(file)
-            frames, numbers = len(detector["data"]), len(detector["frame_number"])
+            frames, numbers = whole_rows(detector["data"]), len(detector["frame_number"])
             if frames != numbers:
                 self._inspection.tell(f"{name}: {frames} frames but {numbers} frame numbers")
             count = min(frames, numbers)
             self._last = max(self._last, _last_row(detector["frame_number"], count, self.record))
             self._counts[name] = count
             if self._inspection.verify:
-                _read_all(self._inspection, name, detector["data"])
+                for data in _datasets(detector["data"]):
+                    _read_all(self._inspection, name, data)
 
     def _open_master(self) -> int | None:
         """Rows that the master expects; None where it can't be read. Its sources must exist and be long enough."""
@@ -149,11 +152,15 @@ class Frames(Holding):
                 detector = detector_of(file)
                 count = len(detector["frame_status"])
                 expected = int(detector["flow/expected"][()]) if "flow/expected" in detector else count
-                self._sources = Sources(detector["data"])
+                self._sparse = is_sparse(detector["data"])
+                if self._sparse:
+                    self._check_copy(detector["data"], count)
+                else:
+                    self._sources = Sources(detector["data"])
         except Unreadable as error:
             inspection.tell(f"{self._master}: {error}")
             return None
-        for source in self._sources.all:
+        for source in () if self._sources is None else self._sources.all:
             held = self._counts.get(source.name)
             if held is not None and source.origin.last >= held:
                 inspection.tell(f"{source.name} is short: it has {held} frames, {self._master} needs more")
@@ -184,6 +191,8 @@ class Frames(Holding):
                     for first, last in windows(self._counts[name], READ):
                         rows = rows_of(numbers[first:last], self.record.start, self.record.step)
                         self._check_shown(name, first, last, rows)
+                        if self._sparse:
+                            self._check_pixels(name, first, last, rows)
                         yield (rows,)
             except Unreadable as error:
                 self._inspection.tell_of(name, error)
@@ -193,6 +202,22 @@ class Frames(Holding):
             if (rows[origin - first] != target).any():
                 self._inspection.tell(f"{name}: its frame numbers are not those that {self._master} shows")
 
+    def _check_copy(self, data: Any, count: int) -> None:
+        """A master of sparse frames has a row for each frame, and all their pixels."""
+        if len(data["frame_ptr"]) != count + 1 or whole_rows(data) != count:
+            self._inspection.tell(f"{self._master}: it lacks pixels of some of its {count} frames")
+        for dataset in _datasets(data) if self._inspection.verify else ():
+            _read_all(self._inspection, self._master, dataset)
+
+    def _check_pixels(self, name: str, first: int, last: int, rows: Rows) -> None:
+        """A file has as many pixels of each frame as the master's copy."""
+        with self._inspection.open(name) as file, self._inspection.open(self._master) as master:
+            held, shown = detector_of(file)["frame_pixels"][first:last], detector_of(master)["frame_pixels"]
+            inside = rows < len(shown)
+            copied = shown[int(rows.min(initial=0)) : int(rows.max(initial=0)) + 1]
+            if (copied[rows[inside] - int(rows.min(initial=0))] != held[inside]).any():
+                self._inspection.tell(f"{name}: {self._master} has other numbers of pixels of its frames")
+
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
         claimed = next(self._claims, np.empty(0, np.uint8))
         status = np.full(last - first, INCOMPLETE, np.uint8)
@@ -200,9 +225,7 @@ class Frames(Holding):
         return status, claimed
 
     def _compare(self, first: int, status: Status, claimed: Status) -> None:
-        if self._sources is None:
-            return
-        if (self._sources.shown(first, first + len(claimed)) != (claimed == SAVED)).any():
+        if self._sources is not None and (self._sources.shown(first, first + len(claimed)) != (claimed == SAVED)).any():
             self._inspection.tell(f"{self._master}: the frames it shows are not those it marks as saved")
         gone = np.flatnonzero((claimed == SAVED) & (status[: len(claimed)] != SAVED)) + first
         self._gone.add((gone * self.record.step + self.record.start)[:, None])
@@ -212,6 +235,11 @@ def _last_row(numbers: Any, count: int, record: Record) -> int:
     """The last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
     tail = rows_of(numbers[max(0, count - READ) : count], record.start, record.step)
     return int(tail.max(initial=-1))
+
+
+def _datasets(data: Any) -> list[Any]:
+    """The dataset itself, or index and intensity of sparse frames."""
+    return [data["index"], data["intensity"]] if is_sparse(data) else [data]
 
 
 def _read_all(inspection: Inspection, name: str, data: Any) -> None:

@@ -9,6 +9,9 @@ from lima2cli.artefacts.appending import VERSIONS, disk_errors
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import ENTRY, group, plant_root
 
+CHANNEL = ("data", "frame_number", "frame_time", "frame_status", "frame_pixels")
+"""What is linked of a channel, where there is such."""
+
 
 def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = ()) -> str:
     """Write ``{name}.h5``; returns its path.
@@ -75,5 +78,6 @@ class _Facts:
             default = entry.attrs.get("default")
             plot = {} if default is None else {k: v for k, v in entry[default].attrs.items() if k in ("signal", "axes")}
             where = entry[default].parent if image else entry["measurement"]
-            names = ("data", "frame_number", "frame_time", "frame_status") if image else tuple(where)
+            names = CHANNEL if image else tuple(where)
+            names = tuple(name for name in names if name in where)
             return cls(record.node, where.name, names, image, plot)

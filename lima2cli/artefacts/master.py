@@ -1,5 +1,7 @@
 """The master of a channel: one virtual dataset over the files of all receivers, in global frame order.
 
+Of sparse frames it is a copy.
+
 What is saved is read from the files themselves, never believed: once for the mapping, file by file, and once for the
 rows, window by window. Memory does not grow with the number of frames, as long as few of them are absent irregularly.
 """
@@ -21,6 +23,8 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.mapping import Piece
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
+from lima2cli.artefacts.sparse_files import whole_rows
+from lima2cli.artefacts.sparse_master import copy_rows
 from lima2cli.artefacts.tree import detector_path, fill_value, group, plant, plant_params, write_plain
 
 SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
@@ -86,7 +90,12 @@ def write_master(
             Record.of(channel, "master", start_ns=start_ns).write(master)
             write_plain(group(detector, "flow", "NXcollection"), {"name": channel.flow, **(totals or {})})
             _write_rows(detector, channel, directory, files, count, statuses)
-            _virtual(detector, channel, files, count)
+            if channel.sparse:
+                held = {file.name: file.rows for file in files}
+                names = by_receiver(held)
+                copy_rows(detector, channel, directory, [[(n, held[n]) for n in own] for own in names], count)
+            else:
+                _virtual(detector, channel, files, count)
     except OSError:
         with suppress(OSError):
             os.remove(f"{path}.part")
@@ -167,7 +176,7 @@ def _read(path: str, channel: Channel, columns: Iterable[str]) -> Iterator[list[
     with file:
         with disk_errors(path):
             detector = file[detector_path(channel)]
-            held = min(len(detector[name]) for name in ("data", "frame_number", "frame_time"))
+            held = min(whole_rows(detector["data"]), *(len(detector[name]) for name in ("frame_number", "frame_time")))
         for first, last in windows(held, READ):
             with disk_errors(path):
                 piece = [detector[name][first:last] for name in columns]

@@ -50,6 +50,7 @@ def level(path: str) -> None:
     import h5py
 
     from lima2cli.artefacts.record import Record
+    from lima2cli.artefacts.sparse_files import cut_rows, is_sparse, whole_rows
     from lima2cli.artefacts.tree import ENTRY
 
     with h5py.File(path, "r+", locking="best-effort") as file:
@@ -60,6 +61,9 @@ def level(path: str) -> None:
         where = entry[entry.attrs["default"]].parent if record.role == "frames" else entry["measurement"]
         growing = [item for item in where.values() if isinstance(item, h5py.Dataset) and item.maxshape[:1] == (None,)]
         rows = min((len(item) for item in growing), default=0)
+        if "data" in where and is_sparse(where["data"]):
+            rows = min(rows, whole_rows(where["data"]))
+            cut_rows(where["data"], rows)
         for item in growing:
             if len(item) > rows:
                 item.resize(rows, axis=0)

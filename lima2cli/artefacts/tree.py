@@ -51,7 +51,8 @@ def plant_root(file: Any, title: str | None, start_ns: int | None) -> Any:
 
 
 def plant(file: Any, channel: Channel, start_ns: int | None) -> Any:
-    """The tree of a channel, all but the data; returns the NXdetector group that wants a dataset ``data``.
+    """The tree of a channel, all but the data; returns the NXdetector group that wants ``data``, sparse
+    frames also a dataset ``frame_pixels``, which is what is plotted of them.
 
     start_ns   start of the run, ns since the epoch, None where unknown
     """
@@ -61,10 +62,13 @@ def plant(file: Any, channel: Channel, start_ns: int | None) -> Any:
     detector = group(instrument, _link_name(channel.detector.name), "NXdetector")
     path = detector.name
     plot = group(detector, "plot", "NXdata")
-    plot.attrs["signal"] = "data"
-    measurement = group(entry, "measurement", "NXcollection")
-    for place in (plot, measurement):
-        place["data"] = _soft(f"{path}/data")
+    shown = "frame_pixels" if channel.sparse else "data"
+    plot.attrs["signal"] = shown
+    plot[shown] = _soft(f"{path}/{shown}")
+    if channel.sparse:
+        plot.attrs["axes"] = ["frame_number"]
+        plot["frame_number"] = _soft(f"{path}/frame_number")
+    group(entry, "measurement", "NXcollection")["data"] = _soft(f"{path}/data")
     entry.attrs["default"] = f"{path.removeprefix(entry.name + '/')}/plot"
     instrument.attrs["default"] = f"{path.rpartition('/')[2]}/plot"
     detector.attrs["default"] = "plot"

@@ -6,6 +6,7 @@ what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a nod
 Map        a block of frames to a block of frames, pixel by pixel or geometry
 Join       blocks of the same frames from several inputs to one block of frames, pixel by pixel
 Transform  a block of frames to a block of perhaps other frames: with a state, or with code that may fail
+Pick       a block of frames to a block of sparse frames: some of their pixels
 Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
 Sink       a block of frames to a file
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
-from lima2cli.spec import Array, Block, Files, FrameSpec, Spec, TableSpec
+from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
 
 Partial = dict[str, Array]
 """Partial results of a Reduce: arrays whose first axis is the row, at most one row per frame of the block.
@@ -31,10 +32,14 @@ consecutive blocks may be concatenated key by key. They own their arrays: nothin
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Base of all nodes. ``kind`` is the key that users write, ``wiring`` the one beside it that names what is read."""
+    """Base of all nodes. ``kind`` is the key that users write, ``wiring`` the one beside it that names what is read.
+
+    ``sparse``: it takes sparse frames, too.
+    """
 
     kind: ClassVar[str]
     wiring: ClassVar[Literal["input", "inputs"]] = "input"
+    sparse: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> Spec:
         """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
@@ -83,6 +88,18 @@ class Join(Node):
 
         What it returns stays valid until its next call only.
         """
+        raise NotImplementedError
+
+
+class Pick(Node):
+    """Block of frames in, block of sparse frames out."""
+
+    def infer(self, spec: FrameSpec, files: Files) -> SparseSpec:
+        """See `Node.infer`."""
+        raise NotImplementedError
+
+    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Block], SparseBlock]:
+        """The function of blocks of frames of ``spec``. What it returns owns its arrays."""
         raise NotImplementedError
 
 
@@ -219,5 +236,6 @@ class Sink(Node):
 
 
 __all__ = [
-    "Dropped", "Join", "Map", "Node", "Partial", "Reduce", "Reducer", "Sink", "Transform", "Transformer", "Writer",
+    "Dropped", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Sink", "Transform", "Transformer",
+    "Writer",
 ]  # fmt: skip

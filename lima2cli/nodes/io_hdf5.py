@@ -4,6 +4,8 @@ Each receiver writes a sequence of files of its own (``layout: files``), and a m
 Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask. Any
 dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
 more than a file holds or come in half a second.
+
+Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks that ``frames_per_chunk`` does not change.
 """
 
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ class IoHdf5(Sink):
     """Saves frames in HDF5 files."""
 
     kind: ClassVar[str] = "io_hdf5"
+    sparse: ClassVar[bool] = True
 
     compression: str = param(
         "How chunks are compressed; bslz4 = bitshuffle with LZ4.",
@@ -66,6 +69,10 @@ class IoHdf5(Sink):
 
     def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:
         """See `Sink.open`."""
+        if channel.sparse:
+            from lima2cli.artefacts.sparse_files import SparseWriter
+
+            return SparseWriter(channel, directory, receiver, start_ns)
         from lima2cli.artefacts.frames import FrameWriter  # brings in h5py, which no compiler needs
 
         return FrameWriter(channel, directory, receiver, start_ns)

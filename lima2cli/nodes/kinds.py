@@ -8,7 +8,7 @@ from lima2cli.declare import Bad, MapOf, Schema, Shape, Text, kind_schemas, read
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Join, Map, Node, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Node, Pick, Reduce, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.expression import Expression
 from lima2cli.nodes.flatfield import Flatfield
@@ -19,18 +19,19 @@ from lima2cli.nodes.python import Python
 from lima2cli.nodes.roi_counters import RoiCounters
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.nodes.roi_profiles import RoiProfiles
+from lima2cli.nodes.sparsify import Sparsify
 from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
     Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python,
-    Accumulate, Expression,
+    Accumulate, Expression, Sparsify,
 )  # fmt: skip
 
 WIRING = ("input", "inputs")
 """Keys of a node that are no kinds: what it reads, one or several."""
 
-NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Reduce, Sink, Join), WIRING)
+NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Reduce, Sink, Join), WIRING)
 """All kinds of node, those of installed packages among them."""
 
 

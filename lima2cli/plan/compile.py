@@ -14,7 +14,7 @@ from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
 from lima2cli.plan.records import Gdt, Numbering, Plan, RankRole, Step
 from lima2cli.poison import POISON, attempt
-from lima2cli.spec import Files, FrameSpec, TableSpec
+from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
 
 
 def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int, fuse: bool = True) -> Plan | None:
@@ -95,6 +95,7 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         window=step.numbering.window,
         upstream=step.numbering.upstream,
         unmatched=step.numbering.unmatched,
+        sparse=isinstance(spec, SparseSpec),
         **step.node.channel(spec, _period_at_receivers(pipeline, step.numbering)),
     )
 

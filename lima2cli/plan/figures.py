@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Join, Map, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink, Transform
 from lima2cli.plan.records import Gdt, Plan
 
 VERSION = 1
@@ -190,7 +190,7 @@ def unused_nodes(plan: Plan) -> list[str]:
     return [step.name for step in plan.steps if step.name not in used]
 
 
-ROLES = ((Map, "map"), (Join, "join"), (Transform, "transform"), (Reduce, "table"), (Sink, "save"))
+ROLES = ((Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Reduce, "table"), (Sink, "save"))
 
 
 def kernel_role(node: object) -> str:

@@ -13,7 +13,7 @@ Results are those of the steps one by one: pixels bit for bit, sums but for the 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lima2cli.nodes.base import Join, Map, Reduce, Sink
+from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.plan.records import Kernel, Step
 
@@ -37,7 +37,7 @@ def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
     read: set[str] = set()
     kept = []
     for kernel in reversed(kernels):
-        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map | Join) or kernel.maps[-1] in read:
+        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map | Join | Pick) or kernel.maps[-1] in read:
             kept.append(kernel)
             read.update(kernel.sources)
     return tuple(reversed(kept))
@@ -97,7 +97,7 @@ def verify(kernels: Kernels, steps: Steps) -> None:
         known |= set(kernel.makes)
         names += kernel.nodes
     assert len(set(names)) == len(names), names
-    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map | Join))
+    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map | Join | Pick))
 
 
 def _alone(step: Step) -> Kernel:

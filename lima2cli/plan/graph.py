@@ -12,7 +12,7 @@ from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Join, Node, Transform
 from lima2cli.plan.records import Gdt, Numbering, Step
 from lima2cli.poison import POISON, attempt
-from lima2cli.spec import Files, FrameSpec, Spec, TableSpec
+from lima2cli.spec import Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.view import View
 
 
@@ -59,7 +59,14 @@ def _place(
         if isinstance(before, TableSpec):
             message = f"node {name} takes frames, but {it.reads[place]} gives a {before}"
             findings.error("edge-mismatch", message, ("nodes", name, *place))
-    entering = {place: before for place, before in frames.items() if isinstance(before, FrameSpec)}
+        elif isinstance(before, SparseSpec) and not node.sparse:
+            message = f"node {name} takes dense frames, but {it.reads[place]} gives sparse ones"
+            findings.error("edge-mismatch", message, ("nodes", name, *place))
+    entering = {
+        place: before
+        for place, before in frames.items()
+        if isinstance(before, FrameSpec) and (node.sparse or not isinstance(before, SparseSpec))
+    }
     if len(entering) < len(frames):
         return None
     at: Path = ("nodes", name)

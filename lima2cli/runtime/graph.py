@@ -18,6 +18,7 @@ from lima2cli.nodes.base import (
     Join,
     Map,
     Partial,
+    Pick,
     Reduce,
     Reducer,
     Sink,
@@ -51,6 +52,14 @@ class _BoundMap:
     def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
         frames = self._function(block.frames)
         return Block(frames, block.numbers, block.times, False), None
+
+
+class _BoundPick:
+    def __init__(self, step: Step, files: Files) -> None:
+        self._function = cast(Pick, step.node).bind(step.before, files)
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block, None]:
+        return self._function(block), None
 
 
 class _BoundReduce:
@@ -146,7 +155,7 @@ class _BoundTransform:
 
 
 _End = _BoundReduce | _BoundSink
-_Single = _BoundMap | _BoundTransform | BoundChain | _End
+_Single = _BoundMap | _BoundPick | _BoundTransform | BoundChain | _End
 _Bound = _Single | BoundJoin
 _Staged = tuple[str, _End, Any]
 
@@ -365,6 +374,8 @@ def _bind(step: Step, program: ReceiverProgram, files: Files, directory: str, st
         return _BoundMap(step, files)
     if isinstance(step.node, Join):
         return BoundJoin(step, files)
+    if isinstance(step.node, Pick):
+        return _BoundPick(step, files)
     if isinstance(step.node, Transform):
         return _BoundTransform(step, files)
     if isinstance(step.node, Reduce):

@@ -11,7 +11,7 @@ import pytest
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect, Rule
-from lima2cli.nodes.base import Join, Map, Node, Partial, Reduce, Sink, StripReducer, Transform
+from lima2cli.nodes.base import Join, Map, Node, Partial, Pick, Reduce, Sink, StripReducer, Transform
 from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.testing.inputs import (
     COUNT,
@@ -35,6 +35,7 @@ RULE = Rule(FIRST, STEP, COUNT, blocks=1, buffers=1, slots=COUNT, stride=1)
 ROLES: tuple[tuple[type[Node], str], ...] = (
     (Map, "test_map_"),
     (Transform, "test_transform_"),
+    (Pick, "test_pick_"),
     (Reduce, "test_table_"),
     (Sink, "test_sink_"),
     (Join, "test_join_"),
@@ -210,6 +211,46 @@ class NodeTests:
         frames = random_frames(spec, COUNT)
         whole = self._transformed(spec, files, [frame_block(frames)])
         for one, other in zip(self._transformed(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    # Sparse frames
+
+    def _picked(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
+        """Pixels per frame, index and intensity of all that comes out."""
+        pick = cast(Pick, self.node).bind(spec, files)
+        found = []
+        for block in given:
+            out = pick(block)
+            assert (out.numbers == block.numbers).all()
+            assert (out.times == block.times).all()
+            assert (out.frame_ptr.dtype.name, out.index.dtype.name) == ("uint64", "uint32")
+            assert out.frames.dtype.name == cast(Pick, self.node).infer(spec, files).dtype
+            assert out.frame_ptr.shape == (len(block.numbers) + 1,)
+            assert out.frame_ptr[0] == 0
+            assert out.frame_ptr[-1] == len(out.index) == len(out.frames)
+            found.append((np.diff(out.frame_ptr), out.index, out.frames))
+        counts, index, intensity = (np.concatenate(column) for column in zip(*found, strict=True))
+        return counts, index, intensity
+
+    def test_pick_gives_pixels_of_the_detector_that_count(self, spec: FrameSpec, files: Files) -> None:
+        counts, index, intensity = self._picked(spec, files, [frame_block(random_frames(spec, COUNT))])
+        width, height = spec.detector
+        assert len(counts) == COUNT
+        assert not len(index) or index.max() < width * height
+        if spec.mask is not None:
+            good = np.zeros((height, width), bool)
+            rows, columns = (
+                slice(spec.view.area.y, spec.view.area.bottom),
+                slice(spec.view.area.x, spec.view.area.right),
+            )
+            good[rows, columns] = spec.view.turn_back(~spec.mask)
+            assert good.ravel()[index].all(), "masked pixels are left out"
+        assert not np.isnan(intensity).any(), "NaN pixels are left out"
+
+    def test_pick_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        frames = random_frames(spec, COUNT)
+        whole = self._picked(spec, files, [frame_block(frames)])
+        for one, other in zip(self._picked(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
             np.testing.assert_array_equal(one, other)
 
     # Tables

@@ -1,0 +1,102 @@
+"""Node `sparsify`: keeps the pixels above a threshold, as sparse frames.
+
+A pixel is kept where it is greater than ``above``, in the units of the pixels; in float frames ``above`` is rounded to
+their dtype first. Pixels of the static mask and NaN pixels are left out. Of each one is kept
+
+index      uint32, its place in the whole detector image, y * width + x, however the frames were cut, flipped and
+           rotated: what several receivers or regions keep goes together
+intensity  the input's dtype, as it is
+
+Pixels of a frame come row by row as the frame is shown. Binned pixels have no place of their own in the detector, and
+are refused. Sparse frames are saved by `io_hdf5`; other nodes take dense frames.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Number, param
+from lima2cli.errors import Misfit
+from lima2cli.nodes.base import Pick
+from lima2cli.nodes.tiles import tiles
+from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsify(Pick):
+    """Keeps the pixels above a threshold, as sparse frames."""
+
+    kind: ClassVar[str] = "sparsify"
+
+    above: float = param("Pixels greater than this are kept.", Number())
+
+    def infer(self, spec: FrameSpec, files: Files) -> SparseSpec:
+        """See `Node.infer`."""
+        width, height = spec.detector
+        if spec.view.binning != (1, 1):
+            raise Misfit("edge-mismatch", "binned pixels have no place of their own in the detector image")
+        if width * height > 2**32:
+            raise Misfit("edge-mismatch", f"the index of {width} x {height} pixels does not fit in uint32")
+        return SparseSpec(**{field.name: getattr(spec, field.name) for field in fields(FrameSpec)})
+
+    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Block], SparseBlock]:
+        """See `Pick.bind`."""
+        return _Above(self.above, spec)
+
+
+class _Above:
+    """Blocks of frames (n, height, width) to their pixels above a threshold."""
+
+    def __init__(self, above: float, spec: FrameSpec) -> None:
+        self._level = _level(above, np.dtype(spec.dtype))
+        self._good = None if spec.mask is None or not spec.mask.any() else ~spec.mask
+        self._index = detector_index(spec)
+        self._kept = np.empty((0, *spec.shape), bool)
+
+    def __call__(self, block: Block) -> SparseBlock:
+        count, height, width = block.frames.shape
+        if count > len(self._kept):
+            self._kept = np.empty((count, height, width), bool)
+        kept = self._kept[:count]
+        for deep, rows in tiles(count, height, width):
+            self._compare(block.frames[deep, rows], kept[deep, rows], rows)
+        place = np.flatnonzero(kept)
+        frame_ptr = np.searchsorted(place, np.arange(count + 1) * (height * width))
+        place -= np.repeat(np.arange(count) * (height * width), np.diff(frame_ptr))
+        return SparseBlock(
+            block.frames[kept],
+            block.numbers,
+            block.times,
+            index=self._index[place],
+            frame_ptr=frame_ptr.astype(np.uint64),
+        )
+
+    def _compare(self, pixels: Array, kept: NDArray[np.bool_], rows: slice) -> None:
+        if self._level is None:
+            kept[...] = True
+        else:
+            np.greater(pixels, self._level, out=kept)  # false for NaN
+        if self._good is not None:
+            kept &= self._good[rows]
+
+
+def detector_index(spec: FrameSpec) -> NDArray[np.uint32]:
+    """Flat index in the whole detector image of each pixel of a frame, row by row, (height * width,)."""
+    area, (width, _) = spec.view.area, spec.detector
+    rows, columns = np.arange(area.y, area.bottom, dtype=np.int64), np.arange(area.x, area.right, dtype=np.int64)
+    return np.ascontiguousarray(spec.view.turn(rows[:, None] * width + columns).astype(np.uint32)).ravel()
+
+
+def _level(above: float, dtype: "np.dtype[Any]") -> Any:
+    """What pixels are compared with, in their own dtype; None where all are above it."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return dtype.type(above)
+    limits = np.iinfo(dtype)
+    if above < limits.min:
+        return None
+    return dtype.type(limits.max if above >= limits.max else math.floor(above))
