@@ -9,7 +9,7 @@ from typing import Any
 
 from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Table, params
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.nodes.base import Join, Map, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink, Transform
 from lima2cli.plugins import Kind
 from lima2cli.schema.words import words
 
@@ -17,12 +17,13 @@ ROLES: tuple[tuple[type, str], ...] = (
     (Map, "map"),
     (Join, "join"),
     (Transform, "transform"),
+    (Pick, "sparse"),
     (Reduce, "table"),
     (Sink, "sink"),
     (DetectorConfig, "source"),
 )
-"""In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to rows,
-frames to files, frames."""
+"""In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse
+frames, frames to rows, frames to files, frames."""
 
 
 @dataclass(frozen=True)
