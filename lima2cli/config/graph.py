@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from lima2cli.config.pipeline import DataFlow, GraphNode
 from lima2cli.diagnostics import Findings, Path, Related
@@ -36,7 +37,8 @@ def resolve_nodes(
     nodes: dict[str, GraphNode] = {}
     for name in _in_order(uses, parents):
         flow = attempt(lambda n=name: _flow(n, reads[n], nodes, findings))  # type: ignore[misc]
-        nodes[name] = GraphNode(name, reads[name], flow, attempt(lambda n=name: uses[n].node))  # type: ignore[misc]
+        read: Any = POISON if flow is POISON else reads[name]
+        nodes[name] = GraphNode(name, read, flow, attempt(lambda n=name: uses[n].node))  # type: ignore[misc]
     return nodes
 
 

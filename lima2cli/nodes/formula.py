@@ -4,9 +4,9 @@ Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``& | 
 functions of `FUNCTIONS`. All else is refused with its column. What is read is a tree of `Name`, `Number` and `Op`, in
 which every operation is a primitive; the text itself is never evaluated.
 
-Meaning is numpy's for floats: ``//`` rounds down and ``%`` has the sign of the divisor; `minimum` and `maximum` give
-NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone are computed once, in
-float64.
+Meaning is numpy's for floats, but for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
+`minimum` and `maximum` give NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone
+are computed once, in float64.
 """
 
 import ast
@@ -109,8 +109,9 @@ def read_formula(text: str, inputs: Collection[str]) -> Tree:
     tree = _number(_Reader(line, inputs).read(body))
     if not names(tree):
         raise FormulaError("the formula uses no input", f"its inputs are {', '.join(inputs)}")
-    if len(set(_parts(tree))) > OPERATIONS:
-        raise FormulaError(f"the formula has more than {OPERATIONS} operations, `%` counting as seven")
+    parts = set(_parts(tree))
+    if sum(isinstance(part, Op) for part in parts) > OPERATIONS or len(parts) > 2 * OPERATIONS:
+        raise FormulaError(f"the formula has more than {OPERATIONS} operations, `%` and `//` being several each")
     return tree
 
 
@@ -140,9 +141,7 @@ class _Reader:
     def read(self, node: ast.expr) -> Tree:
         tree = self._read(node)
         if tree.size > WRITTEN_OUT:
-            raise self._refused(
-                node, f"the formula has more than {WRITTEN_OUT} operations, shared ones counted each time"
-            )
+            raise self._refused(node, f"the formula has more than {WRITTEN_OUT} operations written out")
         return tree
 
     def _read(self, node: ast.expr) -> Tree:
@@ -260,24 +259,13 @@ def _is_condition(tree: Tree) -> bool:
 
 
 def _number(tree: Tree) -> Tree:
-    return Op("where", (tree, Number(1.0), Number(0.0))) if _is_condition(tree) else tree
+    return Op("where", (tree, Number(1.0), ZERO)) if _is_condition(tree) else tree
 
 
 def _op(name: str, *args: Tree) -> Tree:
     """Computed at once where nothing depends on a pixel."""
-    values = [arg.value for arg in args if isinstance(arg, Number)]
-    if len(values) < len(args):
-        return Op(name, args)
-    with np.errstate(all="ignore"):
-        return Number(float(PRIMITIVES[name](*values)))
-
-
-def _where(name: str, one: Tree, other: Tree, yes: Tree, no: Tree) -> Tree:
-    """``yes`` where a comparison holds."""
-    if isinstance(one, Number) and isinstance(other, Number):
-        holds = {"lt": one.value < other.value, "gt": one.value > other.value, "eq": one.value == other.value}[name]
-        return yes if holds else no
-    return Op("where", (Op(name, (one, other), True), yes, no))
+    given = [arg for arg in args if isinstance(arg, Number)]
+    return Op(name, args) if len(given) < len(args) else _folded(PRIMITIVES[name], *given)
 
 
 def _power(base: Tree, exponent: Tree) -> Tree:
@@ -290,24 +278,50 @@ def _power(base: Tree, exponent: Tree) -> Tree:
     return Op("mul", (square, base if exponent == Number(3.0) else square))
 
 
+ZERO = Number(0.0)
+
+
 def _remainder(one: Tree, other: Tree) -> Tree:
-    rest = _op("fmod", one, other)
-    return _where("lt", _op("mul", rest, other), Number(0.0), _op("add", rest, other), rest)
+    if isinstance(one, Number) and isinstance(other, Number):
+        return _folded(np.remainder, one, other)
+    rest = Op("fmod", (one, other))
+    return Op("where", (_other_side(rest, other), Op("add", (rest, other)), rest))
 
 
 def _quotient(one: Tree, other: Tree) -> Tree:
-    """As numpy: from the remainder, so that both go together; the nearest whole number."""
-    ratio = _op("div", _op("sub", one, _remainder(one, other)), other)
-    down = _op("floor", ratio)
-    whole = _where("gt", _op("sub", ratio, down), Number(0.5), _op("add", down, Number(1.0)), down)
-    return _where("eq", other, Number(0.0), _op("div", one, other), whole)
+    """In numpy's steps, so that it goes with the remainder: one less where that was put right, to the nearest."""
+    if isinstance(one, Number) and isinstance(other, Number):
+        return _folded(np.floor_divide, one, other)
+    rest = Op("fmod", (one, other))
+    ratio = Op("div", (Op("sub", (one, rest)), other))
+    ratio = Op("where", (_other_side(rest, other), Op("sub", (ratio, Number(1.0))), ratio))
+    down = Op("floor", (ratio,))
+    up = Op("gt", (Op("sub", (ratio, down)), Number(0.5)), True)
+    whole, plain = Op("where", (up, Op("add", (down, Number(1.0))), down)), Op("div", (one, other))
+    if isinstance(other, Number):
+        return whole if other.value else plain
+    return Op("where", (Op("eq", (other, ZERO), True), plain, whole))
+
+
+def _other_side(rest: Tree, other: Tree) -> Tree:
+    """Where a remainder has not the sign of the divisor."""
+    if isinstance(other, Number):
+        return Op("gt" if other.value < 0 else "lt", (rest, ZERO), True)
+    signs = Op("xor", (Op("lt", (rest, ZERO), True), Op("lt", (other, ZERO), True)), True)
+    return Op("and", (Op("ne", (rest, ZERO), True), signs), True)
+
+
+def _folded(function: Callable[..., Any], *values: Number) -> Number:
+    """Numbers alone, computed at once."""
+    with np.errstate(all="ignore"):
+        return Number(float(function(*(number.value for number in values))))
 
 
 def _extreme(name: str) -> Callable[[Tree, Tree], Tree]:
     def of(one: Tree, other: Tree) -> Tree:
         """The first where it is NaN."""
         if isinstance(one, Number) and isinstance(other, Number):
-            return Number(float((np.minimum if name == "lt" else np.maximum)(one.value, other.value)))
+            return _folded(np.minimum if name == "lt" else np.maximum, one, other)
         chosen: Tree = Op(name, (one, other), True)
         if not isinstance(one, Number):
             chosen = Op("or", (chosen, Op("ne", (one, one), True)), True)
@@ -322,5 +336,5 @@ _DERIVED: Mapping[str, Callable[..., Tree]] = {
     "minimum": _extreme("lt"),
     "maximum": _extreme("gt"),
     "isnan": lambda one: Op("ne", (one, one), True),
-    "isfinite": lambda one: Op("eq", (Op("sub", (one, one)), Number(0.0)), True),
+    "isfinite": lambda one: Op("eq", (Op("sub", (one, one)), ZERO), True),
 }
