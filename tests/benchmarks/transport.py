@@ -33,7 +33,7 @@ if world.rank == 1:
 world.Barrier()
 window.Lock_all()
 if world.rank == 0:
-    pool = np.random.default_rng(1).integers(0, 255, (max(2, 2**26 // size // 4), size), np.uint8)
+    pool = np.random.default_rng(1).integers(0, 255, (min(16, 2**26 // size), size), np.uint8)  # as large as REMU's
     begin = time.perf_counter()
     for i in range(frames):
         window.Put([pool[i % len(pool)], size, MPI.BYTE], 1, [i % slots * size, size, MPI.BYTE])
