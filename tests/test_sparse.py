@@ -315,6 +315,47 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
         check_rows(detector_group(file), range(count))
 
 
+FILLS = """
+    import resource, sys
+    from tests.test_sparse import START_NS, sparse_block, sparse_channel
+    from lima2cli.artefacts.sparse_files import SparseWriter
+    writer = SparseWriter(sparse_channel(compression="none"), sys.argv[1], 0, START_NS)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
+    try:
+        for first in range(0, 10**6, 10):
+            writer.commit(writer.stage(sparse_block(range(first, first + 10))))
+            if first % 100 == 0:
+                writer.flush()
+                flushed = first + 10
+    except OSError:
+        print(flushed)
+    try:
+        writer.commit(writer.stage(sparse_block(range(5))))
+    except OSError:
+        print("again")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    writer.close()
+    writer.close()
+    print("end")
+"""
+
+
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FILLS), str(tmp_path)]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    flushed, *words = done.stdout.split()
+    assert words == ["again", "end"]
+    assert int(flushed) > 500
+    path = tmp_path / "maze_save_0_00000.h5"
+    reopenable(str(path))
+    level(str(path))
+    with h5py.File(path) as file:
+        count = len(detector_group(file)["frame_number"])
+        assert count >= int(flushed)
+        check_rows(detector_group(file), range(count))
+
+
 def test_uneven_files_are_levelled(tmp_path: Path) -> None:
     """Pixels without a row, rows without a number, and rows whose pixels are gone."""
     write(sparse_channel(), tmp_path, range(50))
