@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.compression import load_bitshuffle
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.errors import Lima2Error
 
@@ -30,6 +31,14 @@ VERSIONS = ("v110", "v110")
 
 _REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
 """In the long messages of the HDF5 library."""
+
+
+def load_libraries() -> None:
+    """Import what writing needs, a few tenths of a second, before the first frame rather than with it."""
+    import h5py  # noqa: F401
+    import hdf5plugin  # noqa: F401
+
+    load_bitshuffle()
 
 
 @contextmanager

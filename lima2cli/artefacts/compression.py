@@ -61,7 +61,7 @@ def _bslz4(dtype: np.dtype[Any], chunk_shape: tuple[int, ...]) -> Encoder:
     both big-endian (bitshuffle, ``src/bshuf_h5filter.c``). The library's default block is the largest multiple
     of 8 elements within 8192 bytes, at least 128 elements (``bshuf_default_block_size``).
     """
-    bitshuffle = _single_threaded()
+    bitshuffle = load_bitshuffle()
     elements = max(8192 // dtype.itemsize // 8 * 8, 128)
     total = int(np.prod(chunk_shape)) * dtype.itemsize
     header = struct.pack(">QI", total, elements * dtype.itemsize)
@@ -73,7 +73,7 @@ def _bslz4(dtype: np.dtype[Any], chunk_shape: tuple[int, ...]) -> Encoder:
     return encode
 
 
-def _single_threaded() -> Any:
+def load_bitshuffle() -> Any:
     """The module bitshuffle, without threads of its own: ranks share the cores, and its threads wait for each other.
 
     OpenMP reads the variable once, when the library is loaded.

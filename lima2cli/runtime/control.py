@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lima2cli.artefacts.appending import load_libraries
 from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
@@ -81,7 +82,9 @@ class ControlRank:
         self._paused_at = 0.0
 
     def prepare(self) -> None:
-        """Nothing to prepare."""
+        """What ends the run is written by this rank, which has nothing to do now."""
+        if self._plan.channels or self._plan.tables:
+            load_libraries()
 
     def step(self) -> bool:
         """Handle all messages, then look at the clock: where turns are long there is always a message."""

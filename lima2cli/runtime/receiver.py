@@ -2,6 +2,7 @@
 
 import time
 
+from lima2cli.artefacts.appending import load_libraries
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.graph import FlowGraph
@@ -28,6 +29,8 @@ class ReceiverRank:
 
     def prepare(self) -> None:
         """Say that the memory is there and filled; files are opened at the start, whose time they hold."""
+        if self._program.channels or self._program.tables:
+            load_libraries()
         self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
