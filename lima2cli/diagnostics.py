@@ -6,7 +6,7 @@ Lines and columns are looked up when it is shown, so that checks need not carry 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 Path = tuple[str | int, ...]
 Severity = Literal["error", "warning"]
@@ -43,39 +43,33 @@ class Diagnostic:
     span: tuple[int, int, int, int] | None = None
 
 
+class More(TypedDict, total=False):
+    """What a check may add to rule, message and place; see `Diagnostic`."""
+
+    notes: Sequence[str]
+    help: str | None
+    related: Sequence[Related]
+    on_key: bool
+
+
+def _finding(severity: Severity, rule: str, message: str, at: Path, more: More) -> Diagnostic:
+    notes, related = tuple(more.get("notes", ())), tuple(more.get("related", ()))
+    return Diagnostic(rule, message, at, severity, more.get("on_key", False), notes, more.get("help"), related)
+
+
 @dataclass
 class Findings:
     """Collects diagnostics; stages add to it instead of raising, so that one pass finds all mistakes."""
 
     items: list[Diagnostic] = field(default_factory=list)
 
-    def error(
-        self,
-        rule: str,
-        message: str,
-        at: Path,
-        *,
-        notes: Sequence[str] = (),
-        help: str | None = None,
-        related: Sequence[Related] = (),
-        on_key: bool = False,
-    ) -> None:
+    def error(self, rule: str, message: str, at: Path, **more: Unpack[More]) -> None:
         """Add an error at a path of the document."""
-        self.items.append(Diagnostic(rule, message, at, "error", on_key, tuple(notes), help, tuple(related)))
+        self.items.append(_finding("error", rule, message, at, more))
 
-    def warning(
-        self,
-        rule: str,
-        message: str,
-        at: Path,
-        *,
-        notes: Sequence[str] = (),
-        help: str | None = None,
-        related: Sequence[Related] = (),
-        on_key: bool = False,
-    ) -> None:
+    def warning(self, rule: str, message: str, at: Path, **more: Unpack[More]) -> None:
         """Add a warning at a path of the document."""
-        self.items.append(Diagnostic(rule, message, at, "warning", on_key, tuple(notes), help, tuple(related)))
+        self.items.append(_finding("warning", rule, message, at, more))
 
     def add(self, diagnostic: Diagnostic) -> None:
         """Add a finding made elsewhere."""

@@ -11,7 +11,10 @@ from lima2cli.errors import FileProblem
 from lima2cli.geometry import Rect
 from lima2cli.nodes.kinds import node_kinds
 from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+from lima2cli.testing.inputs import padded
 from lima2cli.view import View
+
+__all__ = ["DTYPES", "MemoryFiles", "block", "node", "padded", "pixels", "spec_of", "splits"]
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 
@@ -60,16 +63,6 @@ def pixels(dtype: str, shape: tuple[int, ...], seed: int = 1) -> Array:
         values.flat[0], values.flat[-1] = limits.min, limits.max
     values.flags.writeable = False
     return values
-
-
-def padded(frames: Array) -> Array:
-    """The same frames with gaps between rows and between frames, as aligned slots have them; read-only."""
-    count, height, width = frames.shape
-    memory = np.zeros((count, height + 2, width + 5), frames.dtype)
-    view = memory[:, 1 : height + 1, 2 : width + 2]
-    view[...] = frames
-    view.flags.writeable = False
-    return view
 
 
 def block(frames: Array, first: int = 0, step: int = 1) -> Block:
