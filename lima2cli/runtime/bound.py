@@ -1,0 +1,165 @@
+"""One node at work on one receiver: what `stage` and `commit` mean for each role."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from lima2cli.artefacts.tables import TableWriter
+from lima2cli.nodes.base import (
+    Dropped,
+    Join,
+    Map,
+    Partial,
+    Pick,
+    Reduce,
+    Reducer,
+    Sink,
+    StripReducer,
+    Transform,
+    Transformer,
+    Writer,
+)
+from lima2cli.plan.records import Step
+from lima2cli.program.records import ReceiverProgram
+from lima2cli.runtime.chain import BoundChain
+from lima2cli.runtime.pairing import BoundJoin, Ranges
+from lima2cli.spec import Array, Block, Files
+
+ROWS_FINISHED = 256
+"""Rows of a table that are finished and written together."""
+
+
+class BoundMap:
+    """A function over the arrays of a block."""
+
+    def __init__(self, step: Step, files: Files) -> None:
+        self._function: Callable[[Array], Array] = cast(Map, step.node).bind(step.before, files)
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
+        frames = self._function(block.frames)
+        return Block(frames, block.numbers, block.times, False), None
+
+
+class BoundPick:
+    """Frames to sparse frames."""
+
+    def __init__(self, step: Step, files: Files) -> None:
+        self._function = cast(Pick, step.node).bind(step.before, files)
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block, None]:
+        return self._function(block), None
+
+
+class BoundReduce:
+    """Rows per frame, kept as partial results until there are enough of them to be worth the finishing."""
+
+    def __init__(self, step: Step, program: ReceiverProgram, files: Files, directory: str) -> None:
+        self.saved = 0
+        self._node = cast(Reduce, step.node)
+        self._reducer: Reducer = self._node.start(step.before, files)
+        self._writer = TableWriter(program.tables[step.name], directory, program.receiver)
+        self._kept: list[Partial] = []
+        self._rows = 0
+
+    def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
+        return None, self._reducer.step(block, received_ns)
+
+    @property
+    def strips(self) -> StripReducer:
+        """Of a node that takes strips."""
+        return cast(StripReducer, self._reducer)
+
+    def commit(self, staged: Partial) -> None:
+        self._kept.append(staged)
+        self._rows += len(staged["frame_number"])
+        if self._rows >= ROWS_FINISHED:
+            self._finish()
+
+    def flush(self) -> None:
+        self._finish()
+        self._writer.flush()
+
+    def close(self) -> None:
+        try:
+            self._finish()
+        finally:
+            self._writer.close()
+
+    def _finish(self) -> None:
+        if not self._kept:
+            return
+        kept, self._kept, self._rows = self._kept, [], 0
+        whole = kept[0] if len(kept) == 1 else {key: np.concatenate([p[key] for p in kept]) for key in kept[0]}
+        columns = dict(self._node.finish(whole))
+        numbers = columns.pop("frame_number")
+        self._writer.append(numbers, columns)
+        self.saved += len(numbers)
+
+
+class BoundSink:
+    """An open writer."""
+
+    def __init__(self, step: Step, program: ReceiverProgram, directory: str, start_ns: int) -> None:
+        self.saved = 0
+        channel = program.channels[step.name]
+        self._writer: Writer = cast(Sink, step.node).open(channel, directory, program.receiver, start_ns)
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
+        return block, self._writer.stage(block)
+
+    def commit(self, staged: Any) -> None:
+        self.saved += self._writer.commit(staged)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class BoundTransform:
+    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up."""
+
+    def __init__(self, step: Step, files: Files) -> None:
+        node = cast(Transform, step.node)
+        self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
+        self._given_up = Ranges(step.numbering.rule.step)
+
+    @property
+    def dropped(self) -> list[tuple[int, int]]:
+        """See the class."""
+        return self._given_up.ranges
+
+    def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
+        try:
+            return self._transformer.step(block), None
+        except Dropped:
+            self._given_up.add(block.numbers)
+            return None, None
+
+    def finish(self) -> Block | None:
+        return self._transformer.finish()
+
+    def close(self) -> None:
+        self._transformer.close()
+
+
+End = BoundReduce | BoundSink
+Single = BoundMap | BoundPick | BoundTransform | BoundChain | End
+Bound = Single | BoundJoin
+
+
+def bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> Bound:
+    """A node bound to its receiver; whatever it raises is for the caller to tell."""
+    if isinstance(step.node, Map):
+        return BoundMap(step, files)
+    if isinstance(step.node, Join):
+        return BoundJoin(step, files)
+    if isinstance(step.node, Pick):
+        return BoundPick(step, files)
+    if isinstance(step.node, Transform):
+        return BoundTransform(step, files)
+    if isinstance(step.node, Reduce):
+        return BoundReduce(step, program, files, directory)
+    return BoundSink(step, program, directory, start_ns)
