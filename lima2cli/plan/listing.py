@@ -1,43 +1,46 @@
-"""A plan as the calls of librashpa that set it up, as in the listings of the RASHPA deck (ESRF, 2020)."""
+"""A plan as a listing in C of the calls of librashpa that set it up, as in those of the RASHPA deck (ESRF, 2020)."""
+
+import json
 
 from lima2cli import __version__
-from lima2cli.plan.records import Gdt, Plan
+from lima2cli.detectors.calls import Argument, ByteCount, Call, Flags, Handle, ReceiverHandle
+from lima2cli.plan.rashpa_calls import rashpa_calls
+from lima2cli.plan.records import Plan
+
+TYPES = {"rashpaManagerCreateGDT": "rashpa_gdt_t *", "rashpaManagerGetGDTBuffer": "rashpa_buffer_t* "}
+"""Of results, written as in the deck."""
+
+BYTES = "lbuff_bytes"
 
 
 def c_listing(plan: Plan) -> str:
-    """C statements, one block per flow; ``manager_pt`` and one ``<receiver>_pt`` for each receiver are the caller's."""
+    """C statements, one block per flow; ``manager_pt`` and one ``<receiver>_pt`` for each receiver are the caller's
+    (a ``-`` in a receiver's name becomes ``_``)."""
     lines = [f"/* {plan.name}: GDT set-up by lima2 {__version__} */", ""]
-    for gdt in plan.gdts:
-        lines += ["{", *(f"    {line}" if line else "" for line in _flow(plan, gdt)), "}", ""]
+    for calls in rashpa_calls(plan):
+        statements = [line for call in calls for line in _statements(call)]
+        lines += ["{", *(f"    {line}" if line else "" for line in statements), "}", ""]
     return "\n".join(lines)
 
 
-def _flow(plan: Plan, gdt: Gdt) -> list[str]:
-    rule, source = gdt.rule, gdt.source
-    block, row, header, footer = gdt.alignment
-    count = rule.count if rule.count is not None else (gdt.selected or 0)
-    placement = "RASHPA_OVERWRITE" if rule.overwrite else "RASHPA_CONCATENATE"
-    cycle = "RASHPA_CIRCULAR" if rule.circular else "RASHPA_ONESHOT"
-    events = [name for name, on in (("RASHPA_EV_GRP", gdt.group_event > 0), ("RASHPA_EV_ATEND", gdt.end_event)) if on]
-    if gdt.full:
-        take = "rashpaGDTSetSourceFullImage(GDT);"
-    else:
-        take = f"rashpaGDTSetSourceImage(GDT, {source.x}, {source.width}, {source.y}, {source.height});"
-    lines = [
-        f'rashpa_gdt_t *GDT = rashpaManagerCreateGDT(manager_pt, "{gdt.name}", "{gdt.dataset_name}");',
-        take,
-        f"rashpaGDTSetAlignment(GDT, {block}, {row}, {header}, {footer});",
-        f"rashpaGDTSetSourceSlices(GDT, {rule.start}, {count}, {rule.step});",
-        f"rashpaGDTSetRules(GDT, {rule.blocks}, {rule.start_slot}, {placement} | {cycle});",
-        f"rashpaGDTSetEvents(GDT, {gdt.group_event}, {' | '.join(events)});",
-        "",
-        f"ssize_t lbuff_bytes = {_bytes(gdt.buffer_size)};",
-        "rashpa_buffer_t* buffer = rashpaManagerGetGDTBuffer(manager_pt, GDT, lbuff_bytes);",
-    ]
-    for buffer in gdt.buffers:
-        receiver, memspace = plan.receivers[buffer.receiver], plan.regions[buffer.region].name
-        lines.append(f'rashpaBufferCreateLocalBufferInMemSpace(buffer, {receiver}_pt, "{memspace}");')
-    return lines
+def _statements(call: Call) -> list[str]:
+    """A call, and before it the number of bytes that it is given."""
+    said = f"{call.function}({', '.join(map(_argument, call.arguments))});"
+    sizes = [argument.size for argument in call.arguments if isinstance(argument, ByteCount)]
+    before = [line for size in sizes for line in ("", f"ssize_t {BYTES} = {_bytes(size)};")]
+    return [*before, said if call.result is None else f"{TYPES[call.function]}{call.result} = {said}"]
+
+
+def _argument(argument: Argument) -> str:
+    if isinstance(argument, Handle):
+        return argument.name
+    if isinstance(argument, ReceiverHandle):
+        return f"{argument.receiver.replace('-', '_')}_pt"
+    if isinstance(argument, Flags):
+        return " | ".join(argument.names) or "0"
+    if isinstance(argument, ByteCount):
+        return BYTES
+    return json.dumps(argument) if isinstance(argument, str) else str(argument)
 
 
 def _bytes(size: int) -> str:
