@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.geometry import Rule
+from lima2cli.geometry import Rect, Rule
 from lima2cli.spec import DetectorInfo
 from lima2cli.view import View
 
@@ -29,6 +29,12 @@ class Channel:
     upstream    nodes on the way that may drop frames
     unmatched   nodes on the way whose dropped frames were not in all inputs of a join
     sparse      frames are sparse; ``height`` and ``width`` are those of the frames that they were chosen from
+    layout      files (each receiver its own), common (one file of all), virtual (partial frames, put together by the
+                master)
+    places      of partial frames, for each of ``receivers`` the rectangle that its frames show, in pixels of the whole
+                frame, of ``height`` and ``width``; every receiver then has its part of all selected frames, and
+                ``rule`` has one buffer. Empty: whole frames
+    filtered    behind a `filter` node: which of the selected frames reach the channel is not known before
     """
 
     name: str
@@ -54,6 +60,9 @@ class Channel:
     upstream: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     sparse: bool = False
+    layout: str = "files"
+    places: tuple[Rect, ...] = ()
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
