@@ -23,6 +23,7 @@ class DatasetInfo:
     dtype   numpy name of the pixels, e.g. ``uint16``
     bits    significant bits, at most those of the dtype
     frames  how many exist (recorded data), None where the source has no end
+    threshold_ev  photons of less energy are not counted, in eV; None where there is no such thing
     """
 
     name: str
@@ -30,6 +31,7 @@ class DatasetInfo:
     dtype: str
     bits: int
     frames: int | None = None
+    threshold_ev: float | None = None
 
     @property
     def pixel_bytes(self) -> int:
@@ -41,12 +43,15 @@ class DatasetInfo:
 class DetectorInfo:
     """Static information and capabilities of a detector that pipelines are compiled against.
 
-    modules      their rectangles in the image, numbered from 0
+    modules      their rectangles in the image, numbered from 0; of area 0 where the detector's own ROI leaves one out
     channels     data channels per module, None = unlimited
     gap_value    stored in pixels that no module covers
     can_wait     whether the source stands still until receivers have released memory (credits)
     pixel_size   (x, y) in metres, None if unknown
     saturation   pixels at or above it count as saturated, None if unknown
+    versions     of hardware, firmware and software, by what they are of
+    can_fail     whether a module may fail to give its part of a frame (see `Detector.missing`)
+    operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     """
 
     kind: str
@@ -60,11 +65,19 @@ class DetectorInfo:
     can_wait: bool = False
     pixel_size: tuple[float, float] | None = None
     saturation: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    can_fail: bool = False
+    operated: "Operated | None" = None
 
     @property
     def image(self) -> Rect:
         """The whole image."""
         return Rect(0, 0, self.width, self.height)
+
+    @property
+    def sensor(self) -> "DetectorInfo":
+        """The detector without its own operations: what `DetectorConfig.describe` gave."""
+        return self if self.operated is None else self.operated.sensor
 
     def dataset(self, name: str) -> DatasetInfo:
         """The dataset of that name; KeyError if there is none."""
@@ -72,6 +85,20 @@ class DetectorInfo:
             if item.name == name:
                 return item
         raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Operated:
+    """What a detector's own operations are applied to.
+
+    sensor     the detector without them
+    view       the part of the sensor that frames show, and how
+    exposures  summed to each frame
+    """
+
+    sensor: DetectorInfo
+    view: View
+    exposures: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +110,8 @@ class FrameSpec:
     detector    (width, height) of the whole detector image
     mask        bool (height, width), True = masked (gap, defective); never written to. None = nothing masked
     saturation  in the units of the pixels, None if unknown or no longer meaningful
+    whole       of partial frames: the view of the whole frame that these are a part of; ``view`` is what the part
+                shows, with the same binning and turn. None = these are whole
     """
 
     dtype: str
@@ -90,6 +119,7 @@ class FrameSpec:
     detector: tuple[int, int]
     mask: NDArray[np.bool_] | None = None
     saturation: float | None = None
+    whole: View | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

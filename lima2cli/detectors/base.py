@@ -7,13 +7,14 @@ and a `Detector`, which runs in the detector ranks, one object per rank for the 
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Number, Quantity, Shape, Table, Text, param
+from lima2cli.geometry import Rect
 from lima2cli.spec import Array, DetectorInfo, Files
 
 
@@ -28,12 +29,50 @@ class State(enum.Enum):
     FAULT = "fault"
 
 
+TRIGGERS = ("internal", "software", "external", "gate")
+"""What starts frames. internal: the detector's clock, one a period. software: `Detector.trigger`, external: a pulse,
+gate: a level; each of the last three starts ``frames_per_trigger`` frames, a period apart."""
+
+SHUTTERS = ("auto", "open", "closed")
+
+FLIPS = ("none", "horizontal", "vertical", "both")
+
+OPERATIONS = ("binning", "roi", "flip", "accumulation")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What the detector itself does to frames, in this order.
+
+    accumulate  exposures that are summed to a frame
+    binning     (x, y) pixels that are summed to one; trailing columns and rows are cut
+    roi         the part that is kept, in binned pixels; None = all
+    flip        left and right, top and bottom changed
+    """
+
+    accumulate: int = 1
+    binning: tuple[int, int] = (1, 1)
+    roi: Rect | None = None
+    flip: str = "none"
+
+
 @dataclass(frozen=True)
 class AcqParams:
-    """What to acquire: frames (None = until stopped) and the period in seconds (None = as fast as asked)."""
+    """What to acquire: frames (None = until stopped) and the period in seconds (None = as fast as asked).
+
+    trigger             one of `TRIGGERS`;  frames_per_trigger  frames that each trigger starts
+    exposure_s          of a frame, None = the detector's choice
+    shutter             one of `SHUTTERS`; auto: open while frames are acquired
+    operations          what the detector does to frames
+    """
 
     frames: int | None
     period_s: float | None
+    trigger: str = "internal"
+    frames_per_trigger: int = 1
+    exposure_s: float | None = None
+    shutter: str = "auto"
+    operations: Operations = Operations()
 
 
 @dataclass(frozen=True)
@@ -56,16 +95,23 @@ PIXEL_SIZE: Shape = Table(PixelSize)
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a kind of detector can do whatever its parameters are: a promise about every `DetectorConfig.describe`.
+    """What a detector can do. As ``DetectorConfig.capabilities`` it is a promise about every detector of a kind; for
+    one that is configured see `DetectorConfig.retrieve`.
 
     largest     most columns and rows of the image, None = not known
     dtypes      of pixels, numpy names; empty = not known
+    bit_depths  significant bits of pixels; empty = any
     datasets    most of them; modules: most of them; channels: most per module; None = any number
     can_wait    whether the source stands still until receivers have released memory
-    triggers    what starts a frame, of internal, software, external, gate
-    operations  on frames that the detector itself does, of binning, roi, flip, accumulation
+    triggers    what starts a frame, of `TRIGGERS`;  frames_per_trigger  most of them, None = any number
+    operations  on frames that the detector itself does, of `OPERATIONS`
+    binnings    (x, y) that there are; empty = any;  accumulation  most exposures of a frame, None = any number
     shutter     whether it opens and closes one
-    buffers     where frames lie that it hands out, of host, gpu
+    extraction  whether a flow may take a part of the image;  granularity  (x, y) that its place and size are a
+                multiple of
+    reconstruction  whether modules write to their place in the full frame
+    alignment   most bits that blocks and rows can be aligned on, None = any number
+    buffers     memory that frames can be written to, of host, gpu;  owner  who allocates it, receiver or detector
     """
 
     largest: tuple[int, int] | None = None
@@ -78,6 +124,28 @@ class Capabilities:
     operations: tuple[str, ...] = ()
     shutter: bool = False
     buffers: tuple[str, ...] = ("host",)
+    bit_depths: tuple[int, ...] = ()
+    frames_per_trigger: int | None = None
+    binnings: tuple[tuple[int, int], ...] = ()
+    accumulation: int | None = None
+    extraction: bool = True
+    granularity: tuple[int, int] = (1, 1)
+    reconstruction: bool = True
+    alignment: int | None = None
+    owner: str = "receiver"
+
+    def of(self, info: DetectorInfo) -> "Capabilities":
+        """The same of one detector: its image, dtypes, bit depths, numbers of datasets, modules and channels."""
+        return replace(
+            self,
+            largest=(info.width, info.height),
+            dtypes=tuple(dict.fromkeys(dataset.dtype for dataset in info.datasets)),
+            bit_depths=tuple(dict.fromkeys(dataset.bits for dataset in info.datasets)),
+            datasets=len(info.datasets),
+            modules=len(info.modules),
+            channels=info.channels,
+            can_wait=info.can_wait,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +164,13 @@ class DetectorConfig:
         `Misfit` where parameters contradict each other."""
         raise NotImplementedError
 
+    def retrieve(self, info: DetectorInfo) -> Capabilities:
+        """What the detector can do as it is configured. ``info`` is what `describe` gave.
+
+        Of a kind that promises nothing: what its description says, an internal trigger, no operations.
+        """
+        return (self.capabilities or Capabilities()).of(info)
+
     def open(self, info: DetectorInfo, files: Files) -> "Detector":
         """The detector, IDLE, as one rank sees it. ``info`` is what `describe` gave."""
         raise NotImplementedError
@@ -105,11 +180,20 @@ class Detector(Protocol):
     """A detector as one detector rank sees it."""
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
-        """Get ready: allocate, render, open files."""
+        """Get ready: allocate, render, open files. From here on frames and modules are those that the operations
+        of ``acq_params`` leave."""
         ...
 
     def start(self, start_ns: int) -> None:
         """Begin to acquire; frame 0 is due at ``start_ns`` (ns since the epoch)."""
+        ...
+
+    def trigger(self) -> None:
+        """Start the next ``frames_per_trigger`` frames; while they are acquired, as soon as they are.
+
+        Frames of trigger k are numbered from ``k * frames_per_trigger``. Raises `StateError` unless RUNNING and
+        prepared with the trigger ``software``.
+        """
         ...
 
     def stop(self) -> None:
@@ -135,7 +219,16 @@ class Detector(Protocol):
         """Frames of one module, (n, height, width), rows contiguous, for the leading 1 <= n <= len(numbers) numbers.
 
         ``numbers`` is a range. A view where that needs no copy; valid until the next call for the same
-        (dataset, module). The frames of a number are the same whatever is asked, whenever.
+        (dataset, module). The frames of a number are the same whatever is asked, whenever. A frame that the module
+        has failed to give holds the gap value.
+        """
+        ...
+
+    def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which of these frames the module has failed to give, (len(numbers),) bool; None = none of them.
+
+        Asked after `get_frames` of them, and only where `DetectorInfo.can_fail`. Such frames are incomplete: no node
+        gets them, and they are counted as missing.
         """
         ...
 

@@ -41,6 +41,10 @@ class EmulatedDetector:
         """See `Detector`."""
         self._life.start(start_ns)
 
+    def trigger(self) -> None:
+        """See `Detector`."""
+        self._life.trigger()
+
     def stop(self) -> None:
         """See `Detector`."""
         self._life.stop()
@@ -71,6 +75,10 @@ class EmulatedDetector:
         except BaseException:
             self._life.fail()
             raise
+
+    def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Detector`: none."""
+        return None
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """See `Detector`."""
