@@ -1,6 +1,7 @@
 """The manual says what is so: snippets are checked, links lead somewhere, generated pages are those of the code."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,6 +74,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "small.npy", np.ones((100, 80), np.float32))
     np.save(folder / "line.npy", np.ones(256, np.float32))
     np.save(folder / "complex.npy", np.ones((256, 256), np.complex64))
+    record = {"version": 1, "name": "smartpix", "image": {"width": 500, "height": 500}}
+    record["datasets"] = {"CTR1": {"dtype": "uint16"}, "CTR2": {"dtype": "uint16"}}
+    (folder / "smartpix.json").write_text(json.dumps(record))
     (folder / "broken.h5").write_bytes(b"this was never HDF5")
     (folder / "dark.txt").write_text("1 2 3\n")
     return folder

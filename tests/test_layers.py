@@ -30,6 +30,7 @@ OWNERS = {
     "bitshuffle": {"artefacts"},
     "fabio": {"artefacts"},
     "mpi4py": {"transport", "runtime"},  # runtime: the main program of a rank needs the world
+    "cffi": {"detectors"},
     "typer": {"cli"},
     "pytest": {"testing"},
 }

@@ -54,8 +54,8 @@ def _nodes() -> str:
 
 def _detectors() -> str:
     intro = (
-        "The source of frames is written `detector: {kind: {parameters}}`. Both kinds of this version can wait for\n"
-        "receivers, so that flows lose nothing unless they are told to (`overrun`).\n"
+        "The source of frames is written `detector: {kind: {parameters}}`. `remu` and `replay` can wait for\n"
+        "receivers, so that flows lose nothing unless they are told to (`overrun`); hardware cannot.\n"
     )
     scenes = (
         "## Scenes\n\nWhat the emulator sees, written `scene: {kind: {parameters}}`. The content of a frame depends\n"
@@ -66,11 +66,17 @@ def _detectors() -> str:
         "Detectors",
         intro,
         [
-            *(_kind(kind, table, _text(table)) for kind, table in detector_kinds().items()),
+            *(_kind(kind, table, _detector_text(table)) for kind, table in detector_kinds().items()),
             scenes,
             *(_kind(kind, table, _text(table), "###") for kind, table in SCENES.items()),
         ],
     )
+
+
+def _detector_text(table: type) -> str:
+    """What the module says, where it is about this kind alone; else what the table says."""
+    module = inspect.cleandoc(sys.modules[table.__module__].__doc__ or "")
+    return _module_text(table.__module__) if module.startswith("Detector ") else _text(table)
 
 
 def _page(title: str, intro: str, sections: Sequence[str]) -> str:
@@ -160,9 +166,9 @@ def _text(table: type) -> str:
 
 
 def _module_text(module: str) -> str:
-    """What the module of a node says, all but the name of the node."""
+    """What the module of a node or detector says, all but its name."""
     text = inspect.cleandoc(sys.modules[module].__doc__ or "")
-    said = text.partition(": ")[2] if text.startswith("Node ") else text
+    said = text.partition(": ")[2] if text.startswith(("Node ", "Detector ")) else text
     return _markdown(said[:1].upper() + said[1:])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Number, Quantity, Shape, Table, Text, param
+from lima2cli.detectors.calls import GdtCalls
 from lima2cli.geometry import Rect
 from lima2cli.spec import Array, DetectorInfo, Files
 
@@ -77,9 +78,13 @@ class AcqParams:
 
 @dataclass(frozen=True)
 class XferParams:
-    """What will be asked for: (dataset, module) index pairs that this rank serves."""
+    """What will be asked for: (dataset, module) index pairs that this rank serves.
+
+    setup  of detectors that write to memory by themselves: the calls that set up all data flows
+    """
 
     routes: tuple[tuple[int, int], ...]
+    setup: tuple[GdtCalls, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +155,14 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """What every detector has. ``capabilities`` is None where a detector does not tell."""
+    """What every detector has. ``capabilities`` is None where a detector does not tell.
+
+    ``writes_itself``: its hardware writes frames to the receivers' memory (RASHPA); lima2 moves none of them.
+    """
 
     kind: ClassVar[str]
     capabilities: ClassVar[Capabilities | None] = None
+    writes_itself: ClassVar[bool] = False
 
     name: str | None = param("Name in the files; default: the kind.", Text(), None)
     pixel_size: PixelSize | None = param("Pixel pitch, saved with the data.", PIXEL_SIZE, None)
@@ -170,6 +179,12 @@ class DetectorConfig:
         Of a kind that promises nothing: what its description says, an internal trigger, no operations.
         """
         return (self.capabilities or Capabilities()).of(info)
+
+    def check_machine(self) -> None:
+        """Raise `EnvironmentUnfit` where this machine lacks what the detector needs, such as a library.
+
+        Asked before anything is started; nothing is opened by it.
+        """
 
     def open(self, info: DetectorInfo, files: Files) -> "Detector":
         """The detector, IDLE, as one rank sees it. ``info`` is what `describe` gave."""

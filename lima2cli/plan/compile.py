@@ -43,7 +43,9 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         receivers=tuple(pipeline.receivers),
         regions=regions,
         gdts=gdts,
-        ranks=rank_roles(len(pipeline.detector.modules), len(pipeline.receivers), cores),
+        ranks=rank_roles(
+            len(pipeline.detector.modules), len(pipeline.receivers), 1 if pipeline.config.writes_itself else cores
+        ),
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
         channels={

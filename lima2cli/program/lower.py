@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lima2cli.detectors.base import AcqParams, XferParams
 from lima2cli.geometry import Rect
+from lima2cli.plan.rashpa_calls import rashpa_calls
 from lima2cli.plan.records import Gdt, Plan, RankRole
 from lima2cli.program.records import (
     END_WORDS,
@@ -105,8 +106,9 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
         plan.detector,
         plan.info,
         AcqParams(plan.frames, plan.period_s),
-        XferParams(tuple(sorted(asked))),
+        XferParams(tuple(sorted(asked)), rashpa_calls(plan) if plan.detector.writes_itself else ()),
         tuple(flows),
+        plan.timeout_s,
     )
 
 

@@ -70,7 +70,7 @@ class SourceFlow:
 
 @dataclass(frozen=True)
 class DetectorProgram:
-    """What a detector rank does."""
+    """What a detector rank does. ``timeout_s``: the run fails when no frame has come for so long."""
 
     rank: int
     modules: tuple[int, ...]
@@ -79,6 +79,7 @@ class DetectorProgram:
     acquisition: AcqParams
     transfer: XferParams
     flows: tuple[SourceFlow, ...]
+    timeout_s: float
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class Leader:
                 f"{len(plan.ranks) - 1 - len(plan.receivers)} detector, {len(plan.receivers)} receivers; "
                 f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
             )
+        plan.detector.check_machine()
         check_memory(plan, shared=True)
         check_files(plan, origin.base)
         directory = open_directory(plan, origin)

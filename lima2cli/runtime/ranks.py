@@ -10,6 +10,7 @@ from lima2cli.plan.records import Plan
 from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring
 from lima2cli.runtime.closing import close_run
+from lima2cli.runtime.compliant import CompliantRank
 from lima2cli.runtime.control import ControlRank, Emit, Outcome
 from lima2cli.runtime.receiver import ReceiverRank
 from lima2cli.runtime.source import DetectorRank
@@ -55,7 +56,9 @@ def make_rank(
 
         return ControlRank(program, port, emit, close, stop_asked)
     if isinstance(program, DetectorProgram):
-        return DetectorRank(program, port, program.detector.open(program.info, FileStore(base)))
+        detector = program.detector.open(program.info, FileStore(base))
+        kind = CompliantRank if program.detector.writes_itself else DetectorRank
+        return kind(program, port, detector)
     return ReceiverRank(program, port, FileStore(base), directory)
 
 

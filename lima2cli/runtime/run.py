@@ -32,6 +32,7 @@ def run_plan(plan: Plan, origin: Origin, emit: Emit, *, transport: str) -> tuple
     mpiexec = find_mpiexec() if transport != "inline" else None
     if transport == "mpi" and mpiexec is None:
         raise EnvironmentUnfit("no MPI here: pip install 'lima2cli[mpi]', or --transport inline")
+    plan.detector.check_machine()
     check_memory(plan, shared=mpiexec is not None)
     check_files(plan, origin.base)
     directory = open_directory(plan, origin)
