@@ -22,9 +22,10 @@ from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.mapping import pieces, rows
-from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, write_master
+from lima2cli.artefacts.master import write_master
 from lima2cli.artefacts.progressions import ranges
 from lima2cli.artefacts.recover import reopenable
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
 from lima2cli.artefacts.tables import TableWriter, merge_tables
 from lima2cli.geometry import locate
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, make_rule, make_table, write_all

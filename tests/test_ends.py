@@ -16,7 +16,8 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.artefacts.mapping import Mapping, pieces
 from lima2cli.artefacts.mapping import rows as regular_rows
-from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, write_master
+from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
 from lima2cli.artefacts.progressions import Progressions, range_list, ranges, ranges_of
 from lima2cli.artefacts.sources import Selection
 from lima2cli.artefacts.tables import TableWriter, merge_tables

@@ -7,9 +7,9 @@ import numpy as np
 
 from lima2cli.artefacts.holdings import Frames, Holding, Table
 from lima2cli.artefacts.inspection import Inspection
-from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, SAVED
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.rows import windows
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED
 from lima2cli.artefacts.tree import ENTRY
 
 VERSION = 1

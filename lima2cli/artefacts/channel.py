@@ -1,7 +1,7 @@
 """The static facts of what a run saves: one record per saving node, decided by the plan."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ class Channel:
     """Frames of one `io_hdf5` node.
 
     name        of the pipeline;  node, flow   the saving node and the flow that feeds it
+    flows       all flows that feed it, where it saves what was joined
     dtype       numpy name; height, width of a frame
     rule        addressing of the flow, ``selected`` its number of frames (None: endless)
     receivers   index of the receiver of each local buffer, in rotation order
@@ -60,9 +61,30 @@ class Channel:
     upstream: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     sparse: bool = False
+    flows: tuple[str, ...] = ()
     layout: str = "files"
     places: tuple[Rect, ...] = ()
     filtered: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Of how many receivers' frames a whole frame is made."""
+        return len(self.places) or 1
+
+    def place(self, receiver: int) -> Rect:
+        """The pixels of the whole frame that the frames of a receiver show."""
+        return self.places[self.receivers.index(receiver)] if self.places else Rect(0, 0, self.width, self.height)
+
+    def part(self, receiver: int) -> "Channel":
+        """The channel as the files of one receiver describe it: its part of the frames, the same ``places``.
+
+        It is what writers get, and must not be asked for its parts again.
+        """
+        if not self.places:
+            return self
+        place = self.place(receiver)
+        mask = None if self.mask is None else self.mask[place.within(Rect(0, 0, self.width, self.height))]
+        return replace(self, view=self.view.cut(place), height=place.height, width=place.width, mask=mask)
 
 
 @dataclass(frozen=True)

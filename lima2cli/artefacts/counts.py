@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lima2cli.artefacts.master import SAVED
+from lima2cli.artefacts.status import SAVED
 from lima2cli.artefacts.tree import ENTRY
 
 STEP = 1 << 20

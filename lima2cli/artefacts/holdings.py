@@ -8,16 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
-from lima2cli.artefacts.master import DROPPED, INCOMPLETE, LOST, SAVED, by_receiver, frame_files, master_file
+from lima2cli.artefacts.master import by_receiver, frame_files, master_file
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sources import Sources
 from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status
 from lima2cli.artefacts.tables import part_files, table_file
 from lima2cli.artefacts.tree import ENTRY
-
-Status = NDArray[np.uint8]
 
 
 class Holding:

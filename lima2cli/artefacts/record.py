@@ -6,6 +6,9 @@ from typing import Any
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.tree import ENTRY, group
 
+SEQUENCES = ("receivers", "places")
+"""Attributes of several values."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -16,6 +19,9 @@ class Record:
     start, step, selected   numbers of the selected frames; ``selected`` -1 = endless
     blocks     frames of a group;  receivers   index of the receiver of each local buffer, in rotation order
     start_ns   start of the run, ns since the epoch, -1 unknown
+    layout     of a channel: files, common, virtual; else empty
+    places     of partial frames x, y, width and height of the part of each of ``receivers``, one after another
+    filtered   which of the selected frames reach the channel is not known before
     """
 
     role: str
@@ -29,6 +35,14 @@ class Record:
     blocks: int
     receivers: tuple[int, ...]
     start_ns: int
+    layout: str = ""
+    places: tuple[int, ...] = ()
+    filtered: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Of how many receivers' frames a whole frame is made."""
+        return len(self.places) // 4 or 1
 
     @classmethod
     def of(
@@ -36,6 +50,7 @@ class Record:
     ) -> "Record":
         """The record of a file of a channel."""
         rule = channel.rule
+        frames = channel if isinstance(channel, Channel) else None
         return cls(
             role=role,
             name=channel.name,
@@ -48,6 +63,9 @@ class Record:
             blocks=rule.blocks,
             receivers=channel.receivers,
             start_ns=-1 if start_ns is None else start_ns,
+            layout=frames.layout if frames else "",
+            places=tuple(n for p in frames.places for n in (p.x, p.y, p.width, p.height)) if frames else (),
+            filtered=bool(frames and frames.filtered),
         )
 
     def write(self, file: Any) -> None:
@@ -66,6 +84,6 @@ class Record:
                 return None
             value = attrs[name]
             values[name] = (
-                tuple(map(int, value)) if name == "receivers" else getattr(value, "item", lambda v=value: v)()
+                tuple(map(int, value)) if name in SEQUENCES else getattr(value, "item", lambda v=value: v)()
             )
         return cls(**values)

@@ -1,6 +1,6 @@
 """The data of a master of sparse frames: the rows of all receivers' files, copied in global frame order.
 
-Rows that are in no file have no pixels. Memory: some ten thousand rows, and about a million pixels.
+Rows that are in no file have no pixels; a filtered channel has no such rows. Memory: some ten thousand rows, and about a million pixels.
 """
 
 import os
@@ -24,32 +24,36 @@ Indices = NDArray[np.int64]
 
 
 def copy_rows(
-    detector: Any, channel: Channel, directory: str, receivers: Sequence[Sequence[tuple[str, int]]], count: int
+    detector: Any, channel: Channel, directory: str, receivers: Sequence[Sequence[tuple[str, int]]], limit: int
 ) -> None:
-    """Make ``data`` and ``frame_pixels`` (count,) of a master.
+    """Make ``data`` and ``frame_pixels`` of a master, a row for each row of its ``frame_number``.
 
     receivers  of each its files in order: name, and how many rows of it count
+    limit      selected frames that are looked at; of a filtered channel those that are in files have a row
 
     OSError where a file can't be read.
     """
     data = Rows(detector, channel)
-    pixels = detector.create_dataset("frame_pixels", (count,), "uint32")
+    pixels = detector.create_dataset("frame_pixels", detector["frame_number"].shape, "uint32")
     numbered = [name for files in receivers for name, _ in files]
     streams = [InOrder(_pointers(channel, directory, files, numbered)) for files in receivers]
-    for first, last in windows(count):
+    done = 0
+    for first, last in windows(limit):
         taken = [piece for stream in streams for piece in stream.take(last)]
         rows, begin, end, file = (
             np.concatenate([np.empty(0, np.int64), *column])
             for column in (zip(*taken, strict=True) if taken else [()] * 4)
         )
         rows, order = np.unique(rows, return_index=True)
-        lengths = np.zeros(last - first, np.int64)
-        lengths[rows - first] = (end - begin)[order]
+        place = np.arange(len(rows)) if channel.filtered else rows - first
+        lengths = np.zeros(len(rows) if channel.filtered else last - first, np.int64)
+        lengths[place] = (end - begin)[order]
         ends = data.pixels + np.cumsum(lengths)
-        for some in _spans(lengths[rows - first]):
+        for some in _spans(lengths[place]):
             _copy(data, channel, directory, numbered, begin[order[some]], end[order[some]], file[order[some]])
         data.add_rows(ends.astype(np.uint64))
-        pixels[first:last] = lengths
+        pixels[done : done + len(lengths)] = lengths
+        done += len(lengths)
 
 
 def _pointers(

@@ -1,0 +1,28 @@
+"""What became of the frame of a row: the values of ``frame_status``."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
+"""Values of ``frame_status``."""
+
+Status = NDArray[np.uint8]
+
+
+class Statuses(Protocol):
+    """``frame_status`` of rows, uint8: an array, or what gives one for a slice of rows."""
+
+    def __getitem__(self, rows: slice, /) -> Status:
+        """Of the rows of a slice."""
+        ...
+
+
+def told(statuses: Statuses | None, first: int, last: int) -> Status:
+    """Of rows ``first`` to ``last - 1``; those that nobody tells of are incomplete."""
+    known = np.full(last - first, INCOMPLETE, np.uint8)
+    if statuses is not None:
+        some = statuses[first:last]
+        known[: len(some)] = some
+    return known
