@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.jungfrau import Jungfrau
 from lima2cli.detectors.rashpa import Rashpa
 from lima2cli.detectors.remu import Remu
 from lima2cli.detectors.replay import Replay
 from lima2cli.plugins import Kinds
 
-BUILT_IN: tuple[type[DetectorConfig], ...] = (Remu, Replay, Rashpa)
+BUILT_IN: tuple[type[DetectorConfig], ...] = (Remu, Replay, Rashpa, Jungfrau)
 
 DETECTORS: Kinds[DetectorConfig] = Kinds("detector", "lima2cli.detectors", DetectorConfig, BUILT_IN)
 """All kinds of detector, those of installed packages among them."""

@@ -1,0 +1,261 @@
+"""JUNGFRAU as a detector rank sees it: a socket, a thread and an assembler for each module that the rank serves."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.detectors.assembler import Assembler
+from lima2cli.detectors.base import AcqParams, State, XferParams
+from lima2cli.detectors.datagrams import Inbox
+from lima2cli.detectors.jungfrau_emulator import ModuleEmulator
+from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET
+from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
+from lima2cli.errors import StateError
+from lima2cli.spec import Array, DetectorInfo, Files
+
+if TYPE_CHECKING:
+    from lima2cli.detectors.jungfrau import Jungfrau
+
+BATCH = 256
+"""Packets that are read at once, at most."""
+
+LULL_S = 0.5e-3
+"""Between looks at a socket whose buffer would hold the packets of a longer time."""
+
+LOOK_S = 0.02
+"""Between looks at the clock where no packet comes."""
+
+PACKET_MEMORY = 20_000
+"""Bytes of the kernel's memory that a packet takes, about."""
+
+
+class ModuleReceiver:
+    """Reads the packets of one module in a thread of its own."""
+
+    def __init__(self, config: "Jungfrau", module: int) -> None:
+        place = ("127.0.0.1", 0) if not config.udp else (config.udp[module].address, config.udp[module].port)
+        self._packets: Array = np.zeros(BATCH, PACKET)
+        memory = self._packets.view(np.uint8).reshape(BATCH, PACKET.itemsize)
+        self.module, self._patience_s = module, config.patience
+        self.inbox = Inbox(*place, memory, config.buffer)
+        self.assembler = Assembler(config.depth, config.window, config.first_frame, config.rotated(module))
+        self.failure: Exception | None = None
+        self.strange = 0
+        """Datagrams that are no packets of JUNGFRAU."""
+        self._begun: tuple[int, int, int] | None = None  # first packet: its frame, the detector's time, ns since epoch
+        self._last_s = 0.0
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, frames: int, period_s: float | None) -> None:
+        """Begin to read; nothing was read before."""
+        self.assembler.limit(frames)
+        self._frames, self._period_s = frames, period_s
+        self._thread = threading.Thread(target=self._run, name=f"module {self.module}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read no more, and give the port back."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.inbox.close()
+
+    def _run(self) -> None:
+        lull = LULL_S if self.inbox.buffer >= 2 * BATCH * PACKET_MEMORY // 4 else 0
+        try:
+            while not self._end.is_set():
+                count = self.inbox.receive(LOOK_S)
+                if count:
+                    self._take(count)
+                    if count < BATCH // 4:
+                        time.sleep(lull)  # so that more come at once
+                elif self._begun is not None:
+                    self._settle()
+        except Exception as error:  # noqa: BLE001  the thread that asks for frames tells of it
+            self.failure = error
+
+    def _take(self, count: int) -> None:
+        packets = self._packets[:count]
+        good = (self.inbox.lengths[:count] == PACKET.itemsize) & (packets["type"] == DETECTOR_TYPE)
+        if not good.all():
+            self.strange += count - int(np.count_nonzero(good))
+            packets = packets[good]
+        before = self.assembler.highest
+        self.assembler.take(packets)
+        self._last_s = time.monotonic()
+        if self._begun is None and self.assembler.highest > before:
+            number = self.assembler.highest
+            stamp = int(self.assembler.stamps([number])[0][0])
+            self._begun = number, stamp, time.time_ns()
+
+    def _settle(self) -> None:
+        """Give up what is due, when no packet has come for long."""
+        silent = time.monotonic() - self._last_s
+        if silent < self._patience_s or self._begun is None:
+            return
+        due = self.assembler.highest + 1
+        if self._period_s is not None:
+            number, _, begun_ns = self._begun
+            since = (time.time_ns() - begun_ns) * 1e-9 - self._patience_s
+            due = max(due, number + 1 + int(since / self._period_s))
+        self.assembler.settle(min(due, self._frames))
+
+    def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
+        """The detector's times, counted from the first packet; of frames that never came, a period after the other."""
+        stamps, known = self.assembler.stamps(numbers)
+        number, stamp, begun_ns = self._begun or (0, 0, time.time_ns())
+        asked = np.asarray(numbers, np.int64)
+        from_known = np.maximum.accumulate(np.where(known, np.arange(len(asked)), -1))
+        base, base_number = (
+            np.where(from_known < 0, stamp, stamps[from_known]),
+            np.where(from_known < 0, number, asked[from_known]),
+        )
+        period_ns = 0.0 if self._period_s is None else self._period_s * 1e9
+        late = base.astype(np.int64) - stamp + ((asked - base_number) * period_ns).astype(np.int64)
+        times: NDArray[np.uint64] = (begun_ns + late).astype(np.uint64)
+        return times
+
+
+class JungfrauDetector:
+    """Implements `Detector`."""
+
+    def __init__(self, config: "Jungfrau", info: DetectorInfo, files: Files) -> None:
+        self._config, self._info, self._files = config, info, files
+        self._recorded = info.datasets[0].frames
+        self._life = Lifecycle()
+        self._modules: Mapping[int, ModuleReceiver] = {}
+        self._emulated: list[ModuleEmulator] = []
+        self._frames, self._stopped_at = 0, 0
+        self._acquisition = AcqParams(None, None)
+
+    def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
+        """Open the ports of the modules. Raises `EnvironmentUnfit`."""
+        self._life.require("prepare", State.IDLE, State.STOPPED)
+        self._release()
+        modules = sorted({module for _, module in xfer_params.routes})
+        try:
+            receivers: dict[int, ModuleReceiver] = {}
+            self._modules = receivers
+            for module in modules:
+                receivers[module] = ModuleReceiver(self._config, module)
+            photons = self._config.photons(self._info, modules, self._files)
+            self._emulated = [ModuleEmulator(self._config, module, source) for module, source in photons.items()]
+        except BaseException:
+            self._life.fail()
+            self._release()
+            raise
+        asked = ENDLESS if acq_params.frames is None else acq_params.frames
+        self._frames = asked if self._recorded is None else min(asked, self._recorded)
+        self._acquisition, self._stopped_at = acq_params, 0
+        self._life.prepared(acq_params, self._recorded)
+
+    def start(self, start_ns: int) -> None:
+        """See `Detector`; the packets of frame 0 are expected from now on."""
+        self._life.start(start_ns)
+        period = self._acquisition.period_s
+        if period is None and self._config.emulate is not None:
+            period = self._config.emulate.period
+        for receiver in self._modules.values():
+            receiver.start(self._frames, period)
+        for emulator in self._emulated:
+            inbox = self._modules[emulator.module].inbox
+            burst = max(1, min(16, inbox.buffer // (2 * PACKET_MEMORY)))
+            emulator.start(inbox.place, start_ns, self._frames, period or 0.0, burst)
+
+    def trigger(self) -> None:
+        """See `Detector`: there is no trigger by software."""
+        self._life.trigger()
+
+    def stop(self) -> None:
+        """See `Detector`. Packets are read on for a while: other ranks may have seen more frames by now."""
+        self._life.require("stop", State.RUNNING)
+        self._stopped_at = self.nb_acq_frames()
+        self._life.stop()
+        end = min(self._frames, self._stopped_at + self._config.depth // 2)
+        for receiver in self._modules.values():
+            receiver.assembler.limit(end)
+        for emulator in self._emulated:
+            emulator.limit = end
+
+    def reset(self) -> None:
+        """See `Detector`; gives the ports back."""
+        self._release()
+        self._life.reset()
+
+    def status(self) -> State:
+        """See `Detector`."""
+        return self._life.state
+
+    def nb_acq_frames(self) -> int:
+        """See `Detector`: frames that are there as far as they will be. Raises OSError where the network fails."""
+        if self._life.state is not State.RUNNING:
+            return self._stopped_at if self._life.state is State.STOPPED else 0
+        failures = [receiver.failure for receiver in self._modules.values()]
+        for failure in failures + [emulator.failure for emulator in self._emulated]:
+            if failure is not None:
+                self._life.fail()
+                raise failure
+        return min((receiver.assembler.closed for receiver in self._modules.values()), default=self._frames)
+
+    def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
+        """See `Detector`: views of the assembler's ring. Raises `StateError` for what was not prepared or acquired."""
+        self._life.require("ask for frames of", State.RUNNING, State.STOPPED)
+        assembler = self._assembler(dataset, module)
+        first = int(numbers[0])
+        if first >= assembler.closed:
+            self._await(assembler, first)
+        ready = (assembler.closed - first - 1) // max(1, getattr(numbers, "step", 1)) + 1
+        return assembler.frames(numbers[:ready])
+
+    def _await(self, assembler: Assembler, number: int) -> None:
+        """After stop: a frame that another rank has seen comes soon, or is given up."""
+        if self._life.state is State.RUNNING:
+            raise StateError(f"frame {number} was asked for, and {assembler.closed} are acquired")
+        end = time.monotonic() + self._config.patience
+        while assembler.closed <= number and time.monotonic() < end:
+            time.sleep(1e-3)
+        assembler.settle(number + 1)
+
+    def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Detector`: those that lack more packets than are tolerated."""
+        missing = self._assembler(dataset, module).lacking(numbers) > self._config.tolerate
+        return missing if missing.any() else None
+
+    def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
+        """See `Detector`: by the clock of the first module of the rank."""
+        self._life.require("ask for times of", State.RUNNING, State.STOPPED)
+        return next(iter(self._modules.values())).times(numbers)
+
+    def warnings(self) -> Sequence[str]:
+        """What went wrong with the packets, and what may."""
+        return [text for receiver in self._modules.values() for text in self._warn(receiver)]
+
+    def _warn(self, receiver: ModuleReceiver) -> Sequence[str]:
+        counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
+        told = {
+            f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
+            f"{counts.lacking} packets of {counts.incomplete + counts.absent} frames never came": counts.lacking,
+            f"{counts.late} packets came too late": counts.late,
+            f"{counts.outside} packets were of frames that are not of the acquisition (`first_frame`)": counts.outside,
+            f"{counts.overrun} packets found no room, as frames were not taken in time": counts.overrun,
+            f"{counts.forgotten} frames were not taken in time": counts.forgotten,
+            f"{receiver.strange} datagrams were no packets of JUNGFRAU": receiver.strange,
+        }
+        return [f"module {receiver.module}: {text}" for text, so in told.items() if so]
+
+    def _assembler(self, dataset: int, module: int) -> Assembler:
+        if dataset != 0 or module not in self._modules:
+            raise StateError(f"module {module} of dataset {dataset} was not prepared")
+        return self._modules[module].assembler
+
+    def _release(self) -> None:
+        for emulator in self._emulated:
+            emulator.stop()
+        for receiver in self._modules.values():
+            receiver.close()
+        self._emulated, self._modules = [], {}
