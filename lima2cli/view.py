@@ -76,6 +76,11 @@ class View:
         """Turned clockwise by 0, 90, 180 or 270 degrees."""
         return replace(self, rotation=(self.rotation + degrees) % 360)
 
+    def then(self, view: "View") -> "View":
+        """What ``view``, of what is shown, shows of the detector."""
+        part = self.cut(view.area).bin(*view.binning)
+        return part.flip(horizontal=view.mirrored).rotate(view.rotation)
+
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Where a place of the detector is shown; both in pixels, centres whole."""
         column = (x - self.area.x + 0.5) / self.binning[0] - 0.5

@@ -94,10 +94,13 @@ def plant_params(detector: Any, channel: Channel) -> None:
         "width": info.width,
         "height": info.height,
         "modules": [[m.x, m.y, m.width, m.height] for m in info.modules],
-        "datasets": {d.name: {"dtype": d.dtype, "bits": d.bits} for d in info.datasets},
+        "datasets": {
+            d.name: {"dtype": d.dtype, "bits": d.bits, "threshold": d.threshold_ev} for d in info.datasets
+        },
         "channels_per_module": info.channels,
         "gap_value": info.gap_value,
         "saturation": info.saturation,
+        "versions": dict(info.versions),
     }
     write_plain(group(detector, "detector_information", "NXcollection"), facts)
 
@@ -130,7 +133,9 @@ def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
 
 def _describe(detector: Any, channel: Channel) -> None:
     """Fields of NXdetector, and what was done to the image."""
-    meta, info, view = channel.metadata, channel.detector, channel.view
+    info = channel.detector.sensor
+    view = channel.view if channel.detector.operated is None else channel.detector.operated.view.then(channel.view)
+    meta = channel.metadata
     if info.pixel_size is not None:
         x_size, y_size = reversed(info.pixel_size) if view.quarter else info.pixel_size
         _quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
@@ -152,7 +157,7 @@ def _describe(detector: Any, channel: Channel) -> None:
 
 
 def _operation(view: View) -> dict[str, Any]:
-    """What leads from the detector's image to the saved one: cut (detector pixels), bin, flip, rotate clockwise."""
+    """What leads from the detector's sensor to the saved image: cut (detector pixels), bin, flip, rotate clockwise."""
     turned = view.mirrored and view.rotation >= 180  # horizontal and 180 degrees are vertical
     return {
         "origin": {"x": view.area.x, "y": view.area.y},

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from string import Formatter
 from typing import Any
 
+from lima2cli.config.capabilities import check_description, check_flows, check_synchronisation, operated_detector
 from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
 from lima2cli.config.graph import resolve_nodes
 from lima2cli.config.kinds import pipeline_shape
@@ -13,7 +14,7 @@ from lima2cli.config.pipeline import Pipeline
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
 from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad
-from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
 from lima2cli.errors import FileProblem, Misfit
@@ -34,11 +35,15 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     table = shape.read(document.data, (), Bad(bad))
     if table is POISON:
         return Pipeline(*[POISON] * 10)
-    info = attempt(lambda: _describe(table.detector, document, files, findings))
+    known = attempt(lambda: _retrieve(table.detector, document, files, findings))
+    sensor, can = attempt(lambda: known[0]), attempt(lambda: known[1])
     receivers = _receivers(table.receivers)
     attempt(lambda: _check_acquisition(table.acquisition, findings))
+    attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
+    info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     attempt(lambda: _check_directory(table.output, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
+    attempt(lambda: check_flows(flows, can, info, findings))
     nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
     attempt(lambda: warn_of_idle_receivers(receivers, flows, findings))
     return Pipeline(
@@ -53,6 +58,15 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
         nodes=nodes,
         output=table.output,
     )
+
+
+def _retrieve(
+    config: DetectorConfig, document: Document, files: Files, findings: Findings
+) -> tuple[DetectorInfo, Capabilities]:
+    """What the detector is, and what it can do."""
+    info = _describe(config, document, files, findings)
+    check_description(config, info, findings)
+    return info, config.retrieve(info)
 
 
 def _describe(config: DetectorConfig, document: Document, files: Files, findings: Findings) -> DetectorInfo:

@@ -22,7 +22,7 @@ from lima2cli.declare import (
     Text,
     param,
 )
-from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.base import FLIPS, SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.geometry import Rect
 from lima2cli.names import NAME
@@ -68,12 +68,18 @@ class Metadata:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Binning:
+    """Columns and rows that become one pixel."""
+
+    x: int = param("Columns.", Integer(1), 1)
+    y: int = param("Rows.", Integer(1), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Acquisition:
     """What to acquire."""
 
-    later: ClassVar = (
-        "trigger", "frames_per_trigger", "repeat", "binning", "roi", "flip", "accumulate", "shutter",
-    )  # fmt: skip
+    later: ClassVar = ("repeat",)
 
     frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
     period: float | None = param("Time from one frame to the next.", Quantity("seconds", above=0), None)
@@ -84,6 +90,33 @@ class Acquisition:
         Quantity("seconds", above=0),
         10.0,
     )
+    trigger: str = param(
+        "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
+    )
+    frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
+    binning: Binning = param("Pixels that the detector sums to one.", Table(Binning), Binning())
+    roi: Roi | None = param("The part that the detector keeps, in binned pixels; default: all.", Table(Roi), None)
+    flip: str = param("What the detector turns over, last of all.", Choice(FLIPS), "none")
+    shutter: str = param("auto: open while frames are acquired.", Choice(SHUTTERS), "auto")
+
+    @property
+    def operations(self) -> Operations:
+        """What the detector itself does to frames."""
+        roi = None if self.roi is None else self.roi.rect
+        return Operations(self.accumulate, (self.binning.x, self.binning.y), roi, self.flip)
+
+    def params(self, frames: int | None) -> AcqParams:
+        """What the detector is told; ``frames`` None = until stopped."""
+        return AcqParams(
+            frames=frames,
+            period_s=self.period_s,
+            trigger=self.trigger,
+            frames_per_trigger=self.frames_per_trigger,
+            exposure_s=self.exposure,
+            shutter=self.shutter,
+            operations=self.operations,
+        )
 
     @property
     def period_s(self) -> float | None:

@@ -164,12 +164,12 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
 
 
 def _checked(data: Any) -> Record:
-    findings = Findings()
-    bad = check(_without_nulls(data), Table(Record).schema(), findings)
+    shape, findings, whole = Table(Record), Findings(), "capability record"
+    told = {whole: _without_nulls(data)}  # so that messages name it
+    check(told, {"type": "object", "properties": {whole: shape.schema()}}, findings)
     for found in findings:
-        if found.severity == "error":
-            raise Misfit(found.rule, f"capability record: {found.message}", found.at, found.help)
-    record: Record = Table(Record).read(_without_nulls(data), (), Bad(bad))
+        raise Misfit(found.rule, found.message, found.at[1:], found.help)
+    record: Record = shape.read(told[whole], (), Bad())
     return record
 
 

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from lima2cli.detectors.base import AcqParams, State, XferParams
 from lima2cli.detectors.lifecycle import Lifecycle
-from lima2cli.detectors.sources import Source
+from lima2cli.detectors.operations import operate, operated
+from lima2cli.detectors.sources import Pool, Source
 from lima2cli.errors import StateError
 from lima2cli.spec import Array, DetectorInfo
 
@@ -21,9 +22,7 @@ class EmulatedDetector:
     """Implements `Detector`. ``open_sources`` makes the source of each route ready."""
 
     def __init__(self, info: DetectorInfo, open_sources: OpenSources) -> None:
-        recorded = [dataset.frames for dataset in info.datasets if dataset.frames is not None]
-        self._recorded = min(recorded, default=None)
-        self._open_sources = open_sources
+        self._info, self._open_sources = info, open_sources
         self._sources: Mapping[Route, Source] = {}
         self._life = Lifecycle()
 
@@ -31,11 +30,24 @@ class EmulatedDetector:
         """Render or open what the routes need."""
         self._life.require("prepare", State.IDLE, State.STOPPED)
         try:
-            self._sources = self._open_sources(xfer_params.routes)
+            info = operate(self._info, acq_params.operations)
+            routes = [route for route in xfer_params.routes if info.modules[route[1]].area]
+            sources = self._closed(routes) if acq_params.shutter == "closed" else self._open_sources(routes)
+            if info.operated is not None:
+                sources = {route: operated(source, info, *route) for route, source in sources.items()}
+            self._sources = sources
         except BaseException:
             self._life.fail()
             raise
-        self._life.prepared(acq_params, self._recorded)
+        self._life.prepared(acq_params, min((it.frames for it in info.datasets if it.frames is not None), default=None))
+
+    def _closed(self, routes: Sequence[Route]) -> dict[Route, Source]:
+        """What a detector sees whose shutter is closed: nothing."""
+        shapes = [(self._info.datasets[d].dtype, self._info.modules[m]) for d, m in routes]
+        return {
+            route: Pool(np.zeros((1, module.height, module.width), dtype))
+            for route, (dtype, module) in zip(routes, shapes, strict=True)
+        }
 
     def start(self, start_ns: int) -> None:
         """See `Detector`."""

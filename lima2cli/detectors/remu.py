@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Table, param
-from lima2cli.detectors.base import Capabilities, DetectorConfig
+from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
 from lima2cli.detectors.scenes import SCENES, Rings, Scene
@@ -41,7 +41,14 @@ class Remu(DetectorConfig):
     """The RASHPA emulator: modules that push frames of a scene."""
 
     kind: ClassVar[str] = "remu"
-    capabilities: ClassVar[Capabilities] = Capabilities(largest=(LARGEST, LARGEST), dtypes=DTYPES, can_wait=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        largest=(LARGEST, LARGEST),
+        dtypes=DTYPES,
+        can_wait=True,
+        triggers=TRIGGERS,
+        operations=OPERATIONS,
+        shutter=True,
+    )
 
     image: ImageSize = param("Size of the whole image.", Table(ImageSize))
     datasets: Mapping[str, Dataset] = param("Streams of frames, numbered as written.", MapOf(Table(Dataset), minimum=1))

@@ -20,7 +20,9 @@ class Replay(DetectorConfig):
     """Frames from a file, as one dataset named `data`; shape, dtype and number of frames are the file's."""
 
     kind: ClassVar[str] = "replay"
-    capabilities: ClassVar[Capabilities] = Capabilities(dtypes=DTYPES, datasets=1, can_wait=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        dtypes=DTYPES, datasets=1, can_wait=True, triggers=("internal", "software")
+    )
 
     file: str = param("The stack of frames.", FileReference())
     modules: Modules = param(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lima2cli.artefacts.channel import Channel, TableChannel
-from lima2cli.detectors.base import DetectorConfig
+from lima2cli.detectors.base import AcqParams, DetectorConfig
 from lima2cli.geometry import BlockLayout, Rect, Rule
 from lima2cli.nodes.base import Node
 from lima2cli.spec import DetectorInfo, FrameSpec, Spec
@@ -183,7 +183,10 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced."""
+    """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced.
+
+    info         the detector after its own operations;  acquisition  what it is told
+    """
 
     name: str
     detector: DetectorConfig
@@ -202,6 +205,7 @@ class Plan:
     output_directory: str
     if_exists: str
     record: Mapping[str, Any] = field(default_factory=dict)
+    acquisition: AcqParams = AcqParams(None, None)
 
     def gdt(self, name: str) -> Gdt:
         """The flow of that name; KeyError if there is none."""

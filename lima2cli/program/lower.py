@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lima2cli.detectors.base import AcqParams, XferParams
+from lima2cli.detectors.base import XferParams
 from lima2cli.geometry import Rect
 from lima2cli.plan.rashpa_calls import rashpa_calls
 from lima2cli.plan.records import Gdt, Plan, RankRole
@@ -105,7 +105,7 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
         role.modules,
         plan.detector,
         plan.info,
-        AcqParams(plan.frames, plan.period_s),
+        plan.acquisition,
         XferParams(tuple(sorted(asked)), rashpa_calls(plan) if plan.detector.writes_itself else ()),
         tuple(flows),
         plan.timeout_s,

@@ -56,7 +56,7 @@ def make_rank(
 
         return ControlRank(program, port, emit, close, stop_asked)
     if isinstance(program, DetectorProgram):
-        detector = program.detector.open(program.info, FileStore(base))
+        detector = program.detector.open(program.info.sensor, FileStore(base))
         kind = CompliantRank if program.detector.writes_itself else DetectorRank
         return kind(program, port, detector)
     return ReceiverRank(program, port, FileStore(base), directory)
