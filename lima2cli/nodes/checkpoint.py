@@ -3,7 +3,7 @@
 Columns, all float64 in seconds:
 
 detector_time   the detector's time of the frame, since the epoch (1970-01-01 UTC); float64 resolves 0.24 us there
-receive_time    when the receiver was told of it, since the epoch
+receive_time    when the receiver was told of it, since the epoch; of several that get parts of it, the last
 latency         receive_time - detector_time, from the nanosecond clocks, before rounding; negative where clocks differ
 
 ``every: n`` keeps the frames whose number is a multiple of n, whatever receiver they are on. Pixels are not looked at.
@@ -28,6 +28,7 @@ class Checkpoint(Reduce):
     """Logs when frames were acquired and received."""
 
     kind: ClassVar[str] = "checkpoint"
+    parts: ClassVar[bool] = True
 
     every: int = param("Log the frames whose number is a multiple of this.", Integer(1), 1)
 

@@ -23,6 +23,8 @@ class LineSums:
 
     across  True: along each column, a value per column; False: along each row, a value per row
 
+    Lines of the whole region that a part of frames does not show have the sums of no pixel.
+
     Frames come in strips, as for `RegionSums`.
     """
 
@@ -30,6 +32,8 @@ class LineSums:
         box = region.box
         self.dtype, self.keys, self.region, self.across = np.dtype(spec.dtype), keys, region, across
         self.length = box.width if across else box.height
+        first, self.lines = (box.x, region.whole.width) if across else (box.y, region.whole.height)
+        self.before = first - (region.whole.x if across else region.whole.y)
         self.low, self.high = statistics.of_none(self.dtype)
         self.limit = statistics.saturation_limit(spec.saturation, self.dtype)
         self.scratch = np.empty(0)
@@ -64,14 +68,19 @@ class LineSums:
         with np.errstate(all="ignore"):  # infinite means
             for top in sorted(self.parts):
                 self.whole = statistics.merge(self.whole, self.parts[top]) if self.whole else self.parts[top]
-        return self.whole
+        if self.length == self.lines:
+            return self.whole
+        sums = statistics.of_nothing((self.frames, self.lines), self.dtype, self.keys)
+        for key, values in self.whole.items():
+            sums[key][:, self.before : self.before + self.length] = values
+        return sums
 
     def __call__(self, frames: Array) -> Sums:
         """Sums of each line of each of (n, height, width)."""
         box = self.region.box
         self.begin(len(frames))
         with np.errstate(all="ignore"):  # inf - inf; squares beyond float64
-            for deep, tall in tiles(len(frames), box.height, box.width):
+            for deep, tall in tiles(len(frames), box.height, box.width) if box.area else ():
                 rows = slice(tall.start + box.y, tall.stop + box.y)
                 self.strip(frames[deep, rows], deep, rows)
         return self.end()

@@ -35,6 +35,7 @@ class RoiCounters(Reduce):
 
     kind: ClassVar[str] = "roi_counters"
     strips: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
 
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", ROIS)
     coordinates: str = param("(0, 0) is the first pixel of the input, or of the detector.", COORDINATES, "input")

@@ -41,6 +41,7 @@ class RoiProfiles(Reduce):
 
     kind: ClassVar[str] = "roi_profiles"
     strips: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
 
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", RECTS)
     coordinates: str = param("(0, 0) is the first pixel of the input, or of the detector.", COORDINATES, "input")
@@ -90,7 +91,7 @@ class RoiProfiles(Reduce):
 
     def _lengths(self, spec: FrameSpec) -> list[int]:
         """Of each ROI's profile."""
-        boxes = [region.box for region in regions(self.rois, self.coordinates, spec).values()]
+        boxes = [region.whole for region in regions(self.rois, self.coordinates, spec).values()]
         return [box.width if self.direction == "horizontal" else box.height for box in boxes]
 
 

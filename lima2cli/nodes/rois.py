@@ -5,6 +5,8 @@ the node's input; with ``detector`` it is the first pixel of the detector, and s
 however the frames were cut, binned, flipped and rotated. Of frames binned since, those pixels count that lie wholly
 inside a rect, and those whose centre lies in an arc.
 
+Of a part of frames, a region is that of the whole frame, cut: ``input`` counts from the first pixel of the whole frame.
+
 rect   x <= column < x + width, y <= row < y + height
 arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anywhere. Angles are degrees from +x towards
        +y (clockwise as seen); a sector may pass 360 (350 to 370, or 350 to 10), and a2 - a1 >= 360 is the full circle.
@@ -13,7 +15,7 @@ arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anyw
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,12 +71,14 @@ RECTS = MapOf(OneKind("ROI", lambda: {"rect": RectRoi}), ROI_NAME, minimum=1)
 class Region:
     """The pixels of a ROI in arrays (n, height, width) of a node's input.
 
-    box     the rectangle that holds them
+    box     the rectangle that holds them; of width and height 0 where a part of frames shows none
     pixels  bool (box.height, box.width), True = counts; None = all of the box
+    whole   the rectangle that holds those of the whole frame, counted as ``box`` is: the same, unless it is cut
     """
 
     box: Rect
     pixels: NDArray[np.bool_] | None
+    whole: Rect
 
     @property
     def count(self) -> int:
@@ -96,7 +100,7 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
             where = "detector coordinates" if coordinates == "detector" else "coordinates of the input"
             message = f"ROI {name}, {outside}, leaves the frames, {view.area} in {where}"
             raise Misfit("roi-outside", message, ("rois", name, roi.kind)) from None
-        found[name] = _unmasked(shape, spec)
+        found[name] = _unmasked(_shown(shape, spec), spec)
     return found
 
 
@@ -114,7 +118,9 @@ class _Outside(Exception):
 
 def _view(coordinates: str, spec: FrameSpec) -> View:
     """How the frames show what the coordinates count."""
-    return spec.view if coordinates == "detector" else View(_extent(spec))
+    view = spec.whole or spec.view
+    height, width = view.shape
+    return view if coordinates == "detector" else View(Rect(0, 0, width, height))
 
 
 def _rect(name: str, roi: RectRoi, view: View) -> Region:
@@ -126,7 +132,7 @@ def _rect(name: str, roi: RectRoi, view: View) -> Region:
         x, y = view.binning
         message = f"ROI {name}, {asked}, holds no whole bin of {x} x {y} pixels"
         raise Misfit("roi-empty", message, ("rois", name, "rect"))
-    return Region(box, None)
+    return Region(box, None, box)
 
 
 def _arc(name: str, roi: ArcRoi, view: View) -> Region:
@@ -145,7 +151,7 @@ def _arc(name: str, roi: ArcRoi, view: View) -> Region:
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     tight = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     box = Rect(column + int(columns[0]), row + int(rows[0]), tight.shape[1], tight.shape[0])
-    return Region(view.placed(box), view.turn(tight))
+    return Region(view.placed(box), view.turn(tight), view.placed(box))
 
 
 def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, NDArray[np.float64]]:
@@ -159,15 +165,27 @@ def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, 
     return start, np.asarray(np.arange(start, stop) * binning + first, np.float64)
 
 
+def _shown(region: Region, spec: FrameSpec) -> Region:
+    """What a part of frames shows of a region of the whole frame."""
+    if spec.whole is None:
+        return region
+    part = spec.whole.inside(spec.view.area)
+    assert (part.height, part.width) == spec.shape, "a part has whole pixels of the whole frame, turned the same way"
+    box = region.box & part
+    pixels = None if region.pixels is None else region.pixels[box.within(region.box)]
+    return Region(_moved(box, part), pixels, _moved(region.whole, part))
+
+
+def _moved(rect: Rect, part: Rect) -> Rect:
+    """In pixels of the part."""
+    return replace(rect, x=rect.x - part.x, y=rect.y - part.y)
+
+
 def _unmasked(region: Region, spec: FrameSpec) -> Region:
     if spec.mask is None:
         return region
-    good = ~spec.mask[region.box.within(_extent(spec))]
+    box = region.box
+    good = ~spec.mask[box.y : box.bottom, box.x : box.right]
     if region.pixels is not None:
         good &= region.pixels
-    return Region(region.box, None if good.all() else good)
-
-
-def _extent(spec: FrameSpec) -> Rect:
-    height, width = spec.shape
-    return Rect(0, 0, width, height)
+    return replace(region, pixels=None if good.all() else good)

@@ -77,11 +77,11 @@ def column(name: str, sums: Sums) -> NDArray[Any]:
 
 
 def doubtful(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> Sequence[Misfit]:
-    """Regions of masked pixels only, and rects that cut through binned pixels."""
+    """Regions of masked pixels only (a part of frames does not tell), and rects that cut through binned pixels."""
     masked = [
         Misfit("roi-masked", f"all pixels of ROI {name} are masked", ("rois", name))
         for name, region in regions(rois, coordinates, spec).items()
-        if not region.count
+        if not region.count and spec.whole is None
     ]
     x, y = spec.view.binning
     whole = f"its edges cut through bins of {x} x {y} pixels; those wholly inside count"

@@ -38,9 +38,10 @@ def merge(one: Sums, other: Sums) -> Sums:
     merged: Sums = {key: one[key] + other[key] for key in ("count", "sum", "saturated") if key in one}
     if "m2" in one:
         a, b = one["count"], other["count"]
-        apart = mean(other) - mean(one)
         share = a * (b / np.maximum(merged["count"], 1))
-        merged["m2"] = one["m2"] + other["m2"] + np.where(share > 0, apart * apart * share, 0.0)
+        with np.errstate(all="ignore"):  # infinite means
+            apart = mean(other) - mean(one)
+            merged["m2"] = one["m2"] + other["m2"] + np.where(share > 0, apart * apart * share, 0.0)
     if "min" in one:
         merged["min"] = np.fmin(one["min"], other["min"])
     if "max" in one:
@@ -123,7 +124,7 @@ class RegionSums:
     def end(self) -> Sums:
         """Sums of each frame of the block, arrays (n,)."""
         if not self.region.count:
-            return self._none(self.frames)
+            return of_nothing((self.frames,), self.dtype, self.keys)
         if self.collects:
             with np.errstate(all="ignore"):
                 for deep, some in tiles(self.frames, self.region.count, 1):
@@ -239,14 +240,6 @@ class RegionSums:
             return np.zeros(len(pixels), np.int64)
         return np.asarray(np.count_nonzero(pixels >= self.limit, axis=_PIXELS))
 
-    def _none(self, count: int) -> Sums:
-        """Sums of no pixel."""
-        low, high = of_none(self.dtype)
-        least = {"min": np.full(count, high, self.dtype), "max": np.full(count, low, self.dtype)}
-        sums: Sums = {"count": np.zeros(count, np.int64), "sum": np.zeros(count)}
-        sums |= {"m2": np.zeros(count), "saturated": np.zeros(count, np.int64)} | least
-        return {key: value for key, value in sums.items() if key in ("count", "sum") or key in self.keys}
-
 
 @dataclass(frozen=True)
 class _Cut:
@@ -348,6 +341,15 @@ def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
+
+
+def of_nothing(shape: tuple[int, ...], dtype: np.dtype[Any], keys: Collection[str]) -> Sums:
+    """Sums of no pixel, arrays of this shape; ``keys`` as for `RegionSums`."""
+    low, high = of_none(dtype)
+    sums: Sums = {"count": np.zeros(shape, np.int64), "sum": np.zeros(shape)}
+    sums |= {"m2": np.zeros(shape), "saturated": np.zeros(shape, np.int64)}
+    sums |= {"min": np.full(shape, high, dtype), "max": np.full(shape, low, dtype)}
+    return {key: value for key, value in sums.items() if key in ("count", "sum") or key in keys}
 
 
 def of_none(dtype: np.dtype[Any]) -> tuple[Any, Any]:
