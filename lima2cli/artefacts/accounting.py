@@ -72,9 +72,9 @@ def _channel(holding: Holding, directory: str) -> dict[str, Any]:
     return {
         "expected": holding.expected,
         "saved": holding.saved,
-        "vetoed": 0,
+        "vetoed": holding.vetoed,
         "dropped": holding.dropped,
-        "lost": holding.expected - holding.saved - holding.dropped,
+        "lost": holding.expected - holding.saved - holding.vetoed - holding.dropped,
         "dataset": None if holding.dataset is None else f"{holding.dataset}::/{ENTRY}/measurement/data",
         "files": holding.files,
         "bytes": sum(os.path.getsize(os.path.join(directory, name)) for name in holding.files),

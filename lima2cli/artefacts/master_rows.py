@@ -44,9 +44,7 @@ def write_kept_rows(
 
     receivers   as of `write_rows`, and of each frame its row in its file, and the index of that file
     """
-    columns = Columns(
-        detector, {"frame_number": "uint64", "frame_time": "float64", "frame_status": "uint8"}
-    )
+    columns = Columns(detector, {"frame_number": "uint64", "frame_time": "float64", "frame_status": "uint8"})
     detector["frame_time"].attrs["units"] = "s"
     maps = [RowMapping() for _ in range(files)]
     rule = channel.rule
@@ -86,5 +84,3 @@ def _datasets(detector: Any, count: int) -> tuple[Any, Any, Any]:
     time = detector.create_dataset("frame_time", (count,), "float64")
     time.attrs["units"] = "s"
     return number, time, detector.create_dataset("frame_status", (count,), "uint8")
-
-

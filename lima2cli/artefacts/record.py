@@ -83,7 +83,5 @@ class Record:
             if name not in attrs:
                 return None
             value = attrs[name]
-            values[name] = (
-                tuple(map(int, value)) if name in SEQUENCES else getattr(value, "item", lambda v=value: v)()
-            )
+            values[name] = tuple(map(int, value)) if name in SEQUENCES else getattr(value, "item", lambda v=value: v)()
         return cls(**values)

@@ -70,12 +70,12 @@ class Sources:
             self._by_name.setdefault(source.name, []).append(source)
         self._origins = {name: _extents([source.origin for source in own]) for name, own in self._by_name.items()}
 
-    def shown(self, first: int, last: int) -> NDArray[np.bool_]:
-        """Which rows of ``first`` to ``last - 1`` the virtual dataset shows."""
-        shown = np.zeros(last - first, bool)
+    def shown(self, first: int, last: int) -> Rows:
+        """How many files each row of ``first`` to ``last - 1`` of the virtual dataset shows a part of."""
+        shown = np.zeros(last - first, np.int64)
         for i in _overlapping(self._targets, first, last):
             target = self.all[i].target
-            shown[target.at(np.arange(target.below(first), target.below(last))) - first] = True
+            shown[target.at(np.arange(target.below(first), target.below(last))) - first] += 1
         return shown
 
     def expected(self, name: str, first: int, last: int) -> Iterator[tuple[Rows, Rows]]:

@@ -1,6 +1,7 @@
 """The data of a master of sparse frames: the rows of all receivers' files, copied in global frame order.
 
-Rows that are in no file have no pixels; a filtered channel has no such rows. Memory: some ten thousand rows, and about a million pixels.
+Rows that are in no file have no pixels; a filtered channel has no such rows. Memory: some ten thousand rows, and about
+a million pixels.
 """
 
 import os

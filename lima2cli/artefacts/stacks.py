@@ -1,5 +1,6 @@
 """Files with data in them, by the reference that a pipeline gives: found, opened once, kept, closed together."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,9 @@ class FileStore:
     rules file-missing, file-unreadable, file-format, file-shape, file-dtype, dataset-missing, dataset-ambiguous.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, texts: Mapping[str, str] | None = None) -> None:
+        """``texts`` by reference are not read again."""
+        self.texts = dict(texts or {})
         self._base = Path(base)
         self._infos: dict[str, StackInfo] = {}
         self._images: dict[str, Array] = {}
@@ -57,6 +60,19 @@ class FileStore:
         path = self._base / reference
         _check_file(reference, path)
         return str(path.resolve())
+
+    def text(self, reference: str) -> str:
+        """A text in UTF-8; kept. `FileProblem` where there is none."""
+        if reference not in self.texts:
+            path = self._base / reference
+            _check_file(reference, path)
+            try:
+                self.texts[reference] = path.read_bytes().decode("utf-8")
+            except OSError as error:
+                raise FileProblem(f"{reference} cannot be read: {error.strerror}") from error
+            except ValueError as error:
+                raise FileProblem(f"{reference} is no text in UTF-8: {error}") from error
+        return self.texts[reference]
 
     def close(self) -> None:
         """Close all files; what was read remains."""

@@ -94,9 +94,7 @@ def plant_params(detector: Any, channel: Channel) -> None:
         "width": info.width,
         "height": info.height,
         "modules": [[m.x, m.y, m.width, m.height] for m in info.modules],
-        "datasets": {
-            d.name: {"dtype": d.dtype, "bits": d.bits, "threshold": d.threshold_ev} for d in info.datasets
-        },
+        "datasets": {d.name: {"dtype": d.dtype, "bits": d.bits, "threshold": d.threshold_ev} for d in info.datasets},
         "channels_per_module": info.channels,
         "gap_value": info.gap_value,
         "saturation": info.saturation,
