@@ -8,7 +8,7 @@ and a `Detector`, which runs in the detector ranks, one object per rank for the 
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,4 +249,16 @@ class Detector(Protocol):
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """The detector's time of frames, (n,) uint64 ns since the epoch."""
+        ...
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A `Detector` that also has something to say of itself."""
+
+    def warnings(self) -> Sequence[str]:
+        """What users should know, one sentence each; all that there is so far.
+
+        Asked after `Detector.prepare` and after the last frame; told while the run goes on, and in its summary.
+        """
         ...

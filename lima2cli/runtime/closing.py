@@ -50,7 +50,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys(problems + [failure.message for failure in outcome.failures])),
-        "warnings": _slow(plan, outcome),
+        "warnings": outcome.warnings + _slow(plan, outcome),
     }
     write_summary(Path(directory), summary)
 

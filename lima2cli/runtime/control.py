@@ -52,6 +52,7 @@ class Outcome:
     receivers: dict[int, ReceiverReport] = field(default_factory=dict)
     sources: dict[int, SourceReport] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class ControlRank:
@@ -107,6 +108,9 @@ class ControlRank:
             self._fail(what)
         elif kind == messages.OVERRUN:
             self._overrun(*what)
+        elif kind == messages.WARNED:
+            self.outcome.warnings.append(what)
+            self._emit({"type": "event", "event": "warning", "message": f"warning: {what}"})
         elif kind == messages.STATS:
             self._flows[rank], self._saved[rank] = what["flows"], what["saved"]
         elif kind == messages.WAITING:

@@ -4,6 +4,7 @@ rank → control   READY     prepared; nothing moves yet
 control → all    START     start of the acquisition, ns since the epoch
 rank → control   STATS     about twice a second: counts since the start
 receiver → c.    OVERRUN   (flow, frame): data were destroyed in a flow whose policy is `stop`
+detector → c.    WARNED    something that users should know
 rank → control   FAILED    what, where, which frame; the rank goes on, so that the others can finish
 control → det.   PAUSE     stop acquiring;           answered by NEXT, the next frame number
 control → all    LIMIT     the end of the acquisition; receivers answer LIMITED before modules are told to serve
@@ -17,7 +18,7 @@ control → all    QUIT
 from dataclasses import dataclass, field
 
 READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
-OVERRUN, FAILED = "overrun", "failed"
+OVERRUN, FAILED, WARNED = "overrun", "failed", "warned"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
 FINISHED, QUIT = "finished", "quit"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lima2cli.detectors.base import Detector
+from lima2cli.detectors.base import Detector, Warns
 from lima2cli.geometry import Rect
 from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow
 from lima2cli.runtime import messages
@@ -70,10 +70,12 @@ class DetectorRank:
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
         self._put_ns, self._told_ns = 0, 0
+        self._warned: set[str] = set()
 
     def prepare(self) -> None:
         """Get the detector ready and say so, or that it failed."""
         if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
+            self._warn()
             self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
@@ -228,7 +230,15 @@ class DetectorRank:
             self._told_ns = now
             self._port.send(0, (messages.WAITING, None))
 
+    def _warn(self) -> None:
+        """Pass on what the detector has to say that it has not said yet."""
+        for text in self._detector.warnings() if isinstance(self._detector, Warns) else ():
+            if text not in self._warned:
+                self._warned.add(text)
+                self._port.send(0, (messages.WARNED, text))
+
     def _finish(self) -> bool:
+        self._warn()
         for cursor in self._cursors:
             self._write_end_records(cursor)
         report = SourceReport(
