@@ -11,9 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.nodes.base import Map, Reduce
+from lima2cli.errors import Misfit
+from lima2cli.nodes.base import Reduce
+from lima2cli.nodes.chain import Chain, Recipe, StripReader, settle
+from lima2cli.nodes.expression import Expression, linear
 from lima2cli.nodes.flatfield import Flatfield
-from lima2cli.nodes.pixelwise import Affine, Chain, Pixelwise, StripReader
+from lima2cli.nodes.formula import read_formula
+from lima2cli.nodes.roi_flip_rot import RoiFlipRot
+from lima2cli.nodes.stages import Pass, Stage, Turn
 from lima2cli.nodes.statistics import RegionSums
 from lima2cli.nodes.tiles import TILE_PIXELS
 from lima2cli.plan.fuse import fuse_steps, verify
@@ -71,6 +76,7 @@ def test_neighbours_and_their_counters_are_one_kernel(base: Path) -> None:
         "input": "F",
         "nodes": ["dark", "flat", "good", "counters"],
         "fused": True,
+        "first": [],
         "strips": ["counters"],
         "materialised": ["good"],
     }
@@ -109,9 +115,46 @@ def test_counters_of_the_flow_itself_stay_alone(base: Path) -> None:
     assert kernels(plan_of(HEAD + nodes, base)) == [(("c",), ())]
 
 
+def test_all_pixelwise_neighbours_are_one_kernel(base: Path) -> None:
+    nodes = """
+  charge: {input: F, gain: {pedestal: pedestals.npy, gain: gains.npy}}
+  good: {input: charge, mask: {image: bad.npy}}
+  keV: {inputs: {a: good}, expression: {expr: 12.4*a}}
+  cut: {input: keV, roi_flip_rot: {roi: {x: 3, y: 2, width: 50, height: 30}, flip: both}}
+  dark: {input: cut, background_sub: {image: 1}}
+  counters: {input: dark, roi_counters: {rois: {r: {rect: {x: 3, y: 2, width: 20, height: 10}}}}}
+  both: {inputs: {a: dark, b: dark}, expression: {expr: a*b}}
+  save: {input: both, io_hdf5: {}}
+"""
+    np.save(base / "pedestals.npy", np.full((3, 40, 60), 700.0))
+    np.save(base / "gains.npy", np.full((3, 40, 60), 40.0))
+    plan = plan_of(HEAD + nodes, base)
+    assert kernels(plan) == [
+        (("charge", "good", "keV", "cut", "dark", "counters"), ("dark",)),
+        (("both",), ("both",)),
+        (("save",), ()),
+    ]
+    assert "fused; cut and turned first: cut; makes the frames of dark\n" in show_plan(plan)
+
+
+def test_a_formula_of_two_sources_stays_alone(base: Path) -> None:
+    nodes = """
+  one: {input: F, background_sub: {image: 1}}
+  both: {inputs: {a: F, b: one}, expression: {expr: a - b}}
+  again: {input: both, background_sub: {image: 1}}
+  save: {input: again, io_hdf5: {}}
+"""
+    assert [kernel.nodes for kernel in plan_of(HEAD + nodes, base).kernels] == [
+        ("one",),
+        ("both",),
+        ("again",),
+        ("save",),
+    ]
+
+
 def test_other_maps_and_tables_stay_alone(base: Path) -> None:
     nodes = """
-  turned: {input: good, roi_flip_rot: {rotation: 90}}
+  turned: {input: good, roi_flip_rot: {binning: {x: 2, y: 2}}}
   again: {input: turned, background_sub: {image: 1}}
   save: {input: again, io_hdf5: {}}
   log: {input: good, checkpoint: {}}
@@ -168,22 +211,49 @@ def test_the_maze(base: Path) -> None:
 # Fused as one by one
 
 
-def chained(uses: Sequence[Pixelwise], spec: FrameSpec, files: MemoryFiles) -> tuple[list[Affine], FrameSpec]:
-    """What the nodes do, and the frames that leave the last."""
-    affines = []
-    for use in uses:
-        affines.append(use.affine(spec, files))
-        spec = use.infer(spec, files)
-    return affines, spec
+def joined(
+    chain: Sequence[tuple[str, dict[str, Any]]], spec: FrameSpec, files: MemoryFiles, frames: Array
+) -> tuple[Recipe, FrameSpec, Array]:
+    """What the nodes do together, the frames that leave the last, and what they give one by one; nodes that do not fit
+    where they stand are left out."""
+    parts: list[Stage | Turn] = []
+    before = spec
+    for kind, parameters in chain:
+        use = node(kind, **{key: part_of(value, spec) if key == "roi" else value for key, value in parameters.items()})
+        try:
+            after = use.infer_all({"a": spec}, files) if isinstance(use, Expression) else use.infer(spec, files)
+        except Misfit:
+            continue
+        if isinstance(use, Expression):
+            parts.append(use.stage({"a": spec}, files))
+            frames = use.bind_all({"a": spec}, files)({"a": frames})
+        else:
+            parts.append(use.stage() if isinstance(use, RoiFlipRot) else use.stage(spec, files))
+            frames = use.bind(spec, files)(frames)
+        spec = after
+    return settle(parts, before.dtype, *before.shape), spec, frames
 
 
-def one_by_one(uses: Sequence[Map], spec: FrameSpec, files: MemoryFiles, frames: Array) -> Array:
-    for use in uses:
-        frames, spec = use.bind(spec, files)(frames), use.infer(spec, files)
-    return frames
+def part_of(shares: Sequence[float], spec: FrameSpec) -> dict[str, int]:
+    """A rectangle in the frames, from where in them its corners are, 0 to 1."""
+    height, width = spec.shape
+    (left, right), (top, bottom) = sorted(shares[:2]), sorted(shares[2:])
+    x, y = int(left * (width - 1)), int(top * (height - 1))
+    return {"x": x, "y": y, "width": int(right * (width - 1)) - x + 1, "height": int(bottom * (height - 1)) - y + 1}
 
 
-MAPS = st.sampled_from(
+CORNERS = st.lists(st.floats(0, 1), min_size=4, max_size=4)
+
+FLIPS = st.sampled_from(["none", "horizontal", "vertical", "both"])
+
+TURNS = st.builds(
+    lambda roi, flip, rotation: ("roi_flip_rot", {"flip": flip, "rotation": rotation, **({"roi": roi} if roi else {})}),
+    st.none() | CORNERS,
+    FLIPS,
+    st.sampled_from([0, 90, 180, 270]),
+)
+
+PIXELWISE = st.sampled_from(
     [
         ("background_sub", {"image": "dark"}),
         ("background_sub", {"image": "dark", "dtype": "keep"}),
@@ -198,8 +268,17 @@ MAPS = st.sampled_from(
         ("mask", {"image": "bad", "fill": 7}),
         ("mask", {"image": "other", "fill": 0}),
         ("mask", {"image": 0}),
+        ("gain", {"pedestal": "pedestals", "gain": "gains"}),
+        ("gain", {"pedestal": "pedestals", "gain": "gains", "photon_energy": "8 keV"}),
+        ("expression", {"expr": "3 - 2*a/7"}),
+        ("expression", {"expr": "-(a + 0.1) * 1.7", "dtype": "float64"}),
+        ("expression", {"expr": "a - 5", "dtype": "uint16"}),
+        ("expression", {"expr": "where(a > 100, sqrt(abs(a)), a % 7)"}),
+        ("expression", {"expr": "where(a > 1000, a / (a - 1001), 3)", "dtype": "int16"}),
     ]
 )
+
+MAPS = st.one_of(PIXELWISE, PIXELWISE, TURNS)
 
 
 def calibrations(height: int, width: int, seed: int) -> MemoryFiles:
@@ -208,7 +287,11 @@ def calibrations(height: int, width: int, seed: int) -> MemoryFiles:
     holes[random.uniform(size=holes.shape) < 0.1] = np.nan
     flat = random.uniform(0.5, 2, (height, width))
     flat[random.uniform(size=flat.shape) < 0.05] = 0
+    gains = random.uniform(0.5, 2, (3, height, width))
+    gains[random.uniform(size=gains.shape) < 0.05] = 0
     return MemoryFiles(
+        pedestals=random.uniform(500, 15000, gains.shape),
+        gains=gains,
         dark=random.uniform(0, 50, (height, width)),
         holes=holes,
         flat=flat,
@@ -225,10 +308,10 @@ def specked(dtype: str, shape: tuple[int, int, int], seed: int, nan: bool) -> Ar
     return frames
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
-    dtype=st.sampled_from(DTYPES),
-    chain=st.lists(MAPS, min_size=1, max_size=4),
+    dtype=st.sampled_from(["uint16", *DTYPES]),
+    chain=st.lists(MAPS, min_size=1, max_size=5),
     count=st.integers(1, 7),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
@@ -249,12 +332,10 @@ def test_any_chain_gives_the_same_bit_for_bit(
     gaps: bool,
 ) -> None:
     files, spec = calibrations(height, width, seed), spec_of(dtype, height, width)
-    uses = [node(kind, **parameters) for kind, parameters in chain]
     frames = specked(dtype, (count, height, width), seed, nan)
-    expected = one_by_one(uses, spec, files, frames)
-    affines, after = chained(uses, spec, files)
-    whole = Chain(affines, height, width)
-    strips = Chain(affines, height, width, keeps=False)
+    recipe, after, expected = joined(chain, spec, files, frames)
+    assert (recipe.shape, recipe.target.name) == (after.shape, after.dtype)
+    whole, strips = Chain(recipe), Chain(recipe, keeps=False)
     given_frames = padded(frames) if gaps else frames
     for part in splits(count, cuts):
         got = whole(given_frames[part])
@@ -263,6 +344,43 @@ def test_any_chain_gives_the_same_bit_for_bit(
         seen = np.zeros_like(expected[part])
         strips(given_frames[part], [copier(seen)])
         np.testing.assert_array_equal(seen, expected[part])
+
+
+@pytest.mark.parametrize(
+    ("expr", "steps"),
+    [
+        ("a", []),
+        ("2*a + 3", ["multiply", "add"]),
+        ("3 - a / 2", ["divide", "multiply", "add"]),
+        ("-(a - 1) * 4", ["subtract", "multiply", "multiply"]),
+        ("2 / a", None),
+        ("a + b", None),
+        ("a*a + 1", None),
+        ("sqrt(a)", None),
+        ("where(a > 1, a, 0)", None),
+    ],
+)
+def test_formulae_that_are_steps_of_numbers(expr: str, steps: list[str] | None) -> None:
+    found = linear(read_formula(expr, ("a", "b")))
+    assert (None if found is None else [ufunc.__name__ for ufunc, _ in found]) == steps
+
+
+def test_what_is_cut_out_is_cut_first() -> None:
+    """The images are cut instead; arithmetic in one dtype is one pass; nothing copies raw pixels before it."""
+    files, spec = calibrations(30, 50, 1), spec_of("uint16", 30, 50)
+    chain: list[tuple[str, dict[str, Any]]] = [
+        ("background_sub", {"image": "dark"}),
+        ("expression", {"expr": "2*a"}),
+        ("flatfield", {"image": "flat"}),
+        ("mask", {"image": "bad", "fill": -1}),
+        ("roi_flip_rot", {"roi": (0.2, 0.6, 0.5, 0.9), "flip": "horizontal"}),
+    ]
+    recipe, after, _ = joined(chain, spec, files, pixels("uint16", (1, 30, 50)))
+    (step,) = recipe.steps
+    assert isinstance(step, Pass)
+    assert [ufunc.__name__ for ufunc, _ in step.operands] == ["subtract", "multiply", "divide"]
+    assert [operand.shape for _, operand in step.operands] == [after.shape, (), after.shape]
+    assert np.shares_memory(recipe.seen(frames := pixels("uint16", (2, 30, 50))), frames)
 
 
 def copier(into: Array) -> StripReader:
@@ -287,21 +405,22 @@ def test_counters_of_strips_are_those_of_frames(
 ) -> None:
     count, height, width = shape
     files, spec = calibrations(height, width, seed), spec_of(dtype, height, width, saturation=200.0)
-    uses = [node(kind, **parameters) for kind, parameters in chain]
-    affines, after = chained(uses, spec, files)
+    frames = specked(dtype, shape, seed, nan)
+    recipe, after, whole = joined(chain, spec, files, frames)
+    height, width = after.shape
     rois = {
         "all": {"rect": {"x": 0, "y": 0, "width": width, "height": height}},
-        "part": {"rect": {"x": 1, "y": 1, "width": width // 2, "height": height // 2}},
+        "part": {
+            "rect": {"x": 0, "y": min(1, height // 2), "width": max(1, width // 2), "height": max(1, height // 2)}
+        },
         "arc": {"arc": {"x": width / 2, "y": height / 2, "r1": 0, "r2": height, "a1": 10, "a2": 300}},
     }
     counters: Reduce = node("roi_counters", rois=rois)
-    frames = specked(dtype, shape, seed, nan)
     together: Any = counters.start(after, files)
     alone = counters.start(after, files)
     together.begin(count)
-    Chain(affines, height, width, keeps=False)(frames, [together.strip])
+    Chain(recipe, keeps=False)(frames, [together.strip])
     got = counters.finish(together.end(block(frames), 0))
-    whole = one_by_one(uses, spec, files, frames)
     expected = counters.finish(alone.step(block(whole), 0))
     wide = np.abs(whole.astype(np.float64))
     largest = float(np.max(wide, initial=1.0, where=np.isfinite(wide)))
@@ -331,7 +450,7 @@ def test_a_reduction_that_fails_is_named(base: Path) -> None:
     assert (failed.value.name, str(failed.value.error)) == ("counters", "no")
 
 
-@pytest.mark.parametrize(("broken", "named", "goes_on"), [("strip", "counters", True), ("affine", "flat", False)])
+@pytest.mark.parametrize(("broken", "named", "goes_on"), [("strip", "counters", True), ("stage", "flat", False)])
 def test_in_a_run_only_what_failed_is_left_out(
     base: Path, monkeypatch: pytest.MonkeyPatch, broken: str, named: str, goes_on: bool
 ) -> None:
@@ -341,7 +460,7 @@ def test_in_a_run_only_what_failed_is_left_out(
     def fail(*_: Any) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr(*((RegionSums, "strip", fail) if broken == "strip" else (Flatfield, "affine", fail)))
+    monkeypatch.setattr(*((RegionSums, "strip", fail) if broken == "strip" else (Flatfield, "stage", fail)))
     (base / "out").mkdir()
     told: list[dict[str, Any]] = []
     outcome = run_inline(plan, base, str(base / "out"), told.append, lambda: False)

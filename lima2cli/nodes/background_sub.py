@@ -16,7 +16,8 @@ import numpy as np
 
 from lima2cli.declare import param
 from lima2cli.nodes.calibration import IMAGE, calibration
-from lima2cli.nodes.pixelwise import RESULT, Affine, Pixelwise, hole, target
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, hole, target
+from lima2cli.nodes.stages import Affine
 from lima2cli.spec import Files, FrameSpec
 
 
@@ -29,8 +30,8 @@ class BackgroundSub(Pixelwise):
     image: Any = param("The background: a number, or a file.", IMAGE)
     dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
 
-    def affine(self, spec: FrameSpec, files: Files) -> Affine:
-        """See `Pixelwise.affine`."""
+    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.stage`."""
         image = calibration(self.image, spec, files, "image", "sum")
         nan = np.isnan(image) if isinstance(image, np.ndarray) else None
         bad = nan if nan is not None and nan.any() else None

@@ -6,7 +6,7 @@
 parentheses around comparisons) and the functions `where`, `minimum`, `maximum`, `abs`, `sqrt`, `exp`, `expm1`, `log`,
 `log10`, `log1p`, `sin`, `cos`, `tan`, `arcsin`, `arccos`, `arctan`, `arctan2`, `sinh`, `cosh`, `tanh`, `floor`,
 `ceil`, `isnan`, `isfinite`. All of them mean what they mean in numpy; a condition counts as 1 or 0. It is computed by
-numexpr, on one thread unless `NUMEXPR_NUM_THREADS` says otherwise.
+numexpr, in as many threads as the receiver has.
 
 The result is float32, or float64 where an input is, or of ``dtype``; integers are rounded half to even and clipped to
 their range, NaN becomes 0. Pixels are computed in float32 where it holds all inputs exactly (integers of up to 16 bits,
@@ -17,7 +17,6 @@ come from one data flow, have frames of one numbering and show the same part of 
 masked where it is in any input; masked pixels are computed like any other. The saturation level is no longer known.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -29,8 +28,8 @@ from lima2cli.errors import Misfit
 from lima2cli.nodes.base import Join
 from lima2cli.nodes.formula import FormulaError, Name, Number, Op, Tree, names, numbers, read_formula
 from lima2cli.nodes.joined import joined
-from lima2cli.nodes.pixelwise import store
-from lima2cli.nodes.tiles import tile_shape, tiles
+from lima2cli.nodes.stages import Formula, Stage, Steps, store
+from lima2cli.nodes.tiles import tiles
 from lima2cli.spec import DTYPES, Array, Files, FrameSpec
 
 MOST_INPUTS = 16
@@ -71,6 +70,15 @@ class Expression(Join):
         tree = self._tree(specs)
         return _Evaluation(tree, work_dtype(tree, specs, target.dtype), np.dtype(target.dtype), target.shape)
 
+    def stage(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
+        """What is done to frames where all inputs are the same one, perhaps by several names."""
+        target, tree = self.infer_all(specs, files).dtype, self._tree(specs)
+        source, work = next(iter(specs.values())).dtype, work_dtype(tree, specs, target)
+        steps = linear(tree)
+        if steps is not None and np.dtype(target).kind == "f":
+            return Steps(source, target, work=work.name, numbers=steps)
+        return Formula(source, target, make=lambda: _OfOne(_Strips(tree, work, np.dtype(target))))
+
     def _tree(self, specs: Mapping[str, FrameSpec]) -> Tree:
         try:
             return read_formula(self.expr, specs)
@@ -90,56 +98,109 @@ def work_dtype(tree: Tree, specs: Mapping[str, FrameSpec], target: str) -> "np.d
     return np.dtype("float32" if exact and fits and target == "float32" else "float64")
 
 
+Linear = tuple[tuple[np.ufunc, float], ...]
+
+_LINEAR: Mapping[str, np.ufunc] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
+
+
+def linear(tree: Tree) -> Linear | None:
+    """A formula that only adds numbers to one input and multiplies with them, step after step: these steps, which round
+    as the formula does. None for all others."""
+    if isinstance(tree, Name):
+        return ()
+    if isinstance(tree, Number) or (tree.name != "neg" and tree.name not in _LINEAR):
+        return None
+    negative: Linear = ((np.multiply, -1.0),)
+    *left, right = tree.args
+    if not left:
+        return _then(linear(right), negative)
+    if isinstance(right, Number):
+        return _then(linear(left[0]), ((_LINEAR[tree.name], right.value),))
+    if not isinstance(left[0], Number) or tree.name == "div":
+        return None
+    if tree.name == "sub":
+        return _then(linear(right), (*negative, (np.add, left[0].value)))
+    return _then(linear(right), ((_LINEAR[tree.name], left[0].value),))
+
+
+def _then(before: Linear | None, steps: Linear) -> Linear | None:
+    return None if before is None else (*before, *steps)
+
+
+class _Strips:
+    """A formula of strips, bound to one thread."""
+
+    def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]") -> None:
+        self.names, self._compute = names(tree), compiled(tree, work)
+        self._work, self._target = work, target
+        self._scratch: dict[int, Array] = {}
+
+    def __call__(self, strips: Sequence[Array], out: Array) -> None:
+        """The result for strips (n, rows, width) of each of ``names``."""
+        given = [self._taken(i, strip) for i, strip in enumerate(strips)]
+        if self._work == self._target and out.flags.c_contiguous:
+            self._compute(*given, out=out)
+            return
+        result = self._own(len(given), out)
+        self._compute(*given, out=result)
+        with np.errstate(all="ignore"):
+            if self._target.kind != "f":
+                result[np.isnan(result)] = 0
+            store(result, out)
+
+    def _taken(self, i: int, strip: Array) -> Array:
+        """In the dtype of the arithmetic, in one piece: faster than to let numexpr convert."""
+        if strip.dtype == self._work and strip.flags.c_contiguous:
+            return strip
+        own = self._own(i, strip)
+        np.copyto(own, strip, casting="unsafe")
+        return own
+
+    def _own(self, i: int, like: Array) -> Array:
+        """Memory of the shape of ``like``."""
+        if i not in self._scratch or self._scratch[i].size < like.size:
+            self._scratch[i] = np.empty(like.size, self._work)
+        return self._scratch[i][: like.size].reshape(like.shape)
+
+
+class _OfOne:
+    """A formula of one strip, whatever its names."""
+
+    def __init__(self, strips: _Strips) -> None:
+        self._strips = strips
+
+    def __call__(self, raw: Array, out: Array, rows: slice) -> None:
+        """See `StripFunction`."""
+        self._strips([raw] * len(self._strips.names), out)
+
+
 class _Evaluation:
     """A formula bound; it keeps one output array, which grows with the largest block."""
 
     def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]", shape: tuple[int, int]) -> None:
-        self._names, self._compute = names(tree), compiled(tree, work)
-        self._work, self._target, self._shape = work, target, shape
+        self._strips = _Strips(tree, work, target)
         self._out: Array = np.empty((0, *shape), target)
-        deep, tall = tile_shape(*shape)
-        pixels = deep * tall * shape[1]
-        self._given = {name: np.empty(pixels, work) for name in self._names}
-        self._result = np.empty(pixels, work)
 
     def __call__(self, frames: Mapping[str, Array]) -> Array:
         """The result for frames (n, height, width) of each input."""
         count = len(next(iter(frames.values())))
         if count > len(self._out):
-            self._out = np.empty((count, *self._shape), self._target)
-        for deep, tall in tiles(count, *self._shape):
-            out = self._out[deep, tall]
-            given = [self._taken(name, frames[name][deep, tall]) for name in self._names]
-            if self._work == self._target:
-                self._compute(*given, out=out)
-                continue
-            result = self._result[: out.size].reshape(out.shape)
-            self._compute(*given, out=result)
-            with np.errstate(all="ignore"):
-                if self._target.kind != "f":
-                    result[np.isnan(result)] = 0
-                store(result, out)
+            self._out = np.empty((count, *self._out.shape[1:]), self._out.dtype)
+        for deep, tall in tiles(*self._out[:count].shape):
+            self._strips([frames[name][deep, tall] for name in self._strips.names], self._out[deep, tall])
         return self._out[:count]
-
-    def _taken(self, name: str, strip: Array) -> Array:
-        """In the dtype of the arithmetic, in one piece: faster than to let numexpr convert."""
-        if strip.dtype == self._work and strip.flags.c_contiguous:
-            return strip
-        own = self._given[name][: strip.size].reshape(strip.shape)
-        np.copyto(own, strip, casting="unsafe")
-        return own
 
 
 def compiled(tree: Tree, work: "np.dtype[Any]") -> Callable[..., Array]:
     """numexpr's function of arrays of dtype ``work``, in the order of `names`, that takes ``out``.
 
-    It is made of numexpr's own nodes, typed, and not from text.
+    It is made of numexpr's own nodes, typed, and not from text. For one thread: it has registers, which two that run
+    at the same time would both write to.
     """
     import numexpr
     from numexpr import expressions
 
-    if "NUMEXPR_NUM_THREADS" not in os.environ:
-        numexpr.set_num_threads(1)
+    numexpr.set_num_threads(1)  # a receiver that has several splits the frames
     single = work == np.float32
     kind = "float" if single else "double"  # numexpr's names of C's types
 

@@ -19,7 +19,8 @@ import numpy as np
 from lima2cli.declare import param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
-from lima2cli.nodes.pixelwise import RESULT, Affine, Pixelwise, hole, target
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, hole, target
+from lima2cli.nodes.stages import Affine
 from lima2cli.spec import Files, FrameSpec
 
 
@@ -33,8 +34,8 @@ class Flatfield(Pixelwise):
     background: Any = param("Subtracted from the flat field: a number, or a file.", IMAGE, None)
     dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
 
-    def affine(self, spec: FrameSpec, files: Files) -> Affine:
-        """See `Pixelwise.affine`."""
+    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.stage`."""
         flat = calibration(self.image, spec, files, "image", "mean")
         if self.background is not None:
             with np.errstate(invalid="ignore"):  # inf - inf is a NaN like any other
@@ -49,4 +50,4 @@ class Flatfield(Pixelwise):
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
         """See `Node.warnings`: a flat field that masks most of the pixels."""
-        return mostly_masked(self.affine(spec, files).bad, "zeros and NaN of a flat field mask the pixel", "image")
+        return mostly_masked(self.stage(spec, files).bad, "zeros and NaN of a flat field mask the pixel", "image")

@@ -12,7 +12,6 @@ which that is so in stage 0 are masked for good. The saturation level is not kno
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import FileReference, Quantity, param
 from lima2cli.errors import Misfit
-from lima2cli.nodes.base import Map
 from lima2cli.nodes.calibration import stages
-from lima2cli.nodes.tiles import tiles
+from lima2cli.nodes.pixelwise import Pixelwise
+from lima2cli.nodes.stages import Formula
 from lima2cli.spec import Array, Files, FrameSpec
 
 STAGES = 3
@@ -32,7 +31,7 @@ STAGE_OF_BITS = np.array([0, 1, -1, 2])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gain(Map):
+class Gain(Pixelwise):
     """Turns gain-switched raw pixels into charge or photons."""
 
     kind: ClassVar[str] = "gain"
@@ -54,6 +53,10 @@ class Gain(Map):
         _, divisor = self._images(spec, files)
         return replace(spec, dtype="float32", saturation=None).masked(np.isnan(divisor[0]))
 
+    def stage(self, spec: FrameSpec, files: Files) -> Formula:
+        """See `Pixelwise.stage`. Pixels without a value are NaN by themselves: nothing is filled."""
+        return Formula(spec.dtype, "float32", make=_Charge, images=self._images(spec, files))
+
     def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pedestal and divisor of each stage; the divisor is NaN where a pixel has no value."""
         pedestal = stages(self.pedestal, STAGES, spec, files, "pedestal", "sum")
@@ -62,36 +65,28 @@ class Gain(Map):
         divisor = np.where(unusable, np.nan, divisor * ((self.photon_energy or 1e3) / 1e3))
         return pedestal, divisor
 
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
-        """See `Map.bind`."""
-        return _Charge(*self._images(spec, files))
-
 
 class _Charge:
-    """Frames (n, height, width) uint16 → float32, in an array of its own."""
+    """Strips (n, rows, width) uint16 to float32; images are (stages, height, width)."""
 
     def __init__(self, pedestal: NDArray[np.float64], divisor: NDArray[np.float64]) -> None:
         self._pedestal, self._divisor = pedestal, divisor
         self._flat = pedestal.reshape(STAGES, -1), divisor.reshape(STAGES, -1)
-        self._out = np.empty((0, *pedestal.shape[1:]), np.float32)
+        self._work = np.empty(0)
 
-    def __call__(self, frames: Array) -> Array:
-        """The charge of a block."""
-        if len(frames) > len(self._out):
-            self._out = np.empty(frames.shape, np.float32)
-        out = self._out[: len(frames)]
-        for deep, rows in tiles(*frames.shape):
-            self._tile(frames[deep, rows], out[deep, rows], rows)
-        return out
-
-    def _tile(self, raw: Array, out: Array, rows: slice) -> None:
+    def __call__(self, raw: Array, out: Array, rows: slice) -> None:
         """All pixels as of stage 0, then those of other stages again."""
-        work = np.subtract(raw & ADU, self._pedestal[0, rows])
+        if raw.size > self._work.size:
+            self._work = np.empty(raw.size)
+        work = self._work[: raw.size].reshape(raw.shape)
+        np.copyto(work, raw)
+        np.subtract(work, self._pedestal[0, rows], out=work)
         np.divide(work, self._divisor[0, rows], out=work)
-        other = np.nonzero(raw > ADU)
-        if len(other[0]):
-            stage = STAGE_OF_BITS[raw[other] >> 14]
-            pixel = (other[1] + rows.start) * self._pedestal.shape[2] + other[2]
+        other = np.flatnonzero(raw > ADU)
+        if len(other):
+            bits, width = raw.reshape(-1)[other], raw.shape[2]
+            stage = STAGE_OF_BITS[bits >> 14]
+            pixel = other % (raw.shape[1] * width) + rows.start * width
             pedestal, divisor = (images[stage, pixel] for images in self._flat)
-            work[other] = np.where(stage < 0, np.nan, ((raw[other] & ADU) - pedestal) / divisor)
+            work.reshape(-1)[other] = np.where(stage < 0, np.nan, ((bits & ADU) - pedestal) / divisor)
         np.copyto(out, work, casting="unsafe")

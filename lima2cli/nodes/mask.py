@@ -18,7 +18,8 @@ import numpy as np
 from lima2cli.declare import Choice, Either, Number, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
-from lima2cli.nodes.pixelwise import Affine, Pixelwise
+from lima2cli.nodes.pixelwise import Pixelwise
+from lima2cli.nodes.stages import Affine
 from lima2cli.spec import Files, FrameSpec
 
 
@@ -31,8 +32,8 @@ class Mask(Pixelwise):
     image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
     fill: Any = param("Value stored in them.", Either((Number(), Choice(("nan",)))), 0)
 
-    def affine(self, spec: FrameSpec, files: Files) -> Affine:
-        """See `Pixelwise.affine`."""
+    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+        """See `Pixelwise.stage`."""
         fill = _fitting(self.fill, np.dtype(spec.dtype))
         return Affine(spec.dtype, spec.dtype, bad=bad_pixels(self.image, spec, files, "image"), fill=fill)
 

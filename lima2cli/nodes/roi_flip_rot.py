@@ -22,12 +22,11 @@ from lima2cli.declare import Choice, Integer, Table, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Map
+from lima2cli.nodes.chain import turned_copy
+from lima2cli.nodes.stages import Turn
 from lima2cli.nodes.tiles import tile_shape, tiles
 from lima2cli.spec import Array, Files, FrameSpec
 from lima2cli.view import View
-
-STRIP = 16
-"""Columns of a quarter turn that are written together, so that the rows read for them stay in cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +65,12 @@ class RoiFlipRot(Map):
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""
         self._check(spec)
-        here, bins = self._within(spec), self.binning.x * self.binning.y
+        here, bins = self._within(spec), self.bins
         mask = None if spec.mask is None else np.ascontiguousarray(here.apply(spec.mask, "any"))
         return replace(
             spec,
             dtype=sum_dtype(spec.dtype, bins),
-            view=self._then(spec.view),
+            view=self.turned(spec.view),
             mask=None if mask is None or not mask.any() else mask,
             saturation=spec.saturation if bins == 1 else None,
         )
@@ -80,13 +79,22 @@ class RoiFlipRot(Map):
         """See `Map.bind`. A part that is only cut out is a view of the input."""
         here = self._within(spec)
         if here.binning != (1, 1) or here.mirrored or here.rotation:
-            return _Kernel(here, sum_dtype(spec.dtype, self.binning.x * self.binning.y))
+            return _Kernel(here, sum_dtype(spec.dtype, self.bins))
         if here.shape == spec.shape:
             return lambda frames: frames
         rows, columns = here.area.within(Rect(0, 0, 0, 0))
         return lambda frames: frames[:, rows, columns]
 
-    def _then(self, view: View) -> View:
+    @property
+    def bins(self) -> int:
+        """Pixels summed into one; 1 = nothing is binned."""
+        return self.binning.x * self.binning.y
+
+    def stage(self) -> Turn:
+        """What is done to frames, where nothing is binned."""
+        return Turn(self.turned)
+
+    def turned(self, view: View) -> View:
         """How frames show what they showed as ``view`` before."""
         view = view.bin(self.binning.x, self.binning.y)
         if self.roi is not None:
@@ -97,7 +105,7 @@ class RoiFlipRot(Map):
     def _within(self, spec: FrameSpec) -> View:
         """How the output shows the input."""
         height, width = spec.shape
-        return self._then(View(Rect(0, 0, width, height)))
+        return self.turned(View(Rect(0, 0, width, height)))
 
     def _check(self, spec: FrameSpec) -> None:
         (height, width), x, y = spec.shape, self.binning.x, self.binning.y
@@ -137,7 +145,7 @@ class _Kernel:
             self.sums = np.empty(tile if view.binning[1] > 1 else 0, dtype)
             self.copy = self._bin
         else:
-            self.copy = _copy_by_strips if view.quarter else np.copyto
+            self.copy = _copy_turned if view.quarter else np.copyto
 
     def __call__(self, frames: Array) -> Array:
         """The result for a block."""
@@ -169,8 +177,6 @@ def _add(parts: Sequence[Array], out: Array) -> None:
         np.add(out, part, out=out, dtype=out.dtype)
 
 
-def _copy_by_strips(out: Array, frames: Array) -> None:
+def _copy_turned(out: Array, frames: Array) -> None:
     """Copy where rows of the one are columns of the other: ``out`` is not contiguous along its last axis."""
-    for frame, to in zip(frames, out, strict=True):
-        for top in range(0, frame.shape[0], STRIP):
-            to[top : top + STRIP] = frame[top : top + STRIP]
+    turned_copy(out.swapaxes(1, 2), frames.swapaxes(1, 2))

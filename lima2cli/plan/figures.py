@@ -8,6 +8,7 @@ from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink, Transform
+from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
 
 VERSION = 1
@@ -168,7 +169,8 @@ def link_figures(plan: Plan) -> dict[str, Any]:
 
 def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
     """Which nodes are computed together, in the order of the data; ``materialised`` are those whose frames are made
-    whole, ``strips`` the reductions that read a frame while it is computed. Nodes in none are left out of the run."""
+    whole, ``strips`` the reductions that read a frame while it is computed, ``first`` the cuts and turns that are done
+    before what stands before them. Nodes in none are left out of the run."""
     nodes = {step.name: step.node for step in plan.steps}
     return [
         {
@@ -177,6 +179,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
             **({"inputs": list(kernel.sources)} if kernel.others else {}),
             "nodes": list(kernel.nodes),
             "fused": kernel.fused,
+            "first": [name for name in kernel.maps[1:] if isinstance(nodes[name], RoiFlipRot)],
             "strips": list(kernel.ends) if kernel.fused else [],
             "materialised": [name for name in kernel.makes if not isinstance(nodes[name], Sink)],
         }

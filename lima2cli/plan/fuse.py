@@ -3,7 +3,8 @@
 The passes, in order, each from kernels to kernels:
 
 drop_unread       maps whose frames nobody reads are left out
-join_maps         pixel-wise neighbours become one kernel, where nobody else reads the frames between them
+join_maps         pixel-wise neighbours become one kernel, where nobody else reads the frames between them; formulae of
+                  one source, cuts and turns are such neighbours, binning is none
 join_reductions   reductions that take strips join the pixel-wise kernel whose result they read
 keep_what_is_read frames that only a kernel's own reductions read are never made whole
 
@@ -14,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink
+from lima2cli.nodes.expression import Expression
 from lima2cli.nodes.pixelwise import Pixelwise
+from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Kernel, Step
 
 Steps = Mapping[str, Step]
@@ -44,12 +47,13 @@ def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
 
 
 def join_maps(kernels: Kernels, steps: Steps) -> Kernels:
-    """A chain stands where its first map stood, before all that read it."""
+    """A chain stands where its first map stood, before all that read it. Within it cuts and turns go first, see
+    `nodes.chain`."""
     readers = _readers(kernels)
     joined: list[Kernel] = []
     for kernel in kernels:
         at = _chain_before(kernel, joined, steps)
-        if at is not None and readers[kernel.source] == 1 and _pixelwise(kernel, steps):
+        if at is not None and readers[kernel.source] == 1 and in_strips(kernel, steps):
             joined[at] = replace(joined[at], maps=joined[at].maps + kernel.maps, makes=kernel.makes)
         else:
             joined.append(kernel)
@@ -92,7 +96,7 @@ def verify(kernels: Kernels, steps: Steps) -> None:
             assert steps[name].source == source, f"{name} reads {steps[name].source}, not {source}"
         assert all(steps[name].source == reads[-1] for name in kernel.ends), kernel.nodes
         assert {steps[name].flow for name in kernel.nodes} == {kernel.flow}, kernel.nodes
-        assert not kernel.fused or _pixelwise(kernel, steps), kernel.nodes
+        assert not kernel.fused or in_strips(kernel, steps), kernel.nodes
         assert set(kernel.makes) <= set(kernel.maps[-1:]) | set(kernel.ends), kernel.nodes
         known |= set(kernel.makes)
         names += kernel.nodes
@@ -111,7 +115,7 @@ def _alone(step: Step) -> Kernel:
 
 def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: Steps) -> int | None:
     """Which is the pixel-wise kernel whose result this one reads."""
-    at = (i for i, other in enumerate(others) if kernel.source in other.maps[-1:] and _pixelwise(other, steps))
+    at = (i for i, other in enumerate(others) if kernel.source in other.maps[-1:] and in_strips(other, steps))
     return next(at, None)
 
 
@@ -123,8 +127,16 @@ def _readers(kernels: Kernels) -> dict[str, int]:
     return counts
 
 
-def _pixelwise(kernel: Kernel, steps: Steps) -> bool:
-    return bool(kernel.maps) and all(isinstance(steps[name].node, Pixelwise) for name in kernel.maps)
+def in_strips(kernel: Kernel, steps: Steps) -> bool:
+    """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and turns."""
+    return bool(kernel.maps) and all(_pixelwise(steps[name]) for name in kernel.maps)
+
+
+def _pixelwise(step: Step) -> bool:
+    node = step.node
+    if isinstance(node, Expression):
+        return len(step.sources) == 1
+    return isinstance(node, Pixelwise) or (isinstance(node, RoiFlipRot) and node.bins == 1)
 
 
 def _takes_strips(kernel: Kernel, steps: Steps) -> bool:

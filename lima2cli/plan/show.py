@@ -123,17 +123,21 @@ def _nodes(plan: Plan) -> str:
 
 
 def _kernels(plan: Plan) -> str:
-    """What is computed together."""
+    """What is computed together; before fusion each node is a kernel."""
     rows = [(k["flow"], " + ".join(k["nodes"]), _strips(k)) for k in kernel_figures(plan)]
     flows = {step.name: step.flow for step in plan.steps}
     rows += [(flows[name], name, "left out: no node reads it") for name in unused_nodes(plan)]
-    return "kernels\n" + _table(rows) if rows else ""
+    title = f"kernels: {len(plan.steps)} before fusion, {len(plan.kernels)} after\n"
+    return title + _table(rows) if rows else ""
 
 
 def _strips(kernel: dict[str, Any]) -> str:
     if not kernel["fused"]:
         return ""
-    return f"fused; makes the frames of {', '.join(kernel['materialised'])}" if kernel["materialised"] else "fused"
+    parts = ["fused"]
+    parts += [f"cut and turned first: {', '.join(kernel['first'])}"] if kernel["first"] else []
+    parts += [f"makes the frames of {', '.join(kernel['materialised'])}"] if kernel["materialised"] else []
+    return "; ".join(parts)
 
 
 def _compact(numbers: Iterable[int]) -> str:

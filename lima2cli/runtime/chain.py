@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from typing import cast
 
 from lima2cli.nodes.base import Partial, StripReducer
-from lima2cli.nodes.pixelwise import Affine, Chain, Pixelwise, StripReader
+from lima2cli.nodes.chain import Chain, StripReader, settle
+from lima2cli.nodes.expression import Expression
+from lima2cli.nodes.pixelwise import Pixelwise
+from lima2cli.nodes.roi_flip_rot import RoiFlipRot
+from lima2cli.nodes.stages import Stage, Turn
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.spec import Array, Block, Files
 
@@ -23,8 +27,8 @@ class BoundChain:
     def __init__(self, kernel: Kernel, steps: Mapping[str, Step], files: Files) -> None:
         self.maps, self.makes = kernel.maps, bool(kernel.makes)
         self.reducers: dict[str, StripReducer] = {}
-        affines = [_affine(steps[name], files) for name in kernel.maps]
-        self._chain = Chain(affines, *steps[kernel.maps[0]].before.shape, keeps=self.makes)
+        parts, before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
+        self._chain = Chain(settle(parts, before.dtype, *before.shape), keeps=self.makes)
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, dict[str, Partial]]:
         """The frames, where anybody reads them whole, and what each reducer makes of them. Raises `PartFailed`."""
@@ -39,9 +43,12 @@ class BoundChain:
         return Block(frames, block.numbers, block.times, False) if self.makes else None, partials
 
 
-def _affine(step: Step, files: Files) -> Affine:
+def _part(step: Step, files: Files) -> Stage | Turn:
+    node = step.node
     try:
-        return cast(Pixelwise, step.node).affine(step.before, files)
+        if isinstance(node, Expression):
+            return node.stage(step.specs, files)
+        return node.stage() if isinstance(node, RoiFlipRot) else cast(Pixelwise, node).stage(step.before, files)
     except Exception as error:
         raise PartFailed(step.name, error) from error
 
