@@ -1,14 +1,15 @@
 """The one compiler behind all commands: what `validate` accepts, `run` never rejects for a static reason."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lima2cli.artefacts.stacks import FileStore
+from lima2cli.config.expansion import expand
 from lima2cli.config.parse import parse
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.diagnostics import Findings
-from lima2cli.document import Source, load, suppress
+from lima2cli.document import Source, load, once, suppress
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.records import Plan
 
@@ -20,12 +21,14 @@ class Checked:
     source    to show ``findings`` in: a `Document` where the text is YAML
     pipeline  None where the text is not YAML; holds `POISON` where something is wrong
     plan      None where anything is wrong
+    texts     of files of graphs, by their names relative to the pipeline's file
     """
 
     source: Source
     findings: Findings
     pipeline: Pipeline | None = None
     plan: Plan | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_text(
@@ -36,18 +39,21 @@ def check_text(
     cores: int,
     environment: Mapping[str, str],
     overrides: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
     fuse: bool = True,
 ) -> Checked:
     """Load, parse and compile; every mistake is in the findings.
 
     file   name to show, ``-`` for standard input;  base   directory that files with data are relative to
     cores  of this machine, a bound on the number of detector ranks;  fuse   see `compile_plan`
+    texts  of files of graphs, where they were kept: these are not read again
     """
     findings = Findings()
     document = load(text, file, findings, environment=environment, overrides=overrides)
     if document is None:
         return Checked(Source(file, text), findings)
-    with FileStore(base) as files:
+    with FileStore(base, texts) as files:
+        document = expand(document, findings, files.text, environment)
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
-    return Checked(document, suppress(document, findings), pipeline, plan)
+    return Checked(document, suppress(document, once(document, findings)), pipeline, plan, files.texts)

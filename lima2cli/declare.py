@@ -7,7 +7,7 @@ Python value. What does not fit has been reported by then, and is read as `POISO
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -58,6 +58,10 @@ class Shape:
     def read(self, data: Any, at: Path, bad: Bad) -> Any:
         """The Python value; `POISON` where the path is bad."""
         return POISON if at in bad else self._read(data, at, bad)
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        """Where texts stand that begin with a file's name; what does not fit the schema is passed over."""
+        return iter(())
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return data
@@ -190,6 +194,22 @@ class FileReference(Shape):
     def schema(self) -> Schema:
         return {"type": "string", "minLength": 1, "x-words": "a file, such as `dark.h5::/entry/data`"}
 
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        if isinstance(data, str):
+            yield at
+
+
+@dataclass(frozen=True)
+class FunctionReference(Shape):
+    """``module:name``, or ``file.py:name``."""
+
+    def schema(self) -> Schema:
+        return {"type": "string", "pattern": r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"}
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        if isinstance(data, str) and ".py:" in data:
+            yield at
+
 
 @dataclass(frozen=True)
 class Anything(Shape):
@@ -212,6 +232,10 @@ class ListOf(Shape):
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
 
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        for i, value in enumerate(data if isinstance(data, list) else ()):
+            yield from self.item.files(value, (*at, i))
+
 
 @dataclass(frozen=True)
 class MapOf(Shape):
@@ -230,6 +254,10 @@ class MapOf(Shape):
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return {name: self.item.read(value, (*at, name), bad) for name, value in data.items()}
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        for name, value in data.items() if isinstance(data, dict) else ():
+            yield from self.item.files(value, (*at, name))
 
 
 @dataclass(frozen=True)
@@ -250,6 +278,9 @@ class Either(Shape):
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return self.pick(data).read(data, at, bad)
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        return self.pick(data).files(data, at)
 
 
 def _fits(schema: Schema, data: Any) -> bool:
@@ -339,6 +370,11 @@ class Table(Shape):
                 values[key] = POISON  # its absence has been reported
         return self.table(**values)
 
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        for key, declared in params(self.table).items():
+            if isinstance(data, dict) and key in data:
+                yield from self.shapes.get(key, declared.shape).files(data[key], (*at, key))
+
 
 @dataclass(frozen=True)
 class OneKind(Shape):
@@ -365,6 +401,11 @@ class OneKind(Shape):
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return read_kind(self.kinds(), data, at, bad)
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        for kind, table in self.kinds().items():
+            if isinstance(data, dict) and kind in data and table is not None:
+                yield from Table(table).files(data[kind], (*at, kind))
 
 
 def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:

@@ -39,6 +39,7 @@ def recover(
             cores=origin.cores,
             environment=origin.environment,
             overrides=origin.overrides,
+            texts=origin.texts,
         )
         if checked.plan is None:
             typer.echo(show_all([checked], Format.TEXT), nl=False, err=True)

@@ -79,4 +79,4 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
         raise typer.Exit(PROBLEMS)
     if progress not in (Progress.JSON, Progress.NONE):
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked.plan, Origin.here(checked.source.text, file, overrides)
+    return checked.plan, Origin.here(checked.source.text, file, overrides, checked.texts)

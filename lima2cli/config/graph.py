@@ -1,8 +1,8 @@
 """The processing graph resolved: what each node reads, in topological order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from lima2cli.config.pipeline import DataFlow, GraphNode
 from lima2cli.diagnostics import Findings, Path, Related
@@ -11,6 +11,8 @@ from lima2cli.nodes.base import Join, Map
 from lima2cli.nodes.kinds import NodeUse
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import DetectorInfo
+
+N = TypeVar("N", bound=Hashable)
 
 
 def resolve_nodes(
@@ -28,7 +30,7 @@ def resolve_nodes(
         for name, read in reads.items()
         if read is not POISON
     }
-    for cycle in _cycles(parents):
+    for cycle in find_cycles(parents):
         _report_cycle(cycle, reads, findings)
         for name in cycle:
             reads[name] = POISON
@@ -106,13 +108,13 @@ def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) ->
     return f"`{source}` is a dataset; flows that carry it: {', '.join(carriers)}"
 
 
-def _cycles(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
+def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
     """Cycles, each from its first node in file order along the data: where ``a`` reads ``b``, b comes before a.
 
     Without the nodes of these there is none.
     """
-    cycles: list[list[str]] = []
-    done: set[str] = set()
+    cycles: list[list[N]] = []
+    done: set[N] = set()
     for start in parents:
         trail = {start: iter(parents[start])} if start not in done else {}
         while trail:

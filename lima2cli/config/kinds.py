@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lima2cli.config.records import PipelineTable
+from lima2cli.config.templates import Graph, GraphFile, Template
 from lima2cli.declare import MapOf, OneKind, Table
 from lima2cli.detectors.kinds import DETECTORS
 from lima2cli.diagnostics import Findings, Path
-from lima2cli.nodes.kinds import NODES, WIRING, NodeEntry
+from lima2cli.nodes.kinds import GRAPH, NODES, WIRING, NodeEntry
 from lima2cli.plugins import Kind, PluginProblem
 
 PIPELINE = Table(PipelineTable)
@@ -22,6 +23,13 @@ def pipeline_shape(data: Any, findings: Findings) -> Table:
     return _shape(known_detectors, known_nodes)
 
 
+def graph_file_shape(data: Any, file: str, findings: Findings) -> Table:
+    """The same for a file of graphs; places in it begin with ``file``."""
+    asked: list[Path] = [(file, *at) for at in _graph_nodes(data)]
+    nodes = _usable(NODES.named([str(at[-1]) for at in asked]), asked, findings)
+    return Table(GraphFile, {"graphs": MapOf(_graph(nodes), minimum=1)})
+
+
 def complete_shape() -> tuple[Table, list[PluginProblem]]:
     """The table with every kind that is installed, and what is wrong with those that cannot be used."""
     detectors, nodes = DETECTORS.all(), NODES.all()
@@ -31,8 +39,16 @@ def complete_shape() -> tuple[Table, list[PluginProblem]]:
 
 
 def _shape(detectors: Mapping[str, Any], nodes: Mapping[str, Any]) -> Table:
-    shapes = {"detector": OneKind("detector", lambda: detectors), "nodes": MapOf(NodeEntry(lambda: nodes))}
+    shapes = {
+        "detector": OneKind("detector", lambda: detectors),
+        "graphs": MapOf(_graph(nodes)),
+        "nodes": MapOf(NodeEntry(lambda: nodes)),
+    }
     return Table(PipelineTable, shapes)
+
+
+def _graph(nodes: Mapping[str, Any]) -> Table:
+    return Table(Graph, {"nodes": MapOf(Template(NodeEntry(lambda: nodes)), minimum=1)})
 
 
 def _usable(kinds: Mapping[str, Kind[Any]], asked: Iterable[Path], findings: Findings) -> dict[str, type | None]:
@@ -55,7 +71,14 @@ def _detectors(data: Any) -> Iterator[Path]:
 
 
 def _nodes(data: Any) -> Iterator[Path]:
+    yield from _graph_nodes(data)
     if isinstance(data, dict) and isinstance(data.get("nodes"), dict):
         for name, entry in data["nodes"].items():
             if isinstance(entry, dict):
-                yield from (("nodes", name, kind) for kind in entry if kind not in WIRING)
+                yield from (("nodes", name, kind) for kind in entry if kind not in (*WIRING, GRAPH))
+
+
+def _graph_nodes(data: Any) -> Iterator[Path]:
+    graphs = data.get("graphs") if isinstance(data, dict) else None
+    for name, graph in graphs.items() if isinstance(graphs, dict) else ():
+        yield from (("graphs", name, *at) for at in _nodes(graph))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lima2cli.config.templates import Graph
 from lima2cli.declare import (
     Anything,
     Choice,
@@ -281,5 +282,6 @@ class PipelineTable:
         MapOf(Table(Flow), minimum=1),
         None,
     )
+    graphs: Mapping[str, Graph] = param("Named processing graphs, for nodes to use.", MapOf(Table(Graph)), {})
     nodes: Mapping[str, NodeUse] = param("The processing graph.", MapOf(NodeEntry()), {})
     output: Output = param("Where files go.", Table(Output), Output())

@@ -22,24 +22,27 @@ class _Ignore(NamedTuple):
 def suppress(document: Document, findings: Findings) -> Findings:
     """The findings without the warnings that comments silence, and with a warning for each comment without effect.
 
-    To be called once all checks are done. Errors cannot be silenced.
+    To be called once all checks are done. Errors cannot be silenced. Of documents that parts were taken from, comments
+    without effect are not told: what they silence may come of another use.
     """
-    ignores = list(_ignores(document))
-    if not ignores:
+    ignores = list(_ignores(document.original or document))
+    others = [(other.file, ignore) for other in document.others.values() for ignore in _ignores(other)]
+    if not ignores and not others:
         return findings
-    named = {(ignore.rule, ignore.span.line) for ignore in ignores}
-    used: set[tuple[str, int]] = set()
+    named = {(file, ignore.rule, ignore.span.line) for file, ignore in others}
+    named |= {(document.file, ignore.rule, ignore.span.line) for ignore in ignores}
+    used: set[tuple[str, str, int]] = set()
     left = Findings()
     for item in findings:
         place = document.locate(item)
-        here = (item.rule, place.span.line)
+        here = (place.file, item.rule, place.span.line)
         if item.severity == "warning" and place.override is None and here in named:
             used.add(here)
         else:
             left.add(item)
     errors = {item.rule for item in findings if item.severity == "error"}
     for ignore in ignores:
-        if (ignore.rule, ignore.span.line) not in used:
+        if (document.file, ignore.rule, ignore.span.line) not in used:
             left.add(_unused(ignore, ignore.rule in errors))
     return left
 

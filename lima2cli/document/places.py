@@ -1,11 +1,11 @@
 """Where things are written: spans, and a document that knows the place of every key and value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lima2cli.diagnostics import Diagnostic, Path
+from lima2cli.diagnostics import Diagnostic, Path, Related
 from lima2cli.document.lines import split_lines
 
 
@@ -23,6 +23,9 @@ class Span(NamedTuple):
 
 START = Span(1, 1, 1, 1)
 
+AS_WRITTEN = "as written"
+"""First step of paths into the original of a document whose data are another's by now."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -35,6 +38,10 @@ class Source:
     def lines(self) -> list[str]:
         """The lines as YAML counts them, without their ends."""
         return split_lines(self.text)
+
+    def named(self, file: str) -> "Source":
+        """The text of a name that a `Place` has."""
+        return self
 
 
 class Place(NamedTuple):
@@ -54,6 +61,11 @@ class Document(Source):
     values      place of each value; that of an alias is the alias, of what is below it where that is written
     overridden  text of the ``--set`` that made the value, by path; the places of these are within that text
     bad         values of which a mistake has been reported here, so that no second one need be
+    copied      what was copied to a path was written at another one; the longest leading part of a path counts
+    original    the document as it was written, where its data are another's by now
+    others      documents that parts were taken from; the first step of a path into one is its key, as that of a path
+                into the original is `AS_WRITTEN`
+    marks       second places that explain all that is at a path or below
     """
 
     data: Any
@@ -61,6 +73,44 @@ class Document(Source):
     values: Mapping[Path, Span]
     overridden: Mapping[Path, str] = field(default_factory=dict)
     bad: frozenset[Path] = frozenset()
+    copied: Mapping[Path, Path] = field(default_factory=dict)
+    original: "Document | None" = None
+    others: Mapping[str, "Document"] = field(default_factory=dict)
+    marks: Mapping[Path, tuple[Related, ...]] = field(default_factory=dict)
+
+    def named(self, file: str) -> Source:
+        """See `Source.named`."""
+        return next((other for other in self.others.values() if other.file == file), self)
+
+    def written(self, path: Path, on_key: bool = False) -> tuple["Document", Path]:
+        """The document that a value, or its key, was written in, and its path there."""
+        source = (on_key and self._copied_from(path[:-1])) or self._copied_from(path)
+        if source:
+            path = (*self.copied[source], *path[len(source) :])
+        if path[:1] == (AS_WRITTEN,):
+            path = path[1:]
+        elif path and path[0] in self.others:
+            return self.others[str(path[0])], path[1:]
+        return self.original or self, path
+
+    def is_copy(self, path: Path) -> bool:
+        """Whether what is at a path was copied there."""
+        return bool(self._copied_from(path))
+
+    def related(self, diagnostic: Diagnostic) -> tuple[Related, ...]:
+        """The second places of a diagnostic, and those of all that is copied to its place, or taken from there."""
+        at = diagnostic.at
+        marked = next((at[:end] for end in range(len(at), 0, -1) if at[:end] in self.marks), ())
+        marks = self.marks.get(marked, ())
+        shown, where = self.written(at, diagnostic.on_key)
+        uses = [self.written(mark.at) for mark in marks]
+        if marked in self.copied and any(shown is used and where[: len(use)] == use for used, use in uses):
+            marks = (Related((*self.copied[marked], *at[len(marked) :]), "it stands here"),)
+        return (*diagnostic.related, *marks)
+
+    def _copied_from(self, path: Path) -> Path:
+        """The longest leading part of a path that is known to be a copy."""
+        return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.copied), ())
 
     def place(self, path: Path, on_key: bool = False) -> Span:
         """The span to show for a path: that of the value, or of the key.
@@ -85,6 +135,10 @@ class Document(Source):
 
     def locate(self, diagnostic: Diagnostic) -> Place:
         """Where a diagnostic points."""
+        document, at = self.written(diagnostic.at, diagnostic.on_key)
+        return document._locate(replace(diagnostic, at=at))
+
+    def _locate(self, diagnostic: Diagnostic) -> Place:
         at = diagnostic.at
         if diagnostic.span is not None:  # of the text of the file, or of an override that came to nothing
             override = self.overridden[at] if at in self.overridden and at not in self.values else None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from unicodedata import east_asian_width
 
-from lima2cli.diagnostics import Diagnostic, Path
+from lima2cli.diagnostics import Diagnostic, Path, Related
 from lima2cli.document.places import START, Document, Place, Source, Span
 
 _WIDTH = 120
@@ -59,7 +59,7 @@ def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
     entries = []
     for item, place in _arrange(source, diagnostics):
         related = []
-        for other in item.related:
+        for other in _all_related(source, item):
             there = _related(source, other.at)
             related.append(f"{other.label}: {there.file}:{there.span.line}:{there.span.column}")
         override = [] if place.override is None else [f"from --set {place.override}"]
@@ -127,7 +127,13 @@ def _arrange(source: Source, diagnostics: Iterable[Diagnostic]) -> list[_Shown]:
     for item in diagnostics:
         place = _locate(source, item)
         shown.setdefault((item.rule, item.severity, item.message, place), _Shown(item, place))
-    return sorted(shown.values(), key=lambda one: (one.place.override is not None, one.place.span[:2]))
+    files = {source.file: 0}
+    for one in shown.values():
+        files.setdefault(one.place.file, len(files))
+    return sorted(
+        shown.values(),
+        key=lambda one: (one.place.override is not None, files[one.place.file], one.place.span[:2]),
+    )
 
 
 def _locate(source: Source, item: Diagnostic) -> Place:
@@ -138,15 +144,23 @@ def _locate(source: Source, item: Diagnostic) -> Place:
 
 def _pointer(source: Source, item: Diagnostic) -> str:
     """The path as a JSON pointer; empty for the whole document, and for an override that came to nothing."""
-    if isinstance(source, Document) and item.at in source.overridden and item.at not in source.values:
-        return ""
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in item.at)
+    at = item.at
+    if isinstance(source, Document):
+        source, at = source.written(at, item.on_key)
+        if at in source.overridden and at not in source.values:
+            return ""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in at)
+
+
+def _all_related(source: Source, item: Diagnostic) -> tuple[Related, ...]:
+    return source.related(item) if isinstance(source, Document) else item.related
 
 
 def _related(source: Source, path: Path) -> Place:
     """A second place; of a map or list its key with the colon, so that it stays short."""
     if not isinstance(source, Document):
         return Place(source.file, START, None)
+    source, path = source.written(path)
     override = source.overridden.get(source.nearest(path))
     if path in source.keys and isinstance(source.value(path), (dict, list)):
         line, column, end_line, end = source.keys[path]
@@ -159,7 +173,7 @@ def _related(source: Source, path: Path) -> Place:
 def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
     """The lines of one diagnostic."""
     item, place = shown
-    others = [(_related(source, other.at), other.label) for other in item.related]
+    others = [(_related(source, other.at), other.label) for other in _all_related(source, item)]
     numbers = [there.span.line for there in (place, *(there for there, _ in others)) if there.override is None]
     margin = " " * len(str(max(numbers, default=1)))
     pointer = _clean(_pointer(source, item))
@@ -171,12 +185,15 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
         f"{margin}{paint('-->', 'gutter')} {_clean(where)}" + (f"  at {pointer}" if pointer else ""),
     ]
     bar = f"{margin} {paint('|', 'gutter')}"
-    if place.override is None and place.span.line <= len(source.lines) and source.text:
-        lines += [bar, *_excerpt(source, place.span, "^", "", item.severity, margin, paint)]
+    here = source.named(place.file)
+    if place.override is None and place.span.line <= len(here.lines) and here.text:
+        lines += [bar, *_excerpt(here, place.span, "^", "", item.severity, margin, paint)]
     for there, label in others:
-        lines.append(f"{margin} {paint(':', 'gutter')}")
+        elsewhere = there.override is None and there.file != place.file
+        where = f" {_clean(there.file)}:{there.span.line}:{there.span.column}" if elsewhere else ""
+        lines.append(f"{margin} {paint(':' * (3 if elsewhere else 1), 'gutter')}{where}")
         if there.override is None:
-            lines += _excerpt(source, there.span, "-", f" {_clean(label)}", "gutter", margin, paint)
+            lines += _excerpt(source.named(there.file), there.span, "-", f" {_clean(label)}", "gutter", margin, paint)
         else:
             lines.append(f"{margin} {paint('=', 'gutter')} {_clean(label)}: --set {_clean(there.override)}")
     lines += [f"{margin} {paint('=', 'gutter')} {paint('note', 'bold')}: {_clean(note)}" for note in item.notes]
@@ -228,4 +245,6 @@ def _summary(source: Source, shown: list[_Shown]) -> str:
         count = sum(one.item.severity == severity for one in shown)
         if count:
             counts.append(f"{count} {severity}{'s' * (count > 1)}")
-    return f"{', '.join(counts)} in {_clean(source.file)}"
+    files = dict.fromkeys(one.place.file for one in shown if one.place.override is None) or {source.file: None}
+    *others, last = map(_clean, files)
+    return f"{', '.join(counts)} in {', '.join(others)}{' and ' * bool(others)}{last}"

@@ -1,10 +1,10 @@
 """The kinds of node that exist, and how one is written: ``input`` or ``inputs``, and exactly one kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.declare import Bad, MapOf, Schema, Shape, Text, kind_schemas, read_kind
+from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
@@ -31,7 +31,12 @@ BUILT_IN: tuple[type[Node], ...] = (
 WIRING = ("input", "inputs")
 """Keys of a node that are no kinds: what it reads, one or several."""
 
-NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Reduce, Sink, Join), WIRING)
+GRAPH = "graph"
+"""Stands in place of a kind where a node is a use of a named graph; gone once graphs are expanded."""
+
+NODES: Kinds[Node] = Kinds(
+    "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Reduce, Sink, Join), (*WIRING, GRAPH)
+)
 """All kinds of node, those of installed packages among them."""
 
 
@@ -49,6 +54,16 @@ LANGUAGE = (
 
 INPUT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 """Names of inputs are those of variables."""
+
+
+_USE: Schema = {
+    "type": "object",
+    "description": "One of `graphs`, by its name, with its parameters.",
+    "additionalProperties": {"type": ["object", "null"]},
+    "minProperties": 1,
+    "maxProperties": 1,
+    "x-words": "a graph with its parameters, such as `{corrected: {}}`",
+}
 
 
 @dataclass(frozen=True)
@@ -76,13 +91,16 @@ class NodeEntry(Shape):
             "type": "object",
             "x-kind": "node",  # before what is said of the values
             "x-beside": list(WIRING),
-            "properties": {"input": one, "inputs": several} | kinds,
+            "properties": {"input": one, "inputs": several} | kinds | {GRAPH: _USE},
             "additionalProperties": False,
             "dependentRequired": {kind: [table.wiring] for kind, table in tables.items() if table is not None},
             "minProperties": 2,
             "maxProperties": 2,
             "x-later": [kind for kind in LANGUAGE if kind not in kinds],
         }
+
+    def files(self, data: Any, at: Path) -> Iterator[Path]:
+        return OneKind("node", self.kinds).files(data, at)
 
     def _read(self, data: Any, at: Path, bad: Bad) -> NodeUse:
         node = read_kind(self.kinds(), data, at, bad)

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Anything, Choice, Integer, ListOf, MapOf, Table, Text, param
+from lima2cli.declare import Anything, Choice, FunctionReference, Integer, ListOf, MapOf, Table, param
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import Dropped, Transform, Transformer
@@ -51,7 +51,7 @@ class Python(Transform):
 
     function: str = param(
         "`module:name`, or `file.py:name`, relative to the pipeline's file.",
-        Text(r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"),
+        FunctionReference(),
     )
     params: Mapping[str, Any] = param("Keyword arguments.", MapOf(Anything(), r"^[A-Za-z_][A-Za-z0-9_]*$"), {})
     output: Output = param("What it returns for each frame.", Table(Output), Output())

@@ -17,7 +17,7 @@ class Origin:
 
     file         as it was named;  base   resolves the file names in it
     overrides    of the command line;  environment   the variables that the text mentions
-    cores        of the machine
+    cores        of the machine;  texts   of files of graphs, by their names relative to ``base``
     """
 
     text: str
@@ -26,14 +26,16 @@ class Origin:
     overrides: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     cores: int = 1
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, text: str, file: str, overrides: Sequence[str]) -> "Origin":
+    def here(cls, text: str, file: str, overrides: Sequence[str], texts: Mapping[str, str] | None = None) -> "Origin":
         """Of a file of the command line (``-`` is standard input) on this machine."""
         base = Path(".") if file == "-" else Path(file).parent
-        names = re.findall(r"\$\{(\w+)", "\n".join((text, *overrides)))
+        texts = texts or {}
+        names = re.findall(r"\$\{(\w+)", "\n".join((text, *overrides, *texts.values())))
         mentioned = {name: os.environ[name] for name in names if name in os.environ}
-        return cls(text, file, base, tuple(overrides), mentioned, len(os.sched_getaffinity(0)))
+        return cls(text, file, base, tuple(overrides), mentioned, len(os.sched_getaffinity(0)), texts)
 
     def write(self, directory: Path, figures: Mapping[str, Any]) -> None:
         """Keep it with the plan's figures in a run directory. Raises OSError."""
@@ -43,6 +45,7 @@ class Origin:
             "overrides": list(self.overrides),
             "environment": dict(self.environment),
             "cores": self.cores,
+            "texts": dict(self.texts),
         }
         (directory / PIPELINE_FILE).write_text(self.text)
         (directory / PLAN_FILE).write_text(json.dumps({**figures, "source": source}, indent=1) + "\n")
@@ -54,5 +57,5 @@ class Origin:
         source = figures.pop("source")
         text = (directory / PIPELINE_FILE).read_text()
         base = Path(source["base"])
-        known = {name: source[name] for name in ("file", "overrides", "environment", "cores")}
+        known = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
         return cls(text=text, base=base, **known), figures

@@ -84,6 +84,9 @@ def _meant(validator: Any, options: list[Schema], instance: Any, schema: Schema)
 
     if "x-unit" in schema:
         return
+    if "x-parameter" in schema:  # where one stands has been reported, or it has been replaced
+        yield from validator.descend(instance, options[0])
+        return
     able = [option for option in options if sort(instance) in sorts(option)]
     fit = [option for option in able if validator.evolve(schema=option).is_valid(instance)]
     if fit:

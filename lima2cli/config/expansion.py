@@ -1,0 +1,268 @@
+"""Graphs expanded: each use of one becomes plain nodes, named ``<use>_<node>``; the output node has the use's name.
+
+What is copied keeps the place where it was written, so that all that is found later is told there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lima2cli.config.definitions import Graph, Library, ReadText, load_library
+from lima2cli.config.graph_checks import check_graphs, warn_of_unused
+from lima2cli.config.parameters import Copy, Unfit, fill, references, size_of
+from lima2cli.config.references import renamed, with_files
+from lima2cli.config.uses import Use, check_use, check_written, is_use, reads_of, use_of
+from lima2cli.diagnostics import Findings, Path, Related
+from lima2cli.document import AS_WRITTEN, Document
+from lima2cli.nodes.kinds import GRAPH, WIRING
+
+LARGEST_SIZE = 100_000
+"""Values and characters that uses of graphs come to: some thousand times a real pipeline."""
+
+DEEPEST = 32
+"""Graphs within graphs."""
+
+
+def expand(document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str]) -> Document:
+    """The document with plain nodes in place of uses of graphs; mistakes of graphs and uses are reported."""
+    data = document.data
+    nodes = data.get("nodes") if isinstance(data, dict) else None
+    entries: Mapping[str, Any] = nodes if isinstance(nodes, dict) else {}
+    if not isinstance(data, dict) or not ("graphs" in data or any(map(is_use, entries.values()))):
+        return document
+    library = load_library(document, findings, read, environment, _excused)
+    bad = library.bad | check_graphs(library, findings)
+    uses = {name: use for name, entry in entries.items() if (use := use_of(entry)) is not None}
+    for name, entry in entries.items():
+        if is_use(entry):
+            check_written(entry, _at(name), findings)
+        if name in uses:
+            check_use(uses[name], _at(name), (), library, findings)
+    warn_of_unused(library, list(uses.values()), findings)
+    bad = bad.union((AS_WRITTEN, *path) for path in document.bad)
+    expansion = _Expansion(replace(library, bad=bad), findings)
+    expansion.add_all(entries)
+    marks = {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
+    expanded = replace(
+        document,
+        data={**data, "nodes": expansion.nodes} if isinstance(nodes, dict) else data,
+        bad=document.bad | _excused(data) | expansion.bad,
+        original=document,
+        copied=expansion.copied,
+        others=library.others,
+        marks=marks | expansion.marks,
+    )
+    return with_files(expanded) if library.others else expanded
+
+
+def _excused(data: Any) -> frozenset[Path]:
+    """Where parameters stand in definitions, in place of what the schema asks for."""
+    graphs = data.get("graphs") if isinstance(data, dict) else None
+    return frozenset(("graphs", *at) for at, _ in references(graphs))
+
+
+def _at(name: str) -> Path:
+    """A node as the pipeline has it; `nodes` may have another of this name in the end: the output of its graph."""
+    return (AS_WRITTEN, "nodes", name)
+
+
+class _TooLarge(Exception):
+    """Expanding a use would give more than can be meant."""
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What names and parameters mean where a use stands.
+
+    sources  what can be read, by its name there: the final name, and where it was written if not there
+    names    final names of the nodes of the graph
+    root     of the document;  within   places of the graphs around, outermost first
+    """
+
+    root: Path
+    sources: Mapping[str, tuple[str, Path | None]] | None
+    given: Mapping[str, Copy] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    within: tuple[Path, ...] = ()
+    marks: tuple[Related, ...] = ()
+
+    def source(self, name: str) -> tuple[str, Path | None] | None:
+        """None where the name is unknown, which has been reported."""
+        return (name, None) if self.sources is None else self.sources.get(name)
+
+
+class _Expansion:
+    """Collects the plain nodes, and where they were written."""
+
+    def __init__(self, library: Library, findings: Findings) -> None:
+        self.nodes: dict[str, Any] = {}
+        self.copied: dict[Path, Path] = {}
+        self.marks: dict[Path, tuple[Related, ...]] = {}
+        self.bad: set[Path] = set()
+        self._library = library
+        self._findings = findings
+        self._taken: dict[str, Path] = {}
+        self._failed: list[str] = []
+        self._silent: dict[str, Graph] = {}
+        self._size = 0
+
+    def add_all(self, entries: Mapping[str, Any]) -> None:
+        """The nodes of the pipeline."""
+        self._taken = {name: _at(name) for name in entries}
+        for name, entry in entries.items():
+            use = use_of(entry)
+            if use is not None:
+                self._add_use(name, entry, use)
+            elif is_use(entry):
+                self._fail(name, entry, _at(name))
+            else:
+                self.nodes[name] = entry
+        self._check_reads()
+
+    def _add_use(self, name: str, entry: Any, use: Use) -> None:
+        at = _at(name)
+        try:
+            self._expand(name, entry, use, at, _Scope((), None))
+        except _TooLarge:
+            message = f"with its graphs written out, `{name}` is too large"
+            self._findings.error("graph-too-large", message, at, on_key=True)
+            self._fail(name, entry, at)
+
+    def _expand(self, name: str, entry: Any, use: Use, at: Path, scope: _Scope) -> None:
+        """The nodes of one use, which is written at ``at``."""
+        graph = self._library.find(use.graph, scope.root)
+        if len(scope.within) >= DEEPEST:
+            raise _TooLarge
+        if graph is None or graph.at in scope.within:
+            self._fail(name, entry, at)
+            return
+        if graph.output not in graph.nodes:
+            self._silent[name] = graph
+        names = {node: name if node == graph.output else f"{name}_{node}" for node in graph.nodes}
+        inner = _Scope(
+            root=graph.root,
+            sources=self._connected(use, graph, at, scope) | {node: (new, None) for node, new in names.items()},
+            given={parameter: self._given(parameter, graph, use, at, scope) for parameter in graph.parameters},
+            names=names,
+            within=(*scope.within, graph.at),
+            marks=(Related(at, "used here"), *scope.marks),
+        )
+        for node, new in names.items():
+            if new == name or self._claim(new, node, graph, at):
+                self._add(new, graph.nodes[node], (*graph.at, "nodes", node), inner)
+
+    def _connected(self, use: Use, graph: Graph, at: Path, scope: _Scope) -> dict[str, tuple[str, Path | None]]:
+        """What the inputs of the graph stand for."""
+        found: dict[str, tuple[str, Path | None]] = {}
+        for name, place in use.connected(graph).items():
+            source = scope.source(use.reads[place])
+            if source is not None:
+                found[name] = (source[0], source[1] or (*at, *place))
+        return found
+
+    def _given(self, name: str, graph: Graph, use: Use, at: Path, scope: _Scope) -> Copy:
+        """The value of a parameter: that of the use, else the default."""
+        where: Path = (*at, GRAPH, use.graph)
+        if use.arguments.get(name) is not None:
+            return self._fill(use.arguments[name], (*where, name), scope.given)
+        default: Path = (*graph.at, "parameters", name)
+        if graph.parameters[name] is None:
+            return Copy(None, {(): where}, frozenset({()}))
+        return self._fill(graph.parameters[name], default, None)
+
+    def _claim(self, new: str, node: str, graph: Graph, at: Path) -> bool:
+        if new not in self._taken:
+            self._taken[new] = (*graph.at, "nodes", node)
+            return True
+        message = (
+            f"the node `{node}` of the graph `{graph.name}` becomes `{new}` here, which is the name of another node"
+        )
+        related = [Related(self._taken[new], "the other")]
+        self._findings.error("name-taken", message, at, on_key=True, related=related)
+        return False
+
+    def _add(self, new: str, entry: Any, here: Path, scope: _Scope) -> None:
+        """A node of a graph, written ``here``."""
+        inner = use_of(entry)
+        if inner is not None:
+            self._expand(new, entry, inner, here, scope)
+            return
+        if is_use(entry):
+            self._fail(new, entry, here)
+            return
+        at: Path = ("nodes", new)
+        self.copied[at], self.marks[at] = here, scope.marks
+        if here in self._library.bad:
+            self.bad.add(at)
+        if not isinstance(entry, dict):
+            self.nodes[new] = entry
+            return
+        self.nodes[new] = made = {}
+        for key, value in renamed(entry, scope.names).items():
+            made[key] = (
+                self._wired(value, (*at, key), scope)
+                if key in WIRING
+                else self._placed(self._fill(value, (*here, key), scope.given), (*at, key), (*here, key))
+            )
+
+    def _wired(self, value: Any, at: Path, scope: _Scope) -> Any:
+        """Names of a graph's sources replaced by what they are outside of it."""
+        if isinstance(value, dict):
+            return {name: self._wired(source, (*at, name), scope) for name, source in value.items()}
+        source = scope.source(value) if isinstance(value, str) else None
+        if source is None:
+            self.bad.add(at)
+            return value
+        if source[1] is not None:
+            self.copied[at] = source[1]
+        return source[0]
+
+    def _fill(self, value: Any, at: Path, given: Mapping[str, Copy] | None) -> Copy:
+        """A value with its parameters replaced; None for ``given``: it has none."""
+        unfit = Unfit()
+        copy = fill(value, at, given, self._library.bad, unfit)
+        for where, name in unfit.found:
+            assert given is not None
+            message = f"`$({name})` stands within a text, where its value does not fit: a text or a number does"
+            related = [Related(given[name].written[()], "the value")]
+            self._findings.error("parameter-in-text", message, where, related=related)
+        self._size += size_of(copy.value, LARGEST_SIZE)
+        if self._size > LARGEST_SIZE:
+            raise _TooLarge
+        return copy
+
+    def _placed(self, copy: Copy, at: Path, here: Path) -> Any:
+        """The value of a copy, once it is known where its parts come from."""
+        for below, source in copy.written.items():
+            if source != (*here, *below):
+                self.copied[(*at, *below)] = source
+        self.bad |= {(*at, *below) for below in copy.bad}
+        return copy.value
+
+    def _fail(self, name: str, entry: Any, at: Path) -> None:
+        """A node that is there, and of which no more is said."""
+        self.nodes[name] = entry
+        self.bad.add(("nodes", name))
+        self._failed.append(name)
+        self.copied[("nodes", name)] = at
+
+    def _check_reads(self) -> None:
+        """Readers of graphs without an output, and of nodes that are not there because their use is wrong."""
+        for name, entry in self.nodes.items():
+            for place, source in reads_of(entry).items() if isinstance(entry, dict) else ():
+                at: Path = ("nodes", name, *place)
+                if source in self.nodes or at in self.bad or ("nodes", name) in self.bad:
+                    continue
+                if source in self._silent:
+                    self._report_silent(name, source, at)
+                    self.bad.add(at)
+                elif any(source.startswith(f"{failed}_") for failed in self._failed):
+                    self.bad.add(at)
+
+    def _report_silent(self, name: str, source: str, at: Path) -> None:
+        graph = self._silent[source]
+        message = f"`{name}` reads `{source}`, and the graph `{graph.name}` has no output"
+        nodes = ", ".join(f"`{source}_{node}`" for node in graph.nodes)
+        related = [Related(graph.at, "the graph")]
+        help = f"give it an `output`, or read one of its nodes: {nodes}"
+        self._findings.error("no-output", message, at, related=related, help=help)
