@@ -10,11 +10,12 @@ import pytest
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.declare import Bad, Table, Text, param
 from lima2cli.detectors.kinds import detector_kinds
+from lima2cli.geometry import Rect
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.base import Map
 from lima2cli.nodes.kinds import node_kinds
 from lima2cli.nodes.python import Python
-from lima2cli.spec import Files, FrameSpec
+from lima2cli.spec import Files, FrameSpec, TableSpec
 from lima2cli.testing import DetectorTests, NodeTests, frame_spec
 from tests.node_inputs import MemoryFiles, node
 
@@ -94,6 +95,24 @@ class TestCheckpointOfSome(NodeTests):
     specs = SPECS[:1]
 
 
+PARTS = [
+    replace(spec, view=spec.view.cut(part), mask=None if spec.mask is None else spec.mask[part.y : part.bottom],
+            whole=spec.view)
+    for spec in SPECS[1:]
+    for part in (Rect(0, 0, 10, 5), Rect(0, 5, 10, 7))
+]  # fmt: skip
+
+
+class TestRoiCountersOfParts(NodeTests):
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=["avg", "std", "min", "max", "sum"])
+    specs = PARTS
+
+
+class TestRoiProfilesOfParts(NodeTests):
+    node = node("roi_profiles", rois={"door": RECT}, direction="vertical")
+    specs = PARTS
+
+
 class TestRoiFlipRot(NodeTests):
     node = node("roi_flip_rot", binning={"x": 2, "y": 3}, flip="horizontal", rotation=90)
     specs = SPECS
@@ -123,6 +142,15 @@ class TestExpressionOfOne(NodeTests):
 class TestSparsify(NodeTests):
     node = node("sparsify", above=100.5)
     specs = SPECS
+
+
+class TestFilter(NodeTests):
+    node = node("filter", keep="counters.door-1_avg > 30 and not log.latency + 3 < counters.n", every=4)
+    specs = SPECS
+    tables: ClassVar = {
+        "counters": TableSpec({"door-1_avg": "float32", "n": "uint16", "line": "float32"}, lengths={"line": 3}),
+        "log": TableSpec({"latency": "float64"}),
+    }
 
 
 class TestPython(NodeTests):

@@ -1,4 +1,7 @@
-"""The processing graph resolved: what each node reads, in topological order."""
+"""The processing graph resolved: what each node reads, in topological order.
+
+A node reads frames of flows and nodes, and may read rows of nodes, too. Both are edges of the graph.
+"""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -6,13 +9,18 @@ from typing import Any, TypeVar
 
 from lima2cli.config.pipeline import DataFlow, GraphNode
 from lima2cli.diagnostics import Findings, Path, Related
+from lima2cli.errors import Misfit
 from lima2cli.names import did_you_mean
-from lima2cli.nodes.base import Join, Map
+from lima2cli.nodes.base import Join, Map, Reduce, Select
 from lima2cli.nodes.kinds import NodeUse
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import DetectorInfo
 
 N = TypeVar("N", bound=Hashable)
+
+
+Edges = Sequence[tuple[Path, str]]
+"""All that a node reads, frames and rows, each by the place below the node where it is named."""
 
 
 def resolve_nodes(
@@ -21,26 +29,28 @@ def resolve_nodes(
     """The nodes, each after those that it reads."""
     attempt(lambda: _check_names(uses, flows, findings))
     reads = {name: attempt(lambda n=name: _reads(n, uses, flows, info, findings)) for name in uses}  # type: ignore[misc]
+    tables = {name: attempt(lambda n=name: _tables(n, uses, flows, findings)) for name in uses}  # type: ignore[misc]
+    edges = {name: attempt(lambda n=name: [*reads[n].items(), *tables[n]]) for name in uses}  # type: ignore[misc]
     parents: dict[str, tuple[str, ...]] = {
         name: tuple(
-            dict.fromkeys(
-                source for source in read.values() if source in uses and (flows is POISON or source not in flows)
-            )
+            dict.fromkeys(source for _, source in read if source in uses and (flows is POISON or source not in flows))
         )
-        for name, read in reads.items()
+        for name, read in edges.items()
         if read is not POISON
     }
     for cycle in find_cycles(parents):
-        _report_cycle(cycle, reads, findings)
+        _report_cycle(cycle, edges, findings)
         for name in cycle:
-            reads[name] = POISON
+            edges[name] = POISON
             parents.pop(name, None)
-    attempt(lambda: _warn_of_unused(uses, flows, reads, findings))
+    attempt(lambda: _warn_of_unused(uses, flows, edges, findings))
     nodes: dict[str, GraphNode] = {}
     for name in _in_order(uses, parents):
-        flow = attempt(lambda n=name: _flow(n, reads[n], nodes, findings))  # type: ignore[misc]
-        read: Any = POISON if flow is POISON else reads[name]
-        nodes[name] = GraphNode(name, read, flow, attempt(lambda n=name: uses[n].node))  # type: ignore[misc]
+        read: Any = POISON if edges[name] is POISON else reads[name]
+        flow = attempt(lambda n=name, r=read: _flow(n, r, nodes, findings))  # type: ignore[misc]
+        read = POISON if flow is POISON else read
+        rows = attempt(lambda n=name: tuple(table for _, table in tables[n]))  # type: ignore[misc]
+        nodes[name] = GraphNode(name, read, flow, attempt(lambda n=name: uses[n].node), rows)  # type: ignore[misc]
     return nodes
 
 
@@ -95,6 +105,45 @@ def _source(
     raise Poisoned
 
 
+def _tables(name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> Edges:
+    """The nodes of which a node reads rows; every one that has none is reported."""
+    node = uses[name].node
+    if not isinstance(node, Select):
+        return ()
+    try:
+        tables = node.tables
+    except Misfit as misfit:
+        findings.error(misfit.rule, misfit.message, ("nodes", name, node.kind, *misfit.key), help=misfit.help)
+        raise Poisoned from misfit
+    place: Path = (node.kind, node.names_in)
+    known = [_gives_rows(name, place, table, uses, flows, findings) for table in tables]
+    if not all(known):
+        raise Poisoned
+    return [(place, table) for table in tables]
+
+
+def _gives_rows(
+    name: str,
+    place: Path,
+    table: str,
+    uses: Mapping[str, NodeUse],
+    flows: Mapping[str, DataFlow],
+    findings: Findings,
+) -> bool:
+    """Whether there are rows of that name; else it is reported. A bad node may have been meant to have some."""
+    nodes = {other: attempt(lambda u=use: u.node) for other, use in uses.items()}  # type: ignore[misc]
+    if table in nodes and (nodes[table] is POISON or isinstance(nodes[table], Reduce)):
+        return True
+    help = did_you_mean(table, [other for other, node in nodes.items() if isinstance(node, Reduce)])
+    if table in uses or table in flows:
+        message = f"`{name}` reads rows of `{table}`, which gives none"
+        findings.error("edge-mismatch", message, ("nodes", name, *place), help=help)
+    else:
+        message = f"`{name}` reads rows of `{table}`, which is no node"
+        findings.error("unknown-input", message, ("nodes", name, *place), help=help)
+    return False
+
+
 def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) -> str | None:
     """Help where a dataset is named as an input: the flows that carry it."""
     names = [dataset.name for dataset in info.datasets]
@@ -131,13 +180,13 @@ def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
     return cycles
 
 
-def _report_cycle(cycle: list[str], reads: Mapping[str, Mapping[Path, str]], findings: Findings) -> None:
+def _report_cycle(cycle: list[str], edges: Mapping[str, Edges], findings: Findings) -> None:
     def place(name: str, before: str) -> Path:
         """Where a node names the one before."""
-        read = reads[name]
+        read = edges[name]
         if read is POISON:  # of another cycle, too
             return ("nodes", name)
-        return ("nodes", name, *next(place for place, source in read.items() if source == before))
+        return ("nodes", name, *next(place for place, source in read if source == before))
 
     words = " → ".join([*cycle, cycle[0]])
     related = [Related(place(name, before), f"{name} reads the one before") for before, name in pairwise(cycle)]
@@ -163,15 +212,15 @@ def _in_order(names: Iterable[str], parents: Mapping[str, Sequence[str]]) -> lis
 def _warn_of_unused(
     uses: Mapping[str, NodeUse],
     flows: Mapping[str, DataFlow],
-    reads: Mapping[str, Mapping[Path, str]],
+    edges: Mapping[str, Edges],
     findings: Findings,
 ) -> None:
     """What nobody reads. A bad input may have meant any of them, so that nothing is said then."""
-    read = {source for sources in reads.values() for source in sources.values()}
+    read = {source for sources in edges.values() for _, source in sources}
     for name in flows:
         if name not in read:
             findings.warning("unused-flow", f"no node reads the flow `{name}`", ("flows", name), on_key=True)
     for name, use in uses.items():
-        if name not in read and isinstance(attempt(lambda u=use: u.node), Map | Join):  # type: ignore[misc]
+        if name not in read and isinstance(attempt(lambda u=use: u.node), Map | Join | Select):  # type: ignore[misc]
             message = f"nobody reads the output of `{name}`"
             findings.warning("unused-node", message, ("nodes", name), on_key=True)

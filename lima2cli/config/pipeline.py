@@ -45,14 +45,16 @@ class DataFlow:
 class GraphNode:
     """A node of the graph.
 
-    reads  the flows or nodes that it reads, each by its place below the node: ``("input",)``, ``("inputs", name)``
-    flow   the flow that feeds it
+    reads   the flows or nodes that it reads, each by its place below the node: ``("input",)``, ``("inputs", name)``
+    flow    the flow that feeds it
+    tables  nodes of which it reads rows, beside
     """
 
     name: str
     reads: Mapping[Path, str]
     flow: str
     node: Node
+    tables: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> Mapping[str, str]:

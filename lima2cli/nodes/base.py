@@ -7,6 +7,7 @@ Map        a block of frames to a block of frames, pixel by pixel or geometry
 Join       blocks of the same frames from several inputs to one block of frames, pixel by pixel
 Transform  a block of frames to a block of perhaps other frames: with a state, or with code that may fail
 Pick       a block of frames to a block of sparse frames: some of their pixels
+Select     a block of frames to some of these frames, chosen by rows that others give of them
 Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
 Sink       a block of frames to a file
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
@@ -34,12 +36,14 @@ consecutive blocks may be concatenated key by key. They own their arrays: nothin
 class Node:
     """Base of all nodes. ``kind`` is the key that users write, ``wiring`` the one beside it that names what is read.
 
-    ``sparse``: it takes sparse frames, too.
+    ``sparse``: it takes sparse frames, too. ``parts``: it takes parts of frames, too, each receiver its own; a `Reduce`
+    then merges what it makes of them.
     """
 
     kind: ClassVar[str]
     wiring: ClassVar[Literal["input", "inputs"]] = "input"
     sparse: ClassVar[bool] = False
+    parts: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> Spec:
         """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
@@ -196,6 +200,37 @@ class Reduce(Node):
         raise NotImplementedError
 
 
+Rows = Mapping[str, NDArray[Any]]
+"""Columns of a table as `Reduce.finish` gives them, ``frame_number`` (uint64, increasing) among them."""
+
+
+class Select(Node):
+    """Frames in, some of these frames out, as they are: those that rows which Reduce nodes give of the same frames,
+    or of some of them, say.
+
+    ``names_in`` is the parameter in which users name these nodes.
+    """
+
+    names_in: ClassVar[str] = "keep"
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the nodes whose rows it reads, each once. Raises `Misfit` where they can't be read."""
+        raise NotImplementedError
+
+    def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
+        """What leaves the node, which is ``spec``; ``tables`` are those of its nodes, by name. Raises `Misfit`."""
+        raise NotImplementedError
+
+    def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
+        """Which of these frames leave, bool (n,); a pure function of each frame by itself.
+
+        ``numbers``, increasing, are selected by ``rule``; ``rows`` are all that there are of these frames, by the name
+        of the node, and maybe rows of other frames.
+        """
+        raise NotImplementedError
+
+
 class Writer(Protocol):
     """An open Sink. ``stage`` does the work that can be thrown away, ``commit`` makes it last."""
 
@@ -236,6 +271,6 @@ class Sink(Node):
 
 
 __all__ = [
-    "Dropped", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Sink", "Transform", "Transformer",
-    "Writer",
+    "Dropped", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select", "Sink", "Transform",
+    "Transformer", "Writer",
 ]  # fmt: skip

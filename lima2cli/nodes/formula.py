@@ -94,6 +94,14 @@ _COMPARED = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "
 
 def read_formula(text: str, inputs: Collection[str]) -> Tree:
     """The tree of a formula, a number for each pixel. Raises `FormulaError`."""
+    tree = read_text(text, lambda line, body: _number(Reader(line, inputs).read(body)))
+    if not names(tree):
+        raise FormulaError("the formula uses no input", f"its inputs are {', '.join(inputs)}")
+    return tree
+
+
+def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
+    """What ``read`` makes of the line and of its syntax, if it is not too large. Raises `FormulaError`."""
     line = " ".join(text.split("\n")).strip()
     if len(line) > LENGTH:
         raise FormulaError(f"the formula has {len(line)} characters, more than {LENGTH}")
@@ -106,9 +114,7 @@ def read_formula(text: str, inputs: Collection[str]) -> Tree:
         raise FormulaError(f"the formula cannot be read: {error or 'it is nested too deeply'}") from error
     if sum(isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.Call) for node in ast.walk(body)) > OPERATIONS:
         raise FormulaError(f"the formula has more than {OPERATIONS} operations")
-    tree = _number(_Reader(line, inputs).read(body))
-    if not names(tree):
-        raise FormulaError("the formula uses no input", f"its inputs are {', '.join(inputs)}")
+    tree = read(line, body)
     parts = set(_parts(tree))
     if sum(isinstance(part, Op) for part in parts) > OPERATIONS or len(parts) > 2 * OPERATIONS:
         raise FormulaError(f"the formula has more than {OPERATIONS} operations, `%` and `//` being several each")
@@ -132,13 +138,14 @@ def _parts(tree: Tree) -> Iterator[Tree]:
             yield from _parts(arg)
 
 
-class _Reader:
-    """Reads the nodes of one line."""
+class Reader:
+    """Reads the syntax of one line. Grammars with more to them extend `_read`."""
 
     def __init__(self, line: str, inputs: Collection[str]) -> None:
         self._line, self._inputs = line, inputs
 
     def read(self, node: ast.expr) -> Tree:
+        """The tree of a part of the line."""
         tree = self._read(node)
         if tree.size > WRITTEN_OUT:
             raise self._refused(node, f"the formula has more than {WRITTEN_OUT} operations written out")
@@ -234,7 +241,7 @@ class _Reader:
         return _DERIVED[name](*args) if name in _DERIVED else _op(name, *args)
 
     def _condition(self, tree: Tree, node: ast.expr) -> Tree:
-        if not _is_condition(tree):
+        if not is_condition(tree):
             help = "put parentheses around comparisons: (a > 1) & (b < 2)"
             raise self._refused(node, "a condition is needed here, not a number", help)
         return tree
@@ -254,12 +261,13 @@ def _words(node: ast.AST) -> str:
     return words.get(type(node), f"{type(node).__name__.lower()}s")
 
 
-def _is_condition(tree: Tree) -> bool:
+def is_condition(tree: Tree) -> bool:
+    """Whether what it gives is true or false."""
     return isinstance(tree, Op) and tree.condition
 
 
 def _number(tree: Tree) -> Tree:
-    return Op("where", (tree, Number(1.0), ZERO)) if _is_condition(tree) else tree
+    return Op("where", (tree, Number(1.0), ZERO)) if is_condition(tree) else tree
 
 
 def _op(name: str, *args: Tree) -> Tree:

@@ -8,9 +8,10 @@ from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_sche
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Join, Map, Node, Pick, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Node, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.expression import Expression
+from lima2cli.nodes.filter import Filter
 from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.gain import Gain
 from lima2cli.nodes.io_hdf5 import IoHdf5
@@ -25,7 +26,7 @@ from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
     Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python,
-    Accumulate, Expression, Sparsify,
+    Accumulate, Expression, Sparsify, Filter,
 )  # fmt: skip
 
 WIRING = ("input", "inputs")
@@ -35,7 +36,7 @@ GRAPH = "graph"
 """Stands in place of a kind where a node is a use of a named graph; gone once graphs are expanded."""
 
 NODES: Kinds[Node] = Kinds(
-    "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Reduce, Sink, Join), (*WIRING, GRAPH)
+    "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Select, Reduce, Sink, Join), (*WIRING, GRAPH)
 )
 """All kinds of node, those of installed packages among them."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink, Transform
+from lima2cli.nodes.base import Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
 
@@ -193,7 +193,10 @@ def unused_nodes(plan: Plan) -> list[str]:
     return [step.name for step in plan.steps if step.name not in used]
 
 
-ROLES = ((Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Reduce, "table"), (Sink, "save"))
+ROLES = (
+    (Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Select, "select"), (Reduce, "table"),
+    (Sink, "save"),
+)  # fmt: skip
 
 
 def kernel_role(node: object) -> str:

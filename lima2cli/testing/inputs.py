@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lima2cli.declare import Table, params
 from lima2cli.errors import FileProblem
 from lima2cli.geometry import Rect
 from lima2cli.plugins import KIND
-from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo, TableSpec
 from lima2cli.view import View
 
 
@@ -60,6 +61,20 @@ def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:
         frames.flat[0], frames.flat[-1] = limits.min, limits.max
     frames.flags.writeable = False
     return frames
+
+
+def random_rows(table: TableSpec, numbers: NDArray[np.uint64], seed: int = 1) -> dict[str, NDArray[Any]]:
+    """Read-only rows of these frames, all columns of a table and ``frame_number``: small values, floats with a NaN."""
+    random = np.random.default_rng(seed)
+    rows = {"frame_number": numbers.copy()}
+    for name, dtype in table.columns.items():
+        shape = (len(numbers), *((table.lengths[name],) if name in table.lengths else ()))
+        rows[name] = random.integers(0, 100, shape).astype(dtype)
+        if rows[name].dtype.kind == "f":
+            rows[name][-1:] = np.nan
+    for values in rows.values():
+        values.flags.writeable = False
+    return rows
 
 
 def padded(frames: Array) -> Array:

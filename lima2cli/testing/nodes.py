@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect, Rule
-from lima2cli.nodes.base import Join, Map, Node, Partial, Pick, Reduce, Sink, StripReducer, Transform
+from lima2cli.nodes.base import Join, Map, Node, Partial, Pick, Reduce, Rows, Select, Sink, StripReducer, Transform
 from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.testing.inputs import (
     COUNT,
@@ -25,6 +27,7 @@ from lima2cli.testing.inputs import (
     leave_out,
     padded,
     random_frames,
+    random_rows,
     same_spec,
 )
 
@@ -36,6 +39,7 @@ ROLES: tuple[tuple[type[Node], str], ...] = (
     (Map, "test_map_"),
     (Transform, "test_transform_"),
     (Pick, "test_pick_"),
+    (Select, "test_select_"),
     (Reduce, "test_table_"),
     (Sink, "test_sink_"),
     (Join, "test_join_"),
@@ -48,11 +52,13 @@ class NodeTests:
     node    the node, with parameters
     specs   frames that go into it, at least one
     inputs  of a join: names of its inputs, each of which gets frames of one spec
+    tables  of a selection: the tables that it reads, by the names of their nodes
     files   the fixture `files`, where parameters name files
     """
 
     node: ClassVar[Node]
     inputs: ClassVar[Sequence[str]] = ("a", "b")
+    tables: ClassVar[Mapping[str, TableSpec]] = {}
     specs: ClassVar[Sequence[FrameSpec]]
 
     def __init_subclass__(cls) -> None:
@@ -87,6 +93,8 @@ class NodeTests:
         assert list(map(str, self._warnings(spec, files))) == list(map(str, self._warnings(spec, files)))
 
     def _infer(self, spec: FrameSpec, files: Files) -> Spec:
+        if isinstance(self.node, Select):
+            return self.node.infer_rows(spec, self.tables, files)
         if isinstance(self.node, Join):
             return self.node.infer_all(dict.fromkeys(self.inputs, spec), files)
         return self.node.infer(spec, files)
@@ -98,7 +106,7 @@ class NodeTests:
 
     def test_infer_gives_what_its_role_promises(self, spec: FrameSpec, files: Files) -> None:
         after = self._infer(spec, files)
-        if isinstance(self.node, Sink):
+        if isinstance(self.node, Sink | Select):
             assert same_spec(after, spec)
         elif isinstance(self.node, Reduce):
             assert isinstance(after, TableSpec)
@@ -252,6 +260,44 @@ class NodeTests:
         whole = self._picked(spec, files, [frame_block(frames)])
         for one, other in zip(self._picked(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
             np.testing.assert_array_equal(one, other)
+
+    # Selections
+
+    def _chosen(self, numbers: NDArray[np.uint64], rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
+        chosen = cast(Select, self.node).choose(numbers, RULE, rows)
+        assert (chosen.shape, chosen.dtype) == (numbers.shape, np.bool_)
+        return chosen
+
+    def _given_rows(self, numbers: NDArray[np.uint64]) -> dict[str, Rows]:
+        return {
+            name: random_rows(table, numbers, seed)
+            for seed, name in enumerate(self.tables)
+            for table in [self.tables[name]]
+        }
+
+    def test_select_names_the_nodes_whose_rows_it_reads(self) -> None:
+        named = cast(Select, self.node).tables
+        assert sorted(named) == sorted(self.tables), "give all of them, and no others, in `tables` of the test"
+
+    def test_select_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
+        numbers = frame_block(random_frames(spec, COUNT)).numbers
+        numbers.flags.writeable = False
+        rows = self._given_rows(numbers)
+        whole = self._chosen(numbers, rows)
+        parts = [slice(begin, end) for begin, end in pairwise([0, *cuts, COUNT])]
+        np.testing.assert_array_equal(np.concatenate([self._chosen(numbers[part], rows) for part in parts]), whole)
+        cut = [{node: {name: them[name][part] for name in them} for node, them in rows.items()} for part in parts]
+        chosen = [self._chosen(numbers[part], some) for part, some in zip(parts, cut, strict=True)]
+        np.testing.assert_array_equal(np.concatenate(chosen), whole)
+
+    def test_select_takes_frames_without_rows(self, spec: FrameSpec, files: Files) -> None:
+        numbers = frame_block(random_frames(spec, COUNT)).numbers
+        none = {
+            name: {column: them[:0] for column, them in rows.items()}
+            for name, rows in self._given_rows(numbers).items()
+        }
+        self._chosen(numbers, none)
+        self._chosen(numbers[:0], none)
 
     # Tables
 

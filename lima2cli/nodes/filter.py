@@ -1,0 +1,111 @@
+"""Node `filter`: passes the frames whose counters satisfy a condition; the others are vetoed, and counted.
+
+    counters: {input: data, roi_counters: {rois: {door: {rect: {x: 0, y: 10, width: 20, height: 30}}}}}
+    bright:   {input: data, filter: {keep: "counters.door_sum > 1e6 and counters.door_max < 65535"}}
+    save:     {input: bright, io_hdf5: {}}
+
+``keep`` is a condition on the columns of nodes that make tables, such as `roi_counters` and `checkpoint`, written
+``node.column``; each of them looks at the frames of the same data flow, numbered alike. It may have numbers,
+comparisons (chained, too), `and`, `or`, `not` or ``& | ~ ^``, ``+ - * / // % **`` and the functions of `expression`.
+A ``-`` between letters or digits belongs to a name: put spaces around a minus. The column `frame_number` is in every
+table; columns with a vector per frame can't be used.
+
+All values are compared as float64, also those of float32 columns: 0.1 is then not the float32 nearest to it. Integers
+beyond 2**53 are rounded before. NaN (of an ROI without a pixel that counts) is neither less, nor greater, nor equal to
+anything: only `!=` is true. A frame for which one of the tables has no row (`checkpoint` with ``every``) is not kept.
+
+``every: n`` passes besides each n-th of the frames that the flow selects, the first among them, whatever their
+counters. Frames pass as they are; masks, regions and saturation stay.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Integer, Text, param
+from lima2cli.errors import Misfit
+from lima2cli.geometry import Rule
+from lima2cli.names import did_you_mean
+from lima2cli.nodes.base import Rows, Select
+from lima2cli.nodes.condition import evaluate, read_condition
+from lima2cli.nodes.formula import FormulaError, Tree, names
+from lima2cli.spec import Files, FrameSpec, TableSpec
+
+NUMBER = "frame_number"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Select):
+    """Passes the frames whose counters satisfy a condition."""
+
+    kind: ClassVar[str] = "filter"
+    parts: ClassVar[bool] = True
+
+    keep: str = param("The condition, about columns of tables: `counters.door_sum > 1e6`.", Text())
+    every: int = param("Pass every n-th selected frame, too; 0 = none.", Integer(0), 0)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """See `Select.tables`. Raises `Misfit`: ``bad-expression``."""
+        return tuple(dict.fromkeys(node for node, _ in self._columns()))
+
+    def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
+        """See `Select.infer_rows`. Raises `Misfit`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
+        for node, column in self._columns():
+            table = tables[node]
+            if column in table.lengths:
+                message = f"`{node}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
+                raise Misfit("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
+            if column not in (*table.columns, NUMBER):
+                single = [name for name in table.columns if name not in table.lengths]
+                message = f"`{node}` has no column `{column}`"
+                raise Misfit("unknown-column", message, (self.names_in,), did_you_mean(column, single))
+        return spec
+
+    def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
+        """See `Select.choose`."""
+        kept = self._satisfied(numbers, rows)
+        if self.every:
+            index = (numbers - np.uint64(rule.start)) // np.uint64(rule.step)
+            kept |= index % np.uint64(self.every) == 0
+        return kept
+
+    def _satisfied(self, numbers: NDArray[np.uint64], rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
+        """Which frames have a row in each table, and these satisfy the condition."""
+        there = np.ones(len(numbers), np.bool_)
+        at: dict[str, NDArray[np.intp]] = {}
+        for node in self.tables:
+            at[node], found = _places(numbers, rows[node][NUMBER])
+            there &= found
+        columns = {
+            f"{node}.{name}": rows[node][name][at[node][there]].astype(np.float64) for node, name in self._columns()
+        }
+        kept = np.zeros(len(numbers), np.bool_)
+        kept[there] = evaluate(self._tree(), columns)
+        return kept
+
+    def _columns(self) -> Sequence[tuple[str, str]]:
+        """The columns that the condition is about, each with its node."""
+        return [(node, column) for node, _, column in (name.partition(".") for name in names(self._tree()))]
+
+    def _tree(self) -> Tree:
+        try:
+            return _read(self.keep)
+        except FormulaError as error:
+            raise Misfit("bad-expression", str(error), (self.names_in,), error.help) from error
+
+
+_read = lru_cache(maxsize=64)(read_condition)
+"""Conditions are read once, not for each block."""
+
+
+def _places(numbers: NDArray[np.uint64], among: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The index of each number among increasing ones, and whether it is there."""
+    at = np.searchsorted(among, numbers)
+    found = at < len(among)
+    found[found] = among[at[found]] == numbers[found]
+    return at, found
