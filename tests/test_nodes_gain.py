@@ -49,6 +49,14 @@ def test_pixels_that_have_no_gain() -> None:
     assert np.argwhere(np.isnan(got)).tolist() == [[0, 0, 0], [0, 1, 2]]
 
 
+def test_one_number_for_all_pixels_of_a_stage() -> None:
+    spec, raw = spec_of("uint16", 3, 4), np.full((1, 3, 4), 0x4000 | 13600, np.uint16)
+    node = Gain(pedestal=(3000, 15000, 15000), gain=(40, -1.4, -0.1))
+    np.testing.assert_allclose(node.bind(spec, MemoryFiles({}))(raw), 1000, rtol=1e-6)
+    with pytest.raises(Misfit, match="2 numbers, 3 are needed"):
+        Gain(pedestal=(1, 2), gain=(1, 2, 3)).infer(spec, MemoryFiles({}))
+
+
 def test_what_does_not_fit() -> None:
     files = images(1, 3, 4) | {"two.npy": np.zeros((2, 3, 4))}
     with pytest.raises(Misfit, match="uint16"):

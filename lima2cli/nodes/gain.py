@@ -5,9 +5,9 @@ A raw pixel is uint16: its two top bits choose the stage (0, 1, 3 → stage 0, 1
     out = (low 14 bits - pedestal[stage]) / gain[stage]                      float32, units of 1 / gain
     out = (low 14 bits - pedestal[stage]) / gain[stage] / photon_energy      photons, where gain is ADU per keV
 
-``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`. A pixel without a stage (also 0x8000, a
-missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a gain of 0. Pixels for
-which that is so in stage 0 are masked for good. The saturation level is not known afterwards.
+``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`, or three numbers. A pixel without a
+stage (also 0x8000, a missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a
+gain of 0. Pixels for which that is so in stage 0 are masked for good. The saturation level is not known afterwards.
 
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """
@@ -18,16 +18,19 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import FileReference, Quantity, param
+from lima2cli.declare import Either, FileReference, ListOf, Number, Quantity, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.calibration import stages
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.nodes.stages import Formula
 from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.view import How
 
 STAGES = 3
 ADU = np.uint16(0x3FFF)
 STAGE_OF_BITS = np.array([0, 1, -1, 2])
+
+IMAGES = Either((ListOf(Number(), STAGES), FileReference()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,9 @@ class Gain(Pixelwise):
 
     kind: ClassVar[str] = "gain"
 
-    pedestal: str = param("Pedestals in ADU: a file (3, height, width).", FileReference())
-    gain: str = param(
-        "Gains: a file (3, height, width), in ADU per keV where `photon_energy` is given.", FileReference()
+    pedestal: str | tuple[float, ...] = param("Pedestals in ADU: a file (3, height, width), or three numbers.", IMAGES)
+    gain: str | tuple[float, ...] = param(
+        "Gains: a file (3, height, width), or three numbers; in ADU per keV where `photon_energy` is given.", IMAGES
     )
     photon_energy: float | None = param(
         "Energy of a photon; the output is then photons.", Quantity("eV", above=0), None
@@ -59,11 +62,22 @@ class Gain(Pixelwise):
 
     def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pedestal and divisor of each stage; the divisor is NaN where a pixel has no value."""
-        pedestal = stages(self.pedestal, STAGES, spec, files, "pedestal", "sum")
-        divisor = stages(self.gain, STAGES, spec, files, "gain", "mean")
+        pedestal = _of_stages(self.pedestal, spec, files, "pedestal", "sum")
+        divisor = _of_stages(self.gain, spec, files, "gain", "mean")
         unusable = np.isnan(pedestal) | (divisor == 0)
         divisor = np.where(unusable, np.nan, divisor * ((self.photon_energy or 1e3) / 1e3))
         return pedestal, divisor
+
+
+def _of_stages(
+    reference: str | tuple[float, ...], spec: FrameSpec, files: Files, key: str, binning: How
+) -> NDArray[np.float64]:
+    """float64 (3, height, width) of a file, or of a number for each stage."""
+    if isinstance(reference, str):
+        return stages(reference, STAGES, spec, files, key, binning)
+    if len(reference) != STAGES:
+        raise Misfit("calibration-shape", f"{len(reference)} numbers, {STAGES} are needed: one for each stage", (key,))
+    return np.full((STAGES, *spec.shape), np.array(reference, np.float64)[:, np.newaxis, np.newaxis])
 
 
 class _Charge:
