@@ -85,7 +85,7 @@ class Assembler:
         fit = (numbers >= 0) & (numbers < self._limit) & (packets["packet"] < PACKETS)
         counts.outside += len(fit) - int(np.count_nonzero(fit))
         with self._lock:
-            for number in np.unique(numbers[fit]).tolist():
+            for number in sorted(set(numbers[fit].tolist())):
                 self._take(number, packets, np.flatnonzero(fit & (numbers == number)))
             self._close(self._highest + 1 - self._window)
 
@@ -105,7 +105,8 @@ class Assembler:
         if not before:
             stamp = number % KEPT
             self._stamped[stamp], self._stamps[stamp] = number, packets["timestamp"][chosen[0]]
-        self._packets[place, places] = packets["pixels"][chosen]
+        pixels = packets["pixels"]
+        self._packets[place, places] = pixels if len(chosen) == len(pixels) else pixels[chosen]
         here[places] = True
         new = int(np.count_nonzero(here)) - before
         self.counts.taken += new

@@ -1,5 +1,22 @@
-"""JUNGFRAU of PSI: modules that send their frames as UDP packets."""
+"""Detector `jungfrau`: JUNGFRAU of PSI, modules of 1024 x 512 pixels that send raw frames as UDP packets.
 
+Its one dataset is `adc`: uint16, 14 bits of ADC below 2 gain bits, which node `gain` turns into charge or photons. A
+frame of a module is 128 packets of 8240 bytes, in the format of slsDetectorPackage (header version 2, one UDP port a
+module). Pixels between modules, and those whose packet never came, hold 0x8000: node `gain` makes NaN of them.
+
+Frame 0 is the one that the detector numbers `first_frame`, in all modules. A frame for which more than `tolerate`
+packets of any module never came is incomplete: no node gets it, and the run counts it as missing. Packets may come in
+any order within `window` frames; `depth` frames of each module are kept for a run that is behind for a while.
+
+With `emulate` the packets are made here and sent to the loopback, paced over the period of the acquisition:
+
+    ADC = pedestal[stage] + photons * photon_energy * gain[stage]        14 bits, rounded
+
+In gain mode `dynamic` each pixel takes the first stage whose ADC is not beyond 0 to 16383, in the others all take that
+of the mode. The defaults of `pedestal` and `gain` are typical of a module.
+"""
+
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +31,7 @@ from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
 from lima2cli.detectors.scenes import SCENES, Rings, Scene
 from lima2cli.detectors.sources import Source
-from lima2cli.errors import Misfit
+from lima2cli.errors import EnvironmentUnfit, Misfit
 from lima2cli.geometry import Rect
 from lima2cli.spec import DatasetInfo, DetectorInfo, Files
 
@@ -121,6 +138,11 @@ class Jungfrau(DetectorConfig):
             saturation=self.saturation,
             can_fail=True,
         )
+
+    def check_machine(self) -> None:
+        """See `DetectorConfig`."""
+        if not sys.platform.startswith("linux"):
+            raise EnvironmentUnfit("detector jungfrau reads its packets by recvmmsg, which Linux alone has")
 
     def open(self, info: DetectorInfo, files: Files) -> "JungfrauDetector":
         """See `DetectorConfig`."""
