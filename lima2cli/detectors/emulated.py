@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.detectors.base import AcqParams, State, XferParams
+from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.lifecycle import Lifecycle
 from lima2cli.detectors.operations import operate, operated
 from lima2cli.detectors.sources import Pool, Source
+from lima2cli.detectors.struck import Struck, with_bad_pixels
 from lima2cli.errors import StateError
 from lima2cli.spec import Array, DetectorInfo
 
@@ -19,10 +21,10 @@ OpenSources = Callable[[Sequence[Route]], Mapping[Route, Source]]
 
 
 class EmulatedDetector:
-    """Implements `Detector`. ``open_sources`` makes the source of each route ready."""
+    """Implements `Detector`. ``open_sources`` makes the source of each route ready, ``faults`` strike what it gives."""
 
-    def __init__(self, info: DetectorInfo, open_sources: OpenSources) -> None:
-        self._info, self._open_sources = info, open_sources
+    def __init__(self, info: DetectorInfo, open_sources: OpenSources, faults: Faults | None = None) -> None:
+        self._info, self._open_sources, self._faults = info, open_sources, faults
         self._sources: Mapping[Route, Source] = {}
         self._life = Lifecycle()
 
@@ -33,13 +35,26 @@ class EmulatedDetector:
             info = operate(self._info, acq_params.operations)
             routes = [route for route in xfer_params.routes if info.modules[route[1]].area]
             sources = self._closed(routes) if acq_params.shutter == "closed" else self._open_sources(routes)
+            if self._faults is not None:
+                sources = with_bad_pixels(sources, self._info, self._faults)
             if info.operated is not None:
                 sources = {route: operated(source, info, *route) for route, source in sources.items()}
+            if self._faults is not None:
+                sources = {route: Struck(it, self._faults, info, *route) for route, it in sources.items()}
             self._sources = sources
         except BaseException:
             self._life.fail()
             raise
-        self._life.prepared(acq_params, min((it.frames for it in info.datasets if it.frames is not None), default=None))
+        recorded = min((it.frames for it in info.datasets if it.frames is not None), default=None)
+        self._prepare_clock(acq_params, recorded, [module for _, module in routes])
+
+    def _prepare_clock(self, acq_params: AcqParams, recorded: int | None, modules: Sequence[int]) -> None:
+        faults, period_ns = self._faults, (acq_params.period_s or 0) * 1e9
+        if faults is None:
+            self._life.prepared(acq_params, recorded)
+            return
+        jitter = None if faults.jitter is None else lambda numbers: faults.delays(numbers, period_ns)
+        self._life.prepared(acq_params, recorded, faults.lag_ns(modules), jitter)
 
     def _closed(self, routes: Sequence[Route]) -> dict[Route, Source]:
         """What a detector sees whose shutter is closed: nothing."""
@@ -89,8 +104,8 @@ class EmulatedDetector:
             raise
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """See `Detector`: none."""
-        return None
+        """See `Detector`."""
+        return None if self._faults is None else self._faults.missing(module, np.asarray(numbers, np.int64))
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """See `Detector`."""

@@ -25,10 +25,10 @@ class Lifecycle:
     before. External triggers and gates come as regularly as the clock: they change nothing.
     """
 
-    def __init__(self, lag_ns: int = 0, jitter: Jitter | None = None) -> None:
-        """Frames are there ``lag_ns`` after they are due."""
+    def __init__(self) -> None:
         self.state = State.IDLE
-        self._lag_ns, self._jitter = lag_ns, jitter
+        self._lag_ns = 0
+        self._jitter: Jitter | None = None
         self._start_ns = 0
         self._period_ns: float | None = None
         self._frames = 0
@@ -42,9 +42,15 @@ class Lifecycle:
             allowed = " or ".join(state.value for state in states)
             raise StateError(f"cannot {operation} a detector that is {self.state.value}: it must be {allowed}")
 
-    def prepared(self, acq_params: AcqParams, recorded: int | None) -> None:
-        """IDLE, STOPPED → PREPARED. ``recorded`` is how many frames exist, None where there is no end."""
+    def prepared(
+        self, acq_params: AcqParams, recorded: int | None, lag_ns: int = 0, jitter: Jitter | None = None
+    ) -> None:
+        """IDLE, STOPPED → PREPARED.
+
+        recorded  how many frames exist, None where there is no end;  lag_ns  frames are there so long after their time
+        """
         self.require("prepare", State.IDLE, State.STOPPED)
+        self._lag_ns, self._jitter = lag_ns, jitter
         asked = ENDLESS if acq_params.frames is None else acq_params.frames
         self._frames = asked if recorded is None else min(asked, recorded)
         self._period_ns = None if acq_params.period_s is None else acq_params.period_s * 1e9

@@ -8,7 +8,9 @@ import numpy as np
 
 from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
+from lima2cli.detectors.capabilities import own_versions
 from lima2cli.detectors.emulated import EmulatedDetector, Route
+from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
 from lima2cli.detectors.scenes import SCENES, Rings, Scene
 from lima2cli.detectors.sources import Source
@@ -57,6 +59,7 @@ class Remu(DetectorConfig):
     )
     channels: int | None = param("Data channels of a module; default: unlimited.", Integer(1), None)
     gap_value: float = param("Stored in pixels that no module covers.", Number(), 0)
+    faults: Faults | None = param("What goes wrong, on purpose; default: nothing.", Table(Faults), None)
     scene: Scene = param("What the detector sees.", SCENE, Rings())
     scenes: Mapping[str, Scene] = param("Scenes of single datasets, instead of `scene`.", MapOf(SCENE), {})
 
@@ -70,6 +73,7 @@ class Remu(DetectorConfig):
         modules = lay_out_modules(self.modules, image)
         datasets = tuple(self._describe(index, name, image, files) for index, name in enumerate(self.datasets))
         check_gap_value(self.gap_value, datasets)
+        self._check_faults(len(modules))
         return DetectorInfo(
             kind=self.kind,
             name=self.name or self.kind,
@@ -82,7 +86,16 @@ class Remu(DetectorConfig):
             can_wait=True,
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
+            versions=own_versions(),
+            can_fail=self.faults is not None and self.faults.lose_frames,
         )
+
+    def _check_faults(self, modules: int) -> None:
+        if self.faults is not None:
+            try:
+                self.faults.check(modules)
+            except Misfit as misfit:
+                raise Misfit(misfit.rule, misfit.message, ("faults", *misfit.key), misfit.help) from None
 
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""
@@ -96,7 +109,7 @@ class Remu(DetectorConfig):
                 ready |= {(dataset.index, module): source for module, source in zip(modules, made, strict=True)}
             return ready
 
-        return EmulatedDetector(info, sources)
+        return EmulatedDetector(info, sources, self.faults)
 
     def _scene(self, dataset: str) -> tuple[Scene, tuple[str, ...]]:
         """The scene of a dataset and where it is written."""

@@ -28,6 +28,7 @@ class _Words:
 
     generations: Mapping[tuple[int, int], int]
     times: Mapping[tuple[int, int], int]
+    failures: Mapping[tuple[int, int], int]
     ends: Mapping[tuple[int, int], int]
     credits: Mapping[tuple[int, int], int]
     sizes: tuple[int, ...]
@@ -42,7 +43,7 @@ def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
 
 def _lay_out_words(plan: Plan) -> _Words:
     sizes = [1] * len(plan.ranks)  # never an empty window
-    generations, times, ends, credits = {}, {}, {}, {}
+    generations, times, failures, ends, credits = {}, {}, {}, {}, {}
 
     def take(rank: int, count: int) -> int:
         first = sizes[rank]
@@ -55,12 +56,14 @@ def _lay_out_words(plan: Plan) -> _Words:
             rank = plan.rank_of_receiver(buffer.receiver)
             generations[gdt.index, index] = take(rank, depth * len(gdt.parts))
             times[gdt.index, index] = take(rank, depth * gdt.rule.blocks)
+            if plan.info.can_fail:
+                failures[gdt.index, index] = take(rank, depth * gdt.rule.blocks * len(gdt.parts))
         for receiver in gdt.receivers:
             ends[gdt.index, receiver] = take(plan.rank_of_receiver(receiver), END_WORDS * len(gdt.parts))
         for role in plan.ranks:
             if role.role == "detector":
                 credits[gdt.index, role.rank] = take(role.rank, len(gdt.buffers))
-    return _Words(generations, times, ends, credits, tuple(sizes))
+    return _Words(generations, times, failures, ends, credits, tuple(sizes))
 
 
 def _most_visits(gdt: Gdt) -> int:
@@ -94,6 +97,7 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
                 buffer.offset,
                 words.generations[gdt.index, index],
                 words.times[gdt.index, index],
+                words.failures.get((gdt.index, index)),
             )
             for index, buffer in enumerate(gdt.buffers)
         )
@@ -124,6 +128,7 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
                 buffer.offset,
                 words.generations[gdt.index, index],
                 words.times[gdt.index, index],
+                words.failures.get((gdt.index, index)),
             )
             for index, buffer in enumerate(gdt.buffers)
             if buffer.receiver == receiver

@@ -35,6 +35,8 @@ class Target:
     region       the memspace, ``offset`` bytes of the local buffer in it
     generations  first generation word of (this flow, this buffer): word = generations + position*M + contributor
     times        first time word: word = times + position*B + block
+    failures     first word of failed frames: word = failures + (position*M + contributor)*B + block; None where no
+                 module can fail
     """
 
     rank: int
@@ -42,6 +44,7 @@ class Target:
     offset: int
     generations: int
     times: int
+    failures: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class OwnBuffer:
     offset: int
     generations: int
     times: int
+    failures: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """What became of every frame of every flow, from what the ranks reported and the plan's own arithmetic."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class FlowAccount:
     """One flow: expected = received + lost + dropped + missing.
 
     Of the absent frames ``lost`` were overwritten before they were used, ``dropped`` found a oneshot buffer full,
-    ``missing`` never came.
+    ``missing`` never came, or not whole.
     """
 
     name: str
@@ -55,7 +55,7 @@ class FlowAccount:
 
     def absent(self) -> list[list[int]]:
         """Numbers of all frames that were not received, in order, as ``[first, last, step]``."""
-        if not (self.lost.ranges or self.dropped.ranges or self.missing.ranges):
+        if not (self.lost or self.dropped or self.missing):
             return []
         return ranges_of(self._absent())
 
@@ -164,6 +164,7 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
     dropped = [(index, room[index], visits[index] - room[index]) for index in range(rule.buffers)]
     lost = [visit for count in counts.values() for visit in count.lost]
     missing = [visit for count in counts.values() for visit in count.missing] + silent
+    incomplete = tuple(sorted(row for count in counts.values() for row in count.incomplete))
     return FlowAccount(
         name=gdt.name,
         rule=gdt.rule,
@@ -171,7 +172,7 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
         received=sum(count.received for count in counts.values()),
         lost=_visits(gdt, lost, expected),
         dropped=_visits(gdt, dropped, expected),
-        missing=_visits(gdt, missing, expected),
+        missing=replace(_visits(gdt, missing, expected), rows=incomplete),
         waited_s=max((source.waited_s.get(gdt.name, 0.0) for source in outcome.sources.values()), default=0.0),
         status=max((count.status for count in counts.values()), key=STATUSES.index, default="incomplete"),
         by_receiver={number: count.received for number, count in counts.items()},

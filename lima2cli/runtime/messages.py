@@ -38,6 +38,7 @@ class Failure:
 class FlowCount:
     """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits).
 
+    incomplete  (first, last) index, among the selected frames, of frames of other visits that a module failed to give
     status   of the modules' end records, merged: ``ok``, ``full`` (a oneshot buffer was), ``incomplete`` (a module
              never wrote its record)
     """
@@ -45,6 +46,7 @@ class FlowCount:
     received: int = 0
     lost: list[tuple[int, int, int]] = field(default_factory=list)
     missing: list[tuple[int, int, int]] = field(default_factory=list)
+    incomplete: list[tuple[int, int]] = field(default_factory=list)
     group_events: int = 0
     end_events: int = 0
     peak_fill: float = 0.0

@@ -12,6 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lima2cli.program.records import END_FULL, END_WORDS, OwnBuffer, ReceiverFlow
+from lima2cli.runtime.incomplete import Failures, add_rows, without
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.spec import Array, Block
 from lima2cli.transport.base import Port
@@ -35,11 +36,17 @@ class _Buffer:
         raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
         self.frames: Array = _pixels(raw, gdt.dtype)
         self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
+        self.failures = None if own.failures is None else _failures(port, own.failures, self.positions, flow)
         self.generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
 
     def fill(self, value: float) -> None:
         """What no module writes holds the gap value; and no page is touched for the first time during the run."""
         self.frames[...] = value
+
+
+def _failures(port: Port, first: int, positions: int, flow: ReceiverFlow) -> Failures:
+    words = port.words(first, positions * flow.contributors * flow.gdt.rule.blocks)
+    return Failures(words, flow.contributors, flow.gdt.rule.blocks)
 
 
 def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
@@ -58,12 +65,16 @@ def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
 
 @dataclass(slots=True)
 class Batch:
-    """Consecutive complete visits of one local buffer, as one block of frames."""
+    """Consecutive complete visits of one local buffer, as one block of frames.
+
+    failed  indices, among the selected frames, of those that the block lacks: a module failed to give its part
+    """
 
     buffer: _Buffer
     visit: int
     visits: int
     block: Block
+    failed: NDArray[np.int64] | None = None
 
 
 class FlowReader:
@@ -118,10 +129,14 @@ class FlowReader:
             if visit >= buffer.told and not self._look(buffer, visit):
                 return None
             if self._gdt.waits and not self._ended:
-                return self._batch(buffer, visit, min(buffer.told - visit, self._most))
-            state = self._state(buffer, visit)
+                visits = self._usable(buffer, visit, min(buffer.told - visit, self._most))
+                state = 0 if visits else -1
+            else:
+                visits, state = 1, self._state(buffer, visit)
+                if state == 0 and not self._usable(buffer, visit, 1):
+                    state = -1
             if state == 0:
-                return self._batch(buffer, visit, 1)
+                return self._batch(buffer, visit, visits)
             absent = self._overtaken(buffer, visit) if state > 0 else 1
             self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit, absent)
             self._pass(buffer, visit, absent)
@@ -196,6 +211,15 @@ class FlowReader:
             return 1
         return 0 if int(words.min()) == due else -1
 
+    def _usable(self, buffer: _Buffer, visit: int, visits: int) -> int:
+        """How many complete visits from ``visit`` on have a frame that no module failed to give, each."""
+        if buffer.failures is None:
+            return visits
+        visits = min(visits, buffer.positions - self._rule.position(visit))
+        last = self._rule.blocks_of_group(buffer.index + (visit + visits - 1) * self._rule.buffers, self._selected)
+        self._port.sync()
+        return buffer.failures.usable(self._rule.position(visit), visits, last)
+
     def _batch(self, buffer: _Buffer, visit: int, visits: int) -> Batch:
         rule = self._rule
         visits = min(visits, buffer.positions - rule.position(visit))
@@ -207,7 +231,18 @@ class FlowReader:
         numbers = rule.numbers(buffer.index, visit, visits)[:blocks]
         stable = self._gdt.waits or self._rule.bounded or self._ended
         block = Block(buffer.frames[first : first + blocks], numbers, times if stable else times.copy(), stable)
-        return Batch(buffer, visit, visits, block)
+        batch = Batch(buffer, visit, visits, block)
+        self._leave_out_failed(batch, rule.position(visit), blocks)
+        return batch
+
+    def _leave_out_failed(self, batch: Batch, position: int, blocks: int) -> None:
+        """Keep the frames of a batch that are whole."""
+        failures = batch.buffer.failures
+        failed = None if failures is None else failures.of(position, batch.visits, blocks)
+        if failed is not None:
+            numbers = batch.block.numbers[failed].astype(np.int64)
+            batch.failed = (numbers - self._rule.start) // self._rule.step
+            batch.block = without(batch.block, failed)
 
     def intact(self, batch: Batch) -> bool:
         """The second check, after the data were used: nothing was overwritten meanwhile."""
@@ -220,6 +255,8 @@ class FlowReader:
         """Count a batch and give its memory back."""
         if intact:
             self.count.received += len(batch.block.numbers)
+            if batch.failed is not None:
+                add_rows(self.count.incomplete, batch.failed)
         else:
             self._count_absent(self.count.lost, batch.buffer, batch.visit, 1)
         self._pass(batch.buffer, batch.visit, batch.visits)

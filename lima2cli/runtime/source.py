@@ -181,6 +181,9 @@ class DetectorRank:
             self._put(cursor, route.module, lane, cut, base + route.offset_in_slot)
             if route.contributor == 0:
                 self._put_times(cursor, index, position, base)
+            if target.failures is not None:
+                words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
+                self._put_failures(cursor, route.module, target.rank, words)
             lane.flush()
             self._put_ns += time.perf_counter_ns() - before
             port.store(target.rank, word, 2 * visit + 2)
@@ -196,6 +199,12 @@ class DetectorRank:
             if sent >= cursor.blocks:
                 return
             lane.flush()  # the detector may use the memory of these frames for the next
+
+    def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
+        """Which frames of the group the module has failed to give, from word ``first`` on."""
+        missing = self._detector.missing(cursor.gdt.dataset, module, cursor.numbers)
+        words = np.zeros(len(cursor.numbers), np.uint64) if missing is None else missing.astype(np.uint64)
+        self._port.put_words(rank, first, words)
 
     def _put_times(self, cursor: _Cursor, index: int, position: int, base: int) -> None:
         """The detector's times of the group and, where asked for, the headers of its slots."""

@@ -1,5 +1,6 @@
 """Frames given as ranges of visits of local buffers, looked at a window at a time: no array grows with a run."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +18,23 @@ class Visits:
     """Distinct frames of one flow; a frame is its index k < ``expected`` among the selected ones.
 
     ranges    (local buffer, first visit, visits); what lies beyond the last group does not count
+    rows      (first, last) index of frames of other visits, in order; what lies beyond the last frame does not count
     """
 
     rule: Rule
     expected: int
     ranges: tuple[tuple[int, int, int], ...]
+    rows: tuple[tuple[int, int], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges or self.rows)
 
     def __len__(self) -> int:
-        return int(sum((last - first).sum() for first, last in self._by_buffer.values())) * self.rule.blocks - (
-            self._short() if self.expected else 0
+        apart = sum(min(last, self.expected - 1) + 1 - first for first, last in self.rows if first < self.expected)
+        return (
+            apart
+            + int(sum((last - first).sum() for first, last in self._by_buffer.values())) * self.rule.blocks
+            - (self._short() if self.expected else 0)
         )
 
     def mark(self, status: NDArray[np.uint8], first: int, value: int) -> None:
@@ -43,6 +52,10 @@ class Visits:
                 groups[low * rule.buffers + buffer - begin :: rule.buffers] = np.cumsum(edges[:-1]) > 0
         if groups.any():
             status[groups[np.arange(first, first + len(status)) // rule.blocks - begin]] = value
+        for low, high in self.rows[bisect_left(self.rows, first, key=lambda row: row[1]) :]:
+            if low >= first + len(status):
+                break
+            status[max(low, first) - first : high + 1 - first] = value
 
     @cached_property
     def _by_buffer(self) -> dict[int, tuple[Indices, Indices]]:
@@ -74,7 +87,7 @@ class Statuses:
         first, last, _ = rows.indices(self.expected)
         status = np.zeros(max(0, last - first), np.uint8)
         for value, visits in self.values:
-            if visits.ranges:
+            if visits:
                 visits.mark(status, first, value)
         return status
 
