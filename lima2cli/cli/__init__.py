@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lima2cli.cli.detectors import detectors
+from lima2cli.cli.doctor import doctor
 from lima2cli.cli.inspect import inspect
 from lima2cli.cli.nodes import nodes
 from lima2cli.cli.plan import plan
@@ -42,7 +43,7 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-for command in (validate, plan, run, inspect, recover, schema):
+for command in (validate, plan, doctor, run, inspect, recover, schema):
     app.command()(command)
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")
