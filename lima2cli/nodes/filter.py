@@ -5,7 +5,7 @@
     save:     {input: bright, io_hdf5: {}}
 
 ``keep`` is a condition on the columns of nodes that make tables, such as `roi_counters` and `checkpoint`, written
-``node.column``; each of them looks at the frames of the same data flow, numbered alike. It may have numbers,
+``node.column``; their rows are paired with the frames by number, as frames are in joins. It may have numbers,
 comparisons (chained, too), `and`, `or`, `not` or ``& | ~ ^``, ``+ - * / // % **`` and the functions of `expression`.
 A ``-`` between letters or digits belongs to a name: put spaces around a minus. The column `frame_number` is in every
 table; columns with a vector per frame can't be used.

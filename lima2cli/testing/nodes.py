@@ -265,7 +265,8 @@ class NodeTests:
 
     def _chosen(self, numbers: NDArray[np.uint64], rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
         chosen = cast(Select, self.node).choose(numbers, RULE, rows)
-        assert (chosen.shape, chosen.dtype) == (numbers.shape, np.bool_)
+        assert chosen.dtype == np.bool_
+        assert chosen.shape == numbers.shape
         return chosen
 
     def _given_rows(self, numbers: NDArray[np.uint64]) -> dict[str, Rows]:
