@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
@@ -13,17 +14,17 @@ from hypothesis import strategies as st
 
 from lima2cli.declare import Bad, Table
 from lima2cli.detectors.assembler import Assembler
-from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, XferParams
+from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, Warns, XferParams
 from lima2cli.detectors.datagrams import Datagrams, Inbox
 from lima2cli.detectors.jungfrau import Emulation, Jungfrau, JungfrauGrid
 from lima2cli.detectors.jungfrau_charge import codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, PACKET, PACKETS, PIXELS
-from lima2cli.detectors.modules import Gap
-from lima2cli.detectors.scenes import CounterScene, Noise
+from lima2cli.detectors.scenes import CounterScene
 from lima2cli.errors import EnvironmentUnfit, Misfit, StateError
 from lima2cli.geometry import Rect
 from lima2cli.spec import Array
 from lima2cli.testing import DetectorTests, NoFiles
+from tests.running import needs_mpi, run, truth
 
 
 def config(data: dict[str, Any]) -> Jungfrau:
@@ -37,15 +38,7 @@ def ports(*numbers: int) -> list[dict[str, Any]]:
 
 class TestJungfrau(DetectorTests):
     config: ClassVar[DetectorConfig] = Jungfrau(
-        modules=JungfrauGrid(rows=2, gap=Gap(x=8, y=36)), emulate=Emulation(scene=Noise(mean=40))
-    )
-    frames = 4
-    period_s = 5e-3
-
-
-class TestOneModuleUpsideDown(DetectorTests):
-    config: ClassVar[DetectorConfig] = Jungfrau(
-        modules=JungfrauGrid(rotation=180), emulate=Emulation(scene=CounterScene())
+        modules=JungfrauGrid(rows=2, rotation=180), emulate=Emulation(scene=CounterScene())
     )
     frames = 4
     period_s = 5e-3
@@ -352,3 +345,91 @@ def test_a_port_that_is_taken(port: int, listening: tuple[Detector, Sender]) -> 
     with pytest.raises(EnvironmentUnfit, match=f"cannot listen at 0.0.0.0, UDP port {port}: Address already in use"):
         detector.prepare(AcqParams(6, 1e-3), XferParams(((0, 0),)))
     assert detector.status() is State.FAULT
+
+
+def test_less_memory_than_asked_for_is_told() -> None:
+    table = config({"emulate": {}, "buffer": "1 TiB"})
+    detector = table.open(table.describe(NoFiles()), NoFiles())
+    detector.prepare(AcqParams(6, 1e-3), XferParams(((0, 0),)))
+    assert isinstance(detector, Warns)
+    (warning,) = detector.warnings()
+    assert warning.startswith("module 0: ")
+    assert warning.endswith("of 1099511627776 bytes are given to its packets: raise net.core.rmem_max")
+    detector.reset()
+
+
+MODULES = [Rect(0, 0, 1024, 512), Rect(16, 520, 1024, 512)]
+
+RUN = """
+lima2: 1
+detector:
+  jungfrau:
+    modules: [{x: 0, y: 0}, {x: 16, y: 520, rotation: 180}]
+    buffer: 64 MiB
+    emulate: {scene: {gradient: {}}, MORE}
+acquisition: {frames: FRAMES, rate: RATE}
+flows: {adc: {dataset: adc, buffers: {frames: 16}}}
+nodes: {save: {input: adc, io_hdf5: {compression: none}}}
+"""
+
+
+def gradient(frames: Sequence[int]) -> Array:
+    """Raw frames of the scene by its formula, and 0x8000 where no module is."""
+    photons = np.add.outer(16 * (np.asarray(frames) % 16), np.add.outer(np.arange(1032), np.arange(1040)))
+    expected = np.full(photons.shape, ABSENT, np.uint16)
+    for module in MODULES:
+        part = (slice(None), *module.within(Rect(0, 0, 1040, 1032)))
+        expected[part] = codes(PEDESTAL, GAIN, 12.4e3, "dynamic")[photons[part] % (1 << 13)]
+    return expected
+
+
+@pytest.mark.mpi
+@needs_mpi
+def test_two_modules_at_100_hz_lose_nothing(tmp_path: Path) -> None:
+    text = RUN.replace("MORE", "loss: 0").replace("FRAMES", "40").replace("RATE", "100 Hz")
+    ran = run(text, tmp_path, "mpi")
+    summary = truth(ran)
+    assert (ran.code, summary["state"], summary["warnings"]) == (0, "complete", [])
+    assert summary["flows"]["adc"]["received"] == 40
+    frames, numbers, status = ran.saved("save")
+    assert numbers.tolist() == list(range(40))
+    assert not status.any()
+    for first in range(0, 40, 20):
+        np.testing.assert_array_equal(frames[first : first + 20], gradient(range(first, first + 20)))
+
+
+def test_frames_with_missing_packets_are_incomplete(tmp_path: Path) -> None:
+    text = RUN.replace("MORE", "loss: 0.001, seed: 3").replace("FRAMES", "30").replace("RATE", "25 Hz")
+    ran = run(text, tmp_path, "inline")
+    summary = truth(ran)
+    emulation = Emulation(loss=0.001, seed=3)
+    lost = [sum(int(emulation.lost(module, frame).sum()) for module in range(2)) for frame in range(30)]
+    incomplete = np.flatnonzero(lost).tolist()
+    assert 0 < len(incomplete) < 30
+    assert (summary["state"], summary["flows"]["adc"]["missing"]) == ("complete", len(incomplete))
+    told = [n for first, last, step in summary["flows"]["adc"]["missing_frames"] for n in range(first, last + 1, step)]
+    assert told == incomplete
+    assert sum(int(warning.split()[2]) for warning in summary["warnings"]) == sum(lost)
+    frames, _, status = ran.saved("save")
+    assert np.flatnonzero(status).tolist() == incomplete
+    assert set(status.tolist()) == {0, 3}
+    kept = np.flatnonzero(status == 0)
+    np.testing.assert_array_equal(frames[kept], gradient(kept.tolist()))
+
+
+def test_missing_packets_that_are_tolerated_are_nan(tmp_path: Path) -> None:
+    text = RUN.replace("MORE", "loss: 0.01").replace("FRAMES", "6").replace("RATE", "25 Hz")
+    text = text.replace("buffer:", "tolerate: 127\n    buffer:")
+    node = "{input: adc, gain: {pedestal: [3000, 15000, 15000], gain: [41, -1.44, -0.1], photon_energy: 12.4 keV}}"
+    text = text.replace("nodes: {save: {input: adc", f"nodes: {{photons: {node}, save: {{input: photons")
+    ran = run(text, tmp_path, "inline")
+    assert truth(ran)["flows"]["adc"]["received"] == 6
+    frames, _, _ = ran.saved("save")
+    for index, module in enumerate(MODULES):
+        lost = np.stack([Emulation(loss=0.01).lost(index, frame) for frame in range(6)])
+        part = frames[(slice(None), *module.within(Rect(0, 0, 1040, 1032)))].reshape(6, PACKETS, PIXELS)
+        assert lost.any()
+        np.testing.assert_array_equal(np.isnan(part).all(axis=2), lost[:, :: -1 if index else 1])
+        np.testing.assert_array_equal(np.isnan(part).any(axis=2), lost[:, :: -1 if index else 1])
+    photons = frames[0, :4, :1024]
+    np.testing.assert_allclose(photons, np.add.outer(np.arange(4), np.arange(1024)), atol=0.5)

@@ -19,6 +19,9 @@ FORCE = 33
 """SO_RCVBUFFORCE of Linux, which socket.py does not name: a size above net.core.rmem_max, for root."""
 
 
+LARGEST_BUFFER = (1 << 30) - 1
+"""Of a socket."""
+
 VECTOR = np.dtype([("base", np.uintp), ("length", np.uintp)])
 """struct iovec."""
 
@@ -98,10 +101,11 @@ class Inbox:
         return address, port
 
     def _reserve(self, buffer: int) -> int:
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        if (given := self._given()) < buffer:
+        asked = min(buffer, LARGEST_BUFFER)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, asked)
+        if (given := self._given()) < asked:
             try:
-                self._socket.setsockopt(socket.SOL_SOCKET, FORCE, buffer)
+                self._socket.setsockopt(socket.SOL_SOCKET, FORCE, asked)
             except PermissionError:
                 return given
         return self._given()
