@@ -1,0 +1,172 @@
+"""One plain HDF5 file of all receivers: laid out before the run, completed after it.
+
+In between receivers write the bytes of its dataset (`lima2cli.artefacts.common_writer`), and none has it open as an
+HDF5 file. What they wrote is in a small file of each, ``{name}_{node}_{receiver}_rows.h5``, until the end. The file is
+named `master_file` when it is complete; before, ``.part`` is added.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.artefacts.appending import AppendingFile, Columns, disk_errors
+from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, make_contiguous
+from lima2cli.artefacts.master import master_file
+from lima2cli.artefacts.master_rows import write_flow, write_rows
+from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
+from lima2cli.artefacts.status import SAVED, Statuses
+from lima2cli.artefacts.tree import ENTRY, detector_path, fill_value, group, plant, plant_params, plant_root
+
+FILL_BYTES = 8 << 20
+"""Of rows that are filled together."""
+
+MEASUREMENT = f"{ENTRY}/measurement"
+
+
+def unfinished(channel: Channel, directory: str) -> str:
+    """Path of the file while receivers write to it."""
+    return os.path.join(directory, f"{master_file(channel.name, channel.node)}.part")
+
+
+def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
+    """Make the file with its tree and the dataset of all selected frames; the offset of its first byte.
+
+    OSError where the disk refuses.
+    """
+    import h5py
+
+    path = unfinished(channel, directory)
+    assert channel.selected is not None
+    options = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with disk_errors(path), h5py.File(path, "w", libver=VERSIONS, **options) as file:
+        detector = plant(file, channel, start_ns)
+        plant_params(detector, channel)
+        Record.of(channel, "master", start_ns=start_ns).write(file)
+        shape = (channel.selected, channel.height, channel.width)
+        data = make_contiguous(detector, "data", shape, channel.dtype, fill_value(channel))
+        data.attrs["interpretation"] = "image"
+        return int(data.id.get_offset())
+
+
+def written_rows_files(directory: str, name: str, node: str) -> list[str]:
+    """Names of the files in which receivers told what they wrote, by receiver."""
+    pattern = re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_rows\.h5")
+    found = [(int(match[1]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))]
+    return [file for _, file in sorted(found)]
+
+
+class WrittenRows:
+    """What one receiver wrote: number and time of each frame, and up to which row all is as it should be."""
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
+        self._file = AppendingFile(os.path.join(directory, f"{channel.name}_{channel.node}_{receiver}_rows.h5"))
+        with disk_errors(self._file.path):
+            entry = plant_root(self._file.h5, channel.name, start_ns)
+            Record.of(channel, "written", receiver, start_ns).write(self._file.h5)
+            measurement = group(entry, "measurement", "NXcollection")
+            self._sound = entry["channel"].create_dataset("sound_rows", (1,), "uint64")
+            self._columns = Columns(
+                measurement,
+                {"frame_number": "uint64", "frame_time": "float64"},
+                {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
+            )
+        self._file.start()
+
+    def append(self, numbers: NDArray[Any], times: NDArray[Any], sound: int) -> None:
+        """Frames (n,) that are in the file, their times (ns since the epoch), and that row (0: as before). OSError."""
+        with disk_errors(self._file.path):
+            self._columns.append((numbers, times))
+            if sound:
+                self._sound[0] = sound
+            if self._columns.full:
+                self._columns.write()
+
+    def flush(self) -> None:
+        """Make it last. OSError."""
+        with disk_errors(self._file.path):
+            self._columns.write()
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the file. OSError; it then has what was flushed before."""
+        try:
+            self.flush()
+        except OSError:
+            self._file.abandon()
+            raise
+        self._file.close()
+
+
+def complete_common(
+    channel: Channel,
+    directory: str,
+    *,
+    rows: int | None = None,
+    statuses: Statuses | None = None,
+    totals: Mapping[str, Any] | None = None,
+) -> str:
+    """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
+
+    Parameters as of `write_master`. Rows that no receiver saved hold the fill value. OSError where a file can't be read
+    or written; where it has its name by then, only the filling of rows failed.
+    """
+    import h5py
+
+    part, path = unfinished(channel, directory), os.path.join(directory, master_file(channel.name, channel.node))
+    told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
+    refused: OSError | None = None
+    with ExitStack() as opened, disk_errors(part):
+        file = opened.enter_context(h5py.File(part, "r+", libver=VERSIONS))
+        columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
+        sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
+        count = rows if rows is not None else 1 + max((_last(channel, it) for it in columns), default=-1)
+        detector = file[detector_path(channel)]
+        for name in ("frame_number", "frame_time", "frame_status", "flow"):
+            if name in detector:  # it was broken off here before
+                del detector[name]
+        write_flow(detector, channel, count, statuses, totals)
+        write_rows(detector, channel, [InOrder(_frames(channel, it)) for it in columns], count, statuses)
+        try:
+            _fill(detector, channel, sound, count)
+        except OSError as error:
+            refused = error
+    with disk_errors(part):
+        cut_rows(part, f"{detector_path(channel)}/data", count)
+    os.replace(part, path)
+    for name in told:
+        os.remove(name)
+    if refused is not None:
+        raise refused
+    return path
+
+
+def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
+    """Index among the selected frames, and time, of what a receiver wrote."""
+    held = min(len(column) for column in columns.values())
+    for first, last in windows(held, READ):
+        rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
+        yield rows, columns["frame_time"][first:last]
+
+
+def _last(channel: Channel, columns: Any) -> int:
+    numbers = columns["frame_number"]
+    return int(rows_of(numbers[-1:], channel.rule.start, channel.rule.step).max(initial=-1))
+
+
+def _fill(detector: Any, channel: Channel, first_row: int, count: int) -> None:
+    """The fill value to rows from ``first_row`` on that were not saved; receivers have done so with those before."""
+    data, status, fill = detector["data"], detector["frame_status"], fill_value(channel)
+    most = max(1, FILL_BYTES // (channel.height * channel.width * data.dtype.itemsize))
+    for first, last in windows(max(0, count - first_row)):
+        absent = np.flatnonzero(status[first + first_row : last + first_row] != SAVED) + first + first_row
+        for run in np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1):
+            for begin, end in windows(len(run), most):
+                with disk_errors(detector.file.filename):
+                    data[int(run[begin]) : int(run[end - 1]) + 1] = fill
