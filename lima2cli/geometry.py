@@ -4,6 +4,7 @@
 that a choice can change in one place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,12 @@ class Rect:
 
     def __str__(self) -> str:
         return f"{self.width} x {self.height} at ({self.x}, {self.y})"
+
+
+def bounding_box(rects: Sequence[Rect]) -> Rect:
+    """The smallest rectangle around all of them; at least one."""
+    x, y = min(rect.x for rect in rects), min(rect.y for rect in rects)
+    return Rect(x, y, max(rect.right for rect in rects) - x, max(rect.bottom for rect in rects) - y)
 
 
 def up(n: int, multiple: int) -> int:

@@ -126,6 +126,17 @@ class FrameSpec:
         """(height, width) of a frame."""
         return self.view.shape
 
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Index of a part in an array that shows the whole frame."""
+        return self.view.area.within((self.whole or self.view).area)
+
+    @property
+    def part(self) -> Rect:
+        """Where a part lies in the whole frame."""
+        area, whole = self.view.area, (self.whole or self.view).area
+        return Rect(area.x - whole.x, area.y - whole.y, area.width, area.height)
+
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
         """The same with more pixels masked."""
         if more is None or not more.any():

@@ -54,7 +54,7 @@ SAVE = "  s: {input: j, io_hdf5: {}}\n"
          "edge-mismatch", ("inputs", "b")),
         ("j: {inputs: {a: F, b: t}, expression: {expr: a + b}}\n  t: {input: F, accumulate: {frames: 2}}",
          "edge-mismatch", ("inputs", "b")),
-        ("j: {inputs: {a: F, b: G}, expression: {expr: a + b}}", "not-available", ("inputs",)),
+        ("j: {inputs: {a: F, b: G}, expression: {expr: a + b}}", "not-co-located", ("inputs", "b")),
     ],
 )  # fmt: skip
 def test_each_mistake_is_told_once_at_its_place(nodes: str, rule: str, at: tuple[str, ...]) -> None:

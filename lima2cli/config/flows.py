@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lima2cli.config.dispatch import module_shares
 from lima2cli.config.pipeline import DataFlow, Place
 from lima2cli.config.records import Alignment, Buffers, Flow, Receiver
 from lima2cli.diagnostics import Findings, Path, Related
@@ -26,12 +27,15 @@ def _resolve(
     at: Path = ("flows", name)
     attempt(lambda: _check_alignment(flow.alignment, at, findings))
     attempt(lambda: _check_buffers(flow.buffers, at, findings))
+    source = attempt(lambda: _source(flow, info, at, findings))
+    places = attempt(lambda: _places(flow.buffers.at, receivers, (*at, "buffers", "at"), findings))
     return DataFlow(
         name=name,
         said=flow,
         dataset=attempt(lambda: _dataset(flow, info, at, findings)),
-        source=attempt(lambda: _source(flow, info, at, findings)),
-        places=attempt(lambda: _places(flow.buffers.at, receivers, (*at, "buffers", "at"), findings)),
+        source=source,
+        places=places,
+        shares=attempt(lambda: module_shares(flow.dispatch, info, source, places, at, findings)),
         overrun=attempt(lambda: _overrun(flow, info, at, findings)),
     )
 

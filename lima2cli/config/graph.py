@@ -55,12 +55,8 @@ def resolve_nodes(
 
 
 def _flow(name: str, reads: Mapping[Path, str], nodes: Mapping[str, GraphNode], findings: Findings) -> str:
-    """The flow that feeds a node: the same through all its inputs."""
-    flows = list(dict.fromkeys(nodes[source].flow if source in nodes else source for source in reads.values()))
-    if len(flows) > 1:
-        message = f"`{name}` joins the flows {' and '.join(flows)}; this version joins what comes from one flow only"
-        findings.error("not-available", message, ("nodes", name, "inputs"))
-        raise Poisoned
+    """The flow that feeds a node, through its first input."""
+    flows = [nodes[source].flow if source in nodes else source for source in reads.values()]
     return flows[0]
 
 

@@ -30,6 +30,7 @@ class DataFlow:
     dataset  index of its dataset in the detector
     source   the part of the image it takes; inside the image
     places   of its local buffers, in rotation order; at least one
+    shares   where each place gets some modules of every frame: their numbers; None where places get whole frames
     overrun  wait, stop or continue
     """
 
@@ -38,6 +39,7 @@ class DataFlow:
     dataset: int
     source: Rect
     places: tuple[Place, ...]
+    shares: tuple[tuple[int, ...], ...] | None
     overrun: str
 
 

@@ -165,11 +165,12 @@ MEMSPACES: Mapping[str, type] = {kind.kind: kind for kind in (HostMemspace, GpuM
 class Receiver:
     """One receiver: a process that owns memspaces and runs nodes."""
 
-    later: ClassVar = ("host", "cpus", "numa", "threads")
+    later: ClassVar = ("host", "cpus", "numa")
 
     memspaces: Mapping[str, Memspace] = param(
         "Named regions of memory.", MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1)
     )
+    threads: int = param("Threads that compute and compress frames.", Integer(1, 256), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +233,17 @@ class Buffers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModuleShares:
+    """Which modules go to which place."""
+
+    modules: tuple[tuple[int, ...], ...] = param(
+        "Module numbers for each place of `at`.", ListOf(ListOf(Integer(0), minimum=1), minimum=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Flow:
     """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
-
-    later: ClassVar = ("dispatch",)
 
     dataset: str = param("The dataset it takes frames of.", Text())
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
@@ -244,6 +252,12 @@ class Flow:
     rules: Rules = param("Groups and placement.", Table(Rules), Rules())
     events: Events = param("When receivers are told.", Table(Events), Events())
     buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
+    dispatch: Any = param(
+        "Whole frames in turn, group by group; or of every frame each place gets some of the modules: even shares of "
+        "them in their order, or those listed.",
+        Either((Table(ModuleShares), Choice(("frames", "modules")))),
+        "frames",
+    )
     overrun: str | None = param(
         "When a receiver is too slow: the source waits, the run stops, or frames are lost and counted. "
         "Default: wait where the source can wait, else stop.",

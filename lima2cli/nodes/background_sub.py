@@ -26,6 +26,7 @@ class BackgroundSub(Pixelwise):
     """Subtracts a background."""
 
     kind: ClassVar[str] = "background_sub"
+    parts: ClassVar[bool] = True
 
     image: Any = param("The background: a number, or a file.", IMAGE)
     dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")

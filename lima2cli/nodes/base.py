@@ -9,6 +9,7 @@ Transform  a block of frames to a block of perhaps other frames: with a state, o
 Pick       a block of frames to a block of sparse frames: some of their pixels
 Select     a block of frames to some of these frames, chosen by rows that others give of them
 Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
+Gather     parts of frames, one at each of several receivers, to whole frames
 Sink       a block of frames to a file
 """
 
@@ -231,6 +232,21 @@ class Select(Node):
         raise NotImplementedError
 
 
+class Gather(Node):
+    """Parts of frames in, which several receivers hold; whole frames out, each at one of these receivers in turn.
+
+    Which is a transfer, and so the runtime's: the node says what the frames are.
+    """
+
+    parts: ClassVar[bool] = True
+    strategy: str
+    fill: float
+
+    def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
+        """The whole frames that parts ``specs`` make, one for each receiver. Raises `Misfit`."""
+        raise NotImplementedError
+
+
 class Writer(Protocol):
     """An open Sink. ``stage`` does the work that can be thrown away, ``commit`` makes it last."""
 
@@ -271,6 +287,6 @@ class Sink(Node):
 
 
 __all__ = [
-    "Dropped", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select", "Sink", "Transform",
-    "Transformer", "Writer",
+    "Dropped", "Gather", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select", "Sink",
+    "Transform", "Transformer", "Writer",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ A calibration image is a number, or a file that holds an image (h, w) or a stack
 * of the whole detector's shape, always in detector coordinates: it is cut, binned, flipped and rotated as the frames
   were on their way to the node. Of a binned pixel's images dark and background are the sum, a flat field is the mean,
   and a mask is bad where any is;
-* of the node's input shape: taken as it is.
+* of the node's input shape: taken as it is; where the input is parts of frames, of the full frames' shape.
 
 A number is taken as it is too: it counts for pixels as the node gets them. Images come back as float64, so that what
 they are subtracted from or divided by decides the precision.
@@ -88,13 +88,14 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How,
         raise Misfit("calibration-dtype", f"{reference} holds {info.dtype}, not real numbers", (key,))
     detector_width, detector_height = spec.detector
     whole = (height, width) == (detector_height, detector_width)
-    if count < 1 or not (whole or (height, width) == spec.shape):
+    shape = (spec.whole or spec.view).shape
+    if count < 1 or not (whole or (height, width) == shape):
         message = (
-            f"{reference} is {width} x {height}, the frames are {spec.shape[1]} x {spec.shape[0]}, "
+            f"{reference} is {width} x {height}, the frames are {shape[1]} x {shape[0]}, "
             f"the whole detector {detector_width} x {detector_height}"
             if count
             else f"{reference} holds no image"
         )
         raise Misfit("calibration-shape", message, (key,), "an image of one of these two shapes fits")
     image = files.image(reference)
-    return spec.view.apply(image, binning) if whole else image
+    return spec.view.apply(image, binning) if whole else image[(..., *spec.place)]

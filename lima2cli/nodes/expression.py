@@ -41,6 +41,7 @@ class Expression(Join):
     """Computes a formula over the pixels of its inputs."""
 
     kind: ClassVar[str] = "expression"
+    parts: ClassVar[bool] = True
 
     expr: str = param("The formula; its names are those of `inputs`.", Text())
     dtype: str | None = param(

@@ -29,6 +29,7 @@ class Flatfield(Pixelwise):
     """Divides by a flat field."""
 
     kind: ClassVar[str] = "flatfield"
+    parts: ClassVar[bool] = True
 
     image: Any = param("The flat field: a number, or a file; its zeros and NaN mask the pixel.", IMAGE)
     background: Any = param("Subtracted from the flat field: a number, or a file.", IMAGE, None)

@@ -38,6 +38,7 @@ class Gain(Pixelwise):
     """Turns gain-switched raw pixels into charge or photons."""
 
     kind: ClassVar[str] = "gain"
+    parts: ClassVar[bool] = True
 
     pedestal: str | tuple[float, ...] = param("Pedestals in ADU: a file (3, height, width), or three numbers.", IMAGES)
     gain: str | tuple[float, ...] = param(

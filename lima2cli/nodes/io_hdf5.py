@@ -27,6 +27,7 @@ class IoHdf5(Sink):
 
     kind: ClassVar[str] = "io_hdf5"
     sparse: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
 
     compression: str = param(
         "How chunks are compressed; bslz4 = bitshuffle with LZ4.",

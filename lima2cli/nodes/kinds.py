@@ -8,7 +8,7 @@ from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_sche
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Join, Map, Node, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.expression import Expression
 from lima2cli.nodes.filter import Filter
@@ -17,6 +17,7 @@ from lima2cli.nodes.gain import Gain
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.mask import Mask
 from lima2cli.nodes.python import Python
+from lima2cli.nodes.reconstruction import Reconstruction
 from lima2cli.nodes.roi_counters import RoiCounters
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.nodes.roi_profiles import RoiProfiles
@@ -25,8 +26,8 @@ from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
-    Checkpoint, IoHdf5, RoiFlipRot, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain, Python,
-    Accumulate, Expression, Sparsify, Filter,
+    Checkpoint, IoHdf5, RoiFlipRot, Reconstruction, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain,
+    Python, Expression, Accumulate, Sparsify, Filter,
 )  # fmt: skip
 
 WIRING = ("input", "inputs")
@@ -35,9 +36,9 @@ WIRING = ("input", "inputs")
 GRAPH = "graph"
 """Stands in place of a kind where a node is a use of a named graph; gone once graphs are expanded."""
 
-NODES: Kinds[Node] = Kinds(
-    "node", "lima2cli.nodes", Node, BUILT_IN, (Map, Transform, Pick, Select, Reduce, Sink, Join), (*WIRING, GRAPH)
-)
+ROLES: tuple[type[Node], ...] = (Map, Transform, Pick, Select, Reduce, Gather, Sink, Join)
+
+NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, ROLES, (*WIRING, GRAPH))
 """All kinds of node, those of installed packages among them."""
 
 

@@ -28,6 +28,7 @@ class Mask(Pixelwise):
     """Marks and fills defective pixels."""
 
     kind: ClassVar[str] = "mask"
+    parts: ClassVar[bool] = True
 
     image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
     fill: Any = param("Value stored in them.", Either((Number(), Choice(("nan",)))), 0)

@@ -31,6 +31,7 @@ class Sparsify(Pick):
     """Keeps the pixels above a threshold, as sparse frames."""
 
     kind: ClassVar[str] = "sparsify"
+    parts: ClassVar[bool] = True
 
     above: float = param("Pixels greater than this are kept.", Number())
 

@@ -1,18 +1,23 @@
 """Pipeline to Plan: one pass of plain functions, in constant time whatever the number of frames."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings
+from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Reduce, Sink
 from lima2cli.plan.file_names import check_file_names
-from lima2cli.plan.flows import frames_of, lay_out
+from lima2cli.plan.flow_layout import frames_of
+from lima2cli.plan.flows import lay_out
 from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
-from lima2cli.plan.records import Gdt, Numbering, Plan, RankRole, Step
+from lima2cli.plan.records import Numbering, Plan, RankRole, Step
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
 
@@ -31,7 +36,6 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     attempt(lambda: check_file_names(pipeline.name, steps, findings))
     if findings.failed:
         return None
-    by_name = {gdt.name: gdt for gdt in gdts}
     record = _plain(pipeline)
     return Plan(
         name=pipeline.name,
@@ -48,14 +52,8 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         ),
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
-        channels={
-            step.name: _channel(pipeline, step, by_name[step.flow], record)
-            for step in steps
-            if isinstance(step.node, Sink)
-        },
-        tables={
-            step.name: _table(pipeline, step, by_name[step.flow]) for step in steps if isinstance(step.node, Reduce)
-        },
+        channels={step.name: _channel(pipeline, step, record) for step in steps if isinstance(step.node, Sink)},
+        tables={step.name: _table(pipeline, step) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
         record=record,
@@ -74,14 +72,19 @@ def rank_roles(modules: int, receivers: int, cores: int) -> tuple[RankRole, ...]
     )
 
 
-def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]) -> Channel:
-    spec = step.before
+def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any]) -> Channel:
     assert isinstance(step.node, Sink)
-    assert isinstance(spec, FrameSpec)
+    spec: FrameSpec = step.before
+    places: tuple[Rect, ...] = ()
+    if step.numbering.parts:
+        spec, places = _whole([passage.before for passage in step.passages])
     return Channel(
         name=pipeline.name,
         node=step.name,
-        flow=gdt.name,
+        flow=step.flow,
+        flows=step.numbering.flows,
+        places=places,
+        filtered=bool(step.numbering.filters),
         dtype=spec.dtype,
         height=spec.shape[0],
         width=spec.shape[1],
@@ -99,22 +102,33 @@ def _channel(pipeline: Pipeline, step: Step, gdt: Gdt, record: Mapping[str, Any]
         upstream=step.numbering.upstream,
         unmatched=step.numbering.unmatched,
         sparse=isinstance(spec, SparseSpec),
-        **step.node.channel(spec, _period_at_receivers(pipeline, step.numbering)),
+        **step.node.channel(step.before, _period_at_receivers(pipeline, step.numbering)),
     )
+
+
+def _whole(parts: Sequence[FrameSpec]) -> tuple[FrameSpec, tuple[Rect, ...]]:
+    """The frames that parts make, and where in them each part lies."""
+    assert parts[0].whole is not None
+    mask = np.ones(parts[0].whole.shape, bool)
+    for part in parts:
+        mask[part.place] = False if part.mask is None else part.mask
+    whole = replace(parts[0], view=parts[0].whole, whole=None, mask=mask if mask.any() else None)
+    return whole, tuple(part.part for part in parts)
 
 
 def _period_at_receivers(pipeline: Pipeline, numbering: Numbering) -> float | None:
     """Seconds from one frame to the next at each receiver, on average."""
     period = pipeline.acquisition.period_s
-    return None if period is None else period * numbering.rule.step * len(set(numbering.receivers))
+    shared = 1 if numbering.parts else len(set(numbering.receivers))
+    return None if period is None else period * numbering.rule.step * shared
 
 
-def _table(pipeline: Pipeline, step: Step, gdt: Gdt) -> TableChannel:
+def _table(pipeline: Pipeline, step: Step) -> TableChannel:
     assert isinstance(step.after, TableSpec)
     return TableChannel(
         name=pipeline.name,
         node=step.name,
-        flow=gdt.name,
+        flow=step.flow,
         columns=dict(step.after.columns),
         default=step.after.default,
         rule=step.numbering.rule,

@@ -36,7 +36,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
                 "input": str(step.before),
                 **({"inputs": {name: str(spec) for name, spec in step.specs.items()}} if step.inputs else {}),
                 "output": str(step.after),
-                "receivers": [plan.receivers[r] for r in plan.gdt(step.flow).receivers],
+                "receivers": [plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers)],
             }
             for step in plan.steps
         ],

@@ -87,7 +87,7 @@ def verify(kernels: Kernels, steps: Steps) -> None:
     Each node is in one kernel at most, and all that save or count are in one; frames exist before they are read;
     maps are chained in the order of the data, within one flow, and only reductions that take strips stand behind them.
     """
-    known = {step.flow for step in steps.values()}
+    known = {flow for step in steps.values() for flow in step.numbering.flows}
     names: list[str] = []
     for kernel in kernels:
         assert known.issuperset(kernel.sources), f"{kernel.nodes} before {kernel.sources}"
@@ -129,10 +129,11 @@ def _readers(kernels: Kernels) -> dict[str, int]:
 
 def in_strips(kernel: Kernel, steps: Steps) -> bool:
     """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and turns."""
-    return bool(kernel.maps) and all(_pixelwise(steps[name]) for name in kernel.maps)
+    return bool(kernel.maps) and all(pixelwise(steps[name]) for name in kernel.maps)
 
 
-def _pixelwise(step: Step) -> bool:
+def pixelwise(step: Step) -> bool:
+    """Whether it is a map that is computed strip by strip, see `in_strips`."""
     node = step.node
     if isinstance(node, Expression):
         return len(step.sources) == 1

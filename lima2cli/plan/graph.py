@@ -1,7 +1,7 @@
 """The processing graph placed: shapes and dtypes along every edge, and what each node makes of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,74 +9,84 @@ from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings, Path
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
-from lima2cli.nodes.base import Join, Node, Transform
-from lima2cli.plan.records import Gdt, Numbering, Step
+from lima2cli.nodes.base import Gather, Join, Node, Reduce, Select, Sink
+from lima2cli.plan.numbering import after, of_flow, paired
+from lima2cli.plan.records import Gdt, Numbering, Passage, Step
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.view import View
 
+Edge = tuple[Spec, ...]
+"""What travels along an edge: one for all receivers, or where these hold parts of frames one for each."""
 
-def flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
-    """Frames as a flow delivers them; gaps are masked."""
+
+def flow_edge(pipeline: Pipeline, gdts: Sequence[Gdt]) -> Edge:
+    """Frames as a flow delivers them, or the part of each place; gaps are masked."""
+    return tuple(_flow_spec(pipeline, gdt) for gdt in gdts)
+
+
+def _flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
     mask = None
     if gdt.gap_pixels:
         mask = np.ones((gdt.source.height, gdt.source.width), dtype=bool)
         for part in gdt.parts:
             mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
     info = pipeline.detector
-    return FrameSpec(gdt.dtype, View(gdt.source), (info.width, info.height), mask, info.saturation)
+    whole = None if gdt.place is None else View(pipeline.flows[gdt.flow].source)
+    return FrameSpec(gdt.dtype, View(gdt.source), (info.width, info.height), mask, info.saturation, whole)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of everything that can be read, by name."""
+
+    edges: dict[str, Edge]
+    numberings: dict[str, Numbering]
+    steps: dict[str, Step]
 
 
 def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
     """Infer what flows along every edge; a node that misfits poisons only what hangs on it."""
-    specs: dict[str, Spec] = {gdt.name: flow_spec(pipeline, gdt) for gdt in gdts}
-    numberings = {
-        gdt.name: Numbering(gdt.rule, tuple(buffer.receiver for buffer in gdt.buffers), gdt.selected) for gdt in gdts
-    }
-    steps = []
+    flows = {flow: [gdt for gdt in gdts if gdt.flow == flow] for flow in dict.fromkeys(gdt.flow for gdt in gdts)}
+    known = _Known(
+        {flow: flow_edge(pipeline, own) for flow, own in flows.items()},
+        {flow: of_flow(own) for flow, own in flows.items()},
+        {},
+    )
+    receivers = tuple(pipeline.receivers)
     for name, it in pipeline.nodes.items():
-        step = attempt(lambda n=name, i=it: _place(n, i, specs, numberings, files, findings))  # type: ignore[misc]
+        step = attempt(lambda n=name, i=it: _place(n, i, known, receivers, files, findings))  # type: ignore[misc]
         if step is POISON or step is None:
             continue
-        specs[name], numberings[name] = step.after, _numbering_after(step)
-        steps.append(step)
-    return tuple(steps)
+        known.edges[name] = tuple(passage.after for passage in step.passages)
+        if isinstance(step.node, Gather) and step.circle:
+            known.edges[name] = known.edges[name][:1]
+        known.numberings[name] = after(step)
+        known.steps[name] = step
+    return tuple(known.steps.values())
 
 
 def _place(
-    name: str,
-    it: GraphNode,
-    specs: dict[str, Spec],
-    numberings: dict[str, Numbering],
-    files: Files,
-    findings: Findings,
+    name: str, it: GraphNode, known: _Known, receivers: Sequence[str], files: Files, findings: Findings
 ) -> Step | None:
     node = it.node
-    if node is POISON or any(source not in specs for source in it.reads.values()):
-        return None
-    frames = {place: specs[source] for place, source in it.reads.items()}
-    for place, before in frames.items():
-        if isinstance(before, TableSpec):
-            message = f"node {name} takes frames, but {it.reads[place]} gives a {before}"
-            findings.error("edge-mismatch", message, ("nodes", name, *place))
-        elif isinstance(before, SparseSpec) and not node.sparse:
-            message = f"node {name} takes dense frames, but {it.reads[place]} gives sparse ones"
-            findings.error("edge-mismatch", message, ("nodes", name, *place))
-    entering = {
-        place: before
-        for place, before in frames.items()
-        if isinstance(before, FrameSpec) and (node.sparse or not isinstance(before, SparseSpec))
-    }
-    if len(entering) < len(frames):
+    if node is POISON or any(source not in known.edges for source in (*it.reads.values(), *it.tables)):
         return None
     at: Path = ("nodes", name)
+    entering = {place: _frames(node, source, known) for place, source in it.reads.items()}
+    for place, frames in entering.items():
+        if isinstance(frames, str):
+            findings.error("edge-mismatch", f"node {name} takes {frames}", (*at, *place))
+    if any(isinstance(frames, str) for frames in entering.values()):
+        return None
+    edges = {place: frames for place, frames in entering.items() if not isinstance(frames, str)}
     try:
-        step = (_join if it.inputs else _single)(it, entering, numberings, files)
-        _numbering_after(step)
+        step = _step(it, edges, known, receivers, files)
+        after(step)
         for warning in _warnings(step, files):
             findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
     except Misfit as misfit:
-        notes = [f"input of {name}: {before}" for before in entering.values()]
+        notes = [f"input of {name}: {edge[0]}" for edge in edges.values()]
         findings.error(misfit.rule, misfit.message, _misfit_place(at, node, misfit), help=misfit.help, notes=notes)
         return None
     except FileProblem as problem:
@@ -85,65 +95,94 @@ def _place(
     return step
 
 
-Entering = Mapping[Path, FrameSpec]
+Frames = tuple[FrameSpec, ...]
+"""An edge of frames."""
+
+Entering = Mapping[Path, Frames]
 """What enters a node, by the place where it is named."""
 
 
-def _single(it: GraphNode, entering: Entering, numberings: Mapping[str, Numbering], files: Files) -> Step:
-    ((place, before),) = entering.items()
-    source = it.reads[place]
-    return Step(it.name, it.node, source, it.flow, before, it.node.infer(before, files), numberings[source])
+def _frames(node: Node, source: str, known: _Known) -> Frames | str:
+    """The frames of an edge; what is wrong in words where the node does not take them."""
+    edge = known.edges[source]
+    frames = tuple(spec for spec in edge if isinstance(spec, FrameSpec))
+    if not frames:
+        return f"frames, but {source} gives a {edge[0]}"
+    if isinstance(frames[0], SparseSpec) and not node.sparse:
+        return f"dense frames, but {source} gives sparse ones"
+    if not known.numberings[source].parts:
+        return frames
+    if not node.parts:
+        return f"full frames, but {source} gives parts of them: reconstruct them before"
+    virtual = isinstance(known.steps[source].node, Gather) if source in known.steps else False
+    if isinstance(node, Sink):
+        if getattr(node, "layout", "") == "virtual" or virtual:
+            return frames
+        return f"full frames, but {source} gives parts of them: `layout: virtual`, or a reconstruction before"
+    if virtual:
+        return f"frames of a receiver, but `strategy: virtual` of {source} shows them in the saved files only"
+    return frames
 
 
-def _join(it: GraphNode, entering: Entering, numberings: Mapping[str, Numbering], files: Files) -> Step:
-    assert isinstance(it.node, Join)
-    specs = {str(place[-1]): before for place, before in entering.items()}
-    after = it.node.infer_all(specs, files)
-    numbering = paired({name: numberings[source] for name, source in it.inputs.items()})
-    first = next(iter(specs))
-    return Step(it.name, it.node, it.inputs[first], it.flow, specs[first], after, numbering, it.inputs, specs)
+def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[str], files: Files) -> Step:
+    node = it.node
+    numberings = {str(place[-1]): known.numberings[it.reads[place]] for place in entering}
+    numbering = next(iter(numberings.values())) if isinstance(node, Gather) else paired(numberings, receivers)
+    specs = [
+        {str(place[-1]): frames[min(i, len(frames) - 1)] for place, frames in entering.items()}
+        for i in range(max(len(frames) for frames in entering.values()))
+    ]
+    firsts = [next(iter(each.values())) for each in specs]
+    if isinstance(node, Join):
+        passages = tuple(Passage(f, node.infer_all(s, files), s) for f, s in zip(firsts, specs, strict=True))
+    elif isinstance(node, Gather):
+        whole = node.infer_parts(firsts)
+        passages = tuple(Passage(f, whole if node.strategy == "gather" else f) for f in firsts)
+    elif isinstance(node, Select):
+        numbering = _with_rows(numbering, it, known, receivers)
+        tables = {name: _rows(name, known) for name in it.tables}
+        passages = tuple(Passage(f, node.infer_rows(f, tables, files)) for f in firsts)
+    else:
+        passages = tuple(Passage(f, node.infer(f, files)) for f in firsts)
+    together = numbering.parts and (
+        isinstance(node, Reduce) or (isinstance(node, Gather) and node.strategy == "gather")
+    )
+    return Step(
+        it.name,
+        node,
+        next(iter(it.reads.values())),
+        numbering.flows[0],
+        passages,
+        numbering,
+        it.inputs,
+        tuple(it.tables),
+        numbering.receivers if together else (),
+    )
+
+
+def _rows(name: str, known: _Known) -> TableSpec:
+    spec = known.edges[name][0]
+    assert isinstance(spec, TableSpec)  # names of nodes without rows have been refused
+    return spec
+
+
+def _with_rows(numbering: Numbering, it: GraphNode, known: _Known, receivers: Sequence[str]) -> Numbering:
+    """Of the frames that have rows; raises `Misfit`. Rows that receivers made together are known to all of these."""
+    for name in it.tables:
+        rows, circle = known.numberings[name], known.steps[name].circle
+        if circle:
+            rows = replace(rows, parts=False, everywhere=True)
+        try:
+            numbering = paired({"frames": numbering, name: rows}, receivers)
+        except Misfit as misfit:
+            raise Misfit(misfit.rule, misfit.message, ("keep",), misfit.help) from misfit
+    return numbering
 
 
 def _warnings(step: Step, files: Files) -> Sequence[Misfit]:
     if isinstance(step.node, Join):
         return step.node.warnings_all(step.specs, files)
     return step.node.warnings(step.before, files)
-
-
-def paired(numberings: Mapping[str, Numbering]) -> Numbering:
-    """Numbers of the frames that are in all inputs, by name; raises `Misfit` where they are not numbered alike."""
-    (first, one), *others = numberings.items()
-    for name, other in others:
-        if _numbers(other) != _numbers(one):
-            message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
-            raise Misfit("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
-    common = tuple(name for name in one.upstream if all(name in other.upstream for _, other in others))
-    apart = [name for it in numberings.values() for name in (*it.upstream, *it.unmatched) if name not in common]
-    return replace(one, upstream=common, unmatched=tuple(dict.fromkeys(apart)))
-
-
-def _numbers(it: Numbering) -> tuple[object, ...]:
-    return it.rule, it.receivers, it.selected, it.window
-
-
-def _counted(it: Numbering) -> str:
-    """Frames in words: those of the flow, or windows of them."""
-    if it.window == 1:
-        return "the frames of the flow"
-    return f"one frame made of {it.window}" if it.window else "one frame made of all"
-
-
-def _numbering_after(step: Step) -> Numbering:
-    """Numbers of the frames that leave a node; raises `Misfit` where frames that belong together are apart."""
-    came = step.numbering
-    if isinstance(step.node, Join):
-        return replace(came, unmatched=(*came.unmatched, step.name)) if len(step.sources) > 1 else came
-    if not isinstance(step.node, Transform):
-        return came
-    rule, receivers, window = step.node.numbering(came.rule, came.receivers)
-    selected = 1 if not window else None if came.selected is None else -(-came.selected // window)
-    upstream = (*came.upstream, step.name)
-    return Numbering(rule, tuple(receivers), selected, came.window * window, upstream, came.unmatched)
 
 
 def _misfit_place(at: Path, node: Node, misfit: Misfit) -> Path:

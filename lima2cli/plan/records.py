@@ -1,7 +1,7 @@
 """The plan: what `compile_plan` decides, frozen. The runtime adds nothing to it but time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lima2cli.artefacts.channel import Channel, TableChannel
@@ -50,8 +50,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Gdt:
-    """One compiled data flow.
+    """One compiled data flow, or what one place of it gets where it is dispatched by modules.
 
+    name, flow    its own, unique, and that of the data flow; the same where receivers get whole frames
+    place         the place of the flow that it is for, None where receivers get whole frames
     group_event   an event every so many groups of a local buffer, 0 = none
     selected      number of frames it takes, None without end
     parts         of the contributing modules, by module number
@@ -59,6 +61,8 @@ class Gdt:
     """
 
     name: str
+    flow: str
+    place: int | None
     index: int
     dataset: int
     dataset_name: str
@@ -109,42 +113,84 @@ class RankRole:
 class Numbering:
     """Which frames travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
 
+    flows     data flows that all of them come from
+    parts     each of the receivers has a part of every frame
+    everywhere  of rows: each of the receivers has all of them
     window    frames of the flow that make one of these, 0 = all of them
     upstream  transforms that they have been through, which may have dropped some
     unmatched joins that they have been through, and transforms before one on some of its inputs only: what these
               dropped was not in all inputs
+    filters   selections that they have been through: which of the frames travel is known only during the run
     """
 
     rule: Rule
     receivers: tuple[int, ...]
     selected: int | None
+    flows: tuple[str, ...]
+    parts: bool = False
+    everywhere: bool = False
     window: int = 1
     upstream: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """What enters and leaves a node at one receiver, or at all of them; ``specs`` of a join by the names of inputs."""
+
+    before: FrameSpec
+    after: Spec
+    specs: Mapping[str, FrameSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A node placed: it runs on every receiver that its flow reaches. ``numbering`` is that of its input.
+    """A node placed: it runs on every receiver that its frames reach. ``numbering`` is that of its input.
 
-    inputs  of a join: what it reads, by the names of its inputs, and in ``specs`` what then enters; ``source`` and
-            ``before`` are the first of them
+    passages  one for all receivers, or where these hold parts of frames one for each, in the order of the numbering
+    flow      the data flow, of several the first, that its frames come from
+    inputs    of a join: what it reads, by the names of its inputs; ``source`` is the first of them
+    tables    nodes of which it reads rows
+    circle    receivers that do their part of each frame together; empty where each works alone
     """
 
     name: str
     node: Node
     source: str
     flow: str
-    before: FrameSpec
-    after: Spec
+    passages: tuple[Passage, ...]
     numbering: Numbering
     inputs: Mapping[str, str] = field(default_factory=dict)
-    specs: Mapping[str, FrameSpec] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    circle: tuple[int, ...] = ()
+
+    @property
+    def before(self) -> FrameSpec:
+        """What enters; parts of frames: at the first receiver."""
+        return self.passages[0].before
+
+    @property
+    def after(self) -> Spec:
+        """What leaves; parts of frames: at the first receiver."""
+        return self.passages[0].after
+
+    @property
+    def specs(self) -> Mapping[str, FrameSpec]:
+        """What enters a join, by the names of its inputs; parts of frames: at the first receiver."""
+        return self.passages[0].specs
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All flows and nodes that it reads, each once."""
+        """All flows and nodes whose frames it reads, each once."""
         return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
+
+    def at(self, receiver: int) -> "Step":
+        """As one receiver sees it."""
+        return self if len(self.passages) == 1 else replace(self, passages=(self._passage(receiver),))
+
+    def _passage(self, receiver: int) -> Passage:
+        return self.passages[self.numbering.receivers.index(receiver)]
 
 
 @dataclass(frozen=True)
@@ -207,9 +253,9 @@ class Plan:
     record: Mapping[str, Any] = field(default_factory=dict)
     acquisition: AcqParams = AcqParams(None, None)
 
-    def gdt(self, name: str) -> Gdt:
-        """The flow of that name; KeyError if there is none."""
-        return {gdt.name: gdt for gdt in self.gdts}[name]
+    def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
+        """The GDT of a data flow; of one that is dispatched by modules those of its places."""
+        return tuple(gdt for gdt in self.gdts if gdt.flow == flow)
 
     def rank_of_receiver(self, receiver: int) -> int:
         """The MPI rank of a receiver."""

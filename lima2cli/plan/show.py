@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes
-from lima2cli.plan.flows import size_text
+from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Plan
 
 
@@ -115,7 +115,7 @@ def _rates(plan: Plan) -> str:
 def _nodes(plan: Plan) -> str:
     rows = []
     for step in plan.steps:
-        receivers = ", ".join(plan.receivers[r] for r in plan.gdt(step.flow).receivers)
+        receivers = ", ".join(plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers))
         rows.append(
             (step.name, step.node.kind, kernel_role(step.node), f"{', '.join(step.sources)} → {step.after}", receivers)
         )

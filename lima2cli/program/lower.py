@@ -1,12 +1,13 @@
 """Plan to programs: every rank's addresses in every other rank's windows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lima2cli.artefacts.channel import Channel
 from lima2cli.detectors.base import XferParams
 from lima2cli.geometry import Rect
 from lima2cli.plan.rashpa_calls import rashpa_calls
-from lima2cli.plan.records import Gdt, Plan, RankRole
+from lima2cli.plan.records import Gdt, Plan, RankRole, Step
 from lima2cli.program.records import (
     END_WORDS,
     ControlProgram,
@@ -38,7 +39,13 @@ def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
     """One program per rank, by rank number, and the memory that they share. Whatever compiles, lowers."""
     words = _lay_out_words(plan)
     owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
-    return Wiring(plan.regions, owners, words.sizes), tuple(_program(plan, role, words) for role in plan.ranks)
+    circles = tuple(tuple(plan.rank_of_receiver(r) for r in step.circle) for step in _together(plan))
+    return Wiring(plan.regions, owners, words.sizes, circles), tuple(_program(plan, role, words) for role in plan.ranks)
+
+
+def _together(plan: Plan) -> list[Step]:
+    """The collectives of a plan, in the order of the data."""
+    return [step for step in plan.steps if step.circle]
 
 
 def _lay_out_words(plan: Plan) -> _Words:
@@ -139,14 +146,24 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
             for role in plan.ranks
             if gdt.waits and modules.intersection(role.modules)
         )
-        steps = tuple(step for step in plan.steps if step.flow == gdt.name)
-        kernels = tuple(kernel for kernel in plan.kernels if kernel.flow == gdt.name)
-        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver], steps, kernels))
-    names = {step.name for flow in flows for step in flow.steps}
+        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver]))
+    steps = {step.name: step.at(receiver) for step in plan.steps if receiver in step.numbering.receivers}
     return ReceiverProgram(
         rank,
         receiver,
         tuple(flows),
-        {name: channel for name, channel in plan.channels.items() if name in names},
-        {name: table for name, table in plan.tables.items() if name in names},
+        tuple(steps.values()),
+        tuple(kernel for kernel in plan.kernels if kernel.nodes[0] in steps),
+        {step.name: index for index, step in enumerate(_together(plan)) if step.name in steps},
+        {step.name: tuple(passage.before.part for passage in step.passages) for step in _together(plan)},
+        {name: _own(channel, steps[name]) for name, channel in plan.channels.items() if name in steps},
+        {name: table for name, table in plan.tables.items() if name in steps},
     )
+
+
+def _own(channel: Channel, step: Step) -> Channel:
+    """A channel as a receiver writes it: where receivers hold parts of frames, those of its own part."""
+    if not channel.places:
+        return channel
+    spec = step.before
+    return replace(channel, view=spec.view, height=spec.shape[0], width=spec.shape[1], mask=spec.mask, places=())

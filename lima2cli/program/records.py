@@ -20,11 +20,12 @@ END_OK, END_FULL = 0, 1
 class Wiring:
     """The memory that the transport makes: ``regions`` with the rank that owns each, and how many 8-byte control
     words each rank has. Control words hold, at receivers, generation words, detector times and end records, and at
-    detector ranks the credits."""
+    detector ranks the credits. ``circles`` are the ranks of each collective, in the order of their places."""
 
     regions: tuple[Region, ...]
     owners: tuple[int, ...]
     control_words: tuple[int, ...]
+    circles: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,20 @@ class ReceiverFlow:
     contributors: int
     credits: tuple[tuple[int, int], ...]
     ends: int
-    steps: tuple[Step, ...]
-    kernels: tuple[Kernel, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ReceiverProgram:
-    """What a receiver does."""
+    """What a receiver does. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
+    ``places`` where in the whole frame each member's part lies, of those that are done together."""
 
     rank: int
     receiver: int
     flows: tuple[ReceiverFlow, ...]
+    steps: tuple[Step, ...]
+    kernels: tuple[Kernel, ...]
+    circles: Mapping[str, int]
+    places: Mapping[str, tuple[Rect, ...]]
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
 

@@ -1,7 +1,8 @@
 """What became of every frame of every flow, from what the ranks reported and the plan's own arithmetic."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +32,17 @@ class FlowAccount:
     """One flow: expected = received + lost + dropped + missing.
 
     Of the absent frames ``lost`` were overwritten before they were used, ``dropped`` found a oneshot buffer full,
-    ``missing`` never came, or not whole.
+    ``missing`` never came, or not whole. Each holds as many as there are places where receivers hold parts of frames: a
+    frame of which parts are absent for several reasons is of the last of these.
     """
 
     name: str
     rule: Rule
     expected: int
     received: int
-    lost: Visits
-    dropped: Visits
-    missing: Visits
+    lost: tuple[Visits, ...]
+    dropped: tuple[Visits, ...]
+    missing: tuple[Visits, ...]
     waited_s: float
     status: str
     by_receiver: dict[int, int]
@@ -51,11 +53,22 @@ class FlowAccount:
     @property
     def statuses(self) -> Statuses:
         """``frame_status`` of each selected frame, as far as the flow knows: saved where received."""
-        return Statuses(self.expected, ((LOST, self.lost), (DROPPED, self.dropped), (INCOMPLETE, self.missing)))
+        kinds = ((LOST, self.lost), (DROPPED, self.dropped), (INCOMPLETE, self.missing))
+        return Statuses(self.expected, tuple((value, visits) for value, each in kinds for visits in each))
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """How many frames are lost, dropped and missing, by these values of ``frame_status``."""
+        if len(self.lost) == 1:
+            return {LOST: len(self.lost[0]), DROPPED: len(self.dropped[0]), INCOMPLETE: len(self.missing[0])}
+        counts = np.zeros(4, np.int64)
+        for first, last in windows(self.expected):
+            counts += np.bincount(self.statuses[first:last], minlength=4)
+        return {value: int(counts[value]) for value in (LOST, DROPPED, INCOMPLETE)}
 
     def absent(self) -> list[list[int]]:
         """Numbers of all frames that were not received, in order, as ``[first, last, step]``."""
-        if not (self.lost or self.dropped or self.missing):
+        if not any(visits for each in (self.lost, self.dropped, self.missing) for visits in each):
             return []
         return ranges_of(self._absent())
 
@@ -76,27 +89,30 @@ class FlowAccount:
 class ChannelAccount:
     """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
 
+    flows      that all of its frames come from
     expected   rows: frames that should be saved, a last incomplete window among them
     dropped    (first, last) rows that transforms on the way gave up
     unmatched  (first, last) rows that were not in all inputs of a join; they count as lost
+    vetoed     frames that filters on the way did not let pass
     """
 
     channel: Channel
-    flow: FlowAccount
+    flows: tuple[FlowAccount, ...]
     expected: int
     dropped: RowRanges
     unmatched: RowRanges
+    vetoed: int
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
-        """``frame_status`` of rows, as far as flow and transforms know: saved where neither lost them."""
+        """``frame_status`` of rows, as far as flows and transforms know: saved where none lost them."""
         first, last, _ = rows.indices(self.expected)
         window = self.channel.window
         if window == 1:
-            status = self.flow.statuses[first:last]
+            status = reduce(np.maximum, (self._of_flow(flow, first, last) for flow in self.flows))
         elif window == 0:
             status = np.zeros(last - first, np.uint8)  # all frames that came are one, whichever they were
         else:
-            frames = self.flow.statuses[first * window : last * window]
+            frames = self.flows[0].statuses[first * window : last * window]
             short = (last - first) * window - len(frames)
             status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
         for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched)):
@@ -104,26 +120,52 @@ class ChannelAccount:
                 status[max(begin, first) - first : max(0, end + 1 - first)] = value
         return status
 
+    def _of_flow(self, flow: FlowAccount, first: int, last: int) -> NDArray[np.uint8]:
+        """Of rows, which are some of the frames of a flow at equal distances."""
+        if first >= last:
+            return np.zeros(0, np.uint8)
+        rule = self.channel.rule
+        begin, stride = (rule.frame(first) - flow.rule.start) // flow.rule.step, rule.step // flow.rule.step
+        return flow.statuses[begin : begin + (last - first - 1) * stride + 1][::stride]
+
     def count_dropped(self) -> int:
         """Rows that were dropped, by a full buffer or by a transform."""
         return sum(int((self[first:last] == DROPPED).sum()) for first, last in windows(self.expected))
 
     def rows(self) -> int:
         """Rows of the master: cut after the last that is not missing."""
-        if self.channel.window == 1:
-            return self.flow.last_row()
         if self.channel.window == 0:
             return self.expected
-        return -(-self.flow.last_row() // self.channel.window)
+        if self.channel.window > 1:
+            return -(-self.flows[0].last_row() // self.channel.window)
+        if len(self.flows) == 1:
+            return self.flows[0].last_row()
+        for first, last in reversed(list(windows(self.expected))):
+            if len(kept := np.flatnonzero(self[first:last] != INCOMPLETE)):
+                return first + int(kept[-1]) + 1
+        return 0
 
 
-def channel_account(channel: Channel, flow: FlowAccount, outcome: Outcome) -> ChannelAccount:
-    """The account of a channel from that of its flow."""
-    window = channel.window
-    expected = -(-flow.expected // window) if window else min(1, flow.expected)
-    rule = channel.rule
+def channel_account(plan: Plan, channel: Channel, flows: Mapping[str, FlowAccount], outcome: Outcome) -> ChannelAccount:
+    """The account of a channel from those of all flows."""
+    own = tuple(flows[name] for name in channel.flows or (channel.flow,))
+    window, rule = channel.window, channel.rule
+    if window == 1:
+        expected = min(rule.selected(outcome.frames) or 0, *(flow.expected for flow in own), 2**63)
+    else:
+        expected = -(-own[0].expected // window) if window else min(1, own[0].expected)
     dropped, unmatched = (given_up(rule, names, outcome) for names in (channel.upstream, channel.unmatched))
-    return ChannelAccount(channel, flow, expected, dropped, unmatched)
+    return ChannelAccount(channel, own, expected, dropped, unmatched, _vetoed(plan, channel, outcome))
+
+
+def _vetoed(plan: Plan, channel: Channel, outcome: Outcome) -> int:
+    """Where receivers hold parts of frames, each of them tells of the same frames."""
+    steps = {step.name: step for step in plan.steps}
+    vetoed = 0
+    for name in steps[channel.node].numbering.filters:
+        counts = [report.vetoed.get(name, 0) for report in outcome.receivers.values()]
+        vetoed += max(counts, default=0) if steps[name].numbering.parts else sum(counts)
+    return vetoed
 
 
 def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome) -> RowRanges:
@@ -150,7 +192,28 @@ def count_rows(ranges: RowRanges) -> int:
 
 def flow_accounts(plan: Plan, outcome: Outcome) -> dict[str, FlowAccount]:
     """Accounts of all flows of a run that ended in order."""
-    return {gdt.name: _account(gdt, outcome) for gdt in plan.gdts}
+    flows = dict.fromkeys(gdt.flow for gdt in plan.gdts)
+    return {flow: _joined(flow, [_account(gdt, outcome) for gdt in plan.gdts_of(flow)]) for flow in flows}
+
+
+def _joined(flow: str, parts: Sequence["FlowAccount"]) -> "FlowAccount":
+    """Of a flow whose receivers hold parts of frames: a frame was received where all its parts were."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = replace(
+        parts[0],
+        name=flow,
+        lost=tuple(part.lost[0] for part in parts),
+        dropped=tuple(part.dropped[0] for part in parts),
+        missing=tuple(part.missing[0] for part in parts),
+        waited_s=max(part.waited_s for part in parts),
+        status=max((part.status for part in parts), key=STATUSES.index),
+        by_receiver={number: count for part in parts for number, count in part.by_receiver.items()},
+        group_events={number: count for part in parts for number, count in part.group_events.items()},
+        end_events={number: count for part in parts for number, count in part.end_events.items()},
+        peak_fill={number: fill for part in parts for number, fill in part.peak_fill.items()},
+    )
+    return replace(whole, received=whole.expected - sum(whole.counts.values()))
 
 
 def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
@@ -170,9 +233,9 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
         rule=gdt.rule,
         expected=expected,
         received=sum(count.received for count in counts.values()),
-        lost=_visits(gdt, lost, expected),
-        dropped=_visits(gdt, dropped, expected),
-        missing=replace(_visits(gdt, missing, expected), rows=incomplete),
+        lost=(_visits(gdt, lost, expected),),
+        dropped=(_visits(gdt, dropped, expected),),
+        missing=(replace(_visits(gdt, missing, expected), rows=incomplete),),
         waited_s=max((source.waited_s.get(gdt.name, 0.0) for source in outcome.sources.values()), default=0.0),
         status=max((count.status for count in counts.values()), key=STATUSES.index, default="incomplete"),
         by_receiver={number: count.received for number, count in counts.items()},

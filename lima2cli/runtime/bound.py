@@ -23,7 +23,7 @@ from lima2cli.nodes.base import (
 from lima2cli.plan.records import Step
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.chain import BoundChain
-from lima2cli.runtime.pairing import BoundJoin, Ranges
+from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Ranges
 from lima2cli.spec import Array, Block, Files
 
 ROWS_FINISHED = 256
@@ -147,7 +147,10 @@ class BoundTransform:
 
 End = BoundReduce | BoundSink
 Single = BoundMap | BoundPick | BoundTransform | BoundChain | End
-Bound = Single | BoundJoin
+Paired = BoundJoin | BoundSelect
+"""What reads several sources."""
+
+Bound = Single | Paired
 
 
 def bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> Bound:

@@ -14,7 +14,17 @@ from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
-from lima2cli.runtime.accounts import ChannelAccount, FlowAccount, channel_account, count_rows, flow_accounts, given_up
+from lima2cli.runtime.accounts import (
+    DROPPED,
+    INCOMPLETE,
+    LOST,
+    ChannelAccount,
+    FlowAccount,
+    channel_account,
+    count_rows,
+    flow_accounts,
+    given_up,
+)
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.messages import Usage
@@ -30,7 +40,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
-    held = {name: channel_account(channel, accounts[channel.flow], outcome) for name, channel in plan.channels.items()}
+    held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
     _write_ends(plan, held, directory, problems)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
@@ -68,7 +78,7 @@ def _write_ends(plan: Plan, accounts: Mapping[str, ChannelAccount] | None, direc
                 write_master(channel, directory, totals=expected)
             else:
                 account = accounts[name]
-                totals = _totals(account.flow) | {"expected": account.expected}
+                totals = _totals(account.flows[0]) | {"expected": account.expected, "vetoed": account.vetoed}
                 write_master(channel, directory, rows=account.rows(), statuses=account, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
@@ -89,9 +99,9 @@ def _totals(account: FlowAccount) -> dict[str, int]:
     return {
         "expected": account.expected,
         "received": account.received,
-        "lost": len(account.lost),
-        "dropped": len(account.dropped),
-        "missing": len(account.missing),
+        "lost": account.counts[LOST],
+        "dropped": account.counts[DROPPED],
+        "missing": account.counts[INCOMPLETE],
     }
 
 
@@ -122,9 +132,9 @@ def _channel(
     return {
         "expected": account.expected,
         "saved": saved,
-        "vetoed": 0,
+        "vetoed": account.vetoed,
         "dropped": dropped,
-        "lost": account.expected - saved - dropped,
+        "lost": account.expected - saved - account.vetoed - dropped,
         **({"unmatched": count_rows(account.unmatched)} if account.channel.unmatched else {}),
         "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
@@ -182,7 +192,9 @@ def _slow(plan: Plan, outcome: Outcome) -> list[str]:
 
 def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
     seconds = outcome.seconds or 1e-9
-    sizes = {gdt.name: gdt.source.area * gdt.pixel_bytes for gdt in plan.gdts}
+    sizes = dict.fromkeys(accounts, 0)
+    for gdt in plan.gdts:
+        sizes[gdt.flow] += gdt.source.area * gdt.pixel_bytes
     return {
         "asked_hz": None if plan.period_s is None else 1 / plan.period_s,
         "achieved_hz": achieved_hz(plan, outcome),
@@ -224,7 +236,7 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
     problems = reopen_files(directory)
     _write_ends(plan, None, str(directory), problems)
     found = inspect_run(str(directory))
-    flows = {gdt.name: found["flows"].get(gdt.name) or _unknown(gdt) for gdt in plan.gdts}
+    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unknown(gdt) for gdt in plan.gdts}
     channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
     summary = {
         "version": VERSION,

@@ -247,10 +247,14 @@ class ControlRank:
             self._pause("failed", f"no frame for {plan.timeout_s:g} s")
 
     def _totals(self) -> dict[str, tuple[int, int]]:
-        totals = {gdt.name: (0, 0) for gdt in self._plan.gdts}
+        """Frames received and lost; of a flow whose receivers hold parts of frames those of the one most behind."""
+        counts = {gdt.name: (0, 0) for gdt in self._plan.gdts}
         for flows in self._flows.values():
             for name, (received, lost, _) in flows.items():
-                totals[name] = (totals[name][0] + received, totals[name][1] + lost)
+                counts[name] = (counts[name][0] + received, counts[name][1] + lost)
+        totals: dict[str, tuple[int, int]] = {}
+        for gdt in self._plan.gdts:
+            totals[gdt.flow] = min(totals.get(gdt.flow, counts[gdt.name]), counts[gdt.name])
         return totals
 
     def _saved_totals(self) -> dict[str, int]:

@@ -1,174 +1,105 @@
-"""The nodes of one flow at work on one receiver.
+"""The nodes at work on one receiver.
 
-A block goes through all nodes first (`stage`): maps compute, reductions reduce, sinks compress. Only then, when the
-runtime knows that the data were not overwritten meanwhile, does it count (`commit`): rows are appended, chunks
-written.
+A block of a flow goes through all nodes that need nothing else (`stage`): maps compute, reductions reduce, sinks
+compress. Only then, when the runtime knows that the data were not overwritten meanwhile, does it count (`commit`): rows
+are appended, chunks written.
+
+A node that needs more, of other flows or of other receivers, has to wait: what it reads is kept for it, and what it
+gives, when it is there, goes through the nodes behind it in the same way. Memory of frames that wait is held.
 """
 
 import time
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from lima2cli.nodes.base import Partial
-from lima2cli.plan.records import Step
-from lima2cli.program.records import ReceiverFlow, ReceiverProgram
-from lima2cli.runtime.bound import Bound, BoundReduce, BoundSink, BoundTransform, End, Single, bind
+from lima2cli.program.records import ReceiverProgram
+from lima2cli.runtime.arrivals import END, Arrival, Hold, Result
+from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
 from lima2cli.runtime.chain import BoundChain, PartFailed
-from lima2cli.runtime.pairing import BoundJoin
-from lima2cli.spec import Block, Files
+from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
+from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
+from lima2cli.spec import Block, Files, SparseBlock
+from lima2cli.transport.base import Port
+
+Staged = tuple[str, End, Any]
+"""What a node has prepared, and can still throw away."""
 
 
-class NodeFailed(Exception):
-    """A node raised; ``frame`` is the first of the block, None where it was not about frames."""
+@dataclass(slots=True)
+class _Course:
+    """One pass under way: blocks and rows by name; ``held`` are the blocks that lie in the memory of ``hold``."""
 
-    def __init__(self, node: str, frame: int | None, error: Exception) -> None:
-        super().__init__(f"{node}: {error or type(error).__name__}")
-        self.node, self.frame, self.error = node, frame, error
-
-
-_Staged = tuple[str, End, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A bound kernel, by the name of its last map or only node; a sink that failed has ``bound`` None, and hands its
-    frames on."""
-
-    name: str
-    sources: tuple[str, ...]
-    bound: Bound | None
+    last: int
+    received_ns: int
+    hold: Hold | None
+    blocks: dict[str, Block] = field(default_factory=dict)
+    rows: dict[str, Partial] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    staged: list[Staged] = field(default_factory=list)
 
 
-class FlowGraph:
-    """The kernels of one flow, bound.
+class Graph:
+    """The nodes of one receiver, bound.
 
-    A node that fails is left out from then on, and so is what reads from it; all else goes on. `failures` tells of it.
+    A node that fails is left out from then on, and so is what reads from it; all else goes on, and in collectives the
+    receiver still takes part, with nothing. `failures` tells of it.
     """
 
-    def __init__(
-        self, flow: ReceiverFlow, program: ReceiverProgram, files: Files, directory: str, start_ns: int
-    ) -> None:
-        self._name = flow.gdt.name
-        self._steps: list[_Step] = []
-        self._failures: list[NodeFailed] = []
-        self._ends: list[tuple[str, End]] = []
-        steps, known = {step.name: step for step in flow.steps}, {self._name}
-        for kernel in flow.kernels:
-            if not known.issuperset(kernel.sources):
-                continue
-            name = kernel.maps[-1] if kernel.maps else kernel.ends[0]
-            try:
-                bound = (
-                    BoundChain(kernel, steps, files)
-                    if kernel.fused
-                    else bind(steps[name], program, files, directory, start_ns)
-                )
-            except PartFailed as failed:
-                self._failures.append(NodeFailed(failed.name, None, failed.error))
-                continue
-            except Exception as error:  # noqa: BLE001  files that have gone, a directory that takes none
-                self._failures.append(NodeFailed(name, None, error))
-                continue
-            known.update(kernel.makes)
-            self._steps.append(_Step(name, kernel.sources, bound))
-            if isinstance(bound, BoundChain):
-                self._bind_reductions(bound, [steps[end] for end in kernel.ends], program, files, directory)
-            elif isinstance(bound, End):
-                self._ends.append((name, bound))
-        self._saved_of = tuple(self._ends)
-        self._transforms = {step.name: step.bound for step in self._steps if isinstance(step.bound, BoundTransform)}
-        self._joins = {step.name: step.bound for step in self._steps if isinstance(step.bound, BoundJoin)}
-
-    def _bind_reductions(
-        self, chain: BoundChain, steps: list[Step], program: ReceiverProgram, files: Files, directory: str
-    ) -> None:
-        for step in steps:
-            try:
-                bound = BoundReduce(step, program, files, directory)
-            except Exception as error:  # noqa: BLE001  a directory that takes no file
-                self._failures.append(NodeFailed(step.name, None, error))
-            else:
-                chain.reducers[step.name] = bound.strips
-                self._ends.append((step.name, bound))
+    def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str, start_ns: int) -> None:
+        bound = bind_passes(program, port, files, directory, start_ns)
+        self._passes, self._waiting, self._ends = bound.passes, bound.waiting, bound.ends
+        self._paired, self._failures = bound.paired, bound.failures
+        self._saved_of = dict(self._ends)
+        steps = [step for each in self._passes.values() for step in each.steps]
+        self._transforms = {step.name: step.bound for step in steps if isinstance(step.bound, BoundTransform)}
+        self._dropping: dict[str, BoundTransform | BoundJoin] = dict(self._transforms)
+        self._dropping |= {name: one for name, one in self._paired.items() if isinstance(one, BoundJoin)}
+        self._together = {step.name for step in program.steps if step.circle}
+        self._read = self._together.union(*(step.tables for step in program.steps))
+        self._told_end = False
 
     @property
     def saved(self) -> dict[str, int]:
         """Frames and rows that each sink and table has written, by node name."""
-        return {name: bound.saved for name, bound in self._saved_of}
+        return {name: bound.saved for name, bound in self._saved_of.items()}
 
     @property
     def dropped(self) -> dict[str, list[tuple[int, int]]]:
         """(first, last) numbers of consecutive frames that each transform has given up, or no join could pair."""
-        dropping: dict[str, BoundTransform | BoundJoin] = {**self._transforms, **self._joins}
-        return {name: bound.dropped for name, bound in dropping.items()}
+        return {name: bound.dropped for name, bound in self._dropping.items()}
 
     @property
-    def transforms(self) -> bool:
-        """Whether any node keeps a state or runs code of the user's: torn data must not reach it."""
-        return bool(self._transforms)
+    def vetoed(self) -> dict[str, int]:
+        """Frames that did not pass each selection."""
+        return {name: bound.vetoed for name, bound in self._paired.items() if isinstance(bound, BoundSelect)}
+
+    @property
+    def needs_stable(self) -> bool:
+        """Whether any node waits, keeps a state or runs code of the user's: torn data must not reach it."""
+        return bool(self._transforms or self._waiting)
 
     def failures(self) -> list[NodeFailed]:
         """What has failed since the last call."""
-        failed, self._failures = self._failures, []
+        failed = self._failures.copy()
+        self._failures.clear()
         return failed
 
-    def stage(self, block: Block, received_ns: int) -> list[_Staged]:
-        """Everything that can still be thrown away; where there are transforms, ``block`` must be stable."""
-        return self._stage_from(self._name, block, received_ns)
+    def stage(self, flow: str, block: Block, received_ns: int, hold: Hold | None = None) -> list[Staged]:
+        """Everything that can still be thrown away; where `needs_stable`, ``block`` must be stable, and ``hold`` is of
+        the memory where it lies, if that is given back."""
+        course = _Course(int(block.numbers[-1]), received_ns, hold, {flow: block})
+        if hold is not None and block.stable:
+            course.held.add(flow)
+        return self._run(flow, course)
 
-    def _stage_from(self, source: str, block: Block, received_ns: int) -> list[_Staged]:
-        """All steps behind a source, with what leaves it; joins keep what comes at the end."""
-        values: dict[str, Block] = {source: block}
-        staged: list[_Staged] = []
-        for step in self._steps:
-            bound, given = step.bound, values.get(step.sources[0])
-            if isinstance(bound, BoundJoin):
-                paired = self._pair(step, bound, values, late=source != self._name)
-                if paired is not None:
-                    values[step.name] = paired
-                continue
-            if given is None:  # what it reads from has just failed, or gives nothing this time
-                continue
-            if bound is None:
-                values[step.name] = given
-                continue
-            out, kept = self._stage_kernel(step.name, bound, given, received_ns)
-            staged += kept
-            if out is not None:
-                values[step.name] = out
-        return staged
+    def absent(self, flow: str, last: int) -> None:
+        """A group of which ``last`` is the last frame will not come."""
+        self._feed(self._passes[flow], _Course(last, 0, None))
 
-    def _pair(self, step: _Step, bound: BoundJoin, values: dict[str, Block], *, late: bool) -> Block | None:
-        given = {source: values[source] for source in step.sources if source in values}
-        if not given:
-            return None
-        try:
-            if late:
-                bound.keep(given)
-                return None
-            return bound.stage(given)
-        except Exception as error:  # noqa: BLE001
-            self._drop(step.name, int(next(iter(given.values())).numbers[0]), error)
-            return None
-
-    def _stage_kernel(
-        self, name: str, bound: Single, block: Block, received_ns: int
-    ) -> tuple[Block | None, list[_Staged]]:
-        while True:
-            try:
-                out, kept = bound.stage(block, received_ns)
-            except PartFailed as failed:  # once more without it
-                self._drop(failed.name, int(block.numbers[0]), failed.error)
-                continue
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, int(block.numbers[0]), error)
-                return (block if isinstance(bound, BoundSink) else None), []
-            if isinstance(bound, BoundChain):
-                ends = dict(self._ends)
-                return out, [(end, ends[end], partial) for end, partial in cast(dict[str, Partial], kept).items()]
-            return out, [(name, bound, kept)] if isinstance(bound, End) else []
-
-    def commit(self, staged: list[_Staged], first_frame: int) -> None:
+    def commit(self, staged: list[Staged], first_frame: int) -> None:
         """Make what was staged last."""
         for name, bound, kept in staged:
             try:
@@ -176,63 +107,217 @@ class FlowGraph:
             except Exception as error:  # noqa: BLE001
                 self._drop(name, first_frame, error)
 
+    def poll(self) -> bool:
+        """Let nodes that wait go on; whether any did."""
+        worked = False
+        for name in self._waiting:
+            result = self._result(name)
+            if result is not None:
+                worked = True
+                self._follow(name, result)
+        return worked
+
+    def drain(self) -> bool:
+        """All flows have ended: let transforms give what they hold, and nodes that wait come to their end. Whether
+        nothing is under way any more."""
+        if not self._told_end:
+            self._told_end = True
+            for name, each in self._passes.items():
+                if name not in self._waiting:
+                    self._end(name, each)
+        self.poll()
+        return all(waiting.idle for waiting in self._waiting.values())
+
     def flush(self) -> None:
         """Make what was committed readable."""
-        for name, bound in self._ends:
+        for name, bound in list(self._ends.items()):
             try:
                 bound.flush()
             except Exception as error:  # noqa: BLE001
                 self._drop(name, None, error)
 
     def close(self) -> None:
-        """Let transforms give what they still hold, joins pair it, then end all files, the rest too where one fails."""
-        transforms = [(step.name, step.bound) for step in self._steps if isinstance(step.bound, BoundTransform)]
-        holding = [
-            (step.name, step.bound) for step in self._steps if isinstance(step.bound, BoundTransform | BoundJoin)
-        ]
-        for name, bound in holding:
-            try:
-                left = bound.finish()
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, None, error)
-            else:
-                if left is not None:
-                    self.commit(self._stage_from(name, left, time.time_ns()), int(left.numbers[0]))
-        ends: list[tuple[str, End | BoundTransform]] = [*transforms, *self._ends]
-        self._ends, self._steps = [], []
-        for name, end in ends:
+        """End all files, the rest too where one fails."""
+        ends: dict[str, End | BoundTransform] = {**self._transforms, **self._ends}
+        self._ends, self._transforms = {}, {}
+        for each in self._passes.values():
+            each.steps.clear()
+        for name, end in ends.items():
             try:
                 end.close()
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
+    def _result(self, name: str) -> Result | None:
+        try:
+            return self._waiting[name].poll()
+        except Exception as error:  # noqa: BLE001
+            self._drop(name, None, error)
+            return None
+
+    def _follow(self, name: str, result: Result) -> None:
+        """What a node that has waited gives goes on."""
+        course = _Course(result.last, time.time_ns(), result.hold)
+        if result.block is not None:
+            course.blocks[name] = result.block
+            if result.hold is not None and result.block.stable:
+                course.held.add(name)
+        if result.rows is not None:
+            course.rows[name] = result.rows
+            if result.own and name in self._ends:
+                course.staged.append((name, self._ends[name], result.rows))
+        self.commit(self._run(name, course), result.last)
+        if result.hold is not None:
+            result.hold.done()
+
+    def _end(self, name: str, each: Pass) -> None:
+        course = _Course(END, time.time_ns(), None)
+        self.commit(self._run(name, course), END)
+
+    def _run(self, origin: str, course: _Course) -> list[Staged]:
+        """One pass, for what has come of an origin."""
+        each = self._passes[origin]
+        for step in each.steps.copy():
+            given = {source: course.blocks[source] for source in step.sources if source in course.blocks}
+            bound = step.bound
+            if course.last == END and isinstance(bound, BoundTransform):
+                self._finish(step, bound, given, course)
+            elif isinstance(bound, Paired):
+                self._pair(step, bound, given, course)
+            elif given and bound is not None:
+                self._kernel(step, bound, given[step.sources[0]], course)
+            elif given:
+                course.blocks[step.name] = given[step.sources[0]]
+                course.held |= {step.name} if step.sources[0] in course.held else set()
+        self._feed(each, course)
+        return course.staged
+
+    def _kernel(self, step: BoundStep, bound: Single, block: Block, course: _Course) -> None:
+        try:
+            out, kept = self._staged(bound, block, course.received_ns)
+        except Exception as error:  # noqa: BLE001
+            self._drop(step.name, int(block.numbers[0]), error)
+            out, kept = (block if isinstance(bound, BoundSink) else None), {}
+        if out is not None:
+            course.blocks[step.name] = out
+            if out is block and step.sources[0] in course.held:
+                course.held.add(step.name)
+        if isinstance(bound, BoundChain):
+            for end, partial in kept.items():
+                self._keep(end, self._ends[end], partial, course)
+        elif isinstance(bound, End) and step.name in self._ends:
+            self._keep(step.name, bound, kept, course)
+
+    def _staged(self, bound: Single, block: Block, received_ns: int) -> tuple[Block | None, Any]:
+        """What a kernel gives and prepares; a part of it that fails is left out."""
+        while True:
+            try:
+                return bound.stage(block, received_ns)
+            except PartFailed as failed:  # once more without it
+                self._drop(failed.name, int(block.numbers[0]), failed.error)
+
+    def _keep(self, name: str, bound: End, kept: Any, course: _Course) -> None:
+        """What a sink or reduction has prepared: of parts of frames, for the other receivers."""
+        if isinstance(bound, BoundReduce) and name in self._read:
+            course.rows[name] = kept
+        if name not in self._together:
+            course.staged.append((name, bound, kept))
+
+    def _pair(self, step: BoundStep, bound: Paired, given: dict[str, Block], course: _Course) -> None:
+        if not given:
+            return
+        try:
+            out = bound.stage(given, course.rows)
+        except Exception as error:  # noqa: BLE001
+            self._drop(step.name, int(next(iter(given.values())).numbers[0]), error)
+            return
+        if out is not None:
+            course.blocks[step.name] = out
+            if isinstance(bound, BoundSelect) and step.sources[0] in course.held:
+                course.held.add(step.name)
+
+    def _finish(self, step: BoundStep, bound: BoundTransform, given: dict[str, Block], course: _Course) -> None:
+        """The last of a transform: what it makes of what came at the end, and what it still holds."""
+        pieces = []
+        try:
+            for block in given.values():
+                out, _ = bound.stage(block, course.received_ns)
+                if out is not None:
+                    pieces.append(copy_of(out))
+            left = bound.finish()
+        except Exception as error:  # noqa: BLE001
+            self._drop(step.name, None, error)
+            return
+        pieces += [left] if left is not None else []
+        if pieces:
+            course.blocks[step.name] = whole(pieces)
+
+    def _feed(self, each: Pass, course: _Course) -> None:
+        """Tell nodes that wait how far their source has come, and what it gave."""
+        for name, source in each.feeds:
+            waiting = self._waiting.get(name)
+            if waiting is None:
+                continue
+            block = course.blocks.get(source)
+            hold = None
+            if block is not None and source in course.held and course.hold is not None:
+                hold = course.hold.take()
+            elif block is not None:
+                block = copy_of(block)
+            waiting.arrive(source, Arrival(course.last, block, course.rows.get(source), hold))
+
     def _drop(self, name: str, frame: int | None, error: Exception) -> None:
         """Leave out a step that failed and what needs it; their files are ended with what they have."""
         failed = NodeFailed(self._label(name), frame, error)
         self._failures.append(failed)
-        gone, kept = {name}, []
-        for step in self._steps:
-            if isinstance(step.bound, BoundChain):
-                step.bound.reducers.pop(name, None)
-            if step.name == name and isinstance(step.bound, BoundSink):
-                gone.discard(name)
-                kept.append(_Step(name, step.sources, None))
-            elif step.name in gone or not gone.isdisjoint(step.sources):
-                gone.add(step.name)
-            else:
-                kept.append(step)
-        self._steps = kept
-        alive = {step.name for step in kept if step.bound is not None}
-        alive.update(*(step.bound.reducers for step in kept if isinstance(step.bound, BoundChain)))
-        ended = [end for end in self._ends if end[0] not in alive]
-        self._ends = [end for end in self._ends if end[0] in alive]
-        for _, bound in ended:
+        gone = {name}
+        for each in self._passes.values():
+            each.steps[:] = [kept for step in each.steps for kept in self._without(step, name, gone)]
+        for waiting, paired in self._waiting.items():
+            if isinstance(paired, Pairing) and (waiting in gone or not gone.isdisjoint(paired.sources)):
+                paired.give_up()
+        alive = {step.name for each in self._passes.values() for step in each.steps if step.bound is not None}
+        alive |= self._together - gone
+        for each in self._passes.values():
+            alive.update(*(step.bound.reducers for step in each.steps if isinstance(step.bound, BoundChain)))
+        ended = {end: bound for end, bound in self._ends.items() if end not in alive}
+        self._ends = {end: bound for end, bound in self._ends.items() if end in alive}
+        for bound in ended.values():
             try:
                 bound.close()
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
 
+    @staticmethod
+    def _without(step: BoundStep, name: str, gone: set[str]) -> list[BoundStep]:
+        """What is left of a step once ``name`` is gone; adds it to those that are."""
+        if isinstance(step.bound, BoundChain):
+            step.bound.reducers.pop(name, None)
+        if step.name == name and isinstance(step.bound, BoundSink):
+            gone.discard(name)
+            return [BoundStep(name, step.sources, None)]
+        if step.name in gone or not gone.isdisjoint((*step.sources, *step.tables)):
+            gone.add(step.name)
+            return []
+        return [step]
+
     def _label(self, name: str) -> str:
         """What failed, for people: of a fused kernel all its maps."""
-        maps = (step.bound.maps for step in self._steps if step.name == name and isinstance(step.bound, BoundChain))
+        steps = (step for each in self._passes.values() for step in each.steps)
+        maps = (step.bound.maps for step in steps if step.name == name and isinstance(step.bound, BoundChain))
         return ", ".join(next(maps, (name,)))
+
+
+def copy_of(block: Block) -> Block:
+    """The block with arrays of its own."""
+    if isinstance(block, SparseBlock):  # has them
+        return block
+    return Block(block.frames.copy(), block.numbers.copy(), block.times.copy())
+
+
+def whole(blocks: list[Block]) -> Block:
+    """Blocks that follow each other as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    frames, numbers, times = zip(*((b.frames, b.numbers, b.times) for b in blocks), strict=True)
+    return Block(np.concatenate(frames), np.concatenate(numbers), np.concatenate(times))

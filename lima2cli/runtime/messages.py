@@ -63,12 +63,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class ReceiverReport:
-    """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms."""
+    """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms,
+    how many frames each selection did not let pass."""
 
     receiver: int
     flows: dict[str, FlowCount]
     saved: dict[str, int]
     dropped: dict[str, list[tuple[int, int]]]
+    vetoed: dict[str, int]
     usage: Usage
 
 

@@ -41,7 +41,7 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
         RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
         for region, owner in zip(wiring.regions, wiring.owners, strict=True)
     )
-    return MemorySpec(regions, wiring.control_words)
+    return MemorySpec(regions, wiring.control_words, wiring.circles)
 
 
 def make_rank(

@@ -5,6 +5,8 @@ every contributing module is 2v + 2; a word above that means that the visit is l
 receiver is *told*; consecutive groups that it was told of make one batch.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +76,25 @@ class Batch:
     visit: int
     visits: int
     block: Block
+    released: bool = False
     failed: NDArray[np.int64] | None = None
 
 
-class FlowReader:
-    """Gives batches in the order of groups until all are processed, lost or missing."""
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Consecutive visits that will not come: lost, or missing. ``lasts`` are the last frames of their groups."""
 
-    def __init__(self, flow: ReceiverFlow, port: Port) -> None:
+    lasts: Iterator[int]
+
+
+class FlowReader:
+    """Gives batches in the order of groups until all are processed, lost or missing.
+
+    Batches may be released later and in another order than they came; their memory is given back in order.
+    ``single``: a batch is one group.
+    """
+
+    def __init__(self, flow: ReceiverFlow, port: Port, *, single: bool = False) -> None:
         self.flow, self._port = flow, port
         self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
         self._buffers = [_Buffer(own, flow, port) for own in flow.buffers]
@@ -89,12 +103,14 @@ class FlowReader:
             buffer.frames.flags.writeable = False
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
+        self._held: deque[Batch] = deque()
         self.count = FlowCount()
         block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
         deep = max(1, self._rule.depth // 4)
-        batched = self._gdt.waits and len(self._buffers) == 1
+        batched = self._gdt.waits and len(self._buffers) == 1 and not single
         self._most = max(1, min(BATCH_BYTES // block_bytes, deep, 1024)) if batched else 1
         self._credit_every = max(1, self._rule.depth // 8)
+        self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
     def limit(self, frames: int) -> None:
         """The acquisition ends before frame ``frames``."""
@@ -108,8 +124,8 @@ class FlowReader:
             self.count.end_events += 1
 
     @property
-    def finished(self) -> bool:
-        """Whether every visit has ended, one way or another."""
+    def read(self) -> bool:
+        """Whether every visit has come or is known not to come; some may still be held."""
         return self._ended and self._next() is None
 
     def _next(self) -> tuple[_Buffer, int] | None:
@@ -122,25 +138,36 @@ class FlowReader:
             return None  # later ones of this receiver come after it in the order of groups
         return buffer, visit
 
-    def poll(self) -> Batch | None:
-        """The next batch, if the receiver has been told of one. Counts what is lost on the way."""
-        while (found := self._next()) is not None:
-            buffer, visit = found
-            if visit >= buffer.told and not self._look(buffer, visit):
-                return None
-            if self._gdt.waits and not self._ended:
-                visits = self._usable(buffer, visit, min(buffer.told - visit, self._most))
-                state = 0 if visits else -1
-            else:
-                visits, state = 1, self._state(buffer, visit)
-                if state == 0 and not self._usable(buffer, visit, 1):
-                    state = -1
-            if state == 0:
-                return self._batch(buffer, visit, visits)
-            absent = self._overtaken(buffer, visit) if state > 0 else 1
-            self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit, absent)
-            self._pass(buffer, visit, absent)
-        return None
+    def poll(self) -> Batch | Absent | None:
+        """What comes next, if the receiver has been told of it. Counts what is lost."""
+        found = self._next()
+        if found is None:
+            return None
+        buffer, visit = found
+        if visit >= buffer.told and not self._look(buffer, visit):
+            return None
+        if self._gdt.waits and not self._ended:
+            visits = self._usable(buffer, visit, min(buffer.told - visit, self._most))
+            state = 0 if visits else -1
+        else:
+            visits, state = 1, self._state(buffer, visit)
+            if state == 0 and not self._usable(buffer, visit, 1):
+                state = -1
+        if state == 0:
+            return self._batch(buffer, visit, visits)
+        absent = self._overtaken(buffer, visit) if state > 0 else 1
+        self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit, absent)
+        self._turn += absent if len(self._buffers) == 1 else 1
+        if self._held:
+            self._held.append(Batch(buffer, visit, absent, self._nothing, True))
+        else:
+            self._give_back(buffer, visit + absent)
+        return Absent(self._last(buffer, one) for one in range(visit, visit + absent))
+
+    def _last(self, buffer: _Buffer, visit: int) -> int:
+        """Number of the last frame of a group."""
+        rule, group = self._rule, buffer.index + visit * self._rule.buffers
+        return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
 
     def _overtaken(self, buffer: _Buffer, visit: int) -> int:
         """How many visits to give up where the writer has overtaken the receiver.
@@ -233,6 +260,8 @@ class FlowReader:
         block = Block(buffer.frames[first : first + blocks], numbers, times if stable else times.copy(), stable)
         batch = Batch(buffer, visit, visits, block)
         self._leave_out_failed(batch, rule.position(visit), blocks)
+        self._turn += visits if len(self._buffers) == 1 else 1
+        self._held.append(batch)
         return batch
 
     def _leave_out_failed(self, batch: Batch, position: int, blocks: int) -> None:
@@ -252,18 +281,20 @@ class FlowReader:
         return self._state(batch.buffer, batch.visit) == 0
 
     def release(self, batch: Batch, intact: bool) -> None:
-        """Count a batch and give its memory back."""
+        """Count a batch and give its memory back, once all before it were released."""
         if intact:
             self.count.received += len(batch.block.numbers)
             if batch.failed is not None:
                 add_rows(self.count.incomplete, batch.failed)
         else:
             self._count_absent(self.count.lost, batch.buffer, batch.visit, 1)
-        self._pass(batch.buffer, batch.visit, batch.visits)
+        batch.released = True
+        while self._held and self._held[0].released:
+            first = self._held.popleft()
+            self._give_back(first.buffer, first.visit + first.visits)
 
-    def _pass(self, buffer: _Buffer, visit: int, visits: int) -> None:
-        self._turn += visits if len(self._buffers) == 1 else 1
-        buffer.released = visit + visits
+    def _give_back(self, buffer: _Buffer, visits: int) -> None:
+        buffer.released = visits
         if buffer.released - buffer.credited >= self._credit_every:
             self._send_credits(buffer)
 

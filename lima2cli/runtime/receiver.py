@@ -5,11 +5,12 @@ import time
 from lima2cli.artefacts.appending import load_libraries
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.graph import FlowGraph
+from lima2cli.runtime.arrivals import Hold
+from lima2cli.runtime.graph import Graph, copy_of
 from lima2cli.runtime.messages import Failure, ReceiverReport
-from lima2cli.runtime.reader import Batch, FlowReader
+from lima2cli.runtime.reader import Absent, Batch, FlowReader
 from lima2cli.runtime.usage import usage
-from lima2cli.spec import Block, Files
+from lima2cli.spec import Files
 from lima2cli.transport.base import Port
 
 STATS_PERIOD_NS = 500_000_000
@@ -21,8 +22,8 @@ class ReceiverRank:
     def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str) -> None:
         self.done = False
         self._program, self._port, self._files, self._directory = program, port, files, directory
-        self._readers = [FlowReader(flow, port) for flow in program.flows]
-        self._graphs: list[FlowGraph] = []
+        self._readers = [FlowReader(flow, port, single=flow.gdt.place is not None) for flow in program.flows]
+        self._graph: Graph | None = None
         self._overran: set[str] = set()
         self._ended = self._reported = False
         self._stats_ns = 0
@@ -38,22 +39,31 @@ class ReceiverRank:
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
-        worked = False
-        for index in range(len(self._graphs)):
-            batch = self._readers[index].poll()
-            if batch is not None:
-                self._process(index, batch)
-                worked = True
-            else:
-                self._readers[index].rest()
-            if self._readers[index].count.lost:
-                self._report_overrun(self._readers[index])
+        worked = self._graph is not None and self._turn(self._graph)
         now = time.perf_counter_ns()
-        if now - self._stats_ns > STATS_PERIOD_NS and self._graphs and not self._reported:
+        if now - self._stats_ns > STATS_PERIOD_NS and self._graph is not None and not self._reported:
             self._stats_ns = now
-            self._tell()
-        if self._ended and not worked and not self._reported and all(r.finished for r in self._readers):
-            self._finish()
+            self._tell(self._graph)
+        return worked
+
+    def _turn(self, graph: Graph) -> bool:
+        """Every flow, and what waits in the graph, once."""
+        worked = False
+        for reader in self._readers:
+            came = reader.poll()
+            if isinstance(came, Batch):
+                self._process(graph, reader, came)
+            elif came is not None:
+                self._skip(graph, reader, came)
+            else:
+                reader.rest()
+            worked |= came is not None
+            if reader.count.lost:
+                self._report_overrun(reader)
+        worked |= graph.poll()
+        self._report_failures(graph)
+        if self._ended and not worked and not self._reported and all(r.read for r in self._readers) and graph.drain():
+            self._finish(graph)
         return worked
 
     def _obey(self, kind: str, what: object) -> None:
@@ -75,32 +85,41 @@ class ReceiverRank:
             self.done = True
 
     def _open(self, start_ns: int) -> None:
-        for flow in self._program.flows:
-            graph = FlowGraph(flow, self._program, self._files, self._directory, start_ns)
-            self._graphs.append(graph)
-            self._report_failures(graph)
+        self._graph = Graph(self._program, self._port, self._files, self._directory, start_ns)
+        self._report_failures(self._graph)
 
-    def _process(self, index: int, batch: Batch) -> None:
+    def _process(self, graph: Graph, reader: FlowReader, batch: Batch) -> None:
         """Nodes first, then the second check, then what lasts; the memory is given back whatever happens.
 
         Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
         and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
-        So it is where nodes keep a state or are the user's: they never see data that may be torn.
+        So it is where nodes wait, keep a state or are the user's: they never see data that may be torn.
         """
-        reader, graph, block = self._readers[index], self._graphs[index], batch.block
-        if not block.stable and (reader.flow.gdt.overrun == "continue" or graph.transforms):
-            block = Block(block.frames.copy(), block.numbers, block.times)
+        flow, block, now = reader.flow.gdt.flow, batch.block, time.time_ns()
+        if block.stable:
+            hold = Hold(lambda: reader.release(batch, True))
+            graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
+            hold.done()
+        elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
+            block = copy_of(block)
             intact = reader.intact(batch)
             reader.release(batch, intact)
             if intact:
-                graph.commit(graph.stage(block, time.time_ns()), int(block.numbers[0]))
+                graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
+            else:
+                graph.absent(flow, int(block.numbers[-1]))
         else:
-            staged = graph.stage(block, time.time_ns())
+            staged = graph.stage(flow, block, now)
             intact = reader.intact(batch)
             if intact:
                 graph.commit(staged, int(block.numbers[0]))
             reader.release(batch, intact)
-        self._report_failures(graph)
+
+    def _skip(self, graph: Graph, reader: FlowReader, absent: Absent) -> None:
+        """What waits must know that these will not come."""
+        if graph.needs_stable:
+            for last in absent.lasts:
+                graph.absent(reader.flow.gdt.flow, last)
 
     def _report_overrun(self, reader: FlowReader) -> None:
         gdt = reader.flow.gdt
@@ -109,36 +128,32 @@ class ReceiverRank:
             buffer, visit, _ = reader.count.lost[0]
             self._port.send(0, (messages.OVERRUN, (gdt.name, int(gdt.rule.numbers(buffer, visit, 1)[0]))))
 
-    def _report_failures(self, graph: FlowGraph) -> None:
+    def _report_failures(self, graph: Graph) -> None:
         for failed in graph.failures():
             detail = "; ".join(getattr(failed, "__notes__", []))
             failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail)
             self._port.send(0, (messages.FAILED, failure))
 
-    def _saved(self) -> dict[str, int]:
-        return {name: count for graph in self._graphs for name, count in graph.saved.items()}
-
-    def _tell(self) -> None:
+    def _tell(self, graph: Graph) -> None:
         """Flush what was committed and tell the control rank how far this receiver is."""
+        graph.flush()
+        self._report_failures(graph)
         flows = {}
-        for graph, reader in zip(self._graphs, self._readers, strict=True):
-            graph.flush()
-            self._report_failures(graph)
+        for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
             flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
-        stats = {"receiver": self._program.receiver, "flows": flows, "saved": self._saved()}
+        stats = {"receiver": self._program.receiver, "flows": flows, "saved": graph.saved}
         self._port.send(0, (messages.STATS, stats))
 
     def close(self) -> None:
         """End all files."""
-        for graph in self._graphs:
-            graph.close()
-            self._report_failures(graph)
+        if self._graph is not None:
+            self._graph.close()
+            self._report_failures(self._graph)
 
-    def _finish(self) -> None:
+    def _finish(self, graph: Graph) -> None:
         self.close()
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        dropped = {name: ranges for graph in self._graphs for name, ranges in graph.dropped.items()}
-        report = ReceiverReport(self._program.receiver, flows, self._saved(), dropped, usage())
+        report = ReceiverReport(self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, usage())
         self._port.send(0, (messages.FINISHED, report))
         self._reported = True

@@ -5,13 +5,16 @@ to both by one-sided operations; only the owner reads. Order is guaranteed by `f
 it is at its target before anything after it. Messages between ranks are for control only, never for frames.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.geometry import Rect
 from lima2cli.spec import Array
+from lima2cli.transport.shared_file import SharedFile, Stripes
 
 Message = tuple[str, Any]
 """A kind and plain data."""
@@ -28,10 +31,62 @@ class RegionSpec:
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """All memory of a run: the regions, and the number of control words of each rank."""
+    """All memory of a run: the regions, and the number of control words of each rank; and ``circles``, the ranks that
+    take part in each collective."""
 
     regions: tuple[RegionSpec, ...]
     control_words: tuple[int, ...]
+    circles: tuple[tuple[int, ...], ...] = ()
+
+
+class Pending(Protocol):
+    """A collective operation under way."""
+
+    def done(self) -> bool:
+        """Whether this rank's part is complete; does not wait. To ask is what moves it."""
+        ...
+
+
+class Told(Pending, Protocol):
+    """``words`` (size,) uint64, once done: what each member told."""
+
+    words: NDArray[np.uint64]
+
+
+class Shared(Pending, Protocol):
+    """``parts``, once done: the bytes that each member shared."""
+
+    parts: list[NDArray[np.uint8]]
+
+
+class Circle(Protocol):
+    """The ranks that take part in one collective, which nobody else uses.
+
+    Its members begin the same operations of a kind in the same order: the n-th `tell` of one belongs to the n-th of all
+    others, and so it is with `share` and `collect` together. Nothing waits. What is handed over must stay as it is
+    until the operation is done.
+    """
+
+    rank: int
+    size: int
+
+    def tell(self, word: int) -> Told:
+        """Tell all members a word, and hear those of all."""
+        ...
+
+    def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> Shared:
+        """Give all members bytes, and get those of all, whose ``sizes`` all know."""
+        ...
+
+    def open_file(self, path: str, stripes: Stripes) -> SharedFile:
+        """Open a file that is there, to write to it together; the members do so in the same order, and wait for each
+        other. OSError where it can't be opened."""
+        ...
+
+    def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> Pending:
+        """Write the parts (n, h, w) of all members to their places in ``whole`` (n, height, width) of the root; other
+        members' ``whole`` is not looked at. Rows of a part are contiguous."""
+        ...
 
 
 class Lane(Protocol):
@@ -82,6 +137,10 @@ class Port(Protocol):
         """Make what others wrote to own memory visible to loads that follow."""
         ...
 
+    def circle(self, index: int) -> Circle:
+        """A circle that this rank is a member of."""
+        ...
+
     def send(self, rank: int, message: Message) -> None:
         """Send a control message; does not wait."""
         ...
@@ -95,4 +154,4 @@ class Port(Protocol):
         ...
 
 
-__all__ = ["Lane", "MemorySpec", "Message", "Port", "RegionSpec"]
+__all__ = ["Circle", "Lane", "MemorySpec", "Message", "Pending", "Port", "RegionSpec"]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lima2cli.spec import Array
 from lima2cli.transport.base import MemorySpec, Message
+from lima2cli.transport.inline_circle import CircleTable, InlineCircle
 from lima2cli.transport.mapped import map_file
 
 
@@ -20,6 +21,7 @@ class InlineMemory:
             for region in spec.regions
         ]
         self.control = [np.zeros(count, np.uint64) for count in spec.control_words]
+        self.circles = [CircleTable(members) for members in spec.circles]
         self.mail: list[deque[tuple[int, Message]]] = [deque() for _ in spec.control_words]
 
 
@@ -76,6 +78,10 @@ class InlinePort:
 
     def sync(self) -> None:
         """Nothing to do: one process."""
+
+    def circle(self, index: int) -> InlineCircle:
+        """See `Port.circle`."""
+        return InlineCircle(self._memory.circles[index], self.rank)
 
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`."""

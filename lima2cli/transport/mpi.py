@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lima2cli.spec import Array
 from lima2cli.transport.base import MemorySpec, Message
 from lima2cli.transport.mapped import map_file
+from lima2cli.transport.mpi_circle import MpiCircle
 
 TAG = 1
 PROGRESS_PERIOD_S = 5e-4
@@ -116,6 +117,11 @@ class MpiPort:
         _unlink_shared_memory()
         for window in (*self._windows, self._control):
             window.Lock_all(MPI.MODE_NOCHECK)
+        self._circles = {
+            index: MpiCircle(communicator, members, index)
+            for index, members in enumerate(spec.circles)
+            if self.rank in members
+        }
         self._stop = threading.Event()
         self._progress = self._start_progress(spec)
 
@@ -197,6 +203,10 @@ class MpiPort:
             if owner == self.rank:
                 window.Sync()
 
+    def circle(self, index: int) -> MpiCircle:
+        """See `Port.circle`."""
+        return self._circles[index]
+
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`. Messages are our own records, pickled by mpi4py; nothing that users send."""
         self._sending = [request for request in self._sending if not request.Test()]
@@ -222,6 +232,8 @@ class MpiPort:
         for mapped in self._maps:
             if mapped is not None:
                 mapped.flush()
+        for circle in self._circles.values():
+            circle.close()
         del self._own
         for window in (*self._windows, self._control):
             window.Unlock_all()

@@ -1,0 +1,46 @@
+"""Node `reconstruction`: parts of frames to full frames, where receivers hold some modules each (`dispatch: modules`).
+
+gather   each receiver in turn collects the full frame: group g is then on place g % L of the flow's L places. A
+         collective of these receivers; a frame of which one of them lost its part is lost. Pixels that no part covers
+         hold ``fill`` and are masked; gaps inside a part hold what the detector says.
+virtual  nothing moves: parts are saved as they are, by an `io_hdf5` that comes next, and the master shows full frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from lima2cli.declare import Choice, Number, param
+from lima2cli.errors import Misfit
+from lima2cli.nodes.base import Gather
+from lima2cli.spec import FrameSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Gather):
+    """Parts of frames to full frames."""
+
+    kind: ClassVar[str] = "reconstruction"
+
+    strategy: str = param(
+        "Collect full frames, at each receiver in turn; or show them so in the master only.",
+        Choice(("gather", "virtual")),
+        "gather",
+    )
+    fill: float = param("Of pixels that no receiver holds.", Number(), 0)
+
+    def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
+        """See `Gather`."""
+        whole = specs[0].whole
+        if whole is None:
+            help = "only flows with `dispatch: modules` have parts"
+            raise Misfit("edge-mismatch", "the frames are full already: there is nothing to reconstruct", (), help)
+        dtype = np.dtype(specs[0].dtype)
+        if dtype.kind != "f" and np.array(self.fill).astype(dtype) != self.fill:
+            raise Misfit("mask-fill", f"{self.fill:g} is no {dtype}", ("fill",))
+        mask = np.ones(whole.shape, bool)
+        for spec in specs:
+            mask[spec.place] = False if spec.mask is None else spec.mask
+        return replace(specs[0], view=whole, whole=None, mask=mask if mask.any() else None)

@@ -1,0 +1,185 @@
+"""Which frames travel along each edge, and where they are: of flows, of joins, and behind every node."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from math import gcd, lcm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.errors import Misfit
+from lima2cli.geometry import Rule
+from lima2cli.nodes.base import Gather, Join, Select, Transform
+from lima2cli.plan.records import Gdt, Numbering, Step
+
+LONGEST_PATTERN = 1 << 20
+"""Frames that are compared to see whether two flows put them at the same receivers."""
+
+
+def of_flow(gdts: Sequence[Gdt]) -> Numbering:
+    """Of a data flow: one GDT, or those of its places, each of which has a part of all frames."""
+    first = gdts[0]
+    receivers = tuple(buffer.receiver for gdt in gdts for buffer in gdt.buffers)
+    return Numbering(first.rule, receivers, first.selected, (first.flow,), parts=first.place is not None)
+
+
+def after(step: Step) -> Numbering:
+    """Of what leaves a node; raises `Misfit` where frames that belong together are apart."""
+    came, node = step.numbering, step.node
+    if isinstance(node, Gather):
+        return replace(came, rule=replace(came.rule, buffers=len(came.receivers)), parts=False) if step.circle else came
+    if isinstance(node, Select):
+        return replace(came, filters=(*came.filters, step.name))
+    if isinstance(node, Join):
+        return replace(came, unmatched=(*came.unmatched, step.name)) if len(step.sources) > 1 else came
+    if not isinstance(node, Transform):
+        return came
+    rule, receivers, window = node.numbering(came.rule, came.receivers)
+    if window != 1 and came.filters:
+        message = f"which frames `{came.filters[-1]}` lets pass is not known before: they don't make windows"
+        raise Misfit("edge-mismatch", message, (), "accumulate before the filter")
+    selected = 1 if not window else None if came.selected is None else -(-came.selected // window)
+    return replace(
+        came,
+        rule=rule,
+        receivers=tuple(receivers),
+        selected=selected,
+        window=came.window * window,
+        upstream=(*came.upstream, step.name),
+    )
+
+
+def paired(numberings: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
+    """Of the frames that are in all inputs, by name; raises `Misfit` where they cannot be paired, or are not at the
+    same receivers. ``names`` are the receivers'."""
+    (first, one), *others = numberings.items()
+    same = one
+    for name, other in others:
+        if _numbers(other) != _numbers(same):
+            same = _common(first, same, name, other, names)
+    inputs = list(numberings.values())
+    common = tuple(name for name in one.upstream if all(name in it.upstream for it in inputs))
+    apart = [name for it in inputs for name in (*it.upstream, *it.unmatched) if name not in common]
+    return replace(
+        same,
+        flows=_each([flow for it in inputs for flow in it.flows]),
+        upstream=common,
+        unmatched=_each(apart),
+        filters=_each([name for it in inputs for name in it.filters]),
+    )
+
+
+def _each(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _numbers(it: Numbering) -> tuple[object, ...]:
+    return it.rule, it.receivers, it.selected, it.window, it.parts, it.everywhere
+
+
+def _common(first: str, one: Numbering, name: str, other: Numbering, names: Sequence[str]) -> Numbering:
+    """Of the frames that are in both; raises `Misfit`."""
+    key = ("inputs", name)
+    if one.window != 1 or other.window != 1:
+        message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
+        raise Misfit("edge-mismatch", message, key, "accumulate behind the join, or both alike")
+    if other.everywhere and set(one.receivers) <= set(other.receivers):
+        rule, selected = _both(first, one, name, other)
+        if (rule.start, rule.step, selected) == (one.rule.start, one.rule.step, one.selected):
+            return one
+        raise Misfit("edge-mismatch", f"`{name}` has no rows of some of the frames", key, "the same slices for both")
+    if one.parts != other.parts or (one.parts and one.receivers != other.receivers):
+        message = f"`{first}` and `{name}` do not have the same parts of frames at the same receivers"
+        raise Misfit("edge-mismatch", message, key, "reconstruct the frames before they are joined")
+    rule, selected = _both(first, one, name, other)
+    if one.parts:
+        return replace(one, rule=rule, selected=selected)
+    frames = _one_round(rule, selected, one, other)
+    here, there = (_places(it, frames) for it in (one, other))
+    if (here != there).any():
+        raise _apart(first, one, name, other, frames, names)
+    blocks, pattern = _pattern(here)
+    return replace(one, rule=replace(rule, blocks=blocks, buffers=len(pattern)), receivers=pattern, selected=selected)
+
+
+def _one_round(rule: Rule, selected: int | None, *inputs: Numbering) -> NDArray[np.int64]:
+    """Common frames until the places come round again."""
+    period = reduce(lcm, (it.rule.step * it.rule.blocks * it.rule.buffers for it in inputs)) // rule.step
+    count = min(n for n in (selected, period, LONGEST_PATTERN) if n is not None)
+    return rule.start + rule.step * np.arange(count, dtype=np.int64)
+
+
+def _both(first: str, one: Numbering, name: str, other: Numbering) -> tuple[Rule, int | None]:
+    """The frames of two progressions: a progression (the Chinese remainder theorem)."""
+    a, b = one.rule, other.rule
+    apart, common = b.start - a.start, gcd(a.step, b.step)
+    step, latest = lcm(a.step, b.step), max(a.start, b.start)
+    start = None
+    if apart % common == 0:
+        inverse = pow(a.step // common, -1, b.step // common) if b.step > common else 0
+        start = a.start + a.step * (apart // common * inverse % (b.step // common))
+        start += -(-(latest - start) // step) * step
+    rule = Rule(start or 0, step, _count(start, step, a, a.count, b, b.count), 1, 1, 1, 1)
+    selected = _count(start, step, a, one.selected, b, other.selected)
+    if start is None or selected == 0:
+        message = f"`{first}` and `{name}` have no frame in common"
+        raise Misfit("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
+    return rule, selected
+
+
+def _count(start: int | None, step: int, a: Rule, of_a: int | None, b: Rule, of_b: int | None) -> int | None:
+    """How many common frames there are where there are so many of each; None where both are endless."""
+    lasts = [rule.frame(count - 1) for rule, count in ((a, of_a), (b, of_b)) if count is not None]
+    if start is None or not lasts:
+        return None
+    return max(0, (min(lasts) - start) // step + 1)
+
+
+def _places(it: Numbering, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The receiver of each frame."""
+    index = (frames - it.rule.start) // it.rule.step
+    return np.asarray(it.receivers)[index // it.rule.blocks % it.rule.buffers]
+
+
+def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
+    """Frames that follow each other at one receiver, and the receivers in turn."""
+    changes = np.flatnonzero(np.diff(places)) + 1
+    blocks = int(np.gcd.reduce(changes)) if len(changes) else 1
+    turns = places[::blocks] if len(changes) else places[:1]
+    length = next(n for n in range(1, len(turns) + 1) if np.array_equal(turns[n:], turns[:-n]))
+    return blocks, tuple(turns[:length].tolist())
+
+
+def _apart(
+    first: str, one: Numbering, name: str, other: Numbering, frames: NDArray[np.int64], names: Sequence[str]
+) -> Misfit:
+    """The same frame at different receivers."""
+    here, there = _places(one, frames), _places(other, frames)
+    at = int(np.flatnonzero(here != there)[0])
+    message = (
+        f"frame {frames[at]} of `{first}` is on {names[here[at]]}, that of `{name}` on {names[there[at]]}: "
+        "frames are joined where they are"
+    )
+    return Misfit("not-co-located", message, ("inputs", name), _order(first, one, name, other, frames, names))
+
+
+def _order(
+    first: str, one: Numbering, name: str, other: Numbering, frames: NDArray[np.int64], names: Sequence[str]
+) -> str:
+    """The order of local buffers of one of the flows that would put its frames where the other has them."""
+    for fixed, moved, of in ((one, other, name), (other, one, first)):
+        buffer = (frames - moved.rule.start) // moved.rule.step // moved.rule.blocks % moved.rule.buffers
+        wanted = _places(fixed, frames)
+        found = [np.unique(wanted[buffer == index]) for index in range(moved.rule.buffers)]
+        if all(len(places) == 1 for places in found):
+            places = ", ".join(f"{names[int(place[0])]}.…" for place in found)
+            return f"of `{moved.flows[0]}`, from which `{of}` comes: buffers: {{at: [{places}]}}"
+    return "the same slices, blocks_per_group and order of `at` for both flows"
+
+
+def _counted(it: Numbering) -> str:
+    """Frames in words: those of the flow, or windows of them."""
+    if it.window == 1:
+        return "the frames of the flow"
+    return f"one frame made of {it.window}" if it.window else "one frame made of all"

@@ -1,0 +1,161 @@
+"""How the nodes of a receiver are bound: what happens at once with each block, and what has to wait.
+
+All that hangs on a flow, or on a node that waits, and on nothing else, is one pass: it happens at once. A node that
+reads from several passes waits until all have come as far (`Pairing`); so does one that works together with other
+receivers (`Gathering`, `Reduction`). What it gives begins a pass of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from lima2cli.nodes.base import Gather, Reduce
+from lima2cli.plan.records import Kernel, Step
+from lima2cli.program.records import ReceiverProgram
+from lima2cli.runtime.arrivals import Waiting
+from lima2cli.runtime.bound import Bound, BoundReduce, End, Paired, bind
+from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.runtime.meeting import Gathering, Reduction
+from lima2cli.runtime.pairing import BoundSelect, Pairing
+from lima2cli.spec import Files, FrameSpec
+from lima2cli.transport.base import Port
+
+
+class NodeFailed(Exception):
+    """A node raised; ``frame`` is the first of the block, None where it was not about frames."""
+
+    def __init__(self, node: str, frame: int | None, error: Exception) -> None:
+        super().__init__(f"{node}: {error or type(error).__name__}")
+        self.node, self.frame, self.error = node, frame, error
+
+
+@dataclass(frozen=True, slots=True)
+class BoundStep:
+    """A bound kernel, by the name of its last map or only node; a sink that failed has ``bound`` None, and hands its
+    frames on."""
+
+    name: str
+    sources: tuple[str, ...]
+    bound: Bound | None
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Pass:
+    """What of one origin happens at once.
+
+    steps  kernels, in the order of the data
+    feeds  (waiting node, source) of all that is then told how far the origin has come
+    """
+
+    steps: list[BoundStep] = field(default_factory=list)
+    feeds: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Passes:
+    """The nodes of a receiver, bound. ``paired`` are all that read several sources, waiting or not."""
+
+    passes: dict[str, Pass]
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
+    paired: dict[str, Paired] = field(default_factory=dict)
+    failures: list[NodeFailed] = field(default_factory=list)
+
+
+def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
+    """Which pass the output of each flow and node belongs to."""
+    origins = {flow: flow for flow in flows}
+    for step in steps:
+        came = {origins[source] for source in (*step.sources, *step.tables)}
+        origins[step.name] = step.name if step.circle or len(came) > 1 else came.pop()
+    return origins
+
+
+def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: str, start_ns: int) -> Passes:
+    """Bind all kernels; those that cannot be bound, and what reads from them, are left out and told of."""
+    flows = [flow.gdt.flow for flow in program.flows]
+    origins = origins_of(program.steps, flows)
+    bound = Passes({name: Pass() for name, origin in origins.items() if name == origin})
+    nodes = {step.name: step for step in program.steps}
+    for step in program.steps:
+        if step.circle:
+            bound.waiting[step.name] = _collective(step, port, program)
+            source = step.source if isinstance(step.node, Gather) else step.name
+            bound.passes[origins[step.source]].feeds.append((step.name, source))
+    known = set(flows)
+    for kernel in program.kernels:
+        step = nodes[kernel.maps[-1] if kernel.maps else kernel.ends[0]]
+        if not known.issuperset((*kernel.sources, *step.tables)):
+            continue
+        try:
+            one = _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
+        except PartFailed as failed:
+            bound.failures.append(NodeFailed(failed.name, None, failed.error))
+            continue
+        except Exception as error:  # noqa: BLE001  files that have gone, a directory that takes none
+            bound.failures.append(NodeFailed(step.name, None, error))
+            continue
+        known.update(kernel.makes, kernel.ends)
+        _add(bound, kernel, step, one, origins)
+        if isinstance(one, BoundChain):
+            _bind_reductions(bound, one, [nodes[end] for end in kernel.ends], program, files, directory)
+        elif isinstance(one, End):
+            bound.ends[step.name] = one
+    return bound
+
+
+def _bind_kernel(
+    kernel: Kernel,
+    step: Step,
+    nodes: Mapping[str, Step],
+    program: ReceiverProgram,
+    files: Files,
+    directory: str,
+    start_ns: int,
+) -> Bound | None:
+    """None where there is nothing to do at once."""
+    if isinstance(step.node, Gather):
+        return None
+    if kernel.fused:
+        return BoundChain(kernel, nodes, files)
+    if step.tables:
+        return BoundSelect(step, {name: cast(Reduce, nodes[name].node) for name in step.tables})
+    return bind(step, program, files, directory, start_ns)
+
+
+def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: Mapping[str, str]) -> None:
+    """Put a kernel where it happens: at once with what it reads, or when all that it reads is there."""
+    if isinstance(one, Paired):
+        bound.paired[step.name] = one
+    if step.circle and isinstance(step.node, Gather):
+        return
+    if isinstance(one, Paired) and origins[step.name] == step.name:
+        sources = tuple(dict.fromkeys((*step.sources, *step.tables)))
+        bound.waiting[step.name] = Pairing(one, sources)
+        for source in sources:
+            bound.passes[origins[source]].feeds.append((step.name, source))
+        return
+    bound.passes[origins[kernel.source]].steps.append(BoundStep(step.name, kernel.sources, one, step.tables))
+
+
+def _bind_reductions(
+    bound: Passes, chain: BoundChain, steps: Sequence[Step], program: ReceiverProgram, files: Files, directory: str
+) -> None:
+    for step in steps:
+        try:
+            one = BoundReduce(step, program, files, directory)
+        except Exception as error:  # noqa: BLE001  a directory that takes no file
+            bound.failures.append(NodeFailed(step.name, None, error))
+        else:
+            chain.reducers[step.name] = (one.strips,)
+            bound.ends[step.name] = one
+
+
+def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
+    circle = port.circle(program.circles[step.name])
+    if isinstance(step.node, Gather):
+        whole = step.after
+        assert isinstance(whole, FrameSpec)
+        return Gathering(circle, program.places[step.name], whole.shape, whole.dtype, step.node.fill)
+    return Reduction(circle, cast(Reduce, step.node).merge)
