@@ -368,7 +368,7 @@ detector:
     buffer: 64 MiB
     emulate: {scene: {gradient: {}}, MORE}
 acquisition: {frames: FRAMES, rate: RATE}
-flows: {adc: {dataset: adc, buffers: {frames: 16}}}
+flows: {adc: {dataset: adc, buffers: {frames: FRAMES}}}
 nodes: {save: {input: adc, io_hdf5: {compression: none}}}
 """
 
