@@ -45,12 +45,15 @@ def copy_rows(
             np.concatenate([np.empty(0, np.int64), *column])
             for column in (zip(*taken, strict=True) if taken else [()] * 4)
         )
-        rows, order = np.unique(rows, return_index=True)
-        place = np.arange(len(rows)) if channel.filtered else rows - first
-        lengths = np.zeros(len(rows) if channel.filtered else last - first, np.int64)
-        lengths[place] = (end - begin)[order]
+        order = np.argsort(rows, kind="stable")
+        found, place = np.unique(rows[order], return_inverse=True)
+        count = len(found)
+        if not channel.filtered:
+            place, count = rows[order] - first, last - first
+        lengths, each = np.zeros(count, np.int64), (end - begin)[order]
+        np.add.at(lengths, place, each)
         ends = data.pixels + np.cumsum(lengths)
-        for some in _spans(lengths[place]):
+        for some in _spans(each):
             _copy(data, channel, directory, numbered, begin[order[some]], end[order[some]], file[order[some]])
         data.add_rows(ends.astype(np.uint64))
         pixels[done : done + len(lengths)] = lengths

@@ -1,6 +1,10 @@
 """Node `io_hdf5`: saves frames in HDF5 files, unchanged.
 
-Each receiver writes a sequence of files of its own (``layout: files``), and a master shows them all as one dataset.
+Each receiver writes a sequence of files of its own (``layout: files``), and a master shows them all as one dataset;
+of partial frames it puts the parts together (``layout: virtual`` says that this is meant; it is the same). With
+``layout: common`` all receivers write one plain file, in large blocks by collective MPI-IO: uncompressed, and a known
+number of dense, whole frames that no `filter` has thinned out. A row that was lost holds the fill value.
+
 Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask. Any
 dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
 more than a file holds or come in half a second.
@@ -10,7 +14,7 @@ Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks tha
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +22,11 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.declare import Choice, Either, Integer, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.base import Sink, Writer
-from lima2cli.spec import Files, FrameSpec
+from lima2cli.spec import Files, FrameSpec, SparseSpec
+
+if TYPE_CHECKING:
+    from lima2cli.artefacts.common_writer import CommonWriter
+    from lima2cli.transport.base import Circle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +37,43 @@ class IoHdf5(Sink):
     sparse: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
-    compression: str = param(
-        "How chunks are compressed; bslz4 = bitshuffle with LZ4.",
+    compression: str | None = param(
+        "How chunks are compressed; bslz4 = bitshuffle with LZ4. Default: bslz4, none for `layout: common`.",
         Choice(("bslz4", "none", "gzip", "lz4", "zstd", "blosc")),
-        "bslz4",
+        None,
     )
     frames_per_file: int = param("Frames of each file; 0 = all that a receiver gets.", Integer(0), 0)
     frames_per_chunk: Any = param(
         "Frames of each chunk; auto = about 1 MiB.", Either((Choice(("auto",)), Integer(1))), "auto"
     )
     layout: str = param(
-        "files: each receiver its own sequence, and a master; common and virtual are not available yet.",
+        "files: each receiver its own sequence, and a master that shows all; common: all receivers write one file; "
+        "virtual: parts of frames, put together by the master.",
         Choice(("files", "common", "virtual")),
         "files",
     )
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Sink.infer`."""
-        if self.layout != "files":
-            help = "`files` writes the same frames, each receiver its own files, shown as one dataset by the master"
-            raise Misfit("not-available", f"layout `{self.layout}` is not available yet", ("layout",), help)
+        if self.layout == "common":
+            self._check_common(spec)
         if self.frames_per_file and self.frames_per_chunk != "auto" and self.frames_per_chunk > self.frames_per_file:
             message = f"a chunk of {self.frames_per_chunk} frames in files of {self.frames_per_file}"
             raise Misfit("chunk-too-large", message, ("frames_per_chunk",), f"at most {self.frames_per_file}")
         return spec
+
+    def _check_common(self, spec: FrameSpec) -> None:
+        """A plain dataset is neither compressed nor in chunks."""
+        if self.compression not in (None, "none"):
+            help = "compression: none, or leave it out"
+            raise Misfit("layout-common", "a common file is not compressed", ("compression",), help)
+        for key, given in (("frames_per_file", self.frames_per_file), ("frames_per_chunk", self.frames_per_chunk)):
+            if given not in (0, "auto"):
+                message = f"a common file is one plain dataset: {key} means nothing"
+                raise Misfit("layout-common", message, (key,), "leave it out")
+        if isinstance(spec, SparseSpec):
+            message = "a common file holds dense frames, these are sparse"
+            raise Misfit("layout-common", message, ("layout",), "layout: files")
 
     def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
@@ -63,13 +84,16 @@ class IoHdf5(Sink):
             chunk = frames_per_chunk_auto(*spec.shape, np.dtype(spec.dtype).itemsize, period_s)
             chunk = min(chunk, self.frames_per_file or chunk)
         return {
-            "compression": self.compression,
+            "layout": self.layout,
+            "compression": self.compression or ("none" if self.layout == "common" else "bslz4"),
             "frames_per_file": self.frames_per_file,
             "frames_per_chunk": int(chunk),
         }
 
     def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:
-        """See `Sink.open`."""
+        """See `Sink.open`; channels of ``layout: common`` are opened by `open_common`."""
+        if channel.layout == "common":
+            raise ValueError(f"{channel.node} writes one file with other receivers")
         if channel.sparse:
             from lima2cli.artefacts.sparse_files import SparseWriter
 
@@ -77,3 +101,28 @@ class IoHdf5(Sink):
         from lima2cli.artefacts.frames import FrameWriter  # brings in h5py, which no compiler needs
 
         return FrameWriter(channel, directory, receiver, start_ns)
+
+    def open_common(
+        self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: "Circle"
+    ) -> "CommonWriter":
+        """The part of one receiver in the file of all of them, which are the members of ``circle``."""
+        from lima2cli.artefacts.common_writer import CommonWriter
+
+        return CommonWriter(channel, directory, receiver, start_ns, circle)
+
+
+def check_common(channel: Channel) -> Misfit | None:
+    """What keeps a channel of ``layout: common`` from being one dataset that is laid out before the run."""
+    if channel.layout != "common":
+        return None
+    files = "`files` writes each receiver's frames to files of its own, shown as one dataset by the master"
+    if channel.selected is None:
+        help = "acquisition.frames, or slices.count of the flow; " + files
+        return Misfit("layout-common", "a common file needs a known number of frames", ("layout",), help)
+    if channel.filtered:
+        message = "how many frames a filter lets pass is not known when the common file is made"
+        return Misfit("layout-common", message, ("layout",), files)
+    if channel.places:
+        help = "layout: virtual, or `reconstruction` before it"
+        return Misfit("layout-common", "a common file holds whole frames, these are parts", ("layout",), help)
+    return None
