@@ -18,6 +18,7 @@ from lima2cli.plan.flows import lay_out
 from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
 from lima2cli.plan.records import Numbering, Plan, RankRole, Step
+from lima2cli.plan.skew import check_skew
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
 
@@ -34,6 +35,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     regions, gdts = ((), ()) if laid_out is POISON else laid_out
     steps = place_nodes(pipeline, gdts, files, findings) if pipeline.nodes is not POISON else ()
     attempt(lambda: check_file_names(pipeline.name, steps, findings))
+    attempt(lambda: check_skew(steps, gdts, findings))
     if findings.failed:
         return None
     record = _plain(pipeline)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
 
@@ -37,6 +37,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
                 **({"inputs": {name: str(spec) for name, spec in step.specs.items()}} if step.inputs else {}),
                 "output": str(step.after),
                 "receivers": [plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers)],
+                "collective": bool(step.circle),
             }
             for step in plan.steps
         ],
@@ -194,8 +195,8 @@ def unused_nodes(plan: Plan) -> list[str]:
 
 
 ROLES = (
-    (Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Select, "select"), (Reduce, "table"),
-    (Sink, "save"),
+    (Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Select, "select"), (Gather, "gather"),
+    (Reduce, "table"), (Sink, "save"),
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lima2cli.runtime.accounts import (
     LOST,
     ChannelAccount,
     FlowAccount,
+    RowRanges,
     channel_account,
     count_rows,
     flow_accounts,
@@ -135,7 +136,7 @@ def _channel(
         "vetoed": account.vetoed,
         "dropped": dropped,
         "lost": account.expected - saved - account.vetoed - dropped,
-        **({"unmatched": count_rows(account.unmatched)} if account.channel.unmatched else {}),
+        **_unmatched(account.unmatched, account.channel.unmatched, outcome),
         "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
@@ -146,8 +147,16 @@ def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: li
     file = f"{plan.name}_{name}.h5"
     rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
     table = plan.tables[name]
-    unmatched = {"unmatched": count_rows(given_up(table.rule, table.unmatched, outcome))} if table.unmatched else {}
+    unmatched = _unmatched(given_up(table.rule, table.unmatched, outcome), table.unmatched, outcome)
     return {"rows": rows, **unmatched, "file": _table_file(plan, name, Path(directory))}
+
+
+def _unmatched(rows: RowRanges, joins: Sequence[str], outcome: Outcome) -> dict[str, int]:
+    """Frames that were not in all inputs of the joins on the way."""
+    if not joins:
+        return {}
+    beside = sum(report.beside.get(name, 0) for report in outcome.receivers.values() for name in joins)
+    return {"unmatched": count_rows(rows) + beside}
 
 
 def _held(count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str]) -> int:

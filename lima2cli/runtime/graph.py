@@ -72,6 +72,11 @@ class Graph:
         return {name: bound.dropped for name, bound in self._dropping.items()}
 
     @property
+    def beside(self) -> dict[str, int]:
+        """Frames that came to each join and are of one of its flows only."""
+        return {name: bound.beside for name, bound in self._paired.items() if isinstance(bound, BoundJoin)}
+
+    @property
     def vetoed(self) -> dict[str, int]:
         """Frames that did not pass each selection."""
         return {name: bound.vetoed for name, bound in self._paired.items() if isinstance(bound, BoundSelect)}

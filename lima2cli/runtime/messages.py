@@ -64,13 +64,14 @@ class Usage:
 @dataclass(frozen=True)
 class ReceiverReport:
     """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms,
-    how many frames each selection did not let pass."""
+    how many frames each selection did not let pass, and how many came to each join that are of one flow only."""
 
     receiver: int
     flows: dict[str, FlowCount]
     saved: dict[str, int]
     dropped: dict[str, list[tuple[int, int]]]
     vetoed: dict[str, int]
+    beside: dict[str, int]
     usage: Usage
 
 

@@ -36,7 +36,8 @@ class Ranges:
 
 
 class BoundJoin:
-    """A join, bound. ``dropped`` are (first, last) numbers of frames that were not in all inputs.
+    """A join, bound. ``dropped`` are (first, last) numbers of frames that were not in all inputs and should have been;
+    ``beside`` counts those that are of one flow only.
 
     Behind a filter they are not kept: what was vetoed is counted there.
     """
@@ -45,7 +46,9 @@ class BoundJoin:
         node = cast(Join, step.node)
         self._inputs, self._sources = step.inputs, step.sources
         self._function: Callable[[Mapping[str, Array]], Array] = node.bind_all(step.specs, files)
-        self._unmatched = Ranges(step.numbering.rule.step)
+        self.beside = 0
+        self._rule = step.numbering.rule
+        self._unmatched = Ranges(self._rule.step)
         self._notes = not step.numbering.filters
 
     @property
@@ -76,8 +79,12 @@ class BoundJoin:
         return common
 
     def _note(self, numbers: Numbers) -> None:
-        if self._notes:
-            self._unmatched.add(numbers)
+        if not self._notes:
+            return
+        index = numbers.astype(np.int64) - self._rule.start
+        expected = (index >= 0) & (index % self._rule.step == 0)
+        self.beside += len(numbers) - int(np.count_nonzero(expected))
+        self._unmatched.add(numbers[expected])
 
 
 class BoundSelect:

@@ -154,6 +154,8 @@ class ReceiverRank:
     def _finish(self, graph: Graph) -> None:
         self.close()
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        report = ReceiverReport(self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, usage())
+        report = ReceiverReport(
+            self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, graph.beside, usage()
+        )
         self._port.send(0, (messages.FINISHED, report))
         self._reported = True
