@@ -1,0 +1,231 @@
+"""Files of receivers that work together: partial frames, filtered channels, and one file that all of them write."""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fabio
+import h5py
+import numpy as np
+import pytest
+import silx.io
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from silx.io import nxdata
+
+from lima2cli.artefacts import common_rounds
+from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.common_file import complete_common
+from lima2cli.artefacts.common_writer import CommonWriter
+from lima2cli.artefacts.frames import FrameWriter
+from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED
+from lima2cli.geometry import Rect
+from lima2cli.nodes.io_hdf5 import check_common
+from lima2cli.spec import Block
+from lima2cli.transport.inline_circle import CircleTable, InlineCircle
+from lima2cli.transport.shared_file import Stripes
+from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, write_all
+
+quiet = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def _account(found: dict[str, Any]) -> tuple[int, ...]:
+    account = found["channels"]["save"]
+    assert account["expected"] == account["saved"] + account["vetoed"] + account["dropped"] + account["lost"]
+    return tuple(account[key] for key in ("expected", "saved", "vetoed", "dropped", "lost"))
+
+
+# partial frames
+
+PLACES = (Rect(0, 0, 4, 3), Rect(5, 0, 4, 3), Rect(0, 4, 9, 2))
+"""Of frames of 9 x 6; column 4 and row 3 belong to nobody."""
+
+
+def _write_parts(folder: Path, channel: Channel, held: Sequence[Iterable[int]]) -> None:
+    for receiver, rows in enumerate(held):
+        part, place = channel.part(receiver), channel.place(receiver)
+        if not (numbers := [channel.rule.frame(k) for k in rows]):
+            continue
+        whole = make_block(channel, numbers)
+        writer = FrameWriter(part, str(folder), receiver, START_NS)
+        frames = whole.frames[(slice(None), *place.within(Rect(0, 0, 9, 6)))]
+        writer.commit(writer.stage(Block(frames, whole.numbers, whole.times)))
+        writer.close()
+
+
+def _parts_channel(selected: int, **storage: Any) -> Channel:
+    channel = make_channel(selected=selected, layout="virtual", frames_per_chunk=2, **storage)
+    return replace(channel, receivers=(0, 1, 2), places=PLACES)
+
+
+@quiet
+@given(
+    lost=st.tuples(*[st.sets(st.integers(0, 14))] * 3),
+    per_file=st.sampled_from([0, 4]),
+    step=st.integers(1, 3),
+    known=st.booleans(),
+)
+def test_a_master_puts_parts_together(
+    tmp_path_factory: pytest.TempPathFactory, lost: tuple[set[int], ...], per_file: int, step: int, known: bool
+) -> None:
+    folder, selected = tmp_path_factory.mktemp("run"), 15
+    channel = _parts_channel(selected, frames_per_file=per_file, start=3, step=step)
+    held = [[k for k in range(selected) if k not in gone] for gone in lost]
+    _write_parts(folder, channel, held)
+    absent = np.zeros((selected, 3), bool)
+    for receiver, gone in enumerate(lost):
+        absent[sorted(gone), receiver] = True
+    told = np.where(absent.any(axis=1), np.where(np.arange(selected) % 2, LOST, DROPPED), SAVED).astype(np.uint8)
+    path = write_master(
+        channel, str(folder), rows=selected, statuses=told if known else None, totals={"expected": selected}
+    )
+    numbers = 3 + step * np.arange(selected)
+    want = np.full((selected, 6, 9), 7, np.uint16)
+    for receiver, place in enumerate(PLACES):
+        inside = (slice(None), *place.within(Rect(0, 0, 9, 6)))
+        shown = np.where(absent[:, receiver, None, None], 7, make_block(channel, numbers).frames[inside])
+        want[inside] = shown
+    missing, whole = absent.all(axis=1), ~absent.any(axis=1)
+    status = np.where(whole, SAVED, np.where(missing & known, told, INCOMPLETE))
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(detector_group(file)["data"][()], want)
+        np.testing.assert_array_equal(detector_group(file)["frame_number"][()], numbers)
+        np.testing.assert_array_equal(detector_group(file)["frame_status"][()], status)
+    found = inspect_run(str(folder), verify=True)
+    assert found["problems"] == []
+    dropped = int(((told == DROPPED) & known).sum())
+    assert _account(found) == (selected, whole.sum(), 0, dropped, selected - whole.sum() - dropped)
+    flow = found["flows"]["FullDet1"]
+    assert (flow["received"], flow["lost"], flow["dropped"]) == (whole.sum(), ((told == LOST) & known).sum(), dropped)
+    os.remove(path)  # the frame files alone tell what was saved
+    if all(held):
+        found = inspect_run(str(folder))
+        assert _account(found)[:2] == (selected, whole.sum())
+        assert found["problems"] == ["maze_save_master.h5 is missing or unreadable: `lima2 recover` rebuilds it"]
+
+
+def test_files_of_parts_say_where_they_lie(tmp_path: Path) -> None:
+    channel = _parts_channel(2)
+    _write_parts(tmp_path, channel, [range(2)] * 3)
+    with h5py.File(tmp_path / "maze_save_1_00000.h5") as file:
+        detector = detector_group(file)
+        assert detector["data"].shape == (2, 3, 4)
+        assert detector["image_operation/origin/x"][()] == 2 + 5  # the channel's own origin is (2, 1)
+        assert detector["image_operation/origin/y"][()] == 1
+        assert "pixel_mask" not in detector  # it has no column of the gap
+    with h5py.File(tmp_path / "maze_save_2_00000.h5") as file:
+        np.testing.assert_array_equal(detector_group(file)["pixel_mask"][()], np.arange(9) == [[4]] * 2)
+
+
+def test_a_short_part_is_told(tmp_path: Path) -> None:
+    channel = _parts_channel(4)
+    _write_parts(tmp_path, channel, [range(4)] * 3)
+    write_master(channel, str(tmp_path), rows=4, statuses=np.zeros(4, np.uint8))
+    with h5py.File(tmp_path / "maze_save_2_00000.h5", "r+") as file:
+        for name in ("data", "frame_number"):
+            detector_group(file)[name].resize(3, axis=0)
+    found = inspect_run(str(tmp_path))
+    assert "maze_save_2_00000.h5 is short: it has 3 frames, maze_save_master.h5 needs more" in found["problems"]
+    assert "save: frames 3 are marked saved but are in no file" in found["problems"]
+    assert _account(found) == (4, 3, 0, 0, 1)
+
+
+# filtered channels
+
+
+@quiet
+@given(
+    kept=st.sets(st.integers(0, 39)),
+    lost=st.sets(st.integers(0, 39)),
+    receivers=st.sampled_from([(0,), (0, 1), (0, 1, 2), (0, 1, 0)]),
+    blocks=st.integers(1, 3),
+    step=st.integers(1, 3),
+    per_file=st.sampled_from([0, 3]),
+)
+def test_a_filtered_master_has_a_row_for_each_saved_frame(
+    tmp_path_factory: pytest.TempPathFactory,
+    kept: set[int],
+    lost: set[int],
+    receivers: tuple[int, ...],
+    blocks: int,
+    step: int,
+    per_file: int,
+) -> None:
+    folder, selected = tmp_path_factory.mktemp("run"), 40
+    channel = make_channel(
+        selected=selected, receivers=receivers, blocks=blocks, step=step, start=1, frames_per_file=per_file,
+        frames_per_chunk=2, filtered=True,
+    )  # fmt: skip
+    saved = sorted(kept - lost)
+    for receiver in set(receivers):
+        own = [k for k in saved if receivers[k // blocks % len(receivers)] == receiver]
+        if own:
+            write_all(channel, str(folder), [channel.rule.frame(k) for k in own], receiver)
+    statuses = np.zeros(selected, np.uint8)
+    statuses[sorted(lost)] = [(LOST, DROPPED, INCOMPLETE)[k % 3] for k in sorted(lost)]
+    vetoed = selected - len(kept | lost)
+    totals = {"expected": selected, "vetoed": vetoed}
+    path = write_master(channel, str(folder), rows=selected, statuses=statuses, totals=totals)
+    numbers = 1 + step * np.array(saved, int)
+    with h5py.File(path) as file:
+        detector = detector_group(file)
+        np.testing.assert_array_equal(detector["data"][()], make_block(channel, numbers).frames)
+        np.testing.assert_array_equal(detector["frame_number"][()], numbers)
+        np.testing.assert_array_equal(detector["frame_status"][()], np.zeros(len(saved)))
+        np.testing.assert_allclose(detector["frame_time"][()], numbers * 1e-3, atol=1e-9)
+    found = inspect_run(str(folder), verify=True)
+    assert found["problems"] == []
+    dropped = sum(k % 3 == 1 for k in lost)
+    assert _account(found) == (selected, len(saved), vetoed, dropped, len(lost) - dropped)
+    flow = found["flows"]["FullDet1"]  # what was vetoed has been received
+    assert (flow["received"], flow["lost"], flow["dropped"], flow["missing"]) == tuple(
+        np.bincount(statuses, minlength=4)
+    )
+
+
+def test_only_the_master_knows_what_was_vetoed(tmp_path: Path) -> None:
+    channel = make_channel(selected=10, filtered=True)
+    write_all(channel, str(tmp_path), [2, 3, 8])
+    found = inspect_run(str(tmp_path))
+    assert _account(found) == (10, 3, 0, 0, 7)
+    assert "save: only its master tells how many frames were vetoed: they count as lost" in found["problems"]
+    write_master(channel, str(tmp_path), totals={"expected": 10})  # as after a kill
+    found = inspect_run(str(tmp_path))
+    assert found["problems"] == ["maze_save_master.h5 does not tell how many frames were vetoed: they count as lost"]
+    assert _account(found) == (10, 3, 0, 0, 7)
+
+
+def test_wrong_rows_of_a_filtered_channel_are_told(tmp_path: Path) -> None:
+    channel = make_channel(selected=10, filtered=True, receivers=(0, 1))
+    write_all(channel, str(tmp_path), [2, 8], 0)
+    write_all(channel, str(tmp_path), [3, 5, 7], 1)
+    write_master(channel, str(tmp_path), rows=10, statuses=np.zeros(10, np.uint8), totals={"vetoed": 5})
+    assert inspect_run(str(tmp_path))["problems"] == []
+    with h5py.File(tmp_path / "maze_save_1_00000.h5", "r+") as file:
+        detector_group(file)["frame_number"][1] = 6
+    assert inspect_run(str(tmp_path))["problems"] == [
+        "maze_save_1_00000.h5: its frame numbers are not those that maze_save_master.h5 shows",
+        "save: frames 5 are marked saved but are in no file",
+    ]
+
+
+def test_partial_frames_can_be_filtered(tmp_path: Path) -> None:
+    channel = replace(_parts_channel(12), filtered=True)
+    _write_parts(tmp_path, channel, [[1, 4, 9], [1, 4, 9], [1, 9]])
+    path = write_master(channel, str(tmp_path), rows=12, statuses=np.zeros(12, np.uint8), totals={"vetoed": 9})
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(detector_group(file)["frame_number"][()], [1, 4, 9])
+        np.testing.assert_array_equal(detector_group(file)["frame_status"][()], [SAVED, INCOMPLETE, SAVED])
+        shown = detector_group(file)["data"][()]
+    np.testing.assert_array_equal(shown[1, :3, :4], make_block(channel, [4]).frames[0, :3, :4])
+    assert (shown[1, 4:] == 7).all()
+    found = inspect_run(str(tmp_path))
+    assert found["problems"] == []
+    assert _account(found) == (12, 2, 9, 0, 1)
