@@ -5,11 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lima2cli.cli.border import PROBLEMS, USAGE, tell
+from lima2cli.cli.capabilities import columns, default_record, facts
 
 if TYPE_CHECKING:
     from lima2cli.config.descriptions import Description, Parameter
@@ -33,14 +35,12 @@ def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -
     found = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
     problems = [kind.problem for kind in kinds.values() if kind.problem is not None]
     if format is KindFormat.JSON:
-        rows = [{"kind": it.kind, "role": it.role, "origin": it.origin, "doc": it.line} for it in found]
+        listed = [{"kind": it.kind, "role": it.role, "origin": it.origin, "doc": it.line} for it in found]
         warnings = [{"rule": problem.rule, "message": str(problem), "help": problem.help} for problem in problems]
-        print(json.dumps({"version": 1, key: rows, "warnings": warnings}, indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps({"version": 1, key: listed, "warnings": warnings}, indent=2, ensure_ascii=False), flush=True)
         return
-    columns = [(it.kind, it.role, it.origin, it.line) for it in found]
-    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
-    for row in columns:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    rows = [(it.kind, it.role, it.origin, it.line) for it in found]
+    print("\n".join(columns(rows)))
     sys.stdout.flush()
     for problem in problems:
         print(f"warning[{problem.rule}]: {problem}\n = help: {problem.help}", file=sys.stderr)
@@ -69,11 +69,14 @@ def show_kind(
 
 
 def _as_json(found: "Description", table: type) -> str:
+    from lima2cli.artefacts.stacks import FileStore
     from lima2cli.declare import Table
 
     fields = asdict(found)
     if found.capabilities is None:
         del fields["capabilities"]
+    elif (record := default_record(table, FileStore(Path(".")))) is not None:
+        fields["record"] = record
     return json.dumps({"version": 1, **fields, "schema": Table(table).schema()}, indent=2, ensure_ascii=False)
 
 
@@ -81,7 +84,7 @@ def _as_text(found: "Description") -> str:
     parts = [f"{found.kind}: {found.role}, {found.origin}", found.text.replace("``", "`")]
     parts.append("\n".join(["Parameters", *map(_parameter, found.parameters)]))
     if found.capabilities is not None:
-        parts.append("\n".join(["Capabilities", *_capabilities(asdict(found.capabilities))]))
+        parts.append("\n".join(["Capabilities", *("  " + line for line in columns(facts(found.capabilities)))]))
     return "\n\n".join(parts)
 
 
@@ -91,23 +94,6 @@ def _parameter(parameter: "Parameter") -> str:
     else:
         default = "" if parameter.default is None else f"; default {_said(parameter.default)}"
     return f"  {parameter.key}: {parameter.value}{default}\n      {parameter.doc}"
-
-
-def _capabilities(fields: Mapping[str, Any]) -> list[str]:
-    largest, any_number = fields["largest"], "any number"
-    lines = {
-        "image": "any size" if largest is None else f"up to {largest[0]} x {largest[1]} pixels",
-        "dtypes": ", ".join(fields["dtypes"]) or "not told",
-        "datasets": fields["datasets"] or any_number,
-        "modules": fields["modules"] or any_number,
-        "data channels of a module": fields["channels"] or any_number,
-        "waits for receivers": "yes" if fields["can_wait"] else "no",
-        "triggers": ", ".join(fields["triggers"]),
-        "operations on frames": ", ".join(fields["operations"]) or "none",
-        "shutter": "yes" if fields["shutter"] else "no",
-        "frames lie in memory of": ", ".join(fields["buffers"]),
-    }
-    return [f"  {name}: {value}" for name, value in lines.items()]
 
 
 def _said(value: Any) -> str:

@@ -112,4 +112,9 @@ def _plain(value: Any) -> Any:
     """A default as it would be written."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {value.kind: {}} if hasattr(value, "kind") else {}
-    return list(value) if isinstance(value, tuple) else value
+    return [_item(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _item(value: Any) -> Any:
+    """One of a list, with all its keys."""
+    return {key: getattr(value, key) for key in params(type(value))} if dataclasses.is_dataclass(value) else value

@@ -8,8 +8,9 @@ from typing import Any
 
 from lima2cli.config.records import PipelineTable
 from lima2cli.declare import UNITS, Either, ListOf, MapOf, OneKind, Shape, Table, params
+from lima2cli.detectors.capabilities import Record
 from lima2cli.detectors.kinds import detector_kinds
-from lima2cli.detectors.scenes import SCENES
+from lima2cli.detectors.scene_kinds import SCENES
 from lima2cli.nodes import calibration, rois
 from lima2cli.nodes.kinds import LANGUAGE, NodeEntry, node_kinds
 from lima2cli.schema.words import words
@@ -52,11 +53,40 @@ def _nodes() -> str:
     return _page("Nodes", intro, sections)
 
 
+DETECTORS = """\
+The source of frames is written `detector: {kind: {parameters}}`. `remu`, `replay` and the emulated `smartpix` can wait
+for receivers, so that flows lose nothing unless they are told to (`overrun`); hardware cannot.
+
+What the detector itself does to frames (`accumulate`, `binning`, `roi`, `flip` of
+[`acquisition`](language.md#acquisition), in this order) changes the image: size, modules, pixel size, and the dtype,
+which is widened to hold sums. All coordinates of flows and nodes are those of that image; `image_operation`, the beam
+centre and the pixel size in the files refer to the whole sensor. A module keeps the binned pixels that it covers whole;
+others are gaps. `remu` does all of it in software, before the acquisition as far as frames repeat.
+
+A `software` trigger starts `frames_per_trigger` frames, a period apart: frames of trigger k are numbered from
+k * frames_per_trigger on. Pulses of an `external` trigger, and gates, are emulated by a generator as regular as the
+clock, one every frames_per_trigger periods: frames come as with the internal trigger. `shutter: closed` gives zeros.
+
+A frame that a module has failed to give is incomplete: no node gets it, `frame_status` in the files is 3, and it is
+counted in `missing` of its flow.
+"""
+
+CAPABILITIES = """\
+## Capabilities
+
+What a detector can do is retrieved before any flow is laid out, and all that a pipeline asks of it is checked against
+that: data channels, dtypes and bit depths, parts of the image and their granularity, alignment, triggers, operations,
+shutter ([rules](diagnostics.md#what-the-detector-can-do)). `lima2 detectors list` compares kinds;
+`lima2 detectors show KIND` tells what a kind can do whatever its parameters are, and `lima2 detectors show FILE` what
+the detector of a pipeline can do.
+
+With `--format json` the latter is its *capability record*, a file that [`rashpa`](#rashpa) reads. (It takes the whole
+output for a kind too, which holds the record of its defaults as `record`, where all parameters have one.) Lengths are
+in metres, energies in eV, sizes in pixels, alignment in bits; `null` is as good as leaving a key out.
+"""
+
+
 def _detectors() -> str:
-    intro = (
-        "The source of frames is written `detector: {kind: {parameters}}`. `remu` and `replay` can wait for\n"
-        "receivers, so that flows lose nothing unless they are told to (`overrun`); hardware cannot.\n"
-    )
     scenes = (
         "## Scenes\n\nWhat the emulator sees, written `scene: {kind: {parameters}}`. The content of a frame depends\n"
         "on its number, the dataset and the pixel alone: it is the same whatever the flows, the number of ranks, or\n"
@@ -64,13 +94,23 @@ def _detectors() -> str:
     )
     return _page(
         "Detectors",
-        intro,
+        DETECTORS,
         [
             *(_kind(kind, table, _detector_text(table)) for kind, table in detector_kinds().items()),
+            _capabilities(),
             scenes,
             *(_kind(kind, table, _text(table), "###") for kind, table in SCENES.items()),
         ],
     )
+
+
+def _capabilities() -> str:
+    """How capabilities are retrieved, and every key of their record."""
+    parts = [
+        (f"#### `{path}`\n\n{_summary(table)}" if path else "### The record") + f"\n\n{_keys(path, table)}"
+        for path, table in _tables("", Table(Record))
+    ]
+    return "\n".join([CAPABILITIES, *parts])
 
 
 def _detector_text(table: type) -> str:
@@ -151,6 +191,8 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if dataclasses.is_dataclass(value):
+        return f"{{{', '.join(f'{key}: {_yaml(getattr(value, key))}' for key in params(type(value)))}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_yaml, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

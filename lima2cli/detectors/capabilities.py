@@ -140,8 +140,8 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
     Raises `Misfit` with the path of the mistake in the record as its key (rules of the schema such as unknown-key and
     bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
     """
-    if isinstance(data, dict) and isinstance(data.get("capabilities"), dict):
-        data = data["capabilities"]  # what `lima2 detectors show KIND --format json` prints
+    if isinstance(data, dict) and isinstance(data.get("record"), dict):
+        data = data["record"]  # what `lima2 detectors show KIND --format json` prints
     record = _checked(data)
     image = Rect(0, 0, record.image.width, record.image.height)
     datasets = tuple(_dataset(index, name, it) for index, (name, it) in enumerate(record.datasets.items()))

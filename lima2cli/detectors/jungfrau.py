@@ -29,7 +29,8 @@ from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.jungfrau_charge import FIXED_STAGE, codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
-from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.scene_kinds import SCENES
+from lima2cli.detectors.scenes import Rings, Scene
 from lima2cli.detectors.sources import Source
 from lima2cli.errors import EnvironmentUnfit, Misfit
 from lima2cli.geometry import Rect

@@ -1,18 +1,19 @@
 """REMU, the RASHPA emulator: any number of modules and datasets, with frames of a scene."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Table, param
+from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Quantity, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.capabilities import own_versions
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
-from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.scene_kinds import SCENES
+from lima2cli.detectors.scenes import Rings, Scene
 from lima2cli.detectors.sources import Source
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
@@ -36,6 +37,9 @@ class Dataset:
 
     dtype: str = param("Type of the pixels.", Choice(DTYPES))
     bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
+    threshold: float | None = param(
+        "Photons of less energy are not counted; the scene `poisson` knows it.", Quantity("eV", minimum=0), None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,8 @@ class Remu(DetectorConfig):
             ready: dict[Route, Source] = {}
             for dataset in info.datasets:
                 modules = [module for index, module in dict.fromkeys(routes) if index == dataset.index]
-                scene, rects = self._scene(dataset.name)[0], [info.modules[module] for module in modules]
+                scene = self._scene(dataset.name)[0].among(info.datasets)
+                rects = [info.modules[module] for module in modules]
                 made = scene.sources(dataset, info.image, rects, files) if modules else []
                 ready |= {(dataset.index, module): source for module, source in zip(modules, made, strict=True)}
             return ready
@@ -123,10 +128,12 @@ class Remu(DetectorConfig):
         if bits is not None and bits > available:
             message = f"dataset {name} has {bits} significant bits, and {dtype} holds {available}"
             raise Misfit("dataset-bits", message, ("datasets", name, "bits"))
-        info = DatasetInfo(name, index, dtype, available if bits is None else bits)
+        info = DatasetInfo(
+            name, index, dtype, available if bits is None else bits, threshold_ev=self.datasets[name].threshold
+        )
         scene, place = self._scene(name)
         try:
             frames = scene.check(info, image, files)
         except Misfit as misfit:
             raise Misfit(misfit.rule, misfit.message, (*place, scene.kind, *misfit.key), misfit.help) from None
-        return DatasetInfo(name, index, info.dtype, info.bits, frames)
+        return replace(info, frames=frames)

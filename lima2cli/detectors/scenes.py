@@ -5,7 +5,7 @@ it is rendered where. Counts of random scenes are drawn in bands of rows with a 
 Scenes other than `counter` repeat after a few frames (`period`), which are rendered once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,6 +61,10 @@ class Scene:
         """How many frames there are, None without end. Raises `Misfit` or `FileProblem`."""
         return None
 
+    def among(self, datasets: Sequence[DatasetInfo]) -> "Scene":
+        """The scene as all these datasets see it, where that depends on the others."""
+        return self
+
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
         """The pixels of each of these modules, ready."""
         raise NotImplementedError
@@ -80,7 +84,7 @@ class Rings(Scene):
         """See `Scene`."""
 
         paint = _poisson(self.seed, self.background, self.intensity, _rings(image), dataset)
-        return _render(dataset, image, modules, paint)
+        return render(dataset, image, modules, paint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ class Gradient(Scene):
             rows = np.arange(top, bottom)[:, np.newaxis]
             return (columns + rows + (16 * frame + 257 * dataset.index)) % min(2**62, largest(dataset) + 1)
 
-        return _render(dataset, image, modules, paint)
+        return render(dataset, image, modules, paint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ class Noise(Scene):
         def everywhere(top: int, bottom: int) -> NDArray[np.float64]:
             return np.zeros((bottom - top, image.width))
 
-        return _render(dataset, image, modules, _poisson(self.seed, self.mean, 0, everywhere, dataset))
+        return render(dataset, image, modules, _poisson(self.seed, self.mean, 0, everywhere, dataset))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +192,7 @@ class Frames(Scene):
         return [Part(recording, image, module) for module in modules]
 
 
-SCENES: Mapping[str, type[Scene]] = {scene.kind: scene for scene in (Rings, Gradient, Noise, CounterScene, Frames)}
-
-
-def _render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Paint) -> list[Source]:
+def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Paint) -> list[Source]:
     """Pools of the modules, painted band by band; bands that no module touches are left out."""
     pools = [np.empty((period(dataset, image), m.height, m.width), dataset.dtype) for m in modules]
     for top in range(0, image.height, BAND):
