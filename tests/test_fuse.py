@@ -444,7 +444,7 @@ def test_a_reduction_that_fails_is_named(base: Path) -> None:
 
     chain = BoundChain(plan.kernels[0], steps, MemoryFiles({"bad.npy": np.load(base / "bad.npy")}))
     broken: Any = Broken()
-    chain.reducers["counters"] = broken
+    chain.reducers["counters"] = [broken]
     with pytest.raises(PartFailed) as failed:
         chain.stage(block(pixels("uint16", (2, 40, 60))), 0)
     assert (failed.value.name, str(failed.value.error)) == ("counters", "no")

@@ -5,7 +5,9 @@ Python is paid per block and per chunk, never per row.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from lima2cli.artefacts.compression import encoder, filter_options
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import fill_value, plant
 from lima2cli.spec import Array, Block
+from lima2cli.threads import team
 
 CHUNK_BYTES = 1 << 20
 
@@ -60,8 +63,10 @@ class FrameWriter:
 
     Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
     The first file is made by the first commit. After an OSError nothing more is written: commit raises again, and
-    close leaves the files readable with what was written before.
+    close leaves the files readable with what was written before. ``threads`` compress the chunks of a block.
     """
+
+    threads = 1
 
     def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
         self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns
@@ -87,19 +92,22 @@ class FrameWriter:
             )
         staged = Staged(base, block.numbers, block.times, self._fill)
         done, count = 0, len(frames)
+        encode: list[Callable[[], Any]] = []
+        rows: list[tuple[int, int]] = []
         while done < count:
             room = self._room(base + done)
             part = frames[done : done + room]
             if len(part) < room:
-                buffer = self._spare if staged.chunks else self._carry
+                buffer = self._spare if encode else self._carry
                 buffer[staged.fill : staged.fill + len(part)] = part
                 staged.fill += len(part)
             else:
-                chunk = self._chunk(part, staged.fill, block.stable)
-                rows = staged.fill + room
-                staged.chunks.append((base + done - staged.fill, rows, self._encode(chunk) if self._encode else chunk))
+                encode.append(partial(self._encoded, part, staged.fill, block.stable))
+                rows.append((base + done - staged.fill, staged.fill + room))
                 staged.fill = 0
             done += len(part)
+        stored = team(self.threads).each(encode)
+        staged.chunks = [(row, count, it) for (row, count), it in zip(rows, stored, strict=True)]
         return staged
 
     def commit(self, staged: Staged) -> int:
@@ -153,6 +161,11 @@ class FrameWriter:
             return self._per_chunk - row % self._per_chunk
         inside = row % self._per_file
         return min(self._per_chunk - inside % self._per_chunk, self._per_file - inside)
+
+    def _encoded(self, part: Array, fill: int, stable: bool) -> Any:
+        """What the file holds of a chunk; see `_chunk`."""
+        chunk = self._chunk(part, fill, stable)
+        return self._encode(chunk) if self._encode else chunk
 
     def _chunk(self, part: Array, fill: int, stable: bool) -> Array:
         """A whole chunk that ends with ``part``, padded where its file ends before it does."""

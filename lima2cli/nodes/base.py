@@ -15,7 +15,7 @@ Sink       a block of frames to a file
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -265,6 +265,13 @@ class Writer(Protocol):
     def close(self) -> None:
         """End the files."""
         ...
+
+
+@runtime_checkable
+class ThreadedWriter(Writer, Protocol):
+    """A writer that may use several threads in `Writer.stage`; the runtime says how many before the first block."""
+
+    threads: int
 
 
 class Sink(Node):

@@ -59,6 +59,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
         record=record,
+        threads=tuple(receiver.threads for receiver in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
     )
 

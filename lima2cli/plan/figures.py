@@ -25,7 +25,11 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
         "ranks": [
             {"rank": role.rank, "role": role.role}
             | ({"modules": list(role.modules)} if role.role == "detector" else {})
-            | ({"receiver": plan.receivers[role.receiver]} if role.receiver is not None else {})
+            | (
+                {"receiver": plan.receivers[role.receiver], "threads": plan.threads[role.receiver]}
+                if role.receiver is not None
+                else {}
+            )
             for role in plan.ranks
         ],
         "nodes": [

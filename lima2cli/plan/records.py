@@ -232,6 +232,7 @@ class Plan:
     """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced.
 
     info         the detector after its own operations;  acquisition  what it is told
+    threads      of each receiver
     """
 
     name: str
@@ -252,6 +253,7 @@ class Plan:
     if_exists: str
     record: Mapping[str, Any] = field(default_factory=dict)
     acquisition: AcqParams = AcqParams(None, None)
+    threads: tuple[int, ...] = ()
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""

@@ -43,7 +43,9 @@ def _ranks(plan: Plan) -> str:
         else:
             assert role.receiver is not None
             flows = [gdt.name for gdt in plan.gdts if role.receiver in gdt.receivers]
-            rows.append((str(role.rank), "receiver", f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"))
+            threads = plan.threads[role.receiver]
+            said = f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"
+            rows.append((str(role.rank), "receiver", said + (f", {threads} threads" if threads > 1 else "")))
     return "ranks\n" + _table(rows)
 
 

@@ -158,6 +158,7 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         {step.name: tuple(passage.before.part for passage in step.passages) for step in _together(plan)},
         {name: _own(channel, steps[name]) for name, channel in plan.channels.items() if name in steps},
         {name: table for name, table in plan.tables.items() if name in steps},
+        threads=plan.threads[receiver],
     )
 
 

@@ -123,6 +123,7 @@ class ReceiverProgram:
     places: Mapping[str, tuple[Rect, ...]]
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
+    threads: int = 1
 
 
 @dataclass(frozen=True, eq=False)

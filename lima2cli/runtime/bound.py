@@ -1,6 +1,8 @@
 """One node at work on one receiver: what `stage` and `commit` mean for each role."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -16,15 +18,19 @@ from lima2cli.nodes.base import (
     Reducer,
     Sink,
     StripReducer,
+    ThreadedWriter,
     Transform,
     Transformer,
     Writer,
 )
-from lima2cli.plan.records import Step
+from lima2cli.plan.fuse import pixelwise
+from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
-from lima2cli.runtime.chain import BoundChain
+from lima2cli.runtime.chain import BoundChain, concatenated, part_of
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Ranges
-from lima2cli.spec import Array, Block, Files
+from lima2cli.runtime.spread import Function, Spread
+from lima2cli.spec import Array, Block, Files, FrameSpec
+from lima2cli.threads import team
 
 ROWS_FINISHED = 256
 """Rows of a table that are finished and written together."""
@@ -33,12 +39,17 @@ ROWS_FINISHED = 256
 class BoundMap:
     """A function over the arrays of a block."""
 
-    def __init__(self, step: Step, files: Files) -> None:
-        self._function: Callable[[Array], Array] = cast(Map, step.node).bind(step.before, files)
+    def __init__(self, step: Step, files: Files, threads: int) -> None:
+        node, after = cast(Map, step.node), cast(FrameSpec, step.after)
+        self._function = Spread(lambda: _of_one(node.bind(step.before, files)), after, threads)
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
-        frames = self._function(block.frames)
+        frames = self._function({"": block.frames})
         return Block(frames, block.numbers, block.times, False), None
+
+
+def _of_one(function: Callable[[Array], Array]) -> Function:
+    return lambda frames: function(frames[""])
 
 
 class BoundPick:
@@ -52,23 +63,32 @@ class BoundPick:
 
 
 class BoundReduce:
-    """Rows per frame, kept as partial results until there are enough of them to be worth the finishing."""
+    """Rows per frame, kept as partial results until there are enough of them to be worth the finishing.
+
+    Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block.
+    """
 
     def __init__(self, step: Step, program: ReceiverProgram, files: Files, directory: str) -> None:
         self.saved = 0
         self._node = cast(Reduce, step.node)
-        self._reducer: Reducer = self._node.start(step.before, files)
+        self._team = team(program.threads if self._node.strips else 1)
+        self._reducers: list[Reducer] = [self._node.start(step.before, files) for _ in range(self._team.size)]
         self._writer = TableWriter(program.tables[step.name], directory, program.receiver)
         self._kept: list[Partial] = []
         self._rows = 0
 
     def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
-        return None, self._reducer.step(block, received_ns)
+        parts = self._team.parts(len(block.numbers), math.prod(block.frames.shape[1:]))
+        if len(parts) == 1:
+            return None, self._reducers[0].step(block, received_ns)
+        given = zip(self._reducers, parts, strict=False)
+        steps = [partial(it.step, part_of(block, part), received_ns) for it, part in given]
+        return None, concatenated(self._team.each(steps))
 
     @property
-    def strips(self) -> StripReducer:
-        """Of a node that takes strips."""
-        return cast(StripReducer, self._reducer)
+    def strips(self) -> list[StripReducer]:
+        """Of a node that takes strips, one for each thread."""
+        return cast(list[StripReducer], self._reducers)
 
     def commit(self, staged: Partial) -> None:
         self._kept.append(staged)
@@ -104,6 +124,8 @@ class BoundSink:
         self.saved = 0
         channel = program.channels[step.name]
         self._writer: Writer = cast(Sink, step.node).open(channel, directory, program.receiver, start_ns)
+        if isinstance(self._writer, ThreadedWriter):
+            self._writer.threads = program.threads
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
         return block, self._writer.stage(block)
@@ -155,10 +177,13 @@ Bound = Single | Paired
 
 def bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> Bound:
     """A node bound to its receiver; whatever it raises is for the caller to tell."""
+    if pixelwise(step):
+        alone = Kernel(step.flow, step.source, (step.name,), (), (step.name,))
+        return BoundChain(alone, {step.name: step}, files, program.threads)
     if isinstance(step.node, Map):
-        return BoundMap(step, files)
+        return BoundMap(step, files, program.threads)
     if isinstance(step.node, Join):
-        return BoundJoin(step, files)
+        return BoundJoin(step, files, program.threads)
     if isinstance(step.node, Pick):
         return BoundPick(step, files)
     if isinstance(step.node, Transform):

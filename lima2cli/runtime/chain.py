@@ -1,7 +1,13 @@
-"""A fused kernel at work: pixel-wise maps in one, and the reductions that read their result strip by strip."""
+"""A fused kernel at work: pixel-wise maps in one, and the reductions that read their result strip by strip.
 
-from collections.abc import Mapping
+Several threads do consecutive parts of the frames of a block, each with memory and reducers of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
+
+import numpy as np
 
 from lima2cli.nodes.base import Partial, StripReducer
 from lima2cli.nodes.chain import Chain, StripReader, settle
@@ -11,6 +17,7 @@ from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.nodes.stages import Stage, Turn
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.spec import Array, Block, Files
+from lima2cli.threads import team
 
 
 class PartFailed(Exception):
@@ -22,25 +29,64 @@ class PartFailed(Exception):
 
 
 class BoundChain:
-    """The maps of a kernel, bound; ``reducers`` are added, and taken out, by name. Raises `PartFailed`."""
+    """The maps of a kernel, bound; ``reducers``, one for each thread, are added, and taken out, by name.
 
-    def __init__(self, kernel: Kernel, steps: Mapping[str, Step], files: Files) -> None:
+    Raises `PartFailed`.
+    """
+
+    def __init__(self, kernel: Kernel, steps: Mapping[str, Step], files: Files, threads: int = 1) -> None:
         self.maps, self.makes = kernel.maps, bool(kernel.makes)
-        self.reducers: dict[str, StripReducer] = {}
+        self.reducers: dict[str, Sequence[StripReducer]] = {}
         parts, before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
-        self._chain = Chain(settle(parts, before.dtype, *before.shape), keeps=self.makes)
+        self._recipe = settle(parts, before.dtype, *before.shape)
+        self._team = team(threads)
+        self._chains = [Chain(self._recipe, keeps=False) for _ in range(threads)]
+        self._out = np.empty((0, *self._recipe.shape), self._recipe.target)
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, dict[str, Partial]]:
         """The frames, where anybody reads them whole, and what each reducer makes of them. Raises `PartFailed`."""
-        readers = [_reader(name, reducer, len(block.frames)) for name, reducer in self.reducers.items()]
-        frames = self._chain(block.frames, readers)
+        frames, count = block.frames, len(block.frames)
+        out = None if self._recipe.idle or not self.makes else self._room(count)
+        parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
+        partials = self._team.each(
+            [partial(self._stage_part, i, part_of(block, part), part, out, received_ns) for i, part in enumerate(parts)]
+        )
+        whole = {name: concatenated([part[name] for part in partials]) for name in self.reducers}
+        if not self.makes:
+            return None, whole
+        return Block(self._recipe.seen(frames) if out is None else out, block.numbers, block.times, False), whole
+
+    def _room(self, count: int) -> Array:
+        if count > len(self._out):
+            self._out = np.empty((count, *self._recipe.shape), self._recipe.target)
+        return self._out[:count]
+
+    def _stage_part(
+        self, thread: int, block: Block, part: slice, out: Array | None, received_ns: int
+    ) -> dict[str, Partial]:
+        """What the reducers of a thread make of its part of the frames, which go to ``out``."""
+        reducers = {name: each[thread] for name, each in self.reducers.items()}
+        readers = [_reader(name, reducer, len(block.frames)) for name, reducer in reducers.items()]
+        self._chains[thread].compute(block.frames, None if out is None else out[part], readers)
         partials = {}
-        for name, reducer in self.reducers.items():
+        for name, reducer in reducers.items():
             try:
                 partials[name] = reducer.end(block, received_ns)
             except Exception as error:
                 raise PartFailed(name, error) from error
-        return Block(frames, block.numbers, block.times, False) if self.makes else None, partials
+        return partials
+
+
+def part_of(block: Block, part: slice) -> Block:
+    """Consecutive frames of a block."""
+    return Block(block.frames[part], block.numbers[part], block.times[part], block.stable)
+
+
+def concatenated(partials: Sequence[Partial]) -> Partial:
+    """Partial results of consecutive frames as one."""
+    if len(partials) == 1:
+        return partials[0]
+    return {key: np.concatenate([one[key] for one in partials]) for key in partials[0]}
 
 
 def _part(step: Step, files: Files) -> Stage | Turn:

@@ -1,7 +1,7 @@
 """Joins and selections at work: frames of several inputs, and rows about them, are paired by frame number."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import cast
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from lima2cli.nodes.base import Join, Partial, Reduce, Select
 from lima2cli.plan.records import Step
 from lima2cli.runtime.arrivals import Arrival, Hold, Result
-from lima2cli.spec import Array, Block, Files
+from lima2cli.runtime.spread import Spread
+from lima2cli.spec import Block, Files, FrameSpec
 
 Numbers = NDArray[np.uint64]
 
@@ -42,10 +43,10 @@ class BoundJoin:
     Behind a filter they are not kept: what was vetoed is counted there.
     """
 
-    def __init__(self, step: Step, files: Files) -> None:
+    def __init__(self, step: Step, files: Files, threads: int) -> None:
         node = cast(Join, step.node)
         self._inputs, self._sources = step.inputs, step.sources
-        self._function: Callable[[Mapping[str, Array]], Array] = node.bind_all(step.specs, files)
+        self._function = Spread(lambda: node.bind_all(step.specs, files), cast(FrameSpec, step.after), threads)
         self.beside = 0
         self._rule = step.numbering.rule
         self._unmatched = Ranges(self._rule.step)

@@ -118,7 +118,7 @@ def _bind_kernel(
     if isinstance(step.node, Gather):
         return None
     if kernel.fused:
-        return BoundChain(kernel, nodes, files)
+        return BoundChain(kernel, nodes, files, program.threads)
     if step.tables:
         return BoundSelect(step, {name: cast(Reduce, nodes[name].node) for name in step.tables})
     return bind(step, program, files, directory, start_ns)
@@ -148,7 +148,7 @@ def _bind_reductions(
         except Exception as error:  # noqa: BLE001  a directory that takes no file
             bound.failures.append(NodeFailed(step.name, None, error))
         else:
-            chain.reducers[step.name] = (one.strips,)
+            chain.reducers[step.name] = one.strips
             bound.ends[step.name] = one
 
 

@@ -20,7 +20,8 @@ from lima2cli.spec import Array, Block
 from lima2cli.transport.base import Port
 
 BATCH_BYTES = 4 << 20
-"""A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early."""
+"""A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early. Where
+several threads work on it, it may have a group for each."""
 
 
 class _Buffer:
@@ -94,7 +95,7 @@ class FlowReader:
     ``single``: a batch is one group.
     """
 
-    def __init__(self, flow: ReceiverFlow, port: Port, *, single: bool = False) -> None:
+    def __init__(self, flow: ReceiverFlow, port: Port, *, single: bool = False, threads: int = 1) -> None:
         self.flow, self._port = flow, port
         self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
         self._buffers = [_Buffer(own, flow, port) for own in flow.buffers]
@@ -108,7 +109,7 @@ class FlowReader:
         block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
         deep = max(1, self._rule.depth // 4)
         batched = self._gdt.waits and len(self._buffers) == 1 and not single
-        self._most = max(1, min(BATCH_BYTES // block_bytes, deep, 1024)) if batched else 1
+        self._most = max(1, min(max(BATCH_BYTES // block_bytes, threads), deep, 1024)) if batched else 1
         self._credit_every = max(1, self._rule.depth // 8)
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 

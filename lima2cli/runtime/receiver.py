@@ -22,7 +22,9 @@ class ReceiverRank:
     def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str) -> None:
         self.done = False
         self._program, self._port, self._files, self._directory = program, port, files, directory
-        self._readers = [FlowReader(flow, port, single=flow.gdt.place is not None) for flow in program.flows]
+        self._readers = [
+            FlowReader(flow, port, single=flow.gdt.place is not None, threads=program.threads) for flow in program.flows
+        ]
         self._graph: Graph | None = None
         self._overran: set[str] = set()
         self._ended = self._reported = False
