@@ -20,6 +20,8 @@ from lima2cli.detectors.rashpa import Rashpa
 from lima2cli.errors import EnvironmentUnfit, FileProblem, Misfit, RunFailed, StateError
 from lima2cli.plan.listing import c_listing
 from lima2cli.plan.rashpa_calls import rashpa_calls
+from lima2cli.runtime import doctor_pipeline
+from lima2cli.runtime.doctor import Measured
 from tests.compiling import compiled, plan_of
 from tests.golden import FOLDER, agrees
 from tests.running import EXAMPLES, TRANSPORTS, lima2, run
@@ -227,6 +229,16 @@ def test_a_run_ends_and_tells_what_is_missing(tmp_path: Path, library: str, reco
     assert made[-3:] == ["rashpaManagerStart", "rashpaManagerStop", "rashpaManagerDestroy"]
 
 
+def test_the_doctor_says_that_no_frame_would_come(tmp_path: Path, library: str) -> None:
+    text = describe(tmp_path)
+    for name, words in ((library, "receives no frame"), ("none.so", "none.so: cannot open")):
+        plan = plan_of(text.replace("file: smartpix.json", f"file: smartpix.json, library: {name}"), tmp_path)
+        checks = doctor_pipeline.pipeline_checks(plan, tmp_path, Measured(1e10, 1e10), shared=False)
+        (found,) = [check for check in checks if check.name == "detector smartpix"]
+        assert found.status == "problem"
+        assert words in found.message
+
+
 def test_a_run_whose_set_up_fails(
     tmp_path: Path, library: str, recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +286,19 @@ def test_records_that_are_unfit_are_told_at_the_file(tmp_path: Path) -> None:
     info = config.describe(FileStore(tmp_path))
     assert (info.kind, info.name, info.can_wait, info.width) == ("rashpa", "mine", False, 8)
     assert config.retrieve(info).can_wait is False
+
+
+def test_what_no_known_call_sets_is_refused(tmp_path: Path) -> None:
+    text = describe(tmp_path)
+    record = json.loads((tmp_path / "smartpix.json").read_text())
+    record |= {"operations": ["binning"], "shutter": True, "triggers": ["software", "external"]}
+    (tmp_path / "smartpix.json").write_text(json.dumps(record))
+    asked = "acquisition:\n  binning: {x: 2, y: 2}\n  trigger: software\n  shutter: open\n"
+    plan, findings = compiled(text.replace("acquisition:\n", asked), tmp_path)
+    assert plan is None
+    errors = {item.rule for item in findings if item.severity == "error"}
+    assert errors == {"cannot-operate", "cannot-trigger", "cannot-shutter"}
+    assert plan_of(text.replace("acquisition:\n", "acquisition:\n  trigger: external\n"), tmp_path)
 
 
 def test_hardware_does_not_wait(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ def plan(
         PlanFormat, typer.Option("--format", help="For people, for programs, or as calls of librashpa.")
     ] = PlanFormat.TEXT,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write to this file.")] = None,
+    diff: Annotated[
+        str | None, typer.Option("--diff", metavar="OLD", help="Show what differs from a saved plan instead.")
+    ] = None,
     overrides: Overrides = None,
     strict: Strict = False,
     no_fuse: NoFuse = False,
@@ -38,9 +41,10 @@ def plan(
         from lima2cli.cli.options import Format
         from lima2cli.cli.reading import check_file
         from lima2cli.cli.showing import show_all
-        from lima2cli.plan.figures import plan_figures
         from lima2cli.plan.listing import c_listing
         from lima2cli.plan.show import show_plan
+        from lima2cli.runtime.origin import Origin
+        from lima2cli.runtime.saved_plan import plan_contents
 
         checked = check_file(file, overrides or (), fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
@@ -52,8 +56,12 @@ def plan(
                 file=None if as_json else sys.stderr,
             )
             raise typer.Exit(PROBLEMS)
-        if format is PlanFormat.JSON:
-            text = json.dumps(plan_figures(checked.plan, warnings), indent=2) + "\n"
+        if diff is not None:
+            text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
+        elif format is PlanFormat.JSON:
+            origin = Origin.here(checked.source.text, file, overrides or [], checked.texts)
+            contents = plan_contents(checked.plan, warnings)
+            text = json.dumps({**contents, "source": origin.source()}, indent=2) + "\n"
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
@@ -65,3 +73,14 @@ def plan(
 
             Path(output).write_text(text)
         raise typer.Exit(FINE)
+
+
+def _differences(old: str, contents: dict[str, Any], *, as_json: bool) -> str:
+    """How a plan differs from a saved one."""
+    from lima2cli.runtime.saved_plan import compare, read_plan
+
+    found = compare(read_plan(old)[1], contents)
+    if as_json:
+        listed = [{"path": it.path, "old": it.old, "new": it.new} for it in found]
+        return json.dumps({"version": 1, "differences": listed}, indent=2) + "\n"
+    return "".join(f"{it}\n" for it in found) or f"the same plan as {old}\n"

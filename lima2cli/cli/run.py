@@ -25,7 +25,7 @@ class Transport(StrEnum):
 
 
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE | PLAN | -", help="A pipeline or a saved plan; - for stdin.")],
     progress: Annotated[Progress, typer.Option("--progress", help="How to tell of the run.")] = Progress.AUTO,
     transport: Annotated[
         Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
@@ -68,10 +68,16 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
     """The plan of a file, and what it comes from; problems are shown, and end the command."""
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_file
+    from lima2cli.cli.saved import check_saved
     from lima2cli.cli.showing import show_all
     from lima2cli.runtime.origin import Origin
+    from lima2cli.runtime.saved_plan import looks_saved
 
-    checked = check_file(file, overrides, fuse=fuse)
+    if looks_saved(file):
+        checked, origin = check_saved(file, overrides, fuse=fuse, as_json=progress is Progress.JSON)
+    else:
+        checked = check_file(file, overrides, fuse=fuse)
+        origin = Origin.here(checked.source.text, file, overrides, checked.texts)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON
         text = show_all([checked], Format.JSON if as_json else Format.TEXT)
@@ -79,4 +85,4 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
         raise typer.Exit(PROBLEMS)
     if progress not in (Progress.JSON, Progress.NONE):
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked.plan, Origin.here(checked.source.text, file, overrides, checked.texts)
+    return checked.plan, origin

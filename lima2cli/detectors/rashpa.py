@@ -64,7 +64,7 @@ class Rashpa(DetectorConfig):
             told["pixel_size"] = (self.pixel_size.x, self.pixel_size.y)
         if self.saturation is not None:
             told["saturation"] = self.saturation
-        return RashpaInfo(**told, can=replace(can, can_wait=False))
+        return RashpaInfo(**told, can=_set_up_by_lima2(can))
 
     def retrieve(self, info: DetectorInfo) -> Capabilities:
         """See `DetectorConfig`."""
@@ -78,6 +78,15 @@ class Rashpa(DetectorConfig):
     def open(self, info: DetectorInfo, files: Files) -> "RashpaDetector":
         """See `DetectorConfig`."""
         return RashpaDetector(self.library, info.name)
+
+
+def _set_up_by_lima2(can: Capabilities) -> Capabilities:
+    """What is left of the capabilities where only the known calls are made: none sets operations, shutter or triggers.
+
+    External triggers and gates may be set by the detector's own control software.
+    """
+    triggers = tuple(it for it in can.triggers if it != "software") or ("internal",)
+    return replace(can, can_wait=False, operations=(), binnings=(), accumulation=None, shutter=False, triggers=triggers)
 
 
 def _read(path: str, name: str) -> Any:

@@ -26,7 +26,7 @@ def pipeline_checks(plan: Plan, base: Path, measured: Measured, *, shared: bool)
     yield _unless("memory", lambda: check_memory(plan, shared=shared), _memory_text(plan, shared))
     if any(region.path is not None for region in plan.regions):
         yield _unless("mapped memspaces", lambda: check_files(plan, base), "there is room for them")
-    yield _unless(f"detector {plan.info.name}", plan.detector.check_machine, "has what it needs")
+    yield _detector(plan)
     if (packets := plan.record.get("detector", {}).get("jungfrau")) is not None:
         yield receive_buffer(int(packets.get("buffer", 4 << 20)))
     yield _transfer_rate(plan, measured.put)
@@ -50,6 +50,14 @@ def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
     except EnvironmentUnfit as error:
         return _check(name, "problem", str(error))
     return _check(name, "ok", fine)
+
+
+def _detector(plan: Plan) -> Check:
+    found = _unless(f"detector {plan.info.name}", plan.detector.check_machine, "has what it needs")
+    if found.status == "ok" and plan.detector.writes_itself:
+        message = "can be set up, but this version of lima2 receives no frame from such a detector"
+        return _check(found.name, "problem", message, "put the detector `remu` in its place to try the pipeline")
+    return found
 
 
 def _ranks(plan: Plan) -> Check:

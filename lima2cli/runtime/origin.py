@@ -37,9 +37,15 @@ class Origin:
         mentioned = {name: os.environ[name] for name in names if name in os.environ}
         return cls(text, file, base, tuple(overrides), mentioned, len(os.sched_getaffinity(0)), texts)
 
-    def write(self, directory: Path, figures: Mapping[str, Any]) -> None:
-        """Keep it with the plan's figures in a run directory. Raises OSError."""
-        source = {
+    @classmethod
+    def known(cls, text: str, source: Mapping[str, Any]) -> "Origin":
+        """Of a text and what `source` gave. Raises KeyError or TypeError where it did not."""
+        told = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
+        return cls(text=text, base=Path(source["base"]), **told)
+
+    def source(self) -> dict[str, Any]:
+        """All but the text, as plain data."""
+        return {
             "file": self.file,
             "base": str(self.base.resolve()),
             "overrides": list(self.overrides),
@@ -47,8 +53,11 @@ class Origin:
             "cores": self.cores,
             "texts": dict(self.texts),
         }
+
+    def write(self, directory: Path, contents: Mapping[str, Any]) -> None:
+        """Keep it with the plan's contents in a run directory. Raises OSError."""
         (directory / PIPELINE_FILE).write_text(self.text)
-        (directory / PLAN_FILE).write_text(json.dumps({**figures, "source": source}, indent=1) + "\n")
+        (directory / PLAN_FILE).write_text(json.dumps({**contents, "source": self.source()}, indent=1) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":
@@ -56,6 +65,4 @@ class Origin:
         figures: dict[str, Any] = json.loads((directory / PLAN_FILE).read_text())
         source = figures.pop("source")
         text = (directory / PIPELINE_FILE).read_text()
-        base = Path(source["base"])
-        known = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
-        return cls(text=text, base=base, **known), figures
+        return cls.known(text, source), figures

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.closing import close_broken, read_summary
 from lima2cli.runtime.directory import make_directory
@@ -18,6 +17,7 @@ from lima2cli.runtime.environment import check_files, check_memory
 from lima2cli.runtime.launch import AT_ONCE, LOG, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ranks import run_inline
+from lima2cli.runtime.saved_plan import plan_contents
 
 COMPLETE, FAILED, DATA_LOST, UNFIT = 0, 10, 11, 12
 """Exit codes of a run, as the command line documents them; 128 + n after signal n."""
@@ -52,7 +52,7 @@ def open_directory(plan: Plan, origin: Origin) -> Path:
     """Make the run directory, with the pipeline and the plan in it. Raises `EnvironmentUnfit`; nothing is left then."""
     directory = make_directory(plan.output_directory, plan.name, plan.if_exists, datetime.datetime.now().astimezone())
     try:
-        origin.write(directory, plan_figures(plan))
+        origin.write(directory, plan_contents(plan))
     except OSError as error:
         shutil.rmtree(directory, ignore_errors=True)
         raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
