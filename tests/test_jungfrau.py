@@ -339,6 +339,31 @@ def test_after_stop_frames_that_others_have_seen_are_given(listening: tuple[Dete
     assert detector.status() is State.STOPPED
 
 
+def test_a_module_that_never_sends(listening: tuple[Detector, Sender]) -> None:
+    detector, _ = listening
+    detector.stop()
+    begin = time.monotonic()
+    assert all(detector.get_frames(0, 0, range(frame, frame + 1))[0, 0, 0] == ABSENT for frame in range(6))
+    assert time.monotonic() - begin < 2 * 0.05, "the patience counts once"
+    assert isinstance(detector, Warns)
+    assert "module 0: no packet has come" in detector.warnings()
+
+
+def test_groups_of_more_frames_than_are_kept(port: int) -> None:
+    table = config({"udp": ports(port), "depth": 16})
+    detector = table.open(table.describe(NoFiles()), NoFiles())
+    detector.prepare(AcqParams(40, None), XferParams(((0, 0),), span=40))
+    detector.start(time.time_ns())
+    sender = Sender(port)
+    for frame in range(40):
+        sender.send(whole(frame))
+    until(detector, 40)
+    assert len(detector.get_frames(0, 0, range(40))) == 40
+    assert detector.missing(0, 0, range(40)) is None
+    sender.close()
+    detector.reset()
+
+
 def test_a_port_that_is_taken(port: int, listening: tuple[Detector, Sender]) -> None:
     table = config({"udp": ports(port)})
     detector = table.open(table.describe(NoFiles()), NoFiles())

@@ -81,10 +81,12 @@ class XferParams:
     """What will be asked for: (dataset, module) index pairs that this rank serves.
 
     setup  of detectors that write to memory by themselves: the calls that set up all data flows
+    span   frames from the first to the last that may be asked for together: those of a group
     """
 
     routes: tuple[tuple[int, int], ...]
     setup: tuple[GdtCalls, ...] = ()
+    span: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

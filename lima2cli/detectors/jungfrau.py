@@ -6,7 +6,8 @@ module). Pixels between modules, and those whose packet never came, hold 0x8000:
 
 Frame 0 is the one that the detector numbers `first_frame`, in all modules. A frame for which more than `tolerate`
 packets of any module never came is incomplete: no node gets it, and the run counts it as missing. Packets may come in
-any order within `window` frames; `depth` frames of each module are kept for a run that is behind for a while.
+any order within `window` frames; `depth` frames of each module, besides those of a group, are kept for a run that is
+behind for a while.
 
 With `emulate` the packets are made here and sent to the loopback, paced over the period of the acquisition:
 
@@ -116,7 +117,7 @@ class Jungfrau(DetectorConfig):
     )
     first_frame: int = param("The detector's number of the first frame of an acquisition.", Integer(0), 1)
     buffer: int = param("Asked of the kernel for each module's packets.", Quantity("bytes", minimum=1), 4 << 20)
-    depth: int = param("Frames of each module that are kept.", Integer(16, 65536), 64)
+    depth: int = param("Frames of each module that are kept, besides those of a group.", Integer(16, 65536), 64)
     window: int = param("A frame is given up when packets come of one so much later.", Integer(1, 15), 4)
     patience: float = param("A frame is given up when no packet comes for so long.", Quantity("seconds", above=0), 0.5)
     tolerate: int = param("Packets of a module that a frame may lack without being incomplete.", Integer(0, 127), 0)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,14 @@ PACKET_MEMORY = 20_000
 class ModuleReceiver:
     """Reads the packets of one module in a thread of its own."""
 
-    def __init__(self, config: "Jungfrau", module: int) -> None:
+    def __init__(self, config: "Jungfrau", module: int, depth: int) -> None:
+        """``depth`` as for `Assembler`."""
         place = ("127.0.0.1", 0) if not config.udp else (config.udp[module].address, config.udp[module].port)
         self._packets: Array = np.zeros(BATCH, PACKET)
         memory = self._packets.view(np.uint8).reshape(BATCH, PACKET.itemsize)
         self.module, self._patience_s = module, config.patience
         self.inbox = Inbox(*place, memory, config.buffer)
-        self.assembler = Assembler(config.depth, config.window, config.first_frame, config.rotated(module))
+        self.assembler = Assembler(depth, config.window, config.first_frame, config.rotated(module))
         self.failure: Exception | None = None
         self.strange = 0
         """Datagrams that are no packets of JUNGFRAU."""
@@ -50,6 +52,11 @@ class ModuleReceiver:
         self._last_s = 0.0
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a packet of the acquisition has come."""
+        return self._begun is not None
 
     def start(self, frames: int, period_s: float | None) -> None:
         """Begin to read; nothing was read before."""
@@ -66,7 +73,7 @@ class ModuleReceiver:
         self.inbox.close()
 
     def _run(self) -> None:
-        lull = LULL_S if self.inbox.buffer >= 2 * BATCH * PACKET_MEMORY // 4 else 0
+        lull = LULL_S if self.inbox.buffer > BATCH * PACKET_MEMORY // 2 else 0
         try:
             while not self._end.is_set():
                 count = self.inbox.receive(LOOK_S)
@@ -130,7 +137,7 @@ class JungfrauDetector:
         self._life = Lifecycle()
         self._modules: Mapping[int, ModuleReceiver] = {}
         self._emulated: list[ModuleEmulator] = []
-        self._frames, self._stopped_at = 0, 0
+        self._frames, self._stopped_at, self._stopped_s = 0, 0, 0.0
         self._acquisition = AcqParams(None, None)
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
@@ -138,19 +145,20 @@ class JungfrauDetector:
         self._life.require("prepare", State.IDLE, State.STOPPED)
         self._release()
         modules = sorted({module for _, module in xfer_params.routes})
+        asked = ENDLESS if acq_params.frames is None else acq_params.frames
+        self._frames = asked if self._recorded is None else min(asked, self._recorded)
+        span = min(xfer_params.span, self._frames)
         try:
             receivers: dict[int, ModuleReceiver] = {}
             self._modules = receivers
             for module in modules:
-                receivers[module] = ModuleReceiver(self._config, module)
+                receivers[module] = ModuleReceiver(self._config, module, self._config.depth + span - 1)
             photons = self._config.photons(self._info, modules, self._files)
             self._emulated = [ModuleEmulator(self._config, module, source) for module, source in photons.items()]
         except BaseException:
             self._life.fail()
             self._release()
             raise
-        asked = ENDLESS if acq_params.frames is None else acq_params.frames
-        self._frames = asked if self._recorded is None else min(asked, self._recorded)
         self._acquisition, self._stopped_at = acq_params, 0
         self._life.prepared(acq_params, self._recorded)
 
@@ -158,8 +166,10 @@ class JungfrauDetector:
         """See `Detector`; the packets of frame 0 are expected from now on."""
         self._life.start(start_ns)
         period = self._acquisition.period_s
-        if period is None and self._config.emulate is not None:
-            period = self._config.emulate.period
+        if self._config.emulate is not None:
+            period = self._config.emulate.period if period is None else period
+        elif self._acquisition.trigger != "internal":
+            period = None  # triggers come when they come
         for receiver in self._modules.values():
             receiver.start(self._frames, period)
         for emulator in self._emulated:
@@ -174,7 +184,7 @@ class JungfrauDetector:
     def stop(self) -> None:
         """See `Detector`. Packets are read on for a while: other ranks may have seen more frames by now."""
         self._life.require("stop", State.RUNNING)
-        self._stopped_at = self.nb_acq_frames()
+        self._stopped_at, self._stopped_s = self.nb_acq_frames(), time.monotonic()
         self._life.stop()
         end = min(self._frames, self._stopped_at + self._config.depth // 2)
         for receiver in self._modules.values():
@@ -209,15 +219,13 @@ class JungfrauDetector:
         first = int(numbers[0])
         if first >= assembler.closed:
             self._await(assembler, first)
-        ready = (assembler.closed - first - 1) // max(1, getattr(numbers, "step", 1)) + 1
-        return assembler.frames(numbers[:ready])
+        return assembler.frames(numbers[: bisect_left(numbers, assembler.closed)])
 
     def _await(self, assembler: Assembler, number: int) -> None:
         """After stop: a frame that another rank has seen comes soon, or is given up."""
         if self._life.state is State.RUNNING:
             raise StateError(f"frame {number} was asked for, and {assembler.closed} are acquired")
-        end = time.monotonic() + self._config.patience
-        while assembler.closed <= number and time.monotonic() < end:
+        while assembler.closed <= number and time.monotonic() < self._stopped_s + self._config.patience:
             time.sleep(1e-3)
         assembler.settle(number + 1)
 
@@ -238,6 +246,7 @@ class JungfrauDetector:
     def _warn(self, receiver: ModuleReceiver) -> Sequence[str]:
         counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
         told = {
+            "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
             f"{counts.lacking} packets of {counts.incomplete + counts.absent} frames never came": counts.lacking,
             f"{counts.late} packets came too late": counts.late,

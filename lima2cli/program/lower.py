@@ -117,7 +117,11 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
         plan.detector,
         plan.info,
         plan.acquisition,
-        XferParams(tuple(sorted(asked)), rashpa_calls(plan) if plan.detector.writes_itself else ()),
+        XferParams(
+            tuple(sorted(asked)),
+            rashpa_calls(plan) if plan.detector.writes_itself else (),
+            max((flow.gdt.rule.step * (flow.gdt.rule.blocks - 1) + 1 for flow in flows), default=1),
+        ),
         tuple(flows),
         plan.timeout_s,
     )
