@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lima2cli.artefacts.stacks import FileStore
-from lima2cli.config.expansion import expand
+from lima2cli.config.expansion import check_graph_file, expand, is_graph_file
 from lima2cli.config.parse import parse
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.diagnostics import Findings
@@ -20,7 +20,7 @@ class Checked:
 
     source    to show ``findings`` in: a `Document` where the text is YAML
     pipeline  None where the text is not YAML; holds `POISON` where something is wrong
-    plan      None where anything is wrong
+    plan      None where anything is wrong, or where the text is a file of graphs
     texts     of files of graphs, by their names relative to the pipeline's file
     """
 
@@ -53,6 +53,9 @@ def check_text(
     if document is None:
         return Checked(Source(file, text), findings)
     with FileStore(base, texts) as files:
+        if is_graph_file(document):
+            document = check_graph_file(document, findings, files.text, environment)
+            return Checked(document, suppress(document, once(document, findings)), texts=files.texts)
         document = expand(document, findings, files.text, environment)
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)

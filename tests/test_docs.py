@@ -79,6 +79,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "smartpix.json").write_text(json.dumps(record))
     (folder / "broken.h5").write_bytes(b"this was never HDF5")
     (folder / "dark.txt").write_text("1 2 3\n")
+    for snippet in SNIPPETS:
+        if named := re.match(r"# (\w+\.yaml)\n", snippet.text):
+            (folder / named[1]).write_text(snippet.text)
     return folder
 
 

@@ -39,14 +39,14 @@ def plan(
     """
     with border(as_json=format is PlanFormat.JSON, debug=debug):
         from lima2cli.cli.options import Format
-        from lima2cli.cli.reading import check_file
+        from lima2cli.cli.reading import check_pipeline
         from lima2cli.cli.showing import show_all
         from lima2cli.plan.listing import c_listing
         from lima2cli.plan.show import show_plan
         from lima2cli.runtime.origin import Origin
         from lima2cli.runtime.saved_plan import plan_contents
 
-        checked = check_file(file, overrides or (), fuse=not no_fuse)
+        checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
         if checked.plan is None or (strict and warnings):
             as_json = format is PlanFormat.JSON

@@ -21,6 +21,14 @@ def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -
     return check_text(read(file), file, base, cores=cores, environment=os.environ, overrides=overrides, fuse=fuse)
 
 
+def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
+    """The same for a file that must be a pipeline; raises `UnreadableInput` where it has but graphs."""
+    checked = check_file(file, overrides, fuse=fuse)
+    if checked.plan is None and not checked.findings.failed:
+        raise UnreadableInput(f"{file} is no pipeline: it has graphs for pipelines to take")
+    return checked
+
+
 def unreadable(file: str, error: UnreadableInput) -> Checked:
     """What is shown for a file that cannot be read."""
     return Checked(Source(file, ""), Findings([Diagnostic("unreadable-input", str(error))]))

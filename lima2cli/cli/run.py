@@ -67,7 +67,7 @@ def run(
 def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, *, fuse: bool) -> "tuple[Plan, Origin]":
     """The plan of a file, and what it comes from; problems are shown, and end the command."""
     from lima2cli.cli.options import Format
-    from lima2cli.cli.reading import check_file
+    from lima2cli.cli.reading import check_pipeline
     from lima2cli.cli.saved import check_saved
     from lima2cli.cli.showing import show_all
     from lima2cli.runtime.origin import Origin
@@ -76,7 +76,7 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
     if looks_saved(file):
         checked, origin = check_saved(file, overrides, fuse=fuse, as_json=progress is Progress.JSON)
     else:
-        checked = check_file(file, overrides, fuse=fuse)
+        checked = check_pipeline(file, overrides, fuse=fuse)
         origin = Origin.here(checked.source.text, file, overrides, checked.texts)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON

@@ -120,7 +120,7 @@ def load_library(
             loaded = _load(file, (*at, "file"), document.file, findings, read, environment)
             if loaded is not None:
                 others[file], named[file] = loaded, (*at, "file")
-                bad |= {(file, *path) for path in loaded.bad} | _check_file(file, loaded, findings, excused)
+                bad |= {(file, *path) for path in loaded.bad} | check_file(file, loaded, findings, excused)
                 roots.append((file,))
     return Library(document, others, named, frozenset(bad))
 
@@ -166,8 +166,8 @@ def _placed(item: Diagnostic, file: str, related: tuple[Related, ...]) -> Diagno
     return replace(item, at=(file, *item.at), related=related)
 
 
-def _check_file(file: str, document: Document, findings: Findings, excused: Excused) -> frozenset[Path]:
-    """Report what does not fit the schema of files of graphs; the paths of it."""
+def check_file(file: str, document: Document, findings: Findings, excused: Excused) -> frozenset[Path]:
+    """Report what does not fit the schema of files of graphs; the paths of it, which begin with ``file``."""
     if document.data is None:
         return frozenset({(file,)})
     shape = graph_file_shape(document.data, file, findings)

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lima2cli.config.definitions import Graph, Library, ReadText, load_library
+from lima2cli.config.definitions import Graph, Library, ReadText, check_file, load_library
 from lima2cli.config.graph_checks import check_graphs, warn_of_unused
 from lima2cli.config.parameters import Copy, Unfit, fill, references, size_of
 from lima2cli.config.references import renamed, with_files
-from lima2cli.config.uses import Use, check_use, check_written, is_use, reads_of, use_of
+from lima2cli.config.uses import Use, check_use, check_written, is_use, named_graphs, reads_of, use_of
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import AS_WRITTEN, Document
 from lima2cli.nodes.kinds import GRAPH, WIRING
 
-LARGEST_SIZE = 100_000
+LARGEST_SIZE = 50_000
 """Values and characters that uses of graphs come to: some thousand times a real pipeline."""
+
+_USE = 10
+"""What a use itself counts."""
 
 DEEPEST = 32
 """Graphs within graphs."""
@@ -38,7 +41,7 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
             check_written(entry, _at(name), findings)
         if name in uses:
             check_use(uses[name], _at(name), (), library, findings)
-    warn_of_unused(library, list(uses.values()), findings)
+    warn_of_unused(library, named_graphs(entries.values()), findings)
     bad = bad.union((AS_WRITTEN, *path) for path in document.bad)
     expansion = _Expansion(replace(library, bad=bad), findings)
     expansion.add_all(entries)
@@ -53,6 +56,23 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
         marks=marks | expansion.marks,
     )
     return with_files(expanded) if library.others else expanded
+
+
+def is_graph_file(document: Document) -> bool:
+    """Whether a document is no pipeline, but has graphs for pipelines to take."""
+    data = document.data
+    return isinstance(data, dict) and "graphs" in data and not data.keys() & {"detector", "flows", "nodes"}
+
+
+def check_graph_file(
+    document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str]
+) -> Document:
+    """Report the mistakes of a file of graphs; the document, with all that their places need."""
+    library = load_library(document, findings, read, environment, _excused)
+    check_file(document.file, document, findings, _excused)
+    check_graphs(library, findings)
+    marks = {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
+    return replace(document, others={**library.others, document.file: document}, marks=marks)
 
 
 def _excused(data: Any) -> frozenset[Path]:
@@ -120,17 +140,19 @@ class _Expansion:
         self._check_reads()
 
     def _add_use(self, name: str, entry: Any, use: Use) -> None:
-        at = _at(name)
+        at, before, size = _at(name), list(self.nodes), self._size
         try:
             self._expand(name, entry, use, at, _Scope((), None))
         except _TooLarge:
             message = f"with its graphs written out, `{name}` is too large"
             self._findings.error("graph-too-large", message, at, on_key=True)
+            self.nodes, self._size = {node: self.nodes[node] for node in before}, size
             self._fail(name, entry, at)
 
     def _expand(self, name: str, entry: Any, use: Use, at: Path, scope: _Scope) -> None:
         """The nodes of one use, which is written at ``at``."""
         graph = self._library.find(use.graph, scope.root)
+        self._grow(_USE)
         if len(scope.within) >= DEEPEST:
             raise _TooLarge
         if graph is None or graph.at in scope.within:
@@ -141,7 +163,7 @@ class _Expansion:
         names = {node: name if node == graph.output else f"{name}_{node}" for node in graph.nodes}
         inner = _Scope(
             root=graph.root,
-            sources=self._connected(use, graph, at, scope) | {node: (new, None) for node, new in names.items()},
+            sources={node: (new, None) for node, new in names.items()} | self._connected(use, graph, at, scope),
             given={parameter: self._given(parameter, graph, use, at, scope) for parameter in graph.parameters},
             names=names,
             within=(*scope.within, graph.at),
@@ -226,10 +248,13 @@ class _Expansion:
             message = f"`$({name})` stands within a text, where its value does not fit: a text or a number does"
             related = [Related(given[name].written[()], "the value")]
             self._findings.error("parameter-in-text", message, where, related=related)
-        self._size += size_of(copy.value, LARGEST_SIZE)
+        self._grow(size_of(copy.value, LARGEST_SIZE))
+        return copy
+
+    def _grow(self, size: int) -> None:
+        self._size += size
         if self._size > LARGEST_SIZE:
             raise _TooLarge
-        return copy
 
     def _placed(self, copy: Copy, at: Path, here: Path) -> Any:
         """The value of a copy, once it is known where its parts come from."""

@@ -1,12 +1,12 @@
 """What is wrong with graphs as they are defined, whether they are used or not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 from lima2cli.config.definitions import Graph, Library, source_of, unknown_graph
 from lima2cli.config.graph import find_cycles
 from lima2cli.config.parameters import references
-from lima2cli.config.uses import Use, check_use, check_written, is_use, reads_of, use_of
+from lima2cli.config.uses import Use, check_use, check_written, is_use, named_graphs, reads_of, use_of
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.names import did_you_mean
 from lima2cli.nodes.kinds import WIRING
@@ -31,9 +31,9 @@ def inner_uses(graph: Graph) -> dict[Path, Use]:
     return {at: use for at, use in found.items() if use is not None}
 
 
-def warn_of_unused(library: Library, uses: list[Use], findings: Findings) -> None:
+def warn_of_unused(library: Library, names: Collection[str], findings: Findings) -> None:
     """Graphs of the pipeline that no node uses. An unknown name may have meant any of them: nothing is said then."""
-    ahead: list[tuple[str, Path]] = [(use.graph, ()) for use in uses]
+    ahead: list[tuple[str, Path]] = [(name, ()) for name in names]
     if any(name not in library.defined(()) for name, _ in ahead):
         return
     used: set[tuple[str, Path]] = set()
@@ -43,7 +43,7 @@ def warn_of_unused(library: Library, uses: list[Use], findings: Findings) -> Non
             used.add((name, root))
             graph = library.find(name, root)
             if graph is not None:
-                ahead += [(use.graph, graph.root) for use in inner_uses(graph).values()]
+                ahead += [(other, graph.root) for other in named_graphs(graph.nodes.values())]
                 used.add((graph.name, graph.root))
     for name in library.defined(()):
         if (name, ()) not in used:

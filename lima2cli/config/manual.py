@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lima2cli.config.records import PipelineTable
+from lima2cli.config.templates import Template
 from lima2cli.declare import UNITS, Either, ListOf, MapOf, OneKind, Shape, Table, params
 from lima2cli.detectors.capabilities import Record
 from lima2cli.detectors.kinds import detector_kinds
@@ -170,7 +171,7 @@ def _value(shape: Shape) -> str:
         return f"names, each with {_value(shape.item)}"
     if isinstance(shape, ListOf):
         return f"a list, each item {_value(shape.item)}"
-    if isinstance(shape, NodeEntry):
+    if isinstance(shape, NodeEntry | Template):
         return "[a node](nodes.md)"
     if isinstance(shape, Table):
         return "a map (below)"

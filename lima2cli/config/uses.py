@@ -1,6 +1,6 @@
 """Nodes that use graphs: how they are written, and what can be wrong with a use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,12 @@ def use_of(entry: Any) -> Use | None:
         return None
     ((name, arguments),) = graph.items()
     return Use(name, arguments or {}, reads) if isinstance(arguments, dict | None) else None
+
+
+def named_graphs(entries: Iterable[Any]) -> set[str]:
+    """The names of graphs that stand in nodes, well written or not."""
+    graphs = [entry[GRAPH] for entry in entries if is_use(entry)]
+    return {name for graph in graphs for name in (graph if isinstance(graph, dict) else [str(graph)])}
 
 
 def reads_of(entry: Mapping[str, Any]) -> dict[Path, str]:
