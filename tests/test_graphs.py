@@ -171,7 +171,7 @@ nodes:
     steps = {step.name: step for step in one.plan.steps}
     assert set(steps) == {"bright", "r_below", "r_below_seen", "r", "save"}
     assert dict(steps["r"].inputs) == {"a": "bright", "b": "r_below"}
-    assert steps["r_below"].node.image == 7
+    assert parameters(text)["r_below"].image == 7
     assert steps["r_below_seen"].source == "r_below"
 
 

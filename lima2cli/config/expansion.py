@@ -45,7 +45,6 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
     bad = bad.union((AS_WRITTEN, *path) for path in document.bad)
     expansion = _Expansion(replace(library, bad=bad), findings)
     expansion.add_all(entries)
-    marks = {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
     expanded = replace(
         document,
         data={**data, "nodes": expansion.nodes} if isinstance(nodes, dict) else data,
@@ -53,7 +52,7 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
         original=document,
         copied=expansion.copied,
         others=library.others,
-        marks=marks | expansion.marks,
+        marks=_marks(library) | expansion.marks,
     )
     return with_files(expanded) if library.others else expanded
 
@@ -71,8 +70,12 @@ def check_graph_file(
     library = load_library(document, findings, read, environment, _excused)
     check_file(document.file, document, findings, _excused)
     check_graphs(library, findings)
-    marks = {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
-    return replace(document, others={**library.others, document.file: document}, marks=marks)
+    return replace(document, others={**library.others, document.file: document}, marks=_marks(library))
+
+
+def _marks(library: Library) -> dict[Path, tuple[Related, ...]]:
+    """For all that is told of a file of graphs, where it is named."""
+    return {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
 
 
 def _excused(data: Any) -> frozenset[Path]:

@@ -45,6 +45,7 @@ def _nodes() -> str:
     intro = (
         "A node is written `name: {input: flow-or-node, kind: {parameters}}`, with exactly one kind; `kind: {}`\n"
         "takes all defaults. A join reads several: `name: {inputs: {a: flow-or-node, b: flow-or-node}, kind: …}`.\n"
+        "In place of a kind, `graph: {name: {parameters}}` stands for a [graph](../how-to/reuse.md) of several nodes.\n"
         "Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n\n"
         f"Part of the language, but not of this version: {missing}, and joins of several data flows.\n"
     )
