@@ -1,6 +1,7 @@
 """Node filter: its grammar, its choice against numpy's, and what is told of mistakes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lima2cli.check import check_text
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
 from lima2cli.nodes.condition import evaluate, read_condition
@@ -293,3 +295,24 @@ def test_rows_and_frames_are_numbered_alike() -> None:
     )
     assert (rule, place) == ("edge-mismatch", "nodes/bright/filter/keep")
     assert "they cannot be paired" in message
+
+
+def test_conditions_within_a_graph_are_about_its_nodes() -> None:
+    text = (
+        START[: START.index("nodes:")]
+        + """\
+graphs:
+  bright:
+    output: pass
+    nodes:
+      c-1: {input: frames, roi_counters: {rois: {left-side: {rect: {x: 0, y: 0, width: 4, height: 4}}}}}
+      pass: {input: frames, filter: {keep: "-c-1.left-side_sum < -5 and 3-c-1.left-side_min>0"}}
+nodes:
+  some: {input: data, graph: {bright: {}}}
+  save: {input: some, io_hdf5: {}}
+"""
+    )
+    checked = check_text(text, "pipeline.yaml", Path(), cores=2, environment={})
+    assert checked.plan is not None, [(item.rule, item.at, item.message) for item in checked.findings]
+    (step,) = (step for step in checked.plan.steps if isinstance(step.node, Filter))
+    assert step.tables == ("some_c-1",)

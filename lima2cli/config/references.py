@@ -10,7 +10,7 @@ from lima2cli.diagnostics import Path
 from lima2cli.document import Document
 from lima2cli.nodes.kinds import GRAPH, NODES, WIRING, NodeEntry
 
-_BEFORE_COLUMN = re.compile(r"(?<![\w.-])[A-Za-z][\w-]*(?=\.[A-Za-z$])", re.ASCII)
+_BEFORE_COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?=\.[A-Za-z$])", re.ASCII)
 
 
 def renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
