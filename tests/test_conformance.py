@@ -1,5 +1,6 @@
 """Built-in nodes and detectors keep what is asked of those of other packages."""
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ import pytest
 
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.declare import Bad, Table, Text, param
+from lima2cli.detectors.base import AcqParams, Operations, XferParams
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.geometry import Rect
 from lima2cli.nodes.accumulate import Accumulate
@@ -204,6 +206,36 @@ class TestRemuNoise(DetectorTests):
     config = detector("remu", **SMALL, modules=MODULES, scene={"noise": {}}, scenes={"b": {"rings": {}}})
     whole = detector("remu", **SMALL, scene={"noise": {}}, scenes={"b": {"rings": {}}})
     period_s = None
+
+
+class TestRemuWithFaults(DetectorTests):
+    config = detector(
+        "remu",
+        **SMALL,
+        modules=MODULES,
+        gap_value=9,
+        scene={"counter": {}},
+        scenes={"b": {"poisson": {}}},
+        faults={
+            "hot": {}, "dead": {}, "jitter": {"by": 1}, "failed": {"rate": 0.3}, "dropped": {"rate": 0.3},
+            "corrupted": {"rate": 0.3}, "late": {"by": "1 ms"}, "died": {"frame": 4},
+        },
+    )  # fmt: skip
+
+    def test_operations_of_the_detector(self, detector: Any, info: Any) -> None:
+        """Faults strike what comes out of them: the same frames are missing."""
+        detector.prepare(AcqParams(6, None, operations=Operations(2, (2, 2))), XferParams(((0, 1),)))
+        detector.start(time.time_ns())
+        self._wait(detector, 6)
+        missing = detector.missing(0, 1, range(6))
+        np.testing.assert_array_equal(missing, self.config.faults.missing(1, np.arange(6)))
+        frames = self._all(detector, (0, 1), range(6))
+        assert ((frames == info.gap_value).all(axis=(1, 2)) == missing).all()
+
+
+class TestSmartPix(DetectorTests):
+    config = detector("smartpix", modules={"columns": 1, "rows": 1}, scene={"gradient": {}})
+    frames = 4
 
 
 class WithStack(DetectorTests):

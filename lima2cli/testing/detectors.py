@@ -1,14 +1,28 @@
 """What every detector keeps."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, XferParams
+from lima2cli.detectors.base import (
+    OPERATIONS,
+    TRIGGERS,
+    AcqParams,
+    Detector,
+    DetectorConfig,
+    Operations,
+    State,
+    XferParams,
+)
+from lima2cli.detectors.capabilities import read_record, write_record
+from lima2cli.detectors.operations import operate
 from lima2cli.errors import StateError
+from lima2cli.geometry import Rect
 from lima2cli.spec import Array, DetectorInfo, Files
 from lima2cli.testing.inputs import NoFiles, check_declaration, leave_out
 
@@ -60,9 +74,13 @@ class DetectorTests:
         """Start, and wait until all frames are there."""
         detector.prepare(AcqParams(self.frames, period_s), XferParams(tuple(routes)))
         detector.start(time.time_ns())
+        self._wait(detector, self.frames)
+
+    def _wait(self, detector: Detector, frames: int) -> None:
+        """Wait until so many frames are there."""
         end = time.monotonic() + self.patience_s
-        while detector.nb_acq_frames() < self.frames:
-            assert time.monotonic() < end, f"{detector.nb_acq_frames()} of {self.frames} frames in {self.patience_s} s"
+        while detector.nb_acq_frames() < frames:
+            assert time.monotonic() < end, f"{detector.nb_acq_frames()} of {frames} frames in {self.patience_s} s"
             time.sleep(1e-3)
 
     def _all(self, detector: Detector, route: Route, numbers: range) -> Array:
@@ -104,6 +122,33 @@ class DetectorTests:
         assert can.modules is None or len(info.modules) <= can.modules
         assert can.channels is None or (info.channels is not None and info.channels <= can.channels)
         assert can.can_wait == info.can_wait
+        for dataset in info.datasets:
+            assert not can.bit_depths or dataset.bits in can.bit_depths
+
+    def test_capabilities_as_it_is_configured(self, info: DetectorInfo) -> None:
+        can = self.config.retrieve(info)
+        assert can.largest == (info.width, info.height)
+        assert set(can.dtypes) == {dataset.dtype for dataset in info.datasets}
+        assert (can.datasets, can.modules) == (len(info.datasets), len(info.modules))
+        assert (can.channels, can.can_wait) == (info.channels, info.can_wait)
+        assert can.triggers
+        assert set(can.triggers) <= set(TRIGGERS)
+        assert set(can.operations) <= set(OPERATIONS)
+        assert min(can.granularity) >= 1
+        promised = self.config.capabilities
+        if promised is not None:
+            assert set(can.triggers) <= set(promised.triggers)
+            assert set(can.operations) <= set(promised.operations)
+            assert not (can.shutter and not promised.shutter)
+
+    def test_its_record_says_the_same(self, info: DetectorInfo) -> None:
+        can = self.config.retrieve(info)
+        told, told_can = read_record(json.loads(json.dumps(write_record(info, can))), info.kind)
+        assert told_can == can
+        for name in ("kind", "name", "width", "height", "modules", "channels", "gap_value", "can_wait", "pixel_size"):
+            assert getattr(told, name) == getattr(info, name), name
+        assert dict(told.versions) == dict(info.versions)
+        assert [replace(it, frames=None) for it in info.datasets] == list(told.datasets)
 
     def test_states_and_refused_transitions(self, detector: Detector, info: DetectorInfo) -> None:
         routes = self._routes(info)
@@ -112,6 +157,7 @@ class DetectorTests:
             "prepare": lambda: detector.prepare(acquisition, transfer),
             "start": lambda: detector.start(time.time_ns()),
             "stop": detector.stop,
+            "trigger": detector.trigger,
             "get_frames": lambda: detector.get_frames(*routes[0], range(1)),
         }
 
@@ -122,16 +168,16 @@ class DetectorTests:
                     calls[operation]()
                 assert detector.status() is state, f"{operation} was refused, and changed the state"
 
-        refused(State.IDLE, "start", "stop", "get_frames")
+        refused(State.IDLE, "start", "stop", "trigger", "get_frames")
         for _ in range(2):  # after stop it can be prepared again
             calls["prepare"]()
-            refused(State.PREPARED, "prepare", "stop", "get_frames")
+            refused(State.PREPARED, "prepare", "stop", "trigger", "get_frames")
             calls["start"]()
-            refused(State.RUNNING, "prepare", "start")
+            refused(State.RUNNING, "prepare", "start", "trigger")  # its trigger is the clock
             calls["stop"]()
-            refused(State.STOPPED, "start", "stop")
+            refused(State.STOPPED, "start", "stop", "trigger")
         detector.reset()
-        refused(State.IDLE, "start", "stop", "get_frames")
+        refused(State.IDLE, "start", "stop", "trigger", "get_frames")
 
     def test_reset_from_any_state(self, detector: Detector, info: DetectorInfo) -> None:
         route = self._routes(info)[0]
@@ -149,6 +195,63 @@ class DetectorTests:
         assert len(self._all(detector, route, range(self.frames))) == self.frames
         detector.reset()
         assert detector.status() is State.IDLE
+
+    def test_software_triggers(self, detector: Detector, info: DetectorInfo) -> None:
+        if "software" not in self.config.retrieve(info).triggers:
+            return
+        routes, frames = self._routes(info), self.frames
+        self._acquire(detector, routes)
+        expected = self._all(detector, routes[0], range(frames))
+        detector.stop()
+        params = AcqParams(frames, None, trigger="software", frames_per_trigger=frames - 2)
+        detector.prepare(params, XferParams(tuple(routes)))
+        detector.start(time.time_ns())
+        assert detector.nb_acq_frames() == 0, "no frame before a trigger"
+        for acquired in (frames - 2, frames, frames):
+            detector.trigger()
+            self._wait(detector, acquired)
+            assert detector.nb_acq_frames() == acquired
+        assert (np.diff(detector.times(range(frames)).astype(np.int64)) >= 0).all()
+        np.testing.assert_array_equal(self._all(detector, routes[0], range(frames)), expected)
+        detector.stop()
+
+    def test_operations_of_the_detector(self, detector: Detector, info: DetectorInfo) -> None:
+        can = self.config.retrieve(info).operations
+        known = {
+            "accumulation": Operations(accumulate=2),
+            "binning": Operations(binning=(2, 3)),
+            "roi": Operations(roi=Rect(1, 1, info.width - 2, info.height - 1)),
+            "flip": Operations(flip="both"),
+        }
+        for operations in (it for name, it in known.items() if name in can):
+            shown, routes = operate(info, operations), self._routes(info)
+            count = self.frames // operations.accumulate
+            self._acquire(detector, routes)
+            raw = {route: self._all(detector, route, range(count * operations.accumulate)) for route in routes}
+            detector.stop()
+            detector.prepare(AcqParams(count, None, operations=operations), XferParams(tuple(routes)))
+            detector.start(time.time_ns())
+            self._wait(detector, count)
+            for dataset, module in routes:
+                frames = self._all(detector, (dataset, module), range(count))
+                whole = np.zeros((len(raw[dataset, module]), info.height, info.width))
+                whole[:, *info.modules[module].within(info.image)] = raw[dataset, module]
+                sums = whole.reshape(count, -1, info.height, info.width).sum(axis=1)
+                assert shown.operated is not None
+                expected = shown.operated.view.apply(sums, "sum")[:, *shown.modules[module].within(shown.image)]
+                assert frames.dtype == shown.datasets[dataset].dtype
+                np.testing.assert_array_equal(frames, expected)
+            detector.stop()
+
+    def test_frames_that_it_fails_to_give(self, detector: Detector, info: DetectorInfo) -> None:
+        self._acquire(detector, self._routes(info))
+        for dataset, module in self._routes(info):
+            frames = self._all(detector, (dataset, module), range(self.frames))
+            missing = detector.missing(dataset, module, range(self.frames))
+            if missing is not None:
+                assert info.can_fail
+                assert (missing.dtype, missing.shape) == (np.dtype(bool), (self.frames,))
+                assert (frames[missing] == info.gap_value).all()
 
     def test_frames_are_the_leading_ones_asked_for(self, detector: Detector, info: DetectorInfo) -> None:
         self._acquire(detector, self._routes(info))
