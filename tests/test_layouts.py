@@ -229,3 +229,258 @@ def test_partial_frames_can_be_filtered(tmp_path: Path) -> None:
     found = inspect_run(str(tmp_path))
     assert found["problems"] == []
     assert _account(found) == (12, 2, 9, 0, 1)
+
+
+# common files
+
+
+class _Disk(InlineCircle):
+    """A circle whose members' files may refuse to be opened or written."""
+
+    refuses: str | None = None
+    opened: list["_Disk"]
+
+    def open_file(self, path: str, stripes: Stripes) -> Any:
+        if self.refuses == "open":
+            raise OSError(errno.EACCES, "not allowed", path)
+        file = super().open_file(path, stripes)
+        if self.refuses == "write":
+            os.close(file._descriptor)
+            file._descriptor = os.open(path, os.O_RDONLY)
+        return file
+
+
+def _common_channel(selected: int, receivers: tuple[int, ...], **more: Any) -> Channel:
+    return make_channel(selected=selected, receivers=receivers, layout="common", compression="none", **more)
+
+
+def _writers(channel: Channel, folder: Path, refuses: dict[int, str] | None = None) -> dict[int, CommonWriter]:
+    members = tuple(sorted(set(channel.receivers)))
+    table, writers = CircleTable(members), {}
+    for receiver in members:
+        circle = _Disk(table, receiver)
+        circle.refuses = (refuses or {}).get(receiver)
+        writers[receiver] = CommonWriter(channel, str(folder), receiver, START_NS, circle)
+    return writers
+
+
+def _run(
+    channel: Channel,
+    writers: dict[int, CommonWriter],
+    lost: set[int] = frozenset(),  # type: ignore[assignment]
+    rows: int | None = None,
+    turns: Iterable[int] = (),
+) -> list[str]:
+    """Hand each receiver its frames, in blocks as large as ``turns`` say; what they complained of."""
+    total = channel.selected if rows is None else rows
+    assert total is not None
+    rule, complaints, turn = channel.rule, [], iter(turns)
+    left = {
+        receiver: [k for k in range(total) if channel.receivers[k // rule.blocks % rule.buffers] == receiver]
+        for receiver in writers
+    }
+    ended: set[int] = set()
+    for _ in range(500):
+        for receiver, writer in writers.items():
+            try:
+                writer.poll()
+            except OSError as error:
+                complaints.append(f"{receiver}: {error}")
+            if receiver in ended or writer.full:
+                continue
+            size = next(turn, 3)
+            own, left[receiver] = left[receiver][:size], left[receiver][size:]
+            if block := [rule.frame(k) for k in own if k not in lost]:
+                writer.commit(writer.stage(make_block(channel, block, strided=bool(size % 2))))
+            if own:
+                writer.advance(rule.frame(own[-1]) + 1)
+            if not left[receiver]:
+                writer.finish(total)
+                ended.add(receiver)
+        if ended == set(writers) and all(writer.done for writer in writers.values()):
+            break
+    else:
+        raise AssertionError("it hangs")
+    for writer in writers.values():
+        writer.close()
+        writer.close()
+    return complaints
+
+
+@pytest.fixture
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of two frames of each receiver."""
+    monkeypatch.setattr(common_rounds, "ROUND_BYTES", 2 * 6 * 9 * 2)
+
+
+@settings(quiet, max_examples=12)
+@given(
+    selected=st.integers(1, 40),
+    receivers=st.sampled_from([(0,), (0, 1), (1, 0), (2, 0, 1), (0, 1, 0), (0, 0, 1, 2)]),
+    blocks=st.integers(1, 5),
+    start=st.integers(0, 3),
+    step=st.integers(1, 3),
+    lost=st.sets(st.integers(0, 39)),
+    stop=st.integers(0, 40),
+    turns=st.lists(st.integers(1, 9), max_size=20),
+)
+@pytest.mark.usefixtures("small_rounds")
+def test_a_common_file_is_what_one_receiver_would_write(
+    tmp_path_factory: pytest.TempPathFactory,
+    selected: int,
+    receivers: tuple[int, ...],
+    blocks: int,
+    start: int,
+    step: int,
+    lost: set[int],
+    stop: int,
+    turns: list[int],
+) -> None:
+    folder, rows = tmp_path_factory.mktemp("run"), min(stop, selected)
+    channel = _common_channel(selected, receivers, blocks=blocks, start=start, step=step)
+    assert check_common(channel) is None
+    lost = {k for k in lost if k < rows}
+    assert _run(channel, _writers(channel, folder), lost, rows, turns) == []
+    statuses = np.zeros(rows, np.uint8)
+    statuses[sorted(lost)] = [(LOST, DROPPED, INCOMPLETE)[k % 3] for k in sorted(lost)]
+    path = complete_common(channel, str(folder), rows=rows, statuses=statuses, totals={"expected": selected})
+    assert os.listdir(folder) == ["maze_save_master.h5"]
+    numbers = start + step * np.arange(rows)
+    want = make_block(channel, numbers).frames
+    want[sorted(lost)] = 7
+    with h5py.File(path) as file:
+        detector = detector_group(file)
+        assert not detector["data"].is_virtual
+        assert detector["data"].chunks is None
+        np.testing.assert_array_equal(detector["data"][()], want)
+        np.testing.assert_array_equal(detector["frame_number"][()], numbers)
+        np.testing.assert_array_equal(detector["frame_status"][()], statuses)
+        times = detector["frame_time"][()]
+        assert set(np.flatnonzero(np.isnan(times))) == lost
+        kept = np.setdiff1d(np.arange(rows), sorted(lost))
+        np.testing.assert_allclose(times[kept], numbers[kept] * 1e-3, atol=1e-9)
+    found = inspect_run(str(folder), verify=True)
+    assert found["problems"] == []
+    dropped = sum(k % 3 == 1 for k in lost)
+    assert _account(found) == (selected, rows - len(lost), 0, dropped, len(lost) - dropped + selected - rows)
+    assert found["channels"]["save"]["files"] == ["maze_save_master.h5"]
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_a_common_file_of_three_receivers_equals_that_of_one(tmp_path: Path) -> None:
+    dumps = []
+    for receivers in ((0,), (0, 1, 2)):
+        folder = tmp_path / str(len(receivers))
+        folder.mkdir()
+        channel = _common_channel(20, receivers)
+        _run(channel, _writers(channel, folder), {4, 5}, 17)
+        path = complete_common(channel, str(folder), rows=17, totals={"expected": 20})
+        with h5py.File(path) as file:
+            dumps.append({name: item[()] for name, item in _datasets(file).items()})
+        with silx.io.open(path) as file:
+            np.testing.assert_array_equal(nxdata.get_default(file).signal[()], dumps[-1][DATA])
+        image = fabio.open(path)
+        assert image.nframes == 17
+        np.testing.assert_array_equal(image.getframe(16).data, dumps[-1][DATA][16])
+        image.close()
+        if shutil.which("h5dump"):
+            command = ["h5dump", "-d", DATA, "-y", path]
+            dumps[-1]["h5dump"] = subprocess.run(command, capture_output=True, check=True).stdout.partition(b"\n")[2]
+    one, three = dumps
+    assert one.keys() == three.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], three[name], name)
+
+
+DATA = "/entry_0000/ESRF-ID00/remu/data"
+
+
+def _datasets(file: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    file.visititems(lambda _, item: found.update({item.name: item}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.usefixtures("small_rounds")
+def test_a_disk_that_refuses_one_receiver_does_not_stop_the_others(tmp_path: Path, where: int) -> None:
+    channel = _common_channel(30, (0, 1, 2))
+    complaints = _run(channel, _writers(channel, tmp_path, {where: "write"}))
+    assert len(complaints) == 1
+    assert complaints[0].startswith(f"{where}: [Errno 9]")
+    path = complete_common(channel, str(tmp_path), rows=30, statuses=np.zeros(30, np.uint8))
+    status = np.zeros(30, np.uint8)
+    status[where::3] = LOST
+    status[:6] = LOST  # of the round in which it was refused nobody can be sure
+    want = make_block(channel, range(30)).frames
+    want[status == LOST] = 7
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(detector_group(file)["frame_status"][()], status)
+        np.testing.assert_array_equal(detector_group(file)["data"][()], want)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_file_that_one_receiver_can_not_open_is_written_by_none(tmp_path: Path, where: int) -> None:
+    channel = _common_channel(6, (0, 1))
+    complaints = _run(channel, _writers(channel, tmp_path, {where: "open"}))
+    assert sorted(complaints)[where] == f"{where}: [Errno 13] not allowed: '{tmp_path}/maze_save_master.h5.part'"
+    assert "another receiver could not open it" in sorted(complaints)[1 - where]
+
+
+def test_a_file_that_can_not_be_made_is_told_by_all(tmp_path: Path) -> None:
+    channel = _common_channel(6, (0, 1))
+    complaints = _run(channel, _writers(channel, tmp_path / "absent"))
+    assert len(complaints) == 2
+    assert "No such file or directory" in complaints[0]
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_a_receiver_that_is_ahead_waits(tmp_path: Path) -> None:
+    channel = _common_channel(100, (0, 1))
+    ahead, other = _writers(channel, tmp_path).values()
+    for frame in range(0, 14, 2):  # the last one begins the fourth round
+        assert not ahead.full
+        ahead.commit(ahead.stage(make_block(channel, [frame])))
+        ahead.poll()
+        other.poll()
+    assert ahead.full
+    other.advance(100)
+    while ahead.poll() or other.poll():
+        pass
+    assert not ahead.full
+
+
+@pytest.mark.usefixtures("small_rounds")
+def test_what_a_kill_leaves_is_recovered(tmp_path: Path) -> None:
+    channel = _common_channel(30, (0, 1))
+    writers = _writers(channel, tmp_path)
+    for frame in range(11):
+        writer = writers[frame % 2]
+        writer.commit(writer.stage(make_block(channel, [frame])))
+        for each in writers.values():
+            each.poll()
+    for writer in writers.values():
+        writer.poll()
+        writer.flush()
+    found = inspect_run(str(tmp_path))
+    assert "maze_save_master.h5 is missing or unreadable: `lima2 recover` rebuilds it" in found["problems"]
+    assert _account(found)[:2] == (30, 8)  # two rounds
+    for writer in writers.values():
+        writer.close()
+    complete_common(channel, str(tmp_path), totals={"expected": 30})
+    found = inspect_run(str(tmp_path))
+    assert found["problems"] == []
+    assert _account(found)[:2] == (30, 8)
+
+
+def test_what_a_common_file_needs() -> None:
+    for channel, words in (
+        (_common_channel(5, (0,), filtered=True), "filter"),
+        (replace(_common_channel(5, (0,)), selected=None), "known number"),
+        (replace(_parts_channel(5), layout="common"), "parts"),
+    ):
+        misfit = check_common(channel)
+        assert misfit is not None
+        assert misfit.key == ("layout",)
+        assert words in misfit.message
+    assert check_common(make_channel(filtered=True)) is None

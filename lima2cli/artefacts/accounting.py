@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lima2cli.artefacts.common_holding import Common
 from lima2cli.artefacts.holdings import Frames, Holding, Table
 from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.progressions import Progressions, range_list
@@ -24,7 +25,10 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
     OSError where the directory can't be listed.
     """
     inspection = Inspection(directory, verify)
-    holdings: list[Holding] = [Frames(inspection, record) for record in inspection.records(("master", "frames"))]
+    holdings: list[Holding] = [
+        (Common if record.layout == "common" else Frames)(inspection, record)
+        for record in inspection.records(("master", "frames", "written"))
+    ]
     holdings += [Table(inspection, record) for record in inspection.records(("table", "rows"))]
     if not holdings:
         inspection.tell(f"{directory} holds no file of a run")

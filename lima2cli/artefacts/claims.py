@@ -38,6 +38,7 @@ class Claims:
             self.sources = None if copied else Sources(detector["data"])
             if self.sparse and (len(detector["data/frame_ptr"]) != count + 1 or whole_rows(detector["data"]) != count):
                 inspection.tell(f"{name}: it lacks pixels of some of its {count} frames")
+        self._count = count
         self._rows = InOrder(self._read(count))
         self._flow = self._read_flow(selected) if self._told else None
 
@@ -54,6 +55,11 @@ class Claims:
             absent[: len(known)] = known
         # what a filter left out has been received all the same
         return (absent if self._record.filtered else np.where(absent == SAVED, np.uint8(LOST), absent)), claimed
+
+    def saved(self) -> Iterator[tuple[Rows]]:
+        """The frames (by index) that are marked as saved."""
+        for rows, status in self._read(self._count):
+            yield (rows[status == SAVED],)
 
     def places(self, rows: Rows) -> Rows:
         """The row of the master of each selected frame (by index, increasing)."""

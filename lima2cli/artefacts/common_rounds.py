@@ -70,7 +70,7 @@ class Rounds:
         first, last = self._own(number)
         held = self._round(number)
         held.frames[~held.filled] = self._fill
-        return first, held.frames[: last - first].reshape(last - first, -1).view(np.uint8)
+        return first, held.frames[: last - first].view(np.uint8).reshape(last - first, self.stripes.row_bytes)
 
     def nothing(self, number: int) -> tuple[int, NDArray[np.uint8]]:
         """As `bytes`, without any row."""

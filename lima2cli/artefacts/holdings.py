@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, SAVED, Status
 from lima2cli.artefacts.tables import part_files, table_file
 from lima2cli.artefacts.tree import ENTRY
+
+PLAIN_BYTES = 8 << 20
+"""Of a dataset without chunks that are read together."""
 
 
 class Holding:
@@ -71,6 +75,23 @@ class Holding:
                 f"{self.record.node}: frames {', '.join(words)}{more} are marked saved but are in no file"
             )
 
+    def _list_rows(self, names: Sequence[str]) -> int:
+        """Take the frames that tables list; the last row of them, -1 where there is none."""
+        last = -1
+        for name in names:
+            with self._inspection.open(name) as file:
+                columns = file[f"{ENTRY}/measurement"]
+                count = min(len(item) for item in columns.values())
+                last = max(last, _last_row(columns["frame_number"], count, self.record))
+            self._streams.append(InOrder(self._listed(name, count)))
+        return last
+
+    def _listed(self, name: str, count: int) -> Iterator[Sequence[Rows]]:
+        with self._inspection.open(name) as file:
+            numbers = file[f"{ENTRY}/measurement/frame_number"]
+            for first, last in windows(count, READ):
+                yield (rows_of(numbers[first:last], self.record.start, self.record.step),)
+
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
         """Status of rows if they are in no file, and as the master says."""
         unknown = np.full(last - first, INCOMPLETE, np.uint8)
@@ -90,20 +111,7 @@ class Table(Holding):
         else:
             inspection.tell(f"{table} is missing: `lima2 recover` joins its parts")
             self.files = part_files(inspection.directory, record.name, record.node)
-        last = -1
-        for name in self.files:
-            with inspection.open(name) as file:
-                columns = file[f"{ENTRY}/measurement"]
-                count = min(len(item) for item in columns.values())
-                last = max(last, _last_row(columns["frame_number"], count, record))
-            self._streams.append(InOrder(self._read(name, count)))
-        self.expected = max(record.selected, 1 + last)
-
-    def _read(self, name: str, count: int) -> Iterator[Sequence[Rows]]:
-        with self._inspection.open(name) as file:
-            numbers = file[f"{ENTRY}/measurement/frame_number"]
-            for first, last in windows(count, READ):
-                yield (rows_of(numbers[first:last], self.record.start, self.record.step),)
+        self.expected = max(record.selected, 1 + self._list_rows(self.files))
 
 
 class Frames(Holding):
@@ -147,7 +155,7 @@ class Frames(Holding):
             self._counts[name] = count
             if self._inspection.verify:
                 for data in _datasets(detector["data"]):
-                    _read_all(self._inspection, name, data)
+                    read_all(self._inspection, name, data)
 
     def _open_master(self) -> None:
         """What the master claims; its sources must exist and be long enough."""
@@ -157,7 +165,7 @@ class Frames(Holding):
             if claims.sparse and inspection.verify:
                 with inspection.open(self._master) as file:
                     for data in _datasets(detector_of(file)["data"]):
-                        _read_all(inspection, self._master, data)
+                        read_all(inspection, self._master, data)
         except Unreadable as error:
             inspection.tell(f"{self._master}: {error}")
             return
@@ -209,11 +217,11 @@ def _datasets(data: Any) -> list[Any]:
     return [data["index"], data["intensity"]] if is_sparse(data) else [data]
 
 
-def _read_all(inspection: Inspection, name: str, data: Any) -> None:
+def read_all(inspection: Inspection, name: str, data: Any) -> None:
     """Read every chunk once."""
     import hdf5plugin  # noqa: F401 - registers the filters
 
-    step = data.chunks[0]
+    step = data.chunks[0] if data.chunks else max(1, PLAIN_BYTES // max(1, data.dtype.itemsize * prod(data.shape[1:])))
     bad = []
     for row in range(0, len(data), step):
         try:

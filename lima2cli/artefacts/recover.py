@@ -55,7 +55,7 @@ def level(path: str) -> None:
 
     with h5py.File(path, "r+", locking="best-effort") as file:
         record = Record.read(file)
-        if record is None or record.role not in ("frames", "rows"):
+        if record is None or record.role not in ("frames", "rows", "written"):
             return
         entry = file[ENTRY]
         where = entry[entry.attrs["default"]].parent if record.role == "frames" else entry["measurement"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import frame_files, master_file, write_master
@@ -73,14 +74,15 @@ def _write_ends(plan: Plan, accounts: Mapping[str, ChannelAccount] | None, direc
     """
     folder = Path(directory)
     for name, channel in plan.channels.items():
+        write = complete_common if channel.layout == "common" else write_master
         try:
             if accounts is None:
                 expected = {} if channel.selected is None else {"expected": channel.selected}
-                write_master(channel, directory, totals=expected)
+                write(channel, directory, totals=expected)
             else:
                 account = accounts[name]
                 totals = _totals(account.flows[0]) | {"expected": account.expected, "vetoed": account.vetoed}
-                write_master(channel, directory, rows=account.rows(), statuses=account, totals=totals)
+                write(channel, directory, rows=account.rows(), statuses=account, totals=totals)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
@@ -127,9 +129,12 @@ def _channel(
 ) -> dict[str, Any]:
     """What is saved is what the files hold; that they hold less than was written to them is a problem."""
     folder, master = Path(directory), master_file(plan.name, name)
-    saved = _held(saved_frames, folder / master, name, outcome, problems)
+    parts = bool(account.channel.places)
+    saved = _held(saved_frames, folder / master, name, outcome, problems, parts=parts)
     dropped = account.count_dropped()
     files = frame_files(directory, plan.name, name)
+    if account.channel.layout == "common" and (folder / master).exists():
+        files = [master]
     return {
         "expected": account.expected,
         "saved": saved,
@@ -159,9 +164,12 @@ def _unmatched(rows: RowRanges, joins: Sequence[str], outcome: Outcome) -> dict[
     return {"unmatched": count_rows(rows) + beside}
 
 
-def _held(count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str]) -> int:
-    """Frames or rows that a node's file shows; 0 where there is none."""
-    written = sum(report.saved.get(node, 0) for report in outcome.receivers.values())
+def _held(
+    count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], *, parts: bool = False
+) -> int:
+    """Frames or rows that a node's file shows; 0 where there is none. ``parts``: receivers have written parts of them."""
+    counts = [report.saved.get(node, 0) for report in outcome.receivers.values() if node in report.saved]
+    written = min(counts, default=0) if parts else sum(counts)
     try:
         held = count(str(path)) if path.exists() else 0
     except OSError as error:
