@@ -1,0 +1,135 @@
+"""Functions of the user's: where they are, what they return, and where they failed.
+
+    f(frames, numbers, **params) → (n, *shape)
+
+``frames`` (n, height, width) is read-only, ``numbers`` (n,) uint64 are their frame numbers. Instead of a function a
+class may be named: ``C(spec, **params)`` is made once, called like the function, and closed at the end where it has a
+method ``close``. ``spec`` is the `FrameSpec` of what comes in.
+"""
+
+import ast
+import importlib
+import importlib.util
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lima2cli.declare import Choice, Integer, ListOf, param
+from lima2cli.errors import FileProblem, Misfit
+from lima2cli.geometry import Rect
+from lima2cli.spec import DTYPES, Array, Files, FrameSpec
+from lima2cli.view import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a function returns for each frame."""
+
+    dtype: str | None = param("Pixels; default: as the input.", Choice(DTYPES), None)
+    shape: tuple[int, ...] | None = param(
+        "[height, width], or [length] of a vector; default: as the input.", ListOf(Integer(1), 1), None
+    )
+
+    def infer(self, spec: FrameSpec, on_error: str) -> FrameSpec:
+        """Frames as they are returned where ``spec`` enters; vectors are frames of one row. Raises `Misfit`."""
+        shape = self.shape or spec.shape
+        if len(shape) > 2:
+            message = f"{len(shape)} dimensions per frame, 2 at most can be returned"
+            raise Misfit("not-available", message, ("output", "shape"), "[height, width], or [length]")
+        rows, columns = shape if len(shape) == 2 else (1, shape[0])
+        dtype = self.dtype or spec.dtype
+        if on_error == "pass" and (dtype, (rows, columns)) != (spec.dtype, spec.shape):
+            message = f"the input ({spec}) can't be passed on as {dtype} {columns} x {rows}"
+            raise Misfit("edge-mismatch", message, ("on_error",), "on_error: drop")
+        if (rows, columns) == spec.shape:
+            return replace(spec, dtype=dtype, saturation=None)
+        return FrameSpec(dtype, View(Rect(0, 0, columns, rows)), (columns, rows))
+
+    def fit(self, result: Any, count: int, spec: FrameSpec) -> Array:
+        """What was returned for ``count`` frames as frames of ``spec``, (n, height, width).
+
+        It must convert without changing kind (numpy's ``same_kind``). Raises ValueError, TypeError.
+        """
+        array = np.asarray(result)
+        declared = (count, *(self.shape or spec.shape))
+        if array.shape != declared:
+            raise ValueError(f"it returned {array.shape}, {declared} was declared")
+        return array.astype(spec.dtype, casting="same_kind", copy=False).reshape(count, *spec.shape)
+
+
+def look(reference: str, files: Files, key: str = "function") -> None:
+    """Whether ``module:name`` or ``file.py:name`` is there, without running anything. Raises `Misfit`, `FileProblem`."""
+    where, _, name = reference.rpartition(":")
+    if not where.endswith(".py"):
+        if importlib.util.find_spec(where.partition(".")[0]) is None:
+            raise Misfit("unknown-function", f"there is no module {where}", (key,))
+        return
+    path = files.path(where)
+    try:
+        tree = ast.parse(Path(path).read_bytes(), path)
+    except (SyntaxError, ValueError, OSError) as error:
+        raise FileProblem(f"{where} is not Python: {error}", "file-unreadable") from error
+    names = _defined(tree)
+    if name not in names:
+        known = ", ".join(sorted(names)) or "nothing"
+        raise Misfit("unknown-function", f"{where} defines no {name}", (key,), f"it defines {known}")
+
+
+def load(reference: str, files: Files) -> Callable[..., Any]:
+    """What a reference names; TypeError where it can't be called, and whatever the module raises."""
+    where, _, name = reference.rpartition(":")
+    module = _module(files.path(where)) if where.endswith(".py") else importlib.import_module(where)
+    found: Any = getattr(module, name)
+    if not callable(found):
+        raise TypeError(f"{reference} is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def ready(
+    found: Callable[..., Any], spec: FrameSpec, params: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """What is called for each block, and with which parameters: an object of a class got them when it was made."""
+    return (found(spec, **params), {}) if isinstance(found, type) else (found, params)
+
+
+def close(function: Callable[..., Any]) -> None:
+    """Close an object of a class that has a method for it."""
+    closing = getattr(function, "close", None)
+    if closing is not None:
+        closing()
+
+
+def words(error: BaseException, own: str = __file__) -> str:
+    """An exception of the user's in one line: file, line, kind and message. ``own`` is a file that is not the user's."""
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if frame.filename not in (own, __file__)]
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
+    return f"{place}{type(error).__name__}: {error}"
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Names that a module binds at its top: functions, classes, assignments, imports."""
+    names = set()
+    for item in tree.body:
+        if isinstance(item, ast.FunctionDef | ast.ClassDef):
+            names.add(item.name)
+        elif isinstance(item, ast.Assign):
+            names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
+        elif isinstance(item, ast.ImportFrom | ast.Import):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in item.names}
+    return names
+
+
+def _module(path: str) -> ModuleType:
+    """A file as a module of its own; its folder is not put on the path."""
+    spec = importlib.util.spec_from_file_location(f"lima2_user_{Path(path).stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
