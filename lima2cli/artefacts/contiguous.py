@@ -52,6 +52,9 @@ def cut_rows(path: str, dataset: str, rows: int) -> None:
         for at in (8, 8 + 8 * len(shape)) if space[1][2] & 1 else (8,):
             raw.seek(space[0] + at)
             raw.write(struct.pack("<Q", rows))
+        if not rows:  # no bytes must have no address, which is written as all ones
+            raw.seek(layout[0] + 2)
+            raw.write(b"\xff" * 8)
         raw.seek(layout[0] + 10)
         raw.write(struct.pack("<Q", rows * item * int(np.prod(shape[1:], dtype=np.int64))))
 
