@@ -43,10 +43,10 @@ def doctor(
             found = examine()
         else:
             from lima2cli.cli.options import Format
-            from lima2cli.cli.reading import check_file
+            from lima2cli.cli.reading import check_pipeline
             from lima2cli.cli.showing import show_all
 
-            checked = check_file(file, overrides or ())
+            checked = check_pipeline(file, overrides or ())
             if checked.plan is None:
                 text = show_all([checked], Format.JSON if as_json else Format.TEXT)
                 print(text, end="", file=None if as_json else sys.stderr)
