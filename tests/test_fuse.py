@@ -134,7 +134,7 @@ def test_all_pixelwise_neighbours_are_one_kernel(base: Path) -> None:
         (("both",), ("both",)),
         (("save",), ()),
     ]
-    assert "fused; cut and turned first: cut; makes the frames of dark\n" in show_plan(plan)
+    assert "fused; cut and flipped first: cut; makes the frames of dark\n" in show_plan(plan)
 
 
 def test_a_formula_of_two_sources_stays_alone(base: Path) -> None:
@@ -250,7 +250,7 @@ TURNS = st.builds(
     lambda roi, flip, rotation: ("roi_flip_rot", {"flip": flip, "rotation": rotation, **({"roi": roi} if roi else {})}),
     st.none() | CORNERS,
     FLIPS,
-    st.sampled_from([0, 90, 180, 270]),
+    st.sampled_from([0, 180]),
 )
 
 PIXELWISE = st.sampled_from(

@@ -1,7 +1,7 @@
 """Maps one after another on frames, strip by strip, so that nothing leaves the cache between them.
 
-Bit for bit what they give one by one. Cuts, flips and turns go first, as a numpy view of the raw frames: pixels that
-are not wanted are never read, and the images of the other maps are cut and turned instead, once. Neighbours are not
+Bit for bit what they give one by one. Cuts and flips go first, as a numpy view of the raw frames: pixels that
+are not wanted are never read, and the images of the other maps are cut and flipped instead, once. Neighbours are not
 folded algebraically: in a cache the arithmetic costs less than another rounding. But where one ends in the dtype that
 the next computes in, they are one pass. Bad pixels get their last value at the end, once. Masked pixels are computed
 like any other; NaN of float frames stays NaN. No pixel raises a numpy warning.
@@ -125,11 +125,7 @@ class Chain:
         recipe = self.recipe
         if out is None:
             out = self._own("out", recipe.target, raw)
-        if recipe.view.quarter:
-            upright = self._own("upright", raw.dtype, raw) if recipe.steps else out
-            turned_copy(upright, raw)
-            raw = upright
-        if not recipe.steps and raw is not out:
+        if not recipe.steps:
             np.copyto(out, raw)
         last = len(recipe.steps) - 1
         for i, step in enumerate(recipe.steps):
@@ -214,14 +210,3 @@ def _compute(step: Pass, raw: Array, work: Array, rows: slice) -> Array:
     for ufunc, operand in step.operands:
         raw = ufunc(raw, operand[rows] if operand.ndim else operand, out=work)
     return raw
-
-
-TURNED_TOGETHER = 16
-"""Columns of a quarter turn that are written together, so that the rows read for them stay in cache."""
-
-
-def turned_copy(out: Array, frames: Array) -> None:
-    """Copy ``frames`` (n, height, width) whose columns are what lies together in memory."""
-    for frame, to in zip(frames.swapaxes(1, 2), out.swapaxes(1, 2), strict=True):
-        for top in range(0, frame.shape[0], TURNED_TOGETHER):
-            to[top : top + TURNED_TOGETHER] = frame[top : top + TURNED_TOGETHER]

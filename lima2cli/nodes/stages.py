@@ -3,7 +3,7 @@
 Affine   out = (raw - offset) / divisor, then ``fill`` where ``bad``
 Steps    numbers added to raw and multiplied with it, one after another
 Formula  any other function of strips
-Turn     the frames cut, flipped, turned
+Turn     the frames cut and flipped
 
 Precision: `Affine` computes in float32 where float32 holds the raw dtype exactly (integers of up to 16 bits, float32)
 and the result is float32; else in float64, rounded once at the end. Subtract first, then divide (rather than
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Turn:
-    """Frames cut, flipped and turned, nothing binned: how a view of them changes."""
+    """Frames cut and flipped, nothing binned, rows still rows: how a view of them changes."""
 
     change: Callable[[View], View]
 

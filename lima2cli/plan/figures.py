@@ -174,7 +174,7 @@ def link_figures(plan: Plan) -> dict[str, Any]:
 
 def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
     """Which nodes are computed together, in the order of the data; ``materialised`` are those whose frames are made
-    whole, ``strips`` the reductions that read a frame while it is computed, ``first`` the cuts and turns that are done
+    whole, ``strips`` the reductions that read a frame while it is computed, ``first`` the cuts and flips that are done
     before what stands before them. Nodes in none are left out of the run."""
     nodes = {step.name: step.node for step in plan.steps}
     return [

@@ -4,7 +4,7 @@ The passes, in order, each from kernels to kernels:
 
 drop_unread       maps whose frames nobody reads are left out
 join_maps         pixel-wise neighbours become one kernel, where nobody else reads the frames between them; formulae of
-                  one source, cuts and turns are such neighbours, binning is none
+                  one source, cuts and flips are such neighbours, binning and quarter turns are none
 join_reductions   reductions that take strips join the pixel-wise kernel whose result they read
 keep_what_is_read frames that only a kernel's own reductions read are never made whole
 
@@ -47,7 +47,7 @@ def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
 
 
 def join_maps(kernels: Kernels, steps: Steps) -> Kernels:
-    """A chain stands where its first map stood, before all that read it. Within it cuts and turns go first, see
+    """A chain stands where its first map stood, before all that read it. Within it cuts and flips go first, see
     `nodes.chain`."""
     readers = _readers(kernels)
     joined: list[Kernel] = []
@@ -128,7 +128,7 @@ def _readers(kernels: Kernels) -> dict[str, int]:
 
 
 def in_strips(kernel: Kernel, steps: Steps) -> bool:
-    """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and turns."""
+    """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and flips."""
     return bool(kernel.maps) and all(pixelwise(steps[name]) for name in kernel.maps)
 
 
@@ -137,7 +137,7 @@ def pixelwise(step: Step) -> bool:
     node = step.node
     if isinstance(node, Expression):
         return len(step.sources) == 1
-    return isinstance(node, Pixelwise) or (isinstance(node, RoiFlipRot) and node.bins == 1)
+    return isinstance(node, Pixelwise) or (isinstance(node, RoiFlipRot) and node.upright)
 
 
 def _takes_strips(kernel: Kernel, steps: Steps) -> bool:

@@ -137,7 +137,7 @@ def _strips(kernel: dict[str, Any]) -> str:
     if not kernel["fused"]:
         return ""
     parts = ["fused"]
-    parts += [f"cut and turned first: {', '.join(kernel['first'])}"] if kernel["first"] else []
+    parts += [f"cut and flipped first: {', '.join(kernel['first'])}"] if kernel["first"] else []
     parts += [f"makes the frames of {', '.join(kernel['materialised'])}"] if kernel["materialised"] else []
     return "; ".join(parts)
 
