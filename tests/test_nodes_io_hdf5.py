@@ -31,17 +31,28 @@ def test_chunks(dtype: str, shape: tuple[int, int], parameters: dict[str, Any], 
     use, spec = node("io_hdf5", **parameters), spec_of(dtype, *shape)
     assert use.infer(spec, NONE) is spec
     assert use.channel(spec, None) == {
+        "layout": "files",
         "compression": "bslz4",
         "frames_per_file": parameters.get("frames_per_file", 0),
         "frames_per_chunk": chunk,
     }
 
 
-@pytest.mark.parametrize("layout", ["common", "virtual"])
-def test_layouts_that_are_not_there_yet_are_refused(layout: str) -> None:
-    with pytest.raises(Misfit, match=f"layout `{layout}` is not available yet") as refused:
-        node("io_hdf5", layout=layout).infer(spec_of("uint16", 2, 2), NONE)
-    assert (refused.value.rule, refused.value.key) == ("not-available", ("layout",))
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [({"compression": "gzip"}, "compression"), ({"frames_per_file": 5}, "frames_per_file"),
+     ({"frames_per_chunk": 5}, "frames_per_chunk")],
+)  # fmt: skip
+def test_a_common_file_is_one_plain_dataset(parameters: dict[str, Any], key: str) -> None:
+    spec = spec_of("uint16", 2, 2)
+    with pytest.raises(Misfit) as refused:
+        node("io_hdf5", layout="common", **parameters).infer(spec, NONE)
+    assert (refused.value.rule, refused.value.key) == ("layout-common", (key,))
+    for compression in ({}, {"compression": "none"}):
+        use = node("io_hdf5", layout="common", **compression)
+        with pytest.raises(Misfit, match="not available yet"):
+            use.infer(spec, NONE)
+        assert use.channel(spec, None)["compression"] == "none"
 
 
 def test_a_chunk_larger_than_a_file_is_refused() -> None:
