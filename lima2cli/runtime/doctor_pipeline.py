@@ -9,7 +9,7 @@ import numpy as np
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.figures import link_figures
-from lima2cli.plan.flows import size_text
+from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.doctor import Check, Measured, Status, rate_text
 from lima2cli.runtime.doctor_machine import receive_buffer
