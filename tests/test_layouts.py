@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from lima2cli.artefacts.master import write_master
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED
 from lima2cli.geometry import Rect
 from lima2cli.nodes.io_hdf5 import check_common
+from lima2cli.runtime.launch import find_mpiexec
 from lima2cli.spec import Block
 from lima2cli.transport.inline_circle import CircleTable, InlineCircle
 from lima2cli.transport.shared_file import Stripes
@@ -471,6 +473,54 @@ def test_what_a_kill_leaves_is_recovered(tmp_path: Path) -> None:
     found = inspect_run(str(tmp_path))
     assert found["problems"] == []
     assert _account(found)[:2] == (30, 8)
+
+
+OVER_MPI = """
+import sys
+from mpi4py import MPI
+from lima2cli.artefacts import common_rounds
+from lima2cli.artefacts.common_writer import CommonWriter
+from lima2cli.transport.mpi_circle import MpiCircle
+from tests.artefacts_samples import START_NS, make_block, make_channel
+world = MPI.COMM_WORLD
+common_rounds.ROUND_BYTES = int(sys.argv[3])
+channel = make_channel(
+    height=int(sys.argv[2]), receivers=(0, 1, 2), blocks=2, selected=40, layout="common", compression="none"
+)
+circle = MpiCircle(world, (0, 1, 2), 1)
+writer = CommonWriter(channel, sys.argv[1], world.rank, START_NS, circle)
+for frame in range(38):
+    if frame // 2 % 3 == world.rank and frame not in (7, 20):
+        while writer.full:
+            writer.poll()
+        writer.commit(writer.stage(make_block(channel, [frame])))
+writer.finish(38)
+while not writer.done:
+    writer.poll()
+writer.close()
+circle.close()
+"""
+
+
+@pytest.mark.parametrize("height", [6, 4000])  # put together by the ranks, and written by each itself
+def test_a_common_file_over_mpi(tmp_path: Path, height: int) -> None:
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        pytest.skip("there is no MPI here")
+    command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py", "-c", OVER_MPI, str(tmp_path)]
+    rounds = 5 * height * 9 * 2
+    subprocess.run([*command, str(height), str(rounds)], check=True, timeout=60, cwd=Path(__file__).parent.parent)
+    channel = make_channel(
+        height=height, receivers=(0, 1, 2), blocks=2, selected=40, layout="common", compression="none"
+    )
+    path = complete_common(channel, str(tmp_path), rows=38, totals={"expected": 40})
+    want = make_block(channel, range(38)).frames
+    want[[7, 20]] = 7
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(detector_group(file)["data"][()], want)
+        status = detector_group(file)["frame_status"][()]
+        assert np.flatnonzero(status).tolist() == [7, 20]
+    assert inspect_run(str(tmp_path))["problems"] == []
 
 
 def test_what_a_common_file_needs() -> None:

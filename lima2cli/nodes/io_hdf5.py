@@ -74,8 +74,6 @@ class IoHdf5(Sink):
         if isinstance(spec, SparseSpec):
             message = "a common file holds dense frames, these are sparse"
             raise Misfit("layout-common", message, ("layout",), "layout: files")
-        help = "`files` writes the same frames, each receiver its own files, shown as one dataset by the master"
-        raise Misfit("not-available", "layout `common` is not available yet", ("layout",), help)
 
     def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
