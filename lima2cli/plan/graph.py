@@ -147,6 +147,7 @@ def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[
     together = numbering.parts and (
         isinstance(node, Reduce) or (isinstance(node, Gather) and node.strategy == "gather")
     )
+    together = together or getattr(node, "layout", "") == "common"
     return Step(
         it.name,
         node,
@@ -156,7 +157,7 @@ def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[
         numbering,
         it.inputs,
         tuple(it.tables),
-        numbering.receivers if together else (),
+        tuple(dict.fromkeys(numbering.receivers)) if together else (),
     )
 
 

@@ -80,3 +80,8 @@ class Waiting(Protocol):
     def idle(self) -> bool:
         """Whether nothing is under way."""
         ...
+
+    @property
+    def full(self) -> bool:
+        """Whether its sources had better rest until it has gone on."""
+        ...

@@ -27,6 +27,7 @@ from lima2cli.plan.fuse import pixelwise
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.chain import BoundChain, concatenated, part_of
+from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Ranges
 from lima2cli.runtime.spread import Function, Spread
 from lima2cli.spec import Array, Block, Files, FrameSpec
@@ -167,7 +168,7 @@ class BoundTransform:
         self._transformer.close()
 
 
-End = BoundReduce | BoundSink
+End = BoundReduce | BoundSink | BoundCommon
 Single = BoundMap | BoundPick | BoundTransform | BoundChain | End
 Paired = BoundJoin | BoundSelect
 """What reads several sources."""

@@ -167,7 +167,7 @@ def _unmatched(rows: RowRanges, joins: Sequence[str], outcome: Outcome) -> dict[
 def _held(
     count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], *, parts: bool = False
 ) -> int:
-    """Frames or rows that a node's file shows; 0 where there is none. ``parts``: receivers have written parts of them."""
+    """Frames or rows that a node's file shows; 0 where there is none. ``parts``: of what receivers wrote parts of."""
     counts = [report.saved.get(node, 0) for report in outcome.receivers.values() if node in report.saved]
     written = min(counts, default=0) if parts else sum(counts)
     try:

@@ -19,6 +19,7 @@ from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
 from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
 from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
 from lima2cli.spec import Block, Files, SparseBlock
@@ -122,11 +123,19 @@ class Graph:
                 self._follow(name, result)
         return worked
 
-    def drain(self) -> bool:
-        """All flows have ended: let transforms give what they hold, and nodes that wait come to their end. Whether
-        nothing is under way any more."""
+    def full(self, flow: str) -> bool:
+        """Whether nodes that wait had better go on before more comes of a flow."""
+        names = [name for name, _ in self._passes[flow].feeds]
+        return any(self._waiting[name].full or (name in self._passes and self.full(name)) for name in names)
+
+    def drain(self, frames: int) -> bool:
+        """All flows have ended, with the acquisition's frame ``frames``: let transforms give what they hold, and nodes
+        that wait come to their end. Whether nothing is under way any more."""
         if not self._told_end:
             self._told_end = True
+            for waiting in self._waiting.values():
+                if isinstance(waiting, BoundCommon):
+                    waiting.frames = frames
             for name, each in self._passes.items():
                 if name not in self._waiting:
                     self._end(name, each)
@@ -202,7 +211,7 @@ class Graph:
             out, kept = self._staged(bound, block, course.received_ns)
         except Exception as error:  # noqa: BLE001
             self._drop(step.name, int(block.numbers[0]), error)
-            out, kept = (block if isinstance(bound, BoundSink) else None), {}
+            out, kept = (block if isinstance(bound, BoundSink | BoundCommon) else None), {}
         if out is not None:
             course.blocks[step.name] = out
             if out is block and step.sources[0] in course.held:
@@ -225,7 +234,7 @@ class Graph:
         """What a sink or reduction has prepared: of parts of frames, for the other receivers."""
         if isinstance(bound, BoundReduce) and name in self._read:
             course.rows[name] = kept
-        if name not in self._together:
+        if name not in self._together or isinstance(bound, BoundCommon):
             course.staged.append((name, bound, kept))
 
     def _pair(self, step: BoundStep, bound: Paired, given: dict[str, Block], course: _Course) -> None:
@@ -282,7 +291,7 @@ class Graph:
             if isinstance(paired, Pairing) and (waiting in gone or not gone.isdisjoint(paired.sources)):
                 paired.give_up()
         alive = {step.name for each in self._passes.values() for step in each.steps if step.bound is not None}
-        alive |= self._together - gone
+        alive |= (self._together - gone) | {end for end, one in self._ends.items() if isinstance(one, BoundCommon)}
         for each in self._passes.values():
             alive.update(*(step.bound.reducers for step in each.steps if isinstance(step.bound, BoundChain)))
         ended = {end: bound for end, bound in self._ends.items() if end not in alive}
@@ -298,7 +307,7 @@ class Graph:
         """What is left of a step once ``name`` is gone; adds it to those that are."""
         if isinstance(step.bound, BoundChain):
             step.bound.reducers.pop(name, None)
-        if step.name == name and isinstance(step.bound, BoundSink):
+        if step.name == name and isinstance(step.bound, BoundSink | BoundCommon):
             gone.discard(name)
             return [BoundStep(name, step.sources, None)]
         if step.name in gone or not gone.isdisjoint((*step.sources, *step.tables)):

@@ -55,6 +55,11 @@ class Meeting:
         """See `Waiting`."""
         return not (self._queued or self._told or self._moving or self._ending)
 
+    @property
+    def full(self) -> bool:
+        """See `Waiting`."""
+        return len(self._queued) >= UNDER_WAY
+
     def poll(self) -> Result | None:
         """See `Waiting`."""
         while self._queued and len(self._told) < UNDER_WAY:

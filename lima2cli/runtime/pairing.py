@@ -145,6 +145,11 @@ class Pairing:
         """See `Waiting`."""
         return not any(self._kept.values())
 
+    @property
+    def full(self) -> bool:
+        """See `Waiting`; what it keeps is limited by the local buffers, or by what the flows tell late."""
+        return False
+
     def poll(self) -> Result | None:
         """See `Waiting`: up to where the source that is most behind has come."""
         if not all(self._kept.values()):

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from lima2cli.nodes.base import Gather, Reduce
+from lima2cli.nodes.base import Gather, Reduce, Sink
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import Waiting
 from lima2cli.runtime.bound import Bound, BoundReduce, End, Paired, bind
 from lima2cli.runtime.chain import BoundChain, PartFailed
+from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.meeting import Gathering, Reduction
 from lima2cli.runtime.pairing import BoundSelect, Pairing
 from lima2cli.spec import Files, FrameSpec
@@ -68,7 +69,8 @@ def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
     origins = {flow: flow for flow in flows}
     for step in steps:
         came = {origins[source] for source in (*step.sources, *step.tables)}
-        origins[step.name] = step.name if step.circle or len(came) > 1 else came.pop()
+        apart = len(came) > 1 or (step.circle and not isinstance(step.node, Sink))
+        origins[step.name] = step.name if apart else came.pop()
     return origins
 
 
@@ -79,7 +81,10 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: s
     bound = Passes({name: Pass() for name, origin in origins.items() if name == origin})
     nodes = {step.name: step for step in program.steps}
     for step in program.steps:
-        if step.circle:
+        if step.circle and isinstance(step.node, Sink):
+            bound.waiting[step.name] = _common(step, port, program, directory, start_ns)
+            bound.passes[origins[step.source]].feeds.append((step.name, step.source))
+        elif step.circle:
             bound.waiting[step.name] = _collective(step, port, program)
             source = step.source if isinstance(step.node, Gather) else step.name
             bound.passes[origins[step.source]].feeds.append((step.name, source))
@@ -89,7 +94,9 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: s
         if not known.issuperset((*kernel.sources, *step.tables)):
             continue
         try:
-            one = _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
+            one = bound.waiting.get(step.name)
+            if not isinstance(one, BoundCommon):
+                one = _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
         except PartFailed as failed:
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
             continue
@@ -150,6 +157,11 @@ def _bind_reductions(
         else:
             chain.reducers[step.name] = one.strips
             bound.ends[step.name] = one
+
+
+def _common(step: Step, port: Port, program: ReceiverProgram, directory: str, start_ns: int) -> BoundCommon:
+    circle = port.circle(program.circles[step.name])
+    return BoundCommon(step, program.channels[step.name], directory, program.receiver, start_ns, circle)
 
 
 def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:

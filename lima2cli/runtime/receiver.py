@@ -28,7 +28,7 @@ class ReceiverRank:
         self._graph: Graph | None = None
         self._overran: set[str] = set()
         self._ended = self._reported = False
-        self._stats_ns = 0
+        self._frames = self._stats_ns = 0
 
     def prepare(self) -> None:
         """Say that the memory is there and filled; files are opened at the start, whose time they hold."""
@@ -52,7 +52,7 @@ class ReceiverRank:
         """Every flow, and what waits in the graph, once."""
         worked = False
         for reader in self._readers:
-            came = reader.poll()
+            came = None if graph.full(reader.flow.gdt.flow) else reader.poll()
             if isinstance(came, Batch):
                 self._process(graph, reader, came)
             elif came is not None:
@@ -64,9 +64,12 @@ class ReceiverRank:
                 self._report_overrun(reader)
         worked |= graph.poll()
         self._report_failures(graph)
-        if self._ended and not worked and not self._reported and all(r.read for r in self._readers) and graph.drain():
+        if self._ended and not worked and not self._reported and self._over(graph):
             self._finish(graph)
         return worked
+
+    def _over(self, graph: Graph) -> bool:
+        return all(reader.read for reader in self._readers) and graph.drain(self._frames)
 
     def _obey(self, kind: str, what: object) -> None:
         if kind == messages.START:
@@ -82,7 +85,7 @@ class ReceiverRank:
             for reader in self._readers:
                 reader.limit(what)
                 reader.end()
-            self._ended = True
+            self._ended, self._frames = True, what
         elif kind == messages.QUIT:
             self.done = True
 
