@@ -10,6 +10,7 @@ Pick       a block of frames to a block of sparse frames: some of their pixels
 Select     a block of frames to some of these frames, chosen by rows that others give of them
 Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
 Gather     parts of frames, one at each of several receivers, to whole frames
+Delegate   a block of frames to what other processes make of it
 Sink       a block of frames to a file
 """
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
+from lima2cli.nodes.function import Output
 from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
 
 Partial = dict[str, Array]
@@ -247,6 +249,28 @@ class Gather(Node):
         raise NotImplementedError
 
 
+class Delegate(Node):
+    """Block of frames in; out what other processes reply, for the same frames or for fewer of them, or where ``reply``
+    is False the block itself.
+
+    Which is a transfer, and so the runtime's: the node says what the processes are. They run ``command``, or serve
+    ``function`` (see `nodes.function`), with ``params``; there are ``ranks`` of them, which take blocks in turn.
+    ``on_error`` is what becomes of a block for which there is no reply: stop, drop or pass.
+    """
+
+    command: tuple[str, ...] | None
+    function: str | None
+    params: Mapping[str, Any]
+    ranks: int
+    reply: bool
+    output: Output
+    on_error: str
+
+    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+        """See `Node.infer`."""
+        raise NotImplementedError
+
+
 class Writer(Protocol):
     """An open Sink. ``stage`` does the work that can be thrown away, ``commit`` makes it last."""
 
@@ -294,6 +318,6 @@ class Sink(Node):
 
 
 __all__ = [
-    "Dropped", "Gather", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select", "Sink",
-    "Transform", "Transformer", "Writer",
+    "Delegate", "Dropped", "Gather", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select",
+    "Sink", "Transform", "Transformer", "Writer",
 ]  # fmt: skip

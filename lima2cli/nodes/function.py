@@ -63,7 +63,7 @@ class Output:
 
 
 def look(reference: str, files: Files, key: str = "function") -> None:
-    """Whether ``module:name`` or ``file.py:name`` is there, without running anything. Raises `Misfit`, `FileProblem`."""
+    """See that ``module:name`` or ``file.py:name`` is there, without running it. Raises `Misfit` or `FileProblem`."""
     where, _, name = reference.rpartition(":")
     if not where.endswith(".py"):
         if importlib.util.find_spec(where.partition(".")[0]) is None:
@@ -105,7 +105,7 @@ def close(function: Callable[..., Any]) -> None:
 
 
 def words(error: BaseException, own: str = __file__) -> str:
-    """An exception of the user's in one line: file, line, kind and message. ``own`` is a file that is not the user's."""
+    """An exception of the user's in one line: file, line, kind, message. ``own`` is a file that is not the user's."""
     trace = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in trace if frame.filename not in (own, __file__)]
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""

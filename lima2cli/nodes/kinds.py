@@ -8,7 +8,7 @@ from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_sche
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.background_sub import BackgroundSub
-from lima2cli.nodes.base import Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Delegate, Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.nodes.expression import Expression
 from lima2cli.nodes.filter import Filter
@@ -16,6 +16,7 @@ from lima2cli.nodes.flatfield import Flatfield
 from lima2cli.nodes.gain import Gain
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.mask import Mask
+from lima2cli.nodes.mpi import Mpi
 from lima2cli.nodes.python import Python
 from lima2cli.nodes.reconstruction import Reconstruction
 from lima2cli.nodes.roi_counters import RoiCounters
@@ -27,7 +28,7 @@ from lima2cli.poison import POISON
 
 BUILT_IN: tuple[type[Node], ...] = (
     Checkpoint, IoHdf5, RoiFlipRot, Reconstruction, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain,
-    Python, Expression, Accumulate, Sparsify, Filter,
+    Python, Mpi, Expression, Accumulate, Sparsify, Filter,
 )  # fmt: skip
 
 WIRING = ("input", "inputs")
@@ -36,7 +37,7 @@ WIRING = ("input", "inputs")
 GRAPH = "graph"
 """Stands in place of a kind where a node is a use of a named graph; gone once graphs are expanded."""
 
-ROLES: tuple[type[Node], ...] = (Map, Transform, Pick, Select, Reduce, Gather, Sink, Join)
+ROLES: tuple[type[Node], ...] = (Map, Transform, Pick, Select, Reduce, Gather, Delegate, Sink, Join)
 
 NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, ROLES, (*WIRING, GRAPH))
 """All kinds of node, those of installed packages among them."""

@@ -11,7 +11,8 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings
 from lima2cli.geometry import Rect
-from lima2cli.nodes.base import Reduce, Sink
+from lima2cli.nodes.base import Delegate, Reduce, Sink
+from lima2cli.nodes.io_hdf5 import check_common
 from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
@@ -39,6 +40,12 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     if findings.failed:
         return None
     record = _plain(pipeline)
+    channels = {step.name: _channel(pipeline, step, record) for step in steps if isinstance(step.node, Sink)}
+    for name, channel in channels.items():
+        if (misfit := check_common(channel)) is not None:
+            findings.error(misfit.rule, misfit.message, ("nodes", name, "io_hdf5", *misfit.key), help=misfit.help)
+    if findings.failed:
+        return None
     return Plan(
         name=pipeline.name,
         detector=pipeline.config,
@@ -50,11 +57,14 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         regions=regions,
         gdts=gdts,
         ranks=rank_roles(
-            len(pipeline.detector.modules), len(pipeline.receivers), 1 if pipeline.config.writes_itself else cores
+            len(pipeline.detector.modules),
+            len(pipeline.receivers),
+            1 if pipeline.config.writes_itself else cores,
+            [step.name for step in steps if isinstance(step.node, Delegate) for _ in range(step.node.ranks)],
         ),
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
-        channels={step.name: _channel(pipeline, step, record) for step in steps if isinstance(step.node, Sink)},
+        channels=channels,
         tables={step.name: _table(pipeline, step) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
@@ -64,14 +74,16 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     )
 
 
-def rank_roles(modules: int, receivers: int, cores: int) -> tuple[RankRole, ...]:
-    """Rank 0 controls, then detector ranks (a module each, several where they outnumber the cores), then receivers."""
+def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] = ()) -> tuple[RankRole, ...]:
+    """Rank 0 controls, then detector ranks (a module each, several where they outnumber the cores), then receivers,
+    then ``workers``, each by its node."""
     detectors = min(modules, max(1, cores))
     shares = [tuple(m for m in range(modules) if m * detectors // modules == d) for d in range(detectors)]
     return (
         RankRole(0, "control"),
         *(RankRole(1 + d, "detector", modules=share) for d, share in enumerate(shares)),
         *(RankRole(1 + detectors + r, "receiver", receiver=r) for r in range(receivers)),
+        *(RankRole(1 + detectors + receivers + w, "worker", worker=node) for w, node in enumerate(workers)),
     )
 
 

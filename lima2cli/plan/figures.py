@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.base import Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
 
@@ -30,6 +30,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
                 if role.receiver is not None
                 else {}
             )
+            | ({"node": role.worker} if role.worker is not None else {})
             for role in plan.ranks
         ],
         "nodes": [
@@ -200,7 +201,7 @@ def unused_nodes(plan: Plan) -> list[str]:
 
 ROLES = (
     (Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Select, "select"), (Gather, "gather"),
-    (Reduce, "table"), (Sink, "save"),
+    (Delegate, "delegate"), (Reduce, "table"), (Sink, "save"),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
-from lima2cli.nodes.base import Gather, Join, Select, Transform
+from lima2cli.nodes.base import Delegate, Gather, Join, Select, Transform
 from lima2cli.plan.records import Gdt, Numbering, Step
 
 LONGEST_PATTERN = 1 << 20
@@ -33,6 +33,8 @@ def after(step: Step) -> Numbering:
         return replace(came, filters=(*came.filters, step.name))
     if isinstance(node, Join):
         return replace(came, unmatched=(*came.unmatched, step.name)) if len(step.sources) > 1 else came
+    if isinstance(node, Delegate):
+        return replace(came, upstream=(*came.upstream, step.name)) if node.reply else came
     if not isinstance(node, Transform):
         return came
     rule, receivers, window = node.numbering(came.rule, came.receivers)

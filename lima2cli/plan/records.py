@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.detectors.base import AcqParams, DetectorConfig
 from lima2cli.geometry import BlockLayout, Rect, Rule
-from lima2cli.nodes.base import Node
+from lima2cli.nodes.base import Delegate, Node
 from lima2cli.spec import DetectorInfo, FrameSpec, Spec
 
 Overrun = Literal["wait", "stop", "continue"]
@@ -101,12 +101,14 @@ class Gdt:
 
 @dataclass(frozen=True)
 class RankRole:
-    """What one MPI rank does: ``control``, ``detector`` (with its modules) or ``receiver`` (with its index)."""
+    """What one MPI rank does: ``control``, ``detector`` (with its modules), ``receiver`` (with its index), or
+    ``worker`` (with the node that delegates to it)."""
 
     rank: int
-    role: Literal["control", "detector", "receiver"]
+    role: Literal["control", "detector", "receiver", "worker"]
     modules: tuple[int, ...] = ()
     receiver: int | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -262,3 +264,8 @@ class Plan:
     def rank_of_receiver(self, receiver: int) -> int:
         """The MPI rank of a receiver."""
         return next(role.rank for role in self.ranks if role.receiver == receiver)
+
+    def command_of(self, role: RankRole) -> tuple[str, ...] | None:
+        """The program of the user's that is this rank; None where it is one of lima2."""
+        nodes = (step.node for step in self.steps if step.name == role.worker)
+        return next((node.command for node in nodes if isinstance(node, Delegate)), None)

@@ -40,6 +40,8 @@ def _ranks(plan: Plan) -> str:
             rows.append((str(role.rank), "control", ""))
         elif role.role == "detector":
             rows.append((str(role.rank), "detector", "module " + _compact(role.modules)))
+        elif role.worker is not None:
+            rows.append((str(role.rank), "worker", role.worker))
         else:
             assert role.receiver is not None
             flows = [gdt.name for gdt in plan.gdts if role.receiver in gdt.receivers]

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from lima2cli.artefacts.channel import Channel
 from lima2cli.detectors.base import XferParams
 from lima2cli.geometry import Rect
+from lima2cli.nodes.base import Delegate
 from lima2cli.plan.rashpa_calls import rashpa_calls
 from lima2cli.plan.records import Gdt, Plan, RankRole, Step
 from lima2cli.program.records import (
     END_WORDS,
     ControlProgram,
+    Delegation,
     DetectorProgram,
     OwnBuffer,
     Program,
@@ -20,6 +22,7 @@ from lima2cli.program.records import (
     SourceFlow,
     Target,
     Wiring,
+    WorkerProgram,
 )
 
 
@@ -40,12 +43,25 @@ def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
     words = _lay_out_words(plan)
     owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
     circles = tuple(tuple(plan.rank_of_receiver(r) for r in step.circle) for step in _together(plan))
-    return Wiring(plan.regions, owners, words.sizes, circles), tuple(_program(plan, role, words) for role in plan.ranks)
+    lines = tuple(_delegation(plan, index, step).members for index, step in enumerate(_delegating(plan)))
+    wiring = Wiring(plan.regions, owners, words.sizes, circles, lines)
+    return wiring, tuple(_program(plan, role, words) for role in plan.ranks)
 
 
 def _together(plan: Plan) -> list[Step]:
     """The collectives of a plan, in the order of the data."""
     return [step for step in plan.steps if step.circle]
+
+
+def _delegating(plan: Plan) -> list[Step]:
+    """The nodes that delegate, in the order of the data."""
+    return [step for step in plan.steps if isinstance(step.node, Delegate)]
+
+
+def _delegation(plan: Plan, index: int, step: Step) -> Delegation:
+    receivers = tuple(plan.rank_of_receiver(r) for r in dict.fromkeys(step.numbering.receivers))
+    workers = tuple(role.rank for role in plan.ranks if role.worker == step.name)
+    return Delegation(index, receivers + workers, len(receivers), plan.timeout_s)
 
 
 def _lay_out_words(plan: Plan) -> _Words:
@@ -83,6 +99,9 @@ def _program(plan: Plan, role: RankRole, words: _Words) -> Program:
         return ControlProgram(role.rank, plan)
     if role.receiver is not None:
         return _receiver(plan, role.rank, role.receiver, words)
+    if role.worker is not None:
+        index, step = next(it for it in enumerate(_delegating(plan)) if it[1].name == role.worker)
+        return WorkerProgram(role.rank, step, index, _delegation(plan, index, step).receivers)
     return _detector(plan, role, words)
 
 
@@ -163,6 +182,9 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         {name: _own(channel, steps[name]) for name, channel in plan.channels.items() if name in steps},
         {name: table for name, table in plan.tables.items() if name in steps},
         threads=plan.threads[receiver],
+        delegations={
+            step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
+        },
     )
 
 

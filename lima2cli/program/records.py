@@ -1,7 +1,7 @@
 """Programs of the ranks: a plan with every address worked out. Picklable; made and read by the same version."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
@@ -20,12 +20,14 @@ END_OK, END_FULL = 0, 1
 class Wiring:
     """The memory that the transport makes: ``regions`` with the rank that owns each, and how many 8-byte control
     words each rank has. Control words hold, at receivers, generation words, detector times and end records, and at
-    detector ranks the credits. ``circles`` are the ranks of each collective, in the order of their places."""
+    detector ranks the credits. ``circles`` are the ranks of each collective, in the order of their places; ``lines``
+    those of each node that delegates: its receivers, then its workers."""
 
     regions: tuple[Region, ...]
     owners: tuple[int, ...]
     control_words: tuple[int, ...]
     circles: tuple[tuple[int, ...], ...] = ()
+    lines: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,22 @@ class ReceiverFlow:
     ends: int
 
 
+@dataclass(frozen=True)
+class Delegation:
+    """A node that delegates, as its receivers see it: the index of its line, the world ranks of the members, those of
+    the receivers first, and after how long a worker that does not reply is given up."""
+
+    line: int
+    members: tuple[int, ...]
+    receivers: int
+    timeout_s: float
+
+
 @dataclass(frozen=True, eq=False)
 class ReceiverProgram:
     """What a receiver does. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
-    ``places`` where in the whole frame each member's part lies, of those that are done together."""
+    ``places`` where in the whole frame each member's part lies, of those that are done together; ``delegations`` are of
+    those that workers do."""
 
     rank: int
     receiver: int
@@ -124,6 +138,17 @@ class ReceiverProgram:
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
     threads: int = 1
+    delegations: Mapping[str, Delegation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerProgram:
+    """What a worker does: serve the node of a step to the first ``receivers`` members of a line."""
+
+    rank: int
+    step: Step
+    line: int
+    receivers: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,4 +159,4 @@ class ControlProgram:
     plan: Plan
 
 
-Program = ControlProgram | DetectorProgram | ReceiverProgram
+Program = ControlProgram | DetectorProgram | ReceiverProgram | WorkerProgram

@@ -65,6 +65,15 @@ class Result:
     hold: Hold | None = None
 
 
+class BlockFailed(Exception):
+    """What a node that waits had to do for a block has failed; ``frame`` is the first of the block, None where it was
+    not about frames."""
+
+    def __init__(self, frame: int | None, error: Exception) -> None:
+        super().__init__(str(error))
+        self.frame, self.error = frame, error
+
+
 class Waiting(Protocol):
     """A node that has to wait. Arrivals of each source are in the order of frames; so are results."""
 

@@ -63,6 +63,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys(problems + [failure.message for failure in outcome.failures])),
         "warnings": outcome.warnings + _slow(plan, outcome),
+        "workers": _workers(plan, outcome),
     }
     write_summary(Path(directory), summary)
 
@@ -207,6 +208,22 @@ def _slow(plan: Plan, outcome: Outcome) -> list[str]:
     return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
 
 
+def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
+    """What each worker was given; null where it is not there any more to say it."""
+    told = outcome.workers
+    return [
+        {
+            "rank": role.rank,
+            "node": role.worker,
+            "blocks": told[role.rank].blocks if role.rank in told else None,
+            "frames": told[role.rank].frames if role.rank in told else None,
+            "failed": told[role.rank].failed if role.rank in told else None,
+        }
+        for role in plan.ranks
+        if role.worker is not None
+    ]
+
+
 def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
     seconds = outcome.seconds or 1e-9
     sizes = dict.fromkeys(accounts, 0)
@@ -226,6 +243,7 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
     used: dict[int, Usage] = {0: usage()}
     used |= {rank: source.usage for rank, source in outcome.sources.items()}
     used |= {plan.rank_of_receiver(r): report.usage for r, report in outcome.receivers.items()}
+    used |= {rank: report.usage for rank, report in outcome.workers.items()}
     return {
         "ranks": [
             {

@@ -15,7 +15,7 @@ from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.messages import Failure, ReceiverReport, SourceReport
+from lima2cli.runtime.messages import Failure, ReceiverReport, SourceReport, WorkerReport
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
@@ -33,6 +33,7 @@ ANSWERS = {
     "limiting": messages.LIMITED,
     "serving": messages.DONE,
     "ending": messages.FINISHED,
+    "leaving": messages.FINISHED,
 }
 """The message that every rank that is waited for sends in a phase."""
 
@@ -41,7 +42,10 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Outcome:
-    """What a run came to: ``state`` complete, stopped or failed, why, and the reports of all ranks."""
+    """What a run came to: ``state`` complete, stopped or failed, why, and the reports of all ranks.
+
+    silent   ranks of workers that do not answer, and won't take part in the end of the job
+    """
 
     state: str = "complete"
     reason: str | None = None
@@ -53,6 +57,8 @@ class Outcome:
     sources: dict[int, SourceReport] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    workers: dict[int, WorkerReport] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
 
 
 class ControlRank:
@@ -73,7 +79,8 @@ class ControlRank:
         roles = self._plan.ranks
         self._detectors = {role.rank for role in roles if role.role == "detector"}
         self._receivers = {role.rank for role in roles if role.role == "receiver"}
-        self._waiting_for: set[int] = self._detectors | self._receivers
+        self._workers = {role.rank for role in roles if role.role == "worker"}
+        self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
         self._phase = "preparing"
         self._next = 0
         self._flows: dict[int, dict[str, tuple[int, int, float]]] = {}
@@ -100,6 +107,8 @@ class ControlRank:
                 self._look_at_clock()
         elif self._phase == "pausing":
             self._check_answers()
+        elif self._phase == "leaving":
+            self._check_workers()
         return handled
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
@@ -119,6 +128,10 @@ class ControlRank:
             self._next = max(self._next, what)
         elif kind == messages.DONE:
             self.outcome.sources[rank] = what
+        elif kind == messages.SILENT:
+            self.outcome.silent.add(what)
+        elif isinstance(what, WorkerReport):
+            self.outcome.workers[rank] = what
         elif kind == messages.FINISHED:
             self.outcome.receivers[what.receiver] = what
         if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
@@ -141,6 +154,8 @@ class ControlRank:
         elif self._phase in ("running", "serving"):
             self._end()
         elif self._phase == "ending":
+            self._let_workers_go()
+        elif self._phase == "leaving":
             self._finish()
 
     def _tell(self, ranks: set[int], kind: str, what: Any) -> None:
@@ -190,6 +205,22 @@ class ControlRank:
         self._phase, self._waiting_for = "ending", set(self._receivers)
         self._tell(self._receivers, messages.ENDED, limit)
 
+    def _let_workers_go(self) -> None:
+        """Receivers have all that was replied."""
+        self._phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
+        self._paused_at = time.monotonic()
+        self._tell(self._waiting_for, messages.ENDED, None)
+        if not self._waiting_for:
+            self._finish()
+
+    def _check_workers(self) -> None:
+        """A worker may take its time to end, but not for ever: the run ends without it."""
+        if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
+            silent = ", ".join(map(str, sorted(self._waiting_for)))
+            self.outcome.warnings.append(f"rank {silent} (worker) did not end and was ended")
+            self.outcome.silent |= self._waiting_for
+            self._finish()
+
     def _finish(self) -> None:
         self._phase = "closing"
         self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
@@ -197,7 +228,7 @@ class ControlRank:
         self._quit()
 
     def _quit(self) -> None:
-        self._tell(self._detectors | self._receivers, messages.QUIT, None)
+        self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
         self.done = True
 
     def _fail(self, failure: Failure) -> None:

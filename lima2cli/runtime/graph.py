@@ -16,10 +16,11 @@ import numpy as np
 
 from lima2cli.nodes.base import Partial
 from lima2cli.program.records import ReceiverProgram
-from lima2cli.runtime.arrivals import END, Arrival, Hold, Result
+from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
 from lima2cli.runtime.chain import BoundChain, PartFailed
 from lima2cli.runtime.common import BoundCommon
+from lima2cli.runtime.delegation import Delegation
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
 from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
 from lima2cli.spec import Block, Files, SparseBlock
@@ -56,7 +57,8 @@ class Graph:
         self._saved_of = dict(self._ends)
         steps = [step for each in self._passes.values() for step in each.steps]
         self._transforms = {step.name: step.bound for step in steps if isinstance(step.bound, BoundTransform)}
-        self._dropping: dict[str, BoundTransform | BoundJoin] = dict(self._transforms)
+        self._delegations = {name: one for name, one in self._waiting.items() if isinstance(one, Delegation)}
+        self._dropping: dict[str, BoundTransform | BoundJoin | Delegation] = {**self._transforms, **self._delegations}
         self._dropping |= {name: one for name, one in self._paired.items() if isinstance(one, BoundJoin)}
         self._together = {step.name for step in program.steps if step.circle}
         self._read = self._together.union(*(step.tables for step in program.steps))
@@ -92,6 +94,20 @@ class Graph:
         failed = self._failures.copy()
         self._failures.clear()
         return failed
+
+    def warnings(self) -> list[str]:
+        """What users should know of workers, since the last call."""
+        told = [text for each in self._delegations.values() for text in each.warnings]
+        for each in self._delegations.values():
+            each.warnings.clear()
+        return told
+
+    def silent(self) -> list[int]:
+        """Ranks of workers that did not reply in time, since the last call."""
+        told = [rank for each in self._delegations.values() for rank in each.silent]
+        for each in self._delegations.values():
+            each.silent.clear()
+        return told
 
     def stage(self, flow: str, block: Block, received_ns: int, hold: Hold | None = None) -> list[Staged]:
         """Everything that can still be thrown away; where `needs_stable`, ``block`` must be stable, and ``hold`` is of
@@ -165,6 +181,9 @@ class Graph:
     def _result(self, name: str) -> Result | None:
         try:
             return self._waiting[name].poll()
+        except BlockFailed as failed:
+            self._drop(name, failed.frame, failed.error)
+            return None
         except Exception as error:  # noqa: BLE001
             self._drop(name, None, error)
             return None

@@ -4,7 +4,8 @@ rank → control   READY     prepared; nothing moves yet
 control → all    START     start of the acquisition, ns since the epoch
 rank → control   STATS     about twice a second: counts since the start
 receiver → c.    OVERRUN   (flow, frame): data were destroyed in a flow whose policy is `stop`
-detector → c.    WARNED    something that users should know
+rank → control   WARNED    something that users should know
+receiver → c.    SILENT    a worker, by its rank, that did not reply in time: nothing more is expected of it
 rank → control   FAILED    what, where, which frame; the rank goes on, so that the others can finish
 control → det.   PAUSE     stop acquiring;           answered by NEXT, the next frame number
 control → all    LIMIT     the end of the acquisition; receivers answer LIMITED before modules are told to serve
@@ -12,13 +13,14 @@ control → all    LIMIT     the end of the acquisition; receivers answer LIMITE
 det. → control   DONE      all frames served, end records written
 control → rec.   ENDED     what no event told of is complete now
 receiver → c.    FINISHED  files closed; the rank's accounting
+control → work.  ENDED     when all receivers have finished; answered by FINISHED
 control → all    QUIT
 """
 
 from dataclasses import dataclass, field
 
 READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
-OVERRUN, FAILED, WARNED = "overrun", "failed", "warned"
+OVERRUN, FAILED, WARNED, SILENT = "overrun", "failed", "warned", "silent"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
 FINISHED, QUIT = "finished", "quit"
 
@@ -86,4 +88,16 @@ class SourceReport:
     dropped: dict[str, int]
     sent_ns: int
     put_s: float
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """Accounting of a worker: blocks and frames that it was given, and of how many of these blocks it failed."""
+
+    rank: int
+    node: str
+    blocks: int
+    frames: int
+    failed: int
     usage: Usage

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from lima2cli.nodes.base import Gather, Reduce, Sink
+from lima2cli.nodes.base import Delegate, Gather, Reduce, Sink
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import Waiting
 from lima2cli.runtime.bound import Bound, BoundReduce, End, Paired, bind
 from lima2cli.runtime.chain import BoundChain, PartFailed
 from lima2cli.runtime.common import BoundCommon
+from lima2cli.runtime.delegation import Delegation
 from lima2cli.runtime.meeting import Gathering, Reduction
 from lima2cli.runtime.pairing import BoundSelect, Pairing
 from lima2cli.spec import Files, FrameSpec
@@ -69,7 +70,7 @@ def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
     origins = {flow: flow for flow in flows}
     for step in steps:
         came = {origins[source] for source in (*step.sources, *step.tables)}
-        apart = len(came) > 1 or (step.circle and not isinstance(step.node, Sink))
+        apart = len(came) > 1 or isinstance(step.node, Delegate) or (step.circle and not isinstance(step.node, Sink))
         origins[step.name] = step.name if apart else came.pop()
     return origins
 
@@ -83,6 +84,9 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: s
     for step in program.steps:
         if step.circle and isinstance(step.node, Sink):
             bound.waiting[step.name] = _common(step, port, program, directory, start_ns)
+            bound.passes[origins[step.source]].feeds.append((step.name, step.source))
+        elif isinstance(step.node, Delegate):
+            bound.waiting[step.name] = _delegation(step, port, program)
             bound.passes[origins[step.source]].feeds.append((step.name, step.source))
         elif step.circle:
             bound.waiting[step.name] = _collective(step, port, program)
@@ -122,7 +126,7 @@ def _bind_kernel(
     start_ns: int,
 ) -> Bound | None:
     """None where there is nothing to do at once."""
-    if isinstance(step.node, Gather):
+    if isinstance(step.node, Gather | Delegate):
         return None
     if kernel.fused:
         return BoundChain(kernel, nodes, files, program.threads)
@@ -135,7 +139,7 @@ def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: 
     """Put a kernel where it happens: at once with what it reads, or when all that it reads is there."""
     if isinstance(one, Paired):
         bound.paired[step.name] = one
-    if step.circle and isinstance(step.node, Gather):
+    if isinstance(step.node, Delegate) or (step.circle and isinstance(step.node, Gather)):
         return
     if isinstance(one, Paired) and origins[step.name] == step.name:
         sources = tuple(dict.fromkeys((*step.sources, *step.tables)))
@@ -162,6 +166,11 @@ def _bind_reductions(
 def _common(step: Step, port: Port, program: ReceiverProgram, directory: str, start_ns: int) -> BoundCommon:
     circle = port.circle(program.circles[step.name])
     return BoundCommon(step, program.channels[step.name], directory, program.receiver, start_ns, circle)
+
+
+def _delegation(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
+    delegation = program.delegations[step.name]
+    return Delegation(step, delegation, port.line(delegation.line), delegation.members.index(program.rank))
 
 
 def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:

@@ -8,11 +8,12 @@ from typing import Protocol
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.plan.records import Plan
 from lima2cli.program.lower import lower
-from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring
+from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram
 from lima2cli.runtime.closing import close_run
 from lima2cli.runtime.compliant import CompliantRank
 from lima2cli.runtime.control import ControlRank, Emit, Outcome
 from lima2cli.runtime.receiver import ReceiverRank
+from lima2cli.runtime.service import WorkerRank
 from lima2cli.runtime.source import DetectorRank
 from lima2cli.transport.base import MemorySpec, Port, RegionSpec
 from lima2cli.transport.inline import InlineMemory, InlinePort
@@ -41,7 +42,7 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
         RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
         for region, owner in zip(wiring.regions, wiring.owners, strict=True)
     )
-    return MemorySpec(regions, wiring.control_words, wiring.circles)
+    return MemorySpec(regions, wiring.control_words, wiring.circles, wiring.lines)
 
 
 def make_rank(
@@ -59,6 +60,8 @@ def make_rank(
         detector = program.detector.open(program.info.sensor, FileStore(base))
         kind = CompliantRank if program.detector.writes_itself else DetectorRank
         return kind(program, port, detector)
+    if isinstance(program, WorkerProgram):
+        return WorkerRank(program, port, FileStore(base))
     return ReceiverRank(program, port, FileStore(base), directory)
 
 

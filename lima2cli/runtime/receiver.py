@@ -134,6 +134,10 @@ class ReceiverRank:
             self._port.send(0, (messages.OVERRUN, (gdt.name, int(gdt.rule.numbers(buffer, visit, 1)[0]))))
 
     def _report_failures(self, graph: Graph) -> None:
+        for text in graph.warnings():
+            self._port.send(0, (messages.WARNED, text))
+        for rank in graph.silent():
+            self._port.send(0, (messages.SILENT, rank))
         for failed in graph.failures():
             detail = "; ".join(getattr(failed, "__notes__", []))
             failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail)

@@ -31,12 +31,13 @@ class RegionSpec:
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """All memory of a run: the regions, and the number of control words of each rank; and ``circles``, the ranks that
-    take part in each collective."""
+    """All memory of a run: the regions, and the number of control words of each rank; ``circles``, the ranks that take
+    part in each collective; and ``lines``, those that send each other blocks of frames."""
 
     regions: tuple[RegionSpec, ...]
     control_words: tuple[int, ...]
     circles: tuple[tuple[int, ...], ...] = ()
+    lines: tuple[tuple[int, ...], ...] = ()
 
 
 class Pending(Protocol):
@@ -86,6 +87,20 @@ class Circle(Protocol):
     def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> Pending:
         """Write the parts (n, h, w) of all members to their places in ``whole`` (n, height, width) of the root; other
         members' ``whole`` is not looked at. Rows of a part are contiguous."""
+        ...
+
+
+class Line(Protocol):
+    """Blocks of frames between some ranks, its members, which nobody else uses. What one member sends to another
+    arrives in order."""
+
+    def send(self, member: int, head: Any, frames: Array | None = None) -> Pending:
+        """Send plain data, and frames (n, height, width) of contiguous rows or none; does not wait. ``frames`` must
+        stay as they are until it is done."""
+        ...
+
+    def receive(self) -> tuple[int, Any, Array | None] | None:
+        """What has come next, and the member that sent it, or None; does not wait. Frames are the caller's own."""
         ...
 
 
@@ -141,6 +156,10 @@ class Port(Protocol):
         """A circle that this rank is a member of."""
         ...
 
+    def line(self, index: int) -> Line:
+        """A line that this rank is a member of."""
+        ...
+
     def send(self, rank: int, message: Message) -> None:
         """Send a control message; does not wait."""
         ...
@@ -154,4 +173,4 @@ class Port(Protocol):
         ...
 
 
-__all__ = ["Circle", "Lane", "MemorySpec", "Message", "Pending", "Port", "RegionSpec"]
+__all__ = ["Circle", "Lane", "Line", "MemorySpec", "Message", "Pending", "Port", "RegionSpec"]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lima2cli.spec import Array
 from lima2cli.transport.base import MemorySpec, Message
 from lima2cli.transport.inline_circle import CircleTable, InlineCircle
+from lima2cli.transport.inline_line import InlineLine, LineTable
 from lima2cli.transport.mapped import map_file
 
 
@@ -22,6 +23,7 @@ class InlineMemory:
         ]
         self.control = [np.zeros(count, np.uint64) for count in spec.control_words]
         self.circles = [CircleTable(members) for members in spec.circles]
+        self.lines = [LineTable(members) for members in spec.lines]
         self.mail: list[deque[tuple[int, Message]]] = [deque() for _ in spec.control_words]
 
 
@@ -82,6 +84,10 @@ class InlinePort:
     def circle(self, index: int) -> InlineCircle:
         """See `Port.circle`."""
         return InlineCircle(self._memory.circles[index], self.rank)
+
+    def line(self, index: int) -> InlineLine:
+        """See `Port.line`."""
+        return InlineLine(self._memory.lines[index], self.rank)
 
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`."""

@@ -19,6 +19,7 @@ from lima2cli.spec import Array
 from lima2cli.transport.base import MemorySpec, Message
 from lima2cli.transport.mapped import map_file
 from lima2cli.transport.mpi_circle import MpiCircle
+from lima2cli.transport.mpi_line import MpiLine
 
 TAG = 1
 PROGRESS_PERIOD_S = 5e-4
@@ -122,6 +123,11 @@ class MpiPort:
             for index, members in enumerate(spec.circles)
             if self.rank in members
         }
+        self._lines = {
+            index: MpiLine(communicator, members, len(spec.circles) + index)
+            for index, members in enumerate(spec.lines)
+            if self.rank in members
+        }
         self._stop = threading.Event()
         self._progress = self._start_progress(spec)
 
@@ -207,6 +213,10 @@ class MpiPort:
         """See `Port.circle`."""
         return self._circles[index]
 
+    def line(self, index: int) -> MpiLine:
+        """See `Port.line`."""
+        return self._lines[index]
+
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`. Messages are our own records, pickled by mpi4py; nothing that users send."""
         self._sending = [request for request in self._sending if not request.Test()]
@@ -234,6 +244,8 @@ class MpiPort:
                 mapped.flush()
         for circle in self._circles.values():
             circle.close()
+        for line in self._lines.values():
+            line.close()
         del self._own
         for window in (*self._windows, self._control):
             window.Unlock_all()

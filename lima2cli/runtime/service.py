@@ -1,0 +1,179 @@
+"""The other side of a delegation: a worker takes blocks from receivers, and replies."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.nodes import function
+from lima2cli.nodes.base import Delegate
+from lima2cli.program.records import WorkerProgram
+from lima2cli.runtime import messages
+from lima2cli.runtime.delegation import ALIVE, DONE, FAILED, LEFT, REPLY
+from lima2cli.runtime.messages import Failure, WorkerReport
+from lima2cli.runtime.usage import usage
+from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.transport.base import Pending, Port
+
+
+@dataclass(slots=True)
+class Given:
+    """A block that a worker has been given, and where it comes from: ``place`` is the receiver's among those that the
+    node has. ``frames`` (n, height, width) are read-only."""
+
+    frames: Array
+    numbers: NDArray[np.uint64]
+    times: NDArray[np.uint64]
+    place: int
+    index: int
+
+
+class Service:
+    """One worker: ``take`` gives blocks one after the other, each of which is answered by `reply` or `fail`.
+
+    ended   nothing more will come: `finish`;  done  the run is over
+    """
+
+    def __init__(self, program: WorkerProgram, port: Port) -> None:
+        assert isinstance(program.step.node, Delegate)
+        self.ended = self.done = False
+        self._program, self._port, self._node = program, port, program.step.node
+        self._line = port.line(program.line)
+        self._sending: list[Pending] = []
+        self._left = self._finished = False
+        self._blocks = self._frames = self._failed = 0
+
+    @property
+    def spec(self) -> FrameSpec:
+        """Of the frames that come."""
+        return self._program.step.before
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Of the node."""
+        return self._node.params
+
+    @property
+    def replies(self) -> bool:
+        """Whether the receivers wait for frames."""
+        return self._node.reply
+
+    def ready(self) -> None:
+        """Blocks may come."""
+        self._port.send(0, (messages.READY, None))
+
+    def unfit(self, error: Exception) -> None:
+        """It cannot work, which keeps the run from starting."""
+        failure = Failure(self._program.rank, function.words(error), self._program.step.name)
+        self._port.send(0, (messages.FAILED, failure))
+
+    def take(self) -> Given | None:
+        """The next block, if there is one and what was replied before has been sent; does not wait."""
+        while (mail := self._port.receive()) is not None:
+            self.ended |= mail[1][0] in (messages.ENDED, messages.QUIT)
+            self.done |= mail[1][0] == messages.QUIT
+        self._sending = [pending for pending in self._sending if not pending.done()]
+        came = None if self._sending else self._line.receive()
+        if came is None:
+            return None
+        place, (_, index, numbers, times), frames = came
+        assert frames is not None
+        if self._left:
+            return None  # nobody waits for a reply
+        self._tell_all((ALIVE,))
+        frames.flags.writeable = False
+        self._blocks, self._frames = self._blocks + 1, self._frames + len(numbers)
+        return Given(frames, numbers, times, place, index)
+
+    def reply(self, given: Given, result: Any) -> None:
+        """Answer with what the user's code returned, which is looked at where frames are waited for."""
+        if not self._node.reply:
+            self._send(given.place, (DONE, given.index))
+            return
+        after = self._program.step.after
+        assert isinstance(after, FrameSpec)
+        try:
+            frames = self._node.output.fit(result, len(given.numbers), after)
+        except (ValueError, TypeError) as error:
+            self.fail(given, str(error))
+            return
+        self._sending.append(self._line.send(given.place, (REPLY, given.index), np.ascontiguousarray(frames)))
+
+    def fail(self, given: Given, why: str) -> None:
+        """Answer that there is no result."""
+        self._failed += 1
+        self._send(given.place, (FAILED, given.index, why))
+
+    def leave(self, why: str) -> None:
+        """Take no more blocks, before the end."""
+        if not (self._left or self.ended):
+            self._left = True
+            self._tell_all((LEFT, why))
+
+    def finish(self) -> None:
+        """Everything is done, once."""
+        if not self._finished:
+            self._finished = True
+            counts = (self._blocks, self._frames, self._failed)
+            report = WorkerReport(self._program.rank, self._program.step.name, *counts, usage())
+            self._port.send(0, (messages.FINISHED, report))
+
+    def _tell_all(self, head: tuple[Any, ...]) -> None:
+        for place in range(self._program.receivers):
+            self._send(place, head)
+
+    def _send(self, place: int, head: tuple[Any, ...]) -> None:
+        self._sending.append(self._line.send(place, head))
+
+
+class WorkerRank:
+    """Serves a function of the user's; `step` is one block."""
+
+    def __init__(self, program: WorkerProgram, port: Port, files: Files) -> None:
+        self._service, self._node, self._files = Service(program, port), program.step.node, files
+        self._function: Callable[..., Any] | None = None
+        self._params: Mapping[str, Any] = {}
+        self.done = False
+
+    def prepare(self) -> None:
+        """See `Rank.prepare`."""
+        service, node = self._service, self._node
+        assert isinstance(node, Delegate)
+        assert node.function is not None
+        try:
+            found = function.load(node.function, self._files)
+            self._function, self._params = function.ready(found, service.spec, node.params)
+        except Exception as error:  # noqa: BLE001  user code may raise anything
+            service.unfit(error)
+        else:
+            service.ready()
+
+    def step(self) -> bool:
+        """See `Rank.step`."""
+        given = self._service.take()
+        self.done = self._service.done
+        if given is not None:
+            self._answer(given)
+        elif self._service.ended:
+            self._finish()
+        return given is not None
+
+    def _answer(self, given: Given) -> None:
+        assert self._function is not None
+        try:
+            result = self._function(given.frames, given.numbers, **self._params)
+        except Exception as error:  # noqa: BLE001  user code may raise anything
+            self._service.fail(given, function.words(error, __file__))
+        else:
+            self._service.reply(given, result)
+
+    def _finish(self) -> None:
+        called, self._function = self._function, None
+        if called is not None:
+            try:
+                function.close(called)
+            except Exception as error:  # noqa: BLE001  user code may raise anything
+                self._service.unfit(error)
+        self._service.finish()
