@@ -1,9 +1,8 @@
 """Plan to programs: every rank's addresses in every other rank's windows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lima2cli.artefacts.channel import Channel
 from lima2cli.detectors.base import XferParams
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Delegate
@@ -179,18 +178,10 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         tuple(kernel for kernel in plan.kernels if kernel.nodes[0] in steps),
         {step.name: index for index, step in enumerate(_together(plan)) if step.name in steps},
         {step.name: tuple(passage.before.part for passage in step.passages) for step in _together(plan)},
-        {name: _own(channel, steps[name]) for name, channel in plan.channels.items() if name in steps},
+        {name: channel.part(receiver) for name, channel in plan.channels.items() if name in steps},
         {name: table for name, table in plan.tables.items() if name in steps},
         threads=plan.threads[receiver],
         delegations={
             step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
         },
     )
-
-
-def _own(channel: Channel, step: Step) -> Channel:
-    """A channel as a receiver writes it: where receivers hold parts of frames, those of its own part."""
-    if not channel.places:
-        return channel
-    spec = step.before
-    return replace(channel, view=spec.view, height=spec.shape[0], width=spec.shape[1], mask=spec.mask, places=())
