@@ -4,6 +4,8 @@ Two of them, since collectives on one communicator must be begun in the same ord
 moved, each keep an order of their own.
 """
 
+import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +18,28 @@ from lima2cli.spec import Array
 from lima2cli.transport.mpi_file import MpiFile
 from lima2cli.transport.shared_file import Stripes
 
+PATIENCE_NS = 300_000
+"""Data move only while somebody asks for them: whoever asks does so for this long."""
+
 
 class _Pending:
-    """A request, and what it reads and writes, which must live as long."""
+    """A request, and what it reads and writes, which must live as long. ``patience_ns``: see `PATIENCE_NS`."""
 
-    def __init__(self, request: MPI.Request, *held: Any) -> None:
-        self._request, self._held = request, held
+    def __init__(self, request: MPI.Request, *held: Any, patience_ns: int = 0) -> None:
+        self._request, self._held, self._patience_ns = request, held, patience_ns
         self.words: NDArray[np.uint64] = np.zeros(0, np.uint64)
         self.parts: list[NDArray[np.uint8]] = []
 
     def done(self) -> bool:
         """See `Pending`."""
-        return bool(self._request.Test())
+        if self._request.Test():
+            return True
+        end = time.perf_counter_ns() + self._patience_ns
+        while time.perf_counter_ns() < end:
+            os.sched_yield()
+            if self._request.Test():
+                return True
+        return False
 
 
 class MpiCircle:
@@ -52,7 +64,7 @@ class MpiCircle:
         starts = [sum(sizes[:member]) for member in range(self.size)]
         everything = np.empty(sum(sizes), np.uint8)
         request = self._moves.Iallgatherv([own, MPI.BYTE], [everything, (sizes, starts), MPI.BYTE])
-        pending = _Pending(request, own)
+        pending = _Pending(request, own, patience_ns=PATIENCE_NS)
         pending.parts = [everything[start : start + size] for start, size in zip(starts, sizes, strict=True)]
         return pending
 
@@ -73,7 +85,7 @@ class MpiCircle:
             types = [self._type(len(whole), place.height, place.width, pixel, whole.strides) for place in places]
         source = _memory(part)
         request = self._moves.Ialltoallw([source, (sent, none), send_types], [target, (received, starts), types])
-        return _Pending(request, part, whole)
+        return _Pending(request, part, whole, patience_ns=PATIENCE_NS)
 
     def _type(self, n: int, rows: int, columns: int, pixel: int, strides: tuple[int, ...]) -> MPI.Datatype:
         """n rectangles with these strides between frames and rows; made once."""
