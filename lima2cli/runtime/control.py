@@ -117,7 +117,7 @@ class ControlRank:
             self._fail(what)
         elif kind == messages.OVERRUN:
             self._overrun(*what)
-        elif kind == messages.WARNED:
+        elif kind == messages.WARNED and what not in self.outcome.warnings:
             self.outcome.warnings.append(what)
             self._emit({"type": "event", "event": "warning", "message": f"warning: {what}"})
         elif kind == messages.STATS:

@@ -163,6 +163,7 @@ class Delegation:
     def _settle(self, task: _Task, kind: str, what: list[Any], frames: Array | None) -> None:
         """What a worker said of a block, which it has by now."""
         if kind == FAILED:
+            self._tell_once(what[1])
             self._fail(task, what[1])
             return
         if kind == REPLY and frames is not None and not self._stopped:
@@ -210,7 +211,6 @@ class Delegation:
             self._given_up.add(block.numbers)
         if not self._node.reply:
             task.arrival.done()
-            self._tell_once(why)
 
     def _stop(self) -> None:
         """Nothing goes on any more; what has been sent comes to its end."""
@@ -223,7 +223,7 @@ class Delegation:
     def _tell_once(self, why: str) -> None:
         if self._node.on_error != "stop" and not self._told:
             self._told = True
-            self.warnings.append(f"{self._name}: a worker failed, first: {why}")
+            self.warnings.append(f"{self._name}: a worker has failed (on_error: {self._node.on_error}): {why}")
 
 
 def _taken(hold: Hold | None) -> Hold | None:

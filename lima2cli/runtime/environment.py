@@ -37,6 +37,19 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
         )
 
 
+def check_programs(plan: Plan, base: Path, *, by_mpi: bool) -> None:
+    """Raise `EnvironmentUnfit` where the program of a node is not there, or there is no MPI to start it."""
+    for role in plan.ranks:
+        program = plan.command_of(role)
+        if program is None:
+            continue
+        if not by_mpi:
+            raise EnvironmentUnfit(f"{role.worker} starts a program of its own, which only MPI can: --transport mpi")
+        name = program[0]
+        if name != "python" and shutil.which(str(base / name) if "/" in name else name) is None:
+            raise EnvironmentUnfit(f"there is no program `{name}` for {role.worker}")
+
+
 def check_files(plan: Plan, base: Path) -> None:
     """Raise `EnvironmentUnfit` where the disk has no room for the mapped memspaces."""
     for region in plan.regions:

@@ -4,6 +4,7 @@ Rank 0 leads: it alone reads the pipeline, makes the directory, and reports. The
 that the run begins, or that it does not.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -61,7 +62,7 @@ class Leader:
         if size != len(plan.ranks):
             raise EnvironmentUnfit(
                 f"this job has {size} ranks, the plan needs {len(plan.ranks)}: 1 control, "
-                f"{len(plan.ranks) - 1 - len(plan.receivers)} detector, {len(plan.receivers)} receivers; "
+                f"{_count(plan, 'detector')} detector, {_count(plan, 'receiver')} receivers{_workers(plan)}; "
                 f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
             )
         plan.detector.check_machine()
@@ -75,12 +76,25 @@ class Leader:
         self._world.bcast(True)
         with signals.installed():
             try:
-                run_ranks(job, emit, stop.is_set)
+                outcome = run_ranks(job, emit, stop.is_set)
             except BaseException as error:  # noqa: BLE001  the others would wait for ever
                 _abort(self._world, error)
         summary = read_summary(directory)
         assert summary is not None
-        return directory, summary, exit_code(summary, signals)
+        code = exit_code(summary, signals)
+        if outcome is not None and outcome.silent:
+            atexit.register(lambda: self._world.Abort(code))
+        return directory, summary, code
+
+
+def _count(plan: Plan, role: str) -> int:
+    return sum(it.role == role for it in plan.ranks)
+
+
+def _workers(plan: Plan) -> str:
+    """Those that a plan has, told by the node that each is of."""
+    nodes = [role.worker for role in plan.ranks if role.worker is not None]
+    return f", {len(nodes)} workers ({', '.join(nodes)})" if nodes else ""
 
 
 def follow() -> None:

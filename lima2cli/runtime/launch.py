@@ -9,15 +9,18 @@ import importlib.util
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +38,12 @@ LAST_WORDS_S = 5.0
 MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
 ERROR = re.compile(r"[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
 """The last line of a traceback."""
+
+LAUNCHED = "LIMA2_LAUNCHED"
+"""Set in the processes of a run that the launcher has started."""
+
+START_UP_S = 60.0
+"""Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""
 
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Set by mpiexec and srun in the processes that they start."""
@@ -75,15 +84,46 @@ def find_mpiexec() -> str | None:
 
 
 class Ranks:
-    """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started."""
+    """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started.
+
+    ``first`` is the rank that was the first to end.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._started: dict[int, str] = {}
+        self._pids: list[int] = []
+        self.first: int | None = None
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
         """Host and process of each rank."""
         self._started = {pid: _started(pid) for host, pid in ranks if host == socket.gethostname()}
+        self._pids = [pid for _, pid in ranks]
+        threading.Thread(target=self._watch, args=(ranks,), daemon=True).start()
+
+    def _watch(self, ranks: list[tuple[str, int]]) -> None:
+        """Wait for the first rank on this machine to end: mpiexec, which then ends the others, does not say which."""
+        poll, ranks_by = select.poll(), {}
+        for rank, (host, pid) in enumerate(ranks):
+            with suppress(OSError, AttributeError):  # it has ended; or this system has no such thing
+                if host == socket.gethostname():
+                    ranks_by[os.pidfd_open(pid)] = rank
+        for descriptor in ranks_by:
+            poll.register(descriptor, select.POLLIN)
+        if ranks_by:
+            self.first = ranks_by[poll.poll()[0][0]]
+        for descriptor in ranks_by:
+            os.close(descriptor)
+
+    @property
+    def joined(self) -> bool:
+        """Whether they are all there."""
+        return bool(self._pids)
+
+    def give_up(self) -> None:
+        """End what has been started, unless all have joined."""
+        if not self.joined:
+            self._process.terminate()  # mpiexec ends the others
 
     def stop(self) -> None:
         """Ask the control rank to end the run."""
@@ -126,13 +166,13 @@ def run_with_mpiexec(
 ) -> dict[str, Any]:
     """Run on MPI ranks; returns the summary, which is there whatever happened to the ranks."""
     path, digest = write_job(Job(plan, str(base), str(directory)))
-    start = [mpiexec, "-n", str(len(plan.ranks)), sys.executable, "-m", "mpi4py"]
-    command = [*start, "-m", "lima2cli.runtime.worker", str(path), digest]
+    command = command_line(mpiexec, plan, base, [str(path), digest])
     with (directory / LOG).open("wb") as log:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-            )
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env={**os.environ, LAUNCHED: "1"},
+            )  # fmt: skip
         except OSError as error:
             raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
         assert process.stdin is not None
@@ -141,17 +181,36 @@ def run_with_mpiexec(
         signals.on_first, signals.on_second = ranks.stop, ranks.kill
         for _ in signals.received:  # while they were being started
             ranks.stop()
+        patience = threading.Timer(START_UP_S, ranks.give_up)
+        patience.start()
         for line in process.stdout:
             _pass_on(line, emit, ranks, log)
         code = process.wait()
+        patience.cancel()
         ranks.gone()
     path.unlink(missing_ok=True)
     summary = read_summary(directory)
     if summary is None:
         at_once = len(signals.received) > 1
-        reason = AT_ONCE if at_once else _why(code, directory / LOG)
+        reason = AT_ONCE if at_once else _why(code, directory / LOG, ranks, plan)
         summary = close_broken(plan, directory, reason, "stopped" if at_once else "failed")
     return summary
+
+
+def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
+    """The command that starts the ranks of a plan: those of lima2 as one program, others with theirs (MPMD)."""
+    own = [sys.executable, "-m", "mpi4py", "-m", "lima2cli.runtime.worker", *arguments]
+    programs: list[str] = []
+    for program, roles in groupby(plan.ranks, plan.command_of):
+        count = ["-n", str(len(list(roles)))]
+        programs += [":"] if programs else []
+        programs += [*count, *own] if program is None else [*count, "-wdir", str(base), *executable(program)]
+    return [mpiexec, *programs]
+
+
+def executable(program: tuple[str, ...]) -> list[str]:
+    """A command with the Python that runs this for ``python``."""
+    return [sys.executable if program[0] == "python" else program[0], *program[1:]]
 
 
 def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
@@ -171,9 +230,21 @@ def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
         emit({"type": "event", "event": "output", "message": text})
 
 
-def _why(code: int, log: Path) -> str:
-    """What is known of the end of ranks that left no summary: the last error in the log."""
+def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
+    """What is known of the end of ranks that left no summary: who died, and the last error in the log."""
     lines = log.read_text(errors="replace").splitlines()
+    workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
+    if not ranks.joined and workers:
+        return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
+    died = "" if ranks.first is None else f": rank {ranks.first} ({_name(plan, ranks.first)}) died"
     errors = [line for line in lines if ERROR.match(line)]
     said = f": {errors[-1]}" if errors else ""
-    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){died}{said}; see {LOG}"
+
+
+def _name(plan: Plan, rank: int) -> str:
+    """A rank for people."""
+    role = plan.ranks[rank]
+    if role.receiver is not None:
+        return plan.receivers[role.receiver]
+    return role.role if role.worker is None else f"worker of {role.worker}"

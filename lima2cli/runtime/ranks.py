@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from lima2cli.artefacts.stacks import FileStore
+from lima2cli.errors import RunFailed
+from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Plan
 from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram
@@ -61,6 +63,8 @@ def make_rank(
         kind = CompliantRank if program.detector.writes_itself else DetectorRank
         return kind(program, port, detector)
     if isinstance(program, WorkerProgram):
+        if cast(Delegate, program.step.node).command is not None:
+            raise RunFailed(f"rank {program.rank} is a worker of {program.step.name}: start its command there")
         return WorkerRank(program, port, FileStore(base))
     return ReceiverRank(program, port, FileStore(base), directory)
 

@@ -13,7 +13,7 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.closing import close_broken, read_summary
 from lima2cli.runtime.directory import make_directory
-from lima2cli.runtime.environment import check_files, check_memory
+from lima2cli.runtime.environment import check_files, check_memory, check_programs
 from lima2cli.runtime.launch import AT_ONCE, LOG, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ranks import run_inline
@@ -32,6 +32,7 @@ def run_plan(plan: Plan, origin: Origin, emit: Emit, *, transport: str) -> tuple
     mpiexec = find_mpiexec() if transport != "inline" else None
     if transport == "mpi" and mpiexec is None:
         raise EnvironmentUnfit("no MPI here: pip install 'lima2cli[mpi]', or --transport inline")
+    check_programs(plan, origin.base, by_mpi=mpiexec is not None)
     plan.detector.check_machine()
     check_memory(plan, shared=mpiexec is not None)
     check_files(plan, origin.base)

@@ -12,15 +12,22 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mpi4py import MPI
 
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.nodes.base import Delegate
 from lima2cli.program.lower import lower
+from lima2cli.program.records import WorkerProgram
 from lima2cli.runtime.control import ControlRank, Emit, Outcome
 from lima2cli.runtime.job import Job, read_job
+from lima2cli.runtime.launch import LAUNCHED
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
 from lima2cli.transport.mpi import MpiPort
+
+FAILED = 10
+"""What the job ends with where a rank is not what the plan says."""
 
 
 def main() -> None:
@@ -31,11 +38,16 @@ def main() -> None:
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
     if ranks is not None:
         _print({"type": "ranks", "ranks": ranks})
-    run_ranks(job, lambda event: None if told.ended else _print(event), told.spoke)
+    outcome = run_ranks(job, lambda event: None if told.ended else _print(event), told.spoke)
+    if outcome is not None and outcome.silent:
+        MPI.COMM_WORLD.Abort(0)
 
 
 def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Outcome | None:
-    """Run one rank of a job that rank 0 knows; collective over the world. Rank 0 gets the outcome."""
+    """Run one rank of a job that rank 0 knows; collective over the world. Rank 0 gets the outcome.
+
+    Where this tells of silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
+    """
     world = MPI.COMM_WORLD
     made = None
     if job is not None:
@@ -49,8 +61,31 @@ def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Ou
         turn(rank, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
     else:
         turn(rank)
+    if isinstance(rank, ControlRank) and rank.outcome.silent:
+        return rank.outcome
     port.close()
     return rank.outcome if isinstance(rank, ControlRank) else None
+
+
+def join() -> tuple[WorkerProgram, MpiPort]:
+    """Join a run as a program of the user's; collective over the world. Raises `EnvironmentUnfit` where there is none
+    to join; ends the job where the plan has another rank here."""
+    world = MPI.COMM_WORLD
+    if world.Get_size() == 1:
+        raise EnvironmentUnfit("this program joins a run: name it in `command` of a node `mpi`, and start the pipeline")
+    if LAUNCHED in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+        world.gather((socket.gethostname(), os.getpid()))
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # rank 0 decides
+        if not world.bcast(None):
+            raise SystemExit(0)
+    wiring, program, base, _ = world.scatter(None)
+    if not isinstance(program, WorkerProgram) or cast(Delegate, program.step.node).command is None:
+        print(f"error: rank {world.Get_rank()} is no worker of a `command`: `lima2 plan` lists ranks", file=sys.stderr)
+        world.Abort(FAILED)
+    return program, MpiPort(memory_of(wiring, Path(base)))
 
 
 class StandardInput:
