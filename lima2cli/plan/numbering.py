@@ -56,10 +56,8 @@ def paired(numberings: Mapping[str, Numbering], names: Sequence[str]) -> Numberi
     """Of the frames that are in all inputs, by name; raises `Misfit` where they cannot be paired, or are not at the
     same receivers. ``names`` are the receivers'."""
     (first, one), *others = numberings.items()
-    same = one
-    for name, other in others:
-        if _numbers(other) != _numbers(same):
-            same = _common(first, same, name, other, names)
+    unlike = {name: other for name, other in others if _numbers(other) != _numbers(one)}
+    same = _common(first, one, unlike, names) if unlike else one
     inputs = list(numberings.values())
     common = tuple(name for name in one.upstream if all(name in it.upstream for it in inputs))
     apart = [name for it in inputs for name in (*it.upstream, *it.unmatched) if name not in common]
@@ -80,41 +78,67 @@ def _numbers(it: Numbering) -> tuple[object, ...]:
     return it.rule, it.receivers, it.selected, it.window, it.parts, it.everywhere
 
 
-def _common(first: str, one: Numbering, name: str, other: Numbering, names: Sequence[str]) -> Numbering:
-    """Of the frames that are in both; raises `Misfit`."""
-    key = ("inputs", name)
-    if one.window != 1 or other.window != 1:
-        message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
-        raise Misfit("edge-mismatch", message, key, "accumulate behind the join, or both alike")
-    if other.everywhere and set(one.receivers) <= set(other.receivers):
-        rule, selected = _both(first, one, name, other)
-        if (rule.start, rule.step, selected) == (one.rule.start, one.rule.step, one.selected):
-            return one
-        raise Misfit("edge-mismatch", f"`{name}` has no rows of some of the frames", key, "the same slices for both")
-    if one.parts != other.parts or (one.parts and one.receivers != other.receivers):
-        message = f"`{first}` and `{name}` do not have the same parts of frames at the same receivers"
-        raise Misfit("edge-mismatch", message, key, "reconstruct the frames before they are joined")
-    rule, selected = _both(first, one, name, other)
+def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
+    """Of the frames that are in all; raises `Misfit`."""
+    rule, selected, before = one.rule, one.selected, [first]
+    for name, other in others.items():
+        _check_alike(first, one, name, other)
+        rule, selected = _both(before, rule, selected, name, other)
+        before.append(name)
+        if other.everywhere and (rule.start, rule.step, selected) != (one.rule.start, one.rule.step, one.selected):
+            message = f"`{name}` has no rows of some of the frames"
+            raise Misfit("edge-mismatch", message, ("inputs", name), "the same slices for both")
+    bound = {name: other for name, other in others.items() if not other.everywhere}
+    if not bound:
+        return one
     if one.parts:
-        return replace(one, rule=rule, selected=selected)
-    frames = _one_round(rule, selected, one, other)
-    here, there = (_places(it, frames) for it in (one, other))
-    if (here != there).any():
-        raise _apart(first, one, name, other, frames, names)
+        return replace(one, rule=_grouped({first: one, **bound}, rule), selected=selected)
+    frames = _one_round(rule, selected, [one, *bound.values()])
+    here = _places(one, frames)
+    for name, other in bound.items():
+        if (here != _places(other, frames)).any():
+            raise _apart(first, one, name, other, frames, names)
     blocks, pattern = _pattern(here)
     return replace(one, rule=replace(rule, blocks=blocks, buffers=len(pattern)), receivers=pattern, selected=selected)
 
 
-def _one_round(rule: Rule, selected: int | None, *inputs: Numbering) -> NDArray[np.int64]:
+def _check_alike(first: str, one: Numbering, name: str, other: Numbering) -> None:
+    """Frames of the same sort, at the same receivers as far as these have parts of them; raises `Misfit`."""
+    if one.window != 1 or other.window != 1:
+        message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
+        raise Misfit("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
+    if other.everywhere and set(one.receivers) <= set(other.receivers):
+        return
+    if other.everywhere or one.parts != other.parts or (one.parts and one.receivers != other.receivers):
+        message = f"`{first}` and `{name}` do not have the same parts of frames at the same receivers"
+        raise Misfit("edge-mismatch", message, ("inputs", name), "reconstruct the frames before they are joined")
+
+
+def _grouped(inputs: Mapping[str, Numbering], common: Rule) -> Rule:
+    """Common frames of flows of parts, in groups: what comes of them at once is of one group of each flow, and must be
+    of one group here, for all of it is gathered at one receiver. Raises `Misfit`."""
+    for rule in (it.rule for it in inputs.values()):
+        span = rule.step * rule.blocks
+        if common.step >= span:
+            return common
+        if span % common.step == 0 and (common.start - rule.start) % span < common.step:
+            return replace(common, blocks=span // common.step)
+    said = ", ".join(f"`{name}`" for name in inputs)
+    message = f"the groups of {said} overlap: it is not known where their frames would be gathered"
+    help = "the same slices and blocks_per_group for all, or reconstruct the frames before they are joined"
+    raise Misfit("edge-mismatch", message, ("inputs", list(inputs)[-1]), help)
+
+
+def _one_round(rule: Rule, selected: int | None, inputs: Sequence[Numbering]) -> NDArray[np.int64]:
     """Common frames until the places come round again."""
     period = reduce(lcm, (it.rule.step * it.rule.blocks * it.rule.buffers for it in inputs)) // rule.step
     count = min(n for n in (selected, period, LONGEST_PATTERN) if n is not None)
     return rule.start + rule.step * np.arange(count, dtype=np.int64)
 
 
-def _both(first: str, one: Numbering, name: str, other: Numbering) -> tuple[Rule, int | None]:
-    """The frames of two progressions: a progression (the Chinese remainder theorem)."""
-    a, b = one.rule, other.rule
+def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Numbering) -> tuple[Rule, int | None]:
+    """The frames of two progressions: a progression (the Chinese remainder theorem). Of the first ``of_a`` frames."""
+    b = other.rule
     apart, common = b.start - a.start, gcd(a.step, b.step)
     step, latest = lcm(a.step, b.step), max(a.start, b.start)
     start = None
@@ -122,10 +146,10 @@ def _both(first: str, one: Numbering, name: str, other: Numbering) -> tuple[Rule
         inverse = pow(a.step // common, -1, b.step // common) if b.step > common else 0
         start = a.start + a.step * (apart // common * inverse % (b.step // common))
         start += -(-(latest - start) // step) * step
+    selected = _count(start, step, a, of_a, b, other.selected)
     rule = Rule(start or 0, step, _count(start, step, a, a.count, b, b.count), 1, 1, 1, 1)
-    selected = _count(start, step, a, one.selected, b, other.selected)
     if start is None or selected == 0:
-        message = f"`{first}` and `{name}` have no frame in common"
+        message = f"`{name}` has no frame in common with {' and '.join(f'`{one}`' for one in before)}"
         raise Misfit("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
     return rule, selected
 
@@ -149,8 +173,14 @@ def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
     changes = np.flatnonzero(np.diff(places)) + 1
     blocks = int(np.gcd.reduce(changes)) if len(changes) else 1
     turns = places[::blocks] if len(changes) else places[:1]
-    length = next(n for n in range(1, len(turns) + 1) if np.array_equal(turns[n:], turns[:-n]))
+    length = _cycle(turns)
     return blocks, tuple(turns[:length].tolist())
+
+
+def _cycle(turns: NDArray[np.int64]) -> int:
+    """After how many turns they come again; all of them where they never do."""
+    again = np.flatnonzero(turns == turns[0])[1:]
+    return next((int(n) for n in again if np.array_equal(turns[n:], turns[:-n])), len(turns))
 
 
 def _apart(
@@ -173,9 +203,9 @@ def _order(
     for fixed, moved, of in ((one, other, name), (other, one, first)):
         buffer = (frames - moved.rule.start) // moved.rule.step // moved.rule.blocks % moved.rule.buffers
         wanted = _places(fixed, frames)
-        found = [np.unique(wanted[buffer == index]) for index in range(moved.rule.buffers)]
-        if all(len(places) == 1 for places in found):
-            places = ", ".join(f"{names[int(place[0])]}.…" for place in found)
+        found = [set(wanted[buffer == index].tolist()) or {own} for index, own in enumerate(moved.receivers)]
+        if len(moved.flows) == 1 and all(len(places) == 1 for places in found):
+            places = ", ".join(f"{names[place]}.…" for (place,) in found)
             return f"of `{moved.flows[0]}`, from which `{of}` comes: buffers: {{at: [{places}]}}"
     return "the same slices, blocks_per_group and order of `at` for both flows"
 
