@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from lima2cli.cli import app
 from lima2cli.geometry import Rect
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
@@ -56,6 +59,25 @@ def _clean() -> dict[str, str]:
 
 
 def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The program, in this process: imports are paid once. Ranks of MPI are processes all the same."""
+
+    def late(number: int, frame: object) -> None:
+        pytest.fail(f"lima2 {' '.join(arguments)}: no end after {timeout:g} s")
+
+    runner = CliRunner(env=dict.fromkeys(os.environ.keys() - _clean().keys()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        before = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        try:
+            done = runner.invoke(app, arguments, prog_name="lima2", catch_exceptions=False)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+def program(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """The program, as a user calls it."""
     command = [sys.executable, "-m", "lima2cli", *arguments]
     return subprocess.run(

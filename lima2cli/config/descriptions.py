@@ -9,7 +9,7 @@ from typing import Any
 
 from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Table, params
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.nodes.base import Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.plugins import Kind
 from lima2cli.schema.words import words
 
@@ -20,11 +20,14 @@ ROLES: tuple[tuple[type, str], ...] = (
     (Pick, "sparse"),
     (Select, "select"),
     (Reduce, "table"),
+    (Gather, "gather"),
+    (Delegate, "delegate"),
     (Sink, "sink"),
     (DetectorConfig, "source"),
 )
 """In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse
-frames, frames to some of them, frames to rows, frames to files, frames."""
+frames, frames to some of them, frames to rows, parts of frames to whole frames, frames to what others reply, frames to files,
+frames."""
 
 
 @dataclass(frozen=True)
