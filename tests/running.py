@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def _clean() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
 
 
-def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
     """The program, in this process: imports are paid once. Ranks of MPI are processes all the same."""
 
     def late(number: int, frame: object) -> None:
@@ -77,7 +81,7 @@ def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comple
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def program(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
     """The program, as a user calls it."""
     command = [sys.executable, "-m", "lima2cli", *arguments]
     return subprocess.run(
@@ -92,7 +96,7 @@ def program(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comp
     )
 
 
-def mpiexec(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def mpiexec(ranks: int, *arguments: str, cwd: Path) -> Done:
     """The program as ``ranks`` processes of one job."""
     from lima2cli.runtime.launch import find_mpiexec
 
@@ -208,10 +212,12 @@ def _channels(ran: Ran) -> list[dict[str, Any]]:
     return list(channels.values())
 
 
-def run(text: str, cwd: Path, transport: str, *arguments: str, name: str = "pipeline") -> Ran:
-    """Run a pipeline given as text."""
+def run(
+    text: str, cwd: Path, transport: str, *arguments: str, name: str = "pipeline", by: Callable[..., Done] = lima2
+) -> Ran:
+    """Run a pipeline given as text; ``by`` `lima2` or `program`."""
     (cwd / f"{name}.yaml").write_text(text)
-    done = lima2("run", f"{name}.yaml", "--transport", transport, *arguments, cwd=cwd)
+    done = by("run", f"{name}.yaml", "--transport", transport, *arguments, cwd=cwd)
     return Ran(done.returncode, done.stdout + done.stderr, (cwd / "runs" / "latest").resolve())
 
 

@@ -17,7 +17,7 @@ from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
 from lima2cli.config.schema import schema_text
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.nodes.kinds import node_kinds
+from lima2cli.nodes.kinds import NODES
 from tests.running import TRANSPORTS, lima2, run
 
 ROOT = Path(__file__).parents[1]
@@ -273,7 +273,7 @@ def test_a_kind_of_another_package_is_used(packages: Site) -> None:
             "bad",
             "Roleless",
             NODE,
-            "bad_one:Roleless is none of Map, Transform, Pick, Select, Reduce, Gather, Delegate, Sink, Join",
+            "bad_one:Roleless is none of Map, Transform, Pick, Select, Reduce, Gather,",
         ),
         ("bad", "Undecorated", NODE, "bad_one:Undecorated is no dataclass"),
         ("bad", "Undeclared", NODE, "bad_one:Undeclared has a field that is not made by `param`: more"),
@@ -306,7 +306,7 @@ def test_a_detector_that_cannot_be_used_is_the_only_mistake(packages: Site) -> N
 
 
 def test_a_package_may_bring_what_this_version_lacks(packages: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(node_kinds(), "filter")
+    monkeypatch.delitem(NODES.built_in, "filter")
     assert error(check("filter")).rule == "not-available"
     packages.add("good-one", "filter")
     assert not check("filter").findings.failed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lima2cli.geometry import Rect
-from tests.running import EXAMPLES, TRANSPORTS, counter, covered, run
+from tests.running import EXAMPLES, TRANSPORTS, counter, covered, program, run
 
 MAZE_MODULES = [Rect(x, y, 240, 240) for y in (0, 260) for x in (0, 260)]
 MAZE_FLOWS = {
@@ -29,7 +29,7 @@ def maze_with_counter(gap_value: int) -> str:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_maze_pixel_for_pixel(transport: str, tmp_path: Path) -> None:
-    ran = run(maze_with_counter(4711), tmp_path, transport, name="maze")
+    ran = run(maze_with_counter(4711), tmp_path, transport, name="maze", by=program)
     assert ran.code == 0, ran.output
     assert "receiver2 is idle" in ran.output
     for node, (source, dataset, numbers) in MAZE_FLOWS.items():

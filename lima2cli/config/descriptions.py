@@ -26,8 +26,8 @@ ROLES: tuple[tuple[type, str], ...] = (
     (DetectorConfig, "source"),
 )
 """In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse
-frames, frames to some of them, frames to rows, parts of frames to whole frames, frames to what others reply, frames to files,
-frames."""
+frames, frames to some of them, frames to rows, parts of frames to whole frames, frames to what other processes reply,
+frames to files, frames."""
 
 
 @dataclass(frozen=True)
