@@ -1,7 +1,7 @@
 """The one compiler behind all commands: what `validate` accepts, `run` never rejects for a static reason."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lima2cli.artefacts.stacks import FileStore
@@ -29,6 +29,14 @@ class Checked:
     pipeline: Pipeline | None = None
     plan: Plan | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def compile_again(checked: Checked, pipeline: Pipeline, base: Path, *, cores: int, fuse: bool = True) -> Checked:
+    """The same text with another pipeline, made of the one that was checked; the findings are those of this one."""
+    findings = Findings()
+    with FileStore(base, checked.texts) as files:
+        plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
+    return replace(checked, findings=findings, pipeline=pipeline, plan=plan)
 
 
 def check_text(

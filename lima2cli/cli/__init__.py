@@ -13,6 +13,7 @@ from lima2cli.cli.plan import plan
 from lima2cli.cli.recover import recover
 from lima2cli.cli.run import run
 from lima2cli.cli.schema import schema
+from lima2cli.cli.simulate import simulate
 from lima2cli.cli.validate import validate
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-for command in (validate, plan, doctor, run, inspect, recover, schema):
+for command in (validate, plan, doctor, run, simulate, inspect, recover, schema):
     app.command()(command)
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")

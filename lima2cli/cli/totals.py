@@ -12,14 +12,14 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     for name, flow in summary["flows"].items():
         counts = [str(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
         rows.append((name, *counts, f"{flow.get('waited_s', 0):.3g} s"))
-    lines += ["", *_table(rows)]
+    lines += ["", *table(rows)]
     lines += _receivers(summary["flows"])
     if summary["channels"]:
         rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "bytes", "file")]
         for name, channel in summary["channels"].items():
             counts = [str(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed", "bytes")]
             rows.append((name, *counts, str(channel["dataset"] or "-")))
-        lines += ["", *_table(rows)]
+        lines += ["", *table(rows)]
     absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
     for name, ranges in absent.items():
         lines.append(f"{name}: not received: {_ranges(ranges)}")
@@ -57,7 +57,7 @@ def _ranges(ranges: list[list[int]], most: int = 8) -> str:
     return ", ".join(texts) + more
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Names to the left, counts to the right, the last column as it is."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -6,9 +6,9 @@ and a `Detector`, which runs in the detector ranks, one object per rank for the 
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from lima2cli.declare import Number, Quantity, Shape, Table, Text, param
 from lima2cli.detectors.calls import GdtCalls
 from lima2cli.geometry import Rect
 from lima2cli.spec import Array, DetectorInfo, Files
+
+if TYPE_CHECKING:
+    from lima2cli.detectors.scenes import Scene
 
 
 class State(enum.Enum):
@@ -181,6 +184,14 @@ class DetectorConfig:
         Of a kind that promises nothing: what its description says, an internal trigger, no operations.
         """
         return (self.capabilities or Capabilities()).of(info)
+
+    def scenes_for(self, info: DetectorInfo) -> "Mapping[str, Scene]":
+        """What REMU sees, by dataset, where it plays this detector; REMU's default where nothing is said.
+
+        ``info`` is what `describe` gave. Frames like the detector's own make compression and counters as slow as they
+        will be.
+        """
+        return {}
 
     def check_machine(self) -> None:
         """Raise `EnvironmentUnfit` where this machine lacks what the detector needs, such as a library.

@@ -29,6 +29,7 @@ from lima2cli.declare import Choice, Either, Integer, ListOf, Number, OneKind, Q
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.jungfrau_charge import FIXED_STAGE, codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
+from lima2cli.detectors.jungfrau_scene import Charge
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
 from lima2cli.detectors.scene_kinds import SCENES
 from lima2cli.detectors.scenes import Rings, Scene
@@ -151,6 +152,15 @@ class Jungfrau(DetectorConfig):
         from lima2cli.detectors.jungfrau_receiver import JungfrauDetector  # ctypes and sockets: not for validate
 
         return JungfrauDetector(self, info, files)
+
+    def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:
+        """See `DetectorConfig`: photons of the scene of `emulate`, as charge."""
+        its = self.emulate or Emulation()
+        charge = Charge(
+            scene=its.scene, pedestal=its.pedestal, gain=its.gain,
+            photon_energy=its.photon_energy, gain_mode=self.gain_mode,
+        )  # fmt: skip
+        return {"adc": charge}
 
     def rotated(self, module: int) -> bool:
         """Whether a module is mounted upside down."""

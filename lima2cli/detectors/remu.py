@@ -116,6 +116,10 @@ class Remu(DetectorConfig):
 
         return EmulatedDetector(info, sources, self.faults)
 
+    def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:
+        """See `DetectorConfig`."""
+        return {name: self._scene(name)[0] for name in self.datasets}
+
     def _scene(self, dataset: str) -> tuple[Scene, tuple[str, ...]]:
         """The scene of a dataset and where it is written."""
         if dataset in self.scenes:

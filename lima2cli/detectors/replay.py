@@ -1,6 +1,6 @@
 """Replay of recorded frames: a file plays the detector that it was recorded with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from lima2cli.declare import FileReference, Flag, Integer, Number, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
+from lima2cli.detectors.scenes import Frames, Scene
 from lima2cli.detectors.sources import Part, Recording, Source
 from lima2cli.geometry import Rect
 from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
@@ -52,6 +53,10 @@ class Replay(DetectorConfig):
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
         )
+
+    def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:
+        """See `DetectorConfig`."""
+        return {"data": Frames(file=self.file)}
 
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""

@@ -10,6 +10,7 @@ The hardware never waits for receivers. Emulated, it can: `overrun: wait` is the
 `overrun: stop` or `continue` to see what the hardware would do.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -74,6 +75,10 @@ class SmartPix(DetectorConfig):
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""
         return self._emulator().open(info, files)
+
+    def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:
+        """See `DetectorConfig`."""
+        return {dataset.name: self.scene for dataset in info.datasets}
 
     def _emulator(self) -> Remu:
         """REMU with the modules and counters of a SmartPix."""

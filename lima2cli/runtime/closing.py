@@ -29,6 +29,7 @@ from lima2cli.runtime.accounts import (
 )
 from lima2cli.runtime.control import Outcome
 from lima2cli.runtime.directory import SUMMARY
+from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
 from lima2cli.runtime.usage import usage
 
@@ -55,7 +56,10 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "overrun": outcome.overrun,
         "file": _link_file(plan, Path(directory)),
         "frames": outcome.frames,
-        "flows": {name: _flow(plan, account) for name, account in accounts.items()},
+        "flows": {
+            name: _flow(plan, account) | {"first_lost": first_lost(plan, name, outcome)}
+            for name, account in accounts.items()
+        },
         "channels": channels,
         "tables": tables,
         "seconds": outcome.seconds,
@@ -260,6 +264,7 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
             for name, account in accounts.items()
         },
         "put_s": {str(rank): source.put_s for rank, source in outcome.sources.items()},
+        **measured_figures(plan, outcome),
     }
 
 

@@ -12,8 +12,8 @@ SUMMARY = "summary.json"
 LATEST = "latest"
 
 
-def make_directory(template: str, name: str, if_exists: str, now: datetime.datetime) -> Path:
-    """Make the run's directory and point ``latest`` beside it to it.
+def make_directory(template: str, name: str, if_exists: str, now: datetime.datetime, *, latest: bool = True) -> Path:
+    """Make the run's directory and, with ``latest``, point the link of that name beside it to it.
 
     ``{run}`` is the next number that is free. Raises `EnvironmentUnfit` where the directory exists and may not be
     overwritten, is not a run directory, or cannot be made.
@@ -22,7 +22,8 @@ def make_directory(template: str, name: str, if_exists: str, now: datetime.datet
         directory = _claim(template, name, if_exists, now)
     except OSError as error:
         raise EnvironmentUnfit(f"cannot make the run directory: {error}") from error
-    _point_latest(directory)
+    if latest:
+        _point_latest(directory)
     return directory
 
 

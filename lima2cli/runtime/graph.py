@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.nodes.base import Partial
 from lima2cli.program.records import ReceiverProgram
@@ -23,6 +24,7 @@ from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.delegation import Delegation
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
 from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
+from lima2cli.runtime.timing import Pace, Spent
 from lima2cli.spec import Block, Files, SparseBlock
 from lima2cli.transport.base import Port
 
@@ -55,6 +57,8 @@ class Graph:
         self._passes, self._waiting, self._ends = bound.passes, bound.waiting, bound.ends
         self._paired, self._failures = bound.paired, bound.failures
         self._saved_of = dict(self._ends)
+        self.spent: dict[str, Spent] = {}
+        self.paces: dict[str, Pace] = {}
         steps = [step for each in self._passes.values() for step in each.steps]
         self._transforms = {step.name: step.bound for step in steps if isinstance(step.bound, BoundTransform)}
         self._delegations = {name: one for name, one in self._waiting.items() if isinstance(one, Delegation)}
@@ -124,18 +128,22 @@ class Graph:
     def commit(self, staged: list[Staged], first_frame: int) -> None:
         """Make what was staged last."""
         for name, bound, kept in staged:
+            before = time.perf_counter_ns()
             try:
                 bound.commit(kept)
             except Exception as error:  # noqa: BLE001
                 self._drop(name, first_frame, error)
+            self._spent(name).commit_ns += time.perf_counter_ns() - before
 
     def poll(self) -> bool:
         """Let nodes that wait go on; whether any did."""
         worked = False
         for name in self._waiting:
+            before = time.perf_counter_ns()
             result = self._result(name)
             if result is not None:
                 worked = True
+                self._spent(name).stage_ns += time.perf_counter_ns() - before
                 self._follow(name, result)
         return worked
 
@@ -178,6 +186,14 @@ class Graph:
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
+    def note(self, origin: str, times: NDArray[np.uint64], frames: int) -> None:
+        """All that comes at once of so many frames of a flow, or of a node that waits, is there; see `Pace`."""
+        if frames:
+            self.paces.setdefault(origin, Pace()).note(time.time_ns(), frames, times)
+
+    def _spent(self, name: str) -> Spent:
+        return self.spent.setdefault(name, Spent())
+
     def _result(self, name: str) -> Result | None:
         try:
             return self._waiting[name].poll()
@@ -200,6 +216,8 @@ class Graph:
             if result.own and name in self._ends:
                 course.staged.append((name, self._ends[name], result.rows))
         self.commit(self._run(name, course), result.last)
+        if result.block is not None:
+            self.note(name, result.block.times[-1:], len(result.block.numbers))
         if result.hold is not None:
             result.hold.done()
 
@@ -212,7 +230,7 @@ class Graph:
         each = self._passes[origin]
         for step in each.steps.copy():
             given = {source: course.blocks[source] for source in step.sources if source in course.blocks}
-            bound = step.bound
+            bound, before = step.bound, time.perf_counter_ns()
             if course.last == END and isinstance(bound, BoundTransform):
                 self._finish(step, bound, given, course)
             elif isinstance(bound, Paired):
@@ -222,6 +240,10 @@ class Graph:
             elif given:
                 course.blocks[step.name] = given[step.sources[0]]
                 course.held |= {step.name} if step.sources[0] in course.held else set()
+            if given:
+                spent = self._spent(step.name)
+                spent.stage_ns += time.perf_counter_ns() - before
+                spent.frames += len(next(iter(given.values())).numbers)
         self._feed(each, course)
         return course.staged
 

@@ -19,6 +19,8 @@ control → all    QUIT
 
 from dataclasses import dataclass, field
 
+from lima2cli.runtime.timing import Pace, Spent
+
 READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
 OVERRUN, FAILED, WARNED, SILENT = "overrun", "failed", "warned", "silent"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
@@ -64,6 +66,20 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a receiver has measured.
+
+    busy_s  seconds of turns in which there was work
+    spent   by node; of a kernel of several nodes by the last of its maps
+    paces   of results, by flow (as the GDT is named) and by node that waits for others
+    """
+
+    busy_s: float = 0.0
+    spent: dict[str, Spent] = field(default_factory=dict)
+    paces: dict[str, Pace] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ReceiverReport:
     """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms,
     how many frames each selection did not let pass, and how many came to each join that are of one flow only."""
@@ -75,12 +91,14 @@ class ReceiverReport:
     vetoed: dict[str, int]
     beside: dict[str, int]
     usage: Usage
+    measured: Measured = Measured()
 
 
 @dataclass(frozen=True)
 class SourceReport:
     """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
-    the last group was sent (ns since the epoch), seconds spent in transfers."""
+    the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, and by
+    how many frames the rank was behind the detector's clock at most."""
 
     rank: int
     waited_s: dict[str, float]
@@ -89,6 +107,8 @@ class SourceReport:
     sent_ns: int
     put_s: float
     usage: Usage
+    flush_s: float = 0.0
+    behind: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class _Buffer:
     def __init__(self, own: OwnBuffer, flow: ReceiverFlow, port: Port) -> None:
         gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
         self.own, self.index = own, own.index
-        self.told = self.released = self.credited = 0
+        self.told = self.released = self.credited = self.filled = 0
         self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
         start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
         memory = port.memory(own.region)[start:]
@@ -199,10 +199,18 @@ class FlowReader:
             return False
         self.count.group_events += told // period - buffer.told // period
         buffer.told = told
-        fill = (told - buffer.released) / self._rule.depth
-        if fill > self.count.peak_fill:
-            self.count.peak_fill = fill
+        self._look_at_fill(buffer)
         return True
+
+    def _look_at_fill(self, buffer: _Buffer) -> None:
+        """Whether more visits than ever are written and not given back; one plain load where they are not."""
+        depth, positions = self._rule.depth, buffer.positions
+        while buffer.filled < positions:
+            visit = buffer.released + buffer.filled
+            if int(buffer.generations[visit % positions, 0]) <= 2 * visit:
+                return
+            buffer.filled += 1
+            self.count.peak_fill = max(self.count.peak_fill, buffer.filled / depth)
 
     def _tell_rest(self, buffer: _Buffer) -> None:
         """After the end everything is told; group events that nobody had looked at yet still count."""
@@ -280,6 +288,11 @@ class FlowReader:
             return True
         self._port.sync()
         return self._state(batch.buffer, batch.visit) == 0
+
+    def ends(self, batch: Batch) -> NDArray[np.uint64]:
+        """The detector's times of the last frame of each group of a batch, (groups,) ns."""
+        times, blocks = batch.block.times, self._rule.blocks
+        return times[-1:] if batch.visits == 1 else times[blocks - 1 :: blocks]
 
     def release(self, batch: Batch, intact: bool) -> None:
         """Count a batch and give its memory back, once all before it were released."""

@@ -7,7 +7,7 @@ from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.arrivals import Hold
 from lima2cli.runtime.graph import Graph, copy_of
-from lima2cli.runtime.messages import Failure, ReceiverReport
+from lima2cli.runtime.messages import Failure, Measured, ReceiverReport
 from lima2cli.runtime.reader import Absent, Batch, FlowReader
 from lima2cli.runtime.usage import usage
 from lima2cli.spec import Files
@@ -28,7 +28,7 @@ class ReceiverRank:
         self._graph: Graph | None = None
         self._overran: set[str] = set()
         self._ended = self._reported = False
-        self._frames = self._stats_ns = 0
+        self._frames = self._stats_ns = self._busy_ns = 0
 
     def prepare(self) -> None:
         """Say that the memory is there and filled; files are opened at the start, whose time they hold."""
@@ -41,8 +41,10 @@ class ReceiverRank:
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
+        before = time.perf_counter_ns()
         worked = self._graph is not None and self._turn(self._graph)
         now = time.perf_counter_ns()
+        self._busy_ns += now - before if worked else 0
         if now - self._stats_ns > STATS_PERIOD_NS and self._graph is not None and not self._reported:
             self._stats_ns = now
             self._tell(self._graph)
@@ -104,6 +106,7 @@ class ReceiverRank:
         if block.stable:
             hold = Hold(lambda: reader.release(batch, True))
             graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
+            graph.note(reader.flow.gdt.name, reader.ends(batch), len(block.numbers))
             hold.done()
         elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
             block = copy_of(block)
@@ -111,6 +114,7 @@ class ReceiverRank:
             reader.release(batch, intact)
             if intact:
                 graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
+                graph.note(reader.flow.gdt.name, block.times[-1:], len(block.numbers))
             else:
                 graph.absent(flow, int(block.numbers[-1]))
         else:
@@ -118,6 +122,7 @@ class ReceiverRank:
             intact = reader.intact(batch)
             if intact:
                 graph.commit(staged, int(block.numbers[0]))
+                graph.note(reader.flow.gdt.name, block.times[-1:], len(block.numbers))
             reader.release(batch, intact)
 
     def _skip(self, graph: Graph, reader: FlowReader, absent: Absent) -> None:
@@ -164,7 +169,8 @@ class ReceiverRank:
         self.close()
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
         report = ReceiverReport(
-            self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, graph.beside, usage()
-        )
+            self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, graph.beside, usage(),
+            Measured(self._busy_ns * 1e-9, graph.spent, graph.paces),
+        )  # fmt: skip
         self._port.send(0, (messages.FINISHED, report))
         self._reported = True

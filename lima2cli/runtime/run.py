@@ -23,10 +23,13 @@ COMPLETE, FAILED, DATA_LOST, UNFIT = 0, 10, 11, 12
 """Exit codes of a run, as the command line documents them; 128 + n after signal n."""
 
 
-def run_plan(plan: Plan, origin: Origin, emit: Emit, *, transport: str) -> tuple[Path, dict[str, Any], int]:
+def run_plan(
+    plan: Plan, origin: Origin, emit: Emit, *, transport: str, latest: bool = True
+) -> tuple[Path, dict[str, Any], int]:
     """Run; gives the directory, the summary and the exit code.
 
-    ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``. Raises `EnvironmentUnfit` before
+    ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``; ``latest``: the link of that name
+    beside the directory points to it from then on. Raises `EnvironmentUnfit` before
     anything is started, `RunFailed` where not even the summary can be written.
     """
     mpiexec = find_mpiexec() if transport != "inline" else None
@@ -36,7 +39,7 @@ def run_plan(plan: Plan, origin: Origin, emit: Emit, *, transport: str) -> tuple
     plan.detector.check_machine()
     check_memory(plan, shared=mpiexec is not None)
     check_files(plan, origin.base)
-    directory = open_directory(plan, origin)
+    directory = open_directory(plan, origin, latest=latest)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
     signals = Signals()
@@ -49,9 +52,10 @@ def run_plan(plan: Plan, origin: Origin, emit: Emit, *, transport: str) -> tuple
     return directory, summary, exit_code(summary, signals)
 
 
-def open_directory(plan: Plan, origin: Origin) -> Path:
+def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Path:
     """Make the run directory, with the pipeline and the plan in it. Raises `EnvironmentUnfit`; nothing is left then."""
-    directory = make_directory(plan.output_directory, plan.name, plan.if_exists, datetime.datetime.now().astimezone())
+    now = datetime.datetime.now().astimezone()
+    directory = make_directory(plan.output_directory, plan.name, plan.if_exists, now, latest=latest)
     try:
         origin.write(directory, plan_contents(plan))
     except OSError as error:

@@ -69,7 +69,8 @@ class DetectorRank:
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
-        self._put_ns, self._told_ns = 0, 0
+        self._put_ns, self._flush_ns, self._told_ns = 0, 0, 0
+        self._behind = 0
         self._warned: set[str] = set()
 
     def prepare(self) -> None:
@@ -154,6 +155,7 @@ class DetectorRank:
             self._acquired = max(self._acquired, self._detector.nb_acq_frames())
             if cursor.last >= self._acquired:
                 return False
+            self._behind = max(self._behind, self._acquired - 1 - cursor.last)  # due since somebody looked last
         if not self._send_group(cursor):
             if cursor.broken:  # a module that failed keeps this place from ever being released
                 cursor.last = -1
@@ -184,8 +186,11 @@ class DetectorRank:
             if target.failures is not None:
                 words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
                 self._put_failures(cursor, route.module, target.rank, words)
+            flushing = time.perf_counter_ns()
             lane.flush()
-            self._put_ns += time.perf_counter_ns() - before
+            flushed = time.perf_counter_ns()
+            self._put_ns += flushed - before
+            self._flush_ns += flushed - flushing
             port.store(target.rank, word, 2 * visit + 2)
         cursor.written[index] += cursor.blocks
         return True
@@ -258,6 +263,8 @@ class DetectorRank:
             time.time_ns(),
             self._put_ns * 1e-9,
             usage(),
+            self._flush_ns * 1e-9,
+            self._behind,
         )
         self._port.send(0, (messages.DONE, report))
         self._reported = True

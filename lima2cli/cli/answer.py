@@ -1,0 +1,126 @@
+"""The answer of a simulation, for people: does it keep up, and what breaks first."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lima2cli.cli.totals import table
+from lima2cli.runtime.rates import MaxRate, Probe
+from lima2cli.runtime.simulation import Simulated
+from lima2cli.runtime.verdict import Verdict, slack_of
+
+Row = tuple[str, ...]
+
+
+def hz_text(hz: float | None) -> str:
+    """A rate, three digits."""
+    if hz is None:
+        return "-"
+    for unit, factor in (("MHz", 1e6), ("kHz", 1e3)):
+        if hz >= 0.9995 * factor:
+            return f"{hz / factor:.3g} {unit}"
+    return f"{hz:.3g} Hz"
+
+
+def time_text(seconds: float | None) -> str:
+    """A time, three digits."""
+    if seconds is None:
+        return "-"
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= 0.9995 * factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def show_probe(probe: Probe) -> str:
+    """A rate that was tried, in a line."""
+    word = {True: "keeps up", False: "does not keep up", None: "unknown"}[probe.kept_up]
+    sustained = "" if probe.kept_up else f", sustained {hz_text(probe.sustained_hz)}"
+    return f"{hz_text(probe.hz):>9}  {word}{sustained}"
+
+
+def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
+    """The answer first, then why, then the figures."""
+    summary = found.summary
+    parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
+    if summary["seconds"] is not None:
+        measured = summary["resources"]
+        for rows in (_buffers(measured), _latency(measured), _kernels(measured), _ranks(summary)):
+            parts += ["", *table(rows)] if len(rows) > 1 else []
+    parts += ["", *(f"warning: {text}" for text in found.warnings)] if found.warnings else []
+    parts += ["", f"files: {found.directory}"] if found.directory is not None else []
+    return "\n".join(parts)
+
+
+def _headline(verdict: Verdict, file: str) -> str:
+    rate = "as fast as REMU sends" if verdict.asked_hz is None else f"at {hz_text(verdict.asked_hz)}"
+    word = {True: "yes", False: "no", None: "unknown"}[verdict.kept_up]
+    return f"{file} keeps up {rate}: {word}, {verdict.reason}"
+
+
+def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
+    if highest.hz is None:
+        return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
+    if highest.bounded:
+        return f"{file} keeps up with {hz_text(highest.hz)}, and not with more"
+    return f"{file} keeps up with {hz_text(highest.hz)}; the emulator could not send faster on this machine"
+
+
+def _why(found: Simulated) -> Iterator[str]:
+    verdict, summary = found.verdict, found.summary
+    asked = "" if verdict.asked_hz is None else f" of {hz_text(verdict.asked_hz)}"
+    sent = "" if verdict.sent_hz is None else f"; sent {hz_text(verdict.sent_hz)}"
+    yield f"  sustained     {hz_text(verdict.sustained_hz)}{asked}{sent}"
+    if (slow := verdict.bottleneck) is not None:
+        nodes = ", ".join(slow.nodes) or "receiving and copying frames"
+        cost = f"{time_text(slow.frame_s)} a frame, {slow.share:.0%} of its time"
+        yield f"  bottleneck    {nodes} on {slow.receiver}: {cost}"
+    if (first := verdict.first_lost) is not None:
+        when = "" if first.time_s is None else f", {time_text(first.time_s)} after the start"
+        total = sum(flow["expected"] for flow in summary["flows"].values())
+        yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {verdict.lost} of {total} frames"
+    if (behind := verdict.behind) is not None:
+        lasts = "" if behind.lasts_s is None else f": its buffers last {time_text(behind.lasts_s)}"
+        rates = f"{hz_text(behind.in_hz)} come, {hz_text(behind.out_hz)} leave"
+        yield f"  falls behind  {behind.flow} on {behind.receiver}: {rates}{lasts}"
+
+
+def _buffers(measured: Mapping[str, Any]) -> list[Row]:
+    """How full local buffers were at most; what is left of the time that they hold."""
+    rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
+    for flow, fills in measured["peak_fill"].items():
+        for receiver, fill in fills.items():
+            slack = slack_of(measured, flow)
+            left = None if slack is None else slack * max(0.0, 1 - fill)
+            rows.append((flow, receiver, time_text(slack), f"{min(fill, 1):.0%}", time_text(left)))
+    return rows
+
+
+def _latency(measured: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("latency", "p50", "p99", "longest")]
+    for name, its in measured["latency"].items():
+        rows.append((name, *(time_text(its[key]) for key in ("p50_s", "p99_s", "max_s"))))
+    return rows
+
+
+def _kernels(measured: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("nodes", "on", "frames", "a frame", "computing", "writing")]
+    for receiver, its in measured["receivers"].items():
+        for kernel in its["kernels"]:
+            cost, frames = kernel["stage_s"] + kernel["commit_s"], kernel["frames"]
+            each = time_text(cost / frames if frames else None)
+            times = (time_text(kernel["stage_s"]), time_text(kernel["commit_s"]))
+            rows.append((", ".join(kernel["nodes"]), receiver, str(frames), each, *times))
+    return rows
+
+
+def _ranks(summary: Mapping[str, Any]) -> list[Row]:
+    """What each rank has used of a core; detector ranks: how long they were sending, and blocked in Flush."""
+    rows: list[Row] = [("ranks", "CPU", "sending", "in Flush", "late by")]
+    detectors, seconds = summary["resources"]["detectors"], summary["seconds"]
+    for rank in summary["resources"]["ranks"]:
+        its = detectors.get(str(rank["rank"]))
+        sent = ("-", "-", "-")
+        if its is not None:
+            sent = (f"{its['put_s'] / seconds:.0%}", f"{its['flush_s'] / seconds:.0%}", time_text(its["behind_s"]))
+        rows.append((f"{rank['rank']} {rank['role']}", f"{rank['cpu_s'] / seconds:.0%}", *sent))
+    return rows

@@ -1,0 +1,245 @@
+"""``lima2 simulate``."""
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lima2cli.cli.border import FAILED, FINE, PROBLEMS, UNFIT, border
+from lima2cli.cli.options import Debug, Overrides, Strict
+from lima2cli.cli.progress import Progress, ProgressPrinter
+from lima2cli.cli.run import Transport
+from lima2cli.errors import EnvironmentUnfit, UnreadableInput
+
+if TYPE_CHECKING:
+    from lima2cli.check import Checked
+    from lima2cli.config.simulated import Simulation
+    from lima2cli.detectors.faults import Faults
+    from lima2cli.plan.records import Plan
+    from lima2cli.runtime.origin import Origin
+    from lima2cli.runtime.rates import MaxRate, Probe
+    from lima2cli.runtime.simulation import Simulated, Simulator
+
+DATA_LOST, STOPPED = 11, 128
+
+
+class SimulateFormat(StrEnum):
+    """How the answer is shown."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def simulate(
+    file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for stdin.")],
+    rate: Annotated[
+        str | None, typer.Option("--rate", metavar="2x|HZ|max", help="Instead of the file's, such as `2x`, `1 kHz`.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Default: of 5 s, or more.")] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="KIND[:KEY=VALUE,…]", help="What goes wrong; may be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the faults.")] = None,
+    find_max_rate: Annotated[
+        bool, typer.Option("--find-max-rate", help="Find the highest rate without loss, by some short runs.")
+    ] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Compute everything, but write no frames.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the files, beside those of runs.")] = False,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Keep the files in this directory.")] = None,
+    report: Annotated[str | None, typer.Option("--report", metavar="FILE", help="Write everything as JSON.")] = None,
+    format: Annotated[SimulateFormat, typer.Option("--format", help="Of the answer.")] = SimulateFormat.TEXT,
+    progress: Annotated[Progress, typer.Option("--progress", help="How to tell of the run.")] = Progress.AUTO,
+    transport: Annotated[
+        Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
+    ] = Transport.AUTO,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    debug: Debug = False,
+) -> None:
+    """Run a pipeline against REMU in the place of its detector: does it keep up, and what breaks first?
+
+    REMU plays hardware: it never waits. Exit code 0: it keeps up, 1: the file has problems, 10: the run failed, 11:
+    it does not, 12: this machine cannot tell (the emulator was too slow, memory is missing), 130 and 143: stopped.
+    """
+    as_json = format is SimulateFormat.JSON or progress is Progress.JSON
+    with border(as_json=as_json, debug=debug):
+        from lima2cli.cli.answer import show_answer
+        from lima2cli.runtime.joined import job_rank
+        from lima2cli.runtime.simulation import Simulator
+        from lima2cli.runtime.simulation import report as plain
+
+        if job_rank() is not None:
+            raise EnvironmentUnfit("simulate starts its own ranks: call it without mpiexec or srun")
+        if output is not None and find_max_rate:
+            raise UnreadableInput(
+                "--find-max-rate makes several runs: keep their files by --keep, not in one directory"
+            )
+        checked, origin = _checked(file, overrides or [], strict, as_json)
+        assert checked.plan is not None
+        period_s = _period(rate, checked.plan.period_s)
+        wanted = _Wanted(period_s, frames, _faults(checked, fault or [], seed), not no_save, output)
+        notes = _notes(checked, rate, wanted)
+        for note in () if as_json else notes:
+            typer.echo(f"note: {note}", err=True)
+        shown = Progress.NONE if format is SimulateFormat.JSON and progress is Progress.AUTO else progress
+        simulator = Simulator(checked, origin, transport.value, keep or output is not None, ProgressPrinter(shown))
+        gc.enable()
+        found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
+        whole = plain(*found, file, notes)
+        if report is not None:
+            _write(report, whole)
+        lines = None if progress is Progress.JSON else 2
+        print(json.dumps(whole, indent=lines) if as_json else show_answer(*found, file), flush=True)
+        raise typer.Exit(_code(found[0], found[2]))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the options ask for; see `Simulation`. ``frames`` None = as many as are needed."""
+
+    period_s: float | None
+    frames: int | None
+    faults: "Faults | None"
+    saves: bool
+    output: str | None
+
+    def at(self, period_s: float | None, frames: int) -> "Simulation":
+        from lima2cli.config.simulated import Simulation
+
+        return Simulation(period_s, self.frames or frames, self.faults, self.saves, self.output)
+
+
+def _run(
+    simulator: "Simulator", wanted: _Wanted, plan: "Plan", *, search: bool, as_json: bool
+) -> "tuple[Simulated, Sequence[Probe], MaxRate | None]":
+    """One simulation, or as many as the search for a rate needs."""
+    from lima2cli.cli.answer import show_probe
+    from lima2cli.runtime.rates import enough_frames
+    from lima2cli.runtime.simulation import Unfit, find_max_rate
+
+    try:
+        if not search:
+            period_s = wanted.period_s
+            return simulator.run(wanted.at(period_s, enough_frames(plan, period_s))), (), None
+        found = find_max_rate(
+            simulator,
+            lambda hz, frames: wanted.at(1 / hz, frames),
+            plan,
+            wanted.period_s,
+            lambda probe: None if as_json else typer.echo(show_probe(probe), err=True),
+        )
+    except Unfit as unfit:
+        _show(unfit.checked, as_json)
+        raise typer.Exit(PROBLEMS) from None
+    return found
+
+
+def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
+    """The pipeline of a file; problems are shown, and end the command, warnings are shown."""
+    from lima2cli.cli.reading import check_pipeline
+    from lima2cli.runtime.origin import Origin
+
+    checked = check_pipeline(file, overrides)
+    if checked.plan is None or (strict and any(True for _ in checked.findings)):
+        _show(checked, as_json)
+        raise typer.Exit(PROBLEMS)
+    if not as_json:
+        from lima2cli.cli.options import Format
+        from lima2cli.cli.showing import show_all
+
+        typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
+    return checked, Origin.here(checked.source.text, file, overrides, checked.texts)
+
+
+def _show(checked: "Checked", as_json: bool) -> None:
+    from lima2cli.cli.options import Format
+    from lima2cli.cli.showing import show_all
+
+    typer.echo(show_all([checked], Format.JSON if as_json else Format.TEXT), nl=False, err=not as_json)
+
+
+def _period(rate: str | None, period_s: float | None) -> float | None:
+    """Seconds from frame to frame: that of the file, or what ``--rate`` makes of it. Raises `UnreadableInput`."""
+    if rate is None or rate == "max":
+        return period_s if rate is None else None
+    from lima2cli.declare import Quantity
+
+    try:
+        if not rate.endswith("x"):
+            return 1 / Quantity("hertz", above=0).parse(_number(rate))
+        factor = float(rate[:-1])
+        if not 0 < factor < float("inf"):
+            raise ValueError("a factor above 0")
+    except ValueError as error:
+        raise UnreadableInput(
+            f"--rate {rate}: expected a factor such as `2x`, a rate such as `1 kHz`, or `max`"
+        ) from error
+    if period_s is None:
+        raise UnreadableInput(f"--rate {rate}: the file says no rate of which this could be a multiple; give one in Hz")
+    return period_s / factor
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults | None":
+    """Those of the file, then those of the command line instead. Raises `UnreadableInput`."""
+    from dataclasses import replace
+
+    from lima2cli.config.simulated import faults_of
+    from lima2cli.detectors.faults import Faults, parse_fault
+    from lima2cli.errors import Misfit
+
+    assert checked.pipeline is not None
+    faults = faults_of(checked.pipeline.config)
+    for text in texts:
+        try:
+            faults = (faults or Faults()).plus(parse_fault(text))
+            faults.check(len(checked.pipeline.detector.modules))
+        except Misfit as misfit:
+            help = f" ({misfit.help})" if misfit.help else ""
+            raise UnreadableInput(f"--fault {text}: {misfit.message}{help}") from None
+    return faults if seed is None or faults is None else replace(faults, seed=seed)
+
+
+def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
+    """How the simulation differs from a run."""
+    from lima2cli.config.simulated import waiting_flows
+
+    assert checked.pipeline is not None
+    said, notes = checked.pipeline.acquisition, []
+    if waiting := waiting_flows(checked.pipeline.flows):
+        notes.append(f"{', '.join(waiting)}: `overrun: wait` is played as `continue`, as hardware never waits")
+    if rate is None and wanted.period_s is None:
+        notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
+    if said.exposure is not None and wanted.period_s is not None and said.exposure > wanted.period_s:
+        notes.append(f"the detector could not do this: an exposure of {said.exposure:g} s is longer than the period")
+    if not wanted.saves:
+        notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
+    return notes
+
+
+def _write(path: str, whole: dict[str, Any]) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(json.dumps(whole, indent=2) + "\n")
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write the report: {error}") from error
+
+
+def _code(found: "Simulated", highest: "MaxRate | None") -> int:
+    """Exit code."""
+    if found.failed or found.code > STOPPED:
+        return found.code or FAILED
+    if highest is not None:
+        return FINE if highest.hz is not None else DATA_LOST
+    return {True: FINE, False: DATA_LOST, None: UNFIT}[found.verdict.kept_up]
