@@ -9,7 +9,7 @@ import lima2cli
 PACKAGE = Path(lima2cli.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__", "testing", "worker"),
+    ("cli", "__main__", "testing", "worker", "processing"),
     ("runtime",),
     ("check",),
     ("program",),

@@ -2,7 +2,9 @@
 
 import gc
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +33,10 @@ def run(
         Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
     ] = Transport.AUTO,
     overrides: Overrides = None,
+    receiver: Annotated[
+        str | None,
+        typer.Option("--receiver", metavar="FILE.py:NAME", help="Your own processing: a function for each receiver."),
+    ] = None,
     strict: Strict = False,
     no_fuse: NoFuse = False,
     debug: Debug = False,
@@ -52,7 +58,8 @@ def run(
             follow()
             raise typer.Exit(FINE)
         with nullcontext() if rank is None else Leader() as leader:
-            plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse)
+            own = None if receiver is None else _own_processing(receiver)
+            plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
             gc.enable()
             printer = ProgressPrinter(progress)
             if leader is not None:
@@ -64,7 +71,26 @@ def run(
         raise typer.Exit(code)
 
 
-def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, *, fuse: bool) -> "tuple[Plan, Origin]":
+def _own_processing(reference: str) -> str:
+    """The function that ``--receiver`` names, its file by its whole path. Raises `UnreadableInput`."""
+    from lima2cli.artefacts.stacks import FileStore
+    from lima2cli.errors import FileProblem, Misfit, UnreadableInput
+    from lima2cli.nodes.function import look
+
+    where, colon, name = reference.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        raise UnreadableInput(f"--receiver {reference}: `file.py:name` or `module:name` is a function")
+    try:
+        with FileStore(Path()) as files:
+            look(reference, files)
+    except (Misfit, FileProblem) as error:
+        raise UnreadableInput(f"--receiver {reference}: {error}") from error
+    return f"{Path(where).resolve()}:{name}" if where.endswith(".py") else reference
+
+
+def _plan_of(
+    file: str, overrides: list[str], strict: bool, progress: Progress, *, fuse: bool, own: str | None
+) -> "tuple[Plan, Origin]":
     """The plan of a file, and what it comes from; problems are shown, and end the command."""
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_pipeline
@@ -78,6 +104,8 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
     else:
         checked = check_pipeline(file, overrides, fuse=fuse)
         origin = Origin.here(checked.source.text, file, overrides, checked.texts)
+    if own is not None:  # which reads what no node does
+        checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON
         text = show_all([checked], Format.JSON if as_json else Format.TEXT)
@@ -85,4 +113,4 @@ def _plan_of(file: str, overrides: list[str], strict: bool, progress: Progress, 
         raise typer.Exit(PROBLEMS)
     if progress not in (Progress.JSON, Progress.NONE):
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked.plan, origin
+    return replace(checked.plan, processing=own), origin

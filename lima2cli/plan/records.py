@@ -235,6 +235,7 @@ class Plan:
 
     info         the detector after its own operations;  acquisition  what it is told
     threads      of each receiver
+    processing   a program of the user's on the receivers, `file.py:main`; None without
     """
 
     name: str
@@ -256,6 +257,7 @@ class Plan:
     record: Mapping[str, Any] = field(default_factory=dict)
     acquisition: AcqParams = AcqParams(None, None)
     threads: tuple[int, ...] = ()
+    processing: str | None = None
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""

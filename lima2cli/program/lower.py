@@ -8,6 +8,7 @@ from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.rashpa_calls import rashpa_calls
 from lima2cli.plan.records import Gdt, Plan, RankRole, Step
+from lima2cli.program.processing import processing_of
 from lima2cli.program.records import (
     END_WORDS,
     ControlProgram,
@@ -170,12 +171,13 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         )
         flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver]))
     steps = {step.name: step.at(receiver) for step in plan.steps if receiver in step.numbering.receivers}
+    kernels = tuple(kernel for kernel in plan.kernels if kernel.nodes[0] in steps)
     return ReceiverProgram(
         rank,
         receiver,
         tuple(flows),
         tuple(steps.values()),
-        tuple(kernel for kernel in plan.kernels if kernel.nodes[0] in steps),
+        kernels,
         {step.name: index for index, step in enumerate(_together(plan)) if step.name in steps},
         {step.name: tuple(passage.before.part for passage in step.passages) for step in _together(plan)},
         {name: channel.part(receiver) for name, channel in plan.channels.items() if name in steps},
@@ -184,4 +186,5 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         delegations={
             step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
         },
+        processing=processing_of(plan, receiver, [flow.gdt for flow in flows], kernels, steps),
     )

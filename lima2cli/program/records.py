@@ -7,7 +7,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
 from lima2cli.geometry import Rect
 from lima2cli.plan.records import Gdt, Kernel, Plan, Region, Step
-from lima2cli.spec import DetectorInfo
+from lima2cli.spec import DetectorInfo, FrameSpec
 
 END_WORDS = 4
 """Words of an end record: mark (status + 1), blocks written, blocks dropped, frames served."""
@@ -123,6 +123,17 @@ class Delegation:
 
 
 @dataclass(frozen=True, eq=False)
+class Processing:
+    """A program of the user's on a receiver: where its ``main`` is, ``name`` of the receiver and ``count`` of all, and
+    the flows and nodes of which it can have frames."""
+
+    function: str
+    name: str
+    count: int
+    sources: Mapping[str, FrameSpec]
+
+
+@dataclass(frozen=True, eq=False)
 class ReceiverProgram:
     """What a receiver does. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
     ``places`` where in the whole frame each member's part lies, of those that are done together; ``delegations`` are of
@@ -139,6 +150,7 @@ class ReceiverProgram:
     tables: Mapping[str, TableChannel]
     threads: int = 1
     delegations: Mapping[str, Delegation] = field(default_factory=dict)
+    processing: Processing | None = None
 
 
 @dataclass(frozen=True, eq=False)

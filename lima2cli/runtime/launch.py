@@ -236,10 +236,11 @@ def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
-    died = "" if ranks.first is None else f": rank {ranks.first} ({_name(plan, ranks.first)}) died"
     errors = [line for line in lines if ERROR.match(line)]
     said = f": {errors[-1]}" if errors else ""
-    return f"the ranks ended without a summary (mpiexec: exit code {code}){died}{said}; see {LOG}"
+    if ranks.first is not None and not errors:
+        said = f": rank {ranks.first} ({_name(plan, ranks.first)}) died"
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
 
 
 def _name(plan: Plan, rank: int) -> str:
