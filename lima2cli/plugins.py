@@ -3,12 +3,13 @@
 A package names its classes as entry points, ``kind = "module:Class"``, in the group ``lima2cli.nodes`` or
 ``lima2cli.detectors``. Looking for them costs time: it is done only where a kind is asked for that is not built in,
 or where all kinds are. A class is imported only where its kind is asked for, so that a package that cannot be
-imported breaks nothing that does not use it.
+imported breaks nothing that does not use it, and those built in cost no time where they are not used.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lima2cli.declare import Table, params
@@ -64,12 +65,13 @@ class Kinds(Generic[T]):
         what: str,
         group: str,
         base: type[T],
-        built_in: Sequence[type[T]],
+        built_in: Mapping[str, str],
         roles: tuple[type, ...] = (),
         reserved: Collection[str] = (),
     ) -> None:
-        """Classes of ``group`` must be of ``base`` (and one of ``roles``), kinds none of ``reserved``."""
-        self.built_in: Mapping[str, type[T]] = {_kind(table): table for table in built_in}
+        """``built_in``: where their classes are, ``module:Class``, by kind. Classes of ``group`` must be of ``base``
+        (and one of ``roles``), kinds none of ``reserved``."""
+        self.built_in = built_in
         self._what, self._group, self._reserved = what, group, reserved
         self._base, self._roles = base, roles or (base,)
 
@@ -79,12 +81,23 @@ class Kinds(Generic[T]):
         Where all that it asks for is built in, packages are not looked at.
         """
         if all(name in self.built_in for name in asked):
-            return {name: Kind(table) for name, table in self.built_in.items()}
+            return self._own(asked)
         return self._found(asked)
 
     def all(self) -> Mapping[str, Kind[T]]:
         """All kinds by name, those built in first; all are imported."""
         return self._found(None)
+
+    def tables(self) -> Mapping[str, type[T]]:
+        """Tables of the built-in kinds; all are imported."""
+        return {name: _imported(place) for name, place in self.built_in.items()}
+
+    def _own(self, asked: Collection[str] | None) -> dict[str, Kind[T]]:
+        """The built-in kinds, with the tables of those asked for; None = of all."""
+        return {
+            name: Kind(_imported(place) if asked is None or name in asked else None)
+            for name, place in self.built_in.items()
+        }
 
     def _found(self, asked: Collection[str] | None) -> dict[str, Kind[T]]:
         from importlib.metadata import entry_points
@@ -92,15 +105,16 @@ class Kinds(Generic[T]):
         claims: dict[str, list[EntryPoint]] = {}
         for claim in sorted(entry_points(group=self._group), key=lambda claim: (claim.name, str(_origin(claim)))):
             claims.setdefault(claim.name, []).append(claim)
-        found = {name: Kind(table) for name, table in self.built_in.items()}
+        found = self._own(asked)
         for name, claimed in claims.items():
             if asked is None or name not in self._reserved:  # those are told of in lists only
-                found[name] = self._one(name, claimed, asked is None or name in asked)
+                found[name] = self._one(name, found.get(name), claimed, asked is None or name in asked)
         return found
 
-    def _one(self, name: str, claims: Sequence["EntryPoint"], wanted: bool) -> Kind[T]:
-        table = self.built_in.get(name)
-        owners = [Origin()] * (table is not None) + [_origin(claim) for claim in claims]
+    def _one(self, name: str, own: Kind[T] | None, claims: Sequence["EntryPoint"], wanted: bool) -> Kind[T]:
+        """A kind that packages claim, and ``own`` where it is built in too."""
+        table = None if own is None else own.table
+        owners = ([] if own is None else [own.origin]) + [_origin(claim) for claim in claims]
         if not wanted:
             return Kind(table, owners[0])
         if len(owners) > 1:
@@ -148,6 +162,12 @@ class Kinds(Generic[T]):
     def _broken(self, name: str, claim: "EntryPoint", reason: str) -> PluginProblem:
         message = f"the {self._what} `{name}` of {_origin(claim)} cannot be used: {reason}"
         return PluginProblem("plugin-broken", message, f"mend, update or uninstall {_origin(claim).distribution}")
+
+
+def _imported(place: str) -> Any:
+    """What ``module:name`` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _kind(table: Any) -> str:

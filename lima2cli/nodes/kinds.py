@@ -6,30 +6,29 @@ from typing import Any
 
 from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
-from lima2cli.nodes.accumulate import Accumulate
-from lima2cli.nodes.background_sub import BackgroundSub
 from lima2cli.nodes.base import Delegate, Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
-from lima2cli.nodes.checkpoint import Checkpoint
-from lima2cli.nodes.expression import Expression
-from lima2cli.nodes.filter import Filter
-from lima2cli.nodes.flatfield import Flatfield
-from lima2cli.nodes.gain import Gain
-from lima2cli.nodes.io_hdf5 import IoHdf5
-from lima2cli.nodes.mask import Mask
-from lima2cli.nodes.mpi import Mpi
-from lima2cli.nodes.python import Python
-from lima2cli.nodes.reconstruction import Reconstruction
-from lima2cli.nodes.roi_counters import RoiCounters
-from lima2cli.nodes.roi_flip_rot import RoiFlipRot
-from lima2cli.nodes.roi_profiles import RoiProfiles
-from lima2cli.nodes.sparsify import Sparsify
 from lima2cli.plugins import Kinds
 from lima2cli.poison import POISON
 
-BUILT_IN: tuple[type[Node], ...] = (
-    Checkpoint, IoHdf5, RoiFlipRot, Reconstruction, RoiCounters, RoiProfiles, BackgroundSub, Flatfield, Mask, Gain,
-    Python, Mpi, Expression, Accumulate, Sparsify, Filter,
-)  # fmt: skip
+BUILT_IN: Mapping[str, str] = {
+    "checkpoint": "lima2cli.nodes.checkpoint:Checkpoint",
+    "io_hdf5": "lima2cli.nodes.io_hdf5:IoHdf5",
+    "roi_flip_rot": "lima2cli.nodes.roi_flip_rot:RoiFlipRot",
+    "reconstruction": "lima2cli.nodes.reconstruction:Reconstruction",
+    "roi_counters": "lima2cli.nodes.roi_counters:RoiCounters",
+    "roi_profiles": "lima2cli.nodes.roi_profiles:RoiProfiles",
+    "background_sub": "lima2cli.nodes.background_sub:BackgroundSub",
+    "flatfield": "lima2cli.nodes.flatfield:Flatfield",
+    "mask": "lima2cli.nodes.mask:Mask",
+    "gain": "lima2cli.nodes.gain:Gain",
+    "python": "lima2cli.nodes.python:Python",
+    "mpi": "lima2cli.nodes.mpi:Mpi",
+    "expression": "lima2cli.nodes.expression:Expression",
+    "accumulate": "lima2cli.nodes.accumulate:Accumulate",
+    "sparsify": "lima2cli.nodes.sparsify:Sparsify",
+    "filter": "lima2cli.nodes.filter:Filter",
+}
+"""Where the tables of the built-in nodes are, by kind; one is imported where it is asked for."""
 
 WIRING = ("input", "inputs")
 """Keys of a node that are no kinds: what it reads, one or several."""
@@ -44,8 +43,8 @@ NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, ROLES, (*WI
 
 
 def node_kinds() -> Mapping[str, type[Node]]:
-    """Tables of the built-in nodes by kind."""
-    return NODES.built_in
+    """Tables of the built-in nodes by kind; all are imported."""
+    return NODES.tables()
 
 
 LANGUAGE = (
