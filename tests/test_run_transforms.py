@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lima2cli.geometry import Rect
-from tests.running import TRANSPORTS, counter, lima2, run
+from tests.running import TRANSPORTS, counter, lima2, needs_mpi, run
 
 DETECTOR = "detector: {remu: {image: {width: 16, height: 12}, datasets: {D: {dtype: uint16}}, scene: {counter: {}}}}"
 SOURCE = Rect(0, 0, 16, 12)
@@ -150,13 +150,15 @@ def test_stop_ends_the_run_and_says_where(transport: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(saved[:3], counter(found[:3], SOURCE, 16))
 
 
+@pytest.mark.mpi
+@needs_mpi
 def test_a_slow_node_is_not_a_dead_detector(tmp_path: Path) -> None:
-    """The detector waits for memory longer than `timeout`."""
+    """The detector waits for memory longer than `timeout`, and says so."""
     (tmp_path / "user.py").write_text(
-        "import time\n\ndef slow(frames, numbers):\n    time.sleep(1.6)\n    return frames\n"
+        "import time\n\ndef slow(frames, numbers):\n    time.sleep(2.2 * (numbers[0] == 0))\n    return frames\n"
     )
-    text = pipeline("stop", 1).replace("picky", "slow").replace("frames: 40", "frames: 6, timeout: 1 s")
-    ran = run(text.replace("buffers: {frames: 4}", "buffers: {frames: 1}"), tmp_path, "inline")
+    text = pipeline("stop", 1).replace("picky", "slow").replace("frames: 40", "frames: 6, timeout: 1.2 s")
+    ran = run(text.replace("buffers: {frames: 4}", "buffers: {frames: 1}"), tmp_path, "mpi")
     assert ran.code == 0, ran.output
     assert ran.summary["channels"]["save"]["saved"] == 6
-    assert ran.summary["flows"]["F"]["waited_s"] > 4
+    assert ran.summary["flows"]["F"]["waited_s"] > 2
