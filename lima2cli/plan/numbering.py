@@ -169,18 +169,15 @@ def _places(it: Numbering, frames: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
-    """Frames that follow each other at one receiver, and the receivers in turn."""
+    """Of one whole round: frames that follow each other at one receiver, and the receivers in turn."""
     changes = np.flatnonzero(np.diff(places)) + 1
-    blocks = int(np.gcd.reduce(changes)) if len(changes) else 1
-    turns = places[::blocks] if len(changes) else places[:1]
-    length = _cycle(turns)
+    if not len(changes):
+        return 1, (int(places[0]),)
+    blocks = int(np.gcd.reduce([*changes, len(places)]))
+    turns = places[::blocks]
+    shorter = (n for n in range(1, len(turns)) if len(turns) % n == 0)
+    length = next((n for n in shorter if np.array_equal(turns[n:], turns[:-n])), len(turns))
     return blocks, tuple(turns[:length].tolist())
-
-
-def _cycle(turns: NDArray[np.int64]) -> int:
-    """After how many turns they come again; all of them where they never do."""
-    again = np.flatnonzero(turns == turns[0])[1:]
-    return next((int(n) for n in again if np.array_equal(turns[n:], turns[:-n])), len(turns))
 
 
 def _apart(

@@ -24,6 +24,7 @@ from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.delegation import Delegation
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
 from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
+from lima2cli.runtime.processing import OwnProcessing
 from lima2cli.runtime.timing import Pace, Spent
 from lima2cli.spec import Block, Files, SparseBlock
 from lima2cli.transport.base import Port
@@ -52,10 +53,18 @@ class Graph:
     receiver still takes part, with nothing. `failures` tells of it.
     """
 
-    def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str, start_ns: int) -> None:
-        bound = bind_passes(program, port, files, directory, start_ns)
+    def __init__(
+        self,
+        program: ReceiverProgram,
+        port: Port,
+        files: Files,
+        directory: str,
+        start_ns: int,
+        processing: OwnProcessing | None = None,
+    ) -> None:
+        bound = bind_passes(program, port, files, directory, start_ns, processing)
         self._passes, self._waiting, self._ends = bound.passes, bound.waiting, bound.ends
-        self._paired, self._failures = bound.paired, bound.failures
+        self._paired, self._failures, self._due = bound.paired, bound.failures, bound.due
         self._saved_of = dict(self._ends)
         self.spent: dict[str, Spent] = {}
         self.paces: dict[str, Pace] = {}
@@ -123,7 +132,7 @@ class Graph:
 
     def absent(self, flow: str, last: int) -> None:
         """A group of which ``last`` is the last frame will not come."""
-        self._feed(self._passes[flow], _Course(last, 0, None))
+        self._feed(flow, _Course(last, 0, None))
 
     def commit(self, staged: list[Staged], first_frame: int) -> None:
         """Make what was staged last."""
@@ -186,10 +195,10 @@ class Graph:
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
-    def note(self, origin: str, times: NDArray[np.uint64], frames: int) -> None:
-        """All that comes at once of so many frames of a flow, or of a node that waits, is there; see `Pace`."""
-        if frames:
-            self.paces.setdefault(origin, Pace()).note(time.time_ns(), frames, times)
+    def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
+        """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
+        if len(numbers):
+            self.paces.setdefault(origin, Pace()).note(time.time_ns(), numbers, times)
 
     def _spent(self, name: str) -> Spent:
         return self.spent.setdefault(name, Spent())
@@ -217,7 +226,7 @@ class Graph:
                 course.staged.append((name, self._ends[name], result.rows))
         self.commit(self._run(name, course), result.last)
         if result.block is not None:
-            self.note(name, result.block.times[-1:], len(result.block.numbers))
+            self.note(name, result.block.numbers, result.block.times[-1:])
         if result.hold is not None:
             result.hold.done()
 
@@ -244,7 +253,7 @@ class Graph:
                 spent = self._spent(step.name)
                 spent.stage_ns += time.perf_counter_ns() - before
                 spent.frames += len(next(iter(given.values())).numbers)
-        self._feed(each, course)
+        self._feed(origin, course)
         return course.staged
 
     def _kernel(self, step: BoundStep, bound: Single, block: Block, course: _Course) -> None:
@@ -307,9 +316,9 @@ class Graph:
         if pieces:
             course.blocks[step.name] = whole(pieces)
 
-    def _feed(self, each: Pass, course: _Course) -> None:
+    def _feed(self, origin: str, course: _Course) -> None:
         """Tell nodes that wait how far their source has come, and what it gave."""
-        for name, source in each.feeds:
+        for name, source in self._passes[origin].feeds:
             waiting = self._waiting.get(name)
             if waiting is None:
                 continue
@@ -319,7 +328,8 @@ class Graph:
                 hold = course.hold.take()
             elif block is not None:
                 block = copy_of(block)
-            waiting.arrive(source, Arrival(course.last, block, course.rows.get(source), hold))
+            last = self._due[source].reached(course.last, self._due[origin])
+            waiting.arrive(source, Arrival(last, block, course.rows.get(source), hold))
 
     def _drop(self, name: str, frame: int | None, error: Exception) -> None:
         """Leave out a step that failed and what needs it; their files are ended with what they have."""

@@ -17,7 +17,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.geometry import Rect
+from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import Partial
 from lima2cli.runtime.arrivals import END, Arrival, Hold, Result
 from lima2cli.spec import Block
@@ -150,11 +150,15 @@ class _After:
 class Gathering(Meeting):
     """Parts of frames to whole frames, each group at the next receiver of the circle.
 
+    rule    of the frames: it says which group one is of
     places  of the parts in the whole frame;  fill  of pixels that no part covers
     """
 
-    def __init__(self, circle: Circle, places: Sequence[Rect], shape: tuple[int, int], dtype: str, fill: float) -> None:
+    def __init__(
+        self, circle: Circle, rule: Rule, places: Sequence[Rect], shape: tuple[int, int], dtype: str, fill: float
+    ) -> None:
         super().__init__(circle)
+        self._rule = rule
         self._places, self._shape, self._dtype, self._fill = places, shape, np.dtype(dtype), fill
         self._spare: list[NDArray[np.generic]] = []
 
@@ -167,11 +171,15 @@ class Gathering(Meeting):
         if len(numbers) < len(block.numbers):
             chosen = np.isin(block.numbers, numbers)
             block = Block(block.frames[chosen], block.numbers[chosen], block.times[chosen])
-        root = group % self._circle.size
+        root = self._group_of(numbers) % self._circle.size
         mine = root == self._circle.rank
         whole = self._room(len(numbers)) if mine else np.empty((0, 0, 0), self._dtype)
         pending = self._circle.collect(root, block.frames, whole, self._places)
         return lambda: self._result(arrival.last, block, whole, pending, mine=mine)
+
+    def _group_of(self, numbers: Numbers) -> int:
+        """Of frames that are of one group; several that come one after another may be of the same one."""
+        return (int(numbers[0]) - self._rule.start) // self._rule.step // self._rule.blocks
 
     def _result(
         self, last: int, block: Block, whole: NDArray[np.generic], pending: Pending, *, mine: bool

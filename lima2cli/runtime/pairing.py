@@ -1,8 +1,8 @@
 """Joins and selections at work: frames of several inputs, and rows about them, are paired by frame number."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial, reduce
 from typing import cast
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lima2cli.nodes.base import Join, Partial, Reduce, Select
 from lima2cli.plan.records import Step
-from lima2cli.runtime.arrivals import Arrival, Hold, Result
+from lima2cli.runtime.arrivals import Arrival, BlockFailed, Hold, Result
+from lima2cli.runtime.due import Due
 from lima2cli.runtime.spread import Spread
-from lima2cli.spec import Block, Files, FrameSpec
+from lima2cli.spec import Array, Block, Files, FrameSpec
 
 Numbers = NDArray[np.uint64]
 
@@ -48,7 +49,7 @@ class BoundJoin:
         self._inputs, self._sources = step.inputs, step.sources
         self._function = Spread(lambda: node.bind_all(step.specs, files), cast(FrameSpec, step.after), threads)
         self.beside = 0
-        self._rule = step.numbering.rule
+        self._rule, self._selected = step.numbering.rule, step.numbering.selected
         self._unmatched = Ranges(self._rule.step)
         self._notes = not step.numbering.filters
 
@@ -82,8 +83,10 @@ class BoundJoin:
     def _note(self, numbers: Numbers) -> None:
         if not self._notes:
             return
-        index = numbers.astype(np.int64) - self._rule.start
-        expected = (index >= 0) & (index % self._rule.step == 0)
+        index, rest = np.divmod(numbers.astype(np.int64) - self._rule.start, self._rule.step)
+        expected = (index >= 0) & (rest == 0)
+        if self._selected is not None:
+            expected &= index < self._selected
         self.beside += len(numbers) - int(np.count_nonzero(expected))
         self._unmatched.add(numbers[expected])
 
@@ -125,15 +128,30 @@ def _only(block: Block, numbers: Numbers) -> Block:
 
 
 class Pairing:
-    """Frames, and rows, that do not come together: each is kept until all sources have come as far; see `Waiting`."""
+    """Frames, and rows, that do not come together: each is kept until all sources that it is due from have come as
+    far; see `Waiting`.
 
-    def __init__(self, bound: BoundJoin | BoundSelect, sources: Sequence[str]) -> None:
+    It goes on to where any source has come, the same steps however the sources take turns: receivers that hold parts of
+    frames do the same.
+    """
+
+    def __init__(self, bound: BoundJoin | BoundSelect, due: Mapping[str, Due]) -> None:
         self._bound: BoundJoin | BoundSelect | None = bound
-        self.sources = tuple(sources)
-        self._kept: dict[str, deque[Arrival]] = {source: deque() for source in sources}
+        self._due = due
+        self._next = {source: each.after(-1) for source, each in due.items()}
+        self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
+
+    @property
+    def sources(self) -> Collection[str]:
+        """What it reads."""
+        return self._due.keys()
 
     def arrive(self, source: str, what: Arrival) -> None:
         """See `Waiting`."""
+        if what.last < self._next[source]:  # no frame is due yet: it says nothing new
+            what.done()
+            return
+        self._next[source] = self._due[source].after(what.last)
         self._kept[source].append(what)
 
     def give_up(self) -> None:
@@ -151,43 +169,77 @@ class Pairing:
         return False
 
     def poll(self) -> Result | None:
-        """See `Waiting`: up to where the source that is most behind has come."""
-        if not all(self._kept.values()):
+        """See `Waiting`. Raises `BlockFailed` where the node fails; it then goes on with nothing."""
+        heads = {source: kept[0] for source, kept in self._kept.items() if kept}
+        if not heads:
             return None
-        heads = {source: kept[0] for source, kept in self._kept.items()}
         last = min(head.last for head in heads.values())
-        blocks, rows, holds = {}, {}, []
+        if any(self._next[source] <= last for source, kept in self._kept.items() if not kept):
+            return None
+        blocks = {s: now for s, head in heads.items() if (now := _upto(head.block, last)) is not None}
+        rows = {s: _rows_upto(head.rows, last) for s, head in heads.items() if head.rows is not None}
+        out = self._paired(blocks, rows)
+        holds = [heads[s].hold for s in blocks if heads[s].hold is not None]
+        hold = Hold(partial(_all_done, [each.take() for each in holds if each is not None]))
         for source, head in heads.items():
-            if head.block is not None:
-                now, head.block = _split(head.block, last)
-                if now is not None:
-                    blocks[source] = now
-                    holds += [head.hold.take()] if head.hold is not None else []
-            if head.rows is not None:
-                rows[source], head.rows = _split_rows(head.rows, last)
-            if head.last == last:
-                self._kept[source].popleft().done()
-        out = self._bound.stage(blocks, rows) if blocks and self._bound is not None else None
-        return Result(last, block=out, hold=_all_of(holds))
+            self._let_go(source, head, last)
+        return Result(last, block=out, hold=hold)
+
+    def _paired(self, blocks: Blocks, rows: Rows) -> Block | None:
+        if self._bound is None or not blocks:
+            return None
+        try:
+            return self._bound.stage(blocks, rows)
+        except Exception as error:
+            self.give_up()
+            raise BlockFailed(min(int(block.numbers[0]) for block in blocks.values()), error) from error
+
+    def _let_go(self, source: str, head: Arrival, last: int) -> None:
+        """Of what was used."""
+        if head.last == last:
+            self._kept[source].popleft().done()
+            return
+        if head.rows is not None:
+            head.rows = _rows_after(head.rows, last)
+        if head.block is not None:
+            head.block = _after(head.block, last)
+            if head.block is None:
+                head.done()
 
 
-def _all_of(holds: Sequence[Hold]) -> Hold:
-    def done() -> None:
-        for hold in holds:
-            hold.done()
-
-    return Hold(done)
+def _all_done(holds: Sequence[Hold]) -> None:
+    for hold in holds:
+        hold.done()
 
 
-def _split(block: Block, last: int) -> tuple[Block | None, Block | None]:
-    """Frames up to ``last``, and those after it."""
-    count = int(np.searchsorted(block.numbers, np.uint64(last), "right"))
-    if count in (0, len(block.numbers)):
-        return (block, None) if count else (None, block)
-    first = Block(block.frames[:count], block.numbers[:count], block.times[:count], block.stable)
-    return first, Block(block.frames[count:], block.numbers[count:], block.times[count:], block.stable)
+def _upto(block: Block | None, last: int) -> Block | None:
+    """Its frames up to ``last``."""
+    return None if block is None else _between(block, 0, _count(block.numbers, last))
 
 
-def _split_rows(rows: Partial, last: int) -> tuple[Partial, Partial]:
-    count = int(np.searchsorted(rows["frame_number"], np.uint64(last), "right"))
-    return {key: value[:count] for key, value in rows.items()}, {key: value[count:] for key, value in rows.items()}
+def _after(block: Block, last: int) -> Block | None:
+    """Its frames after ``last``."""
+    return _between(block, _count(block.numbers, last), len(block.numbers))
+
+
+def _between(block: Block, begin: int, end: int) -> Block | None:
+    if begin == end:
+        return None
+    if end - begin == len(block.numbers):
+        return block
+    return Block(block.frames[begin:end], block.numbers[begin:end], block.times[begin:end], block.stable)
+
+
+def _rows_upto(rows: Partial, last: int) -> Partial:
+    count = _count(rows["frame_number"], last)
+    return {key: value[:count] for key, value in rows.items()}
+
+
+def _rows_after(rows: Partial, last: int) -> Partial:
+    count = _count(rows["frame_number"], last)
+    return {key: value[count:] for key, value in rows.items()}
+
+
+def _count(numbers: Array, last: int) -> int:
+    """How many numbers are not above ``last``."""
+    return int(np.searchsorted(numbers, np.uint64(last), "right"))

@@ -17,8 +17,10 @@ from lima2cli.runtime.bound import Bound, BoundReduce, End, Paired, bind
 from lima2cli.runtime.chain import BoundChain, PartFailed
 from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.delegation import Delegation
+from lima2cli.runtime.due import Due, due_frames
 from lima2cli.runtime.meeting import Gathering, Reduction
 from lima2cli.runtime.pairing import BoundSelect, Pairing
+from lima2cli.runtime.processing import OwnProcessing
 from lima2cli.spec import Files, FrameSpec
 from lima2cli.transport.base import Port
 
@@ -56,9 +58,11 @@ class Pass:
 
 @dataclass(slots=True)
 class Passes:
-    """The nodes of a receiver, bound. ``paired`` are all that read several sources, waiting or not."""
+    """The nodes of a receiver, bound. ``paired`` are all that read several sources, waiting or not; ``due`` says which
+    frames each flow and node gives here."""
 
     passes: dict[str, Pass]
+    due: Mapping[str, Due]
     waiting: dict[str, Waiting] = field(default_factory=dict)
     ends: dict[str, End] = field(default_factory=dict)
     paired: dict[str, Paired] = field(default_factory=dict)
@@ -75,11 +79,18 @@ def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
     return origins
 
 
-def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: str, start_ns: int) -> Passes:
+def bind_passes(
+    program: ReceiverProgram,
+    port: Port,
+    files: Files,
+    directory: str,
+    start_ns: int,
+    processing: OwnProcessing | None = None,
+) -> Passes:
     """Bind all kernels; those that cannot be bound, and what reads from them, are left out and told of."""
     flows = [flow.gdt.flow for flow in program.flows]
     origins = origins_of(program.steps, flows)
-    bound = Passes({name: Pass() for name, origin in origins.items() if name == origin})
+    bound = Passes({name: Pass() for name, origin in origins.items() if name == origin}, due_frames(program))
     nodes = {step.name: step for step in program.steps}
     for step in program.steps:
         if step.circle and isinstance(step.node, Sink):
@@ -98,9 +109,12 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: s
         if not known.issuperset((*kernel.sources, *step.tables)):
             continue
         try:
-            one = bound.waiting.get(step.name)
-            if not isinstance(one, BoundCommon):
-                one = _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
+            shared = bound.waiting.get(step.name)
+            one: Bound | None = (
+                shared
+                if isinstance(shared, BoundCommon)
+                else _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
+            )
         except PartFailed as failed:
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
             continue
@@ -113,6 +127,10 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, directory: s
             _bind_reductions(bound, one, [nodes[end] for end in kernel.ends], program, files, directory)
         elif isinstance(one, End):
             bound.ends[step.name] = one
+    if processing is not None:
+        bound.waiting[processing.name], bound.passes[processing.name] = processing, Pass()
+        for name in processing.names:
+            bound.passes[origins[name]].feeds.append((processing.name, name))
     return bound
 
 
@@ -143,7 +161,7 @@ def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: 
         return
     if isinstance(one, Paired) and origins[step.name] == step.name:
         sources = tuple(dict.fromkeys((*step.sources, *step.tables)))
-        bound.waiting[step.name] = Pairing(one, sources)
+        bound.waiting[step.name] = Pairing(one, {source: bound.due[source] for source in sources})
         for source in sources:
             bound.passes[origins[source]].feeds.append((step.name, source))
         return
@@ -178,5 +196,6 @@ def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
     if isinstance(step.node, Gather):
         whole = step.after
         assert isinstance(whole, FrameSpec)
-        return Gathering(circle, program.places[step.name], whole.shape, whole.dtype, step.node.fill)
+        rule, places = step.numbering.rule, program.places[step.name]
+        return Gathering(circle, rule, places, whole.shape, whole.dtype, step.node.fill)
     return Reduction(circle, cast(Reduce, step.node).merge)
