@@ -82,6 +82,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for snippet in SNIPPETS:
         if named := re.match(r"# (\w+\.yaml)\n", snippet.text):
             (folder / named[1]).write_text(snippet.text)
+    for page in PAGES:
+        for match in FENCE.finditer(page.read_text(encoding="utf-8")):
+            if match[1] == "python" and (named := re.match(r"# (\w+\.py)\n", match[3])):
+                (folder / named[1]).write_text(match[3])
     return folder
 
 
@@ -142,7 +146,7 @@ def test_the_readme_has_the_two_commands_once() -> None:
     assert [line for line in lines if line.startswith("python3")] == list(COMMANDS)
 
 
-NO_RULES = {"mpi-progress", "best-effort", "run-directory"}
+NO_RULES = {"mpi-progress", "mpi-file", "best-effort", "run-directory"}
 """Texts of the code that look like rules."""
 
 

@@ -46,9 +46,8 @@ def _nodes() -> str:
         "A node is written `name: {input: flow-or-node, kind: {parameters}}`, with exactly one kind; `kind: {}`\n"
         "takes all defaults. A join reads several: `name: {inputs: {a: flow-or-node, b: flow-or-node}, kind: …}`.\n"
         "In place of a kind, `graph: {name: {parameters}}` stands for a [graph](../how-to/reuse.md) of several nodes.\n"
-        "Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n\n"
-        f"Part of the language, but not of this version: {missing}, and joins of several data flows.\n"
-    )
+        "Frames travel as blocks, arrays (n, height, width) with their frame numbers.\n"
+    ) + (f"\nPart of the language, but not of this version: {missing}.\n" if missing else "")
     sections = [_kind(kind, table, _module_text(table.__module__)) for kind, table in node_kinds().items()]
     shared = {"Calibration images": calibration, "Regions of interest": rois}
     sections += [f"## {title}\n\n{_module_text(module.__name__)}\n" for title, module in shared.items()]
