@@ -323,6 +323,16 @@ class FlowReader:
             if buffer.credited < buffer.released:
                 self._send_credits(buffer)
 
+    def absent_numbers(self) -> NDArray[np.uint64]:
+        """Numbers of the frames that are lost or missing, as far as is known, in order."""
+        rule, selected = self._rule, self._selected
+        visits = [rule.numbers(*visits) for visits in (*self.count.lost, *self.count.missing)]
+        rows = [np.arange(first, last + 1, dtype=np.uint64) for first, last in self.count.incomplete]
+        numbers = np.concatenate([*visits, *(r * np.uint64(rule.step) + np.uint64(rule.start) for r in rows),
+                                  np.empty(0, np.uint64)])  # fmt: skip
+        end = 2**64 - 1 if selected is None else rule.frame(selected)
+        return np.sort(numbers[numbers < np.uint64(end)])
+
     @staticmethod
     def _count_absent(into: list[tuple[int, int, int]], buffer: _Buffer, visit: int, visits: int) -> None:
         if into and into[-1][0] == buffer.index and into[-1][1] + into[-1][2] == visit:

@@ -8,6 +8,7 @@ from lima2cli.runtime import messages
 from lima2cli.runtime.arrivals import Hold
 from lima2cli.runtime.graph import Graph, copy_of
 from lima2cli.runtime.messages import Failure, Measured, ReceiverReport
+from lima2cli.runtime.processing import OwnProcessing, start_processing
 from lima2cli.runtime.reader import Absent, Batch, FlowReader
 from lima2cli.runtime.usage import usage
 from lima2cli.spec import Files
@@ -26,6 +27,7 @@ class ReceiverRank:
             FlowReader(flow, port, single=flow.gdt.place is not None, threads=program.threads) for flow in program.flows
         ]
         self._graph: Graph | None = None
+        self._own: OwnProcessing | None = None
         self._overran: set[str] = set()
         self._ended = self._reported = False
         self._frames = self._stats_ns = self._busy_ns = 0
@@ -34,7 +36,12 @@ class ReceiverRank:
         """Say that the memory is there and filled; files are opened at the start, whose time they hold."""
         if self._program.channels or self._program.tables:
             load_libraries()
-        self._port.send(0, (messages.READY, None))
+        try:
+            self._own = start_processing(self._program, self._files, self._directory, self._readers)
+        except Exception as error:  # noqa: BLE001  user code may raise anything
+            self._port.send(0, (messages.FAILED, Failure(self._program.rank, str(error))))
+        else:
+            self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
         """One turn."""
@@ -92,7 +99,7 @@ class ReceiverRank:
             self.done = True
 
     def _open(self, start_ns: int) -> None:
-        self._graph = Graph(self._program, self._port, self._files, self._directory, start_ns)
+        self._graph = Graph(self._program, self._port, self._files, self._directory, start_ns, self._own)
         self._report_failures(self._graph)
 
     def _process(self, graph: Graph, reader: FlowReader, batch: Batch) -> None:
@@ -106,7 +113,7 @@ class ReceiverRank:
         if block.stable:
             hold = Hold(lambda: reader.release(batch, True))
             graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
-            graph.note(reader.flow.gdt.name, reader.ends(batch), len(block.numbers))
+            graph.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             hold.done()
         elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
             block = copy_of(block)
@@ -114,7 +121,7 @@ class ReceiverRank:
             reader.release(batch, intact)
             if intact:
                 graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
-                graph.note(reader.flow.gdt.name, block.times[-1:], len(block.numbers))
+                graph.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
             else:
                 graph.absent(flow, int(block.numbers[-1]))
         else:
@@ -122,7 +129,7 @@ class ReceiverRank:
             intact = reader.intact(batch)
             if intact:
                 graph.commit(staged, int(block.numbers[0]))
-                graph.note(reader.flow.gdt.name, block.times[-1:], len(block.numbers))
+                graph.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
             reader.release(batch, intact)
 
     def _skip(self, graph: Graph, reader: FlowReader, absent: Absent) -> None:
