@@ -56,6 +56,10 @@ class Node:
         """What is allowed and probably not meant, each as a `Misfit` that is not raised; asked after `infer`."""
         return ()
 
+    def in_strips(self, inputs: int) -> bool:
+        """Whether with so many inputs it has a ``stage``, and so is computed strip by strip, see `nodes.chain`."""
+        return False
+
 
 class Map(Node):
     """Block of frames in, block of frames out."""
@@ -181,10 +185,11 @@ class StripReducer(Reducer, Protocol):
 class Reduce(Node):
     """Block of frames in, at most one row per frame out.
 
-    ``strips``: `start` returns a `StripReducer`.
+    ``strips``: `start` returns a `StripReducer`; ``every``: of so many frames one has a row.
     """
 
     strips: ClassVar[bool] = False
+    every: int = 1
 
     def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
         """See `Node.infer`."""

@@ -48,6 +48,10 @@ class Expression(Join):
         "Pixels of the result; default: float32, or float64 where an input is.", Choice(DTYPES), None
     )
 
+    def in_strips(self, inputs: int) -> bool:
+        """See `Node.in_strips`."""
+        return inputs == 1
+
     def infer_all(self, specs: Mapping[str, FrameSpec], files: Files) -> FrameSpec:
         """See `Join.infer_all`."""
         if len(specs) > MOST_INPUTS:

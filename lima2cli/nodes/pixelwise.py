@@ -26,6 +26,10 @@ class Pixelwise(Map):
         """What is done to frames of ``spec``. Raises as `infer`."""
         raise NotImplementedError
 
+    def in_strips(self, inputs: int) -> bool:
+        """See `Node.in_strips`."""
+        return True
+
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`. The saturation goes through the same arithmetic where it is one value for all pixels."""
         stage = self.stage(spec, files)

@@ -97,6 +97,10 @@ class RoiFlipRot(Map):
         """Whether rows stay rows and pixels stay pixels."""
         return self.bins == 1 and self.rotation % 180 == 0
 
+    def in_strips(self, inputs: int) -> bool:
+        """See `Node.in_strips`."""
+        return self.upright
+
     def stage(self) -> Turn:
         """What is done to frames that stay `upright`."""
         return Turn(self.turned)

@@ -15,9 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink
-from lima2cli.nodes.expression import Expression
-from lima2cli.nodes.pixelwise import Pixelwise
-from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Kernel, Step
 
 Steps = Mapping[str, Step]
@@ -134,10 +131,7 @@ def in_strips(kernel: Kernel, steps: Steps) -> bool:
 
 def pixelwise(step: Step) -> bool:
     """Whether it is a map that is computed strip by strip, see `in_strips`."""
-    node = step.node
-    if isinstance(node, Expression):
-        return len(step.sources) == 1
-    return isinstance(node, Pixelwise) or (isinstance(node, RoiFlipRot) and node.upright)
+    return step.node.in_strips(len(step.sources))
 
 
 def _takes_strips(kernel: Kernel, steps: Steps) -> bool:
