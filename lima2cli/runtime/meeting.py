@@ -74,9 +74,8 @@ class Meeting:
         arrival, move = self._moving[0]
         try:
             result = move()
-        except Exception:  # of the node's; the others go on, and so does the next group
-            self._moving.popleft()
-            arrival.done()
+        except Exception:  # of the node's; others go on, and of this group nothing does
+            self._moving[0] = (arrival, lambda: Result(arrival.last))
             raise
         if result is not None:
             self._moving.popleft()
