@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lima2cli.cli.totals import table
+from lima2cli.cli.totals import ranges_text, table
 from lima2cli.runtime.rates import MaxRate, Probe
 from lima2cli.runtime.simulation import Simulated
 from lima2cli.runtime.verdict import Verdict, slack_of
@@ -44,7 +44,8 @@ def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | No
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
     if summary["seconds"] is not None:
         measured = summary["resources"]
-        for rows in (_buffers(measured), _latency(measured), _kernels(measured), _ranks(summary)):
+        ranks = [] if found.inline else _ranks(summary)
+        for rows in (_buffers(measured), _latency(measured), _kernels(measured), ranks):
             parts += ["", *table(rows)] if len(rows) > 1 else []
     parts += ["", *(f"warning: {text}" for text in found.warnings)] if found.warnings else []
     parts += ["", f"files: {found.directory}"] if found.directory is not None else []
@@ -61,7 +62,8 @@ def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
     if highest.hz is None:
         return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
     if highest.bounded:
-        return f"{file} keeps up with {hz_text(highest.hz)}, and not with more"
+        said = f"{file} keeps up with {hz_text(highest.hz)}, and not with {hz_text(found.verdict.asked_hz)}"
+        return f"{said}: {found.verdict.reason}"
     return f"{file} keeps up with {hz_text(highest.hz)}; the emulator could not send faster on this machine"
 
 
@@ -73,11 +75,15 @@ def _why(found: Simulated) -> Iterator[str]:
     if (slow := verdict.bottleneck) is not None:
         nodes = ", ".join(slow.nodes) or "receiving and copying frames"
         cost = f"{time_text(slow.frame_s)} a frame, {slow.share:.0%} of its time"
-        yield f"  bottleneck    {nodes} on {slow.receiver}: {cost}"
+        yield f"  bottleneck    {nodes} on {slow.place}: {cost}"
     if (first := verdict.first_lost) is not None:
         when = "" if first.time_s is None else f", {time_text(first.time_s)} after the start"
         total = sum(flow["expected"] for flow in summary["flows"].values())
         yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {verdict.lost} of {total} frames"
+    for name, flow in summary["flows"].items():
+        if flow["missing"] and not flow["lost"]:
+            which = ranges_text(flow["missing_frames"])
+            yield f"  never came    {flow['missing']} of {flow['expected']} frames of {name}: {which}"
     if (behind := verdict.behind) is not None:
         lasts = "" if behind.lasts_s is None else f": its buffers last {time_text(behind.lasts_s)}"
         rates = f"{hz_text(behind.in_hz)} come, {hz_text(behind.out_hz)} leave"

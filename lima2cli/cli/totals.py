@@ -22,7 +22,7 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
         lines += ["", *table(rows)]
     absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
     for name, ranges in absent.items():
-        lines.append(f"{name}: not received: {_ranges(ranges)}")
+        lines.append(f"{name}: not received: {ranges_text(ranges)}")
     for name, saved in [*summary["channels"].items(), *summary.get("tables", {}).items()]:
         if saved.get("unmatched"):
             lines.append(f"{name}: {saved['unmatched']} unmatched: not in all inputs of a join")
@@ -48,7 +48,7 @@ def _receivers(flows: Mapping[str, Any]) -> list[str]:
     return ["", *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
 
 
-def _ranges(ranges: list[list[int]], most: int = 8) -> str:
+def ranges_text(ranges: list[list[int]], most: int = 8) -> str:
     texts = [
         str(first) if first == last else f"{first}..{last}" + (f" step {step}" if step > 1 else "")
         for first, last, step in ranges[:most]

@@ -222,6 +222,7 @@ def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
             "blocks": told[role.rank].blocks if role.rank in told else None,
             "frames": told[role.rank].frames if role.rank in told else None,
             "failed": told[role.rank].failed if role.rank in told else None,
+            "busy_s": told[role.rank].busy_s if role.rank in told else None,
         }
         for role in plan.ranks
         if role.worker is not None

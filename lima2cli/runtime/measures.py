@@ -64,15 +64,15 @@ def _frames_of_detector(plan: Plan, report: ReceiverReport) -> float:
 
 
 def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
-    """Results of a flow by receiver: frames, ``hz`` that left, ``scale`` (see `_scale`), and for how long."""
+    """Results of a flow by receiver: frames, ``hz`` (see `Pace`), and for how long."""
     figures = {}
     for number, report in sorted(outcome.receivers.items()):
         pace = report.measured.paces.get(gdt.name)
         if pace is not None and number in gdt.receivers:
+            lost = sum(visits for _, _, visits in report.flows[gdt.name].lost) * gdt.rule.blocks
             figures[plan.receivers[number]] = {
                 "frames": pace.frames,
-                "hz": pace.hz,
-                "scale": _scale(gdt, number),
+                "hz": pace.hz(lost * _scale(gdt, number)),
                 "seconds": (pace.last_ns - pace.first_ns) * 1e-9,
             }
     return figures

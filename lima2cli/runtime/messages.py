@@ -113,7 +113,8 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Accounting of a worker: blocks and frames that it was given, and of how many of these blocks it failed."""
+    """Accounting of a worker: blocks and frames that it was given, of how many of these blocks it failed, seconds from
+    when it was given a block to when it had a result."""
 
     rank: int
     node: str
@@ -121,3 +122,4 @@ class WorkerReport:
     frames: int
     failed: int
     usage: Usage
+    busy_s: float = 0.0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lima2cli.plan.records import Gdt, Plan
+from lima2cli.runtime.verdict import BUSY
 
 SECONDS = 5.0
 """Of frames, where nothing else is said."""
@@ -17,9 +18,6 @@ PROBE_S, PROBE_FRAMES = 1.5, 40
 
 CLOSE = 1.05
 """Two rates of this ratio are close enough."""
-
-IDLE = 0.85
-"""Share of what it can take up to which a receiver has time left."""
 
 MOST_PROBES = 16
 
@@ -56,7 +54,7 @@ def next_rate(probes: Sequence[Probe], first: float) -> float | None:
         return None
     last = probes[-1]
     guess = last.capacity_hz or last.sustained_hz or last.hz
-    if last.kept_up is False and last.hz < IDLE * guess and sum(probe.hz == last.hz for probe in probes) == 1:
+    if last.kept_up is False and last.hz < BUSY * guess and sum(probe.hz == last.hz for probe in probes) == 1:
         return last.hz
     low, high = bracket(probes)
     if high is None:

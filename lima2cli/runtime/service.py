@@ -1,5 +1,6 @@
 """The other side of a delegation: a worker takes blocks from receivers, and replies."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class Service:
         self._sending: list[Pending] = []
         self._left = self._finished = False
         self._blocks = self._frames = self._failed = 0
+        self._since_ns = self._busy_ns = 0
 
     @property
     def spec(self) -> FrameSpec:
@@ -84,11 +86,13 @@ class Service:
             return None  # nobody waits for a reply
         self._tell_all((ALIVE,))
         frames.flags.writeable = False
+        self._since_ns = time.perf_counter_ns()
         self._blocks, self._frames = self._blocks + 1, self._frames + len(numbers)
         return Given(frames, numbers, times, place, index)
 
     def reply(self, given: Given, result: Any) -> None:
         """Answer with what the user's code returned, which is looked at where frames are waited for."""
+        self._busy_ns += time.perf_counter_ns() - self._since_ns
         if not self._node.reply:
             self._send(given.place, (DONE, given.index))
             return
@@ -117,7 +121,8 @@ class Service:
         if not self._finished:
             self._finished = True
             counts = (self._blocks, self._frames, self._failed)
-            report = WorkerReport(self._program.rank, self._program.step.name, *counts, usage())
+            busy_s = self._busy_ns * 1e-9
+            report = WorkerReport(self._program.rank, self._program.step.name, *counts, usage(), busy_s)
             self._port.send(0, (messages.FINISHED, report))
 
     def _tell_all(self, head: tuple[Any, ...]) -> None:
@@ -164,7 +169,7 @@ class WorkerRank:
         assert self._function is not None
         try:
             result = self._function(given.frames, given.numbers, **self._params)
-        except Exception as error:  # noqa: BLE001  user code may raise anything
+        except (Exception, SystemExit) as error:  # user code may raise anything
             self._service.fail(given, function.words(error, __file__))
         else:
             self._service.reply(given, result)

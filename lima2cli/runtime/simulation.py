@@ -9,9 +9,9 @@ from typing import Any
 from lima2cli.check import Checked, compile_again
 from lima2cli.config.simulated import Simulation, simulated
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.launch import Emit
+from lima2cli.runtime.launch import Emit, find_mpiexec
 from lima2cli.runtime.origin import Origin
-from lima2cli.runtime.rates import MaxRate, Probe, max_rate, next_rate, probe_frames
+from lima2cli.runtime.rates import MaxRate, Probe, bracket, max_rate, next_rate, probe_frames
 from lima2cli.runtime.run import run_plan
 from lima2cli.runtime.verdict import Verdict, judge, warnings
 
@@ -29,7 +29,7 @@ class Simulated:
     """A simulation that was run.
 
     plan       that was run;  directory  of its files, None where they were removed;  code  of the run's end
-    cores      of this machine
+    cores      of this machine;  inline  whether all ranks took turns in one process
     """
 
     plan: Plan
@@ -38,6 +38,7 @@ class Simulated:
     directory: Path | None
     code: int
     cores: int
+    inline: bool
     warnings: tuple[str, ...] = ()
 
     @property
@@ -78,7 +79,7 @@ class Simulator:
         kept = self.keep or (summary["state"] == "failed" and not summary["overrun"])
         if not kept:
             shutil.rmtree(directory, ignore_errors=True)
-        cores = self.origin.cores
+        cores, inline = self.origin.cores, self.transport == "inline" or find_mpiexec() is None
         return Simulated(
             checked.plan,
             _broken(summary, checked.plan) if broken else judge(summary),
@@ -86,7 +87,8 @@ class Simulator:
             directory if kept else None,
             code,
             cores,
-            () if broken else tuple(warnings(summary, cores)),
+            inline,
+            () if broken else tuple(warnings(summary, cores, inline=inline)),
         )
 
 
@@ -103,22 +105,27 @@ def find_max_rate(
     period_s: float | None,
     told: Callable[[Probe], None],
 ) -> tuple[Simulated, Sequence[Probe], MaxRate]:
-    """Try one rate after another; gives the last simulation, all that was tried, and what was found.
+    """Try one rate after another; gives the simulation to learn from, all that was tried, and what was found.
+
+    That simulation is the one at the lowest rate that was not kept up with; else, and after a failure, the last.
 
     ``asked``  the simulation at a rate, with so many frames;  ``told``  of each that was tried
     """
     probes: list[Probe] = []
     first = FIRST_GUESS_HZ if period_s is None else 1 / period_s
+    runs: dict[float, Simulated] = {}
     last = None
     while (hz := next_rate(probes, first)) is not None:
         last = simulator.run(asked(hz, probe_frames(plan, hz)))
         if last.failed or last.code > STOPPED:
-            break
-        found = last.verdict
+            return last, probes, max_rate(probes)
+        runs[hz], found = last, last.verdict
         probes.append(Probe(hz, found.kept_up, found.sustained_hz, found.capacity_hz))
         told(probes[-1])
-    assert last is not None
-    return last, probes, max_rate(probes)
+    high = bracket(probes)[1]
+    learnt = last if high is None else runs[high]
+    assert learnt is not None
+    return learnt, probes, max_rate(probes)
 
 
 def report(
@@ -136,6 +143,7 @@ def report(
         **searched,
         "ranks": len(found.plan.ranks),
         "cores": found.cores,
+        "inline": found.inline,
         "warnings": list(found.warnings),
         "notes": list(notes),
         "directory": None if found.directory is None else str(found.directory),

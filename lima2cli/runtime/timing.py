@@ -27,31 +27,35 @@ class Spent:
 
 @dataclass(slots=True)
 class Pace:
-    """Results of a flow at one receiver: from when to when (ns since the epoch), how many frames.
+    """Results of a flow at one receiver: how many frames; number of the last frame of the first batch and of the last,
+    and when they were there (ns since the epoch).
 
-    frames      all of them;  before  those of the first batch, which say nothing of the rate
     latency     from the detector's time of the last frame of each group to its result
     """
 
     frames: int = 0
-    before: int = 0
+    first: int = 0
+    last: int = 0
     first_ns: int = 0
     last_ns: int = 0
     latency: Histogram = field(default_factory=Histogram)
 
-    def note(self, now_ns: int, frames: int, times: NDArray[np.uint64]) -> None:
-        """The results of so many frames are there; ``times`` (groups,) of the last frame of each group."""
+    def note(self, now_ns: int, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
+        """The results of frames with these numbers are there; ``times`` (groups,) of the last frame of each group."""
+        last = int(numbers[-1])
         if not self.first_ns:
-            self.first_ns, self.before = now_ns, frames
-        self.frames += frames
-        self.last_ns = now_ns
+            self.first_ns, self.first = now_ns, last
+        self.frames += len(numbers)
+        self.last_ns, self.last = now_ns, last
         if len(times) == 1:
             self.latency.add(now_ns - int(times[0]))
         else:
             self.latency.add_all(now_ns - times.astype(np.int64))
 
-    @property
-    def hz(self) -> float | None:
-        """Frames per second that left; None where that cannot be told."""
+    def hz(self, lost: float) -> float | None:
+        """Frames of the detector per second that were done with, of which ``lost`` were not; None without two batches.
+
+        Frames that never came count: they do not keep a receiver from keeping up.
+        """
         seconds = (self.last_ns - self.first_ns) * 1e-9
-        return (self.frames - self.before) / seconds if seconds > 0 else None
+        return max(0.0, self.last - self.first - lost) / seconds if seconds > 0 else None

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+BUSY = 0.85
+"""Share of its time from which a receiver has none left."""
+
 KEPT_UP = 0.99
 """Share of a rate below which it is not that rate."""
 
@@ -23,13 +26,15 @@ Summary = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The kernel that takes the largest share of the time of the busiest receiver, or of the one that lost frames.
+    """The kernel that takes the largest share of the time of the busiest receiver, or of the one that lost frames; or
+    the worker of a node that is busier than that.
 
+    place    the receiver, or ``worker`` with the number of its rank
     nodes    of the kernel; empty where receiving itself takes longest: looking for groups, copies
-    share    of the receiver's time;  frame_s  seconds for each frame that the kernel was given
+    share    of the time of the place;  frame_s  seconds for each frame that the kernel was given
     """
 
-    receiver: str
+    place: str
     nodes: tuple[str, ...]
     share: float
     frame_s: float
@@ -98,7 +103,7 @@ def judge(summary: Summary) -> Verdict:
         lost=lost,
         first_lost=first,
         behind=behind,
-        bottleneck=bottleneck(measured, summary["seconds"], slow),
+        bottleneck=bottleneck(measured, summary.get("workers", ()), summary["seconds"], slow),
     )
 
 
@@ -106,9 +111,10 @@ def _answer(
     summary: Summary, first: Lost | None, behind: Behind | None, asked: float | None, sent: float | None
 ) -> tuple[bool | None, str]:
     """Whether it kept up, and why that is so."""
+    if first is not None and _burst(summary["resources"], first, asked):
+        return None, f"frame {first.frame} of {first.flow} was lost in a burst: the emulator had been late"
     if first is not None:
-        stopped = ", and the run stopped" if summary.get("overrun") else ""
-        return False, f"frame {first.frame} of {first.flow} was overwritten before {first.receiver} used it{stopped}"
+        return False, _lost_words(summary, first, asked)
     if summary["state"] == "stopped":
         return None, "the simulation was stopped"
     if summary["state"] == "failed":
@@ -121,6 +127,30 @@ def _answer(
     if asked is not None and (sent is None or _late(summary["frames"], asked, sent)):
         return None, "the emulator could not send faster on this machine"
     return True, "no frame was lost, and results came as fast as frames"
+
+
+def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
+    words = f"frame {first.frame} of {first.flow} was overwritten before {first.receiver} used it"
+    if summary.get("overrun"):
+        words += ", and the run stopped"
+    can = capacity(summary["resources"])
+    if asked is not None and can is not None and can * BUSY > asked:
+        words += "; it has time left on average, so that larger buffers would help"
+    return words
+
+
+def _burst(measured: Summary, first: Lost, asked: float | None) -> bool:
+    """Whether frames were lost that an emulator had sent late and all at once, to a receiver that has time left."""
+    can, slack = capacity(measured), slack_of(measured, first.flow)
+    if asked is None or can is None or slack is None or can * BUSY < asked:
+        return False
+    return late_by(measured) > slack / 2
+
+
+def late_by(measured: Summary) -> float:
+    """Seconds that detector ranks were behind their clock at most."""
+    late: float = max((rank["behind_s"] or 0.0 for rank in measured["detectors"].values()), default=0.0)
+    return late
 
 
 def _late(frames: int, asked: float, sent: float) -> bool:
@@ -162,7 +192,7 @@ def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
     """The flow and receiver whose results leave most slowly, if that is more slowly than frames come."""
     found = None
     for flow, receiver, pace in _paces(measured):
-        out_hz = pace["hz"] * pace["scale"]
+        out_hz = pace["hz"]
         late_s = pace["seconds"] * (1 - out_hz / in_hz)
         if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (found is None or out_hz < found.out_hz):
             slack = measured["slack_s"].get(flow)
@@ -173,7 +203,7 @@ def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
 
 def sustained(measured: Summary, most: float | None) -> float | None:
     """Frames of the detector per second whose results left the slowest receiver; None where nothing did."""
-    found = [pace["hz"] * pace["scale"] for _, _, pace in _paces(measured)]
+    found = [pace["hz"] for _, _, pace in _paces(measured)]
     return min([*found, *([] if most is None else [most])]) if found else None
 
 
@@ -183,8 +213,10 @@ def capacity(measured: Summary) -> float | None:
     return min(found, default=None)
 
 
-def bottleneck(measured: Summary, seconds: float, receiver: str | None) -> Bottleneck | None:
-    """Of the receiver that is named, else of the busiest."""
+def bottleneck(
+    measured: Summary, workers: Sequence[Summary], seconds: float, receiver: str | None
+) -> Bottleneck | None:
+    """Of the receiver that is named, else of the busiest; and of all workers."""
     receivers = measured["receivers"]
     if not receivers:
         return None
@@ -196,7 +228,12 @@ def bottleneck(measured: Summary, seconds: float, receiver: str | None) -> Bottl
     ]
     costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
     nodes, cost, frames = max(costs, key=lambda it: it[1])
-    return Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
+    found = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
+    for its in workers:
+        busy = its["busy_s"] or 0.0
+        if its["frames"] and busy / seconds > found.share:
+            found = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
+    return found
 
 
 def _cost(kernel: Mapping[str, Any]) -> float:
@@ -204,17 +241,18 @@ def _cost(kernel: Mapping[str, Any]) -> float:
     return cost
 
 
-def warnings(summary: Summary, cores: int) -> Sequence[str]:
-    """What the figures are worth."""
+def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[str]:
+    """What the figures are worth. ``inline``: the ranks were given turns in one process."""
     ranks = summary["resources"]["ranks"]
     found = []
-    if len(ranks) > cores:
+    if inline:
+        found.append("all ranks took turns in one process: the figures are those of less than one core")
+    elif len(ranks) > cores:
         found.append(
             f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
         )
-    behind = max((it["behind_s"] or 0.0 for it in summary["resources"]["detectors"].values()), default=0.0)
-    if behind > HICCUP_S:
-        found.append(f"the emulator was late by up to {behind:.2g} s: frames came in bursts that hardware has not")
+    if (late := late_by(summary["resources"])) > HICCUP_S:
+        found.append(f"the emulator was late by up to {late:.2g} s: frames came in bursts that hardware has not")
     missing = sum(flow["missing"] for flow in summary["flows"].values())
     if missing:
         found.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
