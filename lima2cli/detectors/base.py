@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Number, Quantity, Shape, Table, Text, param
-from lima2cli.detectors.calls import GdtCalls
 from lima2cli.geometry import Rect
 from lima2cli.spec import Array, DetectorInfo, Files
 
 if TYPE_CHECKING:
+    from lima2cli.detectors.calls import GdtCalls
     from lima2cli.detectors.scenes import Scene
 
 
@@ -88,7 +88,7 @@ class XferParams:
     """
 
     routes: tuple[tuple[int, int], ...]
-    setup: tuple[GdtCalls, ...] = ()
+    setup: "tuple[GdtCalls, ...]" = ()
     span: int = 1
 
 

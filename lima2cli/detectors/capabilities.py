@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lima2cli import __version__
 from lima2cli.declare import (
     Bad,
     Choice,
@@ -216,8 +215,3 @@ def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[Detecto
     """
     info = config.describe(files)
     return info, config.retrieve(info)
-
-
-def own_versions() -> dict[str, str]:
-    """Versions of a detector that is emulated."""
-    return {"lima2": __version__}

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from lima2cli import __version__
 from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Quantity, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
-from lima2cli.detectors.capabilities import own_versions
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
@@ -90,7 +90,7 @@ class Remu(DetectorConfig):
             can_wait=True,
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
-            versions=own_versions(),
+            versions={"lima2": __version__},
             can_fail=self.faults is not None and self.faults.lose_frames,
         )
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from lima2cli.artefacts.master import frame_file_names, master_file
-from lima2cli.artefacts.tables import part_names, table_file
+from lima2cli.artefacts.file_names import frame_file_names, master_file, part_names, table_file
 from lima2cli.diagnostics import Findings, Related
 from lima2cli.nodes.base import Reduce, Sink
 from lima2cli.plan.records import Step
