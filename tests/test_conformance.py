@@ -166,6 +166,21 @@ class TestPython(NodeTests):
             yield files
 
 
+class TestMpi(NodeTests):
+    node = node("mpi", command=("align",), output={"dtype": "float32", "shape": (2,)})
+    specs = SPECS
+
+
+class TestMpiWithoutReply(NodeTests):
+    node = node("mpi", command=("watch",), reply=False)
+    specs = SPECS
+
+
+class TestReconstruction(NodeTests):
+    node = node("reconstruction")
+    specs = tuple(replace(spec, whole=spec.view) for spec in SPECS)
+
+
 class TestIoHdf5(NodeTests):
     node = node("io_hdf5", frames_per_file=3, frames_per_chunk=2)
     specs = SPECS

@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect, Rule
-from lima2cli.nodes.base import Join, Map, Node, Partial, Pick, Reduce, Rows, Select, Sink, StripReducer, Transform
+from lima2cli.nodes.base import (
+    Gather,
+    Join,
+    Map,
+    Node,
+    Partial,
+    Pick,
+    Reduce,
+    Rows,
+    Select,
+    Sink,
+    StripReducer,
+    Transform,
+)
 from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.testing.inputs import (
     COUNT,
@@ -97,6 +110,8 @@ class NodeTests:
             return self.node.infer_rows(spec, self.tables, files)
         if isinstance(self.node, Join):
             return self.node.infer_all(dict.fromkeys(self.inputs, spec), files)
+        if isinstance(self.node, Gather):
+            return self.node.infer_parts([spec])
         return self.node.infer(spec, files)
 
     def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
