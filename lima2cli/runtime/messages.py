@@ -69,12 +69,13 @@ class Usage:
 class Measured:
     """What a receiver has measured.
 
-    busy_s  seconds of turns in which there was work
+    busy_s  seconds of turns in which there was work;  cpu_s  CPU seconds from the start of the acquisition on
     spent   by node; of a kernel of several nodes by the last of its maps
     paces   of results, by flow (as the GDT is named) and by node that waits for others
     """
 
     busy_s: float = 0.0
+    cpu_s: float = 0.0
     spent: dict[str, Spent] = field(default_factory=dict)
     paces: dict[str, Pace] = field(default_factory=dict)
 
@@ -97,8 +98,8 @@ class ReceiverReport:
 @dataclass(frozen=True)
 class SourceReport:
     """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
-    the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, and by
-    how many frames the rank was behind the detector's clock at most."""
+    the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how
+    many frames the rank was behind the detector's clock at most, CPU seconds from the start of the acquisition on."""
 
     rank: int
     waited_s: dict[str, float]
@@ -109,6 +110,7 @@ class SourceReport:
     usage: Usage
     flush_s: float = 0.0
     behind: int = 0
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)

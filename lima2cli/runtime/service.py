@@ -169,7 +169,7 @@ class WorkerRank:
         assert self._function is not None
         try:
             result = self._function(given.frames, given.numbers, **self._params)
-        except (Exception, SystemExit) as error:  # user code may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  user code may raise anything
             self._service.fail(given, function.words(error, __file__))
         else:
             self._service.reply(given, result)
