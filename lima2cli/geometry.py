@@ -193,6 +193,11 @@ class Rule:
             blocks -= self.blocks - self.blocks_of_group(last, selected)
         return blocks
 
+    def epoch(self, selected: int) -> int:
+        """Visits of a local buffer that an acquisition counts for where several follow each other: whole rounds, so
+        that visit v of each is at the position of v, and overwrites what was written longest ago."""
+        return up(max(1, self.visits(0, selected)), self.depth)
+
     def full_visits(self, buffer: int, selected: int) -> int:
         """Written visits of B blocks: those that can raise a group event."""
         whole = max(0, -(-(selected // self.blocks - buffer) // self.buffers))

@@ -58,22 +58,35 @@ def disk_errors(path: str) -> Iterator[None]:
 class AppendingFile:
     """A new file, first filled with its tree (`h5`), then started, then appended to.
 
-    Raises OSError where the file can't be made. An existing file of that name is replaced.
+    It has its name from its start on; before, it ends in ``.part``. Raises OSError where the file can't be made. An
+    existing file of that name is replaced.
     """
 
     def __init__(self, path: str) -> None:
         import h5py
 
-        self.path = path
+        self.path, self._part = path, f"{path}.part"
         with disk_errors(path):
-            self.h5 = h5py.File(path, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+            self.h5 = h5py.File(self._part, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
 
     def start(self) -> None:
         """The tree is complete: from here on a kill leaves a readable file."""
-        with disk_errors(self.path):
-            self.h5.swmr_mode = True
+        try:
+            with disk_errors(self.path):
+                self.h5.swmr_mode = True
+                os.replace(self._part, self.path)
+        except OSError:
+            self.discard()
+            raise
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self.h5.id.get_vfd_handle(), fcntl.LOCK_SH | fcntl.LOCK_NB)  # the sign of life for `reopenable`
+
+    def discard(self) -> None:
+        """Leave nothing of a file that was never started."""
+        with suppress(RuntimeError):
+            self.h5.close()
+        with suppress(OSError):
+            os.remove(self._part)
 
     def flush(self) -> None:
         """Everything written so far to the operating system."""

@@ -17,7 +17,7 @@ from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.compression import encoder, filter_options
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.tree import fill_value, plant
+from lima2cli.artefacts.tree import fill_value, plant, plant_start
 from lima2cli.spec import Array, Block
 from lima2cli.threads import team
 
@@ -62,14 +62,15 @@ class FrameWriter:
     """Writes the frames that one receiver holds, in the order they come; see `Writer` in `lima2cli.nodes.base`.
 
     Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
-    The first file is made by the first commit. After an OSError nothing more is written: commit raises again, and
-    close leaves the files readable with what was written before. ``threads`` compress the chunks of a block.
+    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to tell it
+    before the first block. After an OSError nothing more is written: commit raises again, and close leaves the files
+    readable with what was written before. ``threads`` compress the chunks of a block.
     """
 
     threads = 1
 
-    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
-        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
+        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
         self._dtype, self._frame = np.dtype(channel.dtype), (channel.height, channel.width)
         self._per_file = channel.frames_per_file
         self._per_chunk = chunk_frames(channel)
@@ -81,7 +82,12 @@ class FrameWriter:
         self._fill = 0
         self._rows = 0
         self._file: _FrameFile | None = None
+        self._ahead = _FrameFile(channel, directory, receiver, 0) if start_ns is None else None
         self._broken: OSError | None = None
+
+    def start(self, start_ns: int) -> None:
+        """The acquisition begins at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
 
     def stage(self, block: Block) -> Staged:
         """Compress the chunks that the block completes. Frames (n, height, width) of the channel's dtype."""
@@ -142,6 +148,9 @@ class FrameWriter:
     def close(self) -> None:
         """End the files; a second call does nothing."""
         file, self._file = self._file, None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.discard()
         if file is None:
             return
         if self._broken is not None:
@@ -184,6 +193,13 @@ class FrameWriter:
             file.write(self._fill, self._encode(self._carry) if self._encode else self._carry)
         file.publish()
 
+    def _next_file(self, number: int) -> "_FrameFile":
+        file, self._ahead = self._ahead, None
+        if file is None:
+            file = _FrameFile(self._channel, self._directory, self._receiver, number)
+        file.start(self._start_ns)
+        return file
+
     def _commit(self, staged: Staged) -> None:
         """Rows and complete chunks to the files that they belong to."""
         done, count, chunks = 0, len(staged.numbers), iter(staged.chunks)
@@ -192,7 +208,7 @@ class FrameWriter:
             number, inside = divmod(staged.base + done, self._per_file) if self._per_file else (0, staged.base + done)
             last = min(count, done + self._per_file - inside) if self._per_file else count
             if self._file is None:
-                self._file = _FrameFile(self._channel, self._directory, self._receiver, number, self._start_ns)
+                self._file = self._next_file(number)
             file = self._file
             file.log(staged.numbers[done:last], staged.times[done:last])
             while chunk is not None and chunk[0] < staged.base + last:
@@ -209,15 +225,15 @@ class FrameWriter:
 class _FrameFile:
     """One file: ``complete`` rows lie in complete chunks. Methods raise OSError where the disk refuses."""
 
-    def __init__(self, channel: Channel, directory: str, receiver: int, number: int, start_ns: int) -> None:
+    def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
         self._frame = (channel.height, channel.width)
         self._filtered = encoder(channel.compression, channel.dtype, (1, *self._frame)) is None
         self.complete = 0
-        self._shown = 0
+        self._shown = self._start_ns = 0
         with disk_errors(self._file.path):
-            detector = plant(self._file.h5, channel, start_ns)
-            Record.of(channel, "frames", receiver, start_ns).write(self._file.h5)
+            detector = plant(self._file.h5, channel, None)
+            Record.of(channel, "frames", receiver).write(self._file.h5)
             self._data = detector.create_dataset(
                 "data",
                 (0, *self._frame),
@@ -232,11 +248,22 @@ class _FrameFile:
             self._columns = Columns(
                 detector,
                 {"frame_number": "uint64", "frame_time": "float64"},
-                {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
+                {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
             detector["frame_time"].attrs["units"] = "s"
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+
+    def start(self, start_ns: int) -> None:
+        """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
+        with disk_errors(self._file.path):
+            plant_start(self._file.h5, start_ns)
+            Record.write_start(self._file.h5, start_ns)
         self._file.start()
+
+    def discard(self) -> None:
+        """Leave nothing of a file without frames."""
+        self._file.discard()
 
     @property
     def pending(self) -> int:

@@ -72,6 +72,11 @@ class Record:
         """Into a file that has its entry."""
         group(file[ENTRY], "channel", "NXcollection").attrs.update(asdict(self))
 
+    @staticmethod
+    def write_start(file: Any, start_ns: int) -> None:
+        """The start of the run, into a file that has its record."""
+        file[f"{ENTRY}/channel"].attrs["start_ns"] = start_ns
+
     @classmethod
     def read(cls, file: Any) -> "Record | None":
         """Of an open file; None where it is none of ours."""

@@ -19,7 +19,7 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.compression import filter_options
 from lima2cli.artefacts.frames import frame_file
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.tree import group, plant
+from lima2cli.artefacts.tree import group, plant, plant_start
 from lima2cli.spec import Array, Block, SparseBlock
 
 CHUNK = 16384
@@ -92,12 +92,17 @@ class SparseWriter:
     As for `FrameWriter`; after an OSError files stay as last flushed.
     """
 
-    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
-        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
+        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
         self._dtype = np.dtype(channel.dtype)
         self._rows = 0
         self._file: _SparseFile | None = None
+        self._ahead = _SparseFile(channel, directory, receiver, 0) if start_ns is None else None
         self._broken: OSError | None = None
+
+    def start(self, start_ns: int) -> None:
+        """The acquisition begins at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
 
     def stage(self, block: Block) -> _Staged:
         """Check a block, which must be a `SparseBlock`. TypeError, ValueError where it is of another kind."""
@@ -133,6 +138,9 @@ class SparseWriter:
     def close(self) -> None:
         """End the files; a second call does nothing."""
         file, self._file = self._file, None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.discard()
         if file is None:
             return
         if self._broken is not None:
@@ -145,6 +153,13 @@ class SparseWriter:
             file.abandon()
             raise
 
+    def _next_file(self, number: int) -> "_SparseFile":
+        file, self._ahead = self._ahead, None
+        if file is None:
+            file = _SparseFile(self._channel, self._directory, self._receiver, number)
+        file.start(self._start_ns)
+        return file
+
     def _commit(self, block: SparseBlock) -> None:
         """Rows to the files that they belong to."""
         done, count, per_file = 0, len(block.numbers), self._channel.frames_per_file
@@ -152,7 +167,7 @@ class SparseWriter:
             number, inside = divmod(self._rows, per_file) if per_file else (0, self._rows)
             last = min(count, done + per_file - inside) if per_file else count
             if self._file is None:
-                self._file = _SparseFile(self._channel, self._directory, self._receiver, number, self._start_ns)
+                self._file = self._next_file(number)
             self._file.append(block, done, last)
             self._rows += last - done
             if per_file and self._rows == (number + 1) * per_file:
@@ -163,24 +178,35 @@ class SparseWriter:
 class _SparseFile:
     """One file. Methods raise OSError where the disk refuses."""
 
-    def __init__(self, channel: Channel, directory: str, receiver: int, number: int, start_ns: int) -> None:
+    def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
         self._index: list[Array] = []
         self._intensity: list[Array] = []
-        self._held = 0
+        self._held = self._start_ns = 0
         self._ends: list[NDArray[np.uint64]] = []
         with disk_errors(self._file.path):
-            detector = plant(self._file.h5, channel, start_ns)
-            Record.of(channel, "frames", receiver, start_ns).write(self._file.h5)
+            detector = plant(self._file.h5, channel, None)
+            Record.of(channel, "frames", receiver).write(self._file.h5)
             self._rows = Rows(detector, channel)
             self._columns = Columns(
                 detector,
                 {"frame_number": "uint64", "frame_time": "float64", "frame_pixels": "uint32"},
-                {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
+                {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
             detector["frame_time"].attrs["units"] = "s"
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+
+    def start(self, start_ns: int) -> None:
+        """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
+        with disk_errors(self._file.path):
+            plant_start(self._file.h5, start_ns)
+            Record.write_start(self._file.h5, start_ns)
         self._file.start()
+
+    def discard(self) -> None:
+        """Leave nothing of a file without frames."""
+        self._file.discard()
 
     def append(self, block: SparseBlock, first: int, last: int) -> None:
         """Rows ``first`` to ``last - 1`` of a block; in memory until there are enough of them."""

@@ -49,7 +49,12 @@ class TableWriter:
         self._path = os.path.join(directory, part_file(channel, receiver))
         self._file: AppendingFile | None = None
         self._columns: Columns | None = None
+        self._started = False
         self._broken: OSError | None = None
+
+    def ready(self) -> None:
+        """Make the file ahead; one without rows is left out in the end."""
+        self._columns = self._open()
 
     def append(self, numbers: NDArray[np.uint64], columns: Mapping[str, NDArray[Any]]) -> None:
         """Rows of frames ``numbers`` (n,); ``columns`` (n,) or (n, length) each. KeyError where one is missing."""
@@ -58,6 +63,9 @@ class TableWriter:
         try:
             if self._columns is None:
                 self._columns = self._open()
+            if not self._started and self._file is not None:
+                self._file.start()
+                self._started = True
             self._columns.append([numbers, *(columns[name] for name in self._channel.columns)])
             if self._columns.full:
                 self.flush()
@@ -82,6 +90,10 @@ class TableWriter:
         file = self._file
         if file is None:
             return
+        if not self._started:
+            self._file = None
+            file.discard()
+            return
         if self._broken is not None:
             self._file = None
             file.abandon()
@@ -101,11 +113,9 @@ class TableWriter:
             entry = plant_root(file.h5, self._channel.name, None)
             Record.of(self._channel, "rows", self._receiver).write(file.h5)
             measurement = group(entry, "measurement", "NXcollection")
-            columns = Columns(
+            return Columns(
                 measurement, {"frame_number": "uint64", **self._channel.columns}, lengths=self._channel.lengths
             )
-        file.start()
-        return columns
 
 
 def merge_tables(channel: TableChannel, directory: str) -> str:

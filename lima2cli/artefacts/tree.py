@@ -46,8 +46,13 @@ def plant_root(file: Any, title: str | None, start_ns: int | None) -> Any:
     if title:
         entry["title"] = title
     if start_ns is not None:
-        entry["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
+        plant_start(file, start_ns)
     return entry
+
+
+def plant_start(file: Any, start_ns: int) -> None:
+    """The start, ns since the epoch, in a file that was planted before it was known."""
+    file[ENTRY]["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
 
 
 def plant(file: Any, channel: Channel, start_ns: int | None) -> Any:

@@ -133,10 +133,12 @@ class _Windows:
 
     def finish(self) -> Block | None:
         """See `Transformer.finish`: all frames of the run, where that was asked for."""
-        if self._frames or not self._held:
+        whole = None if self._frames or not self._held else self._result()
+        self._window, self._held = -1, 0
+        if whole is None:
             return None
         number, time = self._first
-        return Block(self._result()[np.newaxis], np.array([number]), np.array([time]), False)
+        return Block(whole[np.newaxis], np.array([number]), np.array([time]), False)
 
     def close(self) -> None:
         """Nothing is held."""

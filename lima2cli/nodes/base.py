@@ -127,7 +127,8 @@ class Transformer(Protocol):
         ...
 
     def finish(self) -> Block | None:
-        """What is left at the end."""
+        """What is left at the end of an acquisition. Another one may follow, whose frames are numbered from 0 again:
+        what was kept of this one is forgotten."""
         ...
 
     def close(self) -> None:
@@ -297,6 +298,15 @@ class Writer(Protocol):
 
 
 @runtime_checkable
+class EarlyWriter(Writer, Protocol):
+    """A writer that can be opened before the start, so that the first frames need not wait for files to be made."""
+
+    def start(self, start_ns: int) -> None:
+        """The acquisition begins at ``start_ns``, ns since the epoch; before the first block."""
+        ...
+
+
+@runtime_checkable
 class ThreadedWriter(Writer, Protocol):
     """A writer that may use several threads in `Writer.stage`; the runtime says how many before the first block."""
 
@@ -304,7 +314,9 @@ class ThreadedWriter(Writer, Protocol):
 
 
 class Sink(Node):
-    """Block of frames in, files out."""
+    """Block of frames in, files out. ``early``: see `open`."""
+
+    early: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`; a sink hands its input on unchanged."""
@@ -317,8 +329,11 @@ class Sink(Node):
         """
         raise NotImplementedError
 
-    def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:
-        """Open the writer of one receiver; ``directory`` is the run's, ``start_ns`` its start, ns since the epoch."""
+    def open(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> Writer:
+        """Open the writer of one receiver; ``directory`` is the run's, ``start_ns`` its start, ns since the epoch.
+
+        Where the node is ``early`` it is opened before the start, with None; what it gives is an `EarlyWriter`.
+        """
         raise NotImplementedError
 
 

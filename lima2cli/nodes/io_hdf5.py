@@ -34,6 +34,7 @@ class IoHdf5(Sink):
     """Saves frames in HDF5 files."""
 
     kind: ClassVar[str] = "io_hdf5"
+    early: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
@@ -90,7 +91,7 @@ class IoHdf5(Sink):
             "frames_per_chunk": int(chunk),
         }
 
-    def open(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> Writer:
+    def open(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> Writer:
         """See `Sink.open`; channels of ``layout: common`` are opened by `open_common`."""
         if channel.layout == "common":
             raise ValueError(f"{channel.node} writes one file with other receivers")

@@ -10,10 +10,15 @@ from lima2cli.plan.records import Gdt, Kernel, Plan, Region, Step
 from lima2cli.spec import DetectorInfo, FrameSpec
 
 END_WORDS = 4
-"""Words of an end record: mark (status + 1), blocks written, blocks dropped, frames served."""
+"""Words of an end record: mark (see `end_mark`), blocks written, blocks dropped, frames served."""
 
 END_OK, END_FULL = 0, 1
 """Status in an end record: all written; a oneshot buffer was full."""
+
+
+def end_mark(acquisition: int, status: int) -> int:
+    """The mark of an end record: above 0, and above those of earlier acquisitions (numbered from 0)."""
+    return 2 * acquisition + 1 + status
 
 
 @dataclass(frozen=True)

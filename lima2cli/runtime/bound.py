@@ -10,6 +10,7 @@ import numpy as np
 from lima2cli.artefacts.tables import TableWriter
 from lima2cli.nodes.base import (
     Dropped,
+    EarlyWriter,
     Join,
     Map,
     Partial,
@@ -69,14 +70,24 @@ class BoundReduce:
     Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block.
     """
 
-    def __init__(self, step: Step, program: ReceiverProgram, files: Files, directory: str) -> None:
+    def __init__(self, step: Step, program: ReceiverProgram, files: Files) -> None:
         self.saved = 0
         self._node = cast(Reduce, step.node)
         self._team = team(program.threads if self._node.strips else 1)
         self._reducers: list[Reducer] = [self._node.start(step.before, files) for _ in range(self._team.size)]
-        self._writer = TableWriter(program.tables[step.name], directory, program.receiver)
+        self._table, self._receiver = program.tables[step.name], program.receiver
+        self._writer: TableWriter
         self._kept: list[Partial] = []
         self._rows = 0
+
+    def ready(self, directory: str) -> None:
+        """See `BoundSink.ready`."""
+        self._writer = TableWriter(self._table, directory, self._receiver)
+        self._writer.ready()
+
+    def begin(self, start_ns: int) -> None:
+        """See `BoundSink.begin`."""
+        self.saved, self._kept, self._rows = 0, [], 0
 
     def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
         parts = self._team.parts(len(block.numbers), math.prod(block.frames.shape[1:]))
@@ -119,26 +130,46 @@ class BoundReduce:
 
 
 class BoundSink:
-    """An open writer."""
+    """A writer for each acquisition."""
 
-    def __init__(self, step: Step, program: ReceiverProgram, directory: str, start_ns: int) -> None:
+    def __init__(self, step: Step, program: ReceiverProgram) -> None:
         self.saved = 0
-        channel = program.channels[step.name]
-        self._writer: Writer = cast(Sink, step.node).open(channel, directory, program.receiver, start_ns)
+        self._node, self._channel = cast(Sink, step.node), program.channels[step.name]
+        self._receiver, self._threads, self._directory = program.receiver, program.threads, ""
+        self._writer: Writer | None = None
+
+    def ready(self, directory: str) -> None:
+        """An acquisition will come, whose files are in ``directory``: they may be made now."""
+        self._directory = directory
+        if self._node.early:
+            self._writer = self._node.open(self._channel, directory, self._receiver, None)
+
+    def begin(self, start_ns: int) -> None:
+        """It begins; counts begin anew."""
+        self.saved = 0
+        if isinstance(self._writer, EarlyWriter):
+            self._writer.start(start_ns)
+        else:
+            self._writer = self._node.open(self._channel, self._directory, self._receiver, start_ns)
         if isinstance(self._writer, ThreadedWriter):
-            self._writer.threads = program.threads
+            self._writer.threads = self._threads
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
+        assert self._writer is not None
         return block, self._writer.stage(block)
 
     def commit(self, staged: Any) -> None:
+        assert self._writer is not None
         self.saved += self._writer.commit(staged)
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
 
 class BoundTransform:
@@ -147,7 +178,12 @@ class BoundTransform:
     def __init__(self, step: Step, files: Files) -> None:
         node = cast(Transform, step.node)
         self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
-        self._given_up = Ranges(step.numbering.rule.step)
+        self._step = step.numbering.rule.step
+        self._given_up = Ranges(self._step)
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self._given_up = Ranges(self._step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
@@ -176,7 +212,7 @@ Paired = BoundJoin | BoundSelect
 Bound = Single | Paired
 
 
-def bind(step: Step, program: ReceiverProgram, files: Files, directory: str, start_ns: int) -> Bound:
+def bind(step: Step, program: ReceiverProgram, files: Files) -> Bound:
     """A node bound to its receiver; whatever it raises is for the caller to tell."""
     if pixelwise(step):
         alone = Kernel(step.flow, step.source, (step.name,), (), (step.name,))
@@ -190,5 +226,5 @@ def bind(step: Step, program: ReceiverProgram, files: Files, directory: str, sta
     if isinstance(step.node, Transform):
         return BoundTransform(step, files)
     if isinstance(step.node, Reduce):
-        return BoundReduce(step, program, files, directory)
-    return BoundSink(step, program, directory, start_ns)
+        return BoundReduce(step, program, files)
+    return BoundSink(step, program)

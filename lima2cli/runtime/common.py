@@ -1,6 +1,6 @@
 """A saving node whose receivers write one file together: a sink, and a node that waits for the other receivers."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from lima2cli.runtime.arrivals import END, Arrival, Result
 from lima2cli.spec import Block
 from lima2cli.transport.base import Circle
 
+if TYPE_CHECKING:
+    from lima2cli.artefacts.common_writer import CommonWriter
+
 
 class BoundCommon:
     """See `Waiting`, and `BoundSink` in `lima2cli.runtime.bound`. ``frames`` is the end of the acquisition, once known.
@@ -19,30 +22,45 @@ class BoundCommon:
     After an error it saves nothing more and goes on to take part.
     """
 
-    def __init__(
-        self, step: Step, channel: Channel, directory: str, receiver: int, start_ns: int, circle: Circle
-    ) -> None:
+    def __init__(self, step: Step, channel: Channel, receiver: int, circle: Circle) -> None:
         self.saved = 0
         self.frames: int | None = None
+        self._node, self._channel, self._receiver, self._circle = cast(IoHdf5, step.node), channel, receiver, circle
         self._rule = channel.rule
-        node = cast(IoHdf5, step.node)
-        self._writer = node.open_common(channel, directory, receiver, start_ns, circle)
+        self._directory = ""
+        self._writer: CommonWriter | None = None
+
+    def ready(self, directory: str) -> None:
+        """See `BoundSink.ready`. The file itself, which they make together, holds the time of the start."""
+        self._directory = directory
+
+    def begin(self, start_ns: int) -> None:
+        """See `BoundSink.begin`."""
+        self.saved, self.frames = 0, None
+        self._writer = self._node.open_common(self._channel, self._directory, self._receiver, start_ns, self._circle)
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block, NDArray[np.int64]]:
+        assert self._writer is not None
         return block, self._writer.stage(block)
 
     def commit(self, staged: NDArray[np.int64]) -> None:
+        assert self._writer is not None
         self.saved += self._writer.commit(staged)
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def arrive(self, source: str, what: Arrival) -> None:
         """How far the frames are; they themselves came before."""
         what.done()
+        if self._writer is None:
+            return
         if what.last < END:
             self._writer.advance(what.last + 1)
         else:
@@ -50,15 +68,16 @@ class BoundCommon:
 
     def poll(self) -> Result | None:
         """See `Waiting`; OSError once."""
-        self._writer.poll()
+        if self._writer is not None:
+            self._writer.poll()
         return None
 
     @property
     def idle(self) -> bool:
         """See `Waiting`."""
-        return self._writer.done
+        return self._writer is None or self._writer.done
 
     @property
     def full(self) -> bool:
         """See `Waiting`."""
-        return self._writer.full
+        return self._writer is not None and self._writer.full

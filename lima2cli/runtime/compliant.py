@@ -12,7 +12,7 @@ from lima2cli.detectors.base import Detector, State
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.program.records import DetectorProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.messages import Failure, SourceReport
+from lima2cli.runtime.messages import Failure, SourceReport, Start
 from lima2cli.runtime.usage import usage
 from lima2cli.transport.base import Port
 
@@ -57,8 +57,8 @@ class CompliantRank:
 
     def _obey(self, kind: str, what: object) -> None:
         if kind == messages.START:
-            assert isinstance(what, int)
-            start_ns = what
+            assert isinstance(what, Start)
+            start_ns = what.start_ns
             if self._do(lambda: self._detector.start(start_ns)):
                 self._deadline = time.monotonic() + self._program.timeout_s
         elif kind == messages.PAUSE:

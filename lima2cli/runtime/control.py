@@ -15,7 +15,7 @@ from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.messages import Failure, ReceiverReport, SourceReport, WorkerReport
+from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, SourceReport, Start, WorkerReport
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
@@ -71,8 +71,10 @@ class ControlRank:
         emit: Emit,
         close: Callable[[Outcome], None],
         stop_asked: Callable[[], bool],
+        directory: str,
     ) -> None:
         self.done = False
+        self._directory = directory
         self.outcome = Outcome()
         self._plan: Plan = program.plan
         self._port, self._emit, self._close, self._stop_asked = port, emit, close, stop_asked
@@ -167,8 +169,7 @@ class ControlRank:
         self._moved_at = time.monotonic()
         self._phase, self._waiting_for = "running", set(self._detectors)
         self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames})
-        self._tell(self._receivers, messages.START, self.outcome.start_ns)
-        self._tell(self._detectors, messages.START, self.outcome.start_ns)
+        self._tell(self._receivers | self._detectors, messages.START, Start(0, self.outcome.start_ns, self._directory))
 
     def _check_answers(self) -> None:
         """A module that hangs would hang the run: better that the ranks are ended, and files are as last flushed."""
@@ -203,7 +204,7 @@ class ControlRank:
         limit = self._next if stopped or self._plan.frames is None else self._plan.frames
         self.outcome.frames = limit
         self._phase, self._waiting_for = "ending", set(self._receivers)
-        self._tell(self._receivers, messages.ENDED, limit)
+        self._tell(self._receivers, messages.ENDED, Ended(limit, last=True))
 
     def _let_workers_go(self) -> None:
         """Receivers have all that was replied."""
@@ -223,7 +224,8 @@ class ControlRank:
 
     def _finish(self) -> None:
         self._phase = "closing"
-        self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
+        if self.outcome.start_ns:
+            self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
         self._close(self.outcome)
         self._quit()
 
@@ -239,7 +241,7 @@ class ControlRank:
         if self._phase == "serving" and failure.rank in self._detectors:
             self._serve_rest()  # the others must not wait for what this one does not write
 
-    def _overrun(self, flow: str, frame: int) -> None:
+    def _overrun(self, acquisition: int, flow: str, frame: int) -> None:
         self.outcome.overrun = True
         self._fail_run(f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
 

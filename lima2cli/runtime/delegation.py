@@ -66,12 +66,17 @@ class Delegation:
         self._unsent: deque[_Task] = deque()
         self._sending: list[Pending] = []
         self._abandoned: list[_Task] = []
-        self._given_up = Ranges(step.numbering.rule.step)
+        self._step = step.numbering.rule.step
+        self._given_up = Ranges(self._step)
         self._index = 0
         self._failed: BlockFailed | None = None
         self._stopped = self._told = False
         self.warnings: list[str] = []
         self.silent: list[int] = []
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self._given_up = Ranges(self._step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:

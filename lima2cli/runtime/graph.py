@@ -9,6 +9,7 @@ gives, when it is there, goes through the nodes behind it in the same way. Memor
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,25 +48,21 @@ class _Course:
 
 
 class Graph:
-    """The nodes of one receiver, bound.
+    """The nodes of one receiver, bound once. Each acquisition is announced (`ready`), begins (`begin`) and ends
+    (`close`); `leave` is the end of all.
 
     A node that fails is left out from then on, and so is what reads from it; all else goes on, and in collectives the
     receiver still takes part, with nothing. `failures` tells of it.
     """
 
     def __init__(
-        self,
-        program: ReceiverProgram,
-        port: Port,
-        files: Files,
-        directory: str,
-        start_ns: int,
-        processing: OwnProcessing | None = None,
+        self, program: ReceiverProgram, port: Port, files: Files, processing: OwnProcessing | None = None
     ) -> None:
-        bound = bind_passes(program, port, files, directory, start_ns, processing)
-        self._passes, self._waiting, self._ends = bound.passes, bound.waiting, bound.ends
+        bound = bind_passes(program, port, files, processing)
+        self._passes, self._waiting, self._working = bound.passes, bound.waiting, bound.ends
+        self._ends: dict[str, End] = {}
         self._paired, self._failures, self._due = bound.paired, bound.failures, bound.due
-        self._saved_of = dict(self._ends)
+        self._saved_of = dict(self._working)
         self.spent: dict[str, Spent] = {}
         self.paces: dict[str, Pace] = {}
         steps = [step for each in self._passes.values() for step in each.steps]
@@ -76,6 +73,26 @@ class Graph:
         self._together = {step.name for step in program.steps if step.circle}
         self._read = self._together.union(*(step.tables for step in program.steps))
         self._told_end = False
+
+    def ready(self, directory: str) -> None:
+        """An acquisition will come, whose files go to ``directory``."""
+        for name, end in self._working.copy().items():
+            try:
+                end.ready(directory)
+                self._ends[name] = end
+            except Exception as error:  # noqa: BLE001
+                self._drop(name, None, error)
+
+    def begin(self, start_ns: int) -> None:
+        """The acquisition that was announced began at ``start_ns``, ns since the epoch."""
+        self._told_end, self.spent, self.paces = False, {}, {}
+        for counting in (*self._dropping.values(), *self._paired.values()):
+            counting.begin()
+        for name, end in self._ends.copy().items():
+            try:
+                end.begin(start_ns)
+            except Exception as error:  # noqa: BLE001
+                self._drop(name, None, error)
 
     @property
     def saved(self) -> dict[str, int]:
@@ -185,13 +202,18 @@ class Graph:
 
     def close(self) -> None:
         """End all files, the rest too where one fails."""
-        ends: dict[str, End | BoundTransform] = {**self._transforms, **self._ends}
-        self._ends, self._transforms = {}, {}
-        for each in self._passes.values():
-            each.steps.clear()
-        for name, end in ends.items():
+        ends, self._ends = self._ends, {}
+        self._close(ends)
+
+    def leave(self) -> None:
+        """No more acquisitions: end what nodes hold."""
+        transforms, self._transforms = self._transforms, {}
+        self._close(transforms)
+
+    def _close(self, some: Mapping[str, End | BoundTransform]) -> None:
+        for name, one in some.items():
             try:
-                end.close()
+                one.close()
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
@@ -342,11 +364,12 @@ class Graph:
             if isinstance(paired, Pairing) and (waiting in gone or not gone.isdisjoint(paired.sources)):
                 paired.give_up()
         alive = {step.name for each in self._passes.values() for step in each.steps if step.bound is not None}
-        alive |= (self._together - gone) | {end for end, one in self._ends.items() if isinstance(one, BoundCommon)}
+        alive |= (self._together - gone) | {end for end, one in self._working.items() if isinstance(one, BoundCommon)}
         for each in self._passes.values():
             alive.update(*(step.bound.reducers for step in each.steps if isinstance(step.bound, BoundChain)))
         ended = {end: bound for end, bound in self._ends.items() if end not in alive}
         self._ends = {end: bound for end, bound in self._ends.items() if end in alive}
+        self._working = {end: bound for end, bound in self._working.items() if end in alive}
         for bound in ended.values():
             try:
                 bound.close()

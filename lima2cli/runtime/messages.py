@@ -1,9 +1,10 @@
 """The control messages between ranks, in the order of a run. Frames never travel this way.
 
 rank → control   READY     prepared; nothing moves yet
-control → all    START     start of the acquisition, ns since the epoch
+control → all    START     a `Start`: the acquisition begins
+control → det.   TRIGGER   how many software triggers to fire
 rank → control   STATS     about twice a second: counts since the start
-receiver → c.    OVERRUN   (flow, frame): data were destroyed in a flow whose policy is `stop`
+receiver → c.    OVERRUN   (acquisition, flow, frame): data were destroyed in a flow whose policy is `stop`
 rank → control   WARNED    something that users should know
 receiver → c.    SILENT    a worker, by its rank, that did not reply in time: nothing more is expected of it
 rank → control   FAILED    what, where, which frame; the rank goes on, so that the others can finish
@@ -11,9 +12,11 @@ control → det.   PAUSE     stop acquiring;           answered by NEXT, the nex
 control → all    LIMIT     the end of the acquisition; receivers answer LIMITED before modules are told to serve
                            all frames below it, and which modules have failed
 det. → control   DONE      all frames served, end records written
-control → rec.   ENDED     what no event told of is complete now
+control → rec.   ENDED     an `Ended`: what no event told of is complete now
 receiver → c.    FINISHED  files closed; the rank's accounting
 control → work.  ENDED     when all receivers have finished; answered by FINISHED
+control → d., r. PREPARE   another acquisition is to follow; answered by READY, by receivers when it may be written to
+                           their memory
 control → all    QUIT
 """
 
@@ -24,18 +27,36 @@ from lima2cli.runtime.timing import Pace, Spent
 READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
 OVERRUN, FAILED, WARNED, SILENT = "overrun", "failed", "warned", "silent"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
-FINISHED, QUIT = "finished", "quit"
+FINISHED, QUIT, PREPARE, TRIGGER = "finished", "quit", "prepare", "trigger"
+
+
+@dataclass(frozen=True)
+class Start:
+    """An acquisition of a job, numbered from 0: when it begins (ns since the epoch), and where its files go."""
+
+    number: int
+    start_ns: int
+    directory: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An acquisition has ended before frame ``frames``; ``last``: no other follows."""
+
+    frames: int
+    last: bool
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on a rank. ``node`` and ``frame`` where they are known."""
+    """What went wrong on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
 
     rank: int
     message: str
     node: str | None = None
     frame: int | None = None
     detail: str = ""
+    acquisition: int | None = None
 
 
 @dataclass
@@ -93,13 +114,15 @@ class ReceiverReport:
     beside: dict[str, int]
     usage: Usage
     measured: Measured = Measured()
+    acquisition: int = 0
 
 
 @dataclass(frozen=True)
 class SourceReport:
     """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
     the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how
-    many frames the rank was behind the detector's clock at most, CPU seconds from the start of the acquisition on."""
+    many frames the rank was behind the detector's clock at most, CPU seconds from the start of the acquisition on, and
+    the detector's times of its first and last frame (ns since the epoch; 0 where another rank knows them)."""
 
     rank: int
     waited_s: dict[str, float]
@@ -111,6 +134,8 @@ class SourceReport:
     flush_s: float = 0.0
     behind: int = 0
     cpu_s: float = 0.0
+    first_ns: int = 0
+    last_ns: int = 0
 
 
 @dataclass(frozen=True)

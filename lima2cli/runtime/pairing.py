@@ -53,6 +53,10 @@ class BoundJoin:
         self._unmatched = Ranges(self._rule.step)
         self._notes = not step.numbering.filters
 
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self.beside, self._unmatched = 0, Ranges(self._rule.step)
+
     @property
     def dropped(self) -> list[tuple[int, int]]:
         """See the class."""
@@ -98,6 +102,10 @@ class BoundSelect:
         self.vetoed = 0
         self._node, self._rule = cast(Select, step.node), step.numbering.rule
         self._reduces = {name: reduces[name] for name in step.tables}
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self.vetoed = 0
 
     def stage(self, blocks: Blocks, rows: Rows) -> Block | None:
         """Those that pass; None where none does, or where rows were lost, and with them the frames."""

@@ -79,14 +79,7 @@ def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
     return origins
 
 
-def bind_passes(
-    program: ReceiverProgram,
-    port: Port,
-    files: Files,
-    directory: str,
-    start_ns: int,
-    processing: OwnProcessing | None = None,
-) -> Passes:
+def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: OwnProcessing | None = None) -> Passes:
     """Bind all kernels; those that cannot be bound, and what reads from them, are left out and told of."""
     flows = [flow.gdt.flow for flow in program.flows]
     origins = origins_of(program.steps, flows)
@@ -94,7 +87,7 @@ def bind_passes(
     nodes = {step.name: step for step in program.steps}
     for step in program.steps:
         if step.circle and isinstance(step.node, Sink):
-            bound.waiting[step.name] = _common(step, port, program, directory, start_ns)
+            bound.waiting[step.name] = _common(step, port, program)
             bound.passes[origins[step.source]].feeds.append((step.name, step.source))
         elif isinstance(step.node, Delegate):
             bound.waiting[step.name] = _delegation(step, port, program)
@@ -111,20 +104,18 @@ def bind_passes(
         try:
             shared = bound.waiting.get(step.name)
             one: Bound | None = (
-                shared
-                if isinstance(shared, BoundCommon)
-                else _bind_kernel(kernel, step, nodes, program, files, directory, start_ns)
+                shared if isinstance(shared, BoundCommon) else _bind_kernel(kernel, step, nodes, program, files)
             )
         except PartFailed as failed:
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
             continue
-        except Exception as error:  # noqa: BLE001  files that have gone, a directory that takes none
+        except Exception as error:  # noqa: BLE001  files that have gone, code of the user's
             bound.failures.append(NodeFailed(step.name, None, error))
             continue
         known.update(kernel.makes, kernel.ends)
         _add(bound, kernel, step, one, origins)
         if isinstance(one, BoundChain):
-            _bind_reductions(bound, one, [nodes[end] for end in kernel.ends], program, files, directory)
+            _bind_reductions(bound, one, [nodes[end] for end in kernel.ends], program, files)
         elif isinstance(one, End):
             bound.ends[step.name] = one
     if processing is not None:
@@ -135,13 +126,7 @@ def bind_passes(
 
 
 def _bind_kernel(
-    kernel: Kernel,
-    step: Step,
-    nodes: Mapping[str, Step],
-    program: ReceiverProgram,
-    files: Files,
-    directory: str,
-    start_ns: int,
+    kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
 ) -> Bound | None:
     """None where there is nothing to do at once."""
     if isinstance(step.node, Gather | Delegate):
@@ -150,7 +135,7 @@ def _bind_kernel(
         return BoundChain(kernel, nodes, files, program.threads)
     if step.tables:
         return BoundSelect(step, {name: cast(Reduce, nodes[name].node) for name in step.tables})
-    return bind(step, program, files, directory, start_ns)
+    return bind(step, program, files)
 
 
 def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: Mapping[str, str]) -> None:
@@ -169,21 +154,21 @@ def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: 
 
 
 def _bind_reductions(
-    bound: Passes, chain: BoundChain, steps: Sequence[Step], program: ReceiverProgram, files: Files, directory: str
+    bound: Passes, chain: BoundChain, steps: Sequence[Step], program: ReceiverProgram, files: Files
 ) -> None:
     for step in steps:
         try:
-            one = BoundReduce(step, program, files, directory)
-        except Exception as error:  # noqa: BLE001  a directory that takes no file
+            one = BoundReduce(step, program, files)
+        except Exception as error:  # noqa: BLE001  files that have gone
             bound.failures.append(NodeFailed(step.name, None, error))
         else:
             chain.reducers[step.name] = one.strips
             bound.ends[step.name] = one
 
 
-def _common(step: Step, port: Port, program: ReceiverProgram, directory: str, start_ns: int) -> BoundCommon:
+def _common(step: Step, port: Port, program: ReceiverProgram) -> BoundCommon:
     circle = port.circle(program.circles[step.name])
-    return BoundCommon(step, program.channels[step.name], directory, program.receiver, start_ns, circle)
+    return BoundCommon(step, program.channels[step.name], program.receiver, circle)
 
 
 def _delegation(step: Step, port: Port, program: ReceiverProgram) -> Waiting:

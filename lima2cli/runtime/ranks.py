@@ -57,7 +57,7 @@ def make_rank(
         def close(outcome: Outcome) -> None:
             close_run(plan, outcome, directory)
 
-        return ControlRank(program, port, emit, close, stop_asked)
+        return ControlRank(program, port, emit, close, stop_asked, directory)
     if isinstance(program, DetectorProgram):
         detector = program.detector.open(program.info.sensor, FileStore(base))
         kind = CompliantRank if program.detector.writes_itself else DetectorRank

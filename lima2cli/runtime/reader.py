@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from lima2cli.program.records import END_FULL, END_WORDS, OwnBuffer, ReceiverFlow
+from lima2cli.program.records import END_FULL, END_OK, END_WORDS, OwnBuffer, ReceiverFlow, end_mark
 from lima2cli.runtime.incomplete import Failures, add_rows, without
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.spec import Array, Block
@@ -102,10 +102,9 @@ class FlowReader:
         for buffer in self._buffers:
             buffer.fill(self._gdt.gap_value)
             buffer.frames.flags.writeable = False
-        self._selected = self._gdt.selected
-        self._turn, self._ended = 0, False
+        self._epoch = 0 if self._gdt.selected is None else self._rule.epoch(self._gdt.selected)
         self._held: deque[Batch] = deque()
-        self.count = FlowCount()
+        self.begin(0)
         block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
         deep = max(1, self._rule.depth // 4)
         batched = self._gdt.waits and len(self._buffers) == 1 and not single
@@ -113,14 +112,26 @@ class FlowReader:
         self._credit_every = max(1, self._rule.depth // 8)
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
+    def begin(self, acquisition: int) -> None:
+        """The first acquisition (0), or the next, once the one before is `free`. Visits begin anew; the words in
+        control memory go on, from ``_base``."""
+        self._base = acquisition * self._epoch
+        self._selected = self._gdt.selected
+        self._turn, self._ended = 0, False
+        self.count = FlowCount()
+        for buffer in self._buffers:
+            buffer.told = buffer.released = 0
+            if acquisition:
+                self._send_credits(buffer)
+
     def limit(self, frames: int) -> None:
         """The acquisition ends before frame ``frames``."""
         self._selected = self._rule.selected(frames)
 
-    def end(self) -> None:
-        """All modules have stopped: nothing more will be written."""
+    def end(self, status: str) -> None:
+        """All modules have stopped: nothing more will be written. ``status`` is what `end_status` gave then."""
         self._ended = True
-        self.count.status = self._end_status()
+        self.count.status = status
         if self._gdt.end_event:
             self.count.end_events += 1
 
@@ -128,6 +139,11 @@ class FlowReader:
     def read(self) -> bool:
         """Whether every visit has come or is known not to come; some may still be held."""
         return self._ended and self._next() is None
+
+    @property
+    def free(self) -> bool:
+        """Whether all memory of this acquisition has been given back."""
+        return self.read and not self._held
 
     def _next(self) -> tuple[_Buffer, int] | None:
         """The local buffer and visit that come next; None if there are no more."""
@@ -178,7 +194,7 @@ class FlowReader:
         """
         if len(self._buffers) > 1 or self._ended:
             return 1
-        writing = (int(self._words(buffer, visit, 1).max()) - 1) // 2
+        writing = (int(self._words(buffer, visit, 1).max()) - 1) // 2 - self._base
         return max(1, writing - self._rule.depth // 2 - visit)
 
     def _look(self, buffer: _Buffer, visit: int) -> bool:
@@ -233,8 +249,8 @@ class FlowReader:
             return 0
         position = self._rule.position(visit)
         hint = buffer.generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
-        most = _leading(hint, visit, most)
-        return _leading(self._words(buffer, visit, most), visit, most) if most else 0
+        most = _leading(hint, self._base + visit, most)
+        return _leading(self._words(buffer, visit, most), self._base + visit, most) if most else 0
 
     def _words(self, buffer: _Buffer, visit: int, visits: int) -> NDArray[np.uint64]:
         first = buffer.own.generations + self._rule.position(visit) * self._modules
@@ -242,7 +258,7 @@ class FlowReader:
 
     def _state(self, buffer: _Buffer, visit: int) -> int:
         """0 complete, 1 lost (overwritten), -1 not written."""
-        words, due = self._words(buffer, visit, 1), 2 * visit + 2
+        words, due = self._words(buffer, visit, 1), 2 * (self._base + visit) + 2
         if int(words.max()) > due:
             return 1
         return 0 if int(words.min()) == due else -1
@@ -314,7 +330,7 @@ class FlowReader:
 
     def _send_credits(self, buffer: _Buffer) -> None:
         for rank, word in self.flow.credits:
-            self._port.store(rank, word + buffer.index, buffer.released)
+            self._port.store(rank, word + buffer.index, self._base + buffer.released)
         buffer.credited = buffer.released
 
     def rest(self) -> None:
@@ -340,9 +356,10 @@ class FlowReader:
         else:
             into.append((buffer.index, visit, visits))
 
-    def _end_status(self) -> str:
-        """The modules' end records, merged; a mark of 0 means that a module never wrote one."""
+    def end_status(self, acquisition: int) -> str:
+        """The modules' end records of an acquisition, merged; to be asked before the next one starts. A lower mark
+        means that a module never wrote one."""
         marks = self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS)[:, 0]
-        if not marks.all():
+        if int(marks.min()) < end_mark(acquisition, END_OK):
             return "incomplete"
-        return "full" if int(marks.max()) - 1 == END_FULL else "ok"
+        return "full" if int(marks.max()) == end_mark(acquisition, END_FULL) else "ok"

@@ -1,14 +1,16 @@
 """A receiver rank: takes complete groups from its memory, runs the nodes, gives the memory back."""
 
 import time
+from collections import deque
+from dataclasses import dataclass
 
 from lima2cli.artefacts.appending import load_libraries
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.arrivals import Hold
 from lima2cli.runtime.graph import Graph, copy_of
-from lima2cli.runtime.messages import Failure, Measured, ReceiverReport
-from lima2cli.runtime.processing import OwnProcessing, start_processing
+from lima2cli.runtime.messages import Ended, Failure, Measured, ReceiverReport, Start
+from lima2cli.runtime.processing import start_processing
 from lima2cli.runtime.reader import Absent, Batch, FlowReader
 from lima2cli.runtime.usage import usage
 from lima2cli.spec import Files
@@ -17,8 +19,22 @@ from lima2cli.transport.base import Port
 STATS_PERIOD_NS = 500_000_000
 
 
+@dataclass
+class _Order:
+    """An acquisition, as far as the control rank has told of it: frames before which it ends, and what the end records
+    of each flow said then."""
+
+    start: Start
+    frames: int | None = None
+    ended: tuple[str, ...] | None = None
+    last: bool = False
+
+
 class ReceiverRank:
-    """Runs a `ReceiverProgram`; `step` gives every flow one turn and says whether there was work."""
+    """Runs a `ReceiverProgram`; `step` gives every flow one turn and says whether there was work.
+
+    Acquisitions are done one after the other. The next may be arriving while one is still being saved.
+    """
 
     def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str) -> None:
         self.done = False
@@ -27,20 +43,29 @@ class ReceiverRank:
             FlowReader(flow, port, single=flow.gdt.place is not None, threads=program.threads) for flow in program.flows
         ]
         self._graph: Graph | None = None
-        self._own: OwnProcessing | None = None
+        self._orders: deque[_Order] = deque()
         self._overran: set[str] = set()
-        self._ended = self._reported = False
-        self._frames = self._stats_ns = self._busy_ns = 0
+        self._asked = False
+        self._stats_ns = self._busy_ns = 0
+        self._cpu_s = 0.0
+
+    @property
+    def _order(self) -> _Order | None:
+        """The acquisition that is processed."""
+        return self._orders[0] if self._orders else None
 
     def prepare(self) -> None:
-        """Say that the memory is there and filled; files are opened at the start, whose time they hold."""
+        """Read calibrations, make kernels and files, load libraries; say that all is there, or what is not."""
         if self._program.channels or self._program.tables:
             load_libraries()
         try:
-            self._own = start_processing(self._program, self._files, self._directory, self._readers)
+            own = start_processing(self._program, self._files, self._directory, self._readers)
         except Exception as error:  # noqa: BLE001  user code may raise anything
             self._port.send(0, (messages.FAILED, Failure(self._program.rank, str(error))))
-        else:
+            return
+        self._graph = Graph(self._program, self._port, self._files, own)
+        self._graph.ready(self._directory)
+        if not self._report_failures(self._graph):
             self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
@@ -48,16 +73,26 @@ class ReceiverRank:
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
-        before = time.perf_counter_ns()
-        worked = self._graph is not None and self._turn(self._graph)
-        now = time.perf_counter_ns()
-        self._busy_ns += now - before if worked else 0
-        if now - self._stats_ns > STATS_PERIOD_NS and self._graph is not None and not self._reported:
-            self._stats_ns = now
-            self._tell(self._graph)
+        worked = False
+        if self._graph is not None and self._order is not None:
+            before = time.perf_counter_ns()
+            worked = self._turn(self._graph, self._order)
+            now = time.perf_counter_ns()
+            self._busy_ns += now - before if worked else 0
+            if now - self._stats_ns > STATS_PERIOD_NS and self._order is not None:
+                self._stats_ns = now
+                self._tell(self._graph, self._order)
+        if self._asked and self._free():
+            self._asked = False
+            self._port.send(0, (messages.READY, None))
         return worked
 
-    def _turn(self, graph: Graph) -> bool:
+    def _free(self) -> bool:
+        """Whether another acquisition may be written to the memory: sources that do not wait would destroy what is
+        still to be read."""
+        return all(reader.flow.gdt.waits for reader in self._readers) or self._order is None
+
+    def _turn(self, graph: Graph, order: _Order) -> bool:
         """Every flow, and what waits in the graph, once."""
         worked = False
         for reader in self._readers:
@@ -73,34 +108,63 @@ class ReceiverRank:
                 self._report_overrun(reader)
         worked |= graph.poll()
         self._report_failures(graph)
-        if self._ended and not worked and not self._reported and self._over(graph):
-            self._finish(graph)
+        if order.ended is not None and not worked and self._over(graph, order):
+            self._finish(graph, order)
         return worked
 
-    def _over(self, graph: Graph) -> bool:
-        return all(reader.read for reader in self._readers) and graph.drain(self._frames)
+    def _over(self, graph: Graph, order: _Order) -> bool:
+        assert order.frames is not None
+        return all(reader.read for reader in self._readers) and graph.drain(order.frames)
 
     def _obey(self, kind: str, what: object) -> None:
+        """The end is told of the acquisition that started last, which is not always the one that is processed."""
         if kind == messages.START:
-            assert isinstance(what, int)
-            self._open(what)
+            assert isinstance(what, Start)
+            self._orders.append(_Order(what))
+            if len(self._orders) == 1:
+                self._begin(self._orders[0])
         elif kind == messages.LIMIT:
             assert isinstance(what, int)
-            for reader in self._readers:
-                reader.limit(what)
+            order = self._orders[-1]
+            order.frames = what
+            self._look_at(order)
             self._port.send(0, (messages.LIMITED, None))
         elif kind == messages.ENDED:
-            assert isinstance(what, int)
-            for reader in self._readers:
-                reader.limit(what)
-                reader.end()
-            self._ended, self._frames = True, what
+            assert isinstance(what, Ended)
+            order = self._orders[-1]
+            order.frames, order.last = what.frames, what.last
+            order.ended = tuple(reader.end_status(order.start.number) for reader in self._readers)
+            self._look_at(order)
+        elif kind == messages.PREPARE:
+            self._asked = True
         elif kind == messages.QUIT:
+            if self._graph is not None:
+                self._graph.close()
+                self._graph.leave()  # what fails now is of a run that has failed, or has been told of
             self.done = True
 
-    def _open(self, start_ns: int) -> None:
-        self._graph = Graph(self._program, self._port, self._files, self._directory, start_ns, self._own)
+    def _begin(self, order: _Order) -> None:
+        """The next acquisition in turn."""
+        assert self._graph is not None
+        self._overran.clear()
+        self._busy_ns, self._cpu_s = 0, usage().cpu_s
+        for reader in self._readers:
+            reader.begin(order.start.number)
+        if order.start.number:
+            self._graph.ready(order.start.directory)
+        self._graph.begin(order.start.start_ns)
+        self._look_at(order)
         self._report_failures(self._graph)
+
+    def _look_at(self, order: _Order) -> None:
+        """What is known of the end of an acquisition; of one whose turn has not come, later."""
+        if order is not self._order:
+            return
+        for place, reader in enumerate(self._readers):
+            if order.frames is not None:
+                reader.limit(order.frames)
+            if order.ended is not None:
+                reader.end(order.ended[place])
 
     def _process(self, graph: Graph, reader: FlowReader, batch: Batch) -> None:
         """Nodes first, then the second check, then what lasts; the memory is given back whatever happens.
@@ -143,19 +207,27 @@ class ReceiverRank:
         if gdt.overrun == "stop" and gdt.name not in self._overran:
             self._overran.add(gdt.name)
             buffer, visit, _ = reader.count.lost[0]
-            self._port.send(0, (messages.OVERRUN, (gdt.name, int(gdt.rule.numbers(buffer, visit, 1)[0]))))
+            frame = int(gdt.rule.numbers(buffer, visit, 1)[0])
+            self._port.send(0, (messages.OVERRUN, (self._number, gdt.name, frame)))
 
-    def _report_failures(self, graph: Graph) -> None:
+    @property
+    def _number(self) -> int | None:
+        return None if self._order is None else self._order.start.number
+
+    def _report_failures(self, graph: Graph) -> bool:
+        """Warnings, too; whether there were any failures."""
         for text in graph.warnings():
             self._port.send(0, (messages.WARNED, text))
         for rank in graph.silent():
             self._port.send(0, (messages.SILENT, rank))
-        for failed in graph.failures():
+        failures = graph.failures()
+        for failed in failures:
             detail = "; ".join(getattr(failed, "__notes__", []))
-            failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail)
+            failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail, self._number)
             self._port.send(0, (messages.FAILED, failure))
+        return bool(failures)
 
-    def _tell(self, graph: Graph) -> None:
+    def _tell(self, graph: Graph, order: _Order) -> None:
         """Flush what was committed and tell the control rank how far this receiver is."""
         graph.flush()
         self._report_failures(graph)
@@ -163,21 +235,27 @@ class ReceiverRank:
         for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
             flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
-        stats = {"receiver": self._program.receiver, "flows": flows, "saved": graph.saved}
+        stats = {"acquisition": order.start.number, "flows": flows, "saved": graph.saved}
         self._port.send(0, (messages.STATS, stats))
 
     def close(self) -> None:
         """End all files."""
         if self._graph is not None:
             self._graph.close()
+            self._graph.leave()
             self._report_failures(self._graph)
 
-    def _finish(self, graph: Graph) -> None:
-        self.close()
+    def _finish(self, graph: Graph, order: _Order) -> None:
+        """An acquisition is read: end its files, report, go on with the next one, if that is there already."""
+        graph.close()
+        if order.last:
+            graph.leave()
+        self._report_failures(graph)
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        report = ReceiverReport(
-            self._program.receiver, flows, graph.saved, graph.dropped, graph.vetoed, graph.beside, usage(),
-            Measured(self._busy_ns * 1e-9, graph.spent, graph.paces),
-        )  # fmt: skip
+        counts = (graph.saved, graph.dropped, graph.vetoed, graph.beside)
+        measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.spent, graph.paces)
+        report = ReceiverReport(self._program.receiver, flows, *counts, usage(), measured, order.start.number)
         self._port.send(0, (messages.FINISHED, report))
-        self._reported = True
+        self._orders.popleft()
+        if self._orders:
+            self._begin(self._orders[0])

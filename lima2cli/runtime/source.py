@@ -11,9 +11,9 @@ import numpy as np
 
 from lima2cli.detectors.base import Detector, Warns
 from lima2cli.geometry import Rect
-from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow
+from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
 from lima2cli.runtime import messages
-from lima2cli.runtime.messages import Failure, SourceReport
+from lima2cli.runtime.messages import Failure, SourceReport, Start
 from lima2cli.runtime.usage import usage
 from lima2cli.spec import Array
 from lima2cli.transport.base import Lane, Port
@@ -30,11 +30,8 @@ class _Cursor:
     def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
         gdt = flow.gdt
         self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
-        self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
         self.released = [0] * len(flow.targets)
-        self.written = [0] * len(flow.targets)
-        self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
-        self.broken = False
+        self.begin(0)
         width, layout = gdt.pixel_bytes, gdt.layout
         self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
         self.lanes: list[list[Lane]] = [
@@ -42,6 +39,14 @@ class _Cursor:
             for t in flow.targets
         ]
         self.headers = [port.lane(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets]
+
+    def begin(self, acquisition: int) -> None:
+        """Groups and counts begin anew; visits, as words tell them, go on from ``base``."""
+        self.base = acquisition * self.rule.epoch(self.gdt.selected) if acquisition and self.gdt.selected else 0
+        self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
+        self.written = [0] * len(self.flow.targets)
+        self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
+        self.broken = False
 
     def aim(self, frames: int | None) -> None:
         """Look at the group that is next when ``frames`` are acquired in all."""
@@ -69,7 +74,7 @@ class DetectorRank:
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
-        self._put_ns, self._flush_ns, self._told_ns = 0, 0, 0
+        self._number = self._put_ns = self._flush_ns = self._told_ns = self._first_ns = self._last_ns = 0
         self._behind = 0
         self._warned: set[str] = set()
 
@@ -113,11 +118,16 @@ class DetectorRank:
 
     def _obey(self, kind: str, what: object) -> None:
         if kind == messages.START:
+            assert isinstance(what, Start)
+            self._start(what)
+        elif kind == messages.PREPARE:
+            self._running = False
+            if self._do(self._detector.stop):
+                self.prepare()
+        elif kind == messages.TRIGGER:
             assert isinstance(what, int)
-            start_ns = what
-            self._running = self._do(lambda: self._detector.start(start_ns))
-            for cursor in self._cursors:
-                cursor.aim(self._frames)
+            for _ in range(what):
+                self._do(self._detector.trigger)
         elif kind == messages.PAUSE:
             self._paused = True
             if not self._failed:
@@ -129,6 +139,16 @@ class DetectorRank:
         elif kind == messages.QUIT:
             self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
             self.done = True
+
+    def _start(self, start: Start) -> None:
+        self._number, self._frames = start.number, self._program.acquisition.frames
+        self._acquired = self._next = self._behind = 0
+        self._put_ns = self._flush_ns = self._first_ns = self._last_ns = 0
+        self._paused = self._reported = False
+        for cursor in self._cursors:
+            cursor.begin(start.number)
+            cursor.aim(self._frames)
+        self._running = self._do(lambda: self._detector.start(start.start_ns))
 
     def _limit(self, frames: int, broken: frozenset[int]) -> None:
         self._frames = self._acquired = frames
@@ -172,13 +192,13 @@ class DetectorRank:
         if rule.dropped(visit):
             cursor.dropped += cursor.blocks
             return True
-        if cursor.gdt.waits and not rule.bounded and not self._credit(cursor, index, visit):
+        if cursor.gdt.waits and not self._credit(cursor, index, cursor.base + visit):
             return False
         target, position = flow.targets[index], rule.position(visit)
         base = target.offset + rule.group_offset(visit)
         for route, lane, cut in zip(flow.routes, cursor.lanes[index], cursor.cuts, strict=True):
             word = target.generations + position * flow.contributors + route.contributor
-            port.store(target.rank, word, 2 * visit + 1)
+            port.store(target.rank, word, 2 * (cursor.base + visit) + 1)
             before = time.perf_counter_ns()
             self._put(cursor, route.module, lane, cut, base + route.offset_in_slot)
             if route.contributor == 0:
@@ -191,7 +211,7 @@ class DetectorRank:
             flushed = time.perf_counter_ns()
             self._put_ns += flushed - before
             self._flush_ns += flushed - flushing
-            port.store(target.rank, word, 2 * visit + 2)
+            port.store(target.rank, word, 2 * (cursor.base + visit) + 2)
         cursor.written[index] += cursor.blocks
         return True
 
@@ -215,6 +235,7 @@ class DetectorRank:
         """The detector's times of the group and, where asked for, the headers of its slots."""
         target, numbers = cursor.flow.targets[index], cursor.numbers
         times = self._detector.times(numbers)
+        self._first_ns, self._last_ns = self._first_ns or int(times[0]), max(self._last_ns, int(times[-1]))
         self._port.put_words(target.rank, target.times + position * cursor.rule.blocks, times)
         header = cursor.headers[index]
         if header is not None:
@@ -223,7 +244,8 @@ class DetectorRank:
             header.flush()
 
     def _credit(self, cursor: _Cursor, index: int, visit: int) -> bool:
-        """Whether the place of a visit has been released; counts the time spent waiting for it."""
+        """Whether the place of a visit has been released (visits of all acquisitions count on); counts the time spent
+        waiting for it."""
         needed = visit - cursor.rule.depth + 1
         if cursor.released[index] < needed:
             cursor.released[index] = int(self._port.read(cursor.flow.credits + index, 1)[0])
@@ -265,6 +287,8 @@ class DetectorRank:
             usage(),
             self._flush_ns * 1e-9,
             self._behind,
+            first_ns=self._first_ns,
+            last_ns=self._last_ns,
         )
         self._port.send(0, (messages.DONE, report))
         self._reported = True
@@ -280,4 +304,4 @@ class DetectorRank:
             for route in flow.routes:
                 word = first + route.contributor * (len(body) + 1)
                 self._port.put_words(rank, word + 1, body)
-                self._port.store(rank, word, status + 1)
+                self._port.store(rank, word, end_mark(self._number, status))
