@@ -115,7 +115,7 @@ class Worker:
         if self._told:
             self._service.leave(why)
         else:
-            self._service.unfit(RuntimeError(why))
+            self._service.unfit(why)
         while not self._service.ended:
             self._look()
         self._service.finish()

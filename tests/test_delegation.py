@@ -142,7 +142,8 @@ def test_a_block_that_fails_stops_the_run(folder: Path, name: str, why: str) -> 
 def test_a_worker_that_cannot_start_keeps_the_run_from_starting(folder: Path) -> None:
     ran = run(text('function: "own.py:Broken"'), folder, "inline")
     assert ran.code == 10
-    assert "OSError: no such camera" in ran.summary["reason"]
+    assert ran.summary["reason"] == "w: own.py:39: OSError: no such camera"
+    assert ran.summary["seconds"] == 0
     assert ran.summary["flows"]["F"]["received"] == 0
 
 

@@ -224,7 +224,7 @@ class ControlRank:
 
     def _finish(self) -> None:
         self._phase = "closing"
-        if self.outcome.start_ns:
+        if self.outcome.start_ns:  # else it never started
             self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
         self._close(self.outcome)
         self._quit()

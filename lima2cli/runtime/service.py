@@ -66,9 +66,9 @@ class Service:
         """Blocks may come."""
         self._port.send(0, (messages.READY, None))
 
-    def unfit(self, error: Exception) -> None:
+    def unfit(self, why: str) -> None:
         """It cannot work, which keeps the run from starting."""
-        failure = Failure(self._program.rank, function.words(error), self._program.step.name)
+        failure = Failure(self._program.rank, f"{self._program.step.name}: {why}", self._program.step.name)
         self._port.send(0, (messages.FAILED, failure))
 
     def take(self) -> Given | None:
@@ -151,7 +151,7 @@ class WorkerRank:
             found = function.load(node.function, self._files)
             self._function, self._params = function.ready(found, service.spec, node.params)
         except Exception as error:  # noqa: BLE001  user code may raise anything
-            service.unfit(error)
+            service.unfit(function.words(error, __file__))
         else:
             service.ready()
 
@@ -180,5 +180,5 @@ class WorkerRank:
             try:
                 function.close(called)
             except Exception as error:  # noqa: BLE001  user code may raise anything
-                self._service.unfit(error)
+                self._service.unfit(function.words(error, __file__))
         self._service.finish()
