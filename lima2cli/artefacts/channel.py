@@ -11,6 +11,9 @@ from lima2cli.geometry import Rect, Rule
 from lima2cli.spec import DetectorInfo
 from lima2cli.view import View
 
+Source = tuple[int, int, int | None]
+"""First frame, step and number of the frames that a flow selects."""
+
 
 @dataclass(frozen=True, eq=False)
 class Channel:
@@ -18,6 +21,8 @@ class Channel:
 
     name        of the pipeline;  node, flow   the saving node and the flow that feeds it
     flows       all flows that feed it, where it saves what was joined
+    sources     of each of these flows first frame, step, and number of the frames that it selects (None: endless);
+                empty: those of ``rule``
     dtype       numpy name; height, width of a frame
     rule        addressing of the flow, ``selected`` its number of frames (None: endless)
     receivers   index of the receiver of each local buffer, in rotation order
@@ -62,6 +67,7 @@ class Channel:
     unmatched: tuple[str, ...] = ()
     sparse: bool = False
     flows: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
     layout: str = "files"
     places: tuple[Rect, ...] = ()
     filtered: bool = False
@@ -70,6 +76,12 @@ class Channel:
     def parts(self) -> int:
         """Of how many receivers' frames a whole frame is made."""
         return len(self.places) or 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether each frame that its flow receives should be a row of it."""
+        one = self.window == 1 and len(self.flows) <= 1
+        return one and not (self.filtered or self.upstream or self.unmatched)
 
     def place(self, receiver: int) -> Rect:
         """The pixels of the whole frame that the frames of a receiver show."""
@@ -95,6 +107,8 @@ class TableChannel:
     default     the column that viewers plot first
     unmatched   as of `Channel`
     lengths     values per row, of columns that have a vector (n, length) instead of one value (n,)
+    flows, sources, window   as of `Channel`
+    complete    each frame that its flow receives should have a row
     """
 
     name: str
@@ -108,3 +122,7 @@ class TableChannel:
     units: Mapping[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     lengths: Mapping[str, int] = field(default_factory=dict)
+    flows: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    window: int = 1
+    complete: bool = True

@@ -19,6 +19,7 @@ class Claims:
     """Rows of a master, asked for in consecutive windows of selected frames. `Unreadable` where it can't be read.
 
     expected   frames of the channel
+    told       whether it says why frames are not saved
     vetoed     frames that a filter left out; None where nothing tells
     sources    of its virtual dataset; None where it holds the frames itself
     """
@@ -29,8 +30,9 @@ class Claims:
             detector = detector_of(file)
             count = len(detector["frame_status"])
             flow = detector.get("flow", {})
-            self._told = "frame_status" in flow
-            selected = len(flow["frame_status"]) if self._told else count
+            self.told = bool(flow.attrs.get("told", False)) if flow else False
+            self._by_flow = "frame_status" in flow
+            selected = len(flow["frame_status"]) if self._by_flow else count
             self.expected = max(int(flow["expected"][()]) if "expected" in flow else 0, selected)
             self.vetoed = int(flow["vetoed"][()]) if "vetoed" in flow else None
             self.sparse = is_sparse(detector["data"])
@@ -38,9 +40,13 @@ class Claims:
             self.sources = None if copied else Sources(detector["data"])
             if self.sparse and (len(detector["data/frame_ptr"]) != count + 1 or whole_rows(detector["data"]) != count):
                 inspection.tell(f"{name}: it lacks pixels of some of its {count} frames")
-        self._count = count
-        self._rows = InOrder(self._read(count))
-        self._flow = self._read_flow(selected) if self._told else None
+        self._count, self._selected = count, selected
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin anew with the first window."""
+        self._rows = InOrder(self._read(self._count))
+        self._flow = self._read_flow(self._selected) if self._by_flow else None
 
     def window(self, first: int, last: int) -> tuple[Status, Status]:
         """Status of frames ``first`` to ``last - 1`` (by index) if they are in no file, and as their rows say."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.appending import AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, make_contiguous
-from lima2cli.artefacts.master import master_file
+from lima2cli.artefacts.file_names import master_file
+from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.master_rows import write_flow, write_rows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
@@ -111,6 +112,8 @@ def complete_common(
     rows: int | None = None,
     statuses: Statuses | None = None,
     totals: Mapping[str, Any] | None = None,
+    flows: Sequence[FlowRecord] = (),
+    unmatched: int | None = None,
 ) -> str:
     """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
 
@@ -131,7 +134,10 @@ def complete_common(
         for name in ("frame_number", "frame_time", "frame_status", "flow"):
             if name in detector:  # it was broken off here before
                 del detector[name]
+        if "flows" in file[ENTRY]:
+            del file[f"{ENTRY}/flows"]
         write_flow(detector, channel, count, statuses, totals)
+        write_flows(file[ENTRY], flows, unmatched)
         write_rows(detector, channel, [InOrder(_frames(channel, it)) for it in columns], count, statuses)
         try:
             _fill(detector, channel, sound, count)

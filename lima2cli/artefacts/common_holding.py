@@ -1,12 +1,15 @@
 """What the one file of a channel of common layout holds."""
 
+from collections.abc import Iterator, Sequence
+
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.common_file import written_rows_files
+from lima2cli.artefacts.file_names import master_file
+from lima2cli.artefacts.flow_record import kept_unmatched
 from lima2cli.artefacts.holdings import Holding, read_all
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
-from lima2cli.artefacts.master import master_file
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.rows import InOrder
+from lima2cli.artefacts.rows import Rows
 from lima2cli.artefacts.status import Status
 
 
@@ -17,15 +20,32 @@ class Common(Holding):
         super().__init__(inspection, record)
         self._master = master_file(record.name, record.node)
         self._claims: Claims | None = None
+        self._written: list[str] = []
         if record.role == "master":
             self._open()
         if self._claims is not None:
             self.dataset, self.files, self.expected = self._master, [self._master], self._claims.expected
-            self._streams.append(InOrder(self._claims.saved()))
+            self.unmatched = kept_unmatched(inspection, self._master)
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            told = written_rows_files(inspection.directory, record.name, record.node)
-            self.expected = max(record.selected, 1 + self._list_rows(told))
+            self._written = written_rows_files(inspection.directory, record.name, record.node)
+            self.expected = max(record.selected, 1 + self._last_listed(self._written))
+
+    @property
+    def knows(self) -> bool:
+        """See `Holding`."""
+        return super().knows or (self._claims is not None and self._claims.told)
+
+    def rewind(self) -> None:
+        """See `Holding`."""
+        super().rewind()
+        if self._claims is not None:
+            self._claims.rewind()
+
+    def _reads(self) -> list[Iterator[Sequence[Rows]]]:
+        if self._claims is not None:
+            return [self._claims.saved()]
+        return [self._listed(name) for name in self._written]
 
     def _open(self) -> None:
         try:

@@ -25,3 +25,16 @@ def table_rows(table: str) -> int:
 
     with h5py.File(table) as file:
         return len(file[f"{ENTRY}/measurement/frame_number"])
+
+
+def tells(master: str) -> bool:
+    """Whether a master is there that can be read and knows why frames are not saved."""
+    import h5py
+
+    try:
+        with h5py.File(master) as file:
+            entry = file[ENTRY]
+            detector = entry[str(entry.attrs["default"]).rpartition("/")[0]]
+            return bool(detector["flow"].attrs["told"])
+    except (OSError, RuntimeError, KeyError):
+        return False

@@ -6,16 +6,19 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.artefacts.claims import Claims
+from lima2cli.artefacts.file_names import master_file, table_file
+from lima2cli.artefacts.flow_record import kept_unmatched
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
-from lima2cli.artefacts.master import by_receiver, frame_files, master_file
+from lima2cli.artefacts.master import by_receiver, frame_files
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, SAVED, Status
-from lima2cli.artefacts.tables import part_files, table_file
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, told
+from lima2cli.artefacts.tables import part_files
 from lima2cli.artefacts.tree import ENTRY
 
 PLAIN_BYTES = 8 << 20
@@ -23,30 +26,60 @@ PLAIN_BYTES = 8 << 20
 
 
 class Holding:
-    """A node's rows. ``expected`` is their number; ``status`` is to be asked for consecutive windows, then `end`.
+    """A node's rows. ``expected`` is their number; they are looked at in consecutive windows, after `rewind`.
 
     files       that could be read
-    saved, dropped   rows so far;  vetoed   all of them, as the master tells
+    told        what became of the rows' frames in the flow, where no master says it; None: nobody does
+    saved, dropped   rows so far;  vetoed   all of them, None unknown
+    gone        whether some are marked saved and are in no file
     """
 
-    is_table = False
     dataset: str | None = None
 
     def __init__(self, inspection: Inspection, record: Record) -> None:
-        self.record, self.expected, self.saved, self.vetoed, self.dropped = record, 0, 0, 0, 0
-        self._gone = Progressions()
+        self.record, self.expected, self.saved, self.dropped = record, 0, 0, 0
+        self.told: Statuses | None = None
+        self.vetoed = None if record.filtered else 0
+        self.unmatched: int | None = None
         self.files: list[str] = []
+        self.gone = False
         self._inspection = inspection
         self._streams: list[InOrder] = []
 
-    def status(self, first: int, last: int) -> Status:
-        """What became of the frames of rows ``first`` to ``last - 1``, as far as they are expected.
+    @property
+    def knows(self) -> bool:
+        """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
+        return self.record.complete or self.saved == self.expected
+
+    def rewind(self) -> None:
+        """Begin anew with the first window."""
+        self.saved = self.dropped = 0
+        self._streams = [InOrder(rows) for rows in self._reads()]
+
+    def count(self) -> None:
+        """Look at all rows, and tell which are gone."""
+        self.rewind()
+        gone = Progressions()
+        for first, last in windows(self.expected):
+            gone.add((np.flatnonzero(self.look(first, last)[1]) + first)[:, None])
+        start, step = self.record.start, self.record.step
+        found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
+        if found:
+            self.gone = True
+            words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in found[:3]]
+            more = ", ..." if len(found) > 3 else ""
+            self._inspection.tell(
+                f"{self.record.node}: frames {', '.join(words)}{more} are marked saved but are in no file"
+            )
+
+    def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:
+        """What became of the frames of rows ``first`` to ``last - 1``, as far as they are expected, and which are gone.
 
         Those that a filter left out are saved here: they were received.
         """
         last = min(last, self.expected)
         if first >= last:
-            return np.empty(0, np.uint8)
+            return np.empty(0, np.uint8), np.empty(0, bool)
         absent, claimed = self._claimed(first, last)
         rows = np.concatenate(
             [np.empty(0, np.int64), *(rows for stream in self._streams for (rows,) in stream.take(last))]
@@ -59,59 +92,53 @@ class Holding:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
         found = parts >= self.record.parts
         self.saved += int(np.count_nonzero(found))
-        self._gone.add((np.flatnonzero((claimed == SAVED) & ~found) + first)[:, None])
         status = np.where(found, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
-        return status
+        return status, (claimed == SAVED) & ~found
 
-    def end(self) -> None:
-        """All windows were asked for: tell what is known only now."""
-        start, step = self.record.start, self.record.step
-        gone = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(self._gone)]
-        if gone:
-            words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in gone[:3]]
-            more = ", ..." if len(gone) > 3 else ""
-            self._inspection.tell(
-                f"{self.record.node}: frames {', '.join(words)}{more} are marked saved but are in no file"
-            )
+    def _reads(self) -> list[Iterator[Sequence[Rows]]]:
+        """The rows that are in files: of each sequence of files in order, piece by piece."""
+        return [self._listed(name) for name in self.files]
 
-    def _list_rows(self, names: Sequence[str]) -> int:
-        """Take the frames that tables list; the last row of them, -1 where there is none."""
+    def _last_listed(self, names: Sequence[str]) -> int:
+        """The last row of the frames that tables list, -1 where there is none."""
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
                 columns = file[f"{ENTRY}/measurement"]
-                count = min(len(item) for item in columns.values())
-                last = max(last, _last_row(columns["frame_number"], count, self.record))
-            self._streams.append(InOrder(self._listed(name, count)))
+                last = max(last, _last_row(columns["frame_number"], _shortest(columns), self.record))
         return last
 
-    def _listed(self, name: str, count: int) -> Iterator[Sequence[Rows]]:
+    def _listed(self, name: str) -> Iterator[Sequence[Rows]]:
         with self._inspection.open(name) as file:
-            numbers = file[f"{ENTRY}/measurement/frame_number"]
-            for first, last in windows(count, READ):
-                yield (rows_of(numbers[first:last], self.record.start, self.record.step),)
+            columns = file[f"{ENTRY}/measurement"]
+            for first, last in windows(_shortest(columns), READ):
+                yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
         """Status of rows if they are in no file, and as the master says."""
-        unknown = np.full(last - first, INCOMPLETE, np.uint8)
-        return unknown, unknown
+        absent = told(self.told, first, last)
+        return np.where(absent == SAVED, np.uint8(LOST), absent), np.full(last - first, INCOMPLETE, np.uint8)
 
 
 class Table(Holding):
-    """A table: the merged file, or what there is of its parts."""
-
-    is_table = True
+    """A table: the merged file, or what there is of its parts. ``rows`` are those that it has."""
 
     def __init__(self, inspection: Inspection, record: Record) -> None:
         super().__init__(inspection, record)
         table = table_file(record.name, record.node)
-        if record.role == "table":
+        self.file = table if record.role == "table" else None
+        if self.file is not None:
             self.files = [table]
+            self.unmatched = kept_unmatched(inspection, table)
         else:
             inspection.tell(f"{table} is missing: `lima2 recover` joins its parts")
             self.files = part_files(inspection.directory, record.name, record.node)
-        self.expected = max(record.selected, 1 + self._list_rows(self.files))
+        self.rows = 0
+        for name in self.files:
+            with inspection.open(name) as file:
+                self.rows += _shortest(file[f"{ENTRY}/measurement"])
+        self.expected = max(record.selected, 1 + self._last_listed(self.files))
 
 
 class Frames(Holding):
@@ -133,15 +160,25 @@ class Frames(Holding):
             self._open_master()
         if self._claims is not None:
             self.dataset, self.expected = self._master, self._claims.expected
-            self.vetoed = self._claims.vetoed or 0
-            if record.filtered and self._claims.vetoed is None:
-                inspection.tell(f"{self._master} does not tell how many frames were vetoed: they count as lost")
+            self.vetoed = self._claims.vetoed if record.filtered else 0
+            self.unmatched = kept_unmatched(inspection, self._master)
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            if record.filtered:
-                inspection.tell(f"{record.node}: only its master tells how many frames were vetoed: they count as lost")
             self.expected = max(record.selected, 1 + self._last)
-        self._streams = [InOrder(self._read(names)) for names in by_receiver(self.files)]
+
+    @property
+    def knows(self) -> bool:
+        """See `Holding`."""
+        return super().knows or (self._claims is not None and self._claims.told)
+
+    def rewind(self) -> None:
+        """See `Holding`."""
+        super().rewind()
+        if self._claims is not None:
+            self._claims.rewind()
+
+    def _reads(self) -> list[Iterator[Sequence[Rows]]]:
+        return [self._read(names) for names in by_receiver(self.files)]
 
     def _open(self, name: str) -> None:
         """How many frames a file has."""
@@ -204,6 +241,11 @@ class Frames(Holding):
 
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
         return super()._claimed(first, last) if self._claims is None else self._claims.window(first, last)
+
+
+def _shortest(columns: Any) -> int:
+    """Rows of a table that is perhaps being written."""
+    return min(len(column) for column in columns.values())
 
 
 def _last_row(numbers: Any, count: int, record: Record) -> int:

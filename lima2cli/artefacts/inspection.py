@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES
@@ -51,18 +52,29 @@ class Inspection:
     def records(self, roles: Sequence[str]) -> list[Record]:
         """One record of each node that has files of these roles, the first role preferred."""
         known: dict[str, Record] = {}
+        for record in self._records.values():
+            if record is not None and record.role in roles and (record.node not in known or record.role == roles[0]):
+                known[record.node] = record
+        return list(known.values())
+
+    @property
+    def ends(self) -> list[str]:
+        """Names of the files that the end of a run makes: masters, tables, the linking file."""
+        return [name for name, it in self._records.items() if it is None or it.role in ("master", "table")]
+
+    @cached_property
+    def _records(self) -> dict[str, Record | None]:
+        """What each HDF5 file says of itself, by name; None where it says nothing."""
+        known: dict[str, Record | None] = {}
         for name in sorted(os.listdir(self.directory)):
             if not name.endswith(".h5"):
                 continue
             try:
                 with Inspection(self.directory, False).open(name) as file:
-                    record = Record.read(file)
+                    known[name] = Record.read(file)
             except (OSError, RuntimeError, KeyError) as error:
                 self.tell(f"{name} can't be read: {error}")
-                continue
-            if record is not None and record.role in roles and (record.node not in known or record.role == roles[0]):
-                known[record.node] = record
-        return list(known.values())
+        return known
 
 
 def detector_of(file: Any) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lima2cli.artefacts.appending import VERSIONS, disk_errors
+from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import ENTRY, group, plant_root
 
@@ -13,7 +14,9 @@ CHANNEL = ("data", "frame_number", "frame_time", "frame_status", "frame_pixels")
 """What is linked of a channel, where there is such."""
 
 
-def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = ()) -> str:
+def write_links(
+    name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = (), flows: Sequence[FlowRecord] = ()
+) -> str:
     """Write ``{name}.h5``; returns its path.
 
     ``/entry_0000/<node>`` has, of a channel, ``data`` and its row by row datasets, ``plot`` (NXdata), and the whole
@@ -22,6 +25,7 @@ def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequ
     is the first channel's image, without channels the first table's curve.
 
     channels, tables   paths of masters and merged tables; links are relative to ``directory``
+    flows              accounts of all flows of the run, as far as they are known
 
     OSError where a file can't be read or written.
     """
@@ -30,6 +34,7 @@ def write_links(name: str, directory: str, channels: Sequence[str], tables: Sequ
     path = os.path.join(directory, f"{name}.h5")
     with disk_errors(path), h5py.File(f"{path}.part", "w", libver=VERSIONS) as file:
         entry = plant_root(file, name, None)
+        write_flows(entry, flows)
         measurement = group(entry, "measurement", "NXcollection")
         for target in (*channels, *tables):
             facts, link = _Facts.read(target), os.path.relpath(target, directory)

@@ -7,7 +7,6 @@ rows, window by window. Memory does not grow with the number of frames, as long 
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,24 +19,16 @@ from numpy.typing import NDArray
 from lima2cli.artefacts import mapping
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, disk_errors
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.file_names import frame_file_names, master_file
+from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.master_rows import write_flow, write_kept_rows, write_rows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
 from lima2cli.artefacts.sparse_files import whole_rows
 from lima2cli.artefacts.sparse_master import copy_rows
 from lima2cli.artefacts.status import Statuses
-from lima2cli.artefacts.tree import detector_path, plant, plant_params
+from lima2cli.artefacts.tree import ENTRY, detector_path, plant, plant_params
 from lima2cli.artefacts.virtual_dataset import MappedFile, write_virtual
-
-
-def master_file(name: str, node: str) -> str:
-    """Name of the master of a channel."""
-    return f"{name}_{node}_master.h5"
-
-
-def frame_file_names(name: str, node: str) -> re.Pattern[str]:
-    """What names of frame files look like, with groups for receiver and number."""
-    return re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_(\d{5,})\.h5")
 
 
 def frame_files(directory: str, name: str, node: str) -> list[str]:
@@ -56,14 +47,18 @@ def write_master(
     rows: int | None = None,
     statuses: Statuses | None = None,
     totals: Mapping[str, Any] | None = None,
+    flows: Sequence[FlowRecord] = (),
+    unmatched: int | None = None,
 ) -> str:
     """Write ``{name}_{node}_master.h5`` from the frame files of ``directory``; returns its path.
 
     rows      selected frames, saved or not; default: up to the last saved one
     statuses  uint8 (rows,): why a row that is in no file is not (1 lost, 2 dropped, 3 incomplete); saved but in no file
               counts as lost. Default: 3
-    totals    the flow's account (plain data), stored in ``<detector>/flow``; ``expected`` and ``vetoed`` are read by
-              the accounting
+    totals    the flow's account (plain data), stored in ``<detector>/flow``; ``expected`` and ``vetoed``, of the
+              channel, are read by the accounting
+    flows     accounts of all flows that feed the channel, as far as they are known
+    unmatched frames that were not in all inputs of the joins before it
 
     Row k is the k-th selected frame, of a filtered channel the k-th that is in files. Of partial frames what there is
     is shown; a row of which some but not all parts are in files has the status 3.
@@ -84,6 +79,7 @@ def write_master(
             plant_params(detector, channel)
             Record.of(channel, "master", start_ns=start_ns).write(master)
             write_flow(detector, channel, count, statuses, totals)
+            write_flows(master[ENTRY], flows, unmatched)
             receivers = _receivers(channel, directory, files)
             shown = count
             if channel.filtered:

@@ -69,6 +69,7 @@ def write_flow(
 ) -> None:
     """The account of the channel's flow; where the rows can't tell it, also what became of each selected frame."""
     flow = group(detector, "flow", "NXcollection")
+    flow.attrs["told"] = statuses is not None  # else rows that are in no file are so for reasons that nobody knows
     write_plain(flow, {"name": channel.flow, **(totals or {})})
     if channel.filtered or channel.places:
         chunks = (min(WINDOW, count),) if count else None

@@ -6,8 +6,8 @@ from typing import Any
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.tree import ENTRY, group
 
-SEQUENCES = ("receivers", "places")
-"""Attributes of several values."""
+SEQUENCES = ("receivers", "places", "sources")
+"""Attributes of several numbers."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Record:
     layout     of a channel: files, common, virtual; else empty
     places     of partial frames x, y, width and height of the part of each of ``receivers``, one after another
     filtered   which of the selected frames reach the channel is not known before
+    flows      all flows that feed the node, ``flow`` the first of them
+    sources    of each of these first frame, step and number of the selected frames, one after another; -1 = endless
+    window     frames of the flow that make one row, 0 = all of them
+    complete   each frame that the flow receives should be a row
     """
 
     role: str
@@ -38,11 +42,21 @@ class Record:
     layout: str = ""
     places: tuple[int, ...] = ()
     filtered: bool = False
+    flows: tuple[str, ...] = ()
+    sources: tuple[int, ...] = ()
+    window: int = 1
+    complete: bool = True
 
     @property
     def parts(self) -> int:
         """Of how many receivers' frames a whole frame is made."""
         return len(self.places) // 4 or 1
+
+    def source(self, flow: str) -> tuple[int, int, int]:
+        """First frame, step and number of the frames that a flow selects; -1 = endless."""
+        at = 3 * self.flows.index(flow)
+        start, step, selected = self.sources[at : at + 3]
+        return start, step, selected
 
     @classmethod
     def of(
@@ -51,6 +65,7 @@ class Record:
         """The record of a file of a channel."""
         rule = channel.rule
         frames = channel if isinstance(channel, Channel) else None
+        sources = channel.sources or ((rule.start, rule.step, channel.selected),)
         return cls(
             role=role,
             name=channel.name,
@@ -66,6 +81,10 @@ class Record:
             layout=frames.layout if frames else "",
             places=tuple(n for p in frames.places for n in (p.x, p.y, p.width, p.height)) if frames else (),
             filtered=bool(frames and frames.filtered),
+            flows=channel.flows or (channel.flow,),
+            sources=tuple(-1 if n is None else n for source in sources for n in source),
+            window=channel.window,
+            complete=channel.complete,
         )
 
     def write(self, file: Any) -> None:
@@ -88,5 +107,10 @@ class Record:
             if name not in attrs:
                 return None
             value = attrs[name]
-            values[name] = tuple(map(int, value)) if name in SEQUENCES else getattr(value, "item", lambda v=value: v)()
+            if name in SEQUENCES:
+                values[name] = tuple(map(int, value))
+            elif name == "flows":
+                values[name] = tuple(map(str, value))
+            else:
+                values[name] = getattr(value, "item", lambda v=value: v)()
         return cls(**values)

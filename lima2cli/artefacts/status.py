@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.rows import windows
+
 SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
 """Values of ``frame_status``."""
 
@@ -26,3 +28,11 @@ def told(statuses: Statuses | None, first: int, last: int) -> Status:
         some = statuses[first:last]
         known[: len(some)] = some
     return known
+
+
+def last_row(statuses: Statuses, count: int) -> int:
+    """Index after the last of ``count`` rows that is not missing."""
+    for first, last in reversed(list(windows(count))):
+        if len(kept := np.flatnonzero(statuses[first:last] != INCOMPLETE)):
+            return first + int(kept[-1]) + 1
+    return 0

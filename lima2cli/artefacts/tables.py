@@ -1,7 +1,6 @@
 """Tables: rows of values, one per frame. Each receiver appends to a part; the parts become one file at the end."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +10,8 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import TableChannel
+from lima2cli.artefacts.file_names import part_names, table_file
+from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ
 from lima2cli.artefacts.tree import ENTRY, group, plant_root
@@ -23,19 +24,9 @@ def part_file(channel: TableChannel, receiver: int) -> str:
     return f"{channel.name}_{channel.node}_{receiver}_rows.h5"
 
 
-def part_names(name: str, node: str) -> re.Pattern[str]:
-    """What names of parts look like."""
-    return re.compile(re.escape(f"{name}_{node}_") + r"\d+_rows\.h5")
-
-
 def part_files(directory: str, name: str, node: str) -> list[str]:
     """Names of the parts of a table."""
     return sorted(filter(part_names(name, node).fullmatch, os.listdir(directory)))
-
-
-def table_file(name: str, node: str) -> str:
-    """Name of a whole table."""
-    return f"{name}_{node}.h5"
 
 
 class TableWriter:
@@ -118,12 +109,14 @@ class TableWriter:
             )
 
 
-def merge_tables(channel: TableChannel, directory: str) -> str:
+def merge_tables(
+    channel: TableChannel, directory: str, *, flows: Sequence[FlowRecord] = (), unmatched: int | None = None
+) -> str:
     """The parts of all receivers as ``{name}_{node}.h5``, in frame order; the parts are removed. Returns its path.
 
     Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default
-    column over the frame number. Each part is in frame order, as receivers write them. Memory: some thousand values of
-    each column of each part.
+    column over the frame number. Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
+    of `write_master`. Memory: some thousand values of each column of each part.
     OSError where a file can't be read or written, or a part is not in order; then the parts stay.
     """
     import h5py
@@ -138,6 +131,7 @@ def merge_tables(channel: TableChannel, directory: str) -> str:
         file = opened.enter_context(h5py.File(f"{path}.part", "w", libver=VERSIONS))
         entry = plant_root(file, channel.name, None)
         Record.of(channel, "table").write(file)
+        write_flows(entry, flows, unmatched)
         measurement = group(entry, "measurement", "NXcollection")
         parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
         sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer

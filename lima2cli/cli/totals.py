@@ -10,14 +10,14 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     lines = [f"{summary['state']}" + (f": {summary['reason']}" if summary.get("reason") else "")]
     rows: list[tuple[str, ...]] = [("flow", "expected", "received", "lost", "dropped", "missing", "waited")]
     for name, flow in summary["flows"].items():
-        counts = [str(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
+        counts = [_count(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
         rows.append((name, *counts, f"{flow.get('waited_s', 0):.3g} s"))
     lines += ["", *table(rows)]
     lines += _receivers(summary["flows"])
     if summary["channels"]:
         rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "bytes", "file")]
         for name, channel in summary["channels"].items():
-            counts = [str(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed", "bytes")]
+            counts = [_count(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed", "bytes")]
             rows.append((name, *counts, str(channel["dataset"] or "-")))
         lines += ["", *table(rows)]
     absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
@@ -33,6 +33,11 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]
     return "\n".join(lines) + "\n"
+
+
+def _count(number: int | None) -> str:
+    """A number, or that it is not known."""
+    return "?" if number is None else str(number)
 
 
 def _receivers(flows: Mapping[str, Any]) -> list[str]:

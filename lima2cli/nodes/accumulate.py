@@ -137,7 +137,8 @@ class _Windows:
         self._window, self._held = -1, 0
         if whole is None:
             return None
-        number, time = self._first
+        _, time = self._first
+        number = np.uint64(self._rule.start)  # of the window's first frame, whether it came or not
         return Block(whole[np.newaxis], np.array([number]), np.array([time]), False)
 
     def close(self) -> None:

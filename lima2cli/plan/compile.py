@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.artefacts.channel import Channel, Source, TableChannel
 from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings
 from lima2cli.geometry import Rect
@@ -18,7 +18,7 @@ from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
 from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
-from lima2cli.plan.records import Numbering, Plan, RankRole, Step
+from lima2cli.plan.records import Gdt, Numbering, Plan, RankRole, Step
 from lima2cli.plan.skew import check_skew
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
@@ -40,7 +40,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     if findings.failed:
         return None
     record = _plain(pipeline)
-    channels = {step.name: _channel(pipeline, step, record) for step in steps if isinstance(step.node, Sink)}
+    channels = {step.name: _channel(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Sink)}
     for name, channel in channels.items():
         if (misfit := check_common(channel)) is not None:
             findings.error(misfit.rule, misfit.message, ("nodes", name, "io_hdf5", *misfit.key), help=misfit.help)
@@ -65,7 +65,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
         channels=channels,
-        tables={step.name: _table(pipeline, step) for step in steps if isinstance(step.node, Reduce)},
+        tables={step.name: _table(pipeline, step, gdts) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
         record=record,
@@ -87,7 +87,7 @@ def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] 
     )
 
 
-def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any]) -> Channel:
+def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequence[Gdt]) -> Channel:
     assert isinstance(step.node, Sink)
     spec: FrameSpec = step.before
     places: tuple[Rect, ...] = ()
@@ -98,6 +98,7 @@ def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any]) -> Chann
         node=step.name,
         flow=step.flow,
         flows=step.numbering.flows,
+        sources=_sources(step.numbering, gdts),
         places=places,
         filtered=bool(step.numbering.filters),
         dtype=spec.dtype,
@@ -138,8 +139,16 @@ def _period_at_receivers(pipeline: Pipeline, numbering: Numbering) -> float | No
     return None if period is None else period * numbering.rule.step * shared
 
 
-def _table(pipeline: Pipeline, step: Step) -> TableChannel:
+def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[Source, ...]:
+    """Which frames the flows select that feed a node."""
+    of = {gdt.flow: (gdt.rule.start, gdt.rule.step, gdt.selected) for gdt in gdts}
+    return tuple(of[flow] for flow in numbering.flows)
+
+
+def _table(pipeline: Pipeline, step: Step, gdts: Sequence[Gdt]) -> TableChannel:
     assert isinstance(step.after, TableSpec)
+    assert isinstance(step.node, Reduce)
+    came = step.numbering
     return TableChannel(
         name=pipeline.name,
         node=step.name,
@@ -152,6 +161,13 @@ def _table(pipeline: Pipeline, step: Step) -> TableChannel:
         units=dict(step.after.units),
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
+        flows=came.flows,
+        sources=_sources(came, gdts),
+        window=came.window,
+        complete=step.node.every == 1
+        and came.window == 1
+        and len(came.flows) == 1
+        and not (came.filters or came.upstream or came.unmatched),
     )
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.flow_record import FlowRecord
 from lima2cli.artefacts.progressions import ranges_of
 from lima2cli.artefacts.rows import windows
+from lima2cli.artefacts.status import last_row
 from lima2cli.geometry import Rule
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.control import Outcome
@@ -79,10 +81,14 @@ class FlowAccount:
 
     def last_row(self) -> int:
         """Index after the last frame that is not missing."""
-        for first, last in reversed(list(windows(self.expected))):
-            if len(kept := np.flatnonzero(self.statuses[first:last] != INCOMPLETE)):
-                return first + int(kept[-1]) + 1
-        return 0
+        return last_row(self.statuses, self.expected)
+
+    def record(self) -> FlowRecord:
+        """What files of the run keep of it."""
+        counts = (self.counts[LOST], self.counts[DROPPED], self.counts[INCOMPLETE])
+        return FlowRecord(
+            self.name, self.rule.start, self.rule.step, self.expected, self.received, *counts, self.statuses
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +146,7 @@ class ChannelAccount:
             return -(-self.flows[0].last_row() // self.channel.window)
         if len(self.flows) == 1:
             return self.flows[0].last_row()
-        for first, last in reversed(list(windows(self.expected))):
-            if len(kept := np.flatnonzero(self[first:last] != INCOMPLETE)):
-                return first + int(kept[-1]) + 1
-        return 0
+        return last_row(self, self.expected)
 
 
 def channel_account(plan: Plan, channel: Channel, flows: Mapping[str, FlowAccount], outcome: Outcome) -> ChannelAccount:
@@ -199,7 +202,7 @@ def flow_accounts(plan: Plan, outcome: Outcome) -> dict[str, FlowAccount]:
 def _joined(flow: str, parts: Sequence["FlowAccount"]) -> "FlowAccount":
     """Of a flow whose receivers hold parts of frames: a frame was received where all its parts were."""
     if len(parts) == 1:
-        return parts[0]
+        return replace(parts[0], name=flow)
     whole = replace(
         parts[0],
         name=flow,

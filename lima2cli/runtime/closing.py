@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.common_file import complete_common
-from lima2cli.artefacts.counts import saved_frames, table_rows
+from lima2cli.artefacts.counts import saved_frames, table_rows, tells
+from lima2cli.artefacts.file_names import master_file
+from lima2cli.artefacts.flow_record import FlowRecord, expected_rows, kept_flows
+from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.links import write_links
-from lima2cli.artefacts.master import frame_files, master_file, write_master
+from lima2cli.artefacts.master import frame_files, write_master
+from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.recover import level, reopenable
+from lima2cli.artefacts.status import last_row
 from lima2cli.artefacts.tables import merge_tables
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
@@ -44,7 +50,13 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
     held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
-    _write_ends(plan, held, directory, problems)
+    flows = {name: account.record() for name, account in accounts.items()}
+    beside = {name: _unmatched(account.unmatched, account.channel.unmatched, outcome) for name, account in held.items()}
+    beside |= {
+        name: _unmatched(given_up(it.rule, it.unmatched, outcome), it.unmatched, outcome)
+        for name, it in plan.tables.items()
+    }
+    _write_ends(plan, held, flows, beside, directory, problems)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":
@@ -72,35 +84,62 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     write_summary(Path(directory), summary)
 
 
-def _write_ends(plan: Plan, accounts: Mapping[str, ChannelAccount] | None, directory: str, problems: list[str]) -> None:
+def _write_ends(
+    plan: Plan,
+    accounts: Mapping[str, ChannelAccount] | None,
+    flows: Mapping[str, FlowRecord],
+    beside: Mapping[str, Mapping[str, int]],
+    directory: str,
+    problems: list[str],
+) -> None:
     """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
 
-    Without accounts (nobody is left to give them) the masters end with the last saved frame.
+    Without accounts (nobody is left to give them) masters say what the ``flows`` say, if these are known; else they
+    end with the last saved frame, and those that tell more are left as they are. ``beside`` are the counts of unmatched
+    frames of each node behind joins.
     """
     folder = Path(directory)
     for name, channel in plan.channels.items():
         write = complete_common if channel.layout == "common" else write_master
+        own: dict[str, Any] = {"flows": _known(channel, flows), **beside.get(name, {})}
         try:
+            if accounts is None and tells(str(folder / master_file(plan.name, name))):
+                continue
             if accounts is None:
-                expected = {} if channel.selected is None else {"expected": channel.selected}
-                write(channel, directory, totals=expected)
+                write(channel, directory, **own, **_rebuilt(channel, flows))
             else:
                 account = accounts[name]
                 totals = _totals(account.flows[0]) | {"expected": account.expected, "vetoed": account.vetoed}
-                write(channel, directory, rows=account.rows(), statuses=account, totals=totals)
+                write(channel, directory, rows=account.rows(), statuses=account, totals=totals, **own)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
         try:
-            merge_tables(table, directory)
+            merge_tables(table, directory, flows=_known(table, flows), **beside.get(name, {}))
         except (OSError, ValueError) as error:
             problems.append(f"table of {name}: {error}")
     try:
         masters = [str(path) for name in plan.channels if (path := folder / master_file(plan.name, name)).exists()]
         tables = [str(folder / file) for name in plan.tables if (file := _table_file(plan, name, folder))]
-        write_links(plan.name, directory, masters, tables)
+        write_links(plan.name, directory, masters, tables, list(flows.values()))
     except (OSError, ValueError) as error:
         problems.append(f"{plan.name}.h5: {error}")
+
+
+def _known(channel: Channel | TableChannel, flows: Mapping[str, FlowRecord]) -> list[FlowRecord]:
+    """Of the flows that feed a node those of which accounts are known."""
+    return [flows[name] for name in channel.flows or (channel.flow,) if name in flows]
+
+
+def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any]:
+    """What a master that is made without the ranks' reports says of its rows; see `write_master`."""
+    expected = expected_rows(Record.of(channel, "master"), flows)
+    if expected is None:
+        return {"totals": {} if channel.selected is None else {"expected": channel.selected}}
+    if not channel.complete:
+        return {"totals": {"expected": expected}}
+    flow = flows[channel.flow]
+    return {"totals": {"expected": expected}, "rows": last_row(flow, flow.expected), "statuses": flow}
 
 
 def _totals(account: FlowAccount) -> dict[str, int]:
@@ -134,8 +173,9 @@ def _channel(
 ) -> dict[str, Any]:
     """What is saved is what the files hold; that they hold less than was written to them is a problem."""
     folder, master = Path(directory), master_file(plan.name, name)
-    parts = bool(account.channel.places)
-    saved = _held(saved_frames, folder / master, name, outcome, problems, parts=parts)
+    # receivers of parts need not have the same frames: of so many it is not sure that all parts were written
+    unsure = (account.channel.parts - 1) * (account.expected - account.vetoed)
+    saved = _held(saved_frames, folder / master, name, outcome, problems, unsure)
     dropped = account.count_dropped()
     files = frame_files(directory, plan.name, name)
     if account.channel.layout == "common" and (folder / master).exists():
@@ -170,11 +210,11 @@ def _unmatched(rows: RowRanges, joins: Sequence[str], outcome: Outcome) -> dict[
 
 
 def _held(
-    count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], *, parts: bool = False
+    count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], unsure: int = 0
 ) -> int:
-    """Frames or rows that a node's file shows; 0 where there is none. ``parts``: of what receivers wrote parts of."""
-    counts = [report.saved.get(node, 0) for report in outcome.receivers.values() if node in report.saved]
-    written = min(counts, default=0) if parts else sum(counts)
+    """Frames or rows that a node's file shows; 0 where there is none. ``unsure``: how many fewer than receivers have
+    written these may be."""
+    written = sum(report.saved.get(node, 0) for report in outcome.receivers.values()) - unsure
     try:
         held = count(str(path)) if path.exists() else 0
     except OSError as error:
@@ -275,7 +315,7 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
     Frames that are in no file count as missing: nobody is left to tell what became of them.
     """
     problems = reopen_files(directory)
-    _write_ends(plan, None, str(directory), problems)
+    _write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
     found = inspect_run(str(directory))
     flows = {gdt.flow: found["flows"].get(gdt.flow) or _unknown(gdt) for gdt in plan.gdts}
     channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
@@ -288,14 +328,26 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
         "frames": plan.frames,
         "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},
         "channels": channels,
-        "tables": {name: {"rows": None, "file": _table_file(plan, name, directory)} for name in plan.tables},
+        "tables": {name: found["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
         "seconds": None,
         "rates": {},
         "resources": {},
         "problems": problems + found["problems"],
+        "warnings": found["warnings"],
     }
     write_summary(directory, summary)
     return summary
+
+
+def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Write again the masters, tables and linking file that are gone of a run that ended in order; problems as
+    sentences. Its summary stays as it is."""
+    problems = reopen_files(directory)
+    flows = kept_flows(Inspection(str(directory), False))
+    nodes = summary["channels"] | summary["tables"]
+    beside = {name: {"unmatched": it["unmatched"]} for name, it in nodes.items() if "unmatched" in it}
+    _write_ends(plan, None, flows, beside, str(directory), problems)
+    return problems
 
 
 def reopen_files(directory: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import close_broken, read_summary
+from lima2cli.runtime.closing import close_broken, read_summary, write_missing
 from lima2cli.runtime.origin import PLAN_FILE, Origin
 
 REASON = "the run was broken off; its files were recovered"
@@ -22,13 +22,25 @@ def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
 
 
 def whole(directory: Path) -> dict[str, Any] | None:
-    """The summary of a run that needs no recovery: it ended in order."""
+    """The summary of a run that needs no recovery: it ended in order, and what its end made is there."""
+    summary = _orderly(directory)
+    if summary is None:
+        return None
+    channels = [item["dataset"].partition("::")[0] for item in summary["channels"].values() if item["dataset"]]
+    ends = [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
+    return summary if all((directory / name).exists() for name in ends if name) else None
+
+
+def _orderly(directory: Path) -> dict[str, Any] | None:
+    """The summary of a run that ended in order: only its ranks know how long it took."""
     summary = read_summary(directory)
     return summary if summary is not None and summary.get("seconds") is not None else None
 
 
 def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Make the files readable, rebuild masters, tables and the linking file, and write the summary.
+
+    The summary of a run that ended in order stays: it knows more than the files. `problems` then are those of now.
 
     figures   of the plan when the run began. `RunFailed` where ``plan`` is another: then nothing is touched.
     """
@@ -39,5 +51,8 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
             f"the pipeline of {directory} compiles to something else today ({', '.join(changed)}); "
             "have the files that it reads changed?"
         )
+    ended = _orderly(directory)
+    if ended is not None:
+        return ended | {"problems": write_missing(plan, directory, ended)}
     before = read_summary(directory) or {}
     return close_broken(plan, directory, before.get("reason") or REASON, before.get("state") or "failed")

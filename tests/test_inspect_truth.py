@@ -1,0 +1,197 @@
+"""`inspect` and `recover` tell, from the files alone, what the summary of the run tells: for every kind of pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import EXAMPLES, Ran, lima2, run
+
+FLOW = ("expected", "received", "lost", "dropped", "missing", "missing_frames")
+CHANNEL = ("expected", "saved", "vetoed", "dropped", "lost", "unmatched", "dataset", "files", "bytes")
+TABLE = ("rows", "unmatched", "file")
+
+HEAD = """
+lima2: 1
+detector:
+  remu:
+    image: {width: 16, height: 12}
+    datasets: {A: {dtype: uint16}, B: {dtype: uint16}}
+    modules: {columns: 2, rows: 1, width: 8, height: 12}
+    scene: {counter: {}}
+    faults: {seed: 3, dropped: {rate: 0.1}, failed: {rate: 0.1}}
+acquisition: {frames: 60}
+receivers: 2
+"""
+ONESHOT = "rules: {cycle: oneshot}, events: {group: 1, end: true}, buffers: {frames: 20}"
+ALL = "rois: {all: {rect: {x: 0, y: 0, width: 16, height: 12}}}"
+HALF = "rois: {all: {rect: {x: 0, y: 0, width: 8, height: 12}}}"
+
+SMALL = {
+    "saved": "nodes: {save: {input: A, io_hdf5: {frames_per_file: 7}}, log: {input: A, checkpoint: {}}}",
+    "only_tables": f"nodes: {{log: {{input: A, checkpoint: {{every: 10}}}}, c: {{input: A, roi_counters: {{{ALL}}}}}}}",
+    "one_table_of_few": "nodes: {log: {input: A, checkpoint: {every: 10}}}",
+    "summed": """
+flows: {F: {dataset: A, rules: {blocks_per_group: 4}}}
+nodes: {sum: {input: F, accumulate: {frames: 4}}, save: {input: sum, io_hdf5: {}}}""",
+    "summed_unevenly_and_saved": f"""
+receivers: 1
+nodes:
+  sum: {{input: A, accumulate: {{frames: 7}}}}
+  save: {{input: sum, io_hdf5: {{}}}}
+  c: {{input: sum, roi_counters: {{{ALL}}}}}
+  raw: {{input: A, io_hdf5: {{}}}}""",
+    "summed_whole": """
+receivers: 1
+nodes: {sum: {input: A, accumulate: {frames: 0}}, save: {input: sum, io_hdf5: {}}}""",
+    "joined": """
+flows: {F: {dataset: A, rules: {blocks_per_group: 2}}, G: {dataset: B, slices: {start: 0, step: 2}}}
+nodes:
+  j: {inputs: {a: F, b: G}, expression: {expr: a - b, dtype: int32}}
+  save: {input: j, io_hdf5: {}}
+  log: {input: j, checkpoint: {}}""",
+    "filtered": f"""
+nodes:
+  c: {{input: A, roi_counters: {{{ALL}}}}}
+  f: {{input: A, filter: {{keep: c.all_max > 40000, every: 9}}}}
+  save: {{input: f, io_hdf5: {{}}}}
+  sparse: {{input: f, sparsify: {{above: 40000}}}}
+  peaks: {{input: sparse, io_hdf5: {{}}}}""",
+    "only_filtered": """
+nodes:
+  log: {input: A, checkpoint: {}}
+  f: {input: A, filter: {keep: log.latency < -1, every: 9}}
+  save: {input: f, io_hdf5: {}}""",
+    "parts": f"""
+flows: {{F: {{dataset: A, dispatch: modules}}}}
+nodes:
+  c: {{input: F, roi_counters: {{{HALF}}}}}
+  raw: {{input: F, io_hdf5: {{layout: virtual}}}}
+  f: {{input: F, filter: {{keep: c.all_max > 40000}}}}
+  some: {{input: f, io_hdf5: {{layout: virtual}}}}
+  full: {{input: F, reconstruction: {{strategy: gather}}}}
+  save: {{input: full, io_hdf5: {{}}}}""",
+    "common": "nodes: {save: {input: A, io_hdf5: {layout: common}}}",
+    "common_sums": """
+flows: {F: {dataset: A, rules: {blocks_per_group: 5}}}
+nodes: {sum: {input: F, accumulate: {frames: 5}}, save: {input: sum, io_hdf5: {layout: common}}}""",
+    "full_oneshot": f"""
+flows: {{F: {{dataset: A, {ONESHOT}}}, G: {{dataset: B, {ONESHOT}}}}}
+nodes:
+  save: {{input: F, io_hdf5: {{}}}}
+  sum: {{input: G, accumulate: {{frames: 1}}}}
+  log: {{input: sum, checkpoint: {{every: 3}}}}""",
+    "unread": """
+flows: {F: {dataset: A}, G: {dataset: B, slices: {step: 3}}}
+nodes: {save: {input: F, io_hdf5: {}}}""",
+    "dropped_by_a_function": """
+nodes:
+  p: {input: A, python: {function: user.py:threes, on_error: drop}}
+  j: {inputs: {a: p, b: A}, expression: {expr: a + b, dtype: uint32}}
+  save: {input: p, io_hdf5: {}}
+  both: {input: j, io_hdf5: {}}
+  c: {input: j, checkpoint: {}}""",
+}
+
+FUNCTION = """
+def threes(frames, numbers):
+    if (numbers % 10 == 3).any():
+        raise ValueError("no threes")
+    return frames
+"""
+
+OVERRUN = """
+lima2: 1
+detector: {remu: {image: {width: 64, height: 64}, datasets: {A: {dtype: uint16}}, scene: {gradient: {}}}}
+acquisition: {frames: 400, rate: 4 kHz}
+flows: {F: {dataset: A, overrun: continue, buffers: {frames: 4}, dispatch: frames}}
+nodes:
+  slow: {input: F, python: {function: user.py:slow}}
+  save: {input: slow, io_hdf5: {}}
+  sum: {input: slow, accumulate: {frames: 3}}
+  sums: {input: sum, io_hdf5: {}}
+"""
+
+SLOW = """
+import time
+
+def slow(frames, numbers):
+    time.sleep(0.002)
+    return frames
+"""
+
+LIVE = ("jungfrau", "rt_align")
+"""Examples that take packets from a socket for seconds, or start a program, which needs MPI."""
+
+
+def _told(told: dict[str, Any], *, known: bool = False) -> dict[str, Any]:
+    """What is compared of an accounting; ``known``: without what is not known."""
+    return {
+        f"{kind} {name} {key}": item[key]
+        for kind, keys in (("flows", FLOW), ("channels", CHANNEL), ("tables", TABLE))
+        for name, item in told[kind].items()
+        for key in keys
+        if key in item and not (known and item[key] is None)
+    }
+
+
+def _inspect(ran: Ran, *options: str) -> dict[str, Any]:
+    done = lima2("inspect", "--format", "json", *options, str(ran.directory), cwd=ran.directory)
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert "--verify" not in options or done.returncode == 0, found["problems"]
+    return found
+
+
+def _check(ran: Ran) -> None:
+    """The files tell the same as the summary; without masters, or without anything that the end made, nothing else."""
+    summary = ran.summary
+    want = _told(summary)
+    found = _inspect(ran, "--verify")
+    assert _told(found) == want
+    assert found["problems"] == found["warnings"] == []
+    # masters are gone, the run's account is in other files
+    common = {name for name, item in summary["channels"].items() if item["files"] and "_master" in item["files"][0]}
+    for path in ran.directory.glob("*_master.h5"):
+        if not any(path.name.endswith(f"_{name}_master.h5") for name in common):
+            path.unlink()
+    for name, item in summary["flows"].items():
+        assert _inspect(ran)["flows"][name] == {key: item[key] for key in FLOW}
+    _agrees(_inspect(ran), summary, but=("dataset",))
+    done = lima2("recover", str(ran.directory), cwd=ran.directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _told(ran.summary) == want
+    found = _inspect(ran, "--verify")
+    _agrees(found, summary)
+    assert {name: item["dataset"] for name, item in found["channels"].items()} == {
+        name: item["dataset"] for name, item in summary["channels"].items()
+    }
+
+
+def _agrees(found: dict[str, Any], summary: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+    """What is told is as in the summary, or said to be unknown."""
+    want = _told(summary)
+    differs = {key: (value, want[key]) for key, value in _told(found, known=True).items() if value != want[key]}
+    assert {key: pair for key, pair in differs.items() if not key.endswith(but or "\0")} == {}
+    unknown = [key for key, value in _told(found).items() if value is None and not key.endswith(but or "\0")]
+    assert all(any(key.split()[1] == it.split(":")[0] for it in found["warnings"]) for key in unknown)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.yaml") if path.stem not in LIVE))
+def test_examples(name: str, tmp_path: Path) -> None:
+    done = lima2(
+        "run", str(EXAMPLES / f"{name}.yaml"), "--transport", "inline", "--set", "acquisition.frames=40", cwd=tmp_path
+    )
+    ran = Ran(done.returncode, done.stdout + done.stderr, (tmp_path / "runs" / "latest").resolve())
+    assert ran.code in (0, 11), ran.output
+    _check(ran)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_pipelines_of_a_detector_that_fails(name: str, tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(FUNCTION)
+    head = HEAD.replace("receivers: 2\n", "") if "receivers" in SMALL[name] else HEAD
+    ran = run(head + SMALL[name], tmp_path, "inline", name=name)
+    assert ran.code in (0, 11), ran.output
+    assert all(flow["received"] < flow["expected"] for flow in ran.summary["flows"].values())
+    _check(ran)
