@@ -120,13 +120,13 @@ def _kernels(measured: Mapping[str, Any]) -> list[Row]:
 
 
 def _ranks(summary: Mapping[str, Any]) -> list[Row]:
-    """What each rank has used of a core; detector ranks: how long they were sending, and blocked in Flush."""
-    rows: list[Row] = [("ranks", "CPU", "sending", "in Flush", "late by")]
-    detectors, seconds = summary["resources"]["detectors"], summary["seconds"]
-    for rank in summary["resources"]["ranks"]:
-        its = detectors.get(str(rank["rank"]))
-        sent = ("-", "-", "-")
-        if its is not None:
-            sent = (f"{its['put_s'] / seconds:.0%}", f"{its['flush_s'] / seconds:.0%}", time_text(its["behind_s"]))
-        rows.append((f"{rank['rank']} {rank['role']}", f"{rank['cpu_s'] / seconds:.0%}", *sent))
+    """What ranks have used of a core, and for how long they were busy: detector ranks with sending."""
+    rows: list[Row] = [("ranks", "CPU", "busy", "in Flush", "late by")]
+    measured, seconds = summary["resources"], summary["seconds"]
+    for rank, its in measured["detectors"].items():
+        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "put_s", "flush_s"))
+        rows.append((f"{rank} detector", *shares, time_text(its["behind_s"])))
+    for name, its in measured["receivers"].items():
+        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "busy_s"))
+        rows.append((f"{its['rank']} {name}", *shares, "-", "-"))
     return rows

@@ -86,7 +86,8 @@ def simulate(
         notes = _notes(checked, rate, wanted)
         for note in () if as_json else notes:
             typer.echo(f"note: {note}", err=True)
-        shown = Progress.NONE if format is SimulateFormat.JSON and progress is Progress.AUTO else progress
+        quiet = progress is Progress.AUTO and (find_max_rate or format is SimulateFormat.JSON)
+        shown = Progress.NONE if quiet else progress
         simulator = Simulator(checked, origin, transport.value, keep or output is not None, ProgressPrinter(shown))
         gc.enable()
         found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)

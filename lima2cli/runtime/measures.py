@@ -16,7 +16,9 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {
         "receivers": {
             plan.receivers[number]: {
+                "rank": plan.rank_of_receiver(number),
                 "busy_s": report.measured.busy_s,
+                "cpu_s": report.measured.cpu_s,
                 "frames": _frames_of_detector(plan, report),
                 "kernels": _kernels(plan, report.measured.spent),
             }
@@ -29,6 +31,7 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
             str(rank): {
                 "put_s": source.put_s,
                 "flush_s": source.flush_s,
+                "cpu_s": source.cpu_s,
                 "behind_s": None if plan.period_s is None else source.behind * plan.period_s,
             }
             for rank, source in sorted(outcome.sources.items())

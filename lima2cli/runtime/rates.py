@@ -63,7 +63,9 @@ def next_rate(probes: Sequence[Probe], first: float) -> float | None:
         return min(0.9 * guess, high / 1.5)
     if high / low <= CLOSE:
         return None
-    return 0.95 * guess if low * 1.5 < 0.95 * guess < high / 1.5 else math.sqrt(low * high)
+    middle = math.sqrt(low * high)
+    trusted = len(probes) % 2 == 0  # each other time only: what was measured may be far off
+    return min(middle, max(1.2 * low, 1.1 * guess)) if trusted and high > 1.5 * low else middle
 
 
 def bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:

@@ -95,7 +95,8 @@ class Simulator:
 def _broken(summary: Mapping[str, Any], plan: Plan) -> Verdict:
     """Ranks died, and nobody is left to tell what they have measured."""
     asked = None if plan.period_s is None else 1 / plan.period_s
-    return Verdict(None, f"the run failed: {summary['reason']}", asked, None, None, None, 0, None, None, None)
+    reason = "the simulation was stopped" if summary["state"] == "stopped" else f"the run failed: {summary['reason']}"
+    return Verdict(None, reason, asked, None, None, None, 0, None, None, None)
 
 
 def find_max_rate(

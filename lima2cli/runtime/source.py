@@ -75,7 +75,7 @@ class DetectorRank:
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
         self._number = self._put_ns = self._flush_ns = self._told_ns = self._first_ns = self._last_ns = 0
-        self._behind = 0
+        self._behind, self._cpu_s = 0, 0.0
         self._warned: set[str] = set()
 
     def prepare(self) -> None:
@@ -144,6 +144,7 @@ class DetectorRank:
         self._number, self._frames = start.number, self._program.acquisition.frames
         self._acquired = self._next = self._behind = 0
         self._put_ns = self._flush_ns = self._first_ns = self._last_ns = 0
+        self._cpu_s = usage().cpu_s
         self._paused = self._reported = False
         for cursor in self._cursors:
             cursor.begin(start.number)
@@ -287,8 +288,9 @@ class DetectorRank:
             usage(),
             self._flush_ns * 1e-9,
             self._behind,
-            first_ns=self._first_ns,
-            last_ns=self._last_ns,
+            usage().cpu_s - self._cpu_s,
+            self._first_ns,
+            self._last_ns,
         )
         self._port.send(0, (messages.DONE, report))
         self._reported = True
