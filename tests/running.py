@@ -25,7 +25,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
 
 needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="MPI is not installed")
 
-TRANSPORTS = ["inline", pytest.param("mpi", marks=[pytest.mark.mpi, needs_mpi])]
+
+def mpi(*values: Any) -> Any:
+    """Parameters of a test that runs on MPI, ``values`` and the transport. A run costs a second or two: one such case
+    is enough where the others differ in what each process does by itself."""
+    return pytest.param(*values, "mpi", marks=[pytest.mark.mpi, needs_mpi])
+
+
+TRANSPORTS = ["inline", mpi()]
 
 
 @dataclass(frozen=True)

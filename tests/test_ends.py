@@ -17,9 +17,9 @@ from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.artefacts.mapping import Mapping, pieces
 from lima2cli.artefacts.mapping import rows as regular_rows
 from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
 from lima2cli.artefacts.progressions import Progressions, range_list, ranges, ranges_of
 from lima2cli.artefacts.sources import Selection
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
 from lima2cli.artefacts.tables import TableWriter, merge_tables
 from lima2cli.runtime.visits import Statuses, Visits
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, make_rule, make_table, write_all

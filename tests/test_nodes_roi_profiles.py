@@ -19,7 +19,7 @@ from lima2cli.spec import Array, FrameSpec
 from tests.artefacts_samples import make_rule, make_table
 from tests.compiling import compiled
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
-from tests.running import EXAMPLES, TRANSPORTS, counter, lima2, run
+from tests.running import EXAMPLES, counter, lima2, mpi, run
 from tests.test_nodes_roi_counters import ALL, oracle
 
 NONE = MemoryFiles()
@@ -218,9 +218,8 @@ def test_vectors_of_several_receivers_become_one_table(tmp_path: Path, receivers
         np.testing.assert_array_equal(measurement["a_max"][()], (numbers[:, None] * 1000 + columns) % 65536)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("receivers", [1, 3])
-def test_profiles_of_a_run(transport: str, receivers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("receivers", "transport"), [(1, "inline"), (3, "inline"), mpi(3)])
+def test_profiles_of_a_run(receivers: int, transport: str, tmp_path: Path) -> None:
     ran = run(
         f"""
 lima2: 1

@@ -53,14 +53,13 @@ def check(ran: Ran, passes: Any, every: int = 0) -> Any:
     return frames
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_frames_that_satisfy_pass(transport: str, tmp_path: Path) -> None:
+def test_frames_that_satisfy_pass(tmp_path: Path) -> None:
     nodes = (
         "nodes:\n  some: {input: data, filter: {keep: counters.left_sum > counters.right_sum, every: 20}}\n"
         + COUNTERS
         + "  save: {input: some, io_hdf5: {}}\n"
     )
-    ran = run(START + nodes, tmp_path, transport)
+    ran = run(START + nodes, tmp_path, "inline")
     frames = check(ran, lambda c: c["left_sum"] > c["right_sum"], 20)
     counters = rows(ran, "counters")
     among = np.isin(counters["frame_number"], ran.saved("save")[1])

@@ -28,8 +28,7 @@ def frames_of(path: Path, dataset: str = "/entry/data/data") -> np.ndarray:  # t
     return whole
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_tomography_corrected_as_numpy_does(transport: str, data_dir: Path, tmp_path: Path) -> None:
+def test_tomography_corrected_as_numpy_does(data_dir: Path, tmp_path: Path) -> None:
     path = stack(data_dir, "tomo_pco_raw_dark_flat.h5")
     mask = np.zeros((135, 160), np.uint8)
     mask[20:25, 30:40] = 1
@@ -48,7 +47,7 @@ nodes:
   counters: {{input: good, roi_counters: {{rois: {{all: {{rect: {{x: 0, y: 0, width: 160, height: 135}}}}}}}}}}
 """,
         tmp_path,
-        transport,
+        "inline",
     )
     assert ran.code == 0, ran.output
     raw = frames_of(path)
@@ -140,8 +139,7 @@ def check_readers(ran: Ran, name: str, frames: np.ndarray) -> None:  # type: ign
     np.testing.assert_array_equal(signal[7].nxdata, frames[7])
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_the_shortest_pipeline(transport: str, data_dir: Path, tmp_path: Path) -> None:
+def test_the_shortest_pipeline(data_dir: Path, tmp_path: Path) -> None:
     path = stack(data_dir, "pco_edge_id03_dfxm_long_stack.h5")
     ran = run(
         f"""lima2: 1
@@ -149,7 +147,7 @@ detector: {{replay: {{file: "{path}{STACK}"}}}}
 nodes: {{save: {{input: data, io_hdf5: {{}}}}}}
 """,
         tmp_path,
-        transport,
+        "inline",
     )
     assert ran.code == 0, ran.output
     saved, numbers, status = ran.saved("save")

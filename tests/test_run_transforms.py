@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from lima2cli.geometry import Rect
-from tests.running import TRANSPORTS, counter, lima2, needs_mpi, run
+from tests.running import TRANSPORTS, counter, lima2, mpi, needs_mpi, run
 
 DETECTOR = "detector: {remu: {image: {width: 16, height: 12}, datasets: {D: {dtype: uint16}}, scene: {counter: {}}}}"
 SOURCE = Rect(0, 0, 16, 12)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("receivers", [1, 2])
-def test_accumulated_frames(transport: str, receivers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("receivers", "transport"), [(1, "inline"), (2, "inline"), mpi(2)])
+def test_accumulated_frames(receivers: int, transport: str, tmp_path: Path) -> None:
     ran = run(
         f"""
 lima2: 1
@@ -98,20 +97,18 @@ nodes:
 """
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_function_of_the_users(transport: str, tmp_path: Path) -> None:
+def test_a_function_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(CODE)
-    ran = run(pipeline("drop").replace("picky", "negative"), tmp_path, transport)
+    ran = run(pipeline("drop").replace("picky", "negative"), tmp_path, "inline")
     assert ran.code == 0, ran.output
     saved, found, _ = ran.saved("save")
     np.testing.assert_array_equal(saved, 65535 - counter(found, SOURCE, 16))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_frames_that_a_function_gives_up_are_counted(transport: str, tmp_path: Path) -> None:
+def test_frames_that_a_function_gives_up_are_counted(tmp_path: Path) -> None:
     """Batches may hold several frames: what goes with a three goes, too, and all of it is told."""
     (tmp_path / "user.py").write_text(CODE)
-    ran = run(pipeline("drop"), tmp_path, transport)
+    ran = run(pipeline("drop"), tmp_path, "inline")
     assert ran.code == 0, ran.output
     saved, found, status = ran.saved("save")
     gone = found[status == 2]

@@ -33,7 +33,7 @@ from lima2cli.view import View
 from tests.artefacts_samples import START_NS, detector_group, make_channel
 from tests.compiling import compiled
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
-from tests.running import EXAMPLES, TRANSPORTS, Ran, counter, lima2, run
+from tests.running import EXAMPLES, Ran, counter, lima2, mpi, run
 
 assert hdf5plugin  # registers the filters for h5py
 
@@ -405,9 +405,8 @@ def dense(ran: Ran, node: str, height: int, width: int) -> tuple[Array, Array]:
     return images.reshape(-1, height, width), numbers
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("receivers", [1, 3])
-def test_sparse_frames_of_a_run(transport: str, receivers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("receivers", "transport"), [(1, "inline"), (3, "inline"), mpi(3)])
+def test_sparse_frames_of_a_run(receivers: int, transport: str, tmp_path: Path) -> None:
     ran = run(
         f"""
 lima2: 1

@@ -141,6 +141,9 @@ class Ranks:
 
     def gone(self) -> None:
         """Wait for the end of all ranks, which may come after that of mpiexec; help where it doesn't come."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # what had ended before it was asked to
+            self._process.stdin.close()
         deadline = time.monotonic() + LAST_WORDS_S
         while self._alive() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -183,8 +186,9 @@ def run_with_mpiexec(
             ranks.stop()
         patience = threading.Timer(START_UP_S, ranks.give_up)
         patience.start()
-        for line in process.stdout:
-            _pass_on(line, emit, ranks, log)
+        with process.stdout:
+            for line in process.stdout:
+                _pass_on(line, emit, ranks, log)
         code = process.wait()
         patience.cancel()
         ranks.gone()
