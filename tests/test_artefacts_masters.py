@@ -151,6 +151,30 @@ def test_a_lost_row_costs_one_piece() -> None:
     assert len(pieces(wanted)) == 4
 
 
+def test_many_irregular_losses_are_few_mappings(tmp_path: Path) -> None:
+    channel = make_channel(height=2, width=3, selected=6000, receivers=(0, 1), frames_per_chunk=500)
+    kept = np.flatnonzero(np.random.default_rng(1).random(6000) < 0.7)
+    for receiver in (0, 1):
+        write_all(channel, str(tmp_path), kept[kept % 2 == receiver], receiver)
+    statuses = np.ones(6000, np.uint8)
+    statuses[kept] = 0
+    path = write_master(channel, str(tmp_path), rows=6000, statuses=statuses, totals={"expected": 6000})
+    want = make_block(channel, range(6000)).frames
+    want[statuses != 0] = 7
+    with h5py.File(path) as file:
+        data = detector_group(file)["data"]
+        assert len(data.virtual_sources()) < 100
+        np.testing.assert_array_equal(data[()], want)
+        np.testing.assert_array_equal(data[2345], want[2345])
+    assert inspect_run(str(tmp_path))["problems"] == []
+    with h5py.File(tmp_path / "maze_save_0_00000.h5", "r+") as file:
+        numbers = detector_group(file)["frame_number"]
+        numbers[100:102] = numbers[100:102][::-1]
+    assert inspect_run(str(tmp_path))["problems"] == [
+        "maze_save_0_00000.h5: its frame numbers are not those that maze_save_master.h5 shows"
+    ]
+
+
 def test_a_million_rows(tmp_path: Path) -> None:
     channel = make_channel(height=1, width=2, selected=1_000_000, receivers=(0, 1), frames_per_chunk=50_000)
     for receiver in (0, 1):

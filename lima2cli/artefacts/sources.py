@@ -19,13 +19,6 @@ class Selection:
     count: int
     block: int
 
-    @classmethod
-    def of(cls, space: Any) -> "Selection":
-        """The rows that a regular selection of an HDF5 dataspace takes."""
-        if space.get_select_type() == 3 or not space.is_regular_hyperslab():  # H5S_SEL_ALL
-            return cls(0, space.shape[0], 1, space.shape[0])
-        return cls(*(int(axis[0]) for axis in space.get_regular_hyperslab()))
-
     def __len__(self) -> int:
         return self.count * self.block
 
@@ -47,13 +40,56 @@ class Selection:
         return self.start + (self.count - 1) * self.stride + self.block - 1 if len(self) else self.start - 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Rows of several runs, in this order: the first row of each, (n,), and how many rows end with it, (n,)."""
+
+    starts: Rows
+    ends: Rows
+
+    @property
+    def start(self) -> int:
+        """The first row."""
+        return int(self.starts[0])
+
+    @property
+    def last(self) -> int:
+        """The last row."""
+        return int(self.starts[-1] + np.diff(self.ends, prepend=0)[-1]) - 1
+
+    def at(self, order: Rows) -> Rows:
+        """The rows at places ``order`` of the selection."""
+        run = np.searchsorted(self.ends, order, "right")
+        rows: Rows = self.starts[run] + order - np.concatenate(([0], self.ends))[run]
+        return rows
+
+    def below(self, row: int) -> int:
+        """How many selected rows come before a row."""
+        runs = int(np.searchsorted(self.starts, row))
+        if not runs:
+            return 0
+        before = int(self.ends[runs - 2]) if runs > 1 else 0
+        return min(before + row - int(self.starts[runs - 1]), int(self.ends[runs - 1]))
+
+
+def _selection(space: Any) -> Selection | Runs:
+    """The rows that a selection of an HDF5 dataspace takes: the same columns and lines of each."""
+    if space.get_select_type() == 3:  # H5S_SEL_ALL
+        return Selection(0, space.shape[0], 1, space.shape[0])
+    if space.is_regular_hyperslab():
+        return Selection(*(int(axis[0]) for axis in space.get_regular_hyperslab()))
+    blocks = space.get_select_hyper_blocklist().astype(np.int64)
+    first, last = np.sort(blocks[:, 0, 0]), np.sort(blocks[:, 1, 0])
+    return Runs(first, np.cumsum(last - first + 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Rows of a file and the rows of the virtual dataset that show them."""
 
     name: str
-    origin: Selection
-    target: Selection
+    origin: Selection | Runs
+    target: Selection | Runs
 
 
 class Sources:
@@ -61,7 +97,7 @@ class Sources:
 
     def __init__(self, dataset: Any) -> None:
         self.all = [
-            Source(source.file_name.replace("%%", "%"), Selection.of(source.src_space), Selection.of(source.vspace))
+            Source(source.file_name.replace("%%", "%"), _selection(source.src_space), _selection(source.vspace))
             for source in (dataset.virtual_sources() if dataset.is_virtual else ())
         ]
         self._targets = _extents([source.target for source in self.all])
@@ -87,7 +123,7 @@ class Sources:
                 yield source.origin.at(order), source.target.at(order)
 
 
-def _extents(selections: list[Selection]) -> Rows:
+def _extents(selections: list[Selection | Runs]) -> Rows:
     """First and last row (2, n) of each."""
     return np.array([(it.start, it.last) for it in selections], np.int64).reshape(-1, 2).T
 
