@@ -143,15 +143,17 @@ def test_a_bug_of_ours_is_told_without_a_traceback(run, monkeypatch: pytest.Monk
 def test_validate_imports_nothing_heavy() -> None:
     """Neither MPI, numexpr nor, where no file names HDF5 data, HDF5."""
     command = [sys.executable, "-X", "importtime", "-m", "lima2cli", "validate", str(EXAMPLES[0])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "jsonschema" in imported
-    assert not imported & {"mpi4py", "numexpr", "h5py", "hdf5plugin", "bitshuffle", "fabio", "pydantic", "rich"}
+    assert not imported & {
+        "mpi4py", "numexpr", "h5py", "hdf5plugin", "bitshuffle", "fabio", "cffi", "pydantic", "rich",
+    }  # fmt: skip
 
 
 def test_help_imports_no_compiler() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "lima2cli", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"numpy", "yaml", "jsonschema"}
@@ -160,7 +162,7 @@ def test_help_imports_no_compiler() -> None:
 def test_a_reader_that_goes_away_is_no_crash() -> None:
     done = subprocess.run(
         f"{sys.executable} -m lima2cli schema | head -c 10", shell=True, capture_output=True, text=True, cwd=ROOT,
-        timeout=60, check=False,
+        timeout=180, check=False,
     )  # fmt: skip
     assert done.stdout == '{\n "$schema'[:10]
     assert done.stderr == ""
@@ -247,7 +249,7 @@ def grown_wild(draw: st.DrawFn) -> str:
     return json.dumps(data)
 
 
-@settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")), deadline=None)
+@settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")))
 @given(st.one_of(mutants(), grown_wild()))
 def test_no_mutant_crashes_the_check(text: str) -> None:
     checked = check_text(text, "maze.yaml", ROOT, cores=2, environment={})

@@ -107,12 +107,16 @@ def _energy(threshold_ev: float | None) -> str:
 
 
 def default_record(table: type, files: "Files") -> dict[str, Any] | None:
-    """The record of a kind with all defaults; None where it has a parameter without one."""
+    """The record of a kind with all defaults; None where these alone make no detector."""
     from lima2cli.declare import params
     from lima2cli.detectors.capabilities import write_record
+    from lima2cli.errors import Misfit
 
     if any(declared.required for declared in params(table).values()):
         return None
     config: DetectorConfig = table()
-    info = config.describe(files)
+    try:
+        info = config.describe(files)
+    except Misfit:
+        return None
     return write_record(info, config.retrieve(info))
