@@ -92,10 +92,36 @@ class FlowAccount:
 
 
 @dataclass(frozen=True, eq=False)
+class Common:
+    """``frame_status`` of the frames of a progression that are in all of some flows: the worst of these; for slices."""
+
+    flows: tuple[FlowAccount, ...]
+    start: int
+    step: int
+
+    @cached_property
+    def count(self) -> int:
+        """How many they are."""
+        lasts = [flow.rule.frame(flow.expected - 1) if flow.expected else -1 for flow in self.flows]
+        return max(0, (min(lasts) - self.start) // self.step + 1)
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
+        first, last, _ = rows.indices(self.count)
+        if first >= last:
+            return np.zeros(0, np.uint8)
+        return reduce(np.maximum, (self._of(flow, first, last) for flow in self.flows))
+
+    def _of(self, flow: FlowAccount, first: int, last: int) -> NDArray[np.uint8]:
+        begin = (self.start + first * self.step - flow.rule.start) // flow.rule.step
+        stride = self.step // flow.rule.step
+        return flow.statuses[begin : begin + (last - first - 1) * stride + 1][::stride]
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelAccount:
     """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
 
-    flows      that all of its frames come from
+    flows      that all of its frames come from;  frames  those of them that make the rows
     expected   rows: frames that should be saved, a last incomplete window among them
     dropped    (first, last) rows that transforms on the way gave up
     unmatched  (first, last) rows that were not in all inputs of a join; they count as lost
@@ -104,6 +130,7 @@ class ChannelAccount:
 
     channel: Channel
     flows: tuple[FlowAccount, ...]
+    frames: Common
     expected: int
     dropped: RowRanges
     unmatched: RowRanges
@@ -113,26 +140,16 @@ class ChannelAccount:
         """``frame_status`` of rows, as far as flows and transforms know: saved where none lost them."""
         first, last, _ = rows.indices(self.expected)
         window = self.channel.window
-        if window == 1:
-            status = reduce(np.maximum, (self._of_flow(flow, first, last) for flow in self.flows))
-        elif window == 0:
+        if window == 0:
             status = np.zeros(last - first, np.uint8)  # all frames that came are one, whichever they were
         else:
-            frames = self.flows[0].statuses[first * window : last * window]
+            frames = self.frames[first * window : last * window]
             short = (last - first) * window - len(frames)
             status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
         for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched)):
             for begin, end in ranges:
                 status[max(begin, first) - first : max(0, end + 1 - first)] = value
         return status
-
-    def _of_flow(self, flow: FlowAccount, first: int, last: int) -> NDArray[np.uint8]:
-        """Of rows, which are some of the frames of a flow at equal distances."""
-        if first >= last:
-            return np.zeros(0, np.uint8)
-        rule = self.channel.rule
-        begin, stride = (rule.frame(first) - flow.rule.start) // flow.rule.step, rule.step // flow.rule.step
-        return flow.statuses[begin : begin + (last - first - 1) * stride + 1][::stride]
 
     def count_dropped(self) -> int:
         """Rows that were dropped, by a full buffer or by a transform."""
@@ -143,7 +160,7 @@ class ChannelAccount:
         if self.channel.window == 0:
             return self.expected
         if self.channel.window > 1:
-            return -(-self.flows[0].last_row() // self.channel.window)
+            return -(-last_row(self.frames, self.frames.count) // self.channel.window)
         if len(self.flows) == 1:
             return self.flows[0].last_row()
         return last_row(self, self.expected)
@@ -153,32 +170,35 @@ def channel_account(plan: Plan, channel: Channel, flows: Mapping[str, FlowAccoun
     """The account of a channel from those of all flows."""
     own = tuple(flows[name] for name in channel.flows or (channel.flow,))
     window, rule = channel.window, channel.rule
-    if window == 1:
-        expected = min(rule.selected(outcome.frames) or 0, *(flow.expected for flow in own), 2**63)
-    else:
-        expected = -(-own[0].expected // window) if window else min(1, own[0].expected)
-    dropped, unmatched = (given_up(rule, names, outcome) for names in (channel.upstream, channel.unmatched))
-    return ChannelAccount(channel, own, expected, dropped, unmatched, _vetoed(plan, channel, outcome))
+    frames = Common(own, rule.start, rule.step // max(1, window))
+    expected = -(-frames.count // window) if window else min(1, frames.count)
+    dropped, unmatched = (given_up(rule, names, outcome, window) for names in (channel.upstream, channel.unmatched))
+    return ChannelAccount(channel, own, frames, expected, dropped, unmatched, _vetoed(plan, channel, outcome))
 
 
 def _vetoed(plan: Plan, channel: Channel, outcome: Outcome) -> int:
-    """Where receivers hold parts of frames, each of them tells of the same frames."""
-    steps = {step.name: step for step in plan.steps}
-    vetoed = 0
-    for name in steps[channel.node].numbering.filters:
-        counts = [report.vetoed.get(name, 0) for report in outcome.receivers.values()]
-        vetoed += max(counts, default=0) if steps[name].numbering.parts else sum(counts)
-    return vetoed
+    filters = next(step.numbering.filters for step in plan.steps if step.name == channel.node)
+    return sum(
+        counted(plan, name, [report.vetoed.get(name, 0) for report in outcome.receivers.values()]) for name in filters
+    )
 
 
-def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome) -> RowRanges:
-    """(first, last) rows of the frames that nodes gave up on any receiver, in order, none twice."""
-    found = [
-        ((first - rule.start) // rule.step, (last - rule.start) // rule.step)
-        for report in outcome.receivers.values()
-        for name in nodes
-        for first, last in report.dropped.get(name, ())
-    ]
+def counted(plan: Plan, node: str, counts: Sequence[int]) -> int:
+    """Frames that all receivers together have counted at a node, each ``counts``; where they hold parts of frames, each
+    of them tells of the same frames."""
+    parts = next(step.numbering.parts for step in plan.steps if step.name == node)
+    return max(counts, default=0) if parts else sum(counts)
+
+
+def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome, window: int = 1) -> RowRanges:
+    """(first, last) rows of the frames that nodes gave up on any receiver, in order, none twice; ``window`` frames make
+    a row (0 = all), and frames that make none, since they are not in all flows, are left out."""
+    step, frames = rule.step // max(1, window), []
+    for report in outcome.receivers.values():
+        for name in nodes:
+            for first, last in report.dropped.get(name, ()):
+                frames.append((max(0, -(-(first - rule.start) // step)), (last - rule.start) // step))
+    found = [(low // max(1, window), high // max(1, window)) for low, high in frames if low <= high]
     apart: list[tuple[int, int]] = []
     for first, last in sorted(found):
         if apart and first <= apart[-1][1]:

@@ -11,7 +11,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import saved_frames, table_rows, tells
 from lima2cli.artefacts.file_names import master_file
-from lima2cli.artefacts.flow_record import FlowRecord, expected_rows, kept_flows
+from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows
 from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import frame_files, write_master
@@ -30,6 +30,7 @@ from lima2cli.runtime.accounts import (
     RowRanges,
     channel_account,
     count_rows,
+    counted,
     flow_accounts,
     given_up,
 )
@@ -51,9 +52,9 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     problems: list[str] = []
     held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
     flows = {name: account.record() for name, account in accounts.items()}
-    beside = {name: _unmatched(account.unmatched, account.channel.unmatched, outcome) for name, account in held.items()}
+    beside = {name: _unmatched(plan, it.unmatched, it.channel.unmatched, outcome) for name, it in held.items()}
     beside |= {
-        name: _unmatched(given_up(it.rule, it.unmatched, outcome), it.unmatched, outcome)
+        name: _unmatched(plan, given_up(it.rule, it.unmatched, outcome, it.window), it.unmatched, outcome)
         for name, it in plan.tables.items()
     }
     _write_ends(plan, held, flows, beside, directory, problems)
@@ -186,7 +187,7 @@ def _channel(
         "vetoed": account.vetoed,
         "dropped": dropped,
         "lost": account.expected - saved - account.vetoed - dropped,
-        **_unmatched(account.unmatched, account.channel.unmatched, outcome),
+        **_unmatched(plan, account.unmatched, account.channel.unmatched, outcome),
         "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
@@ -197,15 +198,17 @@ def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: li
     file = f"{plan.name}_{name}.h5"
     rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
     table = plan.tables[name]
-    unmatched = _unmatched(given_up(table.rule, table.unmatched, outcome), table.unmatched, outcome)
+    given = given_up(table.rule, table.unmatched, outcome, table.window)
+    unmatched = _unmatched(plan, given, table.unmatched, outcome)
     return {"rows": rows, **unmatched, "file": _table_file(plan, name, Path(directory))}
 
 
-def _unmatched(rows: RowRanges, joins: Sequence[str], outcome: Outcome) -> dict[str, int]:
+def _unmatched(plan: Plan, rows: RowRanges, nodes: Sequence[str], outcome: Outcome) -> dict[str, int]:
     """Frames that were not in all inputs of the joins on the way."""
-    if not joins:
+    if not nodes:
         return {}
-    beside = sum(report.beside.get(name, 0) for report in outcome.receivers.values() for name in joins)
+    reports = outcome.receivers.values()
+    beside = sum(counted(plan, name, [report.beside.get(name, 0) for report in reports]) for name in nodes)
     return {"unmatched": count_rows(rows) + beside}
 
 
@@ -317,7 +320,7 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
     problems = reopen_files(directory)
     _write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
     found = inspect_run(str(directory))
-    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unknown(gdt) for gdt in plan.gdts}
+    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
     channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
     summary = {
         "version": VERSION,
@@ -362,8 +365,10 @@ def reopen_files(directory: Path) -> list[str]:
     return problems
 
 
-def _unknown(gdt: Gdt) -> dict[str, Any]:
-    """A flow that left nothing in files."""
+def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
+    """A flow that left nothing in files: nothing came of it where all of its frames should have."""
+    if not any(it.complete and it.flow == gdt.flow for it in (*plan.channels.values(), *plan.tables.values())):
+        return {**dict.fromkeys(COUNTS), "expected": gdt.selected, "missing_frames": None}
     expected = gdt.selected or 0
     first, last = gdt.rule.frame(0), gdt.rule.frame(expected - 1)
     missing = [[first, last, gdt.rule.step if expected > 1 else 1]] if expected else []
@@ -372,7 +377,8 @@ def _unknown(gdt: Gdt) -> dict[str, Any]:
 
 
 def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
-    expected = flows[plan.channels[name].flow]["expected"]
+    channel = plan.channels[name]
+    expected = flows[channel.flow]["expected"] if channel.complete else channel.selected or 0
     counts = {"expected": expected, "saved": 0, "vetoed": 0, "dropped": 0, "lost": expected}
     return counts | {"dataset": None, "files": [], "bytes": 0}
 

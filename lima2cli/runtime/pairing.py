@@ -108,17 +108,27 @@ class BoundSelect:
         self.vetoed = 0
 
     def stage(self, blocks: Blocks, rows: Rows) -> Block | None:
-        """Those that pass; None where none does, or where rows were lost, and with them the frames."""
+        """Those that pass; None where none does. Frames whose rows were lost are lost with them."""
         block = next(iter(blocks.values()), None)
         if block is None or not self._reduces.keys() <= rows.keys():
             return None
         columns = {name: reduce.finish(rows[name]) for name, reduce in self._reduces.items()}
-        chosen = self._node.choose(block.numbers, self._rule, columns)
+        known = self._with_rows(block.numbers, rows)
+        chosen = known & self._node.choose(block.numbers, self._rule, columns)
         count = int(np.count_nonzero(chosen))
-        self.vetoed += len(chosen) - count
+        self.vetoed += int(np.count_nonzero(known)) - count
         if not count:
             return None
         return block if count == len(chosen) else part_of(block, chosen)
+
+    def _with_rows(self, numbers: Numbers, rows: Rows) -> NDArray[np.bool_]:
+        """Which frames have all rows that they should have."""
+        known = np.ones(len(numbers), bool)
+        for name, node in self._reduces.items():
+            found = rows[name]["frame_number"]
+            if len(found) < len(numbers):
+                known &= np.isin(numbers, found) | (numbers % np.uint64(node.every) != 0)
+        return known
 
 
 def part_of(block: Block, chosen: NDArray[np.bool_]) -> Block:
