@@ -4,6 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(  # time says nothing where others use the machine, too; a folder may serve all examples
+    "lima2", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("lima2")
 
 collect_ignore = ["plugin_example"]  # a package of its own, installed and tested by test_plugins.py
 

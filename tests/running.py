@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 from lima2cli.cli import app
 from lima2cli.geometry import Rect
 
+PATIENCE_S = 180.0
+"""What has not ended by then hangs, on a busy machine too."""
+
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
 
 needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="MPI is not installed")
@@ -69,7 +72,7 @@ def _clean() -> dict[str, str]:
 Done = subprocess.CompletedProcess[str]
 
 
-def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
+def lima2(*arguments: str, cwd: Path, timeout: float = PATIENCE_S) -> Done:
     """The program, in this process: imports are paid once. Ranks of MPI are processes all the same."""
 
     def late(number: int, frame: object) -> None:
@@ -88,7 +91,7 @@ def lima2(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
-def program(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
+def program(*arguments: str, cwd: Path) -> Done:
     """The program, as a user calls it."""
     command = [sys.executable, "-m", "lima2cli", *arguments]
     return subprocess.run(
@@ -96,7 +99,7 @@ def program(*arguments: str, cwd: Path, timeout: float = 120) -> Done:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE_S,
         check=False,
         env=_clean(),
         stdin=subprocess.DEVNULL,
@@ -109,7 +112,8 @@ def mpiexec(ranks: int, *arguments: str, cwd: Path) -> Done:
 
     return subprocess.run(
         [str(find_mpiexec()), "-n", str(ranks), sys.executable, "-m", "lima2cli", *arguments],
-        cwd=cwd, capture_output=True, text=True, timeout=60, check=False, env=_clean(), stdin=subprocess.DEVNULL,
+        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=_clean(),
+        stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -128,7 +132,7 @@ class Live:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self._seen: list[str] = []
-        self._watchdog = threading.Timer(60, self.process.kill)
+        self._watchdog = threading.Timer(PATIENCE_S, self.process.kill)
         self._watchdog.start()
         self.wait_for('"type": "start"')
         self.ranks = [
@@ -162,10 +166,10 @@ class Live:
         for pid in [self.process.pid, *(rank.pid for rank in self.ranks)]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
 
-    def end(self, timeout: float = 30) -> Ran:
+    def end(self) -> Ran:
         """Its end."""
         try:
-            rest, _ = self.process.communicate(timeout=timeout)
+            rest, _ = self.process.communicate(timeout=PATIENCE_S)
         finally:
             self._watchdog.cancel()
             self.process.kill()
@@ -173,10 +177,10 @@ class Live:
         return Ran(self.process.returncode, output, (self._cwd / "runs" / "latest").resolve())
 
     def survivors(self) -> list[int]:
-        """Ranks that are still there some seconds after the end."""
+        """Ranks that are still there half a minute after the end."""
         import psutil
 
-        return [rank.pid for rank in psutil.wait_procs(self.ranks, timeout=5)[1]]
+        return [rank.pid for rank in psutil.wait_procs(self.ranks, timeout=30)[1]]
 
 
 def truth(ran: Ran, *, problems: bool = False) -> dict[str, Any]:

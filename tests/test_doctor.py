@@ -182,7 +182,7 @@ def test_ranks_that_hang_are_ended(tmp_path: Path) -> None:
     begin = time.monotonic()
     with pytest.raises(EnvironmentUnfit, match=r"have not ended after 0\.5 s"):
         doctor_measure.measure_put(mpiexec, 0.5)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -247,7 +247,7 @@ def test_verdicts() -> None:
 @needs_mpi
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "fast.yaml").write_text(PIPELINE.format(overrun="wait", compression="bslz4", size="20 MB"))
-    done = lima2("doctor", "fast.yaml", "--format", "json", cwd=tmp_path, timeout=60)
+    done = lima2("doctor", "fast.yaml", "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout)
     assert (said["version"], said["fit"]) == (1, True)
@@ -260,7 +260,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_the_command_in_text_where_it_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text(PIPELINE.format(overrun="wait", compression="none", size="64 TiB"))
-    done = lima2("doctor", "large.yaml", cwd=tmp_path, timeout=60)
+    done = lima2("doctor", "large.yaml", cwd=tmp_path)
     assert done.returncode == 12, done.stdout + done.stderr
     assert done.stdout.startswith("this machine\n  ")
     assert "\nlarge.yaml\n" in done.stdout

@@ -74,7 +74,7 @@ def test_visits_are_the_frames_of_their_groups(data: st.DataObject, blocks: int,
     np.testing.assert_array_equal(Statuses(expected, ((LOST, visits),))[first:last], want[first:last])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8)
 @given(lost=st.sets(st.integers(0, 59)), receivers=st.sampled_from([(0,), (0, 1, 2), (0, 0, 1)]))
 def test_windows_smaller_than_the_run_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, lost: set[int], receivers: tuple[int, ...]

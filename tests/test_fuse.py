@@ -308,7 +308,7 @@ def specked(dtype: str, shape: tuple[int, int, int], seed: int, nan: bool) -> Ar
     return frames
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80)
 @given(
     dtype=st.sampled_from(["uint16", *DTYPES]),
     chain=st.lists(MAPS, min_size=1, max_size=5),
@@ -392,7 +392,7 @@ def copier(into: Array) -> StripReader:
     return copy
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 @given(
     dtype=st.sampled_from(DTYPES),
     chain=st.lists(MAPS, min_size=1, max_size=3),

@@ -418,7 +418,7 @@ def mutants(draw: st.DrawFn) -> str:
     return "\n".join(lines)
 
 
-@settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")), deadline=None)
+@settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")))
 @given(mutants())
 def test_no_mutant_crashes_the_check_or_loses_a_node(text: str) -> None:
     one = checked(text, EXAMPLES)

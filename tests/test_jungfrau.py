@@ -291,7 +291,7 @@ def listening(port: int) -> Iterator[tuple[Detector, Sender]]:
 
 
 def until(detector: Detector, frames: int) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while detector.nb_acq_frames() < frames:
         assert time.monotonic() < end, detector.nb_acq_frames()
         time.sleep(1e-3)
@@ -344,7 +344,7 @@ def test_a_module_that_never_sends(listening: tuple[Detector, Sender]) -> None:
     detector.stop()
     begin = time.monotonic()
     assert all(detector.get_frames(0, 0, range(frame, frame + 1))[0, 0, 0] == ABSENT for frame in range(6))
-    assert time.monotonic() - begin < 2 * 0.05, "the patience counts once"
+    assert time.monotonic() - begin < 5 * 0.05, "the patience counts once"
     assert isinstance(detector, Warns)
     assert "module 0: no packet has come" in detector.warnings()
 

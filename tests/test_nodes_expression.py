@@ -174,7 +174,7 @@ LEAVES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120)
 @given(pair=st.recursive(LEAVES, _binary, max_leaves=8), seed=st.integers(0, 9))
 def test_random_formulae(pair: Pair, seed: int) -> None:
     """In float64, where each operation rounds as numpy's; nothing is divided by a negative zero."""
@@ -218,7 +218,7 @@ def test_results_are_rounded_half_to_even_and_clipped(target: str) -> None:
     assert found.ravel().tolist() == want
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 6),
     cuts=st.lists(st.integers(1, 5), max_size=3),

@@ -186,7 +186,7 @@ ORACLES: Mapping[str, Any] = {
 
 
 @pytest.mark.parametrize("keep", ORACLES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_choice_is_numpys(keep: str, data: st.DataObject) -> None:
     """Also of blocks, with rows of more frames, and of some of them only."""

@@ -16,7 +16,7 @@ def images(seed: int, height: int, width: int) -> dict[str, np.ndarray]:  # type
     return {"pedestal.npy": random.uniform(500, 15000, (3, height, width)), "gain.npy": gain}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 4), st.integers(0, 2**31), st.booleans())
 def test_gain_is_its_formula(height: int, width: int, n: int, seed: int, photons: bool) -> None:
     files = images(seed, height, width)

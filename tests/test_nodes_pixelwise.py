@@ -199,7 +199,7 @@ def test_most_pixels_masked_is_a_warning() -> None:
     assert [w.rule for w in node("flatfield", image="f").warnings(spec, flat)] == ["mask-most"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     dtype=st.sampled_from(DTYPES),
     count=st.integers(1, 9),

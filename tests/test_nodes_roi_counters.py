@@ -258,7 +258,7 @@ def test_saturation_of_integers(level: float, expected: int) -> None:
     assert rows["r_saturated"][0] == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     dtype=st.sampled_from(DTYPES),
     count=st.integers(1, 9),
@@ -292,7 +292,7 @@ def test_partials_of_two_parts_merge_to_the_whole(
         check(rows, "r", [frame.ravel() for frame in frames], 100.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(dtype=st.sampled_from(DTYPES), count=st.integers(1, 12), cuts=st.lists(st.integers(1, 11), max_size=4))
 def test_any_split_into_blocks_gives_the_same(dtype: str, count: int, cuts: list[int]) -> None:
     frames = pixels(dtype, (count, 70, 80))

@@ -122,7 +122,7 @@ def test_nothing_overflows(dtype: str) -> None:
     assert not rows["r_std"].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cuts=st.lists(st.integers(1, 8), max_size=4),
     dtype=st.sampled_from(["uint8", "int32", "float32"]),

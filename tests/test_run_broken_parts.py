@@ -177,7 +177,7 @@ def test_a_detector_that_falls_silent_fails_the_run_after_the_timeout(
     summary = truth(ran)
     assert summary["reason"] == "no frame for 1 s"
     assert summary["frames"] == summary["channels"]["f"]["saved"] == 77
-    assert 1 <= summary["seconds"] < 4
+    assert 1 <= summary["seconds"] < 30
 
 
 def test_a_node_that_raises_ends_what_reads_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lima2cli.geometry import Rect
-from tests.running import TRANSPORTS, Live, Ran, counter, lima2, mpi, mpiexec, needs_mpi, run, truth
+from tests.running import PATIENCE_S, TRANSPORTS, Live, Ran, counter, lima2, mpi, mpiexec, needs_mpi, run, truth
 
 PIPELINE = """
 lima2: 1
@@ -92,7 +92,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(transport: str, tmp_path: Path) -> N
     live.wait_for_frames()
     live.process.send_signal(signal.SIGINT)
     live.process.send_signal(signal.SIGTERM)
-    ran = live.end(timeout=20)
+    ran = live.end()
     assert ran.code in (130, 143), ran.output
     assert ran.summary["state"] == "stopped"
     truth(ran)
@@ -126,7 +126,7 @@ def test_ranks_outlive_their_launcher_just_to_end_the_run(tmp_path: Path) -> Non
     live = Live(pipeline("{frames: 0, period: 1 ms}"), tmp_path, "mpi")
     live.wait_for_frames()
     live.process.kill()
-    live.process.communicate(timeout=20)
+    live.process.communicate(timeout=PATIENCE_S)
     assert live.survivors() == []
     recovered = lima2("recover", "runs/latest", cwd=tmp_path)
     assert recovered.returncode == 0, recovered.stderr

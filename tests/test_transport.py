@@ -25,7 +25,7 @@ def test_mpi(tmp_path: Path) -> None:
     assert mpiexec is not None
     command = [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py", "-m", "tests.transport_checks", str(tmp_path)]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=180, check=False)
     assert done.stdout == "all is well\n", done.stdout + done.stderr
 
 
