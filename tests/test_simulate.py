@@ -132,6 +132,15 @@ def test_results_that_come_ever_later_are_a_no_before_anything_is_lost() -> None
     assert found.behind.lasts_s == pytest.approx(0.256 * 1000 / 50)  # depth / (rate in - rate out)
 
 
+@pytest.mark.parametrize(("hz", "kept_up"), [(1000.0, True), (300.0, False)])
+def test_without_a_rate_what_was_sent_counts(hz: float, kept_up: bool) -> None:
+    summary = made_up(hz=hz, slack=None, behind=None)
+    summary["rates"]["asked_hz"] = None
+    found = judge(summary)
+    assert (found.kept_up, found.sustained_hz) == (kept_up, hz)
+    assert found.behind is None or found.behind.lasts_s is None
+
+
 def test_a_hiccup_at_the_end_is_none() -> None:
     summary = made_up(hz=985.0)
     summary["resources"]["paces"]["data"]["r0"]["seconds"] = 1.0  # 15 ms late
@@ -165,6 +174,9 @@ def test_the_bottleneck_may_be_receiving_or_a_worker() -> None:
     worker = judge(made_up(worker=4.8)).bottleneck
     assert worker is not None
     assert (worker.nodes, worker.place) == (("w",), "worker 3")
+    slow = judge(made_up(worker=4.8, lost=4000, first=10, hz=200.0))
+    assert slow.capacity_hz == pytest.approx(1000 / 4.8)
+    assert "larger buffers" not in slow.reason
 
 
 def test_figures_of_a_small_machine_are_warned_of() -> None:

@@ -94,7 +94,7 @@ def _buffers(measured: Mapping[str, Any]) -> list[Row]:
     """How full local buffers were at most; what is left of the time that they hold."""
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
     for flow, fills in measured["peak_fill"].items():
-        for receiver, fill in fills.items():
+        for receiver, fill in sorted(fills.items()):
             slack = slack_of(measured, flow)
             left = None if slack is None else slack * max(0.0, 1 - fill)
             rows.append((flow, receiver, time_text(slack), f"{min(fill, 1):.0%}", time_text(left)))

@@ -169,7 +169,7 @@ class Graph:
             result = self._result(name)
             if result is not None:
                 worked = True
-                self._spent(name).stage_ns += time.perf_counter_ns() - before
+                self._took(name, time.perf_counter_ns() - before, result)
                 self._follow(name, result)
         return worked
 
@@ -221,6 +221,15 @@ class Graph:
         """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
         if len(numbers):
             self.paces.setdefault(origin, Pace()).note(time.time_ns(), numbers, times)
+
+    def _took(self, name: str, nanoseconds: int, result: Result) -> None:
+        """What a node that waits has cost, to give this."""
+        spent = self._spent(name)
+        spent.stage_ns += nanoseconds
+        if result.block is not None:
+            spent.frames += len(result.block.numbers)
+        elif result.rows is not None:
+            spent.frames += len(result.rows["frame_number"])
 
     def _spent(self, name: str) -> Spent:
         return self.spent.setdefault(name, Spent())

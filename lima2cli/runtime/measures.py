@@ -24,7 +24,7 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
             }
             for number, report in sorted(outcome.receivers.items())
         },
-        "latency": _latencies(outcome),
+        "latency": _latencies(plan, outcome),
         "paces": {gdt.name: _paces(plan, gdt, outcome) for gdt in plan.gdts},
         "slack_s": {gdt.name: slack_s(plan, gdt) for gdt in plan.gdts},
         "detectors": {
@@ -81,13 +81,12 @@ def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
     return figures
 
 
-def _latencies(outcome: Outcome) -> dict[str, Any]:
+def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     """Of all receivers together, by flow and by node that waits for others."""
-    paces: dict[str, list[Any]] = {}
-    for report in outcome.receivers.values():
-        for name, pace in report.measured.paces.items():
-            paces.setdefault(name, []).append(pace.latency)
-    whole = {name: merged(histograms) for name, histograms in paces.items()}
+    found = [report.measured.paces for report in outcome.receivers.values()]
+    names = [*(gdt.name for gdt in plan.gdts), *(step.name for step in plan.steps)]
+    own = {name: [paces[name].latency for paces in found if name in paces] for name in names}
+    whole = {name: merged(histograms) for name, histograms in own.items() if histograms}
     return {
         name: {"p50_s": one.quantile(0.5), "p99_s": one.quantile(0.99), "max_s": one.largest * 1e-9}
         for name, one in whole.items()

@@ -90,7 +90,8 @@ def judge(summary: Summary) -> Verdict:
     rates, measured = summary["rates"], summary["resources"]
     asked, sent = rates.get("asked_hz"), rates.get("achieved_hz")
     lost, first = sum(flow["lost"] for flow in summary["flows"].values()), first_lost(summary, asked)
-    behind = None if asked is None else falls_behind(measured, min(asked, sent or asked))
+    in_hz = min((hz for hz in (asked, sent) if hz is not None), default=None)
+    behind = None if in_hz is None else falls_behind(measured, in_hz)
     slow = behind.receiver if first is None and behind is not None else first.receiver if first else None
     kept_up, reason = _answer(summary, first, behind, asked, sent)
     return Verdict(
@@ -98,8 +99,8 @@ def judge(summary: Summary) -> Verdict:
         reason=reason,
         asked_hz=asked,
         sent_hz=sent,
-        sustained_hz=sustained(measured, sent if asked is None else min(asked, sent or asked)),
-        capacity_hz=capacity(measured),
+        sustained_hz=sustained(measured, in_hz),
+        capacity_hz=capacity(summary),
         lost=lost,
         first_lost=first,
         behind=behind,
@@ -111,7 +112,7 @@ def _answer(
     summary: Summary, first: Lost | None, behind: Behind | None, asked: float | None, sent: float | None
 ) -> tuple[bool | None, str]:
     """Whether it kept up, and why that is so."""
-    if first is not None and _burst(summary["resources"], first, asked):
+    if first is not None and _burst(summary, first, asked):
         return None, f"frame {first.frame} of {first.flow} was lost in a burst: the emulator had been late"
     if first is not None:
         return False, _lost_words(summary, first, asked)
@@ -133,18 +134,18 @@ def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
     words = f"frame {first.frame} of {first.flow} was overwritten before {first.receiver} used it"
     if summary.get("overrun"):
         words += ", and the run stopped"
-    can = capacity(summary["resources"])
+    can = capacity(summary)
     if asked is not None and can is not None and can * BUSY > asked:
         words += "; it has time left on average, so that larger buffers would help"
     return words
 
 
-def _burst(measured: Summary, first: Lost, asked: float | None) -> bool:
+def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
     """Whether frames were lost that an emulator had sent late and all at once, to a receiver that has time left."""
-    can, slack = capacity(measured), slack_of(measured, first.flow)
+    can, slack = capacity(summary), slack_of(summary["resources"], first.flow)
     if asked is None or can is None or slack is None or can * BUSY < asked:
         return False
-    return late_by(measured) > slack / 2
+    return late_by(summary["resources"]) > slack / 2
 
 
 def late_by(measured: Summary) -> float:
@@ -207,9 +208,13 @@ def sustained(measured: Summary, most: float | None) -> float | None:
     return min([*found, *([] if most is None else [most])]) if found else None
 
 
-def capacity(measured: Summary) -> float | None:
-    """Frames of the detector per second of work of the busiest receiver; None where there was none."""
-    found = [it["frames"] / it["busy_s"] for it in measured["receivers"].values() if it["busy_s"] > 0 and it["frames"]]
+def capacity(summary: Summary) -> float | None:
+    """Frames of the detector per second of work of the busiest receiver, or worker; None where there was none."""
+    receivers = [it for it in summary["resources"]["receivers"].values() if it["busy_s"] > 0 and it["frames"]]
+    found = [it["frames"] / it["busy_s"] for it in receivers]
+    busiest = max((it["busy_s"] or 0.0 for it in summary.get("workers", ())), default=0.0)
+    if found and busiest > 0:
+        found.append(max(it["frames"] for it in receivers) / busiest)
     return min(found, default=None)
 
 
