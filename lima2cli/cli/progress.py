@@ -42,7 +42,12 @@ class ProgressPrinter:
         kind = event["type"]
         if kind == "start":
             frames = event["frames"]
-            self._line(f"{event['name']}: started, {'until stopped' if frames is None else f'{frames} frames'}")
+            which = f" {event['acquisition']} of {event['of']}" if event.get("of", 1) > 1 else ""
+            self._line(f"{event['name']}{which}: started, {'until stopped' if frames is None else f'{frames} frames'}")
+        elif kind == "acquisition":
+            dead = "" if event["dead_time_s"] is None else f", {event['dead_time_s'] * 1e3:.3g} ms after the one before"
+            which = f"{event['number']} of {event['of']}"
+            self._line(f"acquisition {which}: {event['state']}, {event['frames']} frames{dead}, {event['directory']}")
         elif kind == "progress":
             self._progress(event)
         elif kind == "event":

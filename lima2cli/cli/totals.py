@@ -29,6 +29,10 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
     lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
+    told = summary.get("acquisition", {})
+    if told.get("of", 1) > 1:
+        dead = "" if told["dead_time_s"] is None else f"; dead time before it {told['dead_time_s'] * 1e3:.3g} ms"
+        lines.append(f"acquisition {told['number']} of {told['of']}{dead}")
     seconds = summary.get("seconds")
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]

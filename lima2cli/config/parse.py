@@ -42,6 +42,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     attempt(lambda: _check_directory(table.output, findings))
+    attempt(lambda: _check_repeat(table.acquisition, table.output, info, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
     attempt(lambda: check_flows(flows, can, info, findings))
     nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
@@ -110,6 +111,18 @@ def _check_acquisition(said: Acquisition, findings: Findings) -> None:
     elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
         message = f"an exposure of {said.exposure:g} s does not fit into a period of {said.period_s:g} s"
         findings.error("exposure-too-long", message, (*at, "exposure"))
+
+
+def _check_repeat(said: Acquisition, output: Output, info: DetectorInfo, findings: Findings) -> None:
+    at: Path = ("acquisition", "repeat")
+    if said.repeat == 1:
+        return
+    if not said.frames and all(dataset.frames is None for dataset in info.datasets):
+        findings.error("repeat-endless", "an acquisition without an end can't be repeated", at, help="give `frames`")
+    fields = {field for _, field, _, _ in Formatter().parse(str(output.directory))}
+    if not fields & {"run", "uuid"}:
+        message = f"{said.repeat} acquisitions need a directory each, and `{output.directory}` names one"
+        findings.error("repeat-directory", message, ("output", "directory"), help="add `{run}`, the next free number")
 
 
 _FIELDS: Mapping[str, Any] = {"name": "maze", "run": 1, "date": "2025-01-31", "time": "12-00-00", "uuid": "0"}

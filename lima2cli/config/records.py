@@ -80,8 +80,6 @@ class Binning:
 class Acquisition:
     """What to acquire."""
 
-    later: ClassVar = ("repeat",)
-
     frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
     period: float | None = param("Time from one frame to the next.", Quantity("seconds", above=0), None)
     rate: float | None = param("Frames per second, instead of `period`.", Quantity("hertz", above=0), None)
@@ -95,6 +93,7 @@ class Acquisition:
         "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
     )
     frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
     accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
     binning: Binning = param("Pixels that the detector sums to one.", Table(Binning), Binning())
     roi: Roi | None = param("The part that the detector keeps, in binned pixels; default: all.", Table(Roi), None)

@@ -26,11 +26,19 @@ class EmulatedDetector:
     def __init__(self, info: DetectorInfo, open_sources: OpenSources, faults: Faults | None = None) -> None:
         self._info, self._open_sources, self._faults = info, open_sources, faults
         self._sources: Mapping[Route, Source] = {}
+        self._prepared: tuple[AcqParams, XferParams] | None = None
         self._life = Lifecycle()
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
-        """Render or open what the routes need."""
+        """Render or open what the routes need; what is there from the last time, for the same, is used again."""
         self._life.require("prepare", State.IDLE, State.STOPPED)
+        if self._prepared != (acq_params, xfer_params):
+            self._make_sources(acq_params, xfer_params)
+            self._prepared = acq_params, xfer_params
+        recorded = min((it.frames for it in self._info.datasets if it.frames is not None), default=None)
+        self._prepare_clock(acq_params, recorded, [module for _, module in self._sources])
+
+    def _make_sources(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
         try:
             info = operate(self._info, acq_params.operations)
             routes = [route for route in xfer_params.routes if info.modules[route[1]].area]
@@ -45,8 +53,6 @@ class EmulatedDetector:
         except BaseException:
             self._life.fail()
             raise
-        recorded = min((it.frames for it in info.datasets if it.frames is not None), default=None)
-        self._prepare_clock(acq_params, recorded, [module for _, module in routes])
 
     def _prepare_clock(self, acq_params: AcqParams, recorded: int | None, modules: Sequence[int]) -> None:
         faults, period_ns = self._faults, (acq_params.period_s or 0) * 1e9
@@ -78,7 +84,7 @@ class EmulatedDetector:
 
     def reset(self) -> None:
         """See `Detector`; frees what was rendered."""
-        self._sources = {}
+        self._sources, self._prepared = {}, None
         self._life.reset()
 
     def status(self) -> State:

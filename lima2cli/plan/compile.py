@@ -71,6 +71,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         record=record,
         threads=tuple(receiver.threads for receiver in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
+        repeat=pipeline.acquisition.repeat,
     )
 
 

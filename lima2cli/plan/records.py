@@ -235,6 +235,7 @@ class Plan:
 
     info         the detector after its own operations;  acquisition  what it is told
     threads      of each receiver
+    repeat       acquisitions, one after another, each of ``frames`` frames
     processing   a program of the user's on the receivers, `file.py:main`; None without
     """
 
@@ -257,6 +258,7 @@ class Plan:
     record: Mapping[str, Any] = field(default_factory=dict)
     acquisition: AcqParams = AcqParams(None, None)
     threads: tuple[int, ...] = ()
+    repeat: int = 1
     processing: str | None = None
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:

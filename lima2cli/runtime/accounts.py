@@ -14,7 +14,7 @@ from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import last_row
 from lima2cli.geometry import Rule
 from lima2cli.plan.records import Gdt, Plan
-from lima2cli.runtime.control import Outcome
+from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.runtime.visits import Statuses, Visits
 

@@ -34,10 +34,11 @@ from lima2cli.runtime.accounts import (
     flow_accounts,
     given_up,
 )
-from lima2cli.runtime.control import Outcome
+from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.requests import forget
 from lima2cli.runtime.usage import usage
 
 VERSION = 1
@@ -66,6 +67,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         "version": VERSION,
         "state": outcome.state,
         "reason": outcome.reason,
+        "acquisition": {"number": outcome.number + 1, "of": plan.repeat, "dead_time_s": outcome.dead_s},
         "overrun": outcome.overrun,
         "file": _link_file(plan, Path(directory)),
         "frames": outcome.frames,
@@ -353,9 +355,24 @@ def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> li
     return problems
 
 
+def conclude(
+    plan: Plan, directories: Sequence[Path], reason: str, state: str = "failed"
+) -> tuple[Path, dict[str, Any]]:
+    """A job has ended, in order or not: every acquisition has a summary then. Returns the directory and the summary of
+    the first that was not complete, else of the last."""
+    ended: list[tuple[Path, dict[str, Any]]] = []
+    for directory in directories:
+        forget(directory)
+        summary = read_summary(directory)
+        ended.append((directory, close_broken(plan, directory, reason, state) if summary is None else summary))
+    return next((one for one in ended if one[1]["state"] != "complete"), ended[-1])
+
+
 def reopen_files(directory: Path) -> list[str]:
     """Clear what interrupted writers left in the HDF5 files of a directory; problems as sentences."""
     problems = []
+    for part in directory.glob("*.h5.part"):  # what had no frames yet
+        part.unlink(missing_ok=True)
     for path in sorted(directory.glob("*.h5")):
         try:
             reopenable(str(path))

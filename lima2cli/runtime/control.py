@@ -3,19 +3,24 @@
 It never blocks and moves no data. Normal end: modules are done, receivers are told so, files are closed. Stop (Ctrl-C,
 an overrun under `stop`, a failed rank): modules pause and say their next frame number; the highest, F, becomes the
 end of the acquisition: receivers learn it first, then every module serves all frames below F, so that blocks are whole.
+
+Where acquisitions are repeated, the next is prepared and starts as soon as the modules are done with one and the
+receivers' memory may be written again; what the receivers still have to save, and the masters, follow meanwhile.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lima2cli.artefacts.appending import load_libraries
-from lima2cli.errors import RunFailed
+from lima2cli.errors import EnvironmentUnfit, RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
-from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, SourceReport, Start, WorkerReport
+from lima2cli.runtime.acquisition import Acquisition, Outcome
+from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
+from lima2cli.runtime.requests import Requests
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
@@ -25,6 +30,9 @@ PROGRESS_PERIOD_S = 0.5
 
 SHORTEST_PATIENCE_S = 10.0
 """Modules that are told to pause have at least so long for what they are doing."""
+
+SHORTEST_SILENCE_S = 30.0
+"""Receivers, which tell twice a second how far they are, may be silent at least for so long."""
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -40,61 +48,70 @@ ANSWERS = {
 Emit = Callable[[dict[str, Any]], None]
 
 
-@dataclass
-class Outcome:
-    """What a run came to: ``state`` complete, stopped or failed, why, and the reports of all ranks.
-
-    silent   ranks of workers that do not answer, and won't take part in the end of the job
-    """
-
-    state: str = "complete"
-    reason: str | None = None
-    overrun: bool = False
-    frames: int = 0
-    start_ns: int = 0
-    seconds: float = 0.0
-    receivers: dict[int, ReceiverReport] = field(default_factory=dict)
-    sources: dict[int, SourceReport] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    workers: dict[int, WorkerReport] = field(default_factory=dict)
-    silent: set[int] = field(default_factory=set)
-
-
 class ControlRank:
-    """Runs a `ControlProgram`. ``emit`` gets progress, ``close`` writes what ends a run (masters, summary)."""
+    """Runs a `ControlProgram`.
+
+    emit       gets progress;  close   writes what ends an acquisition (masters, summary) in its directory
+    directory  of the first acquisition;  another   makes that of the next. Raises `EnvironmentUnfit`
+    """
 
     def __init__(
         self,
         program: ControlProgram,
         port: Port,
         emit: Emit,
-        close: Callable[[Outcome], None],
+        close: Callable[[Outcome, str], None],
         stop_asked: Callable[[], bool],
         directory: str,
+        another: Callable[[], str],
     ) -> None:
         self.done = False
-        self._directory = directory
-        self.outcome = Outcome()
         self._plan: Plan = program.plan
         self._port, self._emit, self._close, self._stop_asked = port, emit, close, stop_asked
+        self._another = another
         roles = self._plan.ranks
         self._detectors = {role.rank for role in roles if role.role == "detector"}
         self._receivers = {role.rank for role in roles if role.role == "receiver"}
         self._workers = {role.rank for role in roles if role.role == "worker"}
         self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
         self._phase = "preparing"
+        self._acquisitions = [Acquisition(directory, set(self._receivers))]
+        self._writing: list[tuple[Acquisition, Future[None]]] = []
+        self._writer = ThreadPoolExecutor(1, "closing")
+        self._requests: Requests | None = None
+        self._stopped = False
         self._next = 0
-        self._flows: dict[int, dict[str, tuple[int, int, float]]] = {}
-        self._saved: dict[int, dict[str, int]] = {}
         self._progress_at = self._moved_at = time.monotonic()
+        self._heard: dict[int, float] = {}
         self._seen = -1
         self._paused_at = 0.0
+
+    @property
+    def _now(self) -> Acquisition:
+        """The acquisition that started, or was announced, last."""
+        return self._acquisitions[-1]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the last acquisition."""
+        return self._now.outcome
 
     def prepare(self) -> None:
         """What ends the run is written by this rank, which has nothing to do now."""
         if self._plan.channels or self._plan.tables:
             load_libraries()
+        try:
+            self._requests = Requests()
+            self._requests.announce(self._now.directory)
+        except OSError as error:
+            self._warn(f"this run can't be controlled from outside: {error}")
+
+    def close(self) -> None:
+        """After `done`, or where the run is given up: files that are being written come to their end."""
+        self._writer.shutdown()
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
 
     def step(self) -> bool:
         """Handle all messages, then look at the clock: where turns are long there is always a message."""
@@ -102,8 +119,12 @@ class ControlRank:
         while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
             handled = True
+        if self._requests is not None:
+            self._requests.poll(self._answer)
+        self._stopped |= self._stop_asked()
+        self._look_at_files()
         if self._phase == "running":
-            if self._stop_asked():
+            if self._stopped:
                 self._pause("stopped", "stopped by the user")
             else:
                 self._look_at_clock()
@@ -111,19 +132,22 @@ class ControlRank:
             self._check_answers()
         elif self._phase == "leaving":
             self._check_workers()
+        else:
+            self._check_silence()
         return handled
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
         kind, what = message
+        self._heard[rank] = time.monotonic()
         if kind == messages.FAILED:
             self._fail(what)
         elif kind == messages.OVERRUN:
             self._overrun(*what)
-        elif kind == messages.WARNED and what not in self.outcome.warnings:
-            self.outcome.warnings.append(what)
-            self._emit({"type": "event", "event": "warning", "message": f"warning: {what}"})
+        elif kind == messages.WARNED:
+            self._warn(what)
         elif kind == messages.STATS:
-            self._flows[rank], self._saved[rank] = what["flows"], what["saved"]
+            told = self._acquisitions[what["acquisition"]]
+            told.flows[rank], told.saved[rank] = what["flows"], what["saved"]
         elif kind == messages.WAITING:
             self._moved_at = time.monotonic()
         elif kind == messages.NEXT:
@@ -134,8 +158,9 @@ class ControlRank:
             self.outcome.silent.add(what)
         elif isinstance(what, WorkerReport):
             self.outcome.workers[rank] = what
-        elif kind == messages.FINISHED:
-            self.outcome.receivers[what.receiver] = what
+        elif isinstance(what, ReceiverReport):
+            self._finished(rank, what)
+            return
         if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
             self._answered(rank)
 
@@ -145,10 +170,7 @@ class ControlRank:
         if self._waiting_for:
             return
         if self._phase == "preparing":
-            if self.outcome.failures:
-                self._finish()
-            else:
-                self._start()
+            self._start_or_not()
         elif self._phase == "pausing":
             self._limit()
         elif self._phase == "limiting":
@@ -164,18 +186,48 @@ class ControlRank:
         for rank in sorted(ranks):
             self._port.send(rank, (kind, what))
 
+    def _start_or_not(self) -> None:
+        if self._stopped and self.outcome.state == "complete":
+            self.outcome.state, self.outcome.reason = "stopped", "stopped by the user"
+        if self.outcome.state == "complete" and not any(one.outcome.failures for one in self._acquisitions):
+            self._start()
+            return
+        self._phase = "ending"  # with what the receivers still have of earlier ones
+        self._waiting_for = set().union(*(one.waiting for one in self._acquisitions[:-1]))
+        if len(self._acquisitions) == 1:
+            self._finish()
+        elif not self._waiting_for:
+            self._let_workers_go()
+
     def _start(self) -> None:
-        self.outcome.start_ns = time.time_ns() + START_DELAY_NS
-        self._moved_at = time.monotonic()
+        outcome, directory = self.outcome, self._now.directory
+        outcome.start_ns = time.time_ns() + START_DELAY_NS
+        self._moved_at, self._seen, self._next = time.monotonic(), -1, 0
         self._phase, self._waiting_for = "running", set(self._detectors)
-        self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames})
-        self._tell(self._receivers | self._detectors, messages.START, Start(0, self.outcome.start_ns, self._directory))
+        self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames, "directory": directory,
+                    "acquisition": outcome.number + 1, "of": self._plan.repeat})  # fmt: skip
+        start = Start(outcome.number, outcome.start_ns, directory)
+        self._tell(self._receivers | self._detectors, messages.START, start)
 
     def _check_answers(self) -> None:
         """A module that hangs would hang the run: better that the ranks are ended, and files are as last flushed."""
         if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
             silent = ", ".join(map(str, sorted(self._waiting_for)))
             raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
+
+    def _check_silence(self) -> None:
+        """A receiver that hangs, or that others wait for in a collective, would hang the run."""
+        late = {rank for one in self._begun for rank in one.waiting}
+        if self._phase in ("limiting", "ending"):
+            late |= self._waiting_for & self._receivers
+        patience = max(self._plan.timeout_s, SHORTEST_SILENCE_S)
+        now = time.monotonic()
+        silent = sorted(rank for rank in late if now - max(self._heard.get(rank, 0.0), self._paused_at) > patience)
+        if silent:
+            names = {role.rank: self._plan.receivers[role.receiver or 0] for role in self._plan.ranks}
+            who = ", ".join(f"{names[rank]} (rank {rank})" for rank in silent)
+            reason = f"{self.outcome.reason}; then " if self.outcome.reason else ""
+            raise RunFailed(f"{reason}{who} has said nothing for {patience:g} s")
 
     def _pause(self, state: str, reason: str) -> None:
         self._paused_at = time.monotonic()
@@ -199,12 +251,74 @@ class ControlRank:
             self._end()
 
     def _end(self) -> None:
-        self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
+        outcome = self.outcome
+        outcome.seconds = (time.time_ns() - outcome.start_ns) * 1e-9
         stopped = self._phase == "serving"
-        limit = self._next if stopped or self._plan.frames is None else self._plan.frames
-        self.outcome.frames = limit
-        self._phase, self._waiting_for = "ending", set(self._receivers)
-        self._tell(self._receivers, messages.ENDED, Ended(limit, last=True))
+        outcome.frames = self._next if stopped or self._plan.frames is None else self._plan.frames
+        if len(self._acquisitions) > 1 and outcome.first_ns:
+            outcome.dead_s = (outcome.first_ns - self._acquisitions[-2].outcome.last_ns) * 1e-9
+        directory = None if stopped else self._directory_of_next()
+        self._tell(self._receivers, messages.ENDED, Ended(outcome.frames, last=directory is None))
+        if directory is not None:
+            self._announce(directory)
+            return
+        self._phase, self._waiting_for = "ending", set(self._now.waiting)
+
+    def _directory_of_next(self) -> str | None:
+        """Of the acquisition that follows; None where none does."""
+        well = all(one.outcome.state == "complete" for one in self._acquisitions)
+        if self._stopped or not well or len(self._acquisitions) >= self._plan.repeat:
+            return None
+        try:
+            directory = self._another()
+            if self._requests is not None:
+                self._requests.announce(directory)
+        except (EnvironmentUnfit, OSError) as error:
+            self.outcome.fail(f"no more acquisitions: {error}")
+            return None
+        return directory
+
+    def _announce(self, directory: str) -> None:
+        """Another acquisition, once all can."""
+        outcome = Outcome(number=len(self._acquisitions))
+        self._emit({"type": "directory", "directory": directory})
+        self._acquisitions.append(Acquisition(directory, set(self._receivers), outcome))
+        self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
+        self._paused_at = time.monotonic()
+        self._tell(self._waiting_for, messages.PREPARE, None)
+
+    def _finished(self, rank: int, report: ReceiverReport) -> None:
+        """A receiver has ended the files of an acquisition. Those of the last are completed when all ranks are done."""
+        acquisition = self._acquisitions[report.acquisition]
+        acquisition.outcome.receivers[report.receiver] = report
+        acquisition.waiting.discard(rank)
+        if not acquisition.waiting and acquisition is not self._now:
+            self._complete(acquisition)
+        if self._phase == "ending" and not any(rank in one.waiting for one in self._begun):
+            self._answered(rank)
+
+    @property
+    def _begun(self) -> list[Acquisition]:
+        """Acquisitions that have started."""
+        return [one for one in self._acquisitions if one.outcome.start_ns]
+
+    def _complete(self, acquisition: Acquisition) -> None:
+        """Write what ends an acquisition, while the run goes on."""
+        future = self._writer.submit(self._close, acquisition.outcome, acquisition.directory)
+        self._writing.append((acquisition, future))
+
+    def _look_at_files(self) -> None:
+        """What has been written."""
+        while self._writing and self._writing[0][1].done():
+            acquisition, future = self._writing.pop(0)
+            future.result()
+            outcome = acquisition.outcome
+            if self._plan.repeat > 1:
+                self._emit({"type": "acquisition", "number": outcome.number + 1, "of": self._plan.repeat,
+                            "state": outcome.state, "directory": acquisition.directory, "frames": outcome.frames,
+                            "dead_time_s": outcome.dead_s})  # fmt: skip
+        if self._phase == "closing" and not self._writing:
+            self._quit()
 
     def _let_workers_go(self) -> None:
         """Receivers have all that was replied."""
@@ -226,51 +340,105 @@ class ControlRank:
         self._phase = "closing"
         if self.outcome.start_ns:  # else it never started
             self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
-        self._close(self.outcome)
-        self._quit()
+        self._complete(self._now)
 
     def _quit(self) -> None:
         self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
         self.done = True
 
     def _fail(self, failure: Failure) -> None:
-        self.outcome.failures.append(failure)
+        outcome = self._outcome_of(failure.acquisition)
+        outcome.failures.append(failure)
         self._emit({"type": "error", "message": failure.message, "rank": failure.rank, "node": failure.node,
                     "frame": failure.frame, "detail": failure.detail})  # fmt: skip
-        self._fail_run(failure.message)
+        self._fail_run(outcome, failure.message)
         if self._phase == "serving" and failure.rank in self._detectors:
             self._serve_rest()  # the others must not wait for what this one does not write
 
     def _overrun(self, acquisition: int, flow: str, frame: int) -> None:
-        self.outcome.overrun = True
-        self._fail_run(f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
+        outcome = self._outcome_of(acquisition)
+        outcome.overrun = True
+        self._fail_run(outcome, f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
 
-    def _fail_run(self, reason: str) -> None:
-        """The first reason counts; what is under way goes on to its end."""
+    def _outcome_of(self, acquisition: int | None) -> Outcome:
+        return self.outcome if acquisition is None else self._acquisitions[acquisition].outcome
+
+    def _fail_run(self, outcome: Outcome, reason: str) -> None:
+        """The first reason counts; what is under way goes on to its end, and no other acquisition follows."""
+        if outcome is not self.outcome:
+            outcome.fail(reason)
         if self._phase == "running":
             self._pause("failed", reason)
-        elif self.outcome.state != "failed":
-            self.outcome.state, self.outcome.reason = "failed", reason
+        else:
+            self.outcome.fail(reason)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.outcome.warnings:
+            self.outcome.warnings.append(text)
+            self._emit({"type": "event", "event": "warning", "message": f"warning: {text}"})
+
+    # Requests from outside
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["do"] == "stop":
+            self._stopped = True
+            return {"ok": True}
+        if request["do"] == "status":
+            return {"ok": True, "phase": self._phase, "acquisition": len(self._acquisitions), "of": self._plan.repeat,
+                    "flows": {name: list(counts) for name, counts in self._now.totals(self._plan).items()},
+                    "seconds": (time.time_ns() - self.outcome.start_ns) * 1e-9 if self.outcome.start_ns else 0.0,
+                    "frames": self._plan.frames}  # fmt: skip
+        if request["do"] == "trigger":
+            return self._trigger(request.get("count", 1))
+        return {"ok": False, "message": f"a run can't {request['do']}: stop, status, trigger"}
+
+    def _trigger(self, count: object) -> dict[str, Any]:
+        why = self._no_trigger(count)
+        if why is not None:
+            return {"ok": False, "message": why}
+        assert isinstance(count, int)
+        self._now.triggers += count
+        self._moved_at = time.monotonic()
+        self._tell(self._detectors, messages.TRIGGER, count)
+        return {"ok": True, "triggers": self._now.triggers}
+
+    def _no_trigger(self, count: object) -> str | None:
+        """Why triggers are refused."""
+        acquisition = self._plan.acquisition
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            return "a number of triggers is a whole number above 0"
+        if acquisition.trigger != "software":
+            return f"this run has acquisition.trigger: {acquisition.trigger}; it takes no software triggers"
+        if self._phase != "running":
+            return f"no triggers now, the run is {self._phase}"
+        if self._plan.frames is None:
+            return None
+        left = -(-self._plan.frames // acquisition.frames_per_trigger) - self._now.triggers
+        if count > left:
+            return f"{count} triggers are too many: {left} are left of {self._now.triggers + left}"
+        return None
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
         if now - self._progress_at < PROGRESS_PERIOD_S:
             return
         self._progress_at = now
-        flows = self._totals()
+        flows = self._now.totals(self._plan)
         seen = sum(received + lost for received, lost in flows.values())
         if seen != self._seen:
             self._seen, self._moved_at = seen, now
         self._emit({
             "type": "progress", "seconds": (time.time_ns() - self.outcome.start_ns) * 1e-9,
             "flows": {name: {"received": r, "lost": n} for name, (r, n) in flows.items()},
-            "saved": self._saved_totals(),
+            "saved": self._now.saved_totals(),
         })  # fmt: skip
         self._check_timeout(now)
 
     def _check_timeout(self, now: float) -> None:
         """No frame for too long. What the receivers report comes in groups, and as seldom as events say."""
         plan = self._plan
+        if plan.acquisition.trigger == "software":
+            return  # the next trigger may come at any time
         periods = [
             (plan.period_s or 0) * gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * gdt.group_event
             for gdt in plan.gdts
@@ -278,21 +446,3 @@ class ControlRank:
         ]
         if periods and now - self._moved_at > plan.timeout_s + min(periods):
             self._pause("failed", f"no frame for {plan.timeout_s:g} s")
-
-    def _totals(self) -> dict[str, tuple[int, int]]:
-        """Frames received and lost; of a flow whose receivers hold parts of frames those of the one most behind."""
-        counts = {gdt.name: (0, 0) for gdt in self._plan.gdts}
-        for flows in self._flows.values():
-            for name, (received, lost, _) in flows.items():
-                counts[name] = (counts[name][0] + received, counts[name][1] + lost)
-        totals: dict[str, tuple[int, int]] = {}
-        for gdt in self._plan.gdts:
-            totals[gdt.flow] = min(totals.get(gdt.flow, counts[gdt.name]), counts[gdt.name])
-        return totals
-
-    def _saved_totals(self) -> dict[str, int]:
-        totals: dict[str, int] = {}
-        for saved in self._saved.values():
-            for name, count in saved.items():
-                totals[name] = totals.get(name, 0) + count
-        return totals

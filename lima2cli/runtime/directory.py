@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
 
 SUMMARY = "summary.json"
 LATEST = "latest"
@@ -25,6 +26,18 @@ def make_directory(template: str, name: str, if_exists: str, now: datetime.datet
     if latest:
         _point_latest(directory)
     return directory
+
+
+def make_another(directory: Path, template: str, name: str) -> Path:
+    """The directory of the next acquisition of a job, with the files that tell where its data come from, as in
+    ``directory``. Its absolute path. Raises `EnvironmentUnfit`."""
+    made = make_directory(template, name, "abort", datetime.datetime.now().astimezone()).resolve()
+    try:
+        for file in (PIPELINE_FILE, PLAN_FILE):
+            shutil.copyfile(directory / file, made / file)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write in {made}: {error}") from error
+    return made
 
 
 def _claim(template: str, name: str, if_exists: str, now: datetime.datetime) -> Path:

@@ -14,12 +14,12 @@ from typing import Any, Self
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import read_summary
+from lima2cli.runtime.closing import conclude
 from lima2cli.runtime.environment import check_files, check_memory
 from lima2cli.runtime.job import Job
-from lima2cli.runtime.launch import RANK_VARIABLES, Emit, Signals
+from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
-from lima2cli.runtime.run import FAILED, exit_code, open_directory
+from lima2cli.runtime.run import FAILED, as_seen, exit_code, open_directory
 
 INTERRUPTED = 130
 
@@ -72,19 +72,19 @@ class Leader:
         signals, stop = Signals(), threading.Event()
         signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(INTERRUPTED)
         job = Job(plan, str(origin.base.resolve()), str(directory.resolve()))
+        directories = Directories(directory.resolve(), emit)
         self._told = True
         self._world.bcast(True)
         with signals.installed():
             try:
-                outcome = run_ranks(job, emit, stop.is_set)
+                outcome = run_ranks(job, directories, stop.is_set)
             except BaseException as error:  # noqa: BLE001  the others would wait for ever
                 _abort(self._world, error)
-        summary = read_summary(directory)
-        assert summary is not None
+        ended, summary = conclude(plan, directories.all, "it was not closed")
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:
             atexit.register(lambda: self._world.Abort(code))
-        return directory, summary, code
+        return as_seen(ended), summary, code
 
 
 def _count(plan: Plan, role: str) -> int:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import close_broken, read_summary
+from lima2cli.runtime.closing import conclude
 from lima2cli.runtime.job import STOP, Job, write_job
 
 LOG = "lima2.log"
@@ -81,6 +81,20 @@ def find_mpiexec() -> str | None:
         return None
     beside = Path(sys.executable).with_name("mpiexec")
     return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+class Directories:
+    """The run directories of a job, one for each acquisition: noted from its events, which are passed on."""
+
+    def __init__(self, first: Path, emit: Emit) -> None:
+        self.all, self._emit = [first], emit
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """An event of the control rank."""
+        if event["type"] == "directory":
+            self.all.append(Path(event["directory"]))
+        else:
+            self._emit(event)
 
 
 class Ranks:
@@ -166,8 +180,9 @@ def _started(pid: int) -> str:
 
 def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
-) -> dict[str, Any]:
-    """Run on MPI ranks; returns the summary, which is there whatever happened to the ranks."""
+) -> tuple[Path, dict[str, Any]]:
+    """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
+    directories = Directories(directory, emit)
     path, digest = write_job(Job(plan, str(base), str(directory)))
     command = command_line(mpiexec, plan, base, [str(path), digest])
     with (directory / LOG).open("wb") as log:
@@ -188,17 +203,14 @@ def run_with_mpiexec(
         patience.start()
         with process.stdout:
             for line in process.stdout:
-                _pass_on(line, emit, ranks, log)
+                _pass_on(line, directories, ranks, log)
         code = process.wait()
         patience.cancel()
         ranks.gone()
     path.unlink(missing_ok=True)
-    summary = read_summary(directory)
-    if summary is None:
-        at_once = len(signals.received) > 1
-        reason = AT_ONCE if at_once else _why(code, directory / LOG, ranks, plan)
-        summary = close_broken(plan, directory, reason, "stopped" if at_once else "failed")
-    return summary
+    at_once = len(signals.received) > 1
+    reason = AT_ONCE if at_once else _why(code, directory / LOG, ranks, plan)
+    return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
 
 
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:

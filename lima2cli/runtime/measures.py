@@ -5,7 +5,7 @@ from typing import Any
 
 from lima2cli.plan.figures import slack_s
 from lima2cli.plan.records import Gdt, Plan
-from lima2cli.runtime.control import Outcome
+from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.latency import merged
 from lima2cli.runtime.messages import ReceiverReport
 from lima2cli.runtime.timing import Spent

@@ -11,9 +11,11 @@ from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Plan
 from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram
+from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.closing import close_run
 from lima2cli.runtime.compliant import CompliantRank
-from lima2cli.runtime.control import ControlRank, Emit, Outcome
+from lima2cli.runtime.control import ControlRank, Emit
+from lima2cli.runtime.directory import make_another
 from lima2cli.runtime.receiver import ReceiverRank
 from lima2cli.runtime.service import WorkerRank
 from lima2cli.runtime.source import DetectorRank
@@ -54,10 +56,13 @@ def make_rank(
     if isinstance(program, ControlProgram):
         plan = program.plan
 
-        def close(outcome: Outcome) -> None:
+        def close(outcome: Outcome, directory: str) -> None:
             close_run(plan, outcome, directory)
 
-        return ControlRank(program, port, emit, close, stop_asked, directory)
+        def another() -> str:
+            return str(make_another(Path(directory), plan.output_directory, plan.name))
+
+        return ControlRank(program, port, emit, close, stop_asked, directory, another)
     if isinstance(program, DetectorProgram):
         detector = program.detector.open(program.info.sensor, FileStore(base))
         kind = CompliantRank if program.detector.writes_itself else DetectorRank
@@ -94,11 +99,12 @@ def run_inline(plan: Plan, base: Path, directory: str, emit: Emit, stop_asked: C
         _take_turns(ranks)
     except BaseException:
         for rank in ranks:
-            if isinstance(rank, ReceiverRank):
+            if isinstance(rank, ReceiverRank | ControlRank):
                 rank.close()
         raise
     control = ranks[0]
     assert isinstance(control, ControlRank)
+    control.close()
     return control.outcome
 
 

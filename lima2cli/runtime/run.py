@@ -11,10 +11,10 @@ from typing import Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import close_broken, read_summary
+from lima2cli.runtime.closing import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_programs
-from lima2cli.runtime.launch import AT_ONCE, LOG, Emit, Signals, find_mpiexec, run_with_mpiexec
+from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
@@ -45,11 +45,18 @@ def run_plan(
     signals = Signals()
     with signals.installed():
         if mpiexec is not None:
-            summary = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), directory.resolve(), emit, signals)
+            ended = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), directory.resolve(), emit, signals)
         else:
-            summary = _run_inline(plan, origin.base, directory, emit, signals)
+            ended = _run_inline(plan, origin.base, directory.resolve(), emit, signals)
+    directory, summary = as_seen(ended[0]), ended[1]
     emit({"type": "done", "state": summary["state"], "directory": str(directory)})
     return directory, summary, exit_code(summary, signals)
+
+
+def as_seen(directory: Path) -> Path:
+    """As users of this working directory name it."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Path:
@@ -64,7 +71,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Path:
     return directory
 
 
-def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> dict[str, Any]:
+def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, dict[str, Any]]:
     """The second signal ends the run at once; files are then closed with what they have."""
     stop = threading.Event()
 
@@ -75,16 +82,15 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
     signals.on_first, signals.on_second = stop.set, give_up
     if signals.received:
         stop.set()
+    directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), emit, stop.is_set)
+        run_inline(plan, base, str(directory), directories, stop.is_set)
     except KeyboardInterrupt:
-        return close_broken(plan, directory, AT_ONCE, "stopped")
+        return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
         (directory / LOG).write_text(traceback.format_exc())
-        return close_broken(plan, directory, f"{type(error).__name__}: {error}; see {LOG}")
-    summary = read_summary(directory)
-    assert summary is not None
-    return summary
+        return conclude(plan, directories.all, f"{type(error).__name__}: {error}; see {LOG}")
+    return conclude(plan, directories.all, "it was not closed")
 
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:

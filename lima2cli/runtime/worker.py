@@ -20,7 +20,8 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.nodes.base import Delegate
 from lima2cli.program.lower import lower
 from lima2cli.program.records import WorkerProgram
-from lima2cli.runtime.control import ControlRank, Emit, Outcome
+from lima2cli.runtime.acquisition import Outcome
+from lima2cli.runtime.control import ControlRank, Emit
 from lima2cli.runtime.job import Job, read_job
 from lima2cli.runtime.launch import LAUNCHED
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
@@ -58,7 +59,10 @@ def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Ou
     rank = make_rank(program, port, Path(base), directory, emit, stop_asked)
     rank.prepare()
     if isinstance(rank, ControlRank):
-        turn(rank, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
+        try:
+            turn(rank, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
+        finally:
+            rank.close()
     else:
         turn(rank)
     if isinstance(rank, ControlRank) and rank.outcome.silent:

@@ -1,0 +1,78 @@
+"""One acquisition of a job, as the control rank knows it."""
+
+from dataclasses import dataclass, field
+
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.messages import Failure, ReceiverReport, SourceReport, WorkerReport
+
+
+@dataclass
+class Outcome:
+    """What an acquisition came to: ``state`` complete, stopped or failed, why, and the reports of all ranks.
+
+    number   of the acquisition in its job, from 0
+    dead_s   from the last frame of the acquisition before to the first of this one, None where there is none
+    silent   ranks of workers that do not answer, and won't take part in the end of the job
+    """
+
+    state: str = "complete"
+    reason: str | None = None
+    overrun: bool = False
+    frames: int = 0
+    start_ns: int = 0
+    seconds: float = 0.0
+    receivers: dict[int, ReceiverReport] = field(default_factory=dict)
+    sources: dict[int, SourceReport] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    workers: dict[int, WorkerReport] = field(default_factory=dict)
+    silent: set[int] = field(default_factory=set)
+    number: int = 0
+    dead_s: float | None = None
+
+    def fail(self, reason: str) -> None:
+        """The first reason counts."""
+        if self.state != "failed":
+            self.state, self.reason = "failed", reason
+
+    @property
+    def first_ns(self) -> int:
+        """The detector's time of the first frame, ns since the epoch; 0 where there was none."""
+        return min((it.first_ns for it in self.sources.values() if it.first_ns), default=0)
+
+    @property
+    def last_ns(self) -> int:
+        """The detector's time of the last frame, ns since the epoch; 0 where there was none."""
+        return max((it.last_ns for it in self.sources.values()), default=0)
+
+
+@dataclass
+class Acquisition:
+    """An acquisition that has been announced; its files go to ``directory``. ``waiting``: receivers, by rank, that have
+    still to report; ``flows`` and ``saved`` are what they told last, by rank."""
+
+    directory: str
+    waiting: set[int]
+    outcome: Outcome = field(default_factory=Outcome)
+    flows: dict[int, dict[str, tuple[int, int, float]]] = field(default_factory=dict)
+    saved: dict[int, dict[str, int]] = field(default_factory=dict)
+    triggers: int = 0
+
+    def totals(self, plan: Plan) -> dict[str, tuple[int, int]]:
+        """Frames received and lost; of a flow whose receivers hold parts of frames those of the one most behind."""
+        counts = {gdt.name: (0, 0) for gdt in plan.gdts}
+        for flows in self.flows.values():
+            for name, (received, lost, _) in flows.items():
+                counts[name] = (counts[name][0] + received, counts[name][1] + lost)
+        totals: dict[str, tuple[int, int]] = {}
+        for gdt in plan.gdts:
+            totals[gdt.flow] = min(totals.get(gdt.flow, counts[gdt.name]), counts[gdt.name])
+        return totals
+
+    def saved_totals(self) -> dict[str, int]:
+        """Frames and rows that all receivers have written, by node."""
+        totals: dict[str, int] = {}
+        for saved in self.saved.values():
+            for name, count in saved.items():
+                totals[name] = totals.get(name, 0) + count
+        return totals

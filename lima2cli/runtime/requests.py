@@ -1,0 +1,164 @@
+"""What users ask of a run that goes on, from another process: over a private Unix socket, a line of JSON each way.
+
+The control rank listens. The socket is in a directory of its own that only its user can enter (paths of sockets are
+short: run directories may be deep, and on file systems without sockets); each run directory says in `FILE` where.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lima2cli.errors import RunFailed, UnreadableInput
+
+FILE = "control.json"
+PREFIX = "lima2-"
+LONGEST = 4096
+"""Bytes of a request or an answer, and its end of line."""
+
+PATIENCE_S = 10.0
+"""A run has so long to answer."""
+
+VERSION = 1
+
+Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class Requests:
+    """The side of the run: `poll` answers what has come, and never waits."""
+
+    def __init__(self) -> None:
+        """Listen. OSError where there can't be a socket."""
+        base = os.environ.get("XDG_RUNTIME_DIR")
+        self._folder = tempfile.mkdtemp(prefix=PREFIX, dir=base if base and os.access(base, os.W_OK) else None)
+        self._files: list[Path] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._path = os.path.join(self._folder, "run")
+        self._selector = selectors.DefaultSelector()
+        try:
+            self._listener.bind(self._path)
+            self._listener.listen()
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        except OSError:
+            self.close()
+            raise
+        self._came: dict[socket.socket, bytes] = {}
+
+    def announce(self, directory: str) -> None:
+        """Say in a run directory where to ask. OSError."""
+        file = Path(directory) / FILE
+        told = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid(), "socket": self._path}
+        file.write_text(json.dumps(told) + "\n")
+        self._files.append(file)
+
+    def poll(self, answer: Answer) -> None:
+        """Answer the requests that are there."""
+        for key, _ in self._selector.select(0):
+            if key.fileobj is self._listener:
+                with contextlib.suppress(OSError):  # whoever called has gone again
+                    caller, _ = self._listener.accept()
+                    caller.setblocking(False)
+                    self._came[caller] = b""
+                    self._selector.register(caller, selectors.EVENT_READ)
+            elif isinstance(key.fileobj, socket.socket):
+                self._read(key.fileobj, answer)
+
+    def _read(self, caller: socket.socket, answer: Answer) -> None:
+        try:
+            more = caller.recv(LONGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        self._came[caller] += more
+        line, end, _ = self._came[caller].partition(b"\n")
+        if end or len(line) > LONGEST:
+            with contextlib.suppress(OSError):
+                caller.send(json.dumps(_answered(line, answer)).encode() + b"\n")
+        if end or not more or len(line) > LONGEST:
+            self._selector.unregister(caller)
+            del self._came[caller]
+            caller.close()
+
+    def close(self) -> None:
+        """Nobody can ask any more."""
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        self._selector.close()
+        self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
+    try:
+        request = json.loads(line) if len(line) <= LONGEST else None
+    except ValueError:
+        request = None
+    if not isinstance(request, dict) or not isinstance(request.get("do"), str):
+        return {"ok": False, "message": "this is no request"}
+    return answer(request)
+
+
+def where(directory: Path) -> dict[str, Any] | None:
+    """What a run directory says of its socket; None where no run goes on there. Raises `UnreadableInput`."""
+    if not directory.is_dir():
+        raise UnreadableInput(f"there is no run directory {directory}")
+    try:
+        told = json.loads((directory / FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
+    if not isinstance(told, dict) or not isinstance(told.get("socket"), str):
+        raise UnreadableInput(f"{directory / FILE} is none of lima2's")
+    return told
+
+
+def forget(directory: Path) -> None:
+    """Clear what a run that was broken off has left of its socket."""
+    try:
+        told = where(directory)
+    except UnreadableInput:
+        return
+    if told is None or told.get("host") != socket.gethostname():
+        return
+    folder = Path(told["socket"]).parent
+    if folder.name.startswith(PREFIX) and folder.is_dir() and folder.stat().st_uid == os.getuid():
+        shutil.rmtree(folder, ignore_errors=True)
+    (directory / FILE).unlink(missing_ok=True)
+
+
+def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a run something; its answer has ``ok``, and a ``message`` where that is false.
+
+    Raises `UnreadableInput` where there is no run directory, `RunFailed` where its run was broken off, is out of reach,
+    or does not answer.
+    """
+    told = where(directory)
+    if told is None:
+        return {"ok": False, "message": f"no run goes on in {directory}: it has ended, or has not begun"}
+    if told.get("host") != socket.gethostname():
+        raise RunFailed(f"the run in {directory} is controlled on {told.get('host')}: ask there")
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(PATIENCE_S)
+            caller.connect(told["socket"])
+            caller.sendall(json.dumps(request).encode() + b"\n")
+            with caller.makefile("rb") as file:
+                answer = json.loads(file.readline(2 * LONGEST))
+    except TimeoutError as error:
+        raise RunFailed(f"the run in {directory} does not answer") from error
+    except (OSError, ValueError) as error:
+        raise RunFailed(
+            f"the run in {directory} was broken off (process {told.get('pid')} is gone): lima2 recover {directory}"
+        ) from error
+    if not isinstance(answer, dict):
+        raise RunFailed(f"the run in {directory} does not answer")
+    return answer
