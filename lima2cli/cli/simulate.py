@@ -88,7 +88,8 @@ def simulate(
             typer.echo(f"note: {note}", err=True)
         quiet = progress is Progress.AUTO and (find_max_rate or format is SimulateFormat.JSON)
         shown = Progress.NONE if quiet else progress
-        simulator = Simulator(checked, origin, transport.value, keep or output is not None, ProgressPrinter(shown))
+        keeps, bold = keep or output is not None, frames is not None
+        simulator = Simulator(checked, origin, transport.value, keeps, bold, ProgressPrinter(shown))
         gc.enable()
         found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
         whole = plain(*found, file, notes)

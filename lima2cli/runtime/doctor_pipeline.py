@@ -32,7 +32,7 @@ def pipeline_checks(plan: Plan, base: Path, measured: Measured, *, shared: bool)
     yield _transfer_rate(plan, measured.put)
     if plan.channels:
         yield _disk_rate(plan, measured.disk)
-        yield _disk_room(plan, output_folder(plan.output_directory))
+        yield disk_room(plan, output_folder(plan.output_directory))
 
 
 def output_folder(template: str) -> Path:
@@ -118,7 +118,8 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
     return _too_slow(plan, name, message, "another disk, compression, or fewer frames")
 
 
-def _disk_room(plan: Plan, folder: Path) -> Check:
+def disk_room(plan: Plan, folder: Path) -> Check:
+    """What is to be saved against what is free where ``folder`` is; compression may make it less."""
     name, folder, free = "disk", folder.resolve(), shutil.disk_usage(folder).free
     counts = {name: it.selected for name, it in plan.channels.items()}
     if None in counts.values():

@@ -8,7 +8,9 @@ from typing import Any
 
 from lima2cli.check import Checked, compile_again
 from lima2cli.config.simulated import Simulation, simulated
+from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.doctor_pipeline import disk_room, output_folder
 from lima2cli.runtime.launch import Emit, find_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.rates import MaxRate, Probe, bracket, max_rate, next_rate, probe_frames
@@ -57,12 +59,16 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Simulator:
-    """Runs simulations of one pipeline that was checked. ``keep``: their files stay."""
+    """Runs simulations of one pipeline that was checked.
+
+    keep   their files stay;  bold   also where the disk may not hold them
+    """
 
     checked: Checked
     origin: Origin
     transport: str
     keep: bool
+    bold: bool
     emit: Emit
 
     def run(self, asked: Simulation) -> Simulated:
@@ -72,6 +78,9 @@ class Simulator:
         checked = compile_again(self.checked, pipeline, self.origin.base, cores=self.origin.cores)
         if checked.plan is None:
             raise Unfit(checked)
+        room = disk_room(checked.plan, output_folder(checked.plan.output_directory))
+        if room.status != "ok" and not self.bold:
+            raise EnvironmentUnfit(f"{room.message}; give fewer --frames, or --no-save")
         directory, summary, code = run_plan(
             checked.plan, self.origin, self.emit, transport=self.transport, latest=False
         )
