@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lima2cli.cli.control import stop, trigger
 from lima2cli.cli.detectors import detectors
 from lima2cli.cli.doctor import doctor
 from lima2cli.cli.inspect import inspect
@@ -12,6 +13,7 @@ from lima2cli.cli.nodes import nodes
 from lima2cli.cli.plan import plan
 from lima2cli.cli.recover import recover
 from lima2cli.cli.run import run
+from lima2cli.cli.runs import runs
 from lima2cli.cli.schema import schema
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.validate import validate
@@ -44,8 +46,9 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-for command in (validate, plan, doctor, run, simulate, inspect, recover, schema):
+for command in (validate, plan, doctor, run, simulate, inspect, stop, trigger, recover, schema):
     app.command()(command)
+app.add_typer(runs, name="runs")
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")
 

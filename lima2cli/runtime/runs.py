@@ -1,0 +1,55 @@
+"""Runs on disk, those that have ended and those that go on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lima2cli.errors import RunFailed, UnreadableInput
+from lima2cli.runtime.closing import read_summary
+from lima2cli.runtime.directory import LATEST
+from lima2cli.runtime.origin import PLAN_FILE
+from lima2cli.runtime.requests import ask, where
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. ``state``: ``live``, ``broken off``, or what its summary says. ``told`` is its summary, or of a
+    live run what it answers to ``status``; empty where nothing is known."""
+
+    directory: Path
+    state: str
+    told: dict[str, Any]
+
+
+def find_run(name: str) -> Path:
+    """A run directory by its path, or by its name below ``runs``. Raises `UnreadableInput` where there is none."""
+    for directory in (Path(name), Path(RUNS) / name):
+        if (directory / PLAN_FILE).is_file():
+            return directory
+    raise UnreadableInput(f"there is no run {name}: neither {name}/{PLAN_FILE} nor {RUNS}/{name}/{PLAN_FILE}")
+
+
+def look(directory: Path) -> Run:
+    """A run as it stands."""
+    summary = read_summary(directory)
+    if summary is not None:
+        return Run(directory, str(summary["state"]), summary)
+    try:
+        answer = ask(directory, {"do": "status"}) if where(directory) is not None else {}
+    except RunFailed:
+        answer = {}
+    if answer.get("ok"):
+        return Run(directory, "live", answer)
+    return Run(directory, "broken off", {})
+
+
+def runs_in(folder: Path) -> Iterator[Run]:
+    """All runs below a folder, by name. Raises `UnreadableInput` where there is no such folder."""
+    if not folder.is_dir():
+        raise UnreadableInput(f"there is no folder {folder}")
+    for entry in sorted(folder.iterdir()):
+        if entry.name != LATEST and (entry / PLAN_FILE).is_file():
+            yield look(entry)
