@@ -96,6 +96,8 @@ def _flow(
         for value in counts:
             counts[value] += int(np.count_nonzero(status == value))
         absent.add(((np.flatnonzero(status != SAVED) + first) * step + start)[:, None])
+    for holding in looked:
+        holding.release()
     if record is not None and not looked:
         return {**record.totals, "missing_frames": range_list(absent)}
     numbers = (expected, counts[SAVED], counts[LOST], counts[DROPPED], counts[INCOMPLETE])

@@ -41,7 +41,12 @@ class Claims:
             if self.sparse and (len(detector["data/frame_ptr"]) != count + 1 or whole_rows(detector["data"]) != count):
                 inspection.tell(f"{name}: it lacks pixels of some of its {count} frames")
         self._count, self._selected = count, selected
-        self.rewind()
+        self.release()
+
+    def release(self) -> None:
+        """Close the file."""
+        self._rows = InOrder(iter(()))
+        self._flow: Iterator[Status] | None = None
 
     def rewind(self) -> None:
         """Begin anew with the first window."""

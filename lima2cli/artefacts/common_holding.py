@@ -42,6 +42,12 @@ class Common(Holding):
         if self._claims is not None:
             self._claims.rewind()
 
+    def release(self) -> None:
+        """See `Holding`."""
+        super().release()
+        if self._claims is not None:
+            self._claims.release()
+
     def _reads(self) -> list[Iterator[Sequence[Rows]]]:
         if self._claims is not None:
             return [self._claims.saved()]

@@ -26,7 +26,8 @@ PLAIN_BYTES = 8 << 20
 
 
 class Holding:
-    """A node's rows. ``expected`` is their number; they are looked at in consecutive windows, after `rewind`.
+    """A node's rows. ``expected`` is their number; they are looked at in consecutive windows, between `rewind` and
+    `release`.
 
     files       that could be read
     told        what became of the rows' frames in the flow, where no master says it; None: nobody does
@@ -56,12 +57,17 @@ class Holding:
         self.saved = self.dropped = 0
         self._streams = [InOrder(rows) for rows in self._reads()]
 
+    def release(self) -> None:
+        """Close the files."""
+        self._streams = []
+
     def count(self) -> None:
         """Look at all rows, and tell which are gone."""
         self.rewind()
         gone = Progressions()
         for first, last in windows(self.expected):
             gone.add((np.flatnonzero(self.look(first, last)[1]) + first)[:, None])
+        self.release()
         start, step = self.record.start, self.record.step
         found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
         if found:
@@ -176,6 +182,12 @@ class Frames(Holding):
         super().rewind()
         if self._claims is not None:
             self._claims.rewind()
+
+    def release(self) -> None:
+        """See `Holding`."""
+        super().release()
+        if self._claims is not None:
+            self._claims.release()
 
     def _reads(self) -> list[Iterator[Sequence[Rows]]]:
         return [self._read(names) for names in by_receiver(self.files)]

@@ -21,13 +21,15 @@ def reopenable(path: str) -> bool:
     Superblock of version 2 or 3 (HDF5 File Format Specification 3.0, II.A): signature (8 bytes), version, size of
     offsets, size of lengths, file consistency flags (1 byte each), base address, superblock extension address,
     end-of-file address, root object header address (size of offsets each), checksum (4 bytes, lookup3 over all
-    before it); little-endian.
+    before it); little-endian. Files of older versions, as common files are, have no marks.
 
     Raises `FileProblem` where it is no such file or is still being written, OSError where it can't be read or written.
     """
     with open(path, "r+b") as file:
         _refuse_live(file.fileno(), path)
         block = bytearray(file.read(48))
+        if block[:8] == SIGNATURE and block[8:9] and block[8] < 2:
+            return False
         if len(block) < 48 or block[:8] != SIGNATURE or block[8] not in (2, 3) or block[9] != 8:
             raise FileProblem(f"{path} is not an HDF5 file that lima2 has written")
         (end,), size = struct.unpack_from("<Q", block, 28), os.fstat(file.fileno()).st_size

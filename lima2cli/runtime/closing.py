@@ -384,7 +384,8 @@ def reopen_files(directory: Path) -> list[str]:
 
 def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
     """A flow that left nothing in files: nothing came of it where all of its frames should have."""
-    if not any(it.complete and it.flow == gdt.flow for it in (*plan.channels.values(), *plan.tables.values())):
+    nodes: list[Channel | TableChannel] = [*plan.channels.values(), *plan.tables.values()]
+    if not any(node.complete and node.flow == gdt.flow for node in nodes):
         return {**dict.fromkeys(COUNTS), "expected": gdt.selected, "missing_frames": None}
     expected = gdt.selected or 0
     first, last = gdt.rule.frame(0), gdt.rule.frame(expected - 1)
