@@ -177,8 +177,8 @@ class TestMpiWithoutReply(NodeTests):
 
 
 class TestReconstruction(NodeTests):
-    node = node("reconstruction")
-    specs = tuple(replace(spec, whole=spec.view) for spec in SPECS)
+    node = node("reconstruction", fill=7)
+    specs = SPECS
 
 
 class TestIoHdf5(NodeTests):

@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections.abc import Sequence
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,21 @@ class NoFiles:
 def frame_spec(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:
     """Full frames of a detector of this size; ``more``: mask, saturation."""
     return FrameSpec(dtype, View(Rect(0, 0, width, height)), (width, height), **more)
+
+
+def parts_of(spec: FrameSpec) -> tuple[FrameSpec, FrameSpec]:
+    """The upper and the lower part of whole frames, as two receivers hold them."""
+    height, width = spec.shape
+    upper, lower = (
+        replace(
+            spec,
+            view=spec.view.cut(part),
+            mask=None if spec.mask is None else spec.mask[part.y : part.bottom],
+            whole=spec.view,
+        )
+        for part in (Rect(0, 0, width, height // 2), Rect(0, height // 2, width, height - height // 2))
+    )
+    return upper, lower
 
 
 def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:

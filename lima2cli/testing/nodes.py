@@ -14,6 +14,7 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import (
+    Delegate,
     Gather,
     Join,
     Map,
@@ -39,6 +40,7 @@ from lima2cli.testing.inputs import (
     frame_block,
     leave_out,
     padded,
+    parts_of,
     random_frames,
     random_rows,
     same_spec,
@@ -56,6 +58,8 @@ ROLES: tuple[tuple[type[Node], str], ...] = (
     (Reduce, "test_table_"),
     (Sink, "test_sink_"),
     (Join, "test_join_"),
+    (Gather, "test_gather_"),
+    (Delegate, "test_delegate_"),
 )
 
 
@@ -63,7 +67,7 @@ class NodeTests:
     """Subclass it as ``Test…``; give ``node`` and ``specs``.
 
     node    the node, with parameters
-    specs   frames that go into it, at least one
+    specs   frames that go into it, at least one; of a gather: the whole frames, of which it gets parts
     inputs  of a join: names of its inputs, each of which gets frames of one spec
     tables  of a selection: the tables that it reads, by the names of their nodes
     files   the fixture `files`, where parameters name files
@@ -111,7 +115,7 @@ class NodeTests:
         if isinstance(self.node, Join):
             return self.node.infer_all(dict.fromkeys(self.inputs, spec), files)
         if isinstance(self.node, Gather):
-            return self.node.infer_parts([spec])
+            return self.node.infer_parts(parts_of(spec))
         return self.node.infer(spec, files)
 
     def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
@@ -314,6 +318,32 @@ class NodeTests:
         }
         self._chosen(numbers, none)
         self._chosen(numbers[:0], none)
+
+    # Gathers
+
+    def test_gather_gives_the_whole_frames(self, spec: FrameSpec) -> None:
+        node, (upper, lower) = cast(Gather, self.node), parts_of(spec)
+        assert same_spec(node.infer_parts([upper, lower]), spec)
+        assert same_spec(node.infer_parts([lower, upper]), spec), "places of parts do not depend on their order"
+
+    def test_gather_masks_pixels_that_no_part_covers(self, spec: FrameSpec) -> None:
+        upper, _ = parts_of(spec)
+        after = cast(Gather, self.node).infer_parts([upper])
+        assert after.shape == spec.shape
+        covered = np.zeros(spec.shape, bool)
+        covered[upper.place] = True if upper.mask is None else ~upper.mask
+        assert after.mask is not None
+        np.testing.assert_array_equal(after.mask, ~covered)
+
+    # Delegates
+
+    def test_delegate_says_what_its_processes_are(self, spec: FrameSpec, files: Files) -> None:
+        node = cast(Delegate, self.node)
+        assert (node.command is None) != (node.function is None), "either of them"
+        assert node.ranks >= 1
+        assert node.on_error in ("stop", "drop", "pass")
+        if not node.reply:
+            assert same_spec(node.infer(spec, files), spec), "what is not replied to flows on as it is"
 
     # Tables
 
