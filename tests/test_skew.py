@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lima2cli.plan.records import Plan
+from lima2cli.plan.show import show_plan
 from lima2cli.runtime.ranks import run_inline
-from tests.compiling import compiled
+from tests.compiling import compiled, figures, plan_of
+from tests.golden import FOLDER, agrees
 
 PATIENCE_S = 10.0
 HEAD = """
@@ -64,7 +66,7 @@ one = st.tuples(
 
 
 @given(one, one)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_what_is_accepted_ends(f: tuple[int, ...], g: tuple[int, ...]) -> None:
     plan, _ = compiled(f"{HEAD}flows:\n{flow('F', 'D', *f)}{flow('G', 'E', *g)}{JOIN}")
     if plan is not None:
@@ -99,3 +101,37 @@ def test_groups_that_no_event_tells_of() -> None:
     plan, _ = compiled(f"{HEAD}flows:\n{flow('F', 'D', 4, 1, None, 1, 4, 1)}{few.replace('30', '28')}{JOIN}")
     assert plan is not None
     assert ends(plan)
+
+
+TOGETHER = """
+lima2: 1
+name: together
+detector:
+  remu:
+    image: {width: 24, height: 16}
+    datasets: {CTR1: {dtype: uint16}, CTR2: {dtype: uint16}}
+    modules: {columns: 1, rows: 2, width: 24, height: 8}
+acquisition: {frames: 100, period: 1 ms}
+receivers: 2
+flows:
+  parts: {dataset: CTR1, dispatch: modules, rules: {blocks_per_group: 4}, buffers: {frames: 32}}
+  full: {dataset: CTR2, rules: {blocks_per_group: 4}, events: {group: 2, end: true}, buffers: {frames: 64}}
+nodes:
+  counters: {input: parts, roi_counters: {rois: {all: {rect: {x: 0, y: 0, width: 24, height: 16}}}}}
+  some: {input: parts, filter: {keep: counters.all_sum > 5}}
+  whole: {input: some, reconstruction: {}}
+  both: {inputs: {a: whole, b: full}, expression: {expr: a + b}}
+  save: {input: both, io_hdf5: {}}
+"""
+
+
+def test_the_plan_shows_what_waits_for_others() -> None:
+    """Blocks that stay unreleased until all flows and receivers have theirs are not slack."""
+    plan = plan_of(TOGETHER)
+    agrees(FOLDER / "together.txt", show_plan(plan))
+    gdts = figures(plan)["gdts"]
+    assert gdts["parts[1]"]["unreleased"] == {"frames": 4, "nodes": ["some", "whole"]}
+    assert gdts["parts[1]"]["slack_s"] == pytest.approx((32 - 4) * 1e-3)
+    assert gdts["full"]["unreleased"] == {"frames": 31, "nodes": ["both"]}
+    assert gdts["full"]["slack_s"] == pytest.approx((128 - 31) * 1e-3)
+    assert [node["name"] for node in figures(plan)["nodes"] if node["collective"]] == ["counters", "whole"]

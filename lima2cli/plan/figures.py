@@ -10,6 +10,7 @@ from lima2cli.diagnostics import Diagnostic
 from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
+from lima2cli.plan.skew import Unreleased, held_frames, unreleased
 
 VERSION = 1
 
@@ -112,6 +113,7 @@ def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
             }
             for buffer in gdt.buffers
         ],
+        "unreleased": {"frames": waiting(plan, gdt).frames, "nodes": list(waiting(plan, gdt).nodes)},
         "slack_s": slack_s(plan, gdt),
     }
 
@@ -136,10 +138,16 @@ def _by_receiver(plan: Plan, gdt: Gdt, counts: Sequence[int] | None) -> dict[str
 
 
 def slack_s(plan: Plan, gdt: Gdt) -> float | None:
-    """Seconds of frames that the local buffers of a flow hold together; None without a period."""
+    """Seconds of frames that the local buffers of a flow hold together, without those that may have to wait there for
+    other flows or receivers; None without a period."""
     if plan.period_s is None:
         return None
-    return plan.period_s * gdt.rule.step * gdt.rule.blocks * gdt.rule.depth * gdt.rule.buffers
+    return plan.period_s * (held_frames(gdt) - waiting(plan, gdt).frames)
+
+
+def waiting(plan: Plan, gdt: Gdt) -> Unreleased:
+    """Frames of a flow that may have to wait in its local buffers, and for which nodes."""
+    return unreleased(plan.steps, gdt, plan.gdts)
 
 
 def memory_figures(plan: Plan) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes
+from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Plan
 
@@ -94,7 +94,16 @@ def _buffers(plan: Plan) -> str:
                 "endless" if shares is None else " + ".join(f"{count}" for count in shares.values()),
             )
         )
-    return "local buffers\n" + _table(rows)
+    return "local buffers\n" + _table(rows) + "".join(_unreleased(plan, gdt) for gdt in plan.gdts)
+
+
+def _unreleased(plan: Plan, gdt: Gdt) -> str:
+    """What is missing in the slack."""
+    found = waiting(plan, gdt)
+    if not found.nodes:
+        return ""
+    frames = f"{found.frames} frame{'s' * (found.frames != 1)}"
+    return f"\n  {gdt.name}: up to {frames} wait for other flows or receivers, at {', '.join(found.nodes)}"
 
 
 def _memory(plan: Plan) -> str:
@@ -120,6 +129,7 @@ def _nodes(plan: Plan) -> str:
     rows = []
     for step in plan.steps:
         receivers = ", ".join(plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers))
+        receivers += ", together" if step.circle else ""
         rows.append(
             (step.name, step.node.kind, kernel_role(step.node), f"{', '.join(step.sources)} → {step.after}", receivers)
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lima2cli.diagnostics import Findings, Path, Related
+from lima2cli.nodes.base import Gather, Select, Sink
 from lima2cli.plan.records import Gdt, Step
 
 BATCHES = 4
@@ -27,6 +28,34 @@ class Skew:
     frames: int | None
     other: str
     late: str
+
+
+@dataclass(frozen=True)
+class Unreleased:
+    """Acquired frames of a flow that may stay in its local buffers until other flows or receivers have theirs, and the
+    nodes that wait for these."""
+
+    frames: int
+    nodes: tuple[str, ...]
+
+
+def unreleased(steps: Sequence[Step], gdt: Gdt, gdts: Sequence[Gdt]) -> Unreleased:
+    """At most, where sources write as they should: in joins, and in what receivers do together with parts of frames,
+    each of which has to wait for the event of the same group at the others. What nodes compute has memory of its own.
+    """
+    views, waits = {gdt.flow}, dict[str, int]()
+    together = {step.name for step in steps if step.circle and step.numbering.parts}
+    for step in steps:
+        if views.isdisjoint(step.sources):
+            continue
+        if isinstance(step.node, Select | Sink):
+            views.add(step.name)
+        skew = skew_at(step, gdt, gdts) if len(step.sources) + len(step.tables) > 1 else None
+        if skew is not None and skew.frames is not None:
+            waits[step.name] = skew.frames
+        elif (isinstance(step.node, Gather) and step.circle) or not together.isdisjoint(step.tables):
+            waits[step.name] = _latest(gdt) + gdt.rule.step
+    return Unreleased(min(max(waits.values(), default=0), held_frames(gdt)), tuple(waits))
 
 
 def check_skew(steps: Sequence[Step], gdts: Sequence[Gdt], findings: Findings) -> None:
@@ -64,12 +93,11 @@ def _round(gdt: Gdt) -> int:
 
 
 def _skew(gdt: Gdt, other: Gdt) -> Skew:
-    rule = other.rule
     last = None if gdt.selected is None else gdt.rule.frame(gdt.selected - 1)
     total = None if last is None else last + 1 - gdt.rule.start
     if not other.group_event:
         return Skew(total, other.flow, "at the end only")
-    late = (((other.group_event - 1) * rule.buffers + 1) * rule.blocks - 1) * rule.step
+    late = _latest(other)
     groups = 1 if gdt.place is not None else max(1, gdt.rule.depth // BATCHES)
     own = gdt.rule.blocks * gdt.rule.step + (groups - 1) * _round(gdt)
     untold = _first_untold(other)
@@ -78,6 +106,12 @@ def _skew(gdt: Gdt, other: Gdt) -> Skew:
         return Skew(rest, other.flow, f"from frame {untold} on at the end only")
     needed = late + own
     return Skew(needed if total is None else min(total, needed), other.flow, f"up to {late} frames late")
+
+
+def _latest(gdt: Gdt) -> int:
+    """How many frames after a frame its event comes at the latest, acquired frames; the flow has group events."""
+    rule = gdt.rule
+    return (((max(1, gdt.group_event) - 1) * rule.buffers + 1) * rule.blocks - 1) * rule.step
 
 
 def _first_untold(gdt: Gdt) -> int | None:
