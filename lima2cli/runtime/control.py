@@ -20,7 +20,9 @@ from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.acquisition import Acquisition, Outcome
 from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
+from lima2cli.runtime.patience import check_silence, longest_wait_s
 from lima2cli.runtime.requests import Requests
+from lima2cli.runtime.status import no_trigger, status
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
@@ -30,9 +32,6 @@ PROGRESS_PERIOD_S = 0.5
 
 SHORTEST_PATIENCE_S = 10.0
 """Modules that are told to pause have at least so long for what they are doing."""
-
-SHORTEST_SILENCE_S = 30.0
-"""Receivers, which tell twice a second how far they are, may be silent at least for so long."""
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -216,18 +215,10 @@ class ControlRank:
             raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
 
     def _check_silence(self) -> None:
-        """A receiver that hangs, or that others wait for in a collective, would hang the run."""
-        late = {rank for one in self._begun for rank in one.waiting}
-        if self._phase in ("limiting", "ending"):
-            late |= self._waiting_for & self._receivers
-        patience = max(self._plan.timeout_s, SHORTEST_SILENCE_S)
-        now = time.monotonic()
-        silent = sorted(rank for rank in late if now - max(self._heard.get(rank, 0.0), self._paused_at) > patience)
-        if silent:
-            names = {role.rank: self._plan.receivers[role.receiver or 0] for role in self._plan.ranks}
-            who = ", ".join(f"{names[rank]} (rank {rank})" for rank in silent)
-            reason = f"{self.outcome.reason}; then " if self.outcome.reason else ""
-            raise RunFailed(f"{reason}{who} has said nothing for {patience:g} s")
+        """A receiver that hangs, or that others wait for in a collective, would hang the run. Raises `RunFailed`."""
+        awaited = {rank for one in self._begun for rank in one.waiting}
+        heard = {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in awaited}
+        check_silence(self._plan, heard, self.outcome.reason)
 
     def _pause(self, state: str, reason: str) -> None:
         self._paused_at = time.monotonic()
@@ -377,46 +368,22 @@ class ControlRank:
             self.outcome.warnings.append(text)
             self._emit({"type": "event", "event": "warning", "message": f"warning: {text}"})
 
-    # Requests from outside
-
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What users ask from outside."""
         if request["do"] == "stop":
             self._stopped = True
             return {"ok": True}
         if request["do"] == "status":
-            return {"ok": True, "phase": self._phase, "acquisition": len(self._acquisitions), "of": self._plan.repeat,
-                    "flows": {name: list(counts) for name, counts in self._now.totals(self._plan).items()},
-                    "seconds": (time.time_ns() - self.outcome.start_ns) * 1e-9 if self.outcome.start_ns else 0.0,
-                    "frames": self._plan.frames}  # fmt: skip
-        if request["do"] == "trigger":
-            return self._trigger(request.get("count", 1))
-        return {"ok": False, "message": f"a run can't {request['do']}: stop, status, trigger"}
-
-    def _trigger(self, count: object) -> dict[str, Any]:
-        why = self._no_trigger(count)
+            return status(self._plan, self._now, self._phase)
+        if request["do"] != "trigger":
+            return {"ok": False, "message": f"a run can't {request['do']}: stop, status, trigger"}
+        count = request.get("count", 1)
+        why = no_trigger(self._plan, self._now, self._phase, count)
         if why is not None:
             return {"ok": False, "message": why}
-        assert isinstance(count, int)
         self._now.triggers += count
-        self._moved_at = time.monotonic()
         self._tell(self._detectors, messages.TRIGGER, count)
         return {"ok": True, "triggers": self._now.triggers}
-
-    def _no_trigger(self, count: object) -> str | None:
-        """Why triggers are refused."""
-        acquisition = self._plan.acquisition
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            return "a number of triggers is a whole number above 0"
-        if acquisition.trigger != "software":
-            return f"this run has acquisition.trigger: {acquisition.trigger}; it takes no software triggers"
-        if self._phase != "running":
-            return f"no triggers now, the run is {self._phase}"
-        if self._plan.frames is None:
-            return None
-        left = -(-self._plan.frames // acquisition.frames_per_trigger) - self._now.triggers
-        if count > left:
-            return f"{count} triggers are too many: {left} are left of {self._now.triggers + left}"
-        return None
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
@@ -432,17 +399,5 @@ class ControlRank:
             "flows": {name: {"received": r, "lost": n} for name, (r, n) in flows.items()},
             "saved": self._now.saved_totals(),
         })  # fmt: skip
-        self._check_timeout(now)
-
-    def _check_timeout(self, now: float) -> None:
-        """No frame for too long. What the receivers report comes in groups, and as seldom as events say."""
-        plan = self._plan
-        if plan.acquisition.trigger == "software":
-            return  # the next trigger may come at any time
-        periods = [
-            (plan.period_s or 0) * gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * gdt.group_event
-            for gdt in plan.gdts
-            if gdt.group_event
-        ]
-        if periods and now - self._moved_at > plan.timeout_s + min(periods):
-            self._pause("failed", f"no frame for {plan.timeout_s:g} s")
+        if now - self._moved_at > longest_wait_s(self._plan):
+            self._pause("failed", f"no frame for {self._plan.timeout_s:g} s")

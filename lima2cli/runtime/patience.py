@@ -1,0 +1,38 @@
+"""How long the control rank waits for others."""
+
+import math
+import time
+from collections.abc import Mapping
+
+from lima2cli.errors import RunFailed
+from lima2cli.plan.records import Plan
+
+SHORTEST_SILENCE_S = 30.0
+"""Receivers, which tell twice a second how far they are, may be silent at least for so long."""
+
+
+def longest_wait_s(plan: Plan) -> float:
+    """Seconds without a frame after which a run fails. What receivers report comes in groups, and as seldom as events
+    say; a software trigger may come at any time."""
+    periods = [
+        (plan.period_s or 0) * gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * gdt.group_event
+        for gdt in plan.gdts
+        if gdt.group_event
+    ]
+    if not periods or plan.acquisition.trigger == "software":
+        return math.inf
+    return plan.timeout_s + min(periods)
+
+
+def check_silence(plan: Plan, heard: Mapping[int, float], reason: str | None) -> None:
+    """Raise `RunFailed` where a receiver has been silent for too long.
+
+    heard   when each receiver, by rank, was last heard of (`time.monotonic`);  reason  for which the run is ending
+    """
+    patience = max(plan.timeout_s, SHORTEST_SILENCE_S)
+    silent = sorted(rank for rank, at in heard.items() if time.monotonic() - at > patience)
+    if not silent:
+        return
+    names = {role.rank: plan.receivers[role.receiver] for role in plan.ranks if role.receiver is not None}
+    who = ", ".join(f"{names[rank]} (rank {rank})" for rank in silent)
+    raise RunFailed(f"{f'{reason}; then ' if reason else ''}{who} has said nothing for {patience:g} s")
