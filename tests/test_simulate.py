@@ -77,7 +77,7 @@ def made_up(**changes: Any) -> dict[str, Any]:
     """The summary of a run that kept up with 1 kHz for 5 s; ``changes`` by the names of its figures."""
     figures: dict[str, Any] = {
         "hz": 1000.0, "sent": 1000.0, "lost": 0, "first": None, "state": "complete", "overrun": False, "busy": 1.0,
-        "stage": 0.6, "commit": 0.1, "flush": 0.0, "behind": 0.0, "slack": 0.256, "missing": 0, "worker": None,
+        "stage": 0.6, "commit": 0.1, "flush": 0.0, "behind": 0.0, "hold": 0.256, "missing": 0, "worker": None,
     }  # fmt: skip
     it = {**figures, **changes}
     kernels = [
@@ -94,7 +94,7 @@ def made_up(**changes: Any) -> dict[str, Any]:
             "ranks": [{"rank": rank, "role": role, "cpu_s": 1.0} for rank, role in enumerate("abc")],
             "receivers": {"r0": {"busy_s": it["busy"], "frames": 5000 - it["lost"], "kernels": kernels}},
             "paces": {"data": {"r0": {"frames": 5000 - it["lost"], "hz": it["hz"], "seconds": 5.0}}},
-            "slack_s": {"data": it["slack"]},
+            "hold_s": {"data": it["hold"]},
             "detectors": {"1": {"put_s": 0.5, "flush_s": it["flush"], "behind_s": it["behind"]}},
         },
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_results_that_come_ever_later_are_a_no_before_anything_is_lost() -> None
 
 @pytest.mark.parametrize(("hz", "kept_up"), [(1000.0, True), (300.0, False)])
 def test_without_a_rate_what_was_sent_counts(hz: float, kept_up: bool) -> None:
-    summary = made_up(hz=hz, slack=None, behind=None)
+    summary = made_up(hz=hz, hold=None, behind=None)
     summary["rates"]["asked_hz"] = None
     found = judge(summary)
     assert (found.kept_up, found.sustained_hz) == (kept_up, hz)
@@ -292,7 +292,7 @@ def test_remu_stands_in_for_the_detector_of_every_example(name: str, saves: bool
     assert [replace(it, frames=None) for it in before.info.datasets] == list(plan.info.datasets)
     assert not any(gdt.waits for gdt in plan.gdts)
     assert [gdt.parts for gdt in plan.gdts] == [gdt.parts for gdt in before.gdts]
-    assert plan.period_s == 1e-3
+    assert (plan.period_s, plan.repeat) == (1e-3, 1)
     assert plan.output_directory == "runs/{name}_sim_{run:04d}"
     if saves:
         assert set(plan.channels) == set(before.channels)

@@ -6,7 +6,7 @@ from typing import Any
 from lima2cli.cli.totals import ranges_text, table
 from lima2cli.runtime.rates import MaxRate, Probe
 from lima2cli.runtime.simulation import Simulated
-from lima2cli.runtime.verdict import Verdict, slack_of
+from lima2cli.runtime.verdict import Verdict, hold_of
 
 Row = tuple[str, ...]
 
@@ -95,9 +95,9 @@ def _buffers(measured: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
     for flow, fills in measured["peak_fill"].items():
         for receiver, fill in sorted(fills.items()):
-            slack = slack_of(measured, flow)
-            left = None if slack is None else slack * max(0.0, 1 - fill)
-            rows.append((flow, receiver, time_text(slack), f"{min(fill, 1):.0%}", time_text(left)))
+            hold = hold_of(measured, flow)
+            left = None if hold is None else hold * max(0.0, 1 - fill)
+            rows.append((flow, receiver, time_text(hold), f"{min(fill, 1):.0%}", time_text(left)))
     return rows
 
 

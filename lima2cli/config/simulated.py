@@ -47,11 +47,11 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     """The pipeline as a simulation runs it. It must be without `POISON`.
 
     REMU has the sensor of the detector (image, modules, datasets, channels, gap value, names), does what the detector
-    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves, without end.
+    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves; nothing repeats.
     """
     said = pipeline.acquisition
     acquisition = replace(
-        said, frames=asked.frames, period=asked.period_s, rate=None, trigger="internal", frames_per_trigger=1
+        said, frames=asked.frames, period=asked.period_s, rate=None, trigger="internal", frames_per_trigger=1, repeat=1
     )
     config, sensor = emulator(pipeline.config, pipeline.detector.sensor, asked.faults)
     return replace(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lima2cli.plan.figures import slack_s
 from lima2cli.plan.records import Gdt, Plan
+from lima2cli.plan.skew import held_frames
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.latency import merged
 from lima2cli.runtime.messages import ReceiverReport
@@ -26,7 +26,7 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         },
         "latency": _latencies(plan, outcome),
         "paces": {gdt.name: _paces(plan, gdt, outcome) for gdt in plan.gdts},
-        "slack_s": {gdt.name: slack_s(plan, gdt) for gdt in plan.gdts},
+        "hold_s": {gdt.name: None if plan.period_s is None else plan.period_s * held_frames(gdt) for gdt in plan.gdts},
         "detectors": {
             str(rank): {
                 "put_s": source.put_s,

@@ -29,8 +29,8 @@ def run_plan(
     """Run; gives the directory, the summary and the exit code.
 
     ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``; ``latest``: the link of that name
-    beside the directory points to it from then on. Raises `EnvironmentUnfit` before
-    anything is started, `RunFailed` where not even the summary can be written.
+    beside the directory points to it from then on. Raises `EnvironmentUnfit` before anything is started, `RunFailed`
+    where not even the summary can be written.
     """
     mpiexec = find_mpiexec() if transport != "inline" else None
     if transport == "mpi" and mpiexec is None:

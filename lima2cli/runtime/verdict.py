@@ -142,10 +142,10 @@ def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
 
 def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
     """Whether frames were lost that an emulator had sent late and all at once, to a receiver that has time left."""
-    can, slack = capacity(summary), slack_of(summary["resources"], first.flow)
-    if asked is None or can is None or slack is None or can * BUSY < asked:
+    can, hold = capacity(summary), hold_of(summary["resources"], first.flow)
+    if asked is None or can is None or hold is None or can * BUSY < asked:
         return False
-    return late_by(summary["resources"]) > slack / 2
+    return late_by(summary["resources"]) > hold / 2
 
 
 def late_by(measured: Summary) -> float:
@@ -171,14 +171,14 @@ def first_lost(summary: Summary, asked: float | None) -> Lost | None:
     if not found:
         return None
     frame, name = min(found)
-    slack = slack_of(summary["resources"], name)
-    time_s = None if asked is None else frame / asked + (slack or 0.0)
+    hold = hold_of(summary["resources"], name)
+    time_s = None if asked is None else frame / asked + (hold or 0.0)
     return Lost(name, frame, summary["flows"][name]["first_lost"]["receiver"], time_s)
 
 
-def slack_of(measured: Summary, flow: str) -> float | None:
+def hold_of(measured: Summary, flow: str) -> float | None:
     """For how long the local buffers of a data flow hold its frames; of one dispatched by modules those of a place."""
-    return next((slack for name, slack in measured["slack_s"].items() if name.partition("[")[0] == flow), None)
+    return next((hold for name, hold in measured["hold_s"].items() if name.partition("[")[0] == flow), None)
 
 
 def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -196,8 +196,8 @@ def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
         out_hz = pace["hz"]
         late_s = pace["seconds"] * (1 - out_hz / in_hz)
         if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (found is None or out_hz < found.out_hz):
-            slack = measured["slack_s"].get(flow)
-            lasts = None if slack is None else slack * in_hz / (in_hz - out_hz)
+            hold = measured["hold_s"].get(flow)
+            lasts = None if hold is None else hold * in_hz / (in_hz - out_hz)
             found = Behind(flow, receiver, in_hz, out_hz, lasts)
     return found
 
