@@ -12,8 +12,9 @@ The result is float32, or float64 where an input is, or of ``dtype``; integers a
 their range, NaN becomes 0. Pixels are computed in float32 where it holds all inputs exactly (integers of up to 16 bits,
 float32) and the result is float32; else in float64, rounded once at the end. Integers beyond 2**53 are rounded before.
 
-Frames are paired by their number; those that are not in all inputs are left out and counted as unmatched. The same frame
-of all inputs is at one receiver, and they show the same part of the detector the same way. A pixel is masked where it is in any input; masked pixels are computed like any other. The saturation level is no longer known.
+Frames are paired by their number; those that are not in all inputs are left out and counted as unmatched. The same
+frame of all inputs is at one receiver, and they show the same part of the detector the same way. A pixel is masked
+where it is in any input; masked pixels are computed like any other. The saturation level is no longer known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
