@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lima2cli.geometry import Rect
+from lima2cli.nodes.expression import Expression
 from tests.running import TRANSPORTS, Live, Ran, counter, run, truth
 
 SOURCE = Rect(0, 0, 24, 16)
@@ -290,6 +291,46 @@ nodes:
     assert len(kept) == flow["received"]
     np.testing.assert_array_equal(saved[status == 0], frames_of(kept))
     assert table(ran, "counters")["frame_number"].tolist() == kept.tolist()
+
+
+def test_a_join_that_fails_at_one_receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames are lost to all from then on; nobody waits for it."""
+    real = Expression.bind_all
+
+    def bind_all(self: Expression, specs: Any, files: Any) -> Any:
+        function, below = real(self, specs, files), specs["a"].view.area.y > 0
+
+        def failing(blocks: Any) -> Any:
+            if below and (blocks["a"][:, 0, 0] == 7919 * 21 % 2**16 + 8 * 24).any():
+                raise ArithmeticError("frame 21")
+            return function(blocks)
+
+        return failing
+
+    monkeypatch.setattr(Expression, "bind_all", bind_all)
+    ran = run(
+        f"""{head(rate="300")}
+flows:
+  A: {{dataset: CTR1, {PARTS}, buffers: {{frames: 16}}}}
+  B: {{dataset: CTR2, {PARTS}, buffers: {{frames: 16}}}}
+nodes:
+  j: {{inputs: {{a: A, b: B}}, expression: {{expr: 2 * a + b, dtype: float64}}}}
+  whole: {{input: j, reconstruction: {{}}}}
+  save: {{input: whole, io_hdf5: {{}}}}
+  counters: {{input: j, {ALL}}}
+  b: {{input: B, {ALL}}}
+""",
+        tmp_path,
+        "inline",
+    )
+    assert ran.code == 10, ran.output
+    assert "frame 21" in ran.output
+    summary = truth(ran, problems=True)
+    _, numbers, status = ran.saved("save")
+    assert numbers[status == 0].tolist() == list(range(20))
+    assert table(ran, "counters")["frame_number"].tolist() == list(range(20))
+    assert table(ran, "b")["frame_number"].tolist() == list(range(summary["flows"]["B"]["received"]))
+    assert summary["flows"]["B"]["received"] >= 24
 
 
 def test_full_buffers_that_are_gathered(tmp_path: Path) -> None:
