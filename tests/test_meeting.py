@@ -21,7 +21,7 @@ from tests.running import needs_mpi
 
 @pytest.mark.parametrize("kind", ["gather", "reduce"])
 @given(st.integers(1, 4), st.integers(0, 3 * UNDER_WAY), st.integers(1, 3), st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_inline(kind: str, size: int, groups: int, last_blocks: int, seed: int) -> None:
     case, table = Case(seed, size, groups, last_blocks), CircleTable(tuple(range(10, 10 + size)))
     own = members(case, list(range(size)), lambda rank: InlineCircle(table, 10 + rank), kind)

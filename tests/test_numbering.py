@@ -76,7 +76,7 @@ def common_frames(inputs: dict[str, Numbering]) -> list[int]:
 
 
 @given(flows())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_common_frames_and_their_receivers(inputs: dict[str, Numbering]) -> None:
     frames = common_frames(inputs)
     apart = [f for f in frames if len({place(it, f)[0] for it in inputs.values()}) > 1]  # type: ignore[index]
@@ -124,7 +124,7 @@ def test_a_proposal_is_made_where_there_is_one() -> None:
 
 
 @given(flows(parts=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_groups_of_joined_parts(inputs: dict[str, Numbering]) -> None:
     """Parts of frames come in groups, each at the next receiver once they are gathered: those of the joined frames
     are never larger than those that come, and all frames of such a group are of one group of the rule."""

@@ -142,7 +142,7 @@ def play(case: Case, join: Any, turns: Iterator[str] | None, memory: Memory) -> 
 
 
 @given(cases(), st.integers(0, 2**32))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_cut_and_any_order(case: Case, seed: int) -> None:
     with FileStore(Path()) as files:
         try:
@@ -222,7 +222,7 @@ SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=8)
 
 
 @given(SIZES, SIZES, st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_rows_cut_otherwise_than_frames(frames: list[int], rows: list[int], data: st.DataObject) -> None:
     """What is chosen is a view of memory that is held until the result is done with."""
     count, memory = min(sum(frames), sum(rows)), Memory()

@@ -66,7 +66,7 @@ one = st.tuples(
 
 
 @given(one, one)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_what_is_accepted_ends(f: tuple[int, ...], g: tuple[int, ...]) -> None:
     plan, _ = compiled(f"{HEAD}flows:\n{flow('F', 'D', *f)}{flow('G', 'E', *g)}{JOIN}")
     if plan is not None:
@@ -74,7 +74,7 @@ def test_what_is_accepted_ends(f: tuple[int, ...], g: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("period", [1, 2, 5])
+@pytest.mark.parametrize("period", [1, 5])
 def test_it_is_not_much_too_strict(blocks: int, period: int) -> None:
     """The shallowest buffers that are accepted, and those that really run, differ by what is taken together."""
 
