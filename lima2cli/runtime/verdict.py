@@ -228,9 +228,8 @@ def bottleneck(
     if receiver is None or receiver not in receivers:
         receiver = max(receivers, key=lambda name: receivers[name]["busy_s"])
     its = receivers[receiver]
-    costs: list[tuple[tuple[str, ...], float, float]] = [
-        ((), its["busy_s"] - sum(map(_cost, its["kernels"])), its["frames"])
-    ]
+    most = max((kernel["frames"] for kernel in its["kernels"]), default=its["frames"])
+    costs: list[tuple[tuple[str, ...], float, float]] = [((), its["busy_s"] - sum(map(_cost, its["kernels"])), most)]
     costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
     nodes, cost, frames = max(costs, key=lambda it: it[1])
     found = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
