@@ -40,7 +40,7 @@ def show_probe(probe: Probe) -> str:
 
 def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
     """The answer first, then why, then the figures."""
-    summary = found.summary
+    summary, file = found.summary, found.plan.name if file == "-" else file
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
     if summary["seconds"] is not None:
         measured = summary["resources"]
