@@ -62,7 +62,7 @@ nodes:
         ends.append(times[-1])
         dead = summary["acquisition"]["dead_time_s"]
         assert dead == (None if number == 1 else pytest.approx(starts[-1] - ends[-2], abs=1e-5))
-        assert not list(one.directory.glob("*.part"))
+        assert not list(one.directory.glob("*.new"))
     assert (tmp_path / "runs" / "latest").resolve().name == "pipeline_0003"
 
 
@@ -134,7 +134,7 @@ nodes: {{f: {{input: data, python: {{function: "model.py:Model"}}}}, save: {{inp
     assert '"type": "start"' not in ran.output
     summary = ran.summary
     assert (summary["state"], summary["frames"], summary["seconds"]) == ("failed", 0, 0)
-    assert not list(ran.directory.glob("*.h5.part"))
+    assert not list(ran.directory.glob("*.h5.new"))
 
 
 def test_software_triggers_from_another_process(tmp_path: Path) -> None:

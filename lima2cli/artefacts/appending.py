@@ -55,17 +55,21 @@ def disk_errors(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {error}") from error
 
 
+NOT_STARTED = ".new"
+"""End of the names of files that have no rows yet."""
+
+
 class AppendingFile:
     """A new file, first filled with its tree (`h5`), then started, then appended to.
 
-    It has its name from its start on; before, it ends in ``.part``. Raises OSError where the file can't be made. An
+    It has its name from its start on; before, it ends in `NOT_STARTED`. Raises OSError where the file can't be made. An
     existing file of that name is replaced.
     """
 
     def __init__(self, path: str) -> None:
         import h5py
 
-        self.path, self._part = path, f"{path}.part"
+        self.path, self._part = path, path + NOT_STARTED
         with disk_errors(path):
             self.h5 = h5py.File(self._part, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
 

@@ -40,7 +40,7 @@ def plant_root(file: Any, title: str | None, start_ns: int | None) -> Any:
     file.attrs["NX_class"] = "NXroot"
     file.attrs["creator"] = CREATOR
     file.attrs["default"] = ENTRY
-    file.attrs["file_name"] = file.filename.rpartition("/")[2].removesuffix(".part")
+    file.attrs["file_name"] = file.filename.rpartition("/")[2].removesuffix(".part").removesuffix(".new")
     file.attrs["file_time"] = datetime.now(UTC).isoformat()
     entry = group(file, ENTRY, "NXentry")
     if title:

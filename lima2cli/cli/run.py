@@ -113,4 +113,6 @@ def _plan_of(
         raise typer.Exit(PROBLEMS)
     if progress not in (Progress.JSON, Progress.NONE):
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
+    if own is not None and checked.plan.repeat > 1:
+        raise typer.BadParameter("your own processing takes the blocks of one acquisition: not with acquisition.repeat")
     return replace(checked.plan, processing=own), origin

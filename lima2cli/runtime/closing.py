@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.appending import NOT_STARTED
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import saved_frames, table_rows, tells
@@ -371,8 +372,8 @@ def conclude(
 def reopen_files(directory: Path) -> list[str]:
     """Clear what interrupted writers left in the HDF5 files of a directory; problems as sentences."""
     problems = []
-    for part in directory.glob("*.h5.part"):  # what had no frames yet
-        part.unlink(missing_ok=True)
+    for file in directory.glob(f"*.h5{NOT_STARTED}"):  # no rows have come
+        file.unlink(missing_ok=True)
     for path in sorted(directory.glob("*.h5")):
         try:
             reopenable(str(path))
