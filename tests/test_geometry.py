@@ -56,7 +56,7 @@ def test_worked_case_through_the_compiler(case: dict[str, Any]) -> None:
     got = figures(plan)["gdts"]["F"]
     expect = {key: value for key, value in case["expect"].items() if key != "locations"}
     assert {key: got[key] for key in expect} == expect
-    rule = plan.gdt("F").rule
+    (rule,) = [gdt.rule for gdt in plan.gdts if gdt.name == "F"]
     for expected in case["expect"]["locations"]:
         where = locate(rule, expected["frame"])
         if expected.get("dropped"):
