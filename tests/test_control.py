@@ -97,6 +97,43 @@ nodes:
         np.testing.assert_array_equal(frames, counter(numbers, Rect(0, 0, 16, 8), 16))
 
 
+def test_nodes_that_wait_begin_anew(tmp_path: Path) -> None:
+    """Joins, filters and collectives of receivers that hold parts of frames."""
+    text = """
+lima2: 1
+detector:
+  remu:
+    image: {width: 16, height: 8}
+    datasets: {low: {dtype: uint16}, high: {dtype: uint16}}
+    modules: {columns: 2, rows: 1, width: 8, height: 8}
+    scene: {counter: {}}
+acquisition: {frames: 12, repeat: 3}
+receivers: 2
+flows:
+  low: {dataset: low, source: full, buffers: {frames: 4, at: [receiver0.host, receiver1.host]}}
+  high: {dataset: high, source: full, slices: {step: 2}, buffers: {frames: 8, at: [receiver0.host]}}
+  second: {dataset: low, source: full, slices: {step: 2}, buffers: {frames: 8, at: [receiver0.host]}}
+  parts: {dataset: low, source: full, dispatch: modules, buffers: {frames: 4, at: [receiver0.host, receiver1.host]}}
+nodes:
+  sum: {inputs: {a: second, b: high}, expression: {expr: a + b}}
+  save: {input: sum, io_hdf5: {}}
+  whole: {input: parts, reconstruction: {strategy: gather}}
+  frames: {input: whole, io_hdf5: {}}
+  counters: {input: parts, roi_counters: {rois: {all: {rect: {x: 0, y: 0, width: 16, height: 8}}}}}
+  few: {input: low, checkpoint: {}}
+"""
+    ran = run(text, tmp_path, "inline")
+    assert ran.code == 0, ran.output
+    for number in (1, 2, 3):
+        one = _ran(tmp_path / "runs" / f"pipeline_{number:04d}")
+        truth(one)
+        frames, numbers, _ = one.saved("frames")
+        assert numbers.tolist() == list(range(12))
+        np.testing.assert_array_equal(frames, counter(numbers, Rect(0, 0, 16, 8), 16))
+        assert one.saved("save")[1].tolist() == list(range(0, 12, 2))
+        assert {table["rows"] for table in one.summary["tables"].values()} == {12}
+
+
 def test_a_failure_ends_the_job(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(
         "calls = []\n\n\ndef f(frames, numbers):\n    calls.append(1)\n    if len(calls) == 3:\n        1 / 0\n"

@@ -86,8 +86,9 @@ class Graph:
     def begin(self, start_ns: int) -> None:
         """The acquisition that was announced began at ``start_ns``, ns since the epoch."""
         self._told_end, self.spent, self.paces = False, {}, {}
-        for counting in (*self._dropping.values(), *self._paired.values()):
-            counting.begin()
+        pairings = [waiting for waiting in self._waiting.values() if isinstance(waiting, Pairing)]
+        for each in (*self._dropping.values(), *self._paired.values(), *pairings):
+            each.begin()
         for name, end in self._ends.copy().items():
             try:
                 end.begin(start_ns)

@@ -156,8 +156,12 @@ class Pairing:
     def __init__(self, bound: BoundJoin | BoundSelect, due: Mapping[str, Due]) -> None:
         self._bound: BoundJoin | BoundSelect | None = bound
         self._due = due
-        self._next = {source: each.after(-1) for source, each in due.items()}
         self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
+        self.begin()
+
+    def begin(self) -> None:
+        """An acquisition: frames are numbered from 0 again."""
+        self._next = {source: each.after(-1) for source, each in self._due.items()}
 
     @property
     def sources(self) -> Collection[str]:
