@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -420,6 +420,7 @@ def mutants(draw: st.DrawFn) -> str:
 
 @settings(max_examples=int(os.environ.get("LIMA2_FUZZ", "150")))
 @given(mutants())
+@example(WHOLE.replace("inputs: [a, b]", "inputs: $(dark), b]"))
 def test_no_mutant_crashes_the_check_or_loses_a_node(text: str) -> None:
     one = checked(text, EXAMPLES)
     assert (one.plan is None) == one.findings.failed

@@ -79,9 +79,9 @@ def _marks(library: Library) -> dict[Path, tuple[Related, ...]]:
 
 
 def _excused(data: Any) -> frozenset[Path]:
-    """Where parameters stand in definitions, in place of what the schema asks for."""
+    """Where parameters stand in nodes of definitions, in place of what the schema asks for."""
     graphs = data.get("graphs") if isinstance(data, dict) else None
-    return frozenset(("graphs", *at) for at, _ in references(graphs))
+    return frozenset(("graphs", *at) for at, _ in references(graphs) if at[1:2] == ("nodes",))
 
 
 def _at(name: str) -> Path:
