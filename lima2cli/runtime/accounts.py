@@ -68,6 +68,17 @@ class FlowAccount:
             counts += np.bincount(self.statuses[first:last], minlength=4)
         return {value: int(counts[value]) for value in (LOST, DROPPED, INCOMPLETE)}
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Frames expected, received, and absent for each reason, as they are told to people."""
+        return {
+            "expected": self.expected,
+            "received": self.received,
+            "lost": self.counts[LOST],
+            "dropped": self.counts[DROPPED],
+            "missing": self.counts[INCOMPLETE],
+        }
+
     def absent(self) -> list[list[int]]:
         """Numbers of all frames that were not received, in order, as ``[first, last, step]``."""
         if not any(visits for each in (self.lost, self.dropped, self.missing) for visits in each):

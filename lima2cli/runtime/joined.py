@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import conclude
+from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.environment import check_files, check_memory
 from lima2cli.runtime.job import Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals

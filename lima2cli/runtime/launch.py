@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import conclude
+from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import STOP, Job, write_job
 
 LOG = "lima2.log"

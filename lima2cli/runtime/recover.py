@@ -7,8 +7,9 @@ from typing import Any
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import close_broken, read_summary, write_missing
+from lima2cli.runtime.broken import close_broken, write_missing
 from lima2cli.runtime.origin import PLAN_FILE, Origin
+from lima2cli.runtime.summary import read_summary
 
 REASON = "the run was broken off; its files were recovered"
 

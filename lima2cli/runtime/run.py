@@ -11,7 +11,7 @@ from typing import Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.closing import conclude
+from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_programs
 from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed, UnreadableInput
-from lima2cli.runtime.closing import read_summary
 from lima2cli.runtime.directory import LATEST
 from lima2cli.runtime.origin import PLAN_FILE
 from lima2cli.runtime.requests import ask, where
+from lima2cli.runtime.summary import read_summary
 
 RUNS = "runs"
 

@@ -1,0 +1,104 @@
+"""How a run ends whose ranks died: its files are made readable, and tell what became of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lima2cli.artefacts.accounting import inspect_run
+from lima2cli.artefacts.appending import NOT_STARTED
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.artefacts.flow_record import COUNTS, kept_flows
+from lima2cli.artefacts.inspection import Inspection
+from lima2cli.artefacts.recover import level, reopenable
+from lima2cli.errors import FileProblem
+from lima2cli.plan.records import Gdt, Plan
+from lima2cli.runtime.ends import link_file, write_ends
+from lima2cli.runtime.requests import forget
+from lima2cli.runtime.summary import VERSION, read_summary, write_summary
+
+
+def conclude(
+    plan: Plan, directories: Sequence[Path], reason: str, state: str = "failed"
+) -> tuple[Path, dict[str, Any]]:
+    """A job has ended, in order or not: every acquisition has a summary then. Returns the directory and the summary of
+    the first that was not complete, else of the last."""
+    ended: list[tuple[Path, dict[str, Any]]] = []
+    for directory in directories:
+        forget(directory)
+        summary = read_summary(directory)
+        ended.append((directory, close_broken(plan, directory, reason, state) if summary is None else summary))
+    return next((one for one in ended if one[1]["state"] != "complete"), ended[-1])
+
+
+def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed") -> dict[str, Any]:
+    """End a run whose ranks died: make its files readable, rebuild masters and tables, and say what the files hold.
+
+    Frames that are in no file count as missing: nobody is left to tell what became of them.
+    """
+    problems = reopen_files(directory)
+    write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
+    found = inspect_run(str(directory))
+    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
+    channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
+    summary = {
+        "version": VERSION,
+        "state": state,
+        "reason": reason,
+        "overrun": False,
+        "file": link_file(plan, directory),
+        "frames": plan.frames,
+        "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},
+        "channels": channels,
+        "tables": {name: found["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
+        "seconds": None,
+        "rates": {},
+        "resources": {},
+        "problems": problems + found["problems"],
+        "warnings": found["warnings"],
+    }
+    write_summary(directory, summary)
+    return summary
+
+
+def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Write again the masters, tables and linking file that are gone of a run that ended in order; problems as
+    sentences. Its summary stays as it is."""
+    problems = reopen_files(directory)
+    flows = kept_flows(Inspection(str(directory), False))
+    nodes = summary["channels"] | summary["tables"]
+    beside = {name: {"unmatched": it["unmatched"]} for name, it in nodes.items() if "unmatched" in it}
+    write_ends(plan, None, flows, beside, str(directory), problems)
+    return problems
+
+
+def reopen_files(directory: Path) -> list[str]:
+    """Clear what interrupted writers left in the HDF5 files of a directory; problems as sentences."""
+    problems = []
+    for file in directory.glob(f"*.h5{NOT_STARTED}"):  # no rows have come
+        file.unlink(missing_ok=True)
+    for path in sorted(directory.glob("*.h5")):
+        try:
+            reopenable(str(path))
+            level(str(path))
+        except (OSError, RuntimeError, KeyError, FileProblem) as error:
+            problems.append(f"{path.name}: {error}")
+    return problems
+
+
+def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
+    """A flow that left nothing in files: nothing came of it where all of its frames should have."""
+    nodes: list[Channel | TableChannel] = [*plan.channels.values(), *plan.tables.values()]
+    if not any(node.complete and node.flow == gdt.flow for node in nodes):
+        return {**dict.fromkeys(COUNTS), "expected": gdt.selected, "missing_frames": None}
+    expected = gdt.selected or 0
+    first, last = gdt.rule.frame(0), gdt.rule.frame(expected - 1)
+    missing = [[first, last, gdt.rule.step if expected > 1 else 1]] if expected else []
+    counts = {"expected": expected, "received": 0, "lost": 0, "dropped": 0, "missing": expected}
+    return counts | {"missing_frames": missing}
+
+
+def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
+    channel = plan.channels[name]
+    expected = flows[channel.flow]["expected"] if channel.complete else channel.selected or 0
+    counts = {"expected": expected, "saved": 0, "vetoed": 0, "dropped": 0, "lost": expected}
+    return counts | {"dataset": None, "files": [], "bytes": 0}

@@ -1,0 +1,88 @@
+"""What a run leaves besides the frame files: masters, joined tables, and the file that links all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lima2cli.artefacts.channel import Channel, TableChannel
+from lima2cli.artefacts.common_file import complete_common
+from lima2cli.artefacts.counts import tells
+from lima2cli.artefacts.file_names import master_file
+from lima2cli.artefacts.flow_record import FlowRecord, expected_rows
+from lima2cli.artefacts.links import write_links
+from lima2cli.artefacts.master import write_master
+from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.status import last_row
+from lima2cli.artefacts.tables import merge_tables
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.accounts import ChannelAccount
+
+
+def write_ends(
+    plan: Plan,
+    accounts: Mapping[str, ChannelAccount] | None,
+    flows: Mapping[str, FlowRecord],
+    beside: Mapping[str, Mapping[str, int]],
+    directory: str,
+    problems: list[str],
+) -> None:
+    """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
+
+    Without accounts (nobody is left to give them) masters say what the ``flows`` say, if these are known; else they
+    end with the last saved frame, and those that tell more are left as they are. ``beside`` are the counts of unmatched
+    frames of each node behind joins.
+    """
+    folder = Path(directory)
+    for name, channel in plan.channels.items():
+        write = complete_common if channel.layout == "common" else write_master
+        own: dict[str, Any] = {"flows": _known(channel, flows), **beside.get(name, {})}
+        try:
+            if accounts is None and tells(str(folder / master_file(plan.name, name))):
+                continue
+            if accounts is None:
+                write(channel, directory, **own, **_rebuilt(channel, flows))
+            else:
+                account = accounts[name]
+                totals = account.flows[0].totals | {"expected": account.expected, "vetoed": account.vetoed}
+                write(channel, directory, rows=account.rows(), statuses=account, totals=totals, **own)
+        except (OSError, ValueError) as error:
+            problems.append(f"master of {name}: {error}")
+    for name, table in plan.tables.items():
+        try:
+            merge_tables(table, directory, flows=_known(table, flows), **beside.get(name, {}))
+        except (OSError, ValueError) as error:
+            problems.append(f"table of {name}: {error}")
+    try:
+        masters = [str(path) for name in plan.channels if (path := folder / master_file(plan.name, name)).exists()]
+        tables = [str(folder / file) for name in plan.tables if (file := table_file(plan, name, folder))]
+        write_links(plan.name, directory, masters, tables, list(flows.values()))
+    except (OSError, ValueError) as error:
+        problems.append(f"{plan.name}.h5: {error}")
+
+
+def _known(channel: Channel | TableChannel, flows: Mapping[str, FlowRecord]) -> list[FlowRecord]:
+    """Of the flows that feed a node those of which accounts are known."""
+    return [flows[name] for name in channel.flows or (channel.flow,) if name in flows]
+
+
+def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any]:
+    """What a master that is made without the ranks' reports says of its rows; see `write_master`."""
+    expected = expected_rows(Record.of(channel, "master"), flows)
+    if expected is None:
+        return {"totals": {} if channel.selected is None else {"expected": channel.selected}}
+    if not channel.complete:
+        return {"totals": {"expected": expected}}
+    flow = flows[channel.flow]
+    return {"totals": {"expected": expected}, "rows": last_row(flow, flow.expected), "statuses": flow}
+
+
+def link_file(plan: Plan, directory: Path) -> str | None:
+    """The file that links all others; None where there is none."""
+    name = f"{plan.name}.h5"
+    return name if (directory / name).exists() else None
+
+
+def table_file(plan: Plan, name: str, directory: Path) -> str | None:
+    """The joined table of a node; None where there is none."""
+    file = f"{plan.name}_{name}.h5"
+    return file if (directory / file).exists() else None

@@ -1,0 +1,168 @@
+"""``summary.json``: what it says of a run that ended in order, and that it is written last, in one atomic step."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lima2cli.errors import RunFailed
+from lima2cli.plan.records import Plan
+from lima2cli.runtime.accounts import FlowAccount
+from lima2cli.runtime.acquisition import Outcome
+from lima2cli.runtime.directory import SUMMARY
+from lima2cli.runtime.ends import link_file
+from lima2cli.runtime.measures import first_lost, measured_figures
+from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.usage import usage
+
+VERSION = 1
+
+KEPT_UP = 0.99
+"""Share of the asked rate below which a run is warned of."""
+
+
+def content(
+    plan: Plan,
+    outcome: Outcome,
+    directory: Path,
+    accounts: Mapping[str, FlowAccount],
+    channels: Mapping[str, Any],
+    tables: Mapping[str, Any],
+    problems: Sequence[str],
+) -> dict[str, Any]:
+    """What ``summary.json`` says, as plain data. ``channels`` and ``tables``: what the files of each node hold."""
+    return {
+        "version": VERSION,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "acquisition": {"number": outcome.number + 1, "of": plan.repeat, "dead_time_s": outcome.dead_s},
+        "overrun": outcome.overrun,
+        "file": link_file(plan, directory),
+        "frames": outcome.frames,
+        "flows": {
+            name: _flow(plan, account) | {"first_lost": first_lost(plan, name, outcome)}
+            for name, account in accounts.items()
+        },
+        "channels": channels,
+        "tables": tables,
+        "seconds": outcome.seconds,
+        "rates": _rates(plan, outcome, accounts),
+        "resources": _resources(plan, outcome, accounts),
+        "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
+        "warnings": outcome.warnings + _slow(plan, outcome),
+        "workers": _workers(plan, outcome),
+    }
+
+
+def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
+    return account.totals | {
+        "waited_s": account.waited_s,
+        "missing_frames": account.absent(),
+        "status": account.status,
+        "receivers": _named(plan, account.by_receiver),
+        "group_events": _named(plan, account.group_events),
+        "end_events": _named(plan, account.end_events),
+    }
+
+
+def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
+    """By the receivers' names, in their order."""
+    return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
+
+
+def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
+    """Frames per second as the modules served them; None where there were none."""
+    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
+    if not outcome.frames or sent_ns <= outcome.start_ns:
+        return None
+    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
+
+
+def _slow(plan: Plan, outcome: Outcome) -> list[str]:
+    """A warning where the source had to wait: real hardware would not have."""
+    achieved = achieved_hz(plan, outcome)
+    waited = any(seconds > 0 for source in outcome.sources.values() for seconds in source.waited_s.values())
+    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP or not waited:
+        return []
+    return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
+
+
+def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
+    """What each worker was given; null where it is not there any more to say it."""
+    told = outcome.workers
+    return [
+        {
+            "rank": role.rank,
+            "node": role.worker,
+            "blocks": told[role.rank].blocks if role.rank in told else None,
+            "frames": told[role.rank].frames if role.rank in told else None,
+            "failed": told[role.rank].failed if role.rank in told else None,
+            "busy_s": told[role.rank].busy_s if role.rank in told else None,
+        }
+        for role in plan.ranks
+        if role.worker is not None
+    ]
+
+
+def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
+    seconds = outcome.seconds or 1e-9
+    sizes = dict.fromkeys(accounts, 0)
+    for gdt in plan.gdts:
+        sizes[gdt.flow] += gdt.source.area * gdt.pixel_bytes
+    return {
+        "asked_hz": None if plan.period_s is None else 1 / plan.period_s,
+        "achieved_hz": achieved_hz(plan, outcome),
+        "flows": {
+            name: {"frames_per_s": account.received / seconds, "bytes_per_s": account.received * sizes[name] / seconds}
+            for name, account in accounts.items()
+        },
+    }
+
+
+def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
+    used: dict[int, Usage] = {0: usage()}
+    used |= {rank: source.usage for rank, source in outcome.sources.items()}
+    used |= {plan.rank_of_receiver(r): report.usage for r, report in outcome.receivers.items()}
+    used |= {rank: report.usage for rank, report in outcome.workers.items()}
+    return {
+        "ranks": [
+            {
+                "rank": role.rank,
+                "role": role.role,
+                "cpu_s": used[role.rank].cpu_s,
+                "rss_bytes": used[role.rank].rss_bytes,
+            }
+            for role in plan.ranks
+            if role.rank in used
+        ],
+        "peak_fill": {
+            name: {plan.receivers[r]: fill for r, fill in account.peak_fill.items()}
+            for name, account in accounts.items()
+        },
+        "put_s": {str(rank): source.put_s for rank, source in outcome.sources.items()},
+        **measured_figures(plan, outcome),
+    }
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, last and in one step: where it is, all the rest is. Raises `RunFailed`."""
+    part = directory / f".{SUMMARY}.part"
+    try:
+        with part.open("w") as file:
+            json.dump(summary, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(directory / SUMMARY)
+    except OSError as error:
+        raise RunFailed(f"the run ended ({summary['state']}), but its summary cannot be written: {error}") from error
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The summary, None where there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return None
+    return summary
