@@ -17,6 +17,9 @@ from lima2cli.plan.records import Plan
 STOP = b"stop\n"
 JOB_FILE = ".job"
 
+LAUNCHED = "LIMA2_LAUNCHED"
+"""Set in the environment of a run's processes that the launcher has started."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -27,7 +27,7 @@ from typing import IO, Any
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
-from lima2cli.runtime.job import STOP, Job, write_job
+from lima2cli.runtime.job import LAUNCHED, STOP, Job, write_job
 
 LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
@@ -38,9 +38,6 @@ LAST_WORDS_S = 5.0
 MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
 ERROR = re.compile(r"[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
 """The last line of a traceback."""
-
-LAUNCHED = "LIMA2_LAUNCHED"
-"""Set in the processes of a run that the launcher has started."""
 
 START_UP_S = 60.0
 """Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""

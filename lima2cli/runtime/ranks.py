@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import RunFailed
@@ -12,15 +12,10 @@ from lima2cli.plan.records import Plan
 from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram
 from lima2cli.runtime.acquisition import Outcome
-from lima2cli.runtime.closing import close_run
-from lima2cli.runtime.compliant import CompliantRank
-from lima2cli.runtime.control import ControlRank, Emit
-from lima2cli.runtime.directory import make_another
-from lima2cli.runtime.receiver import ReceiverRank
-from lima2cli.runtime.service import WorkerRank
-from lima2cli.runtime.source import DetectorRank
 from lima2cli.transport.base import MemorySpec, Port, RegionSpec
-from lima2cli.transport.inline import InlineMemory, InlinePort
+
+if TYPE_CHECKING:
+    from lima2cli.runtime.control import ControlRank, Emit
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
 CONTROL_SLEEP_S = 5e-3
@@ -50,28 +45,48 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
 
 
 def make_rank(
-    program: Program, port: Port, base: Path, directory: str, emit: Emit, stop_asked: Callable[[], bool]
+    program: Program, port: Port, base: Path, directory: str, emit: "Emit", stop_asked: Callable[[], bool]
 ) -> Rank:
-    """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's."""
+    """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's.
+
+    What only other ranks need is not imported: there are many, and they start at the same time.
+    """
     if isinstance(program, ControlProgram):
-        plan = program.plan
-
-        def close(outcome: Outcome, directory: str) -> None:
-            close_run(plan, outcome, directory)
-
-        def another() -> str:
-            return str(make_another(Path(directory), plan.output_directory, plan.name))
-
-        return ControlRank(program, port, emit, close, stop_asked, directory, another)
+        return _control(program, port, directory, emit, stop_asked)
     if isinstance(program, DetectorProgram):
+        from lima2cli.runtime.compliant import CompliantRank
+        from lima2cli.runtime.source import DetectorRank
+
         detector = program.detector.open(program.info.sensor, FileStore(base))
         kind = CompliantRank if program.detector.writes_itself else DetectorRank
         return kind(program, port, detector)
     if isinstance(program, WorkerProgram):
+        from lima2cli.runtime.service import WorkerRank
+
         if cast(Delegate, program.step.node).command is not None:
             raise RunFailed(f"rank {program.rank} is a worker of {program.step.name}: start its command there")
         return WorkerRank(program, port, FileStore(base))
+    from lima2cli.runtime.receiver import ReceiverRank
+
     return ReceiverRank(program, port, FileStore(base), directory)
+
+
+def _control(
+    program: ControlProgram, port: Port, directory: str, emit: "Emit", stop_asked: Callable[[], bool]
+) -> "ControlRank":
+    from lima2cli.runtime.closing import close_run
+    from lima2cli.runtime.control import ControlRank
+    from lima2cli.runtime.directory import make_another
+
+    plan = program.plan
+
+    def close(outcome: Outcome, directory: str) -> None:
+        close_run(plan, outcome, directory)
+
+    def another() -> str:
+        return str(make_another(Path(directory), plan.output_directory, plan.name))
+
+    return ControlRank(program, port, emit, close, stop_asked, directory, another)
 
 
 def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGEST_SLEEP_S) -> None:
@@ -85,8 +100,12 @@ def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGES
             pause = min(2 * pause, longest)
 
 
-def run_inline(plan: Plan, base: Path, directory: str, emit: Emit, stop_asked: Callable[[], bool]) -> Outcome:
+def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", stop_asked: Callable[[], bool]) -> Outcome:
     """All ranks in this process, in turn: the reference."""
+    from lima2cli.runtime.control import ControlRank
+    from lima2cli.runtime.receiver import ReceiverRank
+    from lima2cli.transport.inline import InlineMemory, InlinePort
+
     wiring, programs = lower(plan)
     memory = InlineMemory(memory_of(wiring, base))
     ranks = [

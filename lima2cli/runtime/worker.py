@@ -12,20 +12,21 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mpi4py import MPI
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.nodes.base import Delegate
 from lima2cli.program.lower import lower
-from lima2cli.program.records import WorkerProgram
+from lima2cli.program.records import ControlProgram, WorkerProgram
 from lima2cli.runtime.acquisition import Outcome
-from lima2cli.runtime.control import ControlRank, Emit
-from lima2cli.runtime.job import Job, read_job
-from lima2cli.runtime.launch import LAUNCHED
+from lima2cli.runtime.job import LAUNCHED, Job, read_job
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
 from lima2cli.transport.mpi import MpiPort
+
+if TYPE_CHECKING:
+    from lima2cli.runtime.control import ControlRank, Emit
 
 FAILED = 10
 """What the job ends with where a rank is not what the plan says."""
@@ -44,7 +45,7 @@ def main() -> None:
         MPI.COMM_WORLD.Abort(0)
 
 
-def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Outcome | None:
+def run_ranks(job: Job | None, emit: "Emit", stop_asked: Callable[[], bool]) -> Outcome | None:
     """Run one rank of a job that rank 0 knows; collective over the world. Rank 0 gets the outcome.
 
     Where this tells of silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
@@ -58,17 +59,18 @@ def run_ranks(job: Job | None, emit: Emit, stop_asked: Callable[[], bool]) -> Ou
     port = MpiPort(memory_of(wiring, Path(base)))
     rank = make_rank(program, port, Path(base), directory, emit, stop_asked)
     rank.prepare()
-    if isinstance(rank, ControlRank):
-        try:
-            turn(rank, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
-        finally:
-            rank.close()
-    else:
+    if not isinstance(program, ControlProgram):
         turn(rank)
-    if isinstance(rank, ControlRank) and rank.outcome.silent:
-        return rank.outcome
-    port.close()
-    return rank.outcome if isinstance(rank, ControlRank) else None
+        port.close()
+        return None
+    control = cast("ControlRank", rank)
+    try:
+        turn(control, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
+    finally:
+        control.close()
+    if not control.outcome.silent:
+        port.close()
+    return control.outcome
 
 
 def join() -> tuple[WorkerProgram, MpiPort]:
