@@ -97,7 +97,7 @@ class Directories:
 class Ranks:
     """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started.
 
-    ``first`` is the rank that was the first to end.
+    ``first`` is the rank that was the first to end, where one was seen to.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -121,8 +121,9 @@ class Ranks:
                     ranks_by[os.pidfd_open(pid)] = rank
         for descriptor in ranks_by:
             poll.register(descriptor, select.POLLIN)
-        if ranks_by:
-            self.first = ranks_by[poll.poll()[0][0]]
+        ended = poll.poll() if ranks_by else []
+        if len(ended) == 1:  # of several, seen too late, any may have been the first
+            self.first = ranks_by[ended[0][0]]
         for descriptor in ranks_by:
             os.close(descriptor)
 
