@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -245,7 +246,7 @@ def test_the_example_measures_shifts_under_mpiexec(tmp_path: Path) -> None:
     pipeline = (EXAMPLES / "rt_align.yaml").read_text()
     start, end = pipeline.index("detector:"), pipeline.index("receivers: 1")
     (tmp_path / "p.yaml").write_text(pipeline[:start] + "detector: {replay: {file: moving.npy}}\n" + pipeline[end:])
-    done = mpiexec(3, "run", "p.yaml", ":", "-n", "1", "python", "-m", "rt_align", cwd=tmp_path)
+    done = mpiexec(3, "run", "p.yaml", ":", "-n", "1", sys.executable, "-m", "rt_align", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     import h5py
 
