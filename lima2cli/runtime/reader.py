@@ -1,8 +1,7 @@
 """One flow as one receiver sees it: which groups are complete, in the order of the groups, without copies.
 
-The receiver polls the generation words in its own memory. Visit v of a local buffer is complete when the word of
-every contributing module is 2v + 2; a word above that means that the visit is lost. Group events decide when the
-receiver is *told*; consecutive groups that it was told of make one batch.
+The receiver polls the generation words in its own memory (`LocalBuffer`). Group events decide when it is *told*;
+consecutive groups that it was told of make one batch.
 """
 
 from collections import deque
@@ -10,60 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from lima2cli.program.records import END_FULL, END_OK, END_WORDS, OwnBuffer, ReceiverFlow, end_mark
-from lima2cli.runtime.incomplete import Failures, add_rows, without
+from lima2cli.program.records import END_FULL, END_OK, END_WORDS, ReceiverFlow, end_mark
+from lima2cli.runtime.incomplete import add_rows, without
+from lima2cli.runtime.local_buffer import COMPLETE, NOT_WRITTEN, OVERWRITTEN, LocalBuffer
 from lima2cli.runtime.messages import FlowCount
-from lima2cli.spec import Array, Block
+from lima2cli.spec import Block
 from lima2cli.transport.base import Port
 
 BATCH_BYTES = 4 << 20
 """A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early. Where
 several threads work on it, it may have a group for each."""
-
-
-class _Buffer:
-    """A local buffer: views of its blocks and times, and how far it has got (all in visits)."""
-
-    def __init__(self, own: OwnBuffer, flow: ReceiverFlow, port: Port) -> None:
-        gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
-        self.own, self.index = own, own.index
-        self.told = self.released = self.credited = self.filled = 0
-        self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
-        start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
-        memory = port.memory(own.region)[start:]
-        shape = (self.positions * rule.blocks, gdt.source.height, gdt.source.width)
-        bytes_shape = (*shape[:2], shape[2] * gdt.pixel_bytes)
-        raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
-        self.frames: Array = _pixels(raw, gdt.dtype)
-        self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
-        self.failures = None if own.failures is None else _failures(port, own.failures, self.positions, flow)
-        self.generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
-
-    def fill(self, value: float) -> None:
-        """What no module writes holds the gap value; and no page is touched for the first time during the run."""
-        self.frames[...] = value
-
-
-def _failures(port: Port, first: int, positions: int, flow: ReceiverFlow) -> Failures:
-    words = port.words(first, positions * flow.contributors * flow.gdt.rule.blocks)
-    return Failures(words, flow.contributors, flow.gdt.rule.blocks)
-
-
-def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
-    """Bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
-    return raw.view(dtype)
-
-
-def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
-    """How many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
-    if visits == 1:
-        return int(int(words.min()) >= 2 * visit + 2)
-    due = np.arange(2 * visit + 2, 2 * (visit + visits) + 2, 2, dtype=np.uint64)
-    written = words.min(axis=1) >= due
-    return visits if written.all() else int(written.argmin())
 
 
 @dataclass(slots=True)
@@ -73,7 +30,7 @@ class Batch:
     failed  indices, among the selected frames, of those that the block lacks: a module failed to give its part
     """
 
-    buffer: _Buffer
+    buffer: LocalBuffer
     visit: int
     visits: int
     block: Block
@@ -98,7 +55,7 @@ class FlowReader:
     def __init__(self, flow: ReceiverFlow, port: Port, *, single: bool = False, threads: int = 1) -> None:
         self.flow, self._port = flow, port
         self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
-        self._buffers = [_Buffer(own, flow, port) for own in flow.buffers]
+        self._buffers = [LocalBuffer(own, flow, port) for own in flow.buffers]
         for buffer in self._buffers:
             buffer.fill(self._gdt.gap_value)
             buffer.frames.flags.writeable = False
@@ -114,13 +71,12 @@ class FlowReader:
 
     def begin(self, acquisition: int) -> None:
         """The first acquisition (0), or the next, once the one before is `free`. Visits begin anew; the words in
-        control memory go on, from ``_base``."""
-        self._base = acquisition * self._epoch
+        control memory go on."""
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
         self.count = FlowCount()
         for buffer in self._buffers:
-            buffer.told = buffer.released = 0
+            buffer.begin(acquisition * self._epoch)
             if acquisition:
                 self._send_credits(buffer)
 
@@ -145,7 +101,7 @@ class FlowReader:
         """Whether all memory of this acquisition has been given back."""
         return self.read and not self._held
 
-    def _next(self) -> tuple[_Buffer, int] | None:
+    def _next(self) -> tuple[LocalBuffer, int] | None:
         """The local buffer and visit that come next; None if there are no more."""
         visit, turn = divmod(self._turn, len(self._buffers))
         buffer = self._buffers[turn]
@@ -165,15 +121,16 @@ class FlowReader:
             return None
         if self._gdt.waits and not self._ended:
             visits = self._usable(buffer, visit, min(buffer.told - visit, self._most))
-            state = 0 if visits else -1
+            state = COMPLETE if visits else NOT_WRITTEN
         else:
-            visits, state = 1, self._state(buffer, visit)
-            if state == 0 and not self._usable(buffer, visit, 1):
-                state = -1
-        if state == 0:
+            visits, state = 1, buffer.state(visit)
+            if state == COMPLETE and not self._usable(buffer, visit, 1):
+                state = NOT_WRITTEN
+        if state == COMPLETE:
             return self._batch(buffer, visit, visits)
-        absent = self._overtaken(buffer, visit) if state > 0 else 1
-        self._count_absent(self.count.lost if state > 0 else self.count.missing, buffer, visit, absent)
+        lost = state == OVERWRITTEN
+        absent = self._overtaken(buffer, visit) if lost else 1
+        self._count_absent(self.count.lost if lost else self.count.missing, buffer, visit, absent)
         self._turn += absent if len(self._buffers) == 1 else 1
         if self._held:
             self._held.append(Batch(buffer, visit, absent, self._nothing, True))
@@ -181,12 +138,12 @@ class FlowReader:
             self._give_back(buffer, visit + absent)
         return Absent(self._last(buffer, one) for one in range(visit, visit + absent))
 
-    def _last(self, buffer: _Buffer, visit: int) -> int:
+    def _last(self, buffer: LocalBuffer, visit: int) -> int:
         """Number of the last frame of a group."""
         rule, group = self._rule, buffer.index + visit * self._rule.buffers
         return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
 
-    def _overtaken(self, buffer: _Buffer, visit: int) -> int:
+    def _overtaken(self, buffer: LocalBuffer, visit: int) -> int:
         """How many visits to give up where the writer has overtaken the receiver.
 
         Those that are half a buffer behind the writer go with those that are gone: the oldest that is left would be
@@ -194,10 +151,9 @@ class FlowReader:
         """
         if len(self._buffers) > 1 or self._ended:
             return 1
-        writing = (int(self._words(buffer, visit, 1).max()) - 1) // 2 - self._base
-        return max(1, writing - self._rule.depth // 2 - visit)
+        return max(1, buffer.writing(visit) - self._rule.depth // 2 - visit)
 
-    def _look(self, buffer: _Buffer, visit: int) -> bool:
+    def _look(self, buffer: LocalBuffer, visit: int) -> bool:
         """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
         if self._ended:
             self._tell_rest(buffer)
@@ -215,20 +171,11 @@ class FlowReader:
             return False
         self.count.group_events += told // period - buffer.told // period
         buffer.told = told
-        self._look_at_fill(buffer)
+        if buffer.look_at_fill():
+            self.count.peak_fill = max(self.count.peak_fill, buffer.filled / self._rule.depth)
         return True
 
-    def _look_at_fill(self, buffer: _Buffer) -> None:
-        """Whether more visits than ever are written and not given back; one plain load where they are not."""
-        depth, positions = self._rule.depth, buffer.positions
-        while buffer.filled < positions:
-            visit = buffer.released + buffer.filled
-            if int(buffer.generations[visit % positions, 0]) <= 2 * visit:
-                return
-            buffer.filled += 1
-            self.count.peak_fill = max(self.count.peak_fill, buffer.filled / depth)
-
-    def _tell_rest(self, buffer: _Buffer) -> None:
+    def _tell_rest(self, buffer: LocalBuffer) -> None:
         """After the end everything is told; group events that nobody had looked at yet still count."""
         assert self._selected is not None
         period = self._gdt.group_event
@@ -240,30 +187,11 @@ class FlowReader:
             self.count.group_events += max(0, (boundary + 1) // period - buffer.told // period)
         buffer.told = self._rule.visits(buffer.index, self._selected)
 
-    def _complete(self, buffer: _Buffer, visit: int, full: int | None) -> int:
-        """How many whole visits from ``visit`` on are written, at most a batch and not beyond the buffer's end."""
-        most = min(self._most, buffer.positions - self._rule.position(visit))
-        if full is not None:
-            most = min(most, full - visit)
-        if most <= 0:
-            return 0
-        position = self._rule.position(visit)
-        hint = buffer.generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
-        most = _leading(hint, self._base + visit, most)
-        return _leading(self._words(buffer, visit, most), self._base + visit, most) if most else 0
+    def _complete(self, buffer: LocalBuffer, visit: int, full: int | None) -> int:
+        """How many whole visits from ``visit`` on are written, at most a batch."""
+        return buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
 
-    def _words(self, buffer: _Buffer, visit: int, visits: int) -> NDArray[np.uint64]:
-        first = buffer.own.generations + self._rule.position(visit) * self._modules
-        return self._port.read(first, visits * self._modules).reshape(visits, self._modules)
-
-    def _state(self, buffer: _Buffer, visit: int) -> int:
-        """0 complete, 1 lost (overwritten), -1 not written."""
-        words, due = self._words(buffer, visit, 1), 2 * (self._base + visit) + 2
-        if int(words.max()) > due:
-            return 1
-        return 0 if int(words.min()) == due else -1
-
-    def _usable(self, buffer: _Buffer, visit: int, visits: int) -> int:
+    def _usable(self, buffer: LocalBuffer, visit: int, visits: int) -> int:
         """How many complete visits from ``visit`` on have a frame that no module failed to give, each."""
         if buffer.failures is None:
             return visits
@@ -272,7 +200,7 @@ class FlowReader:
         self._port.sync()
         return buffer.failures.usable(self._rule.position(visit), visits, last)
 
-    def _batch(self, buffer: _Buffer, visit: int, visits: int) -> Batch:
+    def _batch(self, buffer: LocalBuffer, visit: int, visits: int) -> Batch:
         rule = self._rule
         visits = min(visits, buffer.positions - rule.position(visit))
         last_group = buffer.index + (visit + visits - 1) * rule.buffers
@@ -303,7 +231,7 @@ class FlowReader:
         if batch.block.stable:
             return True
         self._port.sync()
-        return self._state(batch.buffer, batch.visit) == 0
+        return batch.buffer.state(batch.visit) == COMPLETE
 
     def ends(self, batch: Batch) -> NDArray[np.uint64]:
         """The detector's times of the last frame of each group of a batch, (groups,) ns."""
@@ -323,14 +251,14 @@ class FlowReader:
             first = self._held.popleft()
             self._give_back(first.buffer, first.visit + first.visits)
 
-    def _give_back(self, buffer: _Buffer, visits: int) -> None:
+    def _give_back(self, buffer: LocalBuffer, visits: int) -> None:
         buffer.released = visits
         if buffer.released - buffer.credited >= self._credit_every:
             self._send_credits(buffer)
 
-    def _send_credits(self, buffer: _Buffer) -> None:
+    def _send_credits(self, buffer: LocalBuffer) -> None:
         for rank, word in self.flow.credits:
-            self._port.store(rank, word + buffer.index, self._base + buffer.released)
+            self._port.store(rank, word + buffer.index, buffer.base + buffer.released)
         buffer.credited = buffer.released
 
     def rest(self) -> None:
@@ -350,7 +278,7 @@ class FlowReader:
         return np.sort(numbers[numbers < np.uint64(end)])
 
     @staticmethod
-    def _count_absent(into: list[tuple[int, int, int]], buffer: _Buffer, visit: int, visits: int) -> None:
+    def _count_absent(into: list[tuple[int, int, int]], buffer: LocalBuffer, visit: int, visits: int) -> None:
         if into and into[-1][0] == buffer.index and into[-1][1] + into[-1][2] == visit:
             into[-1] = (buffer.index, into[-1][1], into[-1][2] + visits)
         else:
