@@ -10,41 +10,23 @@ gives, when it is there, goes through the nodes behind it in the same way. Memor
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lima2cli.nodes.base import Partial
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
 from lima2cli.runtime.chain import BoundChain, PartFailed
 from lima2cli.runtime.common import BoundCommon
+from lima2cli.runtime.course import Course, Staged, copy_of, whole
 from lima2cli.runtime.delegation import Delegation
-from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing
+from lima2cli.runtime.leaving_out import at_work, label, leave_out
+from lima2cli.runtime.node_counts import NodeCounts
+from lima2cli.runtime.pairing import BoundSelect, Pairing
 from lima2cli.runtime.passes import BoundStep, NodeFailed, Pass, bind_passes
 from lima2cli.runtime.processing import OwnProcessing
-from lima2cli.runtime.timing import Pace, Spent
-from lima2cli.spec import Block, Files, SparseBlock
+from lima2cli.runtime.timing import Timings
+from lima2cli.spec import Block, Files
 from lima2cli.transport.base import Port
-
-Staged = tuple[str, End, Any]
-"""What a node has prepared, and can still throw away."""
-
-
-@dataclass(slots=True)
-class _Course:
-    """One pass under way: blocks and rows by name; ``held`` are the blocks that lie in the memory of ``hold``."""
-
-    last: int
-    received_ns: int
-    hold: Hold | None
-    blocks: dict[str, Block] = field(default_factory=dict)
-    rows: dict[str, Partial] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
-    staged: list[Staged] = field(default_factory=list)
 
 
 class Graph:
@@ -62,14 +44,12 @@ class Graph:
         self._passes, self._waiting, self._working = bound.passes, bound.waiting, bound.ends
         self._ends: dict[str, End] = {}
         self._paired, self._failures, self._due = bound.paired, bound.failures, bound.due
-        self._saved_of = dict(self._working)
-        self.spent: dict[str, Spent] = {}
-        self.paces: dict[str, Pace] = {}
+        self.counts = NodeCounts(bound)
+        self.timings = Timings()
         steps = [step for each in self._passes.values() for step in each.steps]
         self._transforms = {step.name: step.bound for step in steps if isinstance(step.bound, BoundTransform)}
-        self._delegations = {name: one for name, one in self._waiting.items() if isinstance(one, Delegation)}
-        self._dropping: dict[str, BoundTransform | BoundJoin | Delegation] = {**self._transforms, **self._delegations}
-        self._dropping |= {name: one for name, one in self._paired.items() if isinstance(one, BoundJoin)}
+        waits = [one for one in self._waiting.values() if isinstance(one, Delegation | Pairing)]
+        self._anew = [*self._transforms.values(), *self._paired.values(), *waits]
         self._together = {step.name for step in program.steps if step.circle}
         self._read = self._together.union(*(step.tables for step in program.steps))
         self._told_end = False
@@ -85,35 +65,14 @@ class Graph:
 
     def begin(self, start_ns: int) -> None:
         """The acquisition that was announced began at ``start_ns``, ns since the epoch."""
-        self._told_end, self.spent, self.paces = False, {}, {}
-        pairings = [waiting for waiting in self._waiting.values() if isinstance(waiting, Pairing)]
-        for each in (*self._dropping.values(), *self._paired.values(), *pairings):
+        self._told_end, self.timings = False, Timings()
+        for each in self._anew:
             each.begin()
         for name, end in self._ends.copy().items():
             try:
                 end.begin(start_ns)
             except Exception as error:  # noqa: BLE001
                 self._drop(name, None, error)
-
-    @property
-    def saved(self) -> dict[str, int]:
-        """Frames and rows that each sink and table has written, by node name."""
-        return {name: bound.saved for name, bound in self._saved_of.items()}
-
-    @property
-    def dropped(self) -> dict[str, list[tuple[int, int]]]:
-        """(first, last) numbers of consecutive frames that each transform has given up, or no join could pair."""
-        return {name: bound.dropped for name, bound in self._dropping.items()}
-
-    @property
-    def beside(self) -> dict[str, int]:
-        """Frames that came to each join and are of one of its flows only."""
-        return {name: bound.beside for name, bound in self._paired.items() if isinstance(bound, BoundJoin)}
-
-    @property
-    def vetoed(self) -> dict[str, int]:
-        """Frames that did not pass each selection."""
-        return {name: bound.vetoed for name, bound in self._paired.items() if isinstance(bound, BoundSelect)}
 
     @property
     def needs_stable(self) -> bool:
@@ -126,31 +85,17 @@ class Graph:
         self._failures.clear()
         return failed
 
-    def warnings(self) -> list[str]:
-        """What users should know of workers, since the last call."""
-        told = [text for each in self._delegations.values() for text in each.warnings]
-        for each in self._delegations.values():
-            each.warnings.clear()
-        return told
-
-    def silent(self) -> list[int]:
-        """Ranks of workers that did not reply in time, since the last call."""
-        told = [rank for each in self._delegations.values() for rank in each.silent]
-        for each in self._delegations.values():
-            each.silent.clear()
-        return told
-
     def stage(self, flow: str, block: Block, received_ns: int, hold: Hold | None = None) -> list[Staged]:
         """Everything that can still be thrown away; where `needs_stable`, ``block`` must be stable, and ``hold`` is of
         the memory where it lies, if that is given back."""
-        course = _Course(int(block.numbers[-1]), received_ns, hold, {flow: block})
+        course = Course(int(block.numbers[-1]), received_ns, hold, {flow: block})
         if hold is not None and block.stable:
             course.held.add(flow)
         return self._run(flow, course)
 
     def absent(self, flow: str, last: int) -> None:
         """A group of which ``last`` is the last frame will not come."""
-        self._feed(flow, _Course(last, 0, None))
+        self._feed(flow, Course(last, 0, None))
 
     def commit(self, staged: list[Staged], first_frame: int) -> None:
         """Make what was staged last."""
@@ -160,7 +105,7 @@ class Graph:
                 bound.commit(kept)
             except Exception as error:  # noqa: BLE001
                 self._drop(name, first_frame, error)
-            self._spent(name).commit_ns += time.perf_counter_ns() - before
+            self.timings.of(name).commit_ns += time.perf_counter_ns() - before
 
     def poll(self) -> bool:
         """Let nodes that wait go on; whether any did."""
@@ -170,7 +115,7 @@ class Graph:
             result = self._result(name)
             if result is not None:
                 worked = True
-                self._took(name, time.perf_counter_ns() - before, result)
+                self.timings.took(name, time.perf_counter_ns() - before, result)
                 self._follow(name, result)
         return worked
 
@@ -218,23 +163,6 @@ class Graph:
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
-    def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
-        if len(numbers):
-            self.paces.setdefault(origin, Pace()).note(time.time_ns(), numbers, times)
-
-    def _took(self, name: str, nanoseconds: int, result: Result) -> None:
-        """What a node that waits has cost, to give this."""
-        spent = self._spent(name)
-        spent.stage_ns += nanoseconds
-        if result.block is not None:
-            spent.frames += len(result.block.numbers)
-        elif result.rows is not None:
-            spent.frames += len(result.rows["frame_number"])
-
-    def _spent(self, name: str) -> Spent:
-        return self.spent.setdefault(name, Spent())
-
     def _result(self, name: str) -> Result | None:
         try:
             return self._waiting[name].poll()
@@ -247,7 +175,7 @@ class Graph:
 
     def _follow(self, name: str, result: Result) -> None:
         """What a node that has waited gives goes on."""
-        course = _Course(result.last, time.time_ns(), result.hold)
+        course = Course(result.last, time.time_ns(), result.hold)
         if result.block is not None:
             course.blocks[name] = result.block
             if result.hold is not None and result.block.stable:
@@ -258,15 +186,15 @@ class Graph:
                 course.staged.append((name, self._ends[name], result.rows))
         self.commit(self._run(name, course), result.last)
         if result.block is not None:
-            self.note(name, result.block.numbers, result.block.times[-1:])
+            self.timings.note(name, result.block.numbers, result.block.times[-1:])
         if result.hold is not None:
             result.hold.done()
 
     def _end(self, name: str, each: Pass) -> None:
-        course = _Course(END, time.time_ns(), None)
+        course = Course(END, time.time_ns(), None)
         self.commit(self._run(name, course), END)
 
-    def _run(self, origin: str, course: _Course) -> list[Staged]:
+    def _run(self, origin: str, course: Course) -> list[Staged]:
         """One pass, for what has come of an origin."""
         each = self._passes[origin]
         for step in each.steps.copy():
@@ -282,13 +210,13 @@ class Graph:
                 course.blocks[step.name] = given[step.sources[0]]
                 course.held |= {step.name} if step.sources[0] in course.held else set()
             if given:
-                spent = self._spent(step.name)
+                spent = self.timings.of(step.name)
                 spent.stage_ns += time.perf_counter_ns() - before
                 spent.frames += len(next(iter(given.values())).numbers)
         self._feed(origin, course)
         return course.staged
 
-    def _kernel(self, step: BoundStep, bound: Single, block: Block, course: _Course) -> None:
+    def _kernel(self, step: BoundStep, bound: Single, block: Block, course: Course) -> None:
         try:
             out, kept = self._staged(bound, block, course.received_ns)
         except Exception as error:  # noqa: BLE001
@@ -312,14 +240,14 @@ class Graph:
             except PartFailed as failed:  # once more without it
                 self._drop(failed.name, int(block.numbers[0]), failed.error)
 
-    def _keep(self, name: str, bound: End, kept: Any, course: _Course) -> None:
+    def _keep(self, name: str, bound: End, kept: Any, course: Course) -> None:
         """What a sink or reduction has prepared: of parts of frames, for the other receivers."""
         if isinstance(bound, BoundReduce) and name in self._read:
             course.rows[name] = kept
         if name not in self._together or isinstance(bound, BoundCommon):
             course.staged.append((name, bound, kept))
 
-    def _pair(self, step: BoundStep, bound: Paired, given: dict[str, Block], course: _Course) -> None:
+    def _pair(self, step: BoundStep, bound: Paired, given: dict[str, Block], course: Course) -> None:
         if not given:
             return
         try:
@@ -332,7 +260,7 @@ class Graph:
             if isinstance(bound, BoundSelect) and step.sources[0] in course.held:
                 course.held.add(step.name)
 
-    def _finish(self, step: BoundStep, bound: BoundTransform, given: dict[str, Block], course: _Course) -> None:
+    def _finish(self, step: BoundStep, bound: BoundTransform, given: dict[str, Block], course: Course) -> None:
         """The last of a transform: what it makes of what came at the end, and what it still holds."""
         pieces = []
         try:
@@ -348,7 +276,7 @@ class Graph:
         if pieces:
             course.blocks[step.name] = whole(pieces)
 
-    def _feed(self, origin: str, course: _Course) -> None:
+    def _feed(self, origin: str, course: Course) -> None:
         """Tell nodes that wait how far their source has come, and what it gave."""
         for name, source in self._passes[origin].feeds:
             waiting = self._waiting.get(name)
@@ -365,18 +293,14 @@ class Graph:
 
     def _drop(self, name: str, frame: int | None, error: Exception) -> None:
         """Leave out a step that failed and what needs it; their files are ended with what they have."""
-        failed = NodeFailed(self._label(name), frame, error)
+        failed = NodeFailed(label(self._passes, name), frame, error)
         self._failures.append(failed)
-        gone = {name}
-        for each in self._passes.values():
-            each.steps[:] = [kept for step in each.steps for kept in self._without(step, name, gone)]
+        gone = leave_out(self._passes, name)
         for waiting, paired in self._waiting.items():
             if isinstance(paired, Pairing) and (waiting in gone or not gone.isdisjoint(paired.sources)):
                 paired.give_up()
-        alive = {step.name for each in self._passes.values() for step in each.steps if step.bound is not None}
-        alive |= (self._together - gone) | {end for end, one in self._working.items() if isinstance(one, BoundCommon)}
-        for each in self._passes.values():
-            alive.update(*(step.bound.reducers for step in each.steps if isinstance(step.bound, BoundChain)))
+        alive = at_work(self._passes) | (self._together - gone)
+        alive |= {end for end, one in self._working.items() if isinstance(one, BoundCommon)}
         ended = {end: bound for end, bound in self._ends.items() if end not in alive}
         self._ends = {end: bound for end, bound in self._ends.items() if end in alive}
         self._working = {end: bound for end, bound in self._working.items() if end in alive}
@@ -385,37 +309,3 @@ class Graph:
                 bound.close()
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
-
-    @staticmethod
-    def _without(step: BoundStep, name: str, gone: set[str]) -> list[BoundStep]:
-        """What is left of a step once ``name`` is gone; adds it to those that are."""
-        if isinstance(step.bound, BoundChain):
-            step.bound.reducers.pop(name, None)
-        if step.name == name and isinstance(step.bound, BoundSink | BoundCommon):
-            gone.discard(name)
-            return [BoundStep(name, step.sources, None)]
-        if step.name in gone or not gone.isdisjoint((*step.sources, *step.tables)):
-            gone.add(step.name)
-            return []
-        return [step]
-
-    def _label(self, name: str) -> str:
-        """What failed, for people: of a fused kernel all its maps."""
-        steps = (step for each in self._passes.values() for step in each.steps)
-        maps = (step.bound.maps for step in steps if step.name == name and isinstance(step.bound, BoundChain))
-        return ", ".join(next(maps, (name,)))
-
-
-def copy_of(block: Block) -> Block:
-    """The block with arrays of its own."""
-    if isinstance(block, SparseBlock):  # has them
-        return block
-    return Block(block.frames.copy(), block.numbers.copy(), block.times.copy())
-
-
-def whole(blocks: list[Block]) -> Block:
-    """Blocks that follow each other as one."""
-    if len(blocks) == 1:
-        return blocks[0]
-    frames, numbers, times = zip(*((b.frames, b.numbers, b.times) for b in blocks), strict=True)
-    return Block(np.concatenate(frames), np.concatenate(numbers), np.concatenate(times))

@@ -8,7 +8,8 @@ from lima2cli.artefacts.appending import load_libraries
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.arrivals import Hold
-from lima2cli.runtime.graph import Graph, copy_of
+from lima2cli.runtime.course import copy_of
+from lima2cli.runtime.graph import Graph
 from lima2cli.runtime.messages import Ended, Failure, Measured, ReceiverReport, Start
 from lima2cli.runtime.processing import start_processing
 from lima2cli.runtime.reader import Absent, Batch, FlowReader
@@ -177,7 +178,7 @@ class ReceiverRank:
         if block.stable:
             hold = Hold(lambda: reader.release(batch, True))
             graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
-            graph.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
+            graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             hold.done()
         elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
             block = copy_of(block)
@@ -185,7 +186,7 @@ class ReceiverRank:
             reader.release(batch, intact)
             if intact:
                 graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
-                graph.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
+                graph.timings.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
             else:
                 graph.absent(flow, int(block.numbers[-1]))
         else:
@@ -193,7 +194,7 @@ class ReceiverRank:
             intact = reader.intact(batch)
             if intact:
                 graph.commit(staged, int(block.numbers[0]))
-                graph.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
+                graph.timings.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
             reader.release(batch, intact)
 
     def _skip(self, graph: Graph, reader: FlowReader, absent: Absent) -> None:
@@ -216,9 +217,9 @@ class ReceiverRank:
 
     def _report_failures(self, graph: Graph) -> bool:
         """Warnings, too; whether there were any failures."""
-        for text in graph.warnings():
+        for text in graph.counts.warnings():
             self._port.send(0, (messages.WARNED, text))
-        for rank in graph.silent():
+        for rank in graph.counts.silent():
             self._port.send(0, (messages.SILENT, rank))
         failures = graph.failures()
         for failed in failures:
@@ -235,7 +236,7 @@ class ReceiverRank:
         for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
             flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
-        stats = {"acquisition": order.start.number, "flows": flows, "saved": graph.saved}
+        stats = {"acquisition": order.start.number, "flows": flows, "saved": graph.counts.saved}
         self._port.send(0, (messages.STATS, stats))
 
     def close(self) -> None:
@@ -252,8 +253,9 @@ class ReceiverRank:
             graph.leave()
         self._report_failures(graph)
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        counts = (graph.saved, graph.dropped, graph.vetoed, graph.beside)
-        measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.spent, graph.paces)
+        nodes = graph.counts
+        counts = (nodes.saved, nodes.dropped, nodes.vetoed, nodes.beside)
+        measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.timings.spent, graph.timings.paces)
         report = ReceiverReport(self._program.receiver, flows, *counts, usage(), measured, order.start.number)
         self._port.send(0, (messages.FINISHED, report))
         self._orders.popleft()

@@ -3,11 +3,13 @@
 All of it is cheap enough to be always on: two looks at a clock per kernel and batch of frames, and constant memory.
 """
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.runtime.arrivals import Result
 from lima2cli.runtime.latency import Histogram
 
 
@@ -59,3 +61,29 @@ class Pace:
         """
         seconds = (self.last_ns - self.first_ns) * 1e-9
         return max(0.0, self.last - self.first - lost) / seconds if seconds > 0 else None
+
+
+class Timings:
+    """What a receiver measures of one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, Spent] = {}
+        self.paces: dict[str, Pace] = {}
+
+    def of(self, name: str) -> Spent:
+        """What a node has cost until now; to be added to."""
+        return self.spent.setdefault(name, Spent())
+
+    def took(self, name: str, nanoseconds: int, result: Result) -> None:
+        """What a node that waits has cost, to give this."""
+        spent = self.of(name)
+        spent.stage_ns += nanoseconds
+        if result.block is not None:
+            spent.frames += len(result.block.numbers)
+        elif result.rows is not None:
+            spent.frames += len(result.rows["frame_number"])
+
+    def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
+        """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
+        if len(numbers):
+            self.paces.setdefault(origin, Pace()).note(time.time_ns(), numbers, times)
