@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from lima2cli.cli import app
-from lima2cli.config.records import MEMSPACES, PipelineTable, Receiver
+from lima2cli.config.records import MEMSPACES, PipelineTable
 from lima2cli.config.schema import pipeline_schema, schema_text
 from lima2cli.declare import (
     Bad,
@@ -233,4 +233,3 @@ def test_mistakes_deep_in_the_pipeline_have_their_paths() -> None:
         ("missing-key", ("nodes", "n")),
         ("one-kind", ("nodes", "n")),
     }
-    assert Table(Receiver).schema()["x-later"] == ["host", "cpus", "numa"]

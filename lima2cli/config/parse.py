@@ -11,6 +11,7 @@ from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
 from lima2cli.config.graph import resolve_nodes
 from lima2cli.config.kinds import pipeline_shape
 from lima2cli.config.pipeline import Pipeline
+from lima2cli.config.placement import check_placement
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
 from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad
@@ -38,6 +39,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     known = attempt(lambda: _retrieve(table.detector, document, files, findings))
     sensor, can = attempt(lambda: known[0]), attempt(lambda: known[1])
     receivers = _receivers(table.receivers)
+    attempt(lambda: check_placement(receivers, findings))
     attempt(lambda: _check_acquisition(table.acquisition, findings))
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))

@@ -26,7 +26,7 @@ from lima2cli.declare import (
 from lima2cli.detectors.base import FLIPS, SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.geometry import Rect
-from lima2cli.names import NAME
+from lima2cli.names import HOST, NAME
 from lima2cli.nodes.kinds import NodeEntry, NodeUse
 
 
@@ -164,12 +164,19 @@ MEMSPACES: Mapping[str, type] = {kind.kind: kind for kind in (HostMemspace, GpuM
 class Receiver:
     """One receiver: a process that owns memspaces and runs nodes."""
 
-    later: ClassVar = ("host", "cpus", "numa")
-
     memspaces: Mapping[str, Memspace] = param(
         "Named regions of memory.", MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1)
     )
     threads: int = param("Threads that compute and compress frames.", Integer(1, 256), 1)
+    host: str | None = param(
+        "Machine that it runs on; default: the one that starts the run.",
+        Text(HOST, "the name of a host, such as `node17`"),
+        None,
+    )
+    cpus: tuple[int, ...] | None = param(
+        "Numbers of the CPUs of its machine that it may use; default: all.", ListOf(Integer(0), minimum=1), None
+    )
+    numa: int | None = param("NUMA node of its machine whose CPUs and memory it uses; default: any.", Integer(0), None)
 
 
 @dataclass(frozen=True, kw_only=True)

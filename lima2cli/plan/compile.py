@@ -18,7 +18,7 @@ from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
 from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import place_nodes
-from lima2cli.plan.records import Gdt, Numbering, Plan, RankRole, Step
+from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Step
 from lima2cli.plan.skew import check_skew
 from lima2cli.poison import POISON, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
@@ -70,6 +70,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         if_exists=pipeline.output.if_exists,
         record=record,
         threads=tuple(receiver.threads for receiver in pipeline.receivers.values()),
+        placements=tuple(Placement(it.host, it.cpus, it.numa) for it in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
     )

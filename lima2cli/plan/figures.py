@@ -28,6 +28,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             | ({"modules": list(role.modules)} if role.role == "detector" else {})
             | (
                 {"receiver": plan.receivers[role.receiver], "threads": plan.threads[role.receiver]}
+                | plan.placement_of(role).said
                 if role.receiver is not None
                 else {}
             )

@@ -112,6 +112,25 @@ class RankRole:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a receiver runs; None = as it comes.
+
+    host  the machine, else the one that starts the ranks;  cpus  numbers of the CPUs that it may use
+    numa  number of the NUMA node whose CPUs and memory it uses
+    """
+
+    host: str | None = None
+    cpus: tuple[int, ...] | None = None
+    numa: int | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is not None, as plain data."""
+        named = {"host": self.host, "cpus": None if self.cpus is None else list(self.cpus), "numa": self.numa}
+        return {key: value for key, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Numbering:
     """Which frames travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
 
@@ -234,7 +253,7 @@ class Plan:
     """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced.
 
     info         the detector after its own operations;  acquisition  what it is told
-    threads      of each receiver
+    threads      of each receiver;  placements  where each runs
     repeat       acquisitions, one after another, each of ``frames`` frames
     processing   a program of the user's on the receivers, `file.py:main`; None without
     """
@@ -260,6 +279,7 @@ class Plan:
     threads: tuple[int, ...] = ()
     repeat: int = 1
     processing: str | None = None
+    placements: tuple[Placement, ...] = ()
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""
@@ -268,6 +288,10 @@ class Plan:
     def rank_of_receiver(self, receiver: int) -> int:
         """The MPI rank of a receiver."""
         return next(role.rank for role in self.ranks if role.receiver == receiver)
+
+    def placement_of(self, role: RankRole) -> Placement:
+        """Where a rank runs."""
+        return Placement() if role.receiver is None else self.placements[role.receiver]
 
     def command_of(self, role: RankRole) -> tuple[str, ...] | None:
         """The program of the user's that is this rank; None where it is one of lima2."""

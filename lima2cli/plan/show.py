@@ -5,7 +5,7 @@ from typing import Any
 
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
 from lima2cli.plan.flow_layout import size_text
-from lima2cli.plan.records import Gdt, Plan
+from lima2cli.plan.records import Gdt, Placement, Plan
 
 
 def show_plan(plan: Plan) -> str:
@@ -47,8 +47,15 @@ def _ranks(plan: Plan) -> str:
             flows = [gdt.name for gdt in plan.gdts if role.receiver in gdt.receivers]
             threads = plan.threads[role.receiver]
             said = f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"
-            rows.append((str(role.rank), "receiver", said + (f", {threads} threads" if threads > 1 else "")))
+            said += f", {threads} threads" if threads > 1 else ""
+            rows.append((str(role.rank), "receiver", said + _placement(plan.placement_of(role))))
     return "ranks\n" + _table(rows)
+
+
+def _placement(it: Placement) -> str:
+    said = f", on {it.host}" if it.host is not None else ""
+    said += f", CPU{'s' * (len(it.cpus) > 1)} {', '.join(map(str, it.cpus))}" if it.cpus else ""
+    return said + (f", NUMA node {it.numa}" if it.numa is not None else "")
 
 
 def _flows(plan: Plan) -> str:

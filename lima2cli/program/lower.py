@@ -183,6 +183,7 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         {name: channel.part(receiver) for name, channel in plan.channels.items() if name in steps},
         {name: table for name, table in plan.tables.items() if name in steps},
         threads=plan.threads[receiver],
+        placement=plan.placements[receiver],
         delegations={
             step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
         },

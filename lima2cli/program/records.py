@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
 from lima2cli.geometry import Rect
-from lima2cli.plan.records import Gdt, Kernel, Plan, Region, Step
+from lima2cli.plan.records import Gdt, Kernel, Placement, Plan, Region, Step
 from lima2cli.spec import DetectorInfo, FrameSpec
 
 END_WORDS = 4
@@ -154,6 +154,7 @@ class ReceiverProgram:
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
     threads: int = 1
+    placement: Placement = Placement()
     delegations: Mapping[str, Delegation] = field(default_factory=dict)
     processing: Processing | None = None
 

@@ -13,7 +13,15 @@ from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.doctor import Check, Measured, Status, rate_text
 from lima2cli.runtime.doctor_machine import receive_buffer
-from lima2cli.runtime.environment import SHARED_MEMORY, available_memory, check_files, check_memory, cores
+from lima2cli.runtime.environment import (
+    SHARED_MEMORY,
+    available_memory,
+    check_files,
+    check_memory,
+    check_placement,
+    cores,
+)
+from lima2cli.runtime.placement import all_here, elsewhere
 
 
 def _check(name: str, status: Status, message: str, help: str | None = None) -> Check:
@@ -22,10 +30,13 @@ def _check(name: str, status: Status, message: str, help: str | None = None) -> 
 
 def pipeline_checks(plan: Plan, base: Path, measured: Measured, *, shared: bool) -> Iterator[Check]:
     """All checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
+    placed = plan if shared else all_here(plan)
     yield _ranks(plan)
-    yield _unless("memory", lambda: check_memory(plan, shared=shared), _memory_text(plan, shared))
+    yield _unless("memory", lambda: check_memory(placed, shared=shared), _memory_text(placed, shared))
     if any(region.path is not None for region in plan.regions):
-        yield _unless("mapped memspaces", lambda: check_files(plan, base), "there is room for them")
+        yield _unless("mapped memspaces", lambda: check_files(placed, base), "there is room for them")
+    if any(it.said for it in plan.placements):
+        yield _placement(plan, shared)
     yield _detector(plan)
     if (packets := plan.record.get("detector", {}).get("jungfrau")) is not None:
         yield receive_buffer(int(packets.get("buffer", 4 << 20)))
@@ -69,8 +80,20 @@ def _ranks(plan: Plan) -> Check:
     return _check("CPUs", "ok", message)
 
 
+def _placement(plan: Plan, by_mpi: bool) -> Check:
+    name = "placement"
+    if not by_mpi:
+        return _check(name, "warning", "all ranks run in one process: `host`, `cpus` and `numa` mean nothing")
+    away = [plan.receivers[index] for index in sorted(elsewhere(plan))]
+    found = _unless(name, lambda: check_placement(plan), "the CPUs and NUMA nodes of receivers are there")
+    if found.status == "ok" and away:
+        return _check(name, "warning", f"on other machines, where nothing was checked: {', '.join(away)}")
+    return found
+
+
 def _memory_text(plan: Plan, shared: bool) -> str:
-    windows = sum(region.size for region in plan.regions if region.path is None)
+    away = elsewhere(plan)
+    windows = sum(region.size for region in plan.regions if region.path is None and region.receiver not in away)
     text = f"memspaces need {size_text(windows)}"
     if shared and SHARED_MEMORY.is_dir():
         text += f", /dev/shm has {_mib(shutil.disk_usage(SHARED_MEMORY).free)} free"

@@ -7,6 +7,7 @@ from pathlib import Path
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.placement import cpus_of, elsewhere, is_here
 
 RANK_BYTES = 80 << 20
 """A rank's own memory: the interpreter, numpy, MPI, HDF5, and blocks in work."""
@@ -17,9 +18,13 @@ SHARED_MEMORY = Path("/dev/shm")
 def check_memory(plan: Plan, *, shared: bool) -> None:
     """Raise `EnvironmentUnfit` where memory, /dev/shm (``shared``: MPI puts windows there) or disk is too small.
 
+    Receivers on other machines don't count.
+
     Windows larger than /dev/shm can be made, and kill the rank that touches them (SIGBUS); so look first.
     """
-    hosts = [region for region in plan.regions if region.path is None]
+    away = elsewhere(plan)
+    hosts = [region for region in plan.regions if region.path is None and region.receiver not in away]
+    ranks = sum(role.receiver not in away for role in plan.ranks)
     windows = sum(region.size for region in hosts)
     terms = " + ".join(f"{plan.receivers[r.receiver]}.{r.name} {size_text(r.size)}" for r in hosts) or "none"
     if shared and SHARED_MEMORY.is_dir():
@@ -29,11 +34,11 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
                 f"memspaces need {size_text(windows)} ({terms}), /dev/shm has {size_text(free)} free; "
                 "make buffers smaller, or /dev/shm larger (mount -o remount,size=… /dev/shm)"
             )
-    needed, available = windows + RANK_BYTES * len(plan.ranks), available_memory()
+    needed, available = windows + RANK_BYTES * ranks, available_memory()
     if available is not None and needed > available:
         raise EnvironmentUnfit(
             f"the run needs {size_text(needed)} of memory (memspaces: {terms}; "
-            f"{len(plan.ranks)} ranks x {size_text(RANK_BYTES)}), {size_text(available)} are available"
+            f"{ranks} ranks x {size_text(RANK_BYTES)}), {size_text(available)} are available"
         )
 
 
@@ -50,10 +55,21 @@ def check_programs(plan: Plan, base: Path, *, by_mpi: bool) -> None:
             raise EnvironmentUnfit(f"there is no program `{name}` for {role.worker}")
 
 
+def check_placement(plan: Plan) -> None:
+    """Raise `EnvironmentUnfit` where this machine lacks the CPUs or the NUMA node of a receiver that is to run here."""
+    for name, placement in zip(plan.receivers, plan.placements, strict=True):
+        if is_here(placement.host):
+            try:
+                cpus_of(placement)
+            except EnvironmentUnfit as error:
+                raise EnvironmentUnfit(f"receiver {name}: {error}") from error
+
+
 def check_files(plan: Plan, base: Path) -> None:
     """Raise `EnvironmentUnfit` where the disk has no room for the mapped memspaces."""
+    away = elsewhere(plan)
     for region in plan.regions:
-        if region.path is None:
+        if region.path is None or region.receiver in away:
             continue
         folder = _existing(base / region.path)
         free = shutil.disk_usage(folder).free

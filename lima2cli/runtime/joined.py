@@ -19,6 +19,7 @@ from lima2cli.runtime.environment import check_files, check_memory
 from lima2cli.runtime.job import Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
+from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.run import FAILED, as_seen, exit_code, open_directory
 
 INTERRUPTED = 130
@@ -66,9 +67,12 @@ class Leader:
                 f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
             )
         plan.detector.check_machine()
-        check_memory(plan, shared=True)
-        check_files(plan, origin.base)
+        check_memory(all_here(plan), shared=True)
+        check_files(all_here(plan), origin.base)
         directory = open_directory(plan, origin)
+        if any(it.host for it in plan.placements):
+            message = "what started this job chose the hosts of its ranks: `host` of receivers means nothing"
+            emit({"type": "event", "event": "placement", "message": message})
         signals, stop = Signals(), threading.Event()
         signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(INTERRUPTED)
         job = Job(plan, str(origin.base.resolve()), str(directory.resolve()))

@@ -28,6 +28,7 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import LAUNCHED, STOP, Job, write_job
+from lima2cli.runtime.placement import host_options
 
 LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
@@ -212,14 +213,15 @@ def run_with_mpiexec(
 
 
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
-    """The command that starts the ranks of a plan: those of lima2 as one program, others with theirs (MPMD)."""
+    """The command that starts the ranks of a plan, on their hosts: those of lima2 as one program, others with theirs
+    (MPMD)."""
     own = [sys.executable, "-m", "mpi4py", "-m", "lima2cli.runtime.worker", *arguments]
     programs: list[str] = []
     for program, roles in groupby(plan.ranks, plan.command_of):
         count = ["-n", str(len(list(roles)))]
         programs += [":"] if programs else []
         programs += [*count, *own] if program is None else [*count, "-wdir", str(base), *executable(program)]
-    return [mpiexec, *programs]
+    return [mpiexec, *host_options(plan), *programs]
 
 
 def executable(program: tuple[str, ...]) -> list[str]:

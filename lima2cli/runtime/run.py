@@ -13,9 +13,10 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
-from lima2cli.runtime.environment import check_files, check_memory, check_programs
+from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
 from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
+from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
 
@@ -37,11 +38,16 @@ def run_plan(
         raise EnvironmentUnfit("no MPI here: pip install 'lima2cli[mpi]', or --transport inline")
     check_programs(plan, origin.base, by_mpi=mpiexec is not None)
     plan.detector.check_machine()
-    check_memory(plan, shared=mpiexec is not None)
-    check_files(plan, origin.base)
+    placed = plan if mpiexec is not None else all_here(plan)
+    check_memory(placed, shared=mpiexec is not None)
+    check_files(placed, origin.base)
+    check_placement(placed)
     directory = open_directory(plan, origin, latest=latest)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
+    if mpiexec is None and any(it.said for it in plan.placements):
+        message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
+        emit({"type": "event", "event": "placement", "message": message})
     signals = Signals()
     with signals.installed():
         if mpiexec is not None:

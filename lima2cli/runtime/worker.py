@@ -18,10 +18,12 @@ from mpi4py import MPI
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.nodes.base import Delegate
+from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
-from lima2cli.program.records import ControlProgram, WorkerProgram
+from lima2cli.program.records import ControlProgram, ReceiverProgram, WorkerProgram
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.job import LAUNCHED, Job, read_job
+from lima2cli.runtime.placement import settle, touch
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
 from lima2cli.transport.mpi import MpiPort
 
@@ -56,7 +58,13 @@ def run_ranks(job: Job | None, emit: "Emit", stop_asked: Callable[[], bool]) -> 
         wiring, programs = lower(job.plan)
         made = [(wiring, program, job.base, job.directory) for program in programs]
     wiring, program, base, directory = world.scatter(made)
+    placement = program.placement if isinstance(program, ReceiverProgram) else Placement()
+    settle(placement)  # before memory and threads are made
     port = MpiPort(memory_of(wiring, Path(base)))
+    if placement.numa is not None:
+        for index, region in enumerate(wiring.regions):
+            if wiring.owners[index] == program.rank and region.path is None:
+                touch(port.memory(index))
     rank = make_rank(program, port, Path(base), directory, emit, stop_asked)
     rank.prepare()
     if not isinstance(program, ControlProgram):
