@@ -239,7 +239,7 @@ def grown_wild(draw: st.DrawFn) -> str:
         key = draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
         change = draw(st.sampled_from(["value", "value", "copy", "rename", "drop"]))
         if change == "value":
-            holder[key] = draw(st.sampled_from(VALUES))
+            holder[key] = json.loads(json.dumps(draw(st.sampled_from(VALUES))))  # a later step may change it
         elif change == "copy":
             holder[key] = json.loads(json.dumps(draw(st.sampled_from(holders))))
         else:
