@@ -9,8 +9,7 @@ receivers' memory may be written again; what the receivers still have to save, a
 """
 
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 from lima2cli.artefacts.appending import load_libraries
@@ -19,16 +18,15 @@ from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.acquisition import Acquisition, Outcome
+from lima2cli.runtime.answers import Answers
+from lima2cli.runtime.completion import Completion
 from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
-from lima2cli.runtime.patience import check_silence, longest_wait_s
-from lima2cli.runtime.requests import Requests
-from lima2cli.runtime.status import no_trigger, status
+from lima2cli.runtime.patience import check_silence
+from lima2cli.runtime.progress import Progress
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
 """From the order to start to frame 0, so that all ranks have heard."""
-
-PROGRESS_PERIOD_S = 0.5
 
 SHORTEST_PATIENCE_S = 10.0
 """Modules that are told to pause have at least so long for what they are doing."""
@@ -66,7 +64,7 @@ class ControlRank:
     ) -> None:
         self.done = False
         self._plan: Plan = program.plan
-        self._port, self._emit, self._close, self._stop_asked = port, emit, close, stop_asked
+        self._port, self._emit, self._stop_asked = port, emit, stop_asked
         self._another = another
         roles = self._plan.ranks
         self._detectors = {role.rank for role in roles if role.role == "detector"}
@@ -75,14 +73,12 @@ class ControlRank:
         self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
         self._phase = "preparing"
         self._acquisitions = [Acquisition(directory, set(self._receivers))]
-        self._writing: list[tuple[Acquisition, Future[None]]] = []
-        self._writer = ThreadPoolExecutor(1, "closing")
-        self._requests: Requests | None = None
+        self._completion = Completion(close)
+        self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
+        self._progress = Progress(self._plan)
         self._stopped = False
         self._next = 0
-        self._progress_at = self._moved_at = time.monotonic()
         self._heard: dict[int, float] = {}
-        self._seen = -1
         self._paused_at = 0.0
 
     @property
@@ -100,17 +96,14 @@ class ControlRank:
         if self._plan.channels or self._plan.tables:
             load_libraries()
         try:
-            self._requests = Requests()
-            self._requests.announce(self._now.directory)
+            self._answers.listen(self._now.directory)
         except OSError as error:
             self._warn(f"this run can't be controlled from outside: {error}")
 
     def close(self) -> None:
         """After `done`, or where the run is given up: files that are being written come to their end."""
-        self._writer.shutdown()
-        if self._requests is not None:
-            self._requests.close()
-            self._requests = None
+        self._completion.shutdown()
+        self._answers.close()
 
     def step(self) -> bool:
         """Handle all messages, then look at the clock: where turns are long there is always a message."""
@@ -118,9 +111,8 @@ class ControlRank:
         while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
             handled = True
-        if self._requests is not None:
-            self._requests.poll(self._answer)
-        self._stopped |= self._stop_asked()
+        self._answers.poll(self._now, self._phase)
+        self._stopped |= self._stop_asked() or self._answers.stop_asked
         self._look_at_files()
         if self._phase == "running":
             if self._stopped:
@@ -148,7 +140,7 @@ class ControlRank:
             told = self._acquisitions[what["acquisition"]]
             told.flows[rank], told.saved[rank] = what["flows"], what["saved"]
         elif kind == messages.WAITING:
-            self._moved_at = time.monotonic()
+            self._progress.moved()
         elif kind == messages.NEXT:
             self._next = max(self._next, what)
         elif kind == messages.DONE:
@@ -201,7 +193,8 @@ class ControlRank:
     def _start(self) -> None:
         outcome, directory = self.outcome, self._now.directory
         outcome.start_ns = time.time_ns() + START_DELAY_NS
-        self._moved_at, self._seen, self._next = time.monotonic(), -1, 0
+        self._progress.begin()
+        self._next = 0
         self._phase, self._waiting_for = "running", set(self._detectors)
         self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames, "directory": directory,
                     "acquisition": outcome.number + 1, "of": self._plan.repeat})  # fmt: skip
@@ -262,8 +255,7 @@ class ControlRank:
             return None
         try:
             directory = self._another()
-            if self._requests is not None:
-                self._requests.announce(directory)
+            self._answers.announce(directory)
         except (EnvironmentUnfit, OSError) as error:
             self.outcome.fail(f"no more acquisitions: {error}")
             return None
@@ -284,7 +276,7 @@ class ControlRank:
         acquisition.outcome.receivers[report.receiver] = report
         acquisition.waiting.discard(rank)
         if not acquisition.waiting and acquisition is not self._now:
-            self._complete(acquisition)
+            self._completion.begin(acquisition)
         if self._phase == "ending" and not any(rank in one.waiting for one in self._begun):
             self._answered(rank)
 
@@ -293,22 +285,15 @@ class ControlRank:
         """Acquisitions that have started."""
         return [one for one in self._acquisitions if one.outcome.start_ns]
 
-    def _complete(self, acquisition: Acquisition) -> None:
-        """Write what ends an acquisition, while the run goes on."""
-        future = self._writer.submit(self._close, acquisition.outcome, acquisition.directory)
-        self._writing.append((acquisition, future))
-
     def _look_at_files(self) -> None:
         """What has been written."""
-        while self._writing and self._writing[0][1].done():
-            acquisition, future = self._writing.pop(0)
-            future.result()
+        for acquisition in self._completion.done():
             outcome = acquisition.outcome
             if self._plan.repeat > 1:
                 self._emit({"type": "acquisition", "number": outcome.number + 1, "of": self._plan.repeat,
                             "state": outcome.state, "directory": acquisition.directory, "frames": outcome.frames,
                             "dead_time_s": outcome.dead_s})  # fmt: skip
-        if self._phase == "closing" and not self._writing:
+        if self._phase == "closing" and self._completion.idle:
             self._quit()
 
     def _let_workers_go(self) -> None:
@@ -331,7 +316,7 @@ class ControlRank:
         self._phase = "closing"
         if self.outcome.start_ns:  # else it never started
             self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
-        self._complete(self._now)
+        self._completion.begin(self._now)
 
     def _quit(self) -> None:
         self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
@@ -368,36 +353,10 @@ class ControlRank:
             self.outcome.warnings.append(text)
             self._emit({"type": "event", "event": "warning", "message": f"warning: {text}"})
 
-    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """What users ask from outside."""
-        if request["do"] == "stop":
-            self._stopped = True
-            return {"ok": True}
-        if request["do"] == "status":
-            return status(self._plan, self._now, self._phase)
-        if request["do"] != "trigger":
-            return {"ok": False, "message": f"a run can't {request['do']}: stop, status, trigger"}
-        count = request.get("count", 1)
-        why = no_trigger(self._plan, self._now, self._phase, count)
-        if why is not None:
-            return {"ok": False, "message": why}
-        self._now.triggers += count
-        self._tell(self._detectors, messages.TRIGGER, count)
-        return {"ok": True, "triggers": self._now.triggers}
-
     def _look_at_clock(self) -> None:
-        now = time.monotonic()
-        if now - self._progress_at < PROGRESS_PERIOD_S:
+        event = self._progress.event(self._now)
+        if event is None:
             return
-        self._progress_at = now
-        flows = self._now.totals(self._plan)
-        seen = sum(received + lost for received, lost in flows.values())
-        if seen != self._seen:
-            self._seen, self._moved_at = seen, now
-        self._emit({
-            "type": "progress", "seconds": (time.time_ns() - self.outcome.start_ns) * 1e-9,
-            "flows": {name: {"received": r, "lost": n} for name, (r, n) in flows.items()},
-            "saved": self._now.saved_totals(),
-        })  # fmt: skip
-        if now - self._moved_at > longest_wait_s(self._plan):
+        self._emit(event)
+        if self._progress.stuck:
             self._pause("failed", f"no frame for {self._plan.timeout_s:g} s")
