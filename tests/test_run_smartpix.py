@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lima2cli.geometry import Rect
-from tests.running import EXAMPLES, TRANSPORTS, counter, covered, run, truth
+from tests.running import EXAMPLES, counter, covered, mpi, run, truth
 
 SIZE = 2 * 512 + 4
 MODULES = [Rect(x, y, 512, 512) for y in (0, 516) for x in (0, 516)]
@@ -19,7 +19,7 @@ SMARTPIX = """detector:
 """
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", [mpi()])
 def test_the_maze_of_a_smartpix(transport: str, tmp_path: Path) -> None:
     """Eight channels do for the four flows; frames, shares and events are the deck's, pixels those of the scene."""
     text = (EXAMPLES / "maze.yaml").read_text()
