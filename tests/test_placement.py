@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,11 @@ def look(frames, numbers):
 LOOK = "w: {input: F, python: {function: 'who.py:look'}}, save: {input: w, io_hdf5: {}}"
 
 
+def has(node: int, cpu: int) -> bool:
+    """Whether this machine has such a NUMA node with that CPU."""
+    return (placement.NUMA_NODES / f"node{node}").exists() and cpu in placement.numa_cpus(node)
+
+
 def seen(folder: Path) -> list[dict[str, Any]]:
     """What the processes of receivers told of themselves."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("seen_*.json"))]
@@ -208,7 +214,10 @@ def test_receivers_are_where_they_should_be(tmp_path: Path) -> None:
     """Two names of this machine, which MPICH takes for two hosts; frames are the same."""
     (tmp_path / "who.py").write_text(WHO)
     usable = sorted(os.sched_getaffinity(0))
-    ran = run(text(f"cpus: [{usable[-1]}], host: localhost", "host: 127.0.0.1", LOOK), tmp_path, "mpi", by=program)
+    node = next((it for it in (0, 1) if has(it, usable[-1])), None)
+    numa = "" if node is None else f", numa: {node}"
+    a = f"cpus: [{usable[-1]}], host: localhost{numa}"
+    ran = run(text(a, "host: 127.0.0.1", LOOK), tmp_path, "mpi", by=program)
     assert ran.code == 0, ran.output
     found = seen(tmp_path)
     assert sorted(it["host"] for it in found) == sorted(["127.0.0.1", *[socket.gethostname()] * 2])
@@ -225,6 +234,15 @@ def test_a_cpu_that_is_not_there_starts_nothing(tmp_path: Path) -> None:
     assert done.returncode == 12
     assert "receiver a: CPU 99999 cannot be used here" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.mpi
+@needs_mpi
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="without ssh no other machine is reached")
+def test_a_machine_that_is_not_reached_is_told(tmp_path: Path) -> None:
+    ran = run(text("host: nowhere.invalid"), tmp_path, "mpi")
+    assert ran.code == 10
+    assert "ssh: Could not resolve hostname nowhere.invalid" in ran.summary["reason"]
 
 
 def test_in_one_process_it_means_nothing_and_that_is_told(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ LAST_WORDS_S = 5.0
 """Ranks have so long to end after mpiexec has."""
 
 MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
-ERROR = re.compile(r"[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
-"""The last line of a traceback."""
+ERROR = re.compile(r"ssh: |[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
+"""The last line of a traceback, or why another machine was not reached."""
 
 START_UP_S = 60.0
 """Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""
