@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 from lima2cli.errors import RunFailed
 from lima2cli.geometry import Rect
 from lima2cli.runtime import patience
+from lima2cli.runtime.announcement import FILE
+from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.receiver import ReceiverRank
-from lima2cli.runtime.requests import FILE, Requests, ask
+from lima2cli.runtime.requests import Requests, ask
+from lima2cli.runtime.run import open_directory
 from lima2cli.runtime.runs import find_run, look
 from tests.compiling import compiled
 from tests.running import TRANSPORTS, Live, Ran, counter, lima2, needs_mpi, run, truth
@@ -183,7 +187,7 @@ nodes: {{save: {{input: data, io_hdf5: {{}}}}}}
 """
     live = Live(text, tmp_path, "inline")
     directory = tmp_path / "runs" / "latest"
-    assert ask(directory, {"do": "trigger"}) == {"ok": True, "triggers": 1}
+    assert lima2("trigger", cwd=tmp_path).stdout == "runs/latest: 1 trigger so far\n"
     for _ in range(200):
         seen = ask(directory, {"do": "status"})["flows"]["data"][0]
         if seen == 2:
@@ -193,7 +197,7 @@ nodes: {{save: {{input: data, io_hdf5: {{}}}}}}
     refused = lima2("trigger", "pipeline_0001", "--count", "3", cwd=tmp_path)
     assert refused.returncode == 1
     assert "too many: 2 are left of 3" in refused.stderr
-    assert lima2("trigger", "--count", "2", cwd=tmp_path).returncode == 0
+    assert "3 triggers so far" in lima2("trigger", "--count", "2", cwd=tmp_path).stdout
     ran = live.end()
     assert ran.code == 0, ran.output
     assert ran.saved("save")[1].tolist() == list(range(6))
@@ -238,6 +242,34 @@ def test_a_run_that_was_killed_is_told_as_such(tmp_path: Path) -> None:
     assert "was broken off" in broken.stderr
     assert "lima2 recover" in broken.stderr
     assert look(find_run(str(tmp_path / "runs" / "latest"))).state == "broken off"
+
+
+def test_a_run_that_is_being_started_is_told_as_such(tmp_path: Path) -> None:
+    """As long as its launcher lives; here that is this process."""
+    text = f"lima2: 1\n{DETECTOR}\nacquisition: {{frames: 5}}\nnodes: {{save: {{input: data, io_hdf5: {{}}}}}}\n"
+    plan, _ = compiled(text)
+    assert plan is not None
+    plan = replace(plan, output_directory=str(tmp_path / "runs" / "one"))
+    directory = open_directory(plan, Origin(text, "pipeline.yaml", tmp_path))
+    assert look(directory).state == "starting"
+    assert "one  starting" in lima2("runs", cwd=tmp_path).stdout
+    early = lima2("stop", "one", cwd=tmp_path)
+    assert (early.returncode, "is being started" in early.stderr) == (1, True)
+
+    told = json.loads((directory / FILE).read_text())
+    for gone in ({"started": "1"}, {"pid": 2**30}):  # another process of that number; none
+        (directory / FILE).write_text(json.dumps(told | gone))
+        assert look(directory).state == "broken off"
+        with pytest.raises(RunFailed, match="was broken off"):
+            ask(directory, {"do": "stop"})
+
+    requests = Requests()
+    try:
+        requests.announce(str(directory))
+        assert "socket" in json.loads((directory / FILE).read_text())
+    finally:
+        requests.close()
+    assert not list(directory.glob("*control*"))
 
 
 def test_requests_are_checked(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def trigger(
     """
     with border(as_json=False, debug=debug):
         directory, answer = asked(run, {"do": "trigger", "count": count})
-        print(f"{directory}: {answer['triggers']} triggers so far")
+        fired = answer["triggers"]
+        print(f"{directory}: {fired} {'trigger' if fired == 1 else 'triggers'} so far")
 
 
 def asked(run: str, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ def default(context: typer.Context) -> None:
 
 @runs.command("list")
 def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
-    """List the runs below a folder: live, complete, stopped, failed, or broken off (see `lima2 recover`).
+    """List the runs below a folder: starting, live, complete, stopped, failed, or broken off (see `lima2 recover`).
 
     Exit code 0; 2: no such folder.
     """
@@ -57,6 +57,8 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
                 print(f"  {name}: {received} received, {lost} lost")
         elif found.told:
             print(show_summary(found.directory, found.told), end="")
+        elif found.state == "starting":
+            print(f"{found.directory} is being started")
         else:
             print(f"{found.directory}: broken off; lima2 recover {found.directory}")
 

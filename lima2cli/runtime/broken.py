@@ -12,8 +12,8 @@ from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.errors import FileProblem
 from lima2cli.plan.records import Gdt, Plan
+from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.ends import link_file, write_ends
-from lima2cli.runtime.requests import forget
 from lima2cli.runtime.summary import VERSION, read_summary, write_summary
 
 

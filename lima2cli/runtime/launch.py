@@ -29,6 +29,7 @@ from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import LAUNCHED, STOP, Job, write_job
 from lima2cli.runtime.placement import host_options
+from lima2cli.runtime.process import started
 
 LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
@@ -109,7 +110,7 @@ class Ranks:
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
         """Host and process of each rank."""
-        self._started = {pid: _started(pid) for host, pid in ranks if host == socket.gethostname()}
+        self._started = {pid: started(pid) for host, pid in ranks if host == socket.gethostname()}
         self._pids = [pid for _, pid in ranks]
         threading.Thread(target=self._watch, args=(ranks,), daemon=True).start()
 
@@ -164,17 +165,7 @@ class Ranks:
             os.kill(pid, signal.SIGKILL)
 
     def _alive(self) -> list[int]:
-        return [pid for pid, started in self._started.items() if started and _started(pid) == started]
-
-
-def _started(pid: int) -> str:
-    """When a process was started (proc(5), stat, field 22); empty where it has ended, with all its files closed."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        threads = len(os.listdir(f"/proc/{pid}/task"))  # the first may have ended while others still hold the files
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" and threads <= 1 else fields[19]
+        return [pid for pid, since in self._started.items() if since and started(pid) == since]
 
 
 def run_with_mpiexec(

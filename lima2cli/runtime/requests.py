@@ -1,7 +1,7 @@
 """What users ask of a run that goes on, from another process: over a private Unix socket, a line of JSON each way.
 
 The control rank listens. The socket is in a directory of its own that only its user can enter (paths of sockets are
-short: run directories may be deep, and on file systems without sockets); each run directory says in `FILE` where.
+short: run directories may be deep, and on file systems without sockets); each run directory says where (`announce`).
 """
 
 import contextlib
@@ -15,17 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lima2cli.errors import RunFailed, UnreadableInput
+from lima2cli.errors import RunFailed
+from lima2cli.runtime.announcement import FILE, PREFIX, announce, starting, where
 
-FILE = "control.json"
-PREFIX = "lima2-"
 LONGEST = 4096
 """Bytes of a request or an answer, and its end of line."""
 
 PATIENCE_S = 10.0
 """A run has so long to answer."""
-
-VERSION = 1
 
 Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -53,10 +50,8 @@ class Requests:
 
     def announce(self, directory: str) -> None:
         """Say in a run directory where to ask. OSError."""
-        file = Path(directory) / FILE
-        told = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid(), "socket": self._path}
-        file.write_text(json.dumps(told) + "\n")
-        self._files.append(file)
+        announce(Path(directory), self._path)
+        self._files.append(Path(directory) / FILE)
 
     def poll(self, answer: Answer) -> None:
         """Answer the requests that are there."""
@@ -106,35 +101,6 @@ def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
     return answer(request)
 
 
-def where(directory: Path) -> dict[str, Any] | None:
-    """What a run directory says of its socket; None where no run goes on there. Raises `UnreadableInput`."""
-    if not directory.is_dir():
-        raise UnreadableInput(f"there is no run directory {directory}")
-    try:
-        told = json.loads((directory / FILE).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
-    if not isinstance(told, dict) or not isinstance(told.get("socket"), str):
-        raise UnreadableInput(f"{directory / FILE} is none of lima2's")
-    return told
-
-
-def forget(directory: Path) -> None:
-    """Clear what a run that was broken off has left of its socket."""
-    try:
-        told = where(directory)
-    except UnreadableInput:
-        return
-    if told is None or told.get("host") != socket.gethostname():
-        return
-    folder = Path(told["socket"]).parent
-    if folder.name.startswith(PREFIX) and folder.is_dir() and folder.stat().st_uid == os.getuid():
-        shutil.rmtree(folder, ignore_errors=True)
-    (directory / FILE).unlink(missing_ok=True)
-
-
 def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a run something; its answer has ``ok``, and a ``message`` where that is false.
 
@@ -146,6 +112,11 @@ def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         return {"ok": False, "message": f"no run goes on in {directory}: it has ended, or has not begun"}
     if told.get("host") != socket.gethostname():
         raise RunFailed(f"the run in {directory} is controlled on {told.get('host')}: ask there")
+    if starting(told):
+        return {"ok": False, "message": f"not yet: the run in {directory} is being started"}
+    gone = f"the run in {directory} was broken off (process {told['pid']} is gone): lima2 recover {directory}"
+    if "socket" not in told:
+        raise RunFailed(gone)
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(PATIENCE_S)
@@ -156,9 +127,7 @@ def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     except TimeoutError as error:
         raise RunFailed(f"the run in {directory} does not answer") from error
     except (OSError, ValueError) as error:
-        raise RunFailed(
-            f"the run in {directory} was broken off (process {told.get('pid')} is gone): lima2 recover {directory}"
-        ) from error
+        raise RunFailed(gone) from error
     if not isinstance(answer, dict):
         raise RunFailed(f"the run in {directory} does not answer")
     return answer

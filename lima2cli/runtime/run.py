@@ -11,6 +11,7 @@ from typing import Any
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
@@ -70,6 +71,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Path:
     now = datetime.datetime.now().astimezone()
     directory = make_directory(plan.output_directory, plan.name, plan.if_exists, now, latest=latest)
     try:
+        announce(directory)  # before the plan, which makes it a run directory
         origin.write(directory, plan_contents(plan))
     except OSError as error:
         shutil.rmtree(directory, ignore_errors=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed, UnreadableInput
+from lima2cli.runtime.announcement import starting, where
 from lima2cli.runtime.directory import LATEST
 from lima2cli.runtime.origin import PLAN_FILE
-from lima2cli.runtime.requests import ask, where
+from lima2cli.runtime.requests import ask
 from lima2cli.runtime.summary import read_summary
 
 RUNS = "runs"
@@ -16,8 +17,8 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. ``state``: ``live``, ``broken off``, or what its summary says. ``told`` is its summary, or of a
-    live run what it answers to ``status``; empty where nothing is known."""
+    """A run directory. ``state``: ``starting``, ``live``, ``broken off``, or what its summary says. ``told`` is its
+    summary, or of a live run what it answers to ``status``; empty where nothing is known."""
 
     directory: Path
     state: str
@@ -37,8 +38,11 @@ def look(directory: Path) -> Run:
     summary = read_summary(directory)
     if summary is not None:
         return Run(directory, str(summary["state"]), summary)
+    told = where(directory)
+    if told is not None and starting(told):
+        return Run(directory, "starting", {})
     try:
-        answer = ask(directory, {"do": "status"}) if where(directory) is not None else {}
+        answer = ask(directory, {"do": "status"}) if told is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):
