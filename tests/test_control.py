@@ -38,7 +38,9 @@ def test_acquisitions_are_repeated_in_one_job(tmp_path: Path, transport: str) ->
 lima2: 1
 {DETECTOR}
 acquisition: {{frames: 30, period: 1 ms, repeat: 3}}
-flows: {{data: {{dataset: data, source: full, buffers: {{frames: 4}}}}}}
+flows:
+  data: {{dataset: data, source: full, buffers: {{frames: 4}}}}
+  deep: {{dataset: data, source: full, buffers: {{frames: 29}}}}
 nodes:
   save: {{input: data, io_hdf5: {{}}}}
   total: {{input: data, accumulate: {{frames: 0, operation: sum}}}}
@@ -58,6 +60,7 @@ nodes:
         np.testing.assert_array_equal(one.saved("sums")[0][0], frames.sum(axis=0))
         assert summary["tables"]["log"]["rows"] == 30
         assert (summary["acquisition"]["number"], summary["acquisition"]["of"]) == (number, 3)
+        assert 0 < summary["resources"]["peak_fill"]["deep"]["receiver0"] < 1
         import h5py
 
         with h5py.File(one.directory / "pipeline_log.h5") as file:

@@ -48,7 +48,7 @@ class LocalBuffer:
 
     def begin(self, base: int) -> None:
         """An acquisition whose visit 0 is visit ``base`` in the words."""
-        self.base, self.told, self.released = base, 0, 0
+        self.base, self.told, self.released, self.filled = base, 0, 0, 0
 
     def complete(self, visit: int, most: int) -> int:
         """How many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
@@ -76,7 +76,7 @@ class LocalBuffer:
         before = self.filled
         while self.filled < self.positions:
             visit = self.released + self.filled
-            if int(self._generations[visit % self.positions, 0]) <= 2 * visit:
+            if int(self._generations[visit % self.positions, 0]) <= 2 * (self.base + visit):
                 break
             self.filled += 1
         return self.filled > before
