@@ -1,5 +1,7 @@
-"""One acquisition of a job, as the control rank knows it."""
+"""The acquisitions of a job, as the control rank knows them."""
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lima2cli.plan.records import Plan
@@ -76,3 +78,54 @@ class Acquisition:
             for name, count in saved.items():
                 totals[name] = totals.get(name, 0) + count
         return totals
+
+
+class Acquisitions:
+    """Those of a job, in their order. The first is there from the start; `add` announces another."""
+
+    def __init__(self, directory: str, receivers: Iterable[int]) -> None:
+        self._receivers = frozenset(receivers)
+        self._all = [Acquisition(directory, set(self._receivers))]
+
+    @property
+    def now(self) -> Acquisition:
+        """The one that started, or was announced, last."""
+        return self._all[-1]
+
+    @property
+    def begun(self) -> list[Acquisition]:
+        """Those that have started."""
+        return [one for one in self._all if one.outcome.start_ns]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def of(self, number: int | None) -> Acquisition:
+        """One by its number; None is the last."""
+        return self.now if number is None else self._all[number]
+
+    def add(self, directory: str) -> None:
+        """Announce another, whose files go to ``directory``."""
+        self._all.append(Acquisition(directory, set(self._receivers), Outcome(number=len(self._all))))
+
+    @property
+    def well(self) -> bool:
+        """Whether none has been stopped or has failed."""
+        return all(one.outcome.state == "complete" for one in self._all)
+
+    @property
+    def faultless(self) -> bool:
+        """Whether nothing has failed in any, and the last is not to stop."""
+        return self.now.outcome.state == "complete" and not any(one.outcome.failures for one in self._all)
+
+    @property
+    def behind(self) -> set[int]:
+        """Ranks of receivers that have still to report of those before the last."""
+        return set().union(*(one.waiting for one in self._all[:-1]))
+
+    def end(self, frames: int) -> None:
+        """The last ends before frame ``frames``; nothing more is served of it."""
+        outcome = self.now.outcome
+        outcome.seconds, outcome.frames = (time.time_ns() - outcome.start_ns) * 1e-9, frames
+        if len(self._all) > 1 and outcome.first_ns:
+            outcome.dead_s = (outcome.first_ns - self._all[-2].outcome.last_ns) * 1e-9

@@ -16,8 +16,8 @@ from lima2cli.artefacts.appending import load_libraries
 from lima2cli.errors import EnvironmentUnfit, RunFailed
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
-from lima2cli.runtime import messages
-from lima2cli.runtime.acquisition import Acquisition, Outcome
+from lima2cli.runtime import job_events, messages
+from lima2cli.runtime.acquisition import Acquisition, Acquisitions, Outcome
 from lima2cli.runtime.answers import Answers
 from lima2cli.runtime.completion import Completion
 from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
@@ -72,7 +72,7 @@ class ControlRank:
         self._workers = {role.rank for role in roles if role.role == "worker"}
         self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
         self._phase = "preparing"
-        self._acquisitions = [Acquisition(directory, set(self._receivers))]
+        self._acquisitions = Acquisitions(directory, self._receivers)
         self._completion = Completion(close)
         self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
         self._progress = Progress(self._plan)
@@ -84,7 +84,7 @@ class ControlRank:
     @property
     def _now(self) -> Acquisition:
         """The acquisition that started, or was announced, last."""
-        return self._acquisitions[-1]
+        return self._acquisitions.now
 
     @property
     def outcome(self) -> Outcome:
@@ -137,7 +137,7 @@ class ControlRank:
         elif kind == messages.WARNED:
             self._warn(what)
         elif kind == messages.STATS:
-            told = self._acquisitions[what["acquisition"]]
+            told = self._acquisitions.of(what["acquisition"])
             told.flows[rank], told.saved[rank] = what["flows"], what["saved"]
         elif kind == messages.WAITING:
             self._progress.moved()
@@ -180,25 +180,24 @@ class ControlRank:
     def _start_or_not(self) -> None:
         if self._stopped and self.outcome.state == "complete":
             self.outcome.state, self.outcome.reason = "stopped", "stopped by the user"
-        if self.outcome.state == "complete" and not any(one.outcome.failures for one in self._acquisitions):
+        if self._acquisitions.faultless:
             self._start()
             return
         self._phase = "ending"  # with what the receivers still have of earlier ones
-        self._waiting_for = set().union(*(one.waiting for one in self._acquisitions[:-1]))
+        self._waiting_for = self._acquisitions.behind
         if len(self._acquisitions) == 1:
             self._finish()
         elif not self._waiting_for:
             self._let_workers_go()
 
     def _start(self) -> None:
-        outcome, directory = self.outcome, self._now.directory
+        outcome = self.outcome
         outcome.start_ns = time.time_ns() + START_DELAY_NS
         self._progress.begin()
         self._next = 0
         self._phase, self._waiting_for = "running", set(self._detectors)
-        self._emit({"type": "start", "name": self._plan.name, "frames": self._plan.frames, "directory": directory,
-                    "acquisition": outcome.number + 1, "of": self._plan.repeat})  # fmt: skip
-        start = Start(outcome.number, outcome.start_ns, directory)
+        self._emit(job_events.started(self._plan, self._now))
+        start = Start(outcome.number, outcome.start_ns, self._now.directory)
         self._tell(self._receivers | self._detectors, messages.START, start)
 
     def _check_answers(self) -> None:
@@ -209,7 +208,7 @@ class ControlRank:
 
     def _check_silence(self) -> None:
         """A receiver that hangs, or that others wait for in a collective, would hang the run. Raises `RunFailed`."""
-        awaited = {rank for one in self._begun for rank in one.waiting}
+        awaited = {rank for one in self._acquisitions.begun for rank in one.waiting}
         heard = {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in awaited}
         check_silence(self._plan, heard, self.outcome.reason)
 
@@ -218,7 +217,7 @@ class ControlRank:
         self.outcome.state, self.outcome.reason = state, reason
         self._phase = "pausing"
         self._waiting_for = set(self._detectors)
-        self._emit({"type": "event", "event": state, "message": reason})
+        self._emit(job_events.said(state, reason))
         self._tell(self._detectors, messages.PAUSE, None)
 
     def _limit(self) -> None:
@@ -235,14 +234,10 @@ class ControlRank:
             self._end()
 
     def _end(self) -> None:
-        outcome = self.outcome
-        outcome.seconds = (time.time_ns() - outcome.start_ns) * 1e-9
         stopped = self._phase == "serving"
-        outcome.frames = self._next if stopped or self._plan.frames is None else self._plan.frames
-        if len(self._acquisitions) > 1 and outcome.first_ns:
-            outcome.dead_s = (outcome.first_ns - self._acquisitions[-2].outcome.last_ns) * 1e-9
+        self._acquisitions.end(self._next if stopped or self._plan.frames is None else self._plan.frames)
         directory = None if stopped else self._directory_of_next()
-        self._tell(self._receivers, messages.ENDED, Ended(outcome.frames, last=directory is None))
+        self._tell(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
         if directory is not None:
             self._announce(directory)
             return
@@ -250,8 +245,7 @@ class ControlRank:
 
     def _directory_of_next(self) -> str | None:
         """Of the acquisition that follows; None where none does."""
-        well = all(one.outcome.state == "complete" for one in self._acquisitions)
-        if self._stopped or not well or len(self._acquisitions) >= self._plan.repeat:
+        if self._stopped or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
             return None
         try:
             directory = self._another()
@@ -263,36 +257,27 @@ class ControlRank:
 
     def _announce(self, directory: str) -> None:
         """Another acquisition, once all can."""
-        outcome = Outcome(number=len(self._acquisitions))
         self._emit({"type": "directory", "directory": directory})
-        self._acquisitions.append(Acquisition(directory, set(self._receivers), outcome))
+        self._acquisitions.add(directory)
         self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
         self._paused_at = time.monotonic()
         self._tell(self._waiting_for, messages.PREPARE, None)
 
     def _finished(self, rank: int, report: ReceiverReport) -> None:
         """A receiver has ended the files of an acquisition. Those of the last are completed when all ranks are done."""
-        acquisition = self._acquisitions[report.acquisition]
+        acquisition = self._acquisitions.of(report.acquisition)
         acquisition.outcome.receivers[report.receiver] = report
         acquisition.waiting.discard(rank)
         if not acquisition.waiting and acquisition is not self._now:
             self._completion.begin(acquisition)
-        if self._phase == "ending" and not any(rank in one.waiting for one in self._begun):
+        if self._phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
             self._answered(rank)
-
-    @property
-    def _begun(self) -> list[Acquisition]:
-        """Acquisitions that have started."""
-        return [one for one in self._acquisitions if one.outcome.start_ns]
 
     def _look_at_files(self) -> None:
         """What has been written."""
         for acquisition in self._completion.done():
-            outcome = acquisition.outcome
             if self._plan.repeat > 1:
-                self._emit({"type": "acquisition", "number": outcome.number + 1, "of": self._plan.repeat,
-                            "state": outcome.state, "directory": acquisition.directory, "frames": outcome.frames,
-                            "dead_time_s": outcome.dead_s})  # fmt: skip
+                self._emit(job_events.completed(self._plan, acquisition))
         if self._phase == "closing" and self._completion.idle:
             self._quit()
 
@@ -323,21 +308,17 @@ class ControlRank:
         self.done = True
 
     def _fail(self, failure: Failure) -> None:
-        outcome = self._outcome_of(failure.acquisition)
+        outcome = self._acquisitions.of(failure.acquisition).outcome
         outcome.failures.append(failure)
-        self._emit({"type": "error", "message": failure.message, "rank": failure.rank, "node": failure.node,
-                    "frame": failure.frame, "detail": failure.detail})  # fmt: skip
+        self._emit(job_events.failed(failure))
         self._fail_run(outcome, failure.message)
         if self._phase == "serving" and failure.rank in self._detectors:
             self._serve_rest()  # the others must not wait for what this one does not write
 
     def _overrun(self, acquisition: int, flow: str, frame: int) -> None:
-        outcome = self._outcome_of(acquisition)
+        outcome = self._acquisitions.of(acquisition).outcome
         outcome.overrun = True
         self._fail_run(outcome, f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
-
-    def _outcome_of(self, acquisition: int | None) -> Outcome:
-        return self.outcome if acquisition is None else self._acquisitions[acquisition].outcome
 
     def _fail_run(self, outcome: Outcome, reason: str) -> None:
         """The first reason counts; what is under way goes on to its end, and no other acquisition follows."""
@@ -351,7 +332,7 @@ class ControlRank:
     def _warn(self, text: str) -> None:
         if text not in self.outcome.warnings:
             self.outcome.warnings.append(text)
-            self._emit({"type": "event", "event": "warning", "message": f"warning: {text}"})
+            self._emit(job_events.said("warning", f"warning: {text}"))
 
     def _look_at_clock(self) -> None:
         event = self._progress.event(self._now)
