@@ -163,10 +163,11 @@ class FlowReader:
             return False
         full = None if self._selected is None else self._rule.full_visits(buffer.index, self._selected)
         if period == 1:
-            told = visit + self._complete(buffer, visit, full)
+            told = visit + buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
         else:
             boundary = (visit // period + 1) * period - 1
-            told = boundary + 1 if self._complete(buffer, boundary, full) else visit
+            whole = full is None or boundary < full
+            told = boundary + 1 if whole and buffer.complete(boundary, 1) else visit
         if told <= visit:
             return False
         self.count.group_events += told // period - buffer.told // period
@@ -182,14 +183,10 @@ class FlowReader:
         if period:
             full = self._rule.full_visits(buffer.index, self._selected)
             boundary = full // period * period - 1
-            while boundary >= buffer.told and not self._complete(buffer, boundary, full):
+            while boundary >= buffer.told and not buffer.complete(boundary, 1):
                 boundary -= period
             self.count.group_events += max(0, (boundary + 1) // period - buffer.told // period)
         buffer.told = self._rule.visits(buffer.index, self._selected)
-
-    def _complete(self, buffer: LocalBuffer, visit: int, full: int | None) -> int:
-        """How many whole visits from ``visit`` on are written, at most a batch."""
-        return buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
 
     def _usable(self, buffer: LocalBuffer, visit: int, visits: int) -> int:
         """How many complete visits from ``visit`` on have a frame that no module failed to give, each."""
