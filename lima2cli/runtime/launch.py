@@ -99,7 +99,7 @@ class Directories:
 class Ranks:
     """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started.
 
-    ``first`` is the rank that was the first to end, where one was seen to.
+    ``first`` is the rank that was the first seen to end; a busy machine may see another one than that which died.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -115,7 +115,8 @@ class Ranks:
         threading.Thread(target=self._watch, args=(ranks,), daemon=True).start()
 
     def _watch(self, ranks: list[tuple[str, int]]) -> None:
-        """Wait for the first rank on this machine to end: mpiexec, which then ends the others, does not say which."""
+        """Wait for the first rank on this machine to end. mpiexec then ends the others, within milliseconds, and does not
+        say which was the first (the process that it names is any of them)."""
         poll, ranks_by = select.poll(), {}
         for rank, (host, pid) in enumerate(ranks):
             with suppress(OSError, AttributeError):  # it has ended; or this system has no such thing
@@ -238,7 +239,7 @@ def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
 
 
 def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
-    """What is known of the end of ranks that left no summary: who died, and the last error in the log."""
+    """What is known of the end of ranks that left no summary: who ended first, as far as that was seen, and the last error in the log."""
     lines = log.read_text(errors="replace").splitlines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
@@ -246,7 +247,7 @@ def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
     errors = [line for line in lines if ERROR.match(line)]
     said = f": {errors[-1]}" if errors else ""
     if ranks.first is not None and not errors:
-        said = f": rank {ranks.first} ({_name(plan, ranks.first)}) died"
+        said = f": rank {ranks.first} ({_name(plan, ranks.first)}) was the first seen to end"
     return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
 
 
