@@ -115,8 +115,8 @@ class Ranks:
         threading.Thread(target=self._watch, args=(ranks,), daemon=True).start()
 
     def _watch(self, ranks: list[tuple[str, int]]) -> None:
-        """Wait for the first rank on this machine to end. mpiexec then ends the others, within milliseconds, and does not
-        say which was the first (the process that it names is any of them)."""
+        """Wait for the first rank on this machine to end. mpiexec then ends the others, within milliseconds, and does
+        not say which was the first (the process that it names is any of them)."""
         poll, ranks_by = select.poll(), {}
         for rank, (host, pid) in enumerate(ranks):
             with suppress(OSError, AttributeError):  # it has ended; or this system has no such thing
@@ -239,7 +239,7 @@ def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
 
 
 def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
-    """What is known of the end of ranks that left no summary: who ended first, as far as that was seen, and the last error in the log."""
+    """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
     lines = log.read_text(errors="replace").splitlines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
