@@ -4,6 +4,7 @@ All of it is cheap enough to be always on: two looks at a clock per kernel and b
 """
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,12 +68,12 @@ class Timings:
     """What a receiver measures of one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
 
     def __init__(self) -> None:
-        self.spent: dict[str, Spent] = {}
-        self.paces: dict[str, Pace] = {}
+        self.spent: defaultdict[str, Spent] = defaultdict(Spent)
+        self.paces: defaultdict[str, Pace] = defaultdict(Pace)
 
     def of(self, name: str) -> Spent:
         """What a node has cost until now; to be added to."""
-        return self.spent.setdefault(name, Spent())
+        return self.spent[name]
 
     def took(self, name: str, nanoseconds: int, result: Result) -> None:
         """What a node that waits has cost, to give this."""
@@ -86,4 +87,4 @@ class Timings:
     def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
         """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
         if len(numbers):
-            self.paces.setdefault(origin, Pace()).note(time.time_ns(), numbers, times)
+            self.paces[origin].note(time.time_ns(), numbers, times)
