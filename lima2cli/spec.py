@@ -17,6 +17,20 @@ DTYPES = ("uint16", "uint8", "uint32", "uint64", "int8", "int16", "int32", "int6
 
 
 @dataclass(frozen=True)
+class Invalid:
+    """Values that single pixels hold where nothing was measured; NaN is one always, in frames of floats.
+
+    values  these ones
+    below   all that are less, None = no such limit
+    above   all that are greater, None = no such limit
+    """
+
+    values: tuple[float, ...] = ()
+    below: float | None = None
+    above: float | None = None
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """An independent frame stream of a detector.
 
@@ -24,6 +38,7 @@ class DatasetInfo:
     bits    significant bits, at most those of the dtype
     frames  how many exist (recorded data), None where the source has no end
     threshold_ev  photons of less energy are not counted, in eV; None where there is no such thing
+    invalid  values of pixels that are no measurement
     """
 
     name: str
@@ -32,6 +47,7 @@ class DatasetInfo:
     bits: int
     frames: int | None = None
     threshold_ev: float | None = None
+    invalid: Invalid = Invalid()
 
     @property
     def pixel_bytes(self) -> int:
@@ -52,6 +68,8 @@ class DetectorInfo:
     versions     of hardware, firmware and software, by what they are of
     can_fail     whether a module may fail to give its part of a frame (see `Detector.missing`)
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
+    pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
+                 None = no pixel is known to be defective
     """
 
     kind: str
@@ -68,6 +86,7 @@ class DetectorInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     can_fail: bool = False
     operated: "Operated | None" = None
+    pixel_mask: str | None = None
 
     @property
     def image(self) -> Rect:
@@ -210,10 +229,16 @@ class SparseBlock(Block):
 
 @dataclass(frozen=True)
 class StackInfo:
-    """Frames in a file: shape (n, height, width), numpy dtype name."""
+    """Frames in a file: shape (n, height, width), numpy dtype name.
+
+    pixel_mask  reference of the mask that the file has for them, None where it has none
+    invalid     values of pixels that the file declares to be no measurement
+    """
 
     shape: tuple[int, int, int]
     dtype: str
+    pixel_mask: str | None = None
+    invalid: Invalid = Invalid()
 
 
 class Files(Protocol):
