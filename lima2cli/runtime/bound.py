@@ -173,17 +173,20 @@ class BoundSink:
 
 
 class BoundTransform:
-    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up."""
+    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up,
+    ``warnings`` what users should know, for the caller to clear."""
 
     def __init__(self, step: Step, files: Files) -> None:
         node = cast(Transform, step.node)
         self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
-        self._step = step.numbering.rule.step
+        self._name, self._step = step.name, step.numbering.rule.step
         self._given_up = Ranges(self._step)
+        self._told = False
+        self.warnings: list[str] = []
 
     def begin(self) -> None:
         """An acquisition: counts begin anew."""
-        self._given_up = Ranges(self._step)
+        self._given_up, self._told = Ranges(self._step), False
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
@@ -193,9 +196,13 @@ class BoundTransform:
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
         try:
             return self._transformer.step(block), None
-        except Dropped:
-            self._given_up.add(block.numbers)
-            return None, None
+        except Dropped as dropped:
+            if not self._told:
+                self._told = True
+                self.warnings.append(f"{self._name}: {dropped}")
+            if dropped.instead is None:
+                self._given_up.add(block.numbers)
+            return dropped.instead, None
 
     def finish(self) -> Block | None:
         return self._transformer.finish()

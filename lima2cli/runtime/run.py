@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lima2cli.errors import EnvironmentUnfit
+from lima2cli.attempt import attempt, said
+from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
@@ -85,19 +86,19 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 
     def give_up() -> None:
         signals.on_second = lambda: None
-        raise KeyboardInterrupt
+        raise EndedAtOnce
 
     signals.on_first, signals.on_second = stop.set, give_up
     if signals.received:
         stop.set()
     directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), directories, stop.is_set)
-    except KeyboardInterrupt:
+        attempt(run_inline, plan, base, str(directory), directories, stop.is_set)
+    except EndedAtOnce:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
         (directory / LOG).write_text(traceback.format_exc())
-        return conclude(plan, directories.all, f"{type(error).__name__}: {error}; see {LOG}")
+        return conclude(plan, directories.all, f"{said(error)}; see {LOG}")
     return conclude(plan, directories.all, "it was not closed")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mpi4py import MPI
 
+from lima2cli.attempt import attempt
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Placement
@@ -42,7 +43,7 @@ def main() -> None:
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
     if ranks is not None:
         _print({"type": "ranks", "ranks": ranks})
-    outcome = run_ranks(job, lambda event: None if told.ended else _print(event), told.spoke)
+    outcome = attempt(run_ranks, job, lambda event: None if told.ended else _print(event), told.spoke)
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)
 
