@@ -15,10 +15,11 @@ from lima2cli.spec import DTYPES
 
 SOURCES = (*DTYPES, "bool", "float16", "longdouble", ">u2", ">i4", ">f8", "<u8")
 
+BITS = (0, 7, 8, 15, 16, 24, 31, 32, 53, 63, 64)
 EDGES = [
-    *(sign * (2**bits + more) for bits in (0, 7, 8, 15, 16, 24, 31, 32, 53, 63, 64) for more in (-1, 0, 1) for sign in (1, -1)),
+    *(sign * (2**bits + more) for bits in BITS for more in (-1, 0, 1) for sign in (1, -1)),
     *(0.5, -0.5, 2**24 + 0.5, 3.4e38, 3.5e38, 1e308, math.nan, math.inf, -math.inf, -0.0),
-]  # fmt: skip
+]
 
 
 def held(source: str, value: float) -> Any:
@@ -51,12 +52,12 @@ def test_every_value_or_the_first_that_does_not_fit(source: str, target: str, va
     bad = [i for i, value in enumerate(returned.ravel()) if not has(target, value)]
     if bad:
         with pytest.raises(UserCodeError) as raised:
-            fitted(returned, numbers, (1, 2), target)
+            fitted(returned, numbers, (1, 2), target, "f")
         frame, x = divmod(bad[0], 2)
         assert raised.value.frame == numbers[frame]
-        assert f"{returned.ravel()[bad[0]]} in frame {numbers[frame]} at x {x}, y 0, {target} has" in str(raised.value)
+        assert f"{returned.ravel()[bad[0]]} in frame {numbers[frame]} at y 0, x {x}, {target} has" in str(raised.value)
         return
-    fit = fitted(returned, numbers, (1, 2), target)
+    fit = fitted(returned, numbers, (1, 2), target, "f")
     assert fit.dtype == np.dtype(target)
     if np.dtype(target).kind == "f":
         np.testing.assert_array_equal(fit, returned.astype(target))
@@ -87,7 +88,7 @@ FRAMES = np.arange(24, dtype=np.uint16).reshape(2, 3, 4)
 )
 def test_what_is_no_frames_of_numbers(result: Any, why: str) -> None:
     with pytest.raises(UserCodeError, match=why.replace(" (2, 3, 4) was", r" \(2, 3, 4\) was")):
-        fitted(result, NUMBERS, (3, 4), "uint16")
+        fitted(result, NUMBERS, (3, 4), "uint16", "f")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_what_is_no_frames_of_numbers(result: Any, why: str) -> None:
     ids=["flipped", "fortran", "big endian", "lists", "list of frames", "whole floats", "unmasked", "broadcast"],
 )
 def test_how_it_lies_in_memory_does_not_matter(result: Any) -> None:
-    fit = fitted(result, NUMBERS, (3, 4), "uint16")
+    fit = fitted(result, NUMBERS, (3, 4), "uint16", "f")
     assert fit.dtype == np.dtype("uint16")
     np.testing.assert_array_equal(fit, np.asarray(result))
 
@@ -113,25 +114,27 @@ def test_how_it_lies_in_memory_does_not_matter(result: Any) -> None:
 def test_nothing_is_copied_or_looked_at_where_nothing_has_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lima2cli.nodes.results._integers", None)
     monkeypatch.setattr("lima2cli.nodes.results._floats", None)
-    assert fitted(FRAMES, NUMBERS, (3, 4), "uint16") is FRAMES
+    assert fitted(FRAMES, NUMBERS, (3, 4), "uint16", "f") is FRAMES
     for wider in ("uint32", "int32", "float32", "float64"):
-        np.testing.assert_array_equal(fitted(FRAMES, NUMBERS, (3, 4), wider), FRAMES)
+        np.testing.assert_array_equal(fitted(FRAMES, NUMBERS, (3, 4), wider, "f"), FRAMES)
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one array", "a list of arrays"])
 def test_masked_values_are_none(several: bool) -> None:
     masked: Any = np.ma.masked_equal(FRAMES, 17)
     returned = list(masked) if several else masked
-    with pytest.raises(UserCodeError, match="returned a masked value in frame 5 at x 1, y 1") as raised:
-        fitted(returned, NUMBERS, (3, 4), "uint16")
+    with pytest.raises(UserCodeError, match="returned a masked value in frame 5 at y 1, x 1") as raised:
+        fitted(returned, NUMBERS, (3, 4), "uint16", "f")
     assert raised.value.frame == 5
     expected = FRAMES.astype(np.float32)
     expected[FRAMES == 17] = np.nan
-    np.testing.assert_array_equal(fitted(returned, NUMBERS, (3, 4), "float32"), expected)
+    np.testing.assert_array_equal(fitted(returned, NUMBERS, (3, 4), "float32", "f"), expected)
     beyond = np.ma.masked_greater(np.array([[1e300, 2.0], [3.0, 4.0]]), 1e10)
-    np.testing.assert_array_equal(fitted(beyond, NUMBERS, (2,), "float32"), [[np.nan, 2], [3, 4]])
+    np.testing.assert_array_equal(fitted(beyond, NUMBERS, (2,), "float32", "f"), [[np.nan, 2], [3, 4]])
 
 
 def test_vectors_name_their_element() -> None:
-    with pytest.raises(UserCodeError, match="returned -1 in frame 5 at element 2, uint8 has whole numbers from 0 to 255"):
-        fitted(np.array([[0, 0, 0], [1, 2, -1]]), NUMBERS, (3,), "uint8")
+    with pytest.raises(
+        UserCodeError, match="returned -1 in frame 5 at element 2, uint8 has whole numbers from 0 to 255"
+    ):
+        fitted(np.array([[0, 0, 0], [1, 2, -1]]), NUMBERS, (3,), "uint8", "f")

@@ -63,10 +63,7 @@ class Output:
 
         Raises `UserCodeError` where it is not what was declared; see `nodes.results`.
         """
-        try:
-            array = fitted(result, numbers, self.shape or spec.shape, spec.dtype)
-        except UserCodeError as error:
-            raise UserCodeError(f"{name} {error}", error.frame) from error
+        array = fitted(result, numbers, self.shape or spec.shape, spec.dtype, name)
         return array.reshape(len(numbers), *spec.shape)
 
 

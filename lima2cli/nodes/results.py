@@ -19,20 +19,25 @@ from lima2cli.errors import UserCodeError
 from lima2cli.spec import Array
 
 
-def fitted(result: Any, numbers: NDArray[np.uint64], shape: tuple[int, ...], dtype: str) -> Array:
-    """``result`` as an array (n, *shape) of ``dtype`` for the frames ``numbers`` (n,).
+def fitted(result: Any, numbers: NDArray[np.uint64], shape: tuple[int, ...], dtype: str, name: str) -> Array:
+    """``result`` of ``name`` as an array (n, *shape) of ``dtype`` for the frames ``numbers`` (n,).
 
     Raises `UserCodeError` where it has another shape, or a value that the dtype has not, with the frame of the first.
-    The message goes on from the name of what returned it.
     """
+    try:
+        return _fitted(result, numbers, shape, np.dtype(dtype))
+    except UserCodeError as error:
+        raise UserCodeError(f"{name} returned {error}", error.frame) from error
+
+
+def _fitted(result: Any, numbers: NDArray[np.uint64], shape: tuple[int, ...], target: "np.dtype[Any]") -> Array:
     array, masked = _as_array(result)
     declared = (len(numbers), *shape)
     if array.dtype.kind not in "biuf":
         what = type(result).__name__ if array.ndim == 0 else f"values of the kind {array.dtype}"
-        raise UserCodeError(f"returned {what}, {dtype} {declared} was declared")
+        raise UserCodeError(f"{what}, {target} {declared} was declared")
     if array.shape != declared:
-        raise UserCodeError(f"returned {array.shape}, {declared} was declared")
-    target = np.dtype(dtype)
+        raise UserCodeError(f"{array.shape}, {declared} was declared")
     if masked is not None and target.kind == "f":
         array = np.where(masked, np.asarray(np.nan, target), array)
     elif masked is not None:
@@ -48,7 +53,7 @@ def _as_array(result: Any) -> tuple[Array, NDArray[np.bool_] | None]:
     try:
         array = np.ma.array(result) if several else np.asanyarray(result)
     except ValueError as error:
-        raise UserCodeError(f"returned no array: {error}") from error
+        raise UserCodeError(f"no array: {error}") from error
     if not isinstance(array, np.ma.MaskedArray):
         return np.asarray(array), None
     masked = np.ma.getmaskarray(array)
@@ -89,10 +94,10 @@ def _raise_first(
     """Raise what is said of the first of some misfits."""
     place = tuple(int(i) for i in np.unravel_index(int(misfits.argmax()), misfits.shape))
     frame, *inside = place
-    pixel = f"element {inside[0]}" if len(inside) == 1 else f"x {inside[1]}, y {inside[0]}"
+    where = ("", " at element {}", " at y {}, x {}")[len(inside)].format(*inside)
     value = of if isinstance(of, str) else of[place]
     number = int(numbers[frame])
-    raise UserCodeError(f"returned {value} in frame {number} at {pixel}, {_range(target)}", number)
+    raise UserCodeError(f"{value} in frame {number}{where}, {_range(target)}", number)
 
 
 def _range(target: "np.dtype[Any]") -> str:

@@ -24,6 +24,7 @@ from lima2cli.nodes.base import (
     Transformer,
     Writer,
 )
+from lima2cli.nodes.results import fitted
 from lima2cli.plan.fuse import pixelwise
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
@@ -125,6 +126,9 @@ class BoundReduce:
         whole = kept[0] if len(kept) == 1 else {key: np.concatenate([p[key] for p in kept]) for key in kept[0]}
         columns = dict(self._node.finish(whole))
         numbers = columns.pop("frame_number")
+        for name, dtype in self._table.columns.items():
+            length = self._table.lengths.get(name)
+            columns[name] = fitted(columns[name], numbers, () if length is None else (length,), dtype, f"column {name}")
         self._writer.append(numbers, columns)
         self.saved += len(numbers)
 

@@ -41,7 +41,7 @@ class NodeCounts:
 
     def warnings(self) -> list[str]:
         """What users should know of code of theirs, since the last call."""
-        nodes = [*self._transforms.values(), *self._delegations.values()]
+        nodes: list[BoundTransform | Delegation] = [*self._transforms.values(), *self._delegations.values()]
         told = [text for each in nodes for text in each.warnings]
         for each in nodes:
             each.warnings.clear()
