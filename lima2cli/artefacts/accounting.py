@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lima2cli.artefacts.common_holding import Common
-from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows
+from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows, whole_windows
 from lima2cli.artefacts.holdings import Frames, Holding, Table
 from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
@@ -59,7 +59,8 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
 
 
 def _tell_flows(holding: Holding, flows: Mapping[str, FlowRecord]) -> None:
-    """What the accounts of flows say about a node without a master."""
+    """What the accounts of flows say about a node: its windows, and, where it has no master, its rows."""
+    holding.whole = whole_windows(holding.record, flows)
     if holding.dataset is not None:
         return
     expected = expected_rows(holding.record, flows)

@@ -32,6 +32,7 @@ class Holding:
     files       that could be read
     told        what became of the rows' frames in the flow, where no master says it; None: nobody does
     saved, dropped   rows so far;  vetoed   all of them, None unknown
+    whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
     gone        whether some are marked saved and are in no file
     """
 
@@ -40,6 +41,7 @@ class Holding:
     def __init__(self, inspection: Inspection, record: Record) -> None:
         self.record, self.expected, self.saved, self.dropped = record, 0, 0, 0
         self.told: Statuses | None = None
+        self.whole: int | None = None
         self.vetoed = None if record.filtered else 0
         self.unmatched: int | None = None
         self.files: list[str] = []
@@ -50,7 +52,7 @@ class Holding:
     @property
     def knows(self) -> bool:
         """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
-        return self.record.complete or self.saved == self.expected
+        return self.record.complete or self.saved == (self.expected if self.whole is None else self.whole)
 
     def rewind(self) -> None:
         """Begin anew with the first window."""
@@ -97,6 +99,8 @@ class Holding:
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
         found = parts >= self.record.parts
+        if self.whole is not None:
+            absent[max(0, self.whole - first) :] = DROPPED
         self.saved += int(np.count_nonzero(found))
         status = np.where(found, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
@@ -144,7 +148,7 @@ class Table(Holding):
         for name in self.files:
             with inspection.open(name) as file:
                 self.rows += _shortest(file[f"{ENTRY}/measurement"])
-        self.expected = max(record.selected, 1 + self._last_listed(self.files))
+        self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
 
 class Frames(Holding):
@@ -170,7 +174,7 @@ class Frames(Holding):
             self.unmatched = kept_unmatched(inspection, self._master)
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            self.expected = max(record.selected, 1 + self._last)
+            self.expected = max(record.planned, 1 + self._last)
 
     @property
     def knows(self) -> bool:

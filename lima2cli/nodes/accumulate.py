@@ -54,7 +54,7 @@ class Accumulate(Transform):
         return "float32" if self.operation == "mean" else sum_dtype(spec.dtype)
 
     def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int], int]:
-        """See `Transform.numbering`: one frame in n, a last incomplete window among them, which gives none."""
+        """See `Transform.numbering`: one frame in n; a last incomplete window gives none."""
         n, alone = self.frames, len(set(receivers)) == 1
         if not alone and (not n or rule.blocks % n):
             what = f"windows of {n} frames" if n else "all frames"
@@ -63,7 +63,7 @@ class Accumulate(Transform):
             raise Misfit("window-split", message, ("frames",), help)
         if not n:
             return replace(rule, count=1, blocks=1, buffers=1), receivers[:1], 0
-        count = None if rule.count is None else -(-rule.count // n)
+        count = None if rule.count is None else rule.count // n
         fewer = replace(rule, step=rule.step * n, count=count)
         if alone:
             return replace(fewer, blocks=1, buffers=1), receivers[:1], n

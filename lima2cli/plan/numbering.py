@@ -41,7 +41,7 @@ def after(step: Step) -> Numbering:
     if window != 1 and came.filters:
         message = f"which frames `{came.filters[-1]}` lets pass is not known before: they don't make windows"
         raise Misfit("edge-mismatch", message, (), "accumulate before the filter")
-    selected = 1 if not window else None if came.selected is None else -(-came.selected // window)
+    selected = 1 if not window else None if came.selected is None else came.selected // window
     return replace(
         came,
         rule=rule,

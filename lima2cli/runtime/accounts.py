@@ -133,7 +133,8 @@ class ChannelAccount:
     """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
 
     flows      that all of its frames come from;  frames  those of them that make the rows
-    expected   rows: frames that should be saved, a last incomplete window among them
+    expected   rows: frames that should be saved; a last incomplete window among them, which is dropped and has no row
+               in files
     dropped    (first, last) rows that transforms on the way gave up
     unmatched  (first, last) rows that were not in all inputs of a join; they count as lost
     vetoed     frames that filters on the way did not let pass
@@ -156,11 +157,17 @@ class ChannelAccount:
         else:
             frames = self.frames[first * window : last * window]
             short = (last - first) * window - len(frames)
-            status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
-        for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched)):
+            status = np.pad(frames, (0, short)).reshape(-1, window).max(axis=1)
+        last_window = ((self.whole, self.expected - 1),)
+        for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched), (DROPPED, last_window)):
             for begin, end in ranges:
                 status[max(begin, first) - first : max(0, end + 1 - first)] = value
         return status
+
+    @property
+    def whole(self) -> int:
+        """Rows without a last incomplete window."""
+        return self.frames.count // self.channel.window if self.channel.window else self.expected
 
     def count_dropped(self) -> int:
         """Rows that were dropped, by a full buffer or by a transform."""
@@ -171,7 +178,7 @@ class ChannelAccount:
         if self.channel.window == 0:
             return self.expected
         if self.channel.window > 1:
-            return -(-last_row(self.frames, self.frames.count) // self.channel.window)
+            return min(self.whole, -(-last_row(self.frames, self.frames.count) // self.channel.window))
         if len(self.flows) == 1:
             return self.flows[0].last_row()
         return last_row(self, self.expected)
