@@ -123,7 +123,7 @@ class Common:
         return reduce(np.maximum, (self._of(flow, first, last) for flow in self.flows))
 
     def _of(self, flow: FlowAccount, first: int, last: int) -> NDArray[np.uint8]:
-        begin = (self.start + first * self.step - flow.rule.start) // flow.rule.step
+        begin = flow.rule.index(self.start + first * self.step)
         stride = self.step // flow.rule.step
         return flow.statuses[begin : begin + (last - first - 1) * stride + 1][::stride]
 

@@ -56,7 +56,7 @@ class _Cursor:
         if not self.blocks:
             self.last = -1
             return
-        first = rule.start + self.group * rule.blocks * rule.step
+        first = rule.frame(self.group * rule.blocks)
         self.last = first + (self.blocks - 1) * rule.step
         self.numbers = range(first, self.last + 1, rule.step)
 
@@ -193,7 +193,7 @@ class DetectorRank:
     def _send_group(self, cursor: _Cursor) -> bool:
         """Write one group to its place; False where memory isn't released yet."""
         rule, flow, port = cursor.rule, cursor.flow, self._port
-        visit, index = divmod(cursor.group, rule.buffers)
+        index, visit = rule.turn(cursor.group)
         if rule.dropped(visit):
             cursor.dropped += cursor.blocks
             return True
