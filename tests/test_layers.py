@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nodes", "detectors"),
     ("schema", "document", "transport", "artefacts", "plugins"),
     ("declare", "spec", "view", "geometry", "names", "diagnostics", "poison", "threads", "attempt"),
-    ("errors",),
+    ("errors", "exit_codes"),
 )
 """From the top down; what stands in one row may import each other."""
 

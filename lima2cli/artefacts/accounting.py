@@ -18,7 +18,7 @@ from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, told
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import MEASUREMENT
 
 VERSION = 1
 
@@ -147,7 +147,7 @@ def _channel(holding: Holding, directory: str, warnings: list[str]) -> dict[str,
         "dropped": dropped,
         "lost": lost,
         **_unmatched(holding),
-        "dataset": None if holding.dataset is None else f"{holding.dataset}::/{ENTRY}/measurement/data",
+        "dataset": None if holding.dataset is None else f"{holding.dataset}::/{MEASUREMENT}/data",
         "files": holding.files,
         "bytes": sum(os.path.getsize(os.path.join(directory, name)) for name in holding.files),
     }

@@ -19,7 +19,7 @@ from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, told
 from lima2cli.artefacts.tables import part_files
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import MEASUREMENT
 
 PLAIN_BYTES = 8 << 20
 """Of a dataset without chunks that are read together."""
@@ -115,13 +115,13 @@ class Holding:
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
-                columns = file[f"{ENTRY}/measurement"]
+                columns = file[MEASUREMENT]
                 last = max(last, _last_row(columns["frame_number"], _shortest(columns), self.record))
         return last
 
     def _listed(self, name: str) -> Iterator[Sequence[Rows]]:
         with self._inspection.open(name) as file:
-            columns = file[f"{ENTRY}/measurement"]
+            columns = file[MEASUREMENT]
             for first, last in windows(_shortest(columns), READ):
                 yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
@@ -147,7 +147,7 @@ class Table(Holding):
         self.rows = 0
         for name in self.files:
             with inspection.open(name) as file:
-                self.rows += _shortest(file[f"{ENTRY}/measurement"])
+                self.rows += _shortest(file[MEASUREMENT])
         self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
 

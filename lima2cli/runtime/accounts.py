@@ -11,16 +11,12 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.flow_record import FlowRecord
 from lima2cli.artefacts.progressions import ranges_of
 from lima2cli.artefacts.rows import windows
-from lima2cli.artefacts.status import last_row
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, last_row
 from lima2cli.geometry import Rule
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.runtime.visits import Statuses, Visits
-
-SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
-"""Values of ``frame_status`` in the files."""
-
 
 RowRanges = tuple[tuple[int, int], ...]
 """First and last row of each range."""

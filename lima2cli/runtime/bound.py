@@ -22,7 +22,6 @@ from lima2cli.nodes.base import (
     ThreadedWriter,
     Transform,
     Transformer,
-    Writer,
 )
 from lima2cli.nodes.results import fitted
 from lima2cli.plan.fuse import pixelwise
@@ -32,6 +31,7 @@ from lima2cli.runtime.chain import BoundChain, concatenated, part_of
 from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Ranges
 from lima2cli.runtime.spread import Function, Spread
+from lima2cli.runtime.writing import Writing
 from lima2cli.spec import Array, Block, Files, FrameSpec
 from lima2cli.threads import team
 
@@ -133,14 +133,13 @@ class BoundReduce:
         self.saved += len(numbers)
 
 
-class BoundSink:
-    """A writer for each acquisition."""
+class BoundSink(Writing):
+    """A sink with files of its own."""
 
     def __init__(self, step: Step, program: ReceiverProgram) -> None:
-        self.saved = 0
+        super().__init__()
         self._node, self._channel = cast(Sink, step.node), program.channels[step.name]
         self._receiver, self._threads, self._directory = program.receiver, program.threads, ""
-        self._writer: Writer | None = None
 
     def ready(self, directory: str) -> None:
         """An acquisition will come, whose files are in ``directory``: they may be made now."""
@@ -157,23 +156,6 @@ class BoundSink:
             self._writer = self._node.open(self._channel, self._directory, self._receiver, start_ns)
         if isinstance(self._writer, ThreadedWriter):
             self._writer.threads = self._threads
-
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
-        assert self._writer is not None
-        return block, self._writer.stage(block)
-
-    def commit(self, staged: Any) -> None:
-        assert self._writer is not None
-        self.saved += self._writer.commit(staged)
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
 
 
 class BoundTransform:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lima2cli.attempt import attempt, said
 from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
+from lima2cli.exit_codes import DATA_LOST, FAILED, FINE, STOPPED
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
@@ -21,9 +22,6 @@ from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
-
-COMPLETE, FAILED, DATA_LOST, UNFIT = 0, 10, 11, 12
-"""Exit codes of a run, as the command line documents them; 128 + n after signal n."""
 
 
 def run_plan(
@@ -105,7 +103,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
     if signals.received and summary["state"] != "complete":
-        return 128 + int(signal.Signals(signals.received[0]))
+        return STOPPED + int(signal.Signals(signals.received[0]))
     if summary["state"] == "failed":
         return DATA_LOST if summary.get("overrun") else FAILED
-    return COMPLETE
+    return FINE

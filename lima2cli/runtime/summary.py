@@ -15,11 +15,9 @@ from lima2cli.runtime.ends import link_file
 from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
 from lima2cli.runtime.usage import usage
+from lima2cli.runtime.verdict import KEPT_UP
 
 VERSION = 1
-
-KEPT_UP = 0.99
-"""Share of the asked rate below which a run is warned of."""
 
 
 def content(

@@ -18,6 +18,7 @@ from mpi4py import MPI
 
 from lima2cli.attempt import attempt
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.exit_codes import FAILED
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
@@ -30,9 +31,6 @@ from lima2cli.transport.mpi import MpiPort
 
 if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
-
-FAILED = 10
-"""What the job ends with where a rank is not what the plan says."""
 
 
 def main() -> None:
