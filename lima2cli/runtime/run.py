@@ -15,6 +15,7 @@ from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
+from lima2cli.runtime.job import BY_USER
 from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
@@ -92,7 +93,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         stop.set()
     directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), directories, stop.is_set)
+        run_inline(plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
     except KeyboardInterrupt:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
