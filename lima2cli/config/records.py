@@ -206,7 +206,12 @@ class Slices:
 class Rules:
     """How blocks are put into the local buffers."""
 
-    blocks_per_group: int = param("Consecutive blocks of one group, the unit of dispatch.", Integer(1), 1)
+    blocks_per_group: int | str = param(
+        "Consecutive blocks of one group, the unit of dispatch; auto, as without `rules`: the fewest that keep group "
+        "events of a receiver under 2 kHz, one where no rate is known.",
+        Either((Integer(1), Choice(("auto",)))),
+        1,
+    )
     start_slot: int = param("Slots left free at the start of each local buffer.", Integer(0), 0)
     placement: str = param(
         "Groups one after another, or all in the same place.",
@@ -255,7 +260,9 @@ class Flow:
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
     alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
     slices: Slices = param("Which frames.", Table(Slices), Slices())
-    rules: Rules = param("Groups and placement.", Table(Rules), Rules())
+    rules: Rules = param(
+        "Groups and placement; without it `{blocks_per_group: auto}`.", Table(Rules), Rules(blocks_per_group="auto")
+    )
     events: Events = param("When receivers are told.", Table(Events), Events())
     buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
     dispatch: Any = param(
