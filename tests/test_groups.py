@@ -158,7 +158,7 @@ def test_what_groups_of_one_block_can_do_auto_can(
     for gdt in plan.gdts:
         rule, share = gdt.rule, 1 if more else receivers
         events = [rate / (step * n * share * period) for n in (rule.blocks, rule.blocks - 1) if n]
-        roomy = end and rule.blocks * 4 <= rule.slots - rule.blocks and period <= 4
+        roomy = end and (rule.blocks + 1) * max(4, period) <= rule.slots
         assert rule.blocks == 1 or rule.blocks * max(4, period) <= rule.slots
         if roomy:
             assert events[0] < 2000

@@ -29,6 +29,9 @@ from lima2cli.geometry import Rect
 from lima2cli.names import HOST, NAME
 from lima2cli.nodes.kinds import NodeEntry, NodeUse
 
+SHARE = r"^\s*(100(\.0*)?|[0-9]{1,2}(\.[0-9]*)?)\s*%\s*$"
+"""A percentage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roi:
@@ -93,6 +96,12 @@ class Acquisition:
         "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
     )
     frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    allow_lost: int | str | None = param(
+        "Frames of a flow that may be lost, or a share of them such as `1 %`; beyond that the run has failed (exit "
+        "code 11). Default: none, any in flows of `overrun: continue`.",
+        Either((Integer(0), Text(SHARE, "a share of the frames, such as `1 %`"))),
+        None,
+    )
     repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
     accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
     binning: Binning = param("Pixels that the detector sums to one.", Table(Binning), Binning())
