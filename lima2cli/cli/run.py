@@ -1,6 +1,7 @@
 """``lima2 run``."""
 
 import gc
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
@@ -95,7 +96,7 @@ def _plan_of(
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.cli.saved import check_saved
-    from lima2cli.cli.showing import show_all
+    from lima2cli.cli.showing import show_all, warning_events
     from lima2cli.runtime.origin import Origin
     from lima2cli.runtime.saved_plan import looks_saved
 
@@ -111,7 +112,10 @@ def _plan_of(
         text = show_all([checked], Format.JSON if as_json else Format.TEXT)
         typer.echo(text, nl=False, err=not as_json)
         raise typer.Exit(PROBLEMS)
-    if progress not in (Progress.JSON, Progress.NONE):
+    if progress is Progress.JSON:
+        for event in warning_events(checked):
+            print(json.dumps(event), flush=True)
+    else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
     if own is not None and checked.plan.repeat > 1:
         raise typer.BadParameter("your own processing takes the blocks of one acquisition: not with acquisition.repeat")

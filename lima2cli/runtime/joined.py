@@ -20,7 +20,7 @@ from lima2cli.runtime.job import BY_USER, Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
-from lima2cli.runtime.run import FAILED, as_seen, exit_code, open_directory
+from lima2cli.runtime.run import FAILED, as_seen, done, exit_code, open_directory
 
 INTERRUPTED = 130
 
@@ -88,6 +88,7 @@ class Leader:
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:
             atexit.register(lambda: self._world.Abort(code))
+        emit(done(as_seen(ended), summary))
         return as_seen(ended), summary, code
 
 

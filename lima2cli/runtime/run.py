@@ -57,8 +57,14 @@ def run_plan(
         else:
             ended = _run_inline(plan, origin.base, directory.resolve(), emit, signals)
     directory, summary = as_seen(ended[0]), ended[1]
-    emit({"type": "done", "state": summary["state"], "directory": str(directory)})
+    emit(done(directory, summary))
     return directory, summary, exit_code(summary, signals)
+
+
+def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The last event of a run: how it ended, and all that went wrong."""
+    told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
+    return {"type": "done", **told, "directory": str(directory)}
 
 
 def as_seen(directory: Path) -> Path:
@@ -106,6 +112,6 @@ def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
     if signals.received and summary["state"] != "complete":
         return 128 + int(signal.Signals(signals.received[0]))
-    if summary["state"] == "failed":
-        return DATA_LOST if summary.get("overrun") else FAILED
-    return COMPLETE
+    if summary.get("overrun") or summary.get("losses"):
+        return DATA_LOST
+    return FAILED if summary["state"] == "failed" else COMPLETE
