@@ -69,8 +69,9 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While a run is on."""
+        """While a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
         finally:

@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The last event of a run: how it ended, and all that went wrong."""
     told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
     return {"type": "done", **told, "directory": str(directory)}
+
+
+def note(directory: Path, text: str) -> None:
+    """Add a line to the log of a run, where that can be written."""
+    with suppress(OSError), (directory / LOG).open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
 
 
 def as_seen(directory: Path) -> Path:
