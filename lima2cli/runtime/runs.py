@@ -7,10 +7,10 @@ from typing import Any
 
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.runtime.announcement import starting, where
-from lima2cli.runtime.directory import LATEST
+from lima2cli.runtime.directory import LATEST, SUMMARY
 from lima2cli.runtime.origin import PLAN_FILE
 from lima2cli.runtime.requests import ask
-from lima2cli.runtime.summary import SUMMARY, read_summary
+from lima2cli.runtime.summary import read_summary
 
 RUNS = "runs"
 
