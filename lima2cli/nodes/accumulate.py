@@ -10,7 +10,7 @@ lost on the way: a window of which a frame is absent gives nothing, nor does a l
 in numpy; the static mask goes on with the frames. The saturation level is that of one frame for `max`, else unknown.
 Sums of integers are exact up to 2**63.
 
-Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n.
+Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
 
 from collections.abc import Sequence

@@ -46,8 +46,8 @@ def lost_frames(account: FlowAccount, state: str) -> int:
 
 
 def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
-    """A sentence for each flow that lost more than is allowed; none of a run that failed for another reason."""
-    if outcome.state == "failed" and not outcome.overrun:
+    """A sentence for each flow that lost more than is allowed; none of a run that has failed, whose reason is known."""
+    if outcome.state == "failed":
         return []
     sentences = []
     for name, account in accounts.items():
