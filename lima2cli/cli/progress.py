@@ -1,7 +1,6 @@
 """A run as it goes on, on a terminal or off it."""
 
 import json
-import sys
 import time
 from enum import StrEnum
 from typing import Any, TextIO
@@ -26,11 +25,10 @@ class ProgressPrinter:
     With `Progress.NONE` errors and warnings only.
     """
 
-    def __init__(self, mode: Progress, out: TextIO | None = None) -> None:
-        out = sys.stderr if out is None else out
+    def __init__(self, mode: Progress, out: TextIO) -> None:
         if mode is Progress.AUTO:
             mode = Progress.TTY if out.isatty() else Progress.PLAIN
-        self._mode, self._out = mode, sys.stdout if mode is Progress.JSON else out
+        self._mode, self._out = mode, out
         self._printed_at, self._open = time.monotonic(), False
         self._told: set[str] = set()
 

@@ -12,7 +12,7 @@ import typer
 
 from lima2cli.cli.border import FINE, PROBLEMS, border
 from lima2cli.cli.options import Debug, NoFuse, Overrides, Strict
-from lima2cli.cli.progress import Progress, ProgressPrinter
+from lima2cli.cli.progress import Progress
 
 if TYPE_CHECKING:
     from lima2cli.plan.records import Plan
@@ -49,9 +49,10 @@ def run(
     130 and 143: stopped by a signal.
     """
     with border(as_json=progress is Progress.JSON, debug=debug):
+        from lima2cli.cli.display import Display
         from lima2cli.cli.totals import show_summary
         from lima2cli.runtime.joined import Leader, follow, job_rank
-        from lima2cli.runtime.run import run_plan
+        from lima2cli.runtime.run import note, run_plan
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:
@@ -62,13 +63,18 @@ def run(
             own = None if receiver is None else _own_processing(receiver)
             plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
             gc.enable()
-            printer = ProgressPrinter(progress)
-            if leader is not None:
-                directory, summary, code = leader.run(plan, origin, printer)
-            else:
-                directory, summary, code = run_plan(plan, origin, printer, transport=transport.value)
-        if progress not in (Progress.JSON, Progress.NONE):
-            print(show_summary(directory, summary), end="", flush=True)
+            display = Display(progress)
+            try:
+                if leader is not None:
+                    directory, summary, code = leader.run(plan, origin, display)
+                else:
+                    directory, summary, code = run_plan(plan, origin, display, transport=transport.value)
+                if progress not in (Progress.JSON, Progress.NONE):
+                    display.print(show_summary(directory, summary))
+            finally:
+                unseen = display.close()
+        if unseen is not None:
+            note(directory, unseen)
         raise typer.Exit(code)
 
 

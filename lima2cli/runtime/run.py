@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
+from lima2cli.runtime.job import BY_USER
 from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
@@ -66,6 +68,12 @@ def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "done", **told, "directory": str(directory)}
 
 
+def note(directory: Path, text: str) -> None:
+    """Add a line to the log of a run, where that can be written."""
+    with suppress(OSError), (directory / LOG).open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
+
+
 def as_seen(directory: Path) -> Path:
     """As users of this working directory name it."""
     here = Path.cwd()
@@ -98,7 +106,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         stop.set()
     directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), directories, stop.is_set)
+        run_inline(plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
     except KeyboardInterrupt:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
