@@ -8,6 +8,7 @@ there is overrun.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class Assembler:
         self._nothing: Array = np.full((1, ROWS, COLUMNS), ABSENT, np.uint16)
         self._nothing.setflags(write=False)
         self._stamped, self._stamps = np.full(KEPT, -1, np.int64), np.zeros(KEPT, np.uint64)
+        self._arrived: NDArray[np.int64] = np.zeros(KEPT, np.int64)
         self._lacking = np.zeros(KEPT, np.uint8)
         self._highest, self._limit = -1, 2**62
         self._held = range(0)
@@ -102,9 +104,12 @@ class Assembler:
         places = packets["packet"][chosen]
         here = self._here[place]
         before = int(np.count_nonzero(here))
+        stamp = number % KEPT
+        self._stamps[stamp] = packets["timestamp"][
+            chosen[-1]
+        ]  # a first packet may be left over from another acquisition
         if not before:
-            stamp = number % KEPT
-            self._stamped[stamp], self._stamps[stamp] = number, packets["timestamp"][chosen[0]]
+            self._stamped[stamp], self._arrived[stamp] = number, time.time_ns()
         pixels = packets["pixels"]
         self._packets[place, places] = pixels if len(chosen) == len(pixels) else pixels[chosen]
         here[places] = True
@@ -183,3 +188,8 @@ class Assembler:
         """The detector's time of frames, (n,) uint64 ns since the start of the measurement, and which are known."""
         places = np.asarray(numbers, np.int64) % KEPT
         return self._stamps[places] * np.uint64(TICK_NS), self._stamped[places] == np.asarray(numbers)
+
+    def arrivals(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """When the first packet of frames came, (n,) ns since the epoch; of those whose stamps are known."""
+        arrived: NDArray[np.int64] = self._arrived[np.asarray(numbers, np.int64) % KEPT]
+        return arrived

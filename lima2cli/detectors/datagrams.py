@@ -19,6 +19,9 @@ FORCE = 33
 """SO_RCVBUFFORCE of Linux, which socket.py does not name: a size above net.core.rmem_max, for root."""
 
 
+MEMORY_INFO, DROPS = 55, 8
+"""SO_MEMINFO of Linux, which socket.py does not name: numbers of a socket (uint32), among them datagrams dropped."""
+
 LARGEST_BUFFER = (1 << 30) - 1
 """Of a socket."""
 
@@ -112,6 +115,16 @@ class Inbox:
 
     def _given(self) -> int:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # Linux reports twice what it takes
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that the kernel had no memory for, since the socket was opened; 0 where it does not tell."""
+        try:
+            told = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
+        except OSError:
+            return 0
+        numbers = np.frombuffer(told, np.uint32)
+        return int(numbers[DROPS]) if len(numbers) > DROPS else 0
 
     def receive(self, patience_s: float) -> int:
         """How many datagrams have come, from row 0 on; 0 after ``patience_s`` without any. Raises OSError."""

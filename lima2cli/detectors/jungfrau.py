@@ -53,12 +53,25 @@ class Endpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JungfrauGap:
+    """Pixels between neighbouring modules."""
+
+    x: int = param("Columns between modules.", Integer(0, LARGEST), 8)
+    y: int = param("Rows between modules.", Integer(0, LARGEST), 36)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JungfrauGrid:
-    """Modules from the top left corner on, numbered row by row."""
+    """Modules from the top left corner on."""
 
     columns: int = param("Modules side by side.", Integer(1, 64), 1)
     rows: int = param("Modules one below the other.", Integer(1, 64), 1)
-    gap: Gap = param("Pixels between neighbours.", Table(Gap), Gap(x=8, y=36))
+    gap: JungfrauGap = param("Pixels between neighbours.", Table(JungfrauGap), JungfrauGap())
+    order: str = param(
+        "How they are numbered: row by row, or column by column, as slsDetectorPackage does.",
+        Choice(("rows", "columns")),
+        "rows",
+    )
     rotation: int = param("How the modules are mounted, in degrees.", Choice((0, 180)), 0)
 
 
@@ -109,7 +122,7 @@ class Jungfrau(DetectorConfig):
         "Where the packets of each module come to; may be left out with `emulate`.", ListOf(Table(Endpoint)), ()
     )
     modules: JungfrauGrid | tuple[Mounted, ...] = param(
-        "A grid row by row, or a list of places.",
+        "A grid, or a list of places.",
         Either((Table(JungfrauGrid), ListOf(Table(Mounted), minimum=1))),
         JungfrauGrid(),
     )
@@ -194,9 +207,18 @@ class Jungfrau(DetectorConfig):
 
     def _rects(self) -> list[Rect]:
         if isinstance(self.modules, JungfrauGrid):
-            grid = self.modules
-            return ModuleGrid(columns=grid.columns, rows=grid.rows, width=COLUMNS, height=ROWS, gap=grid.gap).rects()
+            grid, gap = self.modules, Gap(x=self.modules.gap.x, y=self.modules.gap.y)
+            rects = ModuleGrid(columns=grid.columns, rows=grid.rows, width=COLUMNS, height=ROWS, gap=gap).rects()
+            return sorted(rects, key=lambda rect: rect.x) if grid.order == "columns" else rects
         return [Rect(module.x, module.y, COLUMNS, ROWS) for module in self.modules]
+
+    def places(self) -> list[tuple[int, int]] | None:
+        """Row and column of each module among the others, as its packets should say; None where they form no grid."""
+        rects = self._rects()
+        columns, rows = sorted({rect.x for rect in rects}), sorted({rect.y for rect in rects})
+        if len(columns) * len(rows) != len(rects):
+            return None
+        return [(rows.index(rect.y), columns.index(rect.x)) for rect in rects]
 
     def _check_ports(self, modules: int) -> None:
         if not self.udp and self.emulate is not None:

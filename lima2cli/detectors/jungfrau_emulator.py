@@ -31,6 +31,7 @@ class ModuleEmulator:
         assert config.emulate is not None
         self.module, self._emulation, self._first = module, config.emulate, config.first_frame
         self._turn = -1 if config.rotated(module) else 1
+        self._place = (config.places() or {module: (0, 0)})[module]
         self._codes, self._photons = config.emulate.codes(config.gain_mode), photons
         self._frames = self._encode(photons.frames) if isinstance(photons, Pool) else None
         self._ready: dict[int, tuple[Array, Datagrams]] = {}
@@ -44,6 +45,7 @@ class ModuleEmulator:
         """Packets (n, 128) of frames (n, 512, 1024) in photons."""
         packets = np.zeros((len(photons), PACKETS), PACKET)
         packets["packet"] = np.arange(PACKETS)
+        packets["row"], packets["column"] = self._place
         packets["module"], packets["type"], packets["version"] = self.module, DETECTOR_TYPE, VERSION
         turned = photons[:, :: self._turn, :: self._turn].reshape(len(photons), PACKETS, PIXELS)
         packets["pixels"] = self._codes[turned]

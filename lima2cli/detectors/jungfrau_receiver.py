@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lima2cli.detectors.assembler import Assembler
 from lima2cli.detectors.base import AcqParams, State, XferParams
-from lima2cli.detectors.datagrams import Inbox
+from lima2cli.detectors.datagrams import LARGEST_BUFFER, Inbox
 from lima2cli.detectors.jungfrau_emulator import ModuleEmulator
+from lima2cli.detectors.jungfrau_gate import Gate
 from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.errors import StateError
@@ -30,6 +31,9 @@ LULL_S = 0.5e-3
 LOOK_S = 0.02
 """Between looks at the clock where no packet comes."""
 
+LEAST_BUFFER = 64 << 20
+"""Of a socket, worth asking for where packets were dropped."""
+
 PACKET_MEMORY = 20_000
 """Bytes of the kernel's memory that a packet takes, about."""
 
@@ -45,9 +49,15 @@ class ModuleReceiver:
         self.module, self._patience_s = module, config.patience
         self.inbox = Inbox(*place, memory, config.buffer)
         self.assembler = Assembler(depth, config.window, config.first_frame, config.rotated(module))
+        self.gate = Gate(config.window, config.patience, config.first_frame)
         self.failure: Exception | None = None
         self.strange = 0
         """Datagrams that are no packets of JUNGFRAU."""
+        self.place: tuple[int, int] | None = None
+        """Row and column of the module as its first packet says."""
+        self.stands = False
+        """Whether the detector's clock stands still, or goes back."""
+        self._clock = (-1, 0)  # the last frame whose time was asked for, and this
         self._begun: tuple[int, int, int] | None = None  # first packet: its frame, the detector's time, ns since epoch
         self._last_s = 0.0
         self._end = threading.Event()
@@ -61,6 +71,7 @@ class ModuleReceiver:
     def start(self, frames: int, period_s: float | None) -> None:
         """Begin to read; nothing was read before."""
         self.assembler.limit(frames)
+        self.gate.start(time.monotonic(), frames, period_s)
         self._frames, self._period_s = frames, period_s
         self._thread = threading.Thread(target=self._run, name=f"module {self.module}", daemon=True)
         self._thread.start()
@@ -92,10 +103,11 @@ class ModuleReceiver:
         if not good.all():
             self.strange += count - int(np.count_nonzero(good))
             packets = packets[good]
-        before = self.assembler.highest
-        self.assembler.take(packets)
         self._last_s = time.monotonic()
-        if self._begun is None and self.assembler.highest > before:
+        for some in self.gate.through(packets, self._last_s):
+            self.assembler.take(some)
+        if self._begun is None and self.gate.begun:
+            self.place = int(packets["row"][-1]), int(packets["column"][-1])
             number = self.assembler.highest
             stamp = int(self.assembler.stamps([number])[0][0])
             self._begun = number, stamp, time.time_ns()
@@ -105,6 +117,8 @@ class ModuleReceiver:
         silent = time.monotonic() - self._last_s
         if silent < self._patience_s or self._begun is None:
             return
+        for some in self.gate.silent():
+            self.assembler.take(some)
         due = self.assembler.highest + 1
         if self._period_s is not None:
             number, _, begun_ns = self._begun
@@ -113,19 +127,34 @@ class ModuleReceiver:
         self.assembler.settle(min(due, self._frames))
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
-        """The detector's times, counted from the first packet; of frames that never came, a period after the other."""
+        """The detector's times, counted from the first packet; of frames that never came, a period after the other.
+
+        Where the detector's clock stands still, when the first packet of each came.
+        """
         stamps, known = self.assembler.stamps(numbers)
         number, stamp, begun_ns = self._begun or (0, 0, time.time_ns())
         asked = np.asarray(numbers, np.int64)
+        self._check_clock(asked[known], stamps[known].astype(np.int64))
+        found = self.assembler.arrivals(numbers) if self.stands else begun_ns + stamps.astype(np.int64) - stamp
         from_known = np.maximum.accumulate(np.where(known, np.arange(len(asked)), -1))
         base, base_number = (
-            np.where(from_known < 0, stamp, stamps[from_known]),
+            np.where(from_known < 0, begun_ns, found[from_known]),
             np.where(from_known < 0, number, asked[from_known]),
         )
         period_ns = 0.0 if self._period_s is None else self._period_s * 1e9
-        late = base.astype(np.int64) - stamp + ((asked - base_number) * period_ns).astype(np.int64)
-        times: NDArray[np.uint64] = (begun_ns + late).astype(np.uint64)
+        times: NDArray[np.uint64] = (base + ((asked - base_number) * period_ns).astype(np.int64)).astype(np.uint64)
         return times
+
+    def _check_clock(self, numbers: NDArray[np.int64], stamps: NDArray[np.int64]) -> None:
+        """A later frame has a later time."""
+        if self.stands or not len(numbers):
+            return
+        numbers, stamps = np.append(self._clock[0], numbers), np.append(self._clock[1], stamps)
+        later = np.diff(numbers) > 0
+        if numbers[0] < 0:
+            later[0] = False
+        self.stands = bool((np.diff(stamps)[later] <= 0).any())
+        self._clock = int(numbers[-1]), int(stamps[-1])
 
 
 class JungfrauDetector:
@@ -245,10 +274,19 @@ class JungfrauDetector:
 
     def _warn(self, receiver: ModuleReceiver) -> Sequence[str]:
         counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
+        gate, dropped = receiver.gate, inbox.dropped
+        first, last = gate.stale_frames or (0, 0)
+        came = f"packets of frames {first} to {last}" if last > first else f"packets of frame {first}"
+        needed = min(max(4 * inbox.buffer, LEAST_BUFFER), LARGEST_BUFFER)
         told = {
             "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
+            f"{gate.stale} {came} were left over from another acquisition (`first_frame`?)": gate.stale,
+            self._misplaced(receiver) or "": self._misplaced(receiver) is not None,
+            "the clock of its packets stands still: frames are timed when they come": receiver.stands,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
             f"{counts.lacking} packets of {counts.incomplete + counts.absent} frames never came": counts.lacking,
+            f"{dropped} packets were dropped by the kernel, as they were not read in time: `buffer: {needed}`, and "
+            f"sysctl -w net.core.rmem_max={needed}": dropped,
             f"{counts.late} packets came too late": counts.late,
             f"{counts.outside} packets were of frames that are not of the acquisition (`first_frame`)": counts.outside,
             f"{counts.overrun} packets found no room, as frames were not taken in time": counts.overrun,
@@ -256,6 +294,19 @@ class JungfrauDetector:
             f"{receiver.strange} datagrams were no packets of JUNGFRAU": receiver.strange,
         }
         return [f"module {receiver.module}: {text}" for text, so in told.items() if so]
+
+    def _misplaced(self, receiver: ModuleReceiver) -> str | None:
+        """Where packets come from another place of the detector than that of the module."""
+        places = self._config.places()
+        if places is None or receiver.place is None or receiver.place == places[receiver.module]:
+            return None
+        row, column = receiver.place
+        told = f"its packets say row {row}, column {column}"
+        if receiver.place in places:
+            told += f", the place of module {places.index(receiver.place)}"
+        expected = "row {}, column {}".format(*places[receiver.module])
+        port = receiver.inbox.place[1]
+        return f"{told}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
 
     def _assembler(self, dataset: int, module: int) -> Assembler:
         if dataset != 0 or module not in self._modules:

@@ -12,7 +12,7 @@ way: a window of which a frame is absent gives nothing, nor does a last incomple
 is counted as dropped. NaN goes through as in numpy; the static mask goes on with the frames. The saturation level is
 that of one frame for `max`, else unknown.
 
-Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n.
+Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from lima2cli.plan.records import Part
 DEFAULT_FRAMES = 256
 """Frames that a local buffer is sized for where the pipeline says nothing, at least."""
 
-HOLD_S, HOLD_BYTES = 0.5, 32 << 20
+HOLD_S, HOLD_BYTES = 0.5, 24 << 20
 """And at least so many seconds of frames, as long as they take no more memory than this."""
 
 

@@ -26,6 +26,9 @@ EXPOSED_NS = 2_000_000
 """Of flows that do not wait a batch has so many groups as are done in about this time: until then they lie where they
 may be overwritten."""
 
+DRIFT = 1.1
+"""By how much a group may seem to cost more than the one before, on a machine that others use, too."""
+
 
 @dataclass(slots=True)
 class Batch:
@@ -70,7 +73,7 @@ class FlowReader:
         deep = max(1, self._rule.depth // 4)
         batched = len(self._buffers) == 1 and not single
         self._largest = max(1, min(max(BATCH_BYTES // block_bytes, threads), deep, 1024)) if batched else 1
-        self._most = self._largest if self._gdt.waits else 1
+        self._most, self._visit_ns = self._largest if self._gdt.waits else 1, 0.0
         self._credit_every = max(1, self._rule.depth // 8)
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
@@ -231,10 +234,9 @@ class FlowReader:
         """For how long a batch was worked on: the next may be larger, or has to be smaller."""
         if self._gdt.waits:
             return
-        if elapsed_ns > EXPOSED_NS:
-            self._most = max(1, batch.visits // 2)
-        elif batch.visits == self._most and elapsed_ns < EXPOSED_NS // 2:
-            self._most = min(2 * self._most, self._largest)
+        cost = max(1.0, elapsed_ns / batch.visits)
+        self._visit_ns = min(cost, DRIFT * self._visit_ns) if self._visit_ns else cost  # without the time of others
+        self._most = max(1, min(int(EXPOSED_NS / self._visit_ns), self._largest))
 
     def intact(self, batch: Batch) -> bool:
         """The second check, after the data were used: nothing was overwritten meanwhile, of which the first visit would

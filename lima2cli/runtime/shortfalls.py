@@ -39,8 +39,8 @@ def lost_frames(account: FlowAccount, state: str) -> int:
 
 
 def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
-    """A sentence for each flow that lost more than is allowed; none of a run that failed for another reason."""
-    if outcome.state == "failed" and not outcome.overrun:
+    """A sentence for each flow that lost more than is allowed; none of a run that has failed, whose reason is known."""
+    if outcome.state == "failed":
         return []
     sentences = []
     for name, account in accounts.items():
@@ -58,7 +58,7 @@ def allowed_text(allowed: int | None) -> str:
 
 def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
     """Warnings: of frames that receivers were too slow for, each with a cure, and of a rate that was not reached."""
-    return [*_cures(plan, outcome, accounts), *_slow(plan, outcome, accounts)]
+    return [*_cures(plan, outcome, accounts), *_slow(plan, outcome)]
 
 
 def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Iterator[str]:
@@ -112,13 +112,17 @@ def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
     return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
 
 
-def _slow(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Sequence[str]:
-    """A warning below the asked rate. Between triggers there is none; and a module that never gave its last frames was
-    waited for."""
-    achieved = achieved_hz(plan, outcome)
+def own_hz(outcome: Outcome) -> float | None:
+    """Frames per second by the detector's own clock; None where there was one at most."""
+    elapsed_ns = outcome.last_ns - outcome.first_ns
+    return (outcome.frames - 1) / (elapsed_ns * 1e-9) if outcome.frames > 1 and elapsed_ns > 0 else None
+
+
+def _slow(plan: Plan, outcome: Outcome) -> Sequence[str]:
+    """A warning below the asked rate. Between triggers there is none. A detector that cannot wait is not held back by
+    anything, and may start after the run: its own clock counts."""
+    achieved = achieved_hz(plan, outcome) if plan.info.can_wait else own_hz(outcome)
     if plan.period_s is None or achieved is None or plan.acquisition.trigger != "internal":
-        return []
-    if any(account.last_row() < account.expected for account in accounts.values()):
         return []
     ratio, late_s = achieved * plan.period_s, outcome.frames * (1 / achieved - plan.period_s)
     if ratio >= KEPT_UP or (late_s < HICCUP_S and ratio > 0.5):
@@ -134,6 +138,8 @@ def _digits(number: float) -> str:
 
 def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
     """What held the source back for ``late_s``."""
+    if not plan.info.can_wait:
+        return "so it is by the detector's own clock"
     waits = [(seconds, name) for source in outcome.sources.values() for name, seconds in source.waited_s.items()]
     waited, flow = max(waits, default=(0.0, ""))
     if waited >= late_s / 2:
