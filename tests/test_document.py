@@ -202,6 +202,62 @@ def test_refused(text: str, expected: list[tuple[str, tuple[int, int]]]) -> None
     assert rules(text) == expected
 
 
+DEEP = [  # what is repeated, and the column of the 65th collection after nothing, after `a: `, after `- - `
+    ("[", 65, 67, 67), ("{", 65, 67, 67), ("[{", 65, 67, 67), ("[ ", 129, 130, 129), ("{a: ", 257, 256, 253),
+    ("{? ", 193, 193, 191), ("[x, ", 257, 256, 253), ("{a: [", 161, 163, 160), ('["a", {"b": ', 385, 382, 377),
+    ("- ", 129, None, 129), ("? ", 129, None, 129), ("- ? ", 129, None, 129), ("? - ", 129, None, 129),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("count", [70, 30_000])
+@pytest.mark.parametrize("end", ["", "1", "'", "@", "]]]"])
+@pytest.mark.parametrize(("piece", "alone", "in_map", "in_lists"), DEEP, ids=[repr(piece) for piece, *_ in DEEP])
+def test_depth_is_judged_here(
+    piece: str, alone: int, in_map: int | None, in_lists: int, end: str, count: int, loader: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever limits and look-ahead a parser has, and whatever is wrong behind the place."""
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert rules(piece * count + end) == [("yaml-too-deep", (1, alone))]
+    assert rules("- - " + piece * count + end) == [("yaml-too-deep", (1, in_lists))]
+    if in_map is not None:  # what begins a line only is a mistake there
+        assert rules("a: " + piece * count + end) == [("yaml-too-deep", (1, in_map))]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_depth_by_lines(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert rules("".join(f"{' ' * i}a:\n" for i in range(2000))) == [("yaml-too-deep", (65, 65))]
+    assert rules("[\n" * 2000) == [("yaml-too-deep", (65, 1))]
+    assert data("[" * 64 + "]" * 64) is not None
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: |\n  {}\nb: @x\n",
+        "a: '{}'\nb: @x\n",
+        "# {}\na: @x\n",
+        "a: x{}\nb: @x\n",
+        "{{'{}': 1, a: @x}}\n",
+        "[x, '{}' @]",
+    ],
+)
+def test_brackets_in_texts_are_not_nested(text: str, loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert [rule for rule, _ in rules(text.format("[" * 100))] == ["yaml-syntax"]
+
+
+def test_depth_by_overrides() -> None:
+    """What is set counts from where it is put."""
+    assert data("a: 1", "a=" + "[" * 63 + "]" * 63) is not None
+    for override in ("a=" + "[" * 64 + "]" * 64, "a." * 40 + "b=" + "[" * 40 + "]" * 40):
+        _, problems = read("a: 1" if override.startswith("a=") else "{}", override)
+        assert [item.rule for item in problems] == ["yaml-too-deep"]
+
+
 def test_first_of_duplicates_is_kept_and_all_is_read() -> None:
     document, problems = read("a: 1\na: !t 2\nb: !t 3\nc: 4\n1: 5\n")
     assert document is not None

@@ -14,7 +14,7 @@ from lima2cli.diagnostics import Diagnostic, Findings, Path, Related
 from lima2cli.document.places import Source, Span
 from lima2cli.document.scalars import kind, resolve
 from lima2cli.document.substitute import substitute
-from lima2cli.document.syntax import explain
+from lima2cli.document.syntax import explain, nested_beyond, trouble_of
 from lima2cli.document.tree import Node
 from lima2cli.names import did_you_mean
 
@@ -57,7 +57,8 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
                 break
             builder.take(event)
     except yaml.YAMLError as error:
-        findings.add(explain(source, error))
+        if not builder.too_deep_ahead(error):
+            findings.add(explain(source, error))
         return None
     except _Stop:
         return None
@@ -84,6 +85,7 @@ class _Builder:
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node] = {}
         self._size = 0
+        self._read = Span(1, 1, 1, 1)
 
     def error(
         self, rule: str, message: str, span: Span, *, help: str | None = None, related: tuple[Related, ...] = ()
@@ -93,6 +95,7 @@ class _Builder:
 
     def take(self, event: yaml.Event) -> None:
         """One event of the parser."""
+        self._read = span_of(event)
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -101,6 +104,24 @@ class _Builder:
             self._end(event)
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event)
+
+    def too_deep_ahead(self, error: yaml.YAMLError) -> bool:
+        """Whether brackets between the last event and the parser's error are nested too deep, which is then reported.
+
+        A parser looks a thousand characters ahead for the `:` of a key, and may refuse there, by a limit of its own or
+        for another reason, what we have not seen yet.
+        """
+        first = self._source.index(*self._read[2:])
+        in_flow = bool(self._stack) and not self._stack[-1].block
+        last = trouble_of(self._source, error).at
+        found = nested_beyond(self._source.text, first, last, DEPTH_LIMIT - len(self._stack), in_flow=in_flow)
+        if found is None:
+            return False
+        self._too_deep(Span(*self._source.position(found), *self._source.position(found + 1)))
+        return True
+
+    def _too_deep(self, span: Span) -> None:
+        self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         span, plain = span_of(event), not event.style
@@ -121,7 +142,7 @@ class _Builder:
         span = span_of(event)
         self._charge(1, span)
         if len(self._stack) >= DEPTH_LIMIT:
-            self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
+            self._too_deep(span)
             raise _Stop
         bad = self._tagged(event, span)
         node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], span, bad=bad, height=1)
