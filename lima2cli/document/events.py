@@ -14,6 +14,7 @@ from lima2cli.diagnostics import Diagnostic, Findings, Path, Related
 from lima2cli.document.places import Source, Span
 from lima2cli.document.scalars import kind, resolve
 from lima2cli.document.substitute import substitute
+from lima2cli.document.surrogates import Surrogates, find_half, is_half
 from lima2cli.document.syntax import explain, nested_beyond, trouble_of
 from lima2cli.document.tree import Node
 from lima2cli.names import did_you_mean
@@ -49,7 +50,7 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
     """The tree of the one document in a text; None where there is none, which has been reported."""
     builder = _Builder(source, findings, environment)
     try:
-        for event in yaml.parse(source.text, Loader=_LOADER):
+        for event in yaml.parse(builder.surrogates.parsed, Loader=_LOADER):
             if isinstance(event, yaml.DocumentStartEvent) and builder.root is not None:
                 builder.error(
                     "yaml-documents", "a second YAML document begins here", span_of(event), help="one is read"
@@ -79,6 +80,7 @@ class _Builder:
 
     def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str]) -> None:
         self.root: Node | None = None
+        self.surrogates = Surrogates(source.text)
         self._source = source
         self._findings = findings
         self._environment = environment
@@ -126,10 +128,14 @@ class _Builder:
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         span, plain = span_of(event), not event.style
         bad = self._tagged(event, span)
+        value = self.surrogates.restored(event.value)
+        if is_half(value):
+            bad, value = True, value.encode(errors="backslashreplace").decode()
+            self._half(span)
         if self._expects_key():
-            self._key(event.value, plain, span)
+            self._key(value, plain, span)
             return
-        value, seen = event.value, len(self._findings.items)
+        seen = len(self._findings.items)
         if "$" in value:
             value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
         bad = bad or len(self._findings.items) > seen
@@ -137,6 +143,15 @@ class _Builder:
         self._charge(1, span)
         self._remember(event.anchor, node)
         self._add(node)
+
+    def _half(self, span: Span) -> None:
+        """Report the first surrogate without its other half in a scalar."""
+        source = self._source
+        found = find_half(source.text, source.index(*span[:2]), source.index(*span[2:]))
+        assert found is not None
+        place = Span(*source.position(found.start()), *source.position(found.end()))
+        help = "JSON writes a character beyond U+FFFF as two such escapes, one after the other"
+        self.error("yaml-syntax", f"`{found[0]}` is half of a character", place, help=help)
 
     def _start(self, event: yaml.CollectionStartEvent) -> None:
         span = span_of(event)
