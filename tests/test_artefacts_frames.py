@@ -18,36 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
-from lima2cli.artefacts.compression import COMPRESSIONS, encoder, filter_options
+from lima2cli.artefacts.compression import COMPRESSIONS
 from lima2cli.artefacts.frames import FrameWriter, frames_per_chunk_auto
 from lima2cli.artefacts.recover import lookup3, reopenable
 from lima2cli.errors import FileProblem
 from tests.artefacts_samples import detector_group, make_block, make_channel, write_all
 
 assert hdf5plugin  # registers the filters for h5py
-
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("compression", ["bslz4", "none", "gzip"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 129, 67), (1, 64, 64)])
-def test_encoded_chunks_are_what_the_filter_reads(
-    tmp_path: Path, compression: str, dtype: str, shape: tuple[int, int, int]
-) -> None:
-    chunk = np.random.default_rng(1).integers(0, 100, shape).astype(dtype)
-    encode = encoder(compression, dtype, shape)
-    assert encode is not None
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        data = file.create_dataset("data", shape, dtype, chunks=shape, **filter_options(compression))
-        data.id.write_direct_chunk((0, 0, 0), encode(chunk))
-    with h5py.File(tmp_path / "x.h5") as file:
-        np.testing.assert_array_equal(file["data"][()], chunk)
-
-
-def test_unknown_compression() -> None:
-    with pytest.raises(ValueError, match="known: bslz4"):
-        encoder("lzma", "uint16", (1, 2, 2))
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

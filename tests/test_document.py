@@ -202,6 +202,62 @@ def test_refused(text: str, expected: list[tuple[str, tuple[int, int]]]) -> None
     assert rules(text) == expected
 
 
+DEEP = [  # what is repeated, and the column of the 65th collection after nothing, after `a: `, after `- - `
+    ("[", 65, 67, 67), ("{", 65, 67, 67), ("[{", 65, 67, 67), ("[ ", 129, 130, 129), ("{a: ", 257, 256, 253),
+    ("{? ", 193, 193, 191), ("[x, ", 257, 256, 253), ("{a: [", 161, 163, 160), ('["a", {"b": ', 385, 382, 377),
+    ("- ", 129, None, 129), ("? ", 129, None, 129), ("- ? ", 129, None, 129), ("? - ", 129, None, 129),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("count", [70, 30_000])
+@pytest.mark.parametrize("end", ["", "1", "'", "@", "]]]"])
+@pytest.mark.parametrize(("piece", "alone", "in_map", "in_lists"), DEEP, ids=[repr(piece) for piece, *_ in DEEP])
+def test_depth_is_judged_here(
+    piece: str, alone: int, in_map: int | None, in_lists: int, end: str, count: int, loader: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever limits and look-ahead a parser has, and whatever is wrong behind the place."""
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert rules(piece * count + end) == [("yaml-too-deep", (1, alone))]
+    assert rules("- - " + piece * count + end) == [("yaml-too-deep", (1, in_lists))]
+    if in_map is not None:  # what begins a line only is a mistake there
+        assert rules("a: " + piece * count + end) == [("yaml-too-deep", (1, in_map))]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_depth_by_lines(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert rules("".join(f"{' ' * i}a:\n" for i in range(2000))) == [("yaml-too-deep", (65, 65))]
+    assert rules("[\n" * 2000) == [("yaml-too-deep", (65, 1))]
+    assert data("[" * 64 + "]" * 64) is not None
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: |\n  {}\nb: @x\n",
+        "a: '{}'\nb: @x\n",
+        "# {}\na: @x\n",
+        "a: x{}\nb: @x\n",
+        "{{'{}': 1, a: @x}}\n",
+        "[x, '{}' @]",
+    ],
+)
+def test_brackets_in_texts_are_not_nested(text: str, loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOADER", loader)
+    assert [rule for rule, _ in rules(text.format("[" * 100))] == ["yaml-syntax"]
+
+
+def test_depth_by_overrides() -> None:
+    """What is set counts from where it is put."""
+    assert data("a: 1", "a=" + "[" * 63 + "]" * 63) is not None
+    for override in ("a=" + "[" * 64 + "]" * 64, "a." * 40 + "b=" + "[" * 40 + "]" * 40):
+        _, problems = read("a: 1" if override.startswith("a=") else "{}", override)
+        assert [item.rule for item in problems] == ["yaml-too-deep"]
+
+
 def test_first_of_duplicates_is_kept_and_all_is_read() -> None:
     document, problems = read("a: 1\na: !t 2\nb: !t 3\nc: 4\n1: 5\n")
     assert document is not None
@@ -384,20 +440,74 @@ def test_any_text_never_raises(text: str, override: str) -> None:
 _TEXTS = st.text(st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs", "Zl", "Zp"], exclude_characters="$"))
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXTS,
-        lambda below: st.lists(below, max_size=4) | st.dictionaries(_TEXTS, below, max_size=4),
+def _json(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+        lambda below: st.lists(below, max_size=4) | st.dictionaries(texts, below, max_size=4),
         max_leaves=12,
     )
-)
+
+
+@given(_json(_TEXTS))
 def test_json_is_read_as_it_is(value: Any) -> None:
-    """JSON is YAML 1.2 (but for escaped surrogates, and line separators within texts)."""
-    text = json.dumps(value, ensure_ascii=False)
+    """JSON is YAML 1.2 (but for line separators and control characters within texts, if they are not escaped)."""
+    assert data(json.dumps(value, ensure_ascii=False)) == value
+
+
+_ALL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$"))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@given(value=_json(_ALL), indent=st.sampled_from([None, 0, 2]))
+def test_json_as_python_writes_it(loader: type, value: Any, indent: int | None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "_LOADER", loader)
+        assert data(json.dumps(value, indent=indent)) == value
+
+
+@given(value=_json(_ALL))
+def test_json_with_tabs_and_other_lines(value: Any) -> None:
+    text = json.dumps(value, indent="\t", separators=(",\t", ":\t")).replace("\n", "\r\n").replace("/", "\\/")
+    assert data("\ufeff" + text) == value
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        (r'"\uD83D\uDE00\n\udbff\udfff"', "\U0001f600\n\U0010ffff"),
+        (r'"\\ud83d\ude00"', None),
+        (r'"\\ud83d\\ude00 \ud83d\ude00"', r"\ud83d\ude00 " + "\U0001f600"),
+        (r"'\ud83d\ude00'", r"\ud83d\ude00"),
+        (r"\uD83d", r"\uD83d"),
+        ('"\ue000\ue001\\uE002 \\ud83d\\ude00"', "\ue000\ue001\ue002 \U0001f600"),
+        ("|\n  \\ud83d \\ue000\n", "\\ud83d \\ue000\n"),
+        ('"\\ud83d\\\n  \\ude00" # \\ud83d', "\U0001f600"),
+    ],
+)  # fmt: skip
+def test_surrogates(loader: type, text: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Escapes are some only in double quotes."""
+    monkeypatch.setattr(events, "_LOADER", loader)
+    if value is None:
+        assert rules(f"a: {text}") == [("yaml-syntax", (1, 12))]
+    else:
+        assert data(f"a: {text}") == {"a": value}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_half_of_a_surrogate(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LOADER", loader)
+    text = '{"a": "\\ud83d\\ude00 \\uDE00",\n "\\ud83d": 1, "b": "\\ud83d\\ude00", "c": *x}'
     document, problems = read(text)
-    assert problems == []
     assert document is not None
-    assert document.data == value
+    assert [(item.rule, item.message, _at(document, item)) for item in problems[:2]] == [
+        ("yaml-syntax", "`\\uDE00` is half of a character", (1, 21)),
+        ("yaml-syntax", "`\\ud83d` is half of a character", (2, 3)),
+    ]
+    assert [(item.rule, _at(document, item)) for item in problems[2:]] == [("yaml-alias", (2, 41))]
+    assert ("a",) in document.bad
+    assert document.data["b"] == "\U0001f600"
 
 
 def test_load_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,6 @@ OWNERS = {
     "jsonschema": {"schema"},
     "h5py": {"artefacts"},
     "hdf5plugin": {"artefacts"},
-    "bitshuffle": {"artefacts"},
     "fabio": {"artefacts"},
     "mpi4py": {"transport", "runtime"},  # runtime: the main program of a rank needs the world
     "cffi": {"detectors"},

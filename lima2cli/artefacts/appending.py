@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.compression import load_bitshuffle
+from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.recover import reopenable
 from lima2cli.errors import Lima2Error
 
@@ -35,10 +35,7 @@ _REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
 
 def load_libraries() -> None:
     """Import what writing needs, a few tenths of a second, before the first frame rather than with it."""
-    import h5py  # noqa: F401
-    import hdf5plugin  # noqa: F401
-
-    load_bitshuffle()
+    load_filters()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lima2cli.artefacts.hdf5_dataset import find_dataset, missing_sources
+from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.errors import FileProblem
 from lima2cli.spec import DTYPES, Array, StackInfo
 
@@ -79,8 +80,8 @@ class Hdf5Stack(OpenStack):
 
     def __init__(self, name: str, path: Path, inner: str | None) -> None:
         import h5py
-        import hdf5plugin  # noqa: F401  registers the compression filters
 
+        load_filters()
         try:
             self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
         except OSError as error:

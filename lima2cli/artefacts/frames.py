@@ -8,14 +8,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.compression import encoder, filter_options
+from lima2cli.artefacts.compression import Stored, encoder, filter_options
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import fill_value, plant, plant_start
 from lima2cli.spec import Array, Block
@@ -55,7 +54,7 @@ class Staged:
     numbers: NDArray[np.uint64]
     times: NDArray[np.uint64]
     fill: int
-    chunks: list[tuple[int, int, Any]] = field(default_factory=list)
+    chunks: list[tuple[int, int, Stored]] = field(default_factory=list)
 
 
 class FrameWriter:
@@ -76,7 +75,7 @@ class FrameWriter:
         self._per_chunk = chunk_frames(channel)
         shape = (self._per_chunk, *self._frame)
         self._encode = encoder(channel.compression, channel.dtype, shape)
-        self._direct = channel.compression == "none" or self._encode is None  # the chunk itself is what is written
+        self._direct = channel.compression == "none"  # the chunk itself is what is written
         self._fill_value = fill_value(channel)
         self._carry, self._spare = np.empty(shape, self._dtype), np.empty(shape, self._dtype)
         self._fill = 0
@@ -98,7 +97,7 @@ class FrameWriter:
             )
         staged = Staged(base, block.numbers, block.times, self._fill)
         done, count = 0, len(frames)
-        encode: list[Callable[[], Any]] = []
+        encode: list[Callable[[], Stored]] = []
         rows: list[tuple[int, int]] = []
         while done < count:
             room = self._room(base + done)
@@ -171,10 +170,9 @@ class FrameWriter:
         inside = row % self._per_file
         return min(self._per_chunk - inside % self._per_chunk, self._per_file - inside)
 
-    def _encoded(self, part: Array, fill: int, stable: bool) -> Any:
+    def _encoded(self, part: Array, fill: int, stable: bool) -> Stored:
         """What the file holds of a chunk; see `_chunk`."""
-        chunk = self._chunk(part, fill, stable)
-        return self._encode(chunk) if self._encode else chunk
+        return self._encode(self._chunk(part, fill, stable))
 
     def _chunk(self, part: Array, fill: int, stable: bool) -> Array:
         """A whole chunk that ends with ``part``, padded where its file ends before it does."""
@@ -190,7 +188,7 @@ class FrameWriter:
     def _publish(self, file: "_FrameFile") -> None:
         if self._fill and file.pending:
             self._carry[self._fill :] = self._fill_value
-            file.write(self._fill, self._encode(self._carry) if self._encode else self._carry)
+            file.write(self._fill, self._encode(self._carry))
         file.publish()
 
     def _next_file(self, number: int) -> "_FrameFile":
@@ -228,7 +226,6 @@ class _FrameFile:
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
         self._frame = (channel.height, channel.width)
-        self._filtered = encoder(channel.compression, channel.dtype, (1, *self._frame)) is None
         self.complete = 0
         self._shown = self._start_ns = 0
         with disk_errors(self._file.path):
@@ -242,7 +239,7 @@ class _FrameFile:
                 chunks=(chunk_frames(channel), *self._frame),
                 fillvalue=fill_value(channel),
                 fill_time="never",
-                **filter_options(channel.compression),
+                **filter_options(channel.compression, channel.dtype),
             )
             self._data.attrs["interpretation"] = "image"
             self._columns = Columns(
@@ -274,15 +271,12 @@ class _FrameFile:
         """Number and time of rows to come; in memory until published."""
         self._columns.append((numbers, times))
 
-    def write(self, rows: int, stored: Any) -> None:
+    def write(self, rows: int, stored: Stored) -> None:
         """The chunk after the complete ones, of which ``rows`` rows count."""
         row = self.complete
         with disk_errors(self._file.path):
             self._data.id.set_extent((row + rows, *self._frame))
-            if self._filtered:
-                self._data[row : row + rows] = stored[:rows]
-            else:
-                self._data.id.write_direct_chunk((row, 0, 0), stored)
+            self._data.id.write_direct_chunk((row, 0, 0), stored.data, stored.mask)
         self._shown = row + rows
 
     def publish(self) -> None:

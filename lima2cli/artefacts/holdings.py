@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
 from lima2cli.artefacts.flow_record import kept_unmatched
+from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
 from lima2cli.artefacts.master import by_receiver, frame_files
 from lima2cli.artefacts.progressions import Progressions, range_list
@@ -277,8 +278,7 @@ def _datasets(data: Any) -> list[Any]:
 
 def read_all(inspection: Inspection, name: str, data: Any) -> None:
     """Read every chunk once."""
-    import hdf5plugin  # noqa: F401 - registers the filters
-
+    load_filters()
     step = data.chunks[0] if data.chunks else max(1, PLAIN_BYTES // max(1, data.dtype.itemsize * prod(data.shape[1:])))
     bad = []
     for row in range(0, len(data), step):

@@ -34,10 +34,11 @@ class Rows:
         made.attrs["encoding"] = "CSR"
         made.attrs["shape"] = [channel.detector.height, channel.detector.width]
         made.attrs["dtype"] = channel.dtype
-        options = filter_options(channel.compression)
         self.pixels = 0
         self._index, self._intensity = (
-            made.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(CHUNK,), **options)
+            made.create_dataset(
+                name, (0,), dtype, maxshape=(None,), chunks=(CHUNK,), **filter_options(channel.compression, dtype)
+            )
             for name, dtype in (("index", "uint32"), ("intensity", channel.dtype))
         )
         self._ptr = made.create_dataset("frame_ptr", (1,), "uint64", maxshape=(None,), chunks=(ROWS_KEPT,))

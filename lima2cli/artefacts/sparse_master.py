@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, disk_errors
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
 from lima2cli.artefacts.sparse_files import Rows
 from lima2cli.artefacts.tree import detector_path
@@ -110,8 +111,8 @@ def _copy(
 @contextmanager
 def _opened(directory: str, name: str) -> Iterator[Any]:
     import h5py
-    import hdf5plugin  # noqa: F401 - registers the filters
 
+    load_filters()
     path = os.path.join(directory, name)
     with disk_errors(path), h5py.File(path, rdcc_nbytes=CHUNK_CACHE_BYTES) as file:
         yield file

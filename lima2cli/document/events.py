@@ -14,7 +14,8 @@ from lima2cli.diagnostics import Diagnostic, Findings, Path, Related
 from lima2cli.document.places import Source, Span
 from lima2cli.document.scalars import kind, resolve
 from lima2cli.document.substitute import substitute
-from lima2cli.document.syntax import explain
+from lima2cli.document.surrogates import Surrogates, find_half, is_half
+from lima2cli.document.syntax import explain, nested_beyond, trouble_of
 from lima2cli.document.tree import Node
 from lima2cli.names import did_you_mean
 
@@ -49,7 +50,7 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
     """The tree of the one document in a text; None where there is none, which has been reported."""
     builder = _Builder(source, findings, environment)
     try:
-        for event in yaml.parse(source.text, Loader=_LOADER):
+        for event in yaml.parse(builder.surrogates.parsed, Loader=_LOADER):
             if isinstance(event, yaml.DocumentStartEvent) and builder.root is not None:
                 builder.error(
                     "yaml-documents", "a second YAML document begins here", span_of(event), help="one is read"
@@ -57,7 +58,8 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
                 break
             builder.take(event)
     except yaml.YAMLError as error:
-        findings.add(explain(source, error))
+        if not builder.too_deep_ahead(error):
+            findings.add(explain(source, error))
         return None
     except _Stop:
         return None
@@ -78,12 +80,14 @@ class _Builder:
 
     def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str]) -> None:
         self.root: Node | None = None
+        self.surrogates = Surrogates(source.text)
         self._source = source
         self._findings = findings
         self._environment = environment
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node] = {}
         self._size = 0
+        self._read = Span(1, 1, 1, 1)
 
     def error(
         self, rule: str, message: str, span: Span, *, help: str | None = None, related: tuple[Related, ...] = ()
@@ -93,6 +97,7 @@ class _Builder:
 
     def take(self, event: yaml.Event) -> None:
         """One event of the parser."""
+        self._read = span_of(event)
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -102,13 +107,35 @@ class _Builder:
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event)
 
+    def too_deep_ahead(self, error: yaml.YAMLError) -> bool:
+        """Whether brackets between the last event and the parser's error are nested too deep, which is then reported.
+
+        A parser looks a thousand characters ahead for the `:` of a key, and may refuse there, by a limit of its own or
+        for another reason, what we have not seen yet.
+        """
+        first = self._source.index(*self._read[2:])
+        in_flow = bool(self._stack) and not self._stack[-1].block
+        last = trouble_of(self._source, error).at
+        found = nested_beyond(self._source.text, first, last, DEPTH_LIMIT - len(self._stack), in_flow=in_flow)
+        if found is None:
+            return False
+        self._too_deep(Span(*self._source.position(found), *self._source.position(found + 1)))
+        return True
+
+    def _too_deep(self, span: Span) -> None:
+        self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
+
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         span, plain = span_of(event), not event.style
         bad = self._tagged(event, span)
+        value = self.surrogates.restored(event.value)
+        if is_half(value):
+            bad, value = True, value.encode(errors="backslashreplace").decode()
+            self._half(span)
         if self._expects_key():
-            self._key(event.value, plain, span)
+            self._key(value, plain, span)
             return
-        value, seen = event.value, len(self._findings.items)
+        seen = len(self._findings.items)
         if "$" in value:
             value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
         bad = bad or len(self._findings.items) > seen
@@ -117,11 +144,20 @@ class _Builder:
         self._remember(event.anchor, node)
         self._add(node)
 
+    def _half(self, span: Span) -> None:
+        """Report the first surrogate without its other half in a scalar."""
+        source = self._source
+        found = find_half(source.text, source.index(*span[:2]), source.index(*span[2:]))
+        assert found is not None
+        place = Span(*source.position(found.start()), *source.position(found.end()))
+        help = "JSON writes a character beyond U+FFFF as two such escapes, one after the other"
+        self.error("yaml-syntax", f"`{found[0]}` is half of a character", place, help=help)
+
     def _start(self, event: yaml.CollectionStartEvent) -> None:
         span = span_of(event)
         self._charge(1, span)
         if len(self._stack) >= DEPTH_LIMIT:
-            self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
+            self._too_deep(span)
             raise _Stop
         bad = self._tagged(event, span)
         node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], span, bad=bad, height=1)

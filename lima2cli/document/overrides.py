@@ -32,6 +32,10 @@ def apply(root: Node, override: str, findings: Findings, environment: Mapping[st
     node = _value(override, len(key) + 1, findings, environment)
     if node is None:
         return None
+    if len(steps) + node.height > DEPTH_LIMIT:
+        message = f"with what this sets, maps and lists are nested more than {DEPTH_LIMIT} deep"
+        findings.add(Diagnostic("yaml-too-deep", message, at, span=_span(override)))
+        return None
     node.override = override
     try:
         return put(root, steps, node, Span(1, 1, 1, len(key) + 1))

@@ -1,12 +1,13 @@
 """Where things are written: spans, and a document that knows the place of every key and value."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from lima2cli.diagnostics import Diagnostic, Path, Related
-from lima2cli.document.lines import split_lines
+from lima2cli.document.lines import line_starts, split_lines
 
 
 class Span(NamedTuple):
@@ -38,6 +39,20 @@ class Source:
     def lines(self) -> list[str]:
         """The lines as YAML counts them, without their ends."""
         return split_lines(self.text)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return line_starts(self.text)
+
+    def index(self, line: int, column: int) -> int:
+        """Index in the text of a line and column, both from 1; the length of the text beyond its end."""
+        start = self._starts[min(line, len(self._starts)) - 1]
+        return min(start + column - 1, len(self.text))
+
+    def position(self, index: int) -> tuple[int, int]:
+        """Line and column of an index in the text, both from 1."""
+        line = bisect_right(self._starts, index)
+        return line, index - self._starts[line - 1] + 1
 
     def named(self, file: str) -> "Source":
         """The text of a name that a `Place` has."""

@@ -5,14 +5,12 @@ PyYAML are understood: they agree on the marks, and on the few words that are lo
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import yaml
 
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.document.lines import line_starts
 from lima2cli.document.places import Source, Span
 
 CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -29,7 +27,7 @@ _CLOSERS = {"[": "]", "{": "}"}
 
 
 @dataclass(frozen=True)
-class _Trouble:
+class Trouble:
     """An error of the parser: what it said, where it was (``at``) and where that began (``since``), as indices."""
 
     text: str
@@ -55,42 +53,54 @@ _Finding = tuple[str, int, int, str | None]
 
 def explain(source: Source, error: yaml.YAMLError) -> Diagnostic:
     """The one diagnostic ``yaml-syntax`` for an error of the parser."""
-    starts = line_starts(source.text)
-
-    def index(mark: yaml.Mark | None) -> int | None:
-        return None if mark is None else min(starts[min(mark.line, len(starts) - 1)] + mark.column, len(source.text))
-
-    problem, context, at, since = str(error), "", 0, None
-    if isinstance(error, yaml.MarkedYAMLError):
-        problem, context = error.problem or "", error.context or ""
-        since = index(error.context_mark)
-        at = index(error.problem_mark) or 0
-    trouble = _Trouble(source.text, problem, context, at, since)
+    trouble = trouble_of(source, error)
     found = next(answer for look in _LOOKS if (answer := look(trouble)) is not None)
     message, first, count, help = found
-    notes: tuple[str, ...] = ()
-    if trouble.at > first and _line(starts, trouble.at) > _line(starts, first):
-        notes = (f"reading went wrong in line {_line(starts, trouble.at)}",)
+    noticed = source.position(trouble.at)[0]
+    notes = (f"reading went wrong in line {noticed}",) if noticed > source.position(first)[0] else ()
     return syntax_error(source, message, first, count, notes=notes, help=help)
+
+
+def trouble_of(source: Source, error: yaml.YAMLError) -> Trouble:
+    """An error of the parser, its places as indices in the text."""
+
+    def index(mark: yaml.Mark | None) -> int | None:
+        return None if mark is None else source.index(mark.line + 1, mark.column + 1)
+
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return Trouble(source.text, str(error), "", 0, None)
+    at, since = index(error.problem_mark) or 0, index(error.context_mark)
+    return Trouble(source.text, error.problem or "", error.context or "", at, since)
+
+
+def nested_beyond(text: str, first: int, last: int, limit: int, *, in_flow: bool) -> int | None:
+    """Index of the bracket that opens more than ``limit`` levels between two indices of a text; None where none does.
+
+    ``in_flow``: whether ``first`` is within brackets. Outside of them a bracket opens only where a value begins.
+    """
+    levels = 0
+    for found in _DELIMITER.finditer(text, first, last):
+        bracket, before = found[0], text[max(found.start() - 1, 0) : found.start()]
+        if bracket in _CLOSERS and (in_flow or levels > 0 or not before.strip()):
+            levels += 1
+            if levels > limit:
+                return found.start()
+        elif bracket in ("]", "}") and (in_flow or levels > 0):
+            levels -= 1
+    return None
 
 
 def syntax_error(
     source: Source, message: str, first: int, count: int = 1, *, notes: tuple[str, ...] = (), help: str | None = None
 ) -> Diagnostic:
     """A diagnostic ``yaml-syntax`` at ``count`` characters from the ``first``."""
-    starts = line_starts(source.text)
-    line = _line(starts, first)
-    column = first - starts[line - 1] + 1
+    line, column = source.position(first)
     end = min(column + count, len(source.lines[line - 1]) + 1)
     span = Span(line, column, line, max(column, end))
     return Diagnostic("yaml-syntax", message, notes=notes, help=help, span=span)
 
 
-def _line(starts: list[int], index: int) -> int:
-    return bisect_right(starts, index)
-
-
-def _tab(trouble: _Trouble) -> _Finding | None:
+def _tab(trouble: Trouble) -> _Finding | None:
     start = trouble.text.rfind("\n", 0, trouble.at) + 1
     indentation = re.match(r"[ \t]*", trouble.text[start:])
     assert indentation is not None
@@ -100,7 +110,7 @@ def _tab(trouble: _Trouble) -> _Finding | None:
     return "a tab cannot indent in YAML", first, 1, "indent with spaces"
 
 
-def _quote(trouble: _Trouble) -> _Finding | None:
+def _quote(trouble: Trouble) -> _Finding | None:
     """A quote that is never closed, or closed by one that was meant to open, lines below."""
     if trouble.opener in ("'", '"') and "quoted scalar" in trouble.context and "escape" not in trouble.problem:
         assert trouble.since is not None
@@ -112,7 +122,7 @@ def _quote(trouble: _Trouble) -> _Finding | None:
     return None
 
 
-def _variable(trouble: _Trouble) -> _Finding | None:
+def _variable(trouble: Trouble) -> _Finding | None:
     if trouble.char != "{" or trouble.text[trouble.at - 1 : trouble.at] != "$":
         return None
     end = trouble.text.find("}", trouble.at)
@@ -120,7 +130,7 @@ def _variable(trouble: _Trouble) -> _Finding | None:
     return "within brackets, `${...}` must be quoted", trouble.at - 1, count, 'write "${...}"'
 
 
-def _bracket(trouble: _Trouble) -> _Finding | None:
+def _bracket(trouble: Trouble) -> _Finding | None:
     if trouble.opener not in _CLOSERS or not trouble.context.startswith("while parsing a flow "):
         return None
     assert trouble.since is not None
@@ -134,13 +144,13 @@ def _bracket(trouble: _Trouble) -> _Finding | None:
     return f"`,` or `{closer}` is expected before this", trouble.at, 1, "quote a text that holds `: `, `,` or brackets"
 
 
-def _stray_closer(trouble: _Trouble) -> _Finding | None:
+def _stray_closer(trouble: Trouble) -> _Finding | None:
     if trouble.char not in ("]", "}") or not trouble.char:
         return None
     return f"this `{trouble.char}` closes nothing", trouble.at, 1, "remove it, or quote the text"
 
 
-def _colon(trouble: _Trouble) -> _Finding | None:
+def _colon(trouble: Trouble) -> _Finding | None:
     if "could not find expected ':'" in trouble.problem and trouble.since is not None:
         line = re.compile(r"[^\n\r#]*").match(trouble.text, trouble.since)
         assert line is not None
@@ -155,7 +165,7 @@ def _colon(trouble: _Trouble) -> _Finding | None:
     return "a `:` cannot stand here", trouble.at, 1, help
 
 
-def _first_character(trouble: _Trouble) -> _Finding | None:
+def _first_character(trouble: Trouble) -> _Finding | None:
     if "alphabetic or numeric" in trouble.problem and trouble.since is not None:
         what = "an alias" if trouble.opener == "*" else "an anchor"
         return f"`{trouble.opener}` begins {what}, and no name follows", trouble.since, 1, "quote it if it is text"
@@ -169,7 +179,7 @@ def _first_character(trouble: _Trouble) -> _Finding | None:
     return None
 
 
-def _block(trouble: _Trouble) -> _Finding | None:
+def _block(trouble: Trouble) -> _Finding | None:
     """Things that do not fit the lines above."""
     if "entries are not allowed" in trouble.problem:
         return "a list item cannot begin here", trouble.at, 1, "begin it on a line of its own, or write `[a, b]`"
@@ -190,11 +200,11 @@ def _block(trouble: _Trouble) -> _Finding | None:
     return None
 
 
-def _other(trouble: _Trouble) -> _Finding:
+def _other(trouble: Trouble) -> _Finding:
     return f"this is not YAML ({trouble.problem.splitlines()[0]})", trouble.at, 1, None
 
 
-_LOOKS: tuple[Callable[[_Trouble], _Finding | None], ...] = (
+_LOOKS: tuple[Callable[[Trouble], _Finding | None], ...] = (
     _tab, _quote, _variable, _bracket, _stray_closer, _colon, _first_character, _block, _other,
 )  # fmt: skip
 

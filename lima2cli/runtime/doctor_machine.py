@@ -17,7 +17,7 @@ from lima2cli.runtime.environment import SHARED_MEMORY, available_memory, cores
 from lima2cli.runtime.joined import job_rank
 from lima2cli.runtime.launch import find_mpiexec
 
-PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin", "bitshuffle")
+PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin")
 OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
 """Packages of the extras, by name."""
 
@@ -129,7 +129,7 @@ def _filters() -> Iterator[Check]:
     yield _check("HDF5", "ok", f"{versions}; written and read: {good or 'nothing'}")
     for name, problem in problems.items():
         if problem is not None:
-            yield _check(f"HDF5 {name}", "problem", problem, "pip install --force-reinstall hdf5plugin bitshuffle h5py")
+            yield _check(f"HDF5 {name}", "problem", problem, "pip install --force-reinstall hdf5plugin h5py")
 
 
 def _gpu() -> Check:
