@@ -111,7 +111,8 @@ class EmulatedDetector:
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `Detector`."""
-        return None if self._faults is None else self._faults.missing(module, np.asarray(numbers, np.int64))
+        source = self._sources.get((dataset, module))
+        return None if source is None else source.missing(numbers)
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """See `Detector`."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def content(
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
-        "warnings": outcome.warnings + _slow(plan, outcome),
+        "warnings": [*_doubts(plan), *outcome.warnings, *_slow(plan, outcome)],
         "workers": _workers(plan, outcome),
     }
 
@@ -77,6 +77,14 @@ def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
     if not outcome.frames or sent_ns <= outcome.start_ns:
         return None
     return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
+
+
+def _doubts(plan: Plan) -> Iterator[str]:
+    """What was asked of recorded frames and is not in their files, and what is there and was not taken."""
+    asked = plan.record.get("acquisition", {}).get("frames") or 0
+    if plan.frames is not None and plan.frames < asked:
+        yield f"{asked} frames were asked for, and {plan.frames} are recorded"
+    yield from plan.info.sensor.doubts
 
 
 def _slow(plan: Plan, outcome: Outcome) -> list[str]:
