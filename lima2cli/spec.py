@@ -297,3 +297,7 @@ class FrameReader(Protocol):
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """Which of these frames are not all there, (len(numbers),) bool; None = none of them. Asked after `read`."""
         ...
+
+    def unread(self) -> Sequence[str]:
+        """Why frames that were thought to be there could not be read, and are `missing`; so far, a few of them."""
+        ...

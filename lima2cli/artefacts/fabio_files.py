@@ -69,6 +69,9 @@ class FabioStack(OpenStack):
                 )
         length = path.stat().st_size if path.suffix.lower() == ".edf" else None
         rows = np.array([length is not None and frame.start + frame.blobsize > length for frame in frames], bool)
+        if self._image.incomplete_file and length is None:  # of what is packed nobody knows the length
+            np.asarray(frames[-1].data)
+            rows[-1] = bool(frames[-1].incomplete_data)
         more = bool(self._image.incomplete_file) and not rows.any()
         return np.append(rows, True) if more else rows
 

@@ -71,6 +71,10 @@ class OpenStack:
         """See `FrameReader`: none, as it is read by those who want all."""
         return None
 
+    def unread(self) -> Sequence[str]:
+        """See `FrameReader`."""
+        return ()
+
     def _read(self, numbers: Sequence[int]) -> Array:
         raise NotImplementedError
 

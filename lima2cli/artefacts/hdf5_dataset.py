@@ -97,6 +97,7 @@ def _images(group: Any, path: str) -> dict[str, Any]:
     import h5py
 
     found: dict[str, Any] = {}
+    targets: set[tuple[str, str]] = set()
     base = path.rstrip("/")
 
     def is_images(item: Any) -> bool:
@@ -109,7 +110,9 @@ def _images(group: Any, path: str) -> dict[str, Any]:
     def linked(name: Any, link: Any) -> None:
         if isinstance(link, h5py.ExternalLink):
             where = name.decode() if isinstance(name, bytes) else name
-            if not PARTS.fullmatch(where.rpartition("/")[2]) and is_images(item := group.get(where)):
+            known = (link.filename, link.path) in targets
+            targets.add((link.filename, link.path))
+            if not known and not PARTS.fullmatch(where.rpartition("/")[2]) and is_images(item := group.get(where)):
                 found[f"{base}/{where}"] = item
 
     group.visititems(visit)

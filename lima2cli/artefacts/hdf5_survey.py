@@ -74,7 +74,8 @@ class Survey:
         kinds = [STATUS.get(int(value), str(value)) for value in np.unique(found[found != 0])]
         told = lack_of(rows, f"their frame_status says {' or '.join(kinds)}")
         rest = np.arange(count) >= len(found)
-        return both(told, lack_of(rest, "they have no frame_status"), self.lack(status, parent, depth))
+        sources = self._virtual(status, count, depth) if status.is_virtual else None  # zeros need not be written
+        return both(told, lack_of(rest, "they have no frame_status"), sources)
 
     def _virtual(self, dataset: Any, count: int, depth: int) -> Lack | None:
         single = dataset.ndim == 2

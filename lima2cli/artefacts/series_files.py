@@ -16,6 +16,9 @@ from lima2cli.spec import Array, StackInfo
 OPEN = 4
 """Files of a series that stay open."""
 
+TOLD = 8
+"""Frames of which it is kept why they could not be read."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -59,7 +62,9 @@ class SeriesStack(OpenStack):
                     problem = problem or error
                     if number > OPEN:
                         break
-        raise problem or FileProblem(f"{name}: nothing of it is there", "file-missing")
+        if problem is None:
+            raise FileProblem(f"{name}: nothing of it is there", "file-missing")
+        raise FileProblem(f"{name}: {problem}", problem.rule, problem.help)
 
     def _counted(self, found: OpenStack, first: int, holes: str) -> tuple[list[int], list[Lack | None], list[str]]:
         """Frames of each member, what they lack, and all files."""
@@ -141,6 +146,7 @@ class Skipping:
     def __init__(self, stack: OpenStack) -> None:
         self._stack = stack
         self.info: StackInfo = stack.info
+        self._unread: list[str] = []
         count = stack.info.shape[0]
         self._absent = np.zeros(count, bool) if stack.lack is None else stack.lack.rows.copy()
 
@@ -157,9 +163,15 @@ class Skipping:
             if not self._absent[number]:
                 try:
                     frame[:] = self._stack.read(range(number, number + 1))[0]
-                except FileProblem:
-                    self._absent[number] = True  # it is counted as missing, as was asked
+                except FileProblem as problem:
+                    self._absent[number] = True
+                    if len(self._unread) < TOLD:
+                        self._unread.append(f"frame {number} counts as missing: {problem}")
         return out
+
+    def unread(self) -> Sequence[str]:
+        """See `FrameReader`."""
+        return self._unread
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `FrameReader`."""

@@ -13,7 +13,7 @@ from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_ou
 from lima2cli.detectors.scenes import INCOMPLETE, INCOMPLETE_DOC, Frames, Scene
 from lima2cli.detectors.sources import Part, Recording, Source
 from lima2cli.geometry import Rect
-from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, StackInfo
+from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, FrameReader, StackInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +71,15 @@ class Replay(DetectorConfig):
 
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""
+        readers: list[FrameReader] = []
 
         def sources(routes: Sequence[Route]) -> dict[Route, Source]:
             reader = files.frames(self.file, skip=self._skips)
+            readers[:] = [reader]
             recording = Recording(reader, info.datasets[0].dtype, loop=self.loop, gap=info.gap_value)
             return {route: Part(recording, info.image, info.modules[route[1]]) for route in routes}
 
-        return EmulatedDetector(info, sources)
+        return EmulatedDetector(info, sources, told=lambda: [text for it in readers for text in it.unread()])
 
 
 def _taken(stack: StackInfo, saturation: bool) -> Iterator[str]:
