@@ -70,6 +70,7 @@ class DetectorInfo:
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
                  None = no pixel is known to be defective
+    skips        whether frames that are missing are left out because the pipeline asks for that: they are no losses
     taken        what its description was taken from and nobody wrote, a line each; `plan` shows it
     doubts       what it could not take, a sentence each: warnings
     """
@@ -89,6 +90,7 @@ class DetectorInfo:
     can_fail: bool = False
     operated: "Operated | None" = None
     pixel_mask: str | None = None
+    skips: bool = False
     taken: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lima2cli.artefacts.lack import spans
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
+from lima2cli.spec import StackInfo
 
 FRAMES = np.arange(1, 20 * 4 * 6 + 1, dtype=np.uint16).reshape(20, 4, 6)
 
@@ -48,6 +49,14 @@ def problem(store: FileStore, reference: str) -> tuple[str, str]:
     with pytest.raises(FileProblem) as caught:
         store.stack(reference)
     return caught.value.rule, str(caught.value)
+
+
+def opened(store: FileStore, reference: str) -> StackInfo | None:
+    """What a file holds, None where it cannot be opened."""
+    try:
+        return store.stack(reference, skip=True)
+    except FileProblem:
+        return None
 
 
 def write(path: Path, data: Any = FRAMES) -> None:
@@ -332,10 +341,8 @@ def test_tiff_files_and_what_is_left_of_them(tmp_path: Path, kind: str) -> None:
     for length in range(0, len(raw), 7):
         (tmp_path / "cut.tif").write_bytes(raw[:length])
         with FileStore(tmp_path) as store:
-            try:
-                info = store.stack("cut.tif", skip=True)
-            except FileProblem as found:
-                assert found.rule == "file-unreadable"
+            if (info := opened(store, "cut.tif")) is None:
+                assert problem(store, "cut.tif")[0] == "file-unreadable"
                 continue
             lost = missing(store, "cut.tif")
             assert lost or info.shape[0] == 3, length

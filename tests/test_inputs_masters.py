@@ -45,10 +45,10 @@ def dectris(folder: Path, **more: Any) -> Path:
         with h5py.File(folder / f"s_data_{i:06d}.h5", "w") as file:
             file.create_dataset("entry/data/data", data=FRAMES[first:last], chunks=(1, 4, 6), **hdf5plugin.Bitshuffle())
     specific = {"pixel_mask": MASK, "flatfield": np.ones((4, 6), "f4"), **more}
-    links = {
-        f"entry/data/data_{i:06d}": h5py.ExternalLink(f"s_data_{i:06d}.h5", "/entry/data/data") for i in (1, 2, 3)
-    }
-    write(folder / "s_master.h5", links | {f"{DETECTOR}/detectorSpecific/{key}": data for key, data in specific.items()})
+    links = {f"entry/data/data_{i:06d}": h5py.ExternalLink(f"s_data_{i:06d}.h5", "/entry/data/data") for i in (1, 2, 3)}
+    write(
+        folder / "s_master.h5", links | {f"{DETECTOR}/detectorSpecific/{key}": data for key, data in specific.items()}
+    )
     return folder / "s_master.h5"
 
 

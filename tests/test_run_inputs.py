@@ -49,12 +49,17 @@ def test_frames_that_were_never_written(tmp_path: Path, transport: str) -> None:
     assert "`incomplete: skip` counts such frames as missing" in said
     ran = run(PIPELINE.format(file=file, more=", incomplete: skip"), tmp_path, transport)
     skipped(ran, [2, 7])
+    text = PIPELINE.format(file=file, more=", incomplete: skip")
+    for limit, code in ((1, 11), (2, 0)):
+        ran = run(text + f"acquisition: {{allow_lost: {limit}}}\n", tmp_path, transport)
+        assert ran.code == code
 
 
 def skipped(ran: Ran, lacking: list[int], true: np.ndarray = FRAMES) -> None:
     """Those frames are missing, in all accounts, and have no part in the mean."""
     flow = truth(ran)["flows"]["data"]
     assert (flow["expected"], flow["received"], flow["missing"]) == (len(true), len(true) - len(lacking), len(lacking))
+    assert ran.code == 0  # as was asked
     there = [number for number in range(len(true)) if number not in lacking]
     frames, _, status = ran.saved("save")
     np.testing.assert_array_equal(frames[status == 0], true[there])
@@ -106,9 +111,7 @@ def test_a_dectris_master(tmp_path: Path, transport: str, cut: bool) -> None:
     dectris(tmp_path)
     if cut:
         (tmp_path / "s_data_000002.h5").unlink()
-        assert "s_data_000002.h5" in refused(
-            PIPELINE.format(file="s_master.h5", more=""), tmp_path, "file-incomplete"
-        )
+        assert "s_data_000002.h5" in refused(PIPELINE.format(file="s_master.h5", more=""), tmp_path, "file-incomplete")
     more = ", incomplete: skip" if cut else ""
     skipped(run(PIPELINE.format(file="s_master.h5", more=more), tmp_path, transport), [4, 5, 6, 7] if cut else [])
 

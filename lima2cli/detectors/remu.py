@@ -93,6 +93,8 @@ class Remu(DetectorConfig):
             versions={"lima2": __version__},
             can_fail=(self.faults is not None and self.faults.lose_frames)
             or any(self._scene(name)[0].lossy for name in self.datasets),
+            skips=not (self.faults is not None and self.faults.lose_frames)
+            and any(self._scene(name)[0].lossy for name in self.datasets),
         )
 
     def _check_faults(self, modules: int) -> None:

@@ -56,6 +56,7 @@ class Replay(DetectorConfig):
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=stack.saturation if self.saturation is None else self.saturation,
             can_fail=self._skips,
+            skips=self._skips,
             pixel_mask=stack.pixel_mask,
             taken=tuple(_taken(stack, self.saturation is None)),
             doubts=stack.doubts,
