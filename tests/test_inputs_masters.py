@@ -170,6 +170,18 @@ def test_an_image_to_be_plotted_does_not_hide_a_stack(store: FileStore, tmp_path
     assert store.stack("b.h5").taken == "b.h5::/entry/plot/sum"
 
 
+def test_what_nexus_says_decides_among_stacks_also_through_links(store: FileStore, tmp_path: Path) -> None:
+    plot = {"/": ("default", "entry"), "entry": ("default", "plot"), "entry/plot": ("signal", "data")}
+    write(tmp_path / "a.h5", {"entry/one": FRAMES, "entry/two": FRAMES[:3], "entry/plot/x": 1})
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["entry/plot/data"] = h5py.SoftLink("/entry/two")
+        for where, (key, value) in plot.items():
+            file[where].attrs[key] = value
+    assert store.stack("a.h5").shape == (3, 4, 6)
+    write(tmp_path / "b.h5", {"entry/one": FRAMES, "entry/plot/data": np.arange(5.0)}, plot)
+    assert store.stack("b.h5").taken == "b.h5::/entry/one"
+
+
 def test_links_to_other_files_are_looked_into(store: FileStore, tmp_path: Path) -> None:
     write(tmp_path / "far.h5", {"deep/frames": FRAMES, f"{DETECTOR}/x": 1})
     write(tmp_path / "near.h5", {"entry/here": h5py.ExternalLink("far.h5", "/deep"), "mask": MASK})

@@ -140,6 +140,15 @@ def test_several_modules_and_a_loop_skip_the_same_frames(tmp_path: Path, transpo
     skipped(ran, [2, 7, 12, 17, 22], np.concatenate([FRAMES] * 3)[:25])
 
 
+@pytest.mark.parametrize("more", ["", ", incomplete: skip"])
+def test_nothing_is_left(tmp_path: Path, more: str) -> None:
+    with h5py.File(tmp_path / "never.h5", "w") as file:
+        file.create_dataset("data", (10, 4, 6), "u2")
+    (found,) = compiled(PIPELINE.format(file="never.h5", more=more), tmp_path)[1]
+    assert found.rule == "file-incomplete"
+    assert ("no frame is left" in found.message) == bool(more)
+
+
 @pytest.mark.parametrize("loop", ["true", "false"])
 def test_the_scene_of_an_emulator_skips_them_too(tmp_path: Path, loop: str) -> None:
     scene = f"{{frames: {{file: {incomplete(tmp_path)}, loop: {loop}, incomplete: skip}}}}"

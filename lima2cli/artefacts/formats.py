@@ -1,5 +1,6 @@
 """Which reader a file needs: by its suffix, else by its first bytes; and series of files."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from lima2cli.artefacts.fabio_files import FabioStack
 from lima2cli.artefacts.frame_files import Hdf5Stack, NumpyStack, OpenStack, open_hdf5
 from lima2cli.artefacts.hdf5_dataset import find_frames
-from lima2cli.artefacts.hdf5_declared import planned_frames
+from lima2cli.artefacts.hdf5_declared import Declared, planned_frames
 from lima2cli.artefacts.series import files_of, is_pattern
 from lima2cli.artefacts.series_files import Member, SeriesStack
 from lima2cli.artefacts.tiff_files import TiffStack
@@ -96,19 +97,20 @@ def _open_hdf5(name: str, path: Path, inner: str | None) -> OpenStack:
         file.close()
         raise
     file.close()
+    known: dict[object, Declared] = {}
     members = [
-        Member(part or "", str(path.absolute()), None if part is None else partial(_member, name, path, part))
+        Member(part or "", str(path.absolute()), None if part is None else partial(_member, name, path, part, known))
         for part in found.paths
     ]
     return SeriesStack(f"{name}::{found.text}", members, found.holes, total)
 
 
-def _member(name: str, path: Path, inner: str) -> OpenStack:
-    """A dataset of a file that holds several of a series."""
+def _member(name: str, path: Path, inner: str, known: dict[object, Declared]) -> OpenStack:
+    """A dataset of a file that holds several of a series; what is declared of the first is ``known`` of all."""
     file = open_hdf5(name, path)
     try:
         find_frames(file, f"{name}::{inner}", inner)  # which says what is wrong with a link
-        return Hdf5Stack(name, file, inner)
+        return Hdf5Stack(name, file, inner, known)
     except BaseException:
         file.close()
         raise
@@ -117,17 +119,16 @@ def _member(name: str, path: Path, inner: str) -> OpenStack:
 def _open_series(name: str, path: Path, inner: str | None) -> OpenStack:
     """Files one after another.
 
-    The headers of HDF5 and numpy files are read, all of them. Of others the first and the last are opened, those that
-    are empty, and some that are smaller than the first; the rest is expected to be like the first, which is looked at
-    when it is read.
+    HDF5 files are opened, all of them. Of others the first and the last are, those that are empty, and some that are
+    smaller than the first (of numpy files all of another size); the rest is expected to be like the first, which is
+    looked at when it is read.
     """
     series = files_of(name, path)
     folder = path.parent
     names = [part for part in series.paths if part is not None]
     kind = _kind(names[0], folder / names[0])
-    cheap = kind is HDF5 or kind is NUMPY
-    look = set(names) if cheap else {names[0], names[-1], *_suspects(folder, names)}
-    one = None if cheap else _frames_of(folder, names)
+    look = set(names) if kind is HDF5 else {names[0], names[-1], *_suspects(folder, names, others=kind is NUMPY)}
+    one = None if kind is HDF5 else _frames_of(folder, names)
     shown = str(Path(name).parent)
     members = []
     for part in series.paths:
@@ -152,9 +153,12 @@ def _frames_of(folder: Path, names: Sequence[str]) -> int:
     return 1
 
 
-def _suspects(folder: Path, names: Sequence[str]) -> list[str]:
-    """Files that may have been cut: empty ones, and the smallest of those that are smaller than the first."""
-    sizes = {part: (folder / part).stat().st_size for part in names}
+def _suspects(folder: Path, names: Sequence[str], *, others: bool) -> list[str]:
+    """Files that may have been cut: empty ones, and the smallest of those that are smaller than the first; or all
+    ``others`` than the first by their size."""
+    sizes = {part: os.stat(folder / part).st_size for part in names}
+    if others:
+        return [part for part, size in sizes.items() if size != sizes[names[0]]]
     smaller = sorted((size, part) for part, size in sizes.items() if size < sizes[names[0]])
     empty = [part for size, part in smaller if not size]
     return empty + [part for _, part in smaller[len(empty) : len(empty) + SUSPECTS]]

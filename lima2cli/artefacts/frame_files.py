@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.hdf5_declared import declared
+from lima2cli.artefacts.hdf5_declared import Declared, declared
 from lima2cli.artefacts.hdf5_links import follow
 from lima2cli.artefacts.hdf5_survey import Survey
 from lima2cli.artefacts.lack import Lack
@@ -109,9 +109,12 @@ def open_hdf5(name: str, path: Path) -> Any:
 
 
 class Hdf5Stack(OpenStack):
-    """A dataset of an open HDF5 file, which is closed with it; ``name`` is the file's, as the user wrote it."""
+    """A dataset of an open HDF5 file, which is closed with it; ``name`` is the file's, as the user wrote it.
 
-    def __init__(self, name: str, file: Any, inner: str) -> None:
+    ``known`` keeps what is declared of frames of the same kind, so that it is looked for once in a series.
+    """
+
+    def __init__(self, name: str, file: Any, inner: str, known: dict[object, Declared] | None = None) -> None:
         self._file = file
         place = follow(file, inner)
         self._dataset = place.item
@@ -119,7 +122,10 @@ class Hdf5Stack(OpenStack):
         _check_filters(self.name, self._dataset)
         survey = Survey()
         self.lacks(survey.lack(self._dataset, place.parent))
-        said = declared(name, file, inner, self.info)
+        known, kind = {} if known is None else known, (self.info.shape[1:], self.info.dtype)
+        if kind not in known:
+            known[kind] = declared(name, file, inner, self.info)
+        said = known[kind]
         self.info = replace(
             self.info,
             pixel_mask=said.pixel_mask,

@@ -41,7 +41,7 @@ def find_frames(file: Any, name: str, inner: str | None) -> Series:
     plotted = _plotted(found, path)
     if isinstance(plotted, Series):
         return plotted
-    if plotted is not None and (plotted in stacks or not stacks):
+    if plotted is not None and _fits(file[plotted], stacks):
         return Series((plotted,))
     if inner is not None and (numbered := _numbered(found, path, re.compile(r".*?\d+"))) is not None:
         return numbered
@@ -59,6 +59,11 @@ def find_frames(file: Any, name: str, inner: str | None) -> Series:
         f"{name} does not say which dataset: {_listed(listed)}; write it as `{name.partition('::')[0]}::{first}`",
         "dataset-ambiguous",
     )
+
+
+def _fits(item: Any, stacks: dict[str, Any]) -> bool:
+    """Whether what is to be plotted may be meant: an image only where there are no stacks."""
+    return bool(item.ndim > 2 or (item.ndim == 2 and not stacks))
 
 
 def _beside(stacks: dict[str, Any], series: Series) -> bool:

@@ -153,20 +153,34 @@ class Skipping:
     def read(self, numbers: Sequence[int]) -> Array:
         """See `FrameReader`."""
         asked = np.asarray(numbers, np.int64)
-        if not self._absent[asked].any():
-            try:
-                return self._stack.read(numbers)
-            except FileProblem:
-                pass  # one of them: which one is found below
+        there = np.flatnonzero(~self._absent[asked])
+        if len(there) == len(asked):
+            frames = self._together(numbers)
+            if frames is not None:
+                return frames
         out = np.zeros((len(asked), *self.info.shape[1:]), self.info.dtype)
-        for frame, number in zip(out, asked.tolist(), strict=True):
-            if not self._absent[number]:
-                try:
-                    frame[:] = self._stack.read(range(number, number + 1))[0]
-                except FileProblem as problem:
-                    self._absent[number] = True
-                    if len(self._unread) < TOLD:
-                        self._unread.append(f"frame {number} counts as missing: {problem}")
+        for places in np.split(there, np.flatnonzero(np.diff(there) != 1) + 1):
+            frames = self._together(asked[places].tolist()) if len(places) else out[:0]
+            out[places] = self._one_by_one(asked[places].tolist()) if frames is None else frames
+        return out
+
+    def _together(self, numbers: Sequence[int]) -> Array | None:
+        """Frames that should be there; None where one cannot be read."""
+        try:
+            return self._stack.read(numbers)
+        except FileProblem:
+            return None  # which one, and why, `_one_by_one` finds
+
+    def _one_by_one(self, numbers: Sequence[int]) -> Array:
+        """Frames, zeros for those that cannot be read, which are missing from now on."""
+        out = np.zeros((len(numbers), *self.info.shape[1:]), self.info.dtype)
+        for frame, number in zip(out, numbers, strict=True):
+            try:
+                frame[:] = self._stack.read(range(number, number + 1))[0]
+            except FileProblem as problem:
+                self._absent[number] = True
+                if len(self._unread) < TOLD:
+                    self._unread.append(f"frame {number} counts as missing: {problem}")
         return out
 
     def unread(self) -> Sequence[str]:

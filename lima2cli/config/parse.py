@@ -84,10 +84,10 @@ def _describe(config: DetectorConfig, document: Document, files: Files, findings
     except Misfit as misfit:
         findings.error(misfit.rule, misfit.message, (*at, *misfit.key), help=misfit.help)
     except FileProblem as problem:
-        help = problem.help
-        if problem.rule == "file-incomplete":
+        place, help = _place_of_file(document, at, problem), problem.help
+        if help is None and problem.rule == "file-incomplete" and place[-1] == "file":
             help = "`incomplete: skip` counts such frames as missing"
-        findings.error(problem.rule, str(problem), _place_of_file(document, at, problem), help=help)
+        findings.error(problem.rule, str(problem), place, help=help)
     raise Poisoned
 
 

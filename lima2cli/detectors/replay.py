@@ -10,7 +10,7 @@ from lima2cli.declare import FileReference, Flag, Integer, Number, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
-from lima2cli.detectors.scenes import INCOMPLETE, INCOMPLETE_DOC, Frames, Scene
+from lima2cli.detectors.scenes import INCOMPLETE, INCOMPLETE_DOC, Frames, Scene, recorded
 from lima2cli.detectors.sources import Part, Recording, Source
 from lima2cli.geometry import Rect
 from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, FrameReader, StackInfo
@@ -38,7 +38,7 @@ class Replay(DetectorConfig):
 
     def describe(self, files: Files) -> DetectorInfo:
         """See `DetectorConfig`."""
-        stack = files.stack(self.file, skip=self._skips)
+        stack = recorded(files, self.file, skip=self._skips)
         count, height, width = stack.shape
         bits = 8 * np.dtype(stack.dtype).itemsize
         data = DatasetInfo("data", 0, stack.dtype, bits, None if self.loop else count, invalid=stack.invalid)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Choice, FileReference, Flag, Integer, Number, param
 from lima2cli.detectors.sources import Counter, Part, Pool, Recording, Source
-from lima2cli.errors import Misfit
+from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DatasetInfo, Files
+from lima2cli.spec import Array, DatasetInfo, Files, StackInfo
 
 POOL_BYTES = 64 << 20
 """Rendered frames of one dataset of a whole image: as many as fit, at least 2, at most `MOST`."""
@@ -176,7 +176,7 @@ class Frames(Scene):
 
     def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
         """See `Scene`."""
-        stack = files.stack(self.file, skip=self.lossy)
+        stack = recorded(files, self.file, skip=self.lossy)
         count, height, width = stack.shape
         if (width, height) != (image.width, image.height):
             raise Misfit(
@@ -207,6 +207,14 @@ class Frames(Scene):
             absent = recording.missing(range(count))
             return [Pool(pool, absent) for pool in pools]
         return [Part(recording, image, module) for module in modules]
+
+
+def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
+    """The stack to be played. Raises `FileProblem` where no frame of it is there, whether they are skipped or not."""
+    stack = files.stack(reference, skip=skip)
+    if stack.missing == stack.shape[0]:
+        raise FileProblem(f"{reference} {stack.lacking}; no frame is left", "file-incomplete", "give another file")
+    return stack
 
 
 def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Paint) -> list[Source]:
