@@ -170,6 +170,22 @@ def test_an_image_to_be_plotted_does_not_hide_a_stack(store: FileStore, tmp_path
     assert store.stack("b.h5").taken == "b.h5::/entry/plot/sum"
 
 
+def test_parts_in_the_file_itself_and_a_part_that_lacks_frames(store: FileStore, tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", {f"entry/data/data_{i:06d}": FRAMES[2 * i - 2 : 2 * i] for i in range(1, 6)})
+    np.testing.assert_array_equal(store.image("a.h5"), FRAMES)
+    write(tmp_path / "b.h5", {f"entry/frame_{i:04d}": FRAMES[i] for i in range(10)})
+    np.testing.assert_array_equal(store.image("b.h5::/entry"), FRAMES)
+    dectris(tmp_path)
+    with h5py.File(tmp_path / "s_data_000002.h5", "w") as file:
+        file.create_dataset("entry/data/data", (4, 4, 6), "u2", chunks=(1, 4, 6))[:3] = FRAMES[4:7]
+    assert "lacks 1 of 10 frames (7): " in problem(store, "s_master.h5")[1]
+
+
+def test_numbers_that_are_no_order(store: FileStore, tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", {"entry/detector1": FRAMES, "entry/detector2": FRAMES})
+    assert problem(store, "a.h5::/entry")[0] == "dataset-ambiguous"
+
+
 def test_what_nexus_says_decides_among_stacks_also_through_links(store: FileStore, tmp_path: Path) -> None:
     plot = {"/": ("default", "entry"), "entry": ("default", "plot"), "entry/plot": ("signal", "data")}
     write(tmp_path / "a.h5", {"entry/one": FRAMES, "entry/two": FRAMES[:3], "entry/plot/x": 1})

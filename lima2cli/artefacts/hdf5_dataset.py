@@ -14,6 +14,9 @@ SHOWN = 8
 PARTS = re.compile(r"data_\d{6}")
 """Links that a DECTRIS master has in its group ``data``: to the files of frames, in their order, counted from 1."""
 
+NUMBERED = re.compile(r".*?\d{4,}")
+"""Members of a group that somebody names, which follow one another; `detector1` and `detector2` do not."""
+
 NO_FRAMES = re.compile(r"mask|flat|dark|background|pedestal|gain|corrections?$", re.IGNORECASE)
 """Names of images that stand beside frames."""
 
@@ -43,7 +46,7 @@ def find_frames(file: Any, name: str, inner: str | None) -> Series:
         return plotted
     if plotted is not None and _fits(file[plotted], stacks):
         return Series((plotted,))
-    if inner is not None and (numbered := _numbered(found, path, re.compile(r".*?\d+"))) is not None:
+    if inner is not None and (numbered := _numbered(found, path, NUMBERED)) is not None:
         return numbered
     if len(groups := _masters(found, path)) == 1 and not _beside(stacks, groups[0]):
         return groups[0]
@@ -126,15 +129,13 @@ def _images(group: Any, path: str) -> dict[str, Any]:
 
 
 def _masters(group: Any, path: str) -> list[Series]:
-    """Series of the groups that have the links of a DECTRIS master."""
-    import h5py
-
+    """Series of the groups that have the parts of a DECTRIS master, mostly as links."""
     base, holders = path.rstrip("/"), {}
 
     def linked(name: Any, link: Any) -> None:
         where = name.decode() if isinstance(name, bytes) else name
         holder, _, last = where.rpartition("/")
-        if PARTS.fullmatch(last) and isinstance(link, h5py.ExternalLink | h5py.SoftLink):
+        if PARTS.fullmatch(last):
             holders[holder] = f"{base}/{holder}" if holder else path
 
     group.visititems_links(linked)
