@@ -128,16 +128,22 @@ class SeriesStack(OpenStack):
                 raise FileProblem(f"{stack.name} {stack.lack}", "file-incomplete")
             if int(part.max()) >= stack.info.shape[0]:
                 raise FileProblem(f"{stack.name} has only {stack.info.shape[0]} frames", "file-incomplete")
-            steps = np.diff(part)
-            regular = not len(steps) or (int(steps[0]) > 0 and (steps == steps[0]).all())
-            step = int(steps[0]) if len(steps) else 1
-            out[begin:end] = stack.read(range(int(part[0]), int(part[-1]) + 1, step) if regular else part.tolist())
+            out[begin:end] = stack.read(_sequence(part))
         return out
 
     def close(self) -> None:
         """See `OpenStack`."""
         while self._kept:
             self._kept.popitem()[1].close()
+
+
+def _sequence(numbers: NDArray[np.int64]) -> Sequence[int]:
+    """The same numbers, as a range where they go in equal steps: such frames are read at once."""
+    steps = np.diff(numbers)
+    step = int(steps[0]) if len(steps) else 1
+    if len(numbers) and step > 0 and (steps == step).all():
+        return range(int(numbers[0]), int(numbers[-1]) + 1, step)
+    return [int(number) for number in numbers]
 
 
 class Skipping:
@@ -160,8 +166,9 @@ class Skipping:
                 return frames
         out = np.zeros((len(asked), *self.info.shape[1:]), self.info.dtype)
         for places in np.split(there, np.flatnonzero(np.diff(there) != 1) + 1):
-            frames = self._together(asked[places].tolist()) if len(places) else out[:0]
-            out[places] = self._one_by_one(asked[places].tolist()) if frames is None else frames
+            part = _sequence(asked[places])
+            frames = self._together(part) if len(part) else out[:0]
+            out[places] = self._one_by_one(part) if frames is None else frames
         return out
 
     def _together(self, numbers: Sequence[int]) -> Array | None:
