@@ -28,12 +28,12 @@ class EnvironmentUnfit(Lima2Error):
 class FileProblem(Lima2Error):
     """A file with data in it (``path.h5::/dataset``, ``path.cbf``…) is missing or not what is needed.
 
-    ``rule`` is the kebab-case name of the diagnostic that it becomes.
+    ``rule`` is the kebab-case name of the diagnostic that it becomes, ``help`` the cure, if we know one.
     """
 
-    def __init__(self, message: str, rule: str = "file-unreadable") -> None:
+    def __init__(self, message: str, rule: str = "file-unreadable", help: str | None = None) -> None:
         super().__init__(message)
-        self.rule = rule
+        self.rule, self.help = rule, help
 
 
 class RunFailed(Lima2Error):

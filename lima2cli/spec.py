@@ -70,6 +70,9 @@ class DetectorInfo:
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
                  None = no pixel is known to be defective
+    skips        whether frames that are missing are left out because the pipeline asks for that: they are no losses
+    taken        what its description was taken from and nobody wrote, a line each; `plan` shows it
+    doubts       what it could not take, a sentence each: warnings
     """
 
     kind: str
@@ -87,6 +90,9 @@ class DetectorInfo:
     can_fail: bool = False
     operated: "Operated | None" = None
     pixel_mask: str | None = None
+    skips: bool = False
+    taken: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def image(self) -> Rect:
@@ -233,21 +239,31 @@ class StackInfo:
 
     pixel_mask  reference of the mask that the file has for them, None where it has none
     invalid     values of pixels that the file declares to be no measurement
+    saturation  pixels at or above it count as saturated, None if the file does not say
+    taken       what the reference means: ``my.h5::/entry/data``
+    missing     how many frames are not all there; ``lacking`` says which, and why
+    doubts      what the file says and is not taken over, a sentence each
     """
 
     shape: tuple[int, int, int]
     dtype: str
     pixel_mask: str | None = None
     invalid: Invalid = Invalid()
+    saturation: float | None = None
+    taken: str = field(default="", compare=False)
+    missing: int = 0
+    lacking: str | None = field(default=None, compare=False)
+    doubts: tuple[str, ...] = ()
 
 
 class Files(Protocol):
     """Reads files with data in them, by the reference that a pipeline gives (relative to the YAML file).
 
-    Raises `FileProblem` with a message that stands alone. What was read once is kept.
+    Raises `FileProblem` with a message that stands alone. What was read once is kept. Where frames are not all there
+    (`StackInfo.missing`) that is such a problem too (file-incomplete), but for those who ``skip`` them.
     """
 
-    def stack(self, reference: str) -> StackInfo:
+    def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
         """Shape and dtype of a stack of frames (a single image is a stack of one)."""
         ...
 
@@ -255,8 +271,15 @@ class Files(Protocol):
         """A calibration image (height, width) or (n, height, width), whole."""
         ...
 
-    def frames(self, reference: str) -> "FrameReader":
+    def frames(self, reference: str, *, skip: bool = False) -> "FrameReader":
         """A reader of the frames one by one."""
+        ...
+
+    def backing(self, reference: str) -> tuple[str, ...]:
+        """Absolute paths of all files that it is made of: links, sources of virtual datasets, the files of a series.
+
+        Some that are missing may be among them. Nothing is raised: what cannot be read is made of itself.
+        """
         ...
 
     def path(self, reference: str) -> str:
@@ -270,5 +293,13 @@ class FrameReader(Protocol):
     info: StackInfo
 
     def read(self, numbers: Sequence[int]) -> Array:
-        """Frames (len(numbers), height, width), C-contiguous."""
+        """Frames (len(numbers), height, width), C-contiguous; zeros for those that are `missing`."""
+        ...
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which of these frames are not all there, (len(numbers),) bool; None = none of them. Asked after `read`."""
+        ...
+
+    def unread(self) -> Sequence[str]:
+        """Why frames that were thought to be there could not be read, and are `missing`; so far, a few of them."""
         ...

@@ -30,13 +30,16 @@ class MemoryFiles:
             raise FileProblem(f"{reference}: no such file", "file-missing")
         return self._arrays[reference]
 
-    def stack(self, reference: str) -> StackInfo:
+    def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
         array = self.image(reference)
         shape = array.shape if array.ndim == 3 else (1, *array.shape)
         return StackInfo(shape, str(array.dtype))
 
-    def frames(self, reference: str) -> FrameReader:
+    def frames(self, reference: str, *, skip: bool = False) -> FrameReader:
         raise NotImplementedError
+
+    def backing(self, reference: str) -> tuple[str, ...]:
+        return ()
 
     def path(self, reference: str) -> str:
         raise NotImplementedError

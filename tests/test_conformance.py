@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import h5py
 import numpy as np
 import pytest
 
@@ -264,6 +265,20 @@ class WithStack(DetectorTests):
 class TestReplay(WithStack):
     config = detector("replay", file="s.npy", modules=MODULES)
     whole = detector("replay", file="s.npy")
+
+
+class TestReplayOfWhatIsIncomplete(DetectorTests):
+    config = detector("replay", file="s.h5", modules=MODULES, gap_value=-3, incomplete="skip")
+    whole = detector("replay", file="s.h5", gap_value=-3, incomplete="skip")
+
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> Any:
+        with h5py.File(tmp_path / "s.h5", "w") as file:
+            data = file.create_dataset("data", (9, 22, 40), "i4", chunks=(1, 22, 40))
+            for number in (0, 1, 3, 4, 8):
+                data[number] = np.arange(22 * 40).reshape(22, 40) + number
+        with FileStore(tmp_path) as files:
+            yield files
 
 
 class TestReplayLoop(WithStack):

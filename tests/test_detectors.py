@@ -321,6 +321,12 @@ class CountingReader:
         self.read_numbers += numbers
         return STACK[list(numbers)]
 
+    def missing(self, numbers: range) -> None:
+        return None
+
+    def unread(self) -> tuple[str, ...]:
+        return ()
+
 
 @pytest.mark.parametrize("ahead", [1, 2, 3, 9])
 @pytest.mark.parametrize("blocks", [1, 2, 3])

@@ -77,6 +77,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = {"version": 1, "name": "smartpix", "image": {"width": 500, "height": 500}}
     record["datasets"] = {"CTR1": {"dtype": "uint16"}, "CTR2": {"dtype": "uint16"}}
     (folder / "smartpix.json").write_text(json.dumps(record))
+    with h5py.File(folder / "holes.h5", "w") as file:
+        file.create_dataset("data", (10, 256, 256), np.uint16, chunks=(1, 256, 256))[:7] = 1
+    with h5py.File(folder / "doubt.h5", "w") as file:
+        file["entry/data"], file["entry/instrument/detector/pixel_mask"] = frames, np.zeros((100, 256), np.uint32)
+    for name in ("scan_1.npy", "scan_1_dark.npy"):
+        np.save(folder / name, frames[0])
     (folder / "broken.h5").write_bytes(b"this was never HDF5")
     (folder / "dark.txt").write_text("1 2 3\n")
     for snippet in SNIPPETS:

@@ -145,7 +145,7 @@ def test_default_dataset_is_the_only_stack_or_image(store: FileStore, tmp_path: 
     rule, message = problem(store, "two.h5")
     assert (rule, message) == (
         "dataset-ambiguous",
-        "two.h5 does not say which dataset: /a, /b; write it as `path::/a`",
+        "two.h5 does not say which dataset: /a (5 x 4 x 6 uint16), /b (5 x 4 x 6 uint16); write it as `two.h5::/a`",
     )
     assert problem(store, "none.h5") == ("dataset-missing", "none.h5 has no dataset of images in /")
     assert problem(store, "cycle.h5")[0] == "dataset-missing"
@@ -268,6 +268,13 @@ def test_frames_of_unlike_shapes(store: FileStore, tmp_path: Path) -> None:
     assert caught.value.rule == "file-shape"
 
 
+LACKS = {
+    "a.h5": "lacks 5 of 10 frames (0, 2, 4, 6 and 1 more)",
+    "b.h5": "lacks 2 of 10 frames (7, 9)",
+}
+"""Of the virtual dataset below."""
+
+
 def test_virtual_datasets_lack_nothing(store: FileStore, tmp_path: Path) -> None:
     for name in ("a.h5", "b.h5"):
         write_h5(tmp_path / name, data=STACK)
@@ -278,19 +285,17 @@ def test_virtual_datasets_lack_nothing(store: FileStore, tmp_path: Path) -> None
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file.create_virtual_dataset("data", layout)
     np.testing.assert_array_equal(store.image("v.h5"), np.repeat(STACK, 2, 0))
-    store.close()
-    fresh = FileStore(tmp_path)
     for name in ("a.h5", "b.h5"):
         write_h5(tmp_path / name, data=STACK[:3])
-        assert problem(fresh, "v.h5") == (
-            "file-missing",
-            f"v.h5 is a virtual dataset, and its source {name} has the shape (3, 4, 6), which is too small",
+        assert problem(FileStore(tmp_path), "v.h5") == (
+            "file-incomplete",
+            f"v.h5 {LACKS[name]}: its source {name} has the shape (3, 4, 6), which is too small",
         )
         write_h5(tmp_path / name, data=STACK)
     write_h5(tmp_path / "b.h5", other=STACK)
-    assert problem(fresh, "v.h5")[1].endswith("data cannot be read in its source b.h5")
+    assert problem(FileStore(tmp_path), "v.h5")[1].endswith("data cannot be read in its source b.h5")
     (tmp_path / "b.h5").unlink()
-    assert problem(fresh, "v.h5")[1].endswith("its source b.h5 does not exist")
+    assert problem(FileStore(tmp_path), "v.h5")[1].endswith("its source b.h5 does not exist")
 
 
 def test_virtual_datasets_may_be_as_long_as_their_source(store: FileStore, tmp_path: Path) -> None:

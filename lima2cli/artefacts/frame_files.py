@@ -1,44 +1,58 @@
-"""How frames lie in files of each format: one reader per format, which decodes only the frames asked for.
+"""Frames of an open file: what readers of all formats have in common, and the readers of numpy and HDF5 files."""
 
-HDF5 (h5py, with the filters of hdf5plugin), numpy ``.npy``, and EDF, CBF and TIFF by fabio where it is installed.
-"""
-
-import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lima2cli.artefacts.hdf5_dataset import find_dataset, missing_sources
+from lima2cli.artefacts.hdf5_declared import Declared, declared
 from lima2cli.artefacts.hdf5_filters import load_filters
+from lima2cli.artefacts.hdf5_links import follow
+from lima2cli.artefacts.hdf5_survey import Survey
+from lima2cli.artefacts.lack import Lack
 from lima2cli.errors import FileProblem
-from lima2cli.spec import DTYPES, Array, StackInfo
-
-HDF5 = (".h5", ".hdf5", ".nxs", ".cxi")
-FABIO = (".edf", ".edf.gz", ".cbf", ".tif", ".tiff")
-NUMPY = (".npy",)
+from lima2cli.spec import DTYPES, Array, Invalid, StackInfo
 
 CHUNK_CACHE_BYTES = 32 << 20
 """HDF5's default of 1 MiB would decompress a chunk of several frames once for each of them."""
 
 
 class OpenStack:
-    """Frames of an open file; a single image is a stack of one, and ``single``. Base of the readers."""
+    """Frames of an open file; a single image is a stack of one, and ``single``. Base of the readers.
+
+    lack   frames that are not all there;  files  absolute paths of all that the stack is made of
+    """
 
     info: StackInfo
     single: bool
+    files: tuple[str, ...]
 
     def __init__(self, name: str, shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
         """Raises `FileProblem` (file-shape, file-dtype) for what is no stack of frames."""
         shape = shape or ()  # HDF5 has datasets without a shape
-        self._name = name
+        self.name = name
+        self.lack: Lack | None = None
         self.single = len(shape) == 2
         full = (1, *shape) if self.single else tuple(shape)
         if len(full) != 3 or 0 in full:
             shown = " x ".join(str(n) for n in shape) or "a single value"
-            raise FileProblem(f"{name} has the shape {shown}, not (frames, height, width)", "file-shape")
-        self.info = StackInfo((int(full[0]), int(full[1]), int(full[2])), pixel_dtype(name, dtype))
+            help = "one axis of frames: write a part or a reshaped copy of it" if len(full) > 3 else None
+            raise FileProblem(f"{name} has the shape {shown}, not (frames, height, width)", "file-shape", help)
+        size = (int(full[0]), int(full[1]), int(full[2]))
+        self.info = StackInfo(size, pixel_dtype(name, dtype), taken=name)
+
+    def lacks(self, lack: Lack | None) -> None:
+        """Note which frames are not all there."""
+        self.lack = lack
+        if lack is not None:
+            self.info = replace(self.info, missing=lack.count, lacking=str(lack))
+
+    def declare(self, invalid: Invalid) -> None:
+        """Note which values are no measurement."""
+        self.info = replace(self.info, invalid=invalid)
 
     def read(self, numbers: Sequence[int]) -> Array:
         """Frames (len(numbers), height, width), C-contiguous, native byte order; booleans as uint8.
@@ -46,13 +60,21 @@ class OpenStack:
         Raises `FileProblem` where the file is damaged, IndexError for a frame that does not exist.
         """
         if len(numbers) and not (min(numbers) >= 0 and max(numbers) < self.info.shape[0]):
-            raise IndexError(f"{self._name} has frames 0 to {self.info.shape[0] - 1}")
+            raise IndexError(f"{self.name} has frames 0 to {self.info.shape[0] - 1}")
         try:
             return np.ascontiguousarray(self._read(numbers), self.info.dtype)
         except FileProblem:
             raise
         except Exception as error:
-            raise unreadable(self._name, error) from error
+            raise unreadable(self.name, error) from error
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `FrameReader`: none, as it is read by those who want all."""
+        return None
+
+    def unread(self) -> Sequence[str]:
+        """See `FrameReader`."""
+        return ()
 
     def _read(self, numbers: Sequence[int]) -> Array:
         raise NotImplementedError
@@ -72,29 +94,47 @@ def pixel_dtype(name: str, dtype: "np.dtype[Any]") -> str:
 
 def unreadable(name: str, error: Exception) -> FileProblem:
     """What a library said of a damaged file, in one line."""
-    return FileProblem(f"{name} cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
+    said = " ".join(str(error).split()) or f"it is damaged ({type(error).__name__})"
+    return FileProblem(f"{name} cannot be read: {said}")
+
+
+def open_hdf5(name: str, path: Path) -> Any:
+    """The file, for reading. Raises `FileProblem`."""
+    import h5py
+
+    load_filters()
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
+    except OSError as error:
+        raise unreadable(name, error) from error
 
 
 class Hdf5Stack(OpenStack):
-    """A dataset of an HDF5 file, its default one where ``inner`` is None."""
+    """A dataset of an open HDF5 file, which is closed with it; ``name`` is the file's, as the user wrote it.
 
-    def __init__(self, name: str, path: Path, inner: str | None) -> None:
-        import h5py
+    ``known`` keeps what is declared of frames of the same kind, so that it is looked for once in a series.
+    """
 
-        load_filters()
-        try:
-            self._file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES)
-        except OSError as error:
-            raise unreadable(name, error) from error
-        try:
-            self._dataset = find_dataset(self._file, name, inner)
-            found = f"{name.partition('::')[0]}::{self._dataset.name}"
-            super().__init__(found, self._dataset.shape, self._dataset.dtype)
-            if (gap := missing_sources(self._dataset)) is not None:
-                raise FileProblem(f"{name} is a virtual dataset, and {gap}", "file-missing")
-        except BaseException:
-            self._file.close()
-            raise
+    def __init__(self, name: str, file: Any, inner: str, known: dict[object, Declared] | None = None) -> None:
+        self._file = file
+        place = follow(file, inner)
+        self._dataset = place.item
+        super().__init__(f"{name}::{inner}", self._dataset.shape, self._dataset.dtype)
+        _check_filters(self.name, self._dataset)
+        survey = Survey()
+        self.lacks(survey.lack(self._dataset, place.parent))
+        known, kind = {} if known is None else known, (self.info.shape[1:], self.info.dtype)
+        if kind not in known:
+            known[kind] = declared(name, file, inner, self.info)
+        said = known[kind]
+        self.info = replace(
+            self.info,
+            pixel_mask=said.pixel_mask,
+            invalid=said.invalid,
+            saturation=said.saturation,
+            doubts=said.doubts,
+        )
+        self.files = tuple(dict.fromkeys((*place.files, *survey.files, *said.files)))
 
     def _read(self, numbers: Sequence[int]) -> Array:
         if self.single:
@@ -108,7 +148,21 @@ class Hdf5Stack(OpenStack):
         return out
 
     def close(self) -> None:
+        """See `OpenStack`; a file that a link led to is closed with its last object."""
+        self._dataset = None
         self._file.close()
+
+
+def _check_filters(name: str, dataset: Any) -> None:
+    """Raise `FileProblem` where the HDF5 library lacks what the chunks are compressed with."""
+    import h5py
+
+    layout = dataset.id.get_create_plist()
+    for index in range(layout.get_nfilters()):
+        code, _, _, label = layout.get_filter(index)
+        if not h5py.h5z.filter_avail(code):
+            known = label.decode(errors="replace").split(";")[0] or "unnamed"
+            raise FileProblem(f"{name} cannot be read: this HDF5 library has no filter {code} ({known})")
 
 
 class NumpyStack(OpenStack):
@@ -121,55 +175,11 @@ class NumpyStack(OpenStack):
             raise unreadable(name, error) from error
         super().__init__(name, array.shape, array.dtype)
         self._frames: Array = array[np.newaxis] if self.single else array
+        self.files = (str(path.absolute()),)
 
     def _read(self, numbers: Sequence[int]) -> Array:
         return self._frames[np.asarray(numbers, np.intp)]
 
     def close(self) -> None:
+        """See `OpenStack`."""
         del self._frames
-
-
-class FabioStack(OpenStack):
-    """An image file that fabio reads, with one or several frames of the same shape."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        try:
-            import fabio
-        except ImportError:
-            raise FileProblem(f"{name}: reading {path.suffix} files needs fabio: `pip install fabio`") from None
-        logging.getLogger("fabio").addHandler(logging.NullHandler())  # it prints what it also raises
-        try:
-            self._image = fabio.open(str(path))
-            first: Array = np.asarray(self._image.get_frame(0).data)
-            count = int(self._image.nframes)
-        except Exception as error:
-            raise unreadable(name, error) from error
-        single = count == 1 and first.ndim == 2  # colours would make a third axis
-        super().__init__(name, first.shape if single else (count, *first.shape), first.dtype)
-
-    def _read(self, numbers: Sequence[int]) -> Array:
-        out = np.empty((len(numbers), *self.info.shape[1:]), self.info.dtype)
-        for frame, number in zip(out, numbers, strict=True):
-            data = self._image.get_frame(int(number)).data
-            if data.shape != frame.shape or data.dtype != out.dtype:
-                raise FileProblem(f"{self._name}: frame {number} differs from frame 0 in shape or dtype", "file-shape")
-            frame[:] = data
-        return out
-
-    def close(self) -> None:
-        self._image.close()
-
-
-def open_stack(name: str, path: Path, inner: str | None) -> OpenStack:
-    """Open a file by its suffix; ``name`` is the reference as the user wrote it, for messages."""
-    suffix = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    if suffix in HDF5:
-        return Hdf5Stack(name, path, inner)
-    if inner is not None:
-        raise FileProblem(f"{name}: only HDF5 files ({' '.join(HDF5)}) have datasets inside", "dataset-missing")
-    if suffix in NUMPY:
-        return NumpyStack(name, path)
-    if suffix in FABIO:
-        return FabioStack(name, path)
-    known = " ".join((*HDF5, *NUMPY, *FABIO))
-    raise FileProblem(f"{name} has no suffix of a known format: {known}", "file-format")

@@ -1,46 +1,77 @@
-"""Which dataset of an HDF5 file is meant, and whether all of a virtual dataset exists."""
+"""Which datasets of an HDF5 file are meant by a reference."""
 
-import math
-from pathlib import Path
+import re
 from typing import Any
 
+from lima2cli.artefacts.hdf5_links import follow
+from lima2cli.artefacts.series import Series, series_of
 from lima2cli.errors import FileProblem
 from lima2cli.names import nearest
 
 SHOWN = 8
 """Names listed in a message."""
 
+PARTS = re.compile(r"data_\d{6}")
+"""Links that a DECTRIS master has in its group ``data``: to the files of frames, in their order, counted from 1."""
 
-def find_dataset(file: Any, name: str, inner: str | None) -> Any:
-    """The h5py dataset at ``inner``; for a group or None what viewers would plot, else the only stack or image.
+NUMBERED = re.compile(r".*?\d{4,}")
+"""Members of a group that somebody names, which follow one another; `detector1` and `detector2` do not."""
 
-    Raises `FileProblem` (dataset-missing, dataset-ambiguous) that names what there is.
+NO_FRAMES = re.compile(r"mask|flat|dark|background|pedestal|gain|corrections?$", re.IGNORECASE)
+"""Names of images that stand beside frames."""
+
+
+def find_frames(file: Any, name: str, inner: str | None) -> Series:
+    """Paths of the datasets whose frames follow one another: mostly one.
+
+    Of a group, or of the whole file where ``inner`` is None: what NeXus says to plot (``@default``, ``@signal``); else
+    the numbered links of a DECTRIS master; else the only dataset of images, where stacks come before single images.
+    Raises `FileProblem` (dataset-missing, dataset-ambiguous, file-missing) that names what there is.
     """
     import h5py
 
     path = f"/{(inner or '').strip('/')}"
     try:
-        found = file[path]
+        found = follow(file, path).item
     except (KeyError, OSError) as error:
         raise _not_there(file, name, path) from error
     if isinstance(found, h5py.Dataset):
-        return found
+        return Series((path,))
     if not isinstance(found, h5py.Group):
         raise FileProblem(f"{name}: {path} is a datatype, not a dataset", "dataset-missing")
-    plotted = _plotted(found)
-    if plotted is not None and plotted.ndim in (2, 3):
+    images = _images(found, path)
+    stacks = {where: item for where, item in images.items() if item.ndim > 2}
+    plotted = _plotted(found, path)
+    if isinstance(plotted, Series):
         return plotted
-    images = _images(found)
-    for ndim in (3, 2):
-        candidates = [path for path, item in images.items() if item.ndim == ndim]
-        if len(candidates) == 1:
-            return file[candidates[0]]
-        if candidates:
-            raise FileProblem(
-                f"{name} does not say which dataset: {_listed(candidates)}; write it as `path::{candidates[0]}`",
-                "dataset-ambiguous",
-            )
-    raise FileProblem(f"{name} has no dataset of images in {path}", "dataset-missing")
+    if plotted is not None and _fits(file[plotted], stacks):
+        return Series((plotted,))
+    if inner is not None and (numbered := _numbered(found, path, NUMBERED)) is not None:
+        return numbered
+    if len(groups := _masters(found, path)) == 1 and not _beside(stacks, groups[0]):
+        return groups[0]
+    candidates = stacks or images
+    real = {where: item for where, item in candidates.items() if not NO_FRAMES.search(where.rpartition("/")[2])}
+    if len(candidates) == 1 and not groups and (real or "detectorSpecific" not in next(iter(candidates))):
+        return Series(tuple(candidates))
+    if not candidates and not groups:
+        raise FileProblem(f"{name} has no dataset of images in {path}", "dataset-missing")
+    listed = {each.text: None for each in groups} | (images if len(candidates) == 1 else candidates)
+    first = groups[0].group if groups else next(iter(real or candidates))
+    raise FileProblem(
+        f"{name} does not say which dataset: {_listed(listed)}; write it as `{name.partition('::')[0]}::{first}`",
+        "dataset-ambiguous",
+    )
+
+
+def _fits(item: Any, stacks: dict[str, Any]) -> bool:
+    """Whether what is to be plotted may be meant: an image only where there are no stacks."""
+    return bool(item.ndim > 2 or (item.ndim == 2 and not stacks))
+
+
+def _beside(stacks: dict[str, Any], series: Series) -> bool:
+    """Whether there are stacks other than those of a series."""
+    return bool(stacks.keys() - set(series.paths))
 
 
 def _not_there(file: Any, name: str, path: str) -> FileProblem:
@@ -54,32 +85,86 @@ def _not_there(file: Any, name: str, path: str) -> FileProblem:
         return FileProblem(f"{name} is a link to {link.filename}::{link.path}, which cannot be opened", "file-missing")
     if isinstance(link, h5py.SoftLink):
         return FileProblem(f"{name} is a link to {link.path}, which does not exist", "dataset-missing")
-    known = list(_images(file))
+    known = list(_images(file, ""))
     best = nearest(path, known)
-    hint = f"did you mean {best}?" if best else f"it has {_listed(known)}" if known else "it has no images at all"
+    hint = f"did you mean {best}?" if best else f"it has {', '.join(known[:SHOWN])}" if known else "it has no images"
     return FileProblem(f"{name.partition('::')[0]} has no dataset {path}; {hint}", "dataset-missing")
 
 
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return ", ".join(paths[:SHOWN]) + more
+def _listed(items: dict[str, Any]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    texts = [
+        path if item is None else f"{path} ({' x '.join(map(str, item.shape))} {item.dtype})"
+        for path, item in list(items.items())[:SHOWN]
+    ]
+    return ", ".join(texts) + more
 
 
-def _images(group: Any) -> dict[str, Any]:
-    """Numeric datasets of two or three dimensions, by path, in the order of the file."""
+def _images(group: Any, path: str) -> dict[str, Any]:
+    """Numeric datasets of two or more dimensions, by path, in the order of the file; links to other files too."""
     import h5py
 
     found: dict[str, Any] = {}
+    targets: set[tuple[str, str]] = set()
+    base = path.rstrip("/")
 
-    def visit(_: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim in (2, 3) and item.dtype.kind in "uifb":
-            found[item.name] = item
+    def is_images(item: Any) -> bool:
+        return isinstance(item, h5py.Dataset) and item.ndim >= 2 and item.dtype.kind in "uifb"
+
+    def visit(name: str, item: Any) -> None:
+        if is_images(item):
+            found[f"{base}/{name}"] = item
+
+    def linked(name: Any, link: Any) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            where = name.decode() if isinstance(name, bytes) else name
+            known = (link.filename, link.path) in targets
+            targets.add((link.filename, link.path))
+            if not known and not PARTS.fullmatch(where.rpartition("/")[2]) and is_images(item := group.get(where)):
+                found[f"{base}/{where}"] = item
 
     group.visititems(visit)
+    group.visititems_links(linked)
     return found
 
 
-def _plotted(group: Any) -> Any:
+def _masters(group: Any, path: str) -> list[Series]:
+    """Series of the groups that have the parts of a DECTRIS master, mostly as links."""
+    base, holders = path.rstrip("/"), {}
+
+    def linked(name: Any, link: Any) -> None:
+        where = name.decode() if isinstance(name, bytes) else name
+        holder, _, last = where.rpartition("/")
+        if PARTS.fullmatch(last):
+            holders[holder] = f"{base}/{holder}" if holder else path
+
+    group.visititems_links(linked)
+    numbered = [_numbered(group[holder] if holder else group, full, PARTS) for holder, full in holders.items()]
+    return [series for series in numbered if series is not None]
+
+
+def _numbered(group: Any, path: str, pattern: "re.Pattern[str]") -> Series | None:
+    """The members of a group that are numbered, where all of its images are; links that lead nowhere count."""
+    import h5py
+
+    names = []
+    for name in group:
+        if pattern.fullmatch(name) and not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            names.append(name)  # not opened here: there may be many, and some may lead nowhere
+        elif isinstance(item := group.get(name), h5py.Dataset) and item.ndim >= 2:
+            names.append(name)
+    if not names or not all(pattern.fullmatch(name) for name in names):
+        return None
+    try:
+        series = series_of(names, path, first=1 if all(PARTS.fullmatch(name) for name in names) else None)
+    except FileProblem:
+        return None  # numbers in several places: not one series
+    base = path.rstrip("/")
+    paths = tuple(None if name is None else f"{base}/{name}" for name in series.paths)
+    return Series(paths, series.holes, path)
+
+
+def _plotted(group: Any, path: str) -> "str | Series | None":
     """What NeXus says to plot: ``@default`` followed to a group with ``@signal``; None where it says nothing."""
     import h5py
 
@@ -87,46 +172,14 @@ def _plotted(group: Any) -> Any:
         step = group.attrs.get("signal", group.attrs.get("default"))
         if step is None:
             return None
-        found = group.get(step.decode() if isinstance(step, bytes) else str(step))
+        said = step.decode() if isinstance(step, bytes) else str(step)
+        found = group.get(said)
+        where = said if said.startswith("/") else f"{path.rstrip('/')}/{said}"
+        if "signal" in group.attrs and (PARTS.fullmatch(said) or found is None):
+            return _numbered(group, path, PARTS)
         if isinstance(found, h5py.Dataset):
-            return found
+            return where
         if not isinstance(found, h5py.Group):
             return None
-        group = found
+        group, path = found, where
     return None
-
-
-def missing_sources(dataset: Any) -> str | None:
-    """What is missing of a virtual dataset, in words; HDF5 itself would silently read fill values there."""
-    import h5py
-
-    if not dataset.is_virtual:
-        return None
-    own = Path(dataset.file.filename)
-    for source in dataset.virtual_sources():
-        if "%" in source.file_name:
-            continue  # a series of files without a fixed end
-        path = own if source.file_name == "." else own.parent / source.file_name
-        if not path.is_file():
-            return f"its source {source.file_name} does not exist"
-        try:
-            with h5py.File(path, "r") as file:
-                has = file[source.dset_name].shape
-        except (KeyError, OSError):
-            return f"{source.dset_name} cannot be read in its source {source.file_name}"
-        if not _holds(has, source):
-            return f"its source {source.file_name} has the shape {has}, which is too small"
-    return None
-
-
-def _holds(has: tuple[int, ...], source: Any) -> bool:
-    """Whether a source dataset of shape ``has`` has all pixels that a virtual dataset takes from it."""
-    import h5py
-
-    space = source.src_space
-    if space.get_select_type() == h5py.h5s.SEL_ALL:  # this one does not know the shape
-        return bool(math.prod(has) >= source.vspace.get_select_npoints())
-    if space.is_regular_hyperslab() and any(h5py.h5s.UNLIMITED in sizes for sizes in space.get_regular_hyperslab()[2:]):
-        return True  # it is as long as its source
-    last = space.get_select_bounds()[1]
-    return len(last) == len(has) and all(n < h for n, h in zip(last, has, strict=True))

@@ -5,18 +5,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lima2cli.artefacts.frame_files import OpenStack, open_stack
+from lima2cli.artefacts.formats import open_stack
+from lima2cli.artefacts.frame_files import OpenStack
+from lima2cli.artefacts.series import is_pattern
+from lima2cli.artefacts.series_files import Skipping
 from lima2cli.errors import FileProblem
 from lima2cli.names import nearest
 from lima2cli.spec import Array, FrameReader, StackInfo
 
 
 class FileStore:
-    """Reads ``path.h5::/path/in/file``, ``path.h5``, ``path.npy``, ``path.edf``… relative to ``base``.
+    """Reads ``path.h5::/path/in/file``, ``path.h5``, ``path.npy``, ``c_%05d.cbf``… relative to ``base``.
 
-    An HDF5 file without a path in it means the dataset that NeXus says to plot, else its only stack, else its only
-    image. Infos and images are kept; files of `frames` stay open until `close`. Raises `FileProblem` with the
-    rules file-missing, file-unreadable, file-format, file-shape, file-dtype, dataset-missing, dataset-ambiguous.
+    Which dataset an HDF5 file without a path in it means: see `find_frames`. Infos and images are kept; files of
+    `frames` stay open until `close`. Raises `FileProblem` with the rules file-missing, file-unreadable, file-format,
+    file-shape, file-dtype, file-series, file-incomplete, dataset-missing, dataset-ambiguous.
     """
 
     def __init__(self, base: Path, texts: Mapping[str, str] | None = None) -> None:
@@ -24,22 +27,25 @@ class FileStore:
         self.texts = dict(texts or {})
         self._base = Path(base)
         self._infos: dict[str, StackInfo] = {}
+        self._backing: dict[str, tuple[str, ...]] = {}
         self._images: dict[str, Array] = {}
         self._open: dict[str, OpenStack] = {}
 
-    def stack(self, reference: str) -> StackInfo:
+    def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
         """Shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
         if reference not in self._infos:
             stack = self._opened(reference)
             if reference not in self._open:
                 stack.close()
-        return self._infos[reference]
+        info = self._infos[reference]
+        return info if skip else _whole(reference, info)
 
     def image(self, reference: str) -> Array:
         """(height, width) for a single image, else (n, height, width): whole, read-only, kept."""
         if reference not in self._images:
             stack = self._opened(reference)
             try:
+                _whole(reference, stack.info)
                 frames = stack.read(range(stack.info.shape[0]))
             finally:
                 if reference not in self._open:
@@ -49,11 +55,24 @@ class FileStore:
             self._images[reference] = frames
         return self._images[reference]
 
-    def frames(self, reference: str) -> FrameReader:
+    def frames(self, reference: str, *, skip: bool = False) -> FrameReader:
         """A reader that holds no more than the frames it is asked for; valid until `close`."""
         if reference not in self._open:
             self._open[reference] = self._opened(reference)
-        return self._open[reference]
+        stack = self._open[reference]
+        if skip:
+            return Skipping(stack)
+        _whole(reference, stack.info)
+        return stack
+
+    def backing(self, reference: str) -> tuple[str, ...]:
+        """See `Files`."""
+        if reference not in self._backing:
+            try:
+                self.stack(reference, skip=True)
+            except FileProblem:
+                return (str((self._base / reference.partition("::")[0]).absolute()),)
+        return self._backing[reference]
 
     def path(self, reference: str) -> str:
         """Absolute path of a file; `FileProblem` where there is none."""
@@ -92,10 +111,18 @@ class FileStore:
             return self._open[reference]
         name, _, inner = reference.partition("::")
         path = self._base / name
-        _check_file(name, path)
-        stack = open_stack(reference, path, inner or None)
-        self._infos[reference] = stack.info
+        if not is_pattern(path):
+            _check_file(name, path)
+        stack = open_stack(name, path, inner or None)
+        self._infos[reference], self._backing[reference] = stack.info, stack.files
         return stack
+
+
+def _whole(reference: str, info: StackInfo) -> StackInfo:
+    """The same; `FileProblem` where frames are not all there."""
+    if info.missing:
+        raise FileProblem(f"{reference} {info.lacking}", "file-incomplete")
+    return info
 
 
 def _check_file(name: str, path: Path) -> None:

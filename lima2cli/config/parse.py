@@ -45,6 +45,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     attempt(lambda: _check_directory(table.output, findings))
     attempt(lambda: _check_repeat(table.acquisition, table.output, info, findings))
+    attempt(lambda: _check_recorded(table.acquisition, info, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
     attempt(lambda: check_flows(flows, can, info, findings))
     nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
@@ -76,11 +77,17 @@ def _describe(config: DetectorConfig, document: Document, files: Files, findings
     """The detector as it describes itself; what it refuses is reported at its parameter."""
     at: Path = ("detector", config.kind)
     try:
-        return config.describe(files)
+        info = config.describe(files)
+        for doubt in info.doubts:
+            findings.warning("input-doubt", doubt, at)
+        return info
     except Misfit as misfit:
         findings.error(misfit.rule, misfit.message, (*at, *misfit.key), help=misfit.help)
     except FileProblem as problem:
-        findings.error(problem.rule, str(problem), _place_of_file(document, at, problem))
+        place, help = _place_of_file(document, at, problem), problem.help
+        if help is None and problem.rule == "file-incomplete" and place[-1] == "file":
+            help = "`incomplete: skip` counts such frames as missing"
+        findings.error(problem.rule, str(problem), place, help=help)
     raise Poisoned
 
 
@@ -113,6 +120,14 @@ def _check_acquisition(said: Acquisition, findings: Findings) -> None:
     elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
         message = f"an exposure of {said.exposure:g} s does not fit into a period of {said.period_s:g} s"
         findings.error("exposure-too-long", message, (*at, "exposure"))
+
+
+def _check_recorded(said: Acquisition, info: DetectorInfo, findings: Findings) -> None:
+    """Frames that are asked for and do not exist."""
+    recorded = min((dataset.frames for dataset in info.datasets if dataset.frames is not None), default=None)
+    if recorded is not None and said.frames > recorded:
+        message = f"{said.frames} frames are asked for, and {recorded} are recorded"
+        findings.warning("frames-beyond", message, ("acquisition", "frames"))
 
 
 def _check_repeat(said: Acquisition, output: Output, info: DetectorInfo, findings: Findings) -> None:

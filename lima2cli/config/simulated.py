@@ -78,8 +78,9 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
 
 def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None) -> tuple[Remu, DetectorInfo]:
     """REMU that plays a detector whose sensor is described, and the description of that."""
+    scenes = {name: _endless(scene) for name, scene in config.scenes_for(sensor).items()}
     datasets = tuple(replace(dataset, frames=None) for dataset in sensor.datasets)
-    loses = faults is not None and faults.lose_frames
+    loses = (faults is not None and faults.lose_frames) or any(scene.lossy for scene in scenes.values())
     played = replace(sensor, datasets=datasets, can_wait=False, can_fail=loses, operated=None)
     pixels = sensor.pixel_size
     remu = Remu(
@@ -92,7 +93,7 @@ def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None
         channels=sensor.channels,
         gap_value=sensor.gap_value,
         faults=faults,
-        scenes={name: _endless(scene) for name, scene in config.scenes_for(sensor).items()},
+        scenes=scenes,
     )
     return remu, played
 

@@ -21,9 +21,17 @@ OpenSources = Callable[[Sequence[Route]], Mapping[Route, Source]]
 
 
 class EmulatedDetector:
-    """Implements `Detector`. ``open_sources`` makes the source of each route ready, ``faults`` strike what it gives."""
+    """Implements `Detector` and `Warns`. ``open_sources`` makes the source of each route ready, ``faults`` strike what
+    it gives, ``told`` is what there is to say of it."""
 
-    def __init__(self, info: DetectorInfo, open_sources: OpenSources, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        info: DetectorInfo,
+        open_sources: OpenSources,
+        faults: Faults | None = None,
+        told: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._told = told
         self._info, self._open_sources, self._faults = info, open_sources, faults
         self._sources: Mapping[Route, Source] = {}
         self._prepared: tuple[AcqParams, XferParams] | None = None
@@ -111,7 +119,12 @@ class EmulatedDetector:
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `Detector`."""
-        return None if self._faults is None else self._faults.missing(module, np.asarray(numbers, np.int64))
+        source = self._sources.get((dataset, module))
+        return None if source is None else source.missing(numbers)
+
+    def warnings(self) -> Sequence[str]:
+        """See `Warns`."""
+        return self._told()
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """See `Detector`."""

@@ -26,15 +26,20 @@ class Charge(Scene):
     photon_energy: float
     gain_mode: str
 
+    @property
+    def lossy(self) -> bool:
+        """See `Scene`."""
+        return self.scene.lossy
+
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
         """See `Scene`."""
         table = codes(self.pedestal, self.gain, self.photon_energy, self.gain_mode)
         photons = DatasetInfo(dataset.name, dataset.index, "uint16", photon_bits(table))
         made = self.scene.sources(photons, image, modules, files)
-        return [Pool(table[it.frames]) if isinstance(it, Pool) else _Coded(it, table) for it in made]
+        return [Pool(table[it.frames], it.absent) if isinstance(it, Pool) else _Coded(it, table) for it in made]
 
 
-class _Coded:
+class _Coded(Source):
     """Frames of a source that are coded as they are asked for."""
 
     def __init__(self, photons: Source, table: NDArray[np.uint16]) -> None:
@@ -44,3 +49,7 @@ class _Coded:
         """See `Source`."""
         coded: Array = self._table[self._photons.get(numbers)]
         return coded
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`."""
+        return self._photons.missing(numbers)

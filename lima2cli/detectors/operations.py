@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import gcd
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.detectors.base import Operations
 from lima2cli.detectors.sources import BLOCK_BYTES, Pool, Source
@@ -82,10 +83,10 @@ def operated(source: Source, info: DetectorInfo, dataset: int, module: int) -> S
     made = _Operated(source, info.operated, info.operated.sensor.modules[module], info.datasets[dataset].dtype)
     if not isinstance(source, Pool):
         return made
-    return Pool(made.all(len(source.frames)))
+    return Pool(*made.all(len(source.frames)))
 
 
-class _Operated:
+class _Operated(Source):
     """See `operated`: what is worked out as it is asked for."""
 
     def __init__(self, source: Source, how: Operated, module: Rect, dtype: str) -> None:
@@ -103,8 +104,15 @@ class _Operated:
             return self._shown(self._source.get(numbers))
         return np.stack([self._sum(int(number)) for number in numbers])
 
-    def all(self, period: int) -> Array:
-        """As many frames as there are before they repeat, of a source that repeats after ``period``."""
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`: those of whose exposures one is."""
+        exposures = np.asarray(numbers, np.int64)[:, np.newaxis] * self._exposures + np.arange(self._exposures)
+        found = self._source.missing(exposures.ravel().tolist())
+        return None if found is None else np.asarray(found.reshape(exposures.shape).any(axis=1))
+
+    def all(self, period: int) -> tuple[Array, NDArray[np.bool_] | None]:
+        """As many frames as there are before they repeat, of a source that repeats after ``period``; and which of them
+        there are not."""
         count = period // gcd(period, self._exposures)
         frames = np.empty((count, *self._view.shape), self._dtype)
         done = 0
@@ -112,7 +120,7 @@ class _Operated:
             part = self.get(range(done, count))
             frames[done : done + len(part)] = part
             done += len(part)
-        return frames
+        return frames, self.missing(range(count))
 
     def _sum(self, number: int) -> Array:
         """The exposures of one frame, (height, width)."""

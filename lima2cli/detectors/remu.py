@@ -91,7 +91,10 @@ class Remu(DetectorConfig):
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
             versions={"lima2": __version__},
-            can_fail=self.faults is not None and self.faults.lose_frames,
+            can_fail=(self.faults is not None and self.faults.lose_frames)
+            or any(self._scene(name)[0].lossy for name in self.datasets),
+            skips=not (self.faults is not None and self.faults.lose_frames)
+            and any(self._scene(name)[0].lossy for name in self.datasets),
         )
 
     def _check_faults(self, modules: int) -> None:

@@ -1,6 +1,6 @@
 """Replay of recorded frames: a file plays the detector that it was recorded with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,22 +10,25 @@ from lima2cli.declare import FileReference, Flag, Integer, Number, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
-from lima2cli.detectors.scenes import Frames, Scene
+from lima2cli.detectors.scenes import INCOMPLETE, INCOMPLETE_DOC, Frames, Scene, recorded
 from lima2cli.detectors.sources import Part, Recording, Source
 from lima2cli.geometry import Rect
-from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
+from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, FrameReader, StackInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(DetectorConfig):
-    """Frames from a file, as one dataset named `data`; shape, dtype and number of frames are the file's."""
+    """Frames from files, as one dataset named `data`; shape, dtype and number of frames are the file's, and the pixel
+    mask, invalid values and saturation that it declares.
+    """
 
     kind: ClassVar[str] = "replay"
     capabilities: ClassVar[Capabilities] = Capabilities(
         dtypes=DTYPES, datasets=1, can_wait=True, triggers=("internal", "software")
     )
 
-    file: str = param("The stack of frames.", FileReference())
+    file: str = param("The stack of frames, or a series: `c_%05d.cbf`, `c_*.cbf`.", FileReference())
+    incomplete: str = param(INCOMPLETE_DOC, INCOMPLETE, "error")
     modules: Modules = param(
         "A grid row by row, or a list of rectangles; default: one module that covers the image.", MODULES, None
     )
@@ -35,10 +38,10 @@ class Replay(DetectorConfig):
 
     def describe(self, files: Files) -> DetectorInfo:
         """See `DetectorConfig`."""
-        stack = files.stack(self.file)
+        stack = recorded(files, self.file, skip=self._skips)
         count, height, width = stack.shape
         bits = 8 * np.dtype(stack.dtype).itemsize
-        data = DatasetInfo("data", 0, stack.dtype, bits, None if self.loop else count)
+        data = DatasetInfo("data", 0, stack.dtype, bits, None if self.loop else count, invalid=stack.invalid)
         check_gap_value(self.gap_value, (data,))
         return DetectorInfo(
             kind=self.kind,
@@ -51,18 +54,47 @@ class Replay(DetectorConfig):
             gap_value=self.gap_value,
             can_wait=True,
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
-            saturation=self.saturation,
+            saturation=stack.saturation if self.saturation is None else self.saturation,
+            can_fail=self._skips,
+            skips=self._skips,
+            pixel_mask=stack.pixel_mask,
+            taken=tuple(_taken(stack, self.saturation is None)),
+            doubts=stack.doubts,
         )
+
+    @property
+    def _skips(self) -> bool:
+        return self.incomplete == "skip"
 
     def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:
         """See `DetectorConfig`."""
-        return {"data": Frames(file=self.file)}
+        return {"data": Frames(file=self.file, incomplete=self.incomplete)}
 
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""
+        readers: list[FrameReader] = []
 
         def sources(routes: Sequence[Route]) -> dict[Route, Source]:
-            recording = Recording(files.frames(self.file), info.datasets[0].dtype, loop=self.loop)
+            reader = files.frames(self.file, skip=self._skips)
+            readers[:] = [reader]
+            recording = Recording(reader, info.datasets[0].dtype, loop=self.loop, gap=info.gap_value)
             return {route: Part(recording, info.image, info.modules[route[1]]) for route in routes}
 
-        return EmulatedDetector(info, sources)
+        return EmulatedDetector(info, sources, told=lambda: [text for it in readers for text in it.unread()])
+
+
+def _taken(stack: StackInfo, saturation: bool) -> Iterator[str]:
+    """What the file says that nobody wrote, a line each."""
+    count, height, width = stack.shape
+    yield f"frames: {stack.taken}, {count} of {width} x {height} {stack.dtype}"
+    if stack.lacking is not None:
+        yield f"missing: it {stack.lacking}"
+    if stack.pixel_mask is not None:
+        yield f"pixel mask: {stack.pixel_mask}"
+    invalid = [f"{value:g}" for value in stack.invalid.values]
+    invalid += [f"below {stack.invalid.below:g}"] if stack.invalid.below is not None else []
+    invalid += [f"above {stack.invalid.above:g}"] if stack.invalid.above is not None else []
+    if invalid:
+        yield f"invalid values: {', '.join(invalid)}"
+    if saturation and stack.saturation is not None:
+        yield f"saturation: {stack.saturation:g}"

@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import FileReference, Flag, Integer, Number, param
+from lima2cli.declare import Choice, FileReference, Flag, Integer, Number, param
 from lima2cli.detectors.sources import Counter, Part, Pool, Recording, Source
-from lima2cli.errors import Misfit
+from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DatasetInfo, Files
+from lima2cli.spec import Array, DatasetInfo, Files, StackInfo
 
 POOL_BYTES = 64 << 20
 """Rendered frames of one dataset of a whole image: as many as fit, at least 2, at most `MOST`."""
@@ -31,6 +31,10 @@ LABELS = tuple(n for n in range(1, 40) if n % 8 != 7 and n not in (28,))
 
 LEVELS, SAMPLES = 256, 4096
 """Of the table that counts are taken from."""
+
+INCOMPLETE = Choice(("error", "skip"))
+
+INCOMPLETE_DOC = "Frames that are not all there, or cannot be read: an error, or they count as missing."
 
 Pattern = Callable[[int, int], NDArray[np.float64]]
 """Relative intensity, 0 to 1, of rows from, to (exclusive): (rows, image width)."""
@@ -64,6 +68,11 @@ class Scene:
     def among(self, datasets: Sequence[DatasetInfo]) -> "Scene":
         """The scene as all these datasets see it, where that depends on the others."""
         return self
+
+    @property
+    def lossy(self) -> bool:
+        """Whether frames may be missing."""
+        return False
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
         """The pixels of each of these modules, ready."""
@@ -158,9 +167,16 @@ class Frames(Scene):
     file: str = param("The stack of frames.", FileReference())
     loop: bool = param("Begin again after the last frame; otherwise the acquisition ends there.", Flag(), True)
 
+    incomplete: str = param(INCOMPLETE_DOC, INCOMPLETE, "error")
+
+    @property
+    def lossy(self) -> bool:
+        """See `Scene`."""
+        return self.incomplete == "skip"
+
     def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
         """See `Scene`."""
-        stack = files.stack(self.file)
+        stack = recorded(files, self.file, skip=self.lossy)
         count, height, width = stack.shape
         if (width, height) != (image.width, image.height):
             raise Misfit(
@@ -179,7 +195,7 @@ class Frames(Scene):
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
         """See `Scene`."""
-        reader = files.frames(self.file)
+        reader = files.frames(self.file, skip=self.lossy)
         count = reader.info.shape[0]
         cut = largest(dataset) if dataset.bits < 8 * dataset.pixel_bytes else None
         recording = Recording(reader, dataset.dtype, cut, self.loop)
@@ -188,8 +204,17 @@ class Frames(Scene):
             for number in range(count):
                 for pool, module in zip(pools, modules, strict=True):
                     pool[number] = recording.get(range(number, number + 1))[0][module.within(image)]
-            return [Pool(pool) for pool in pools]
+            absent = recording.missing(range(count))
+            return [Pool(pool, absent) for pool in pools]
         return [Part(recording, image, module) for module in modules]
+
+
+def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
+    """The stack to be played. Raises `FileProblem` where no frame of it is there, whether they are skipped or not."""
+    stack = files.stack(reference, skip=skip)
+    if stack.missing == stack.shape[0]:
+        raise FileProblem(f"{reference} {stack.lacking}; no frame is left", "file-incomplete", "give another file")
+    return stack
 
 
 def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Paint) -> list[Source]:

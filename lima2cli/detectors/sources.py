@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.errors import StateError
 from lima2cli.geometry import Rect
@@ -21,11 +22,15 @@ GROUP_BYTES = 256 << 20
 
 
 class Source(Protocol):
-    """Frames of one module of one dataset."""
+    """Frames of one module of one dataset; base of all sources."""
 
     def get(self, numbers: Sequence[int]) -> Array:
         """(n, height, width) for the leading 1 <= n <= len(numbers), as `Detector.get_frames` has it."""
         ...
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which of these frames there are not, as `Detector.missing` has it."""
+        return None
 
 
 def leading(numbers: Sequence[int], period: int) -> range:
@@ -41,11 +46,14 @@ def leading(numbers: Sequence[int], period: int) -> range:
     return range(place, place + (count - 1) * step + 1, step)
 
 
-class Pool:
-    """Frames rendered beforehand, (period, height, width); frame f is number ``f % period``, handed out uncopied."""
+class Pool(Source):
+    """Frames rendered beforehand, (period, height, width); frame f is number ``f % period``, handed out uncopied.
 
-    def __init__(self, frames: Array) -> None:
-        self.frames = frames
+    ``absent``, (period,) bool: those that there are not; None = all are there.
+    """
+
+    def __init__(self, frames: Array, absent: NDArray[np.bool_] | None = None) -> None:
+        self.frames, self.absent = frames, absent
         frames.setflags(write=False)
 
     def get(self, numbers: Sequence[int]) -> Array:
@@ -53,8 +61,12 @@ class Pool:
         places = leading(numbers, len(self.frames))
         return self.frames[places.start : places.stop : places.step]
 
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`."""
+        return None if self.absent is None else self.absent[np.asarray(numbers, np.int64) % len(self.frames)]
 
-class Counter:
+
+class Counter(Source):
     """``(7919*f + 104729*d + y*width + x) mod 2**bits``: every pixel of every frame differs from its neighbours."""
 
     def __init__(self, dataset: DatasetInfo, image: Rect, module: Rect) -> None:
@@ -82,9 +94,11 @@ class Recording:
     What it returned is never written to again, so that it stays valid as long as it is held.
     """
 
-    def __init__(self, reader: FrameReader, dtype: str, largest: int | None = None, loop: bool = False) -> None:
-        """``largest`` is the value above which pixels are cut, None for none."""
-        self._reader = reader
+    def __init__(
+        self, reader: FrameReader, dtype: str, largest: int | None = None, loop: bool = False, gap: float = 0
+    ) -> None:
+        """``largest`` is the value above which pixels are cut, None for none; ``gap`` is in frames that are missing."""
+        self._reader, self._gap = reader, gap
         self._count = reader.info.shape[0]
         self._dtype, self._largest, self._loop = np.dtype(dtype), largest, loop
         self._frame_bytes = reader.info.shape[1] * reader.info.shape[2] * self._dtype.itemsize
@@ -101,6 +115,10 @@ class Recording:
                 return frames[block.index(places.start) :: step][: len(places)]
         return self._read_ahead(places)[: len(places)]
 
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Which of these frames there are not, (len(numbers),) bool; None = none of them. Asked after `get`."""
+        return self._reader.missing((np.asarray(numbers, np.int64) % self._count).tolist())
+
     def _read_ahead(self, places: range) -> Array:
         asked = min(len(places), GROUP_BYTES // self._frame_bytes)
         ahead = range(places.start, self._count, places.step)[: max(1, asked, BLOCK_BYTES // self._frame_bytes)]
@@ -108,6 +126,8 @@ class Recording:
         if self._largest is not None:
             frames = np.minimum(frames, frames.dtype.type(self._largest))
         frames = frames.astype(self._dtype, copy=False)
+        if (absent := self._reader.missing(ahead)) is not None:
+            frames[absent] = self._gap
         frames.setflags(write=False)
         while len(self._blocks) > 1 and sum(kept.nbytes for _, kept in self._blocks) + frames.nbytes > RECORDING_BYTES:
             self._blocks.popleft()
@@ -115,7 +135,7 @@ class Recording:
         return frames
 
 
-class Part:
+class Part(Source):
     """The rectangle of a recording that one module covers, uncopied."""
 
     def __init__(self, recording: Recording, image: Rect, module: Rect) -> None:
@@ -125,3 +145,7 @@ class Part:
     def get(self, numbers: Sequence[int]) -> Array:
         """See `Source`."""
         return self._recording.get(numbers)[self._index]
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`."""
+        return self._recording.missing(numbers)

@@ -27,7 +27,7 @@ def with_bad_pixels(
         if isinstance(source, Pool):
             frames = source.frames.copy()
             frames[:, bad[0], bad[1]] = bad[2]
-            struck[dataset, module] = Pool(frames)
+            struck[dataset, module] = Pool(frames, source.absent)
         else:
             struck[dataset, module] = _WithBadPixels(source, bad)
     return struck
@@ -46,7 +46,7 @@ def _bad_pixels(info: DetectorInfo, faults: Faults, dataset: int, module: Rect) 
     return rows[inside], columns[inside], values[inside]
 
 
-class _WithBadPixels:
+class _WithBadPixels(Source):
     """Frames that are made or read as they are asked for, with bad pixels."""
 
     def __init__(self, source: Source, bad: Bad) -> None:
@@ -61,8 +61,12 @@ class _WithBadPixels:
         frames[:, rows, columns] = values
         return frames
 
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`."""
+        return self._source.missing(numbers)
 
-class Struck:
+
+class Struck(Source):
     """Frames of a module of ``info`` as it gives them: some are bytes at random, of some there is nothing."""
 
     def __init__(self, source: Source, faults: Faults, info: DetectorInfo, dataset: int, module: int) -> None:
@@ -85,3 +89,11 @@ class Struck:
         if missing is not None:
             frames[missing] = self._gap
         return frames
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `Source`."""
+        failed = self._faults.missing(self._module, np.asarray(numbers, np.int64))
+        absent = self._source.missing(numbers)
+        if failed is None or absent is None:
+            return absent if failed is None else failed
+        return failed | absent

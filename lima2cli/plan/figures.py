@@ -21,6 +21,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
         "version": VERSION,
         "name": plan.name,
         "frames": plan.frames,
+        **({"taken": list(plan.info.sensor.taken)} if plan.info.sensor.taken else {}),
         "period_s": plan.period_s,
         "gdts": {gdt.name: gdt_figures(plan, gdt) for gdt in plan.gdts},
         "ranks": [

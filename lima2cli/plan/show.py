@@ -12,6 +12,7 @@ def show_plan(plan: Plan) -> str:
     """Ranks, flows, local buffers, memory, rates, nodes, kernels."""
     sections = [
         _head(plan),
+        _taken(plan),
         _ranks(plan),
         _flows(plan),
         _buffers(plan),
@@ -30,6 +31,15 @@ def _head(plan: Plan) -> str:
     return (
         f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
         f"module{'s' * (len(info.modules) != 1)}, {frames}, {pace}"
+    )
+
+
+def _taken(plan: Plan) -> str:
+    """What the detector's description was taken from and the pipeline does not say."""
+    return (
+        "taken from the file\n" + "\n".join(f"  {line}" for line in plan.info.sensor.taken)
+        if plan.info.sensor.taken
+        else ""
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def content(
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
-        "warnings": outcome.warnings + shortfalls(plan, outcome, accounts),
+        "warnings": [*_doubts(plan), *outcome.warnings, *shortfalls(plan, outcome, accounts)],
         "workers": _workers(plan, outcome),
     }
 
@@ -73,6 +73,14 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
 def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
     """By the receivers' names, in their order."""
     return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
+
+
+def _doubts(plan: Plan) -> Iterator[str]:
+    """What was asked of recorded frames and is not in their files, and what is there and was not taken."""
+    asked = plan.record.get("acquisition", {}).get("frames") or 0
+    if plan.frames is not None and plan.frames < asked:
+        yield f"{asked} frames were asked for, and {plan.frames} are recorded"
+    yield from plan.info.sensor.doubts
 
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from lima2cli.view import View
 class NoFiles:
     """`Files` that has none."""
 
-    def stack(self, reference: str) -> StackInfo:
+    def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
         """Raises `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
@@ -30,9 +30,13 @@ class NoFiles:
         """Raises `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
-    def frames(self, reference: str) -> FrameReader:
+    def frames(self, reference: str, *, skip: bool = False) -> FrameReader:
         """Raises `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
+
+    def backing(self, reference: str) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def path(self, reference: str) -> str:
         """Raises `FileProblem`."""

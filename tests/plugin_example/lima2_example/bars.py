@@ -55,7 +55,7 @@ class Bars(DetectorConfig):
         return EmulatedDetector(info, sources)
 
 
-class _Painter:
+class _Painter(Source):
     """The frames of one module."""
 
     def __init__(self, bar: int, module: Rect) -> None:

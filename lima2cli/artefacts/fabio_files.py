@@ -1,0 +1,133 @@
+"""EDF and CBF, read by fabio where it is installed: frames, and what a header says of their pixels."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lima2cli.artefacts.frame_files import OpenStack, unreadable
+from lima2cli.artefacts.lack import lack_of
+from lima2cli.errors import FileProblem
+from lima2cli.spec import Array, Invalid
+
+PILATUS = (-2.0, -1.0)
+"""Pixels that are defective, and gaps between modules."""
+
+
+class FabioStack(OpenStack):
+    """An image file that fabio reads, with one or several frames of the same shape."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        try:
+            import fabio
+        except ImportError:
+            raise FileProblem(f"{name}: reading {path.suffix} files needs fabio: `pip install fabio`") from None
+        try:
+            with _complaints():
+                self._image = fabio.open(str(path))
+                first: Array = np.asarray(self._image.get_frame(0).data)
+                count = int(self._image.nframes)
+        except Exception as error:
+            raise unreadable(name, error) from error
+        try:
+            self._together = count == 1 and first.ndim == 3 and _text(self._image.header, "Dim_3") != ""
+            if self._together:  # one header for all
+                super().__init__(name, first.shape, first.dtype)
+                self.lacks(lack_of(np.full(len(first), bool(getattr(self._image, "incomplete_file", False))), CUT))
+            else:
+                rows = self._cut(name, path, count)
+                single = len(rows) == 1 and first.ndim == 2  # colours would make a third axis
+                super().__init__(name, first.shape if single else (len(rows), *first.shape), first.dtype)
+                self.lacks(lack_of(rows, CUT))
+        except BaseException:
+            self._image.close()
+            raise
+        self.files = (str(path.absolute()),)
+        header = " ".join(f"{key} {value}" for key, value in self._image.header.items())
+        if first.dtype.kind == "i" and "PILATUS" in header.upper():
+            self.declare(Invalid(PILATUS))
+
+    def _cut(self, name: str, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Frames that are not whole, (count,) bool, one more where the file ends in a header or in bytes of no frame.
+
+        fabio fills them with zeros.
+        """
+        from fabio.edfimage import EdfImage
+
+        if not isinstance(self._image, EdfImage):
+            return np.zeros(count, bool)
+        frames = [self._image.get_frame(number) for number in range(count)]
+        for number, frame in enumerate(frames):
+            if frame.blobsize > frame.size and not _text(frame.header, "COMPRESSION", "Compression"):
+                raise FileProblem(
+                    f"{name}: the header of frame {number} is for {frame.size} bytes, and {frame.blobsize} follow it",
+                    "file-shape",
+                    "several frames behind one header need Dim_3, which says how many",
+                )
+        length = path.stat().st_size if path.suffix.lower() == ".edf" else None
+        rows = np.array([length is not None and frame.start + frame.blobsize > length for frame in frames], bool)
+        if self._image.incomplete_file and length is None:  # of what is packed nobody knows the length
+            np.asarray(frames[-1].data)
+            rows[-1] = bool(frames[-1].incomplete_data)
+        more = bool(self._image.incomplete_file) and not rows.any()
+        return np.append(rows, True) if more else rows
+
+    def _read(self, numbers: Sequence[int]) -> Array:
+        if self._together:
+            return np.asarray(self._image.data)[np.asarray(numbers, np.intp)]
+        out = np.empty((len(numbers), *self.info.shape[1:]), self.info.dtype)
+        for frame, number in zip(out, numbers, strict=True):
+            with _complaints():
+                found = self._image.get_frame(int(number))
+                data = found.data
+            if getattr(found, "incomplete_data", False):
+                raise FileProblem(f"{self.name} cannot be read: frame {number} is cut off")
+            if data.shape != frame.shape or data.dtype != out.dtype:
+                raise FileProblem(f"{self.name}: frame {number} differs from frame 0 in shape or dtype", "file-shape")
+            frame[:] = data
+        return out
+
+    def close(self) -> None:
+        """See `OpenStack`."""
+        self._image.close()
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Raise ValueError for what fabio merely prints as an error, such as a checksum that is wrong."""
+    logger, handler = logging.getLogger("fabio"), _Kept()
+    propagates = logger.propagate
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+    if handler.texts:
+        raise ValueError(handler.texts[0])
+
+
+class _Kept(logging.Handler):
+    """Keeps errors; of data that are cut off `FabioStack` itself looks which frames they are."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        text = record.getMessage()
+        if not text.startswith("Data stream is incomplete"):
+            self.texts.append(text)
+
+
+CUT = "the file ends before they do"
+
+
+def _text(header: Any, *keys: str) -> str:
+    """The first of these that a header has, else nothing."""
+    return next((str(header[key]) for key in keys if key in header), "")
