@@ -131,6 +131,10 @@ class FrameSpec:
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     whole       of partial frames: the view of the whole frame that these are a part of; ``view`` is what the part
                 shows, with the same binning and turn. None = these are whole
+    invalid     values of pixels of single frames that are no measurement; NaN is one always, and is among the values
+                where it may stem from such pixels
+    gap         the detector's gap value: what masked pixels become in integers where they were NaN
+    holds       what most masked pixels hold, None = the gap value
     """
 
     dtype: str
@@ -139,6 +143,9 @@ class FrameSpec:
     mask: NDArray[np.bool_] | None = None
     saturation: float | None = None
     whole: View | None = None
+    invalid: Invalid = Invalid()
+    gap: float = 0.0
+    holds: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,6 +162,11 @@ class FrameSpec:
         """Where a part lies in the whole frame."""
         area, whole = self.view.area, (self.whole or self.view).area
         return Rect(area.x - whole.x, area.y - whole.y, area.width, area.height)
+
+    @property
+    def hole(self) -> float:
+        """What pixels hold that nothing is written to: ``holds``, or the gap value."""
+        return self.gap if self.holds is None else self.holds
 
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
         """The same with more pixels masked."""

@@ -228,7 +228,7 @@ def joined(
             parts.append(use.stage({"a": spec}, files))
             frames = use.bind_all({"a": spec}, files)({"a": frames})
         else:
-            parts.append(use.stage() if isinstance(use, RoiFlipRot) else use.stage(spec, files))
+            parts.append(use.stage() if isinstance(use, RoiFlipRot) else use.masking(spec, files))
             frames = use.bind(spec, files)(frames)
         spec = after
     return settle(parts, before.dtype, *before.shape), spec, frames
@@ -377,9 +377,10 @@ def test_what_is_cut_out_is_cut_first() -> None:
     ]
     recipe, after, _ = joined(chain, spec, files, pixels("uint16", (1, 30, 50)))
     (step,) = recipe.steps
-    assert isinstance(step, Pass)
-    assert [ufunc.__name__ for ufunc, _ in step.operands] == ["subtract", "multiply", "divide"]
-    assert [operand.shape for _, operand in step.operands] == [after.shape, (), after.shape]
+    assert isinstance(step.compute, Pass)
+    operands = step.compute.operands
+    assert [ufunc.__name__ for ufunc, _ in operands] == ["subtract", "multiply", "divide"]
+    assert [operand.shape for _, operand in operands] == [after.shape, (), after.shape]
     assert np.shares_memory(recipe.seen(frames := pixels("uint16", (2, 30, 50))), frames)
 
 

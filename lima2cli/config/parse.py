@@ -76,7 +76,7 @@ def _describe(config: DetectorConfig, document: Document, files: Files, findings
     """The detector as it describes itself; what it refuses is reported at its parameter."""
     at: Path = ("detector", config.kind)
     try:
-        return config.describe(files)
+        return config.described(files)
     except Misfit as misfit:
         findings.error(misfit.rule, misfit.message, (*at, *misfit.key), help=misfit.help)
     except FileProblem as problem:

@@ -75,6 +75,7 @@ def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None
         name=sensor.name,
         pixel_size=None if pixels is None else PixelSize(x=pixels[0], y=pixels[1]),
         saturation=sensor.saturation,
+        invalid=config.invalid,
         image=ImageSize(width=sensor.width, height=sensor.height),
         datasets={it.name: Dataset(dtype=it.dtype, bits=it.bits, threshold=it.threshold_ev) for it in datasets},
         modules=tuple(Module(x=m.x, y=m.y, width=m.width, height=m.height) for m in sensor.modules),

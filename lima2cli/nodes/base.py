@@ -248,10 +248,13 @@ class Gather(Node):
 
     parts: ClassVar[bool] = True
     strategy: str
-    fill: float
 
     def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
         """The whole frames that parts ``specs`` make, one for each receiver. Raises `Misfit`."""
+        raise NotImplementedError
+
+    def filling(self, spec: FrameSpec) -> float:
+        """What pixels of whole frames of ``spec`` hold that no receiver has."""
         raise NotImplementedError
 
 

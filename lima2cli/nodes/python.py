@@ -11,6 +11,10 @@ as the input. What is returned must convert to that dtype without changing kind 
 is the input's the static mask goes on with the frames; else they are no longer a picture of the detector. Vectors
 travel and are saved as frames of one row.
 
+Masked pixels come as they are: gaps with the gap value, of single frames invalid values or NaN; ``spec.mask`` and
+``spec.invalid`` say which. What is returned is taken as it is, too. Where shape and dtype are the input's, its invalid
+values are no measurement in the result either; else NaN alone.
+
 ``on_error`` says what an exception does: ``stop`` ends the run with file, line and frame number; ``drop`` gives the
 frames of the block up, and counts them; ``pass`` hands the input on unchanged (it must then be of the output's dtype
 and shape). Validation looks for the name in the file's text; nothing of the user's is run before the run.

@@ -256,6 +256,7 @@ class Plan:
     threads      of each receiver;  placements  where each runs
     repeat       acquisitions, one after another, each of ``frames`` frames
     processing   a program of the user's on the receivers, `file.py:main`; None without
+    sources      frames as each GDT delivers them, by its name
     """
 
     name: str
@@ -280,6 +281,7 @@ class Plan:
     repeat: int = 1
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
+    sources: Mapping[str, FrameSpec] = field(default_factory=dict)
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""
