@@ -70,6 +70,8 @@ class DetectorInfo:
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
                  None = no pixel is known to be defective
+    shows        of recorded frames: how the image shows the sensor that they were recorded with, as far as the file
+                 says; None = it is a sensor
     """
 
     kind: str
@@ -87,11 +89,18 @@ class DetectorInfo:
     can_fail: bool = False
     operated: "Operated | None" = None
     pixel_mask: str | None = None
+    shows: View | None = None
 
     @property
     def image(self) -> Rect:
         """The whole image."""
         return Rect(0, 0, self.width, self.height)
+
+    @property
+    def base(self) -> View:
+        """How the image shows the sensor, after all that was done to it so far."""
+        shown = self.sensor.shows or View(self.sensor.image)
+        return shown if self.operated is None else shown.then(self.operated.view)
 
     @property
     def sensor(self) -> "DetectorInfo":
@@ -135,6 +144,7 @@ class FrameSpec:
                 where it may stem from such pixels
     gap         the detector's gap value: what masked pixels become in integers where they were NaN
     holds       what most masked pixels hold, None = the gap value
+    base        how the detector's image shows the sensor; None = it is the sensor
     """
 
     dtype: str
@@ -146,6 +156,7 @@ class FrameSpec:
     invalid: Invalid = Invalid()
     gap: float = 0.0
     holds: float | None = None
+    base: View | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,6 +173,10 @@ class FrameSpec:
         """Where a part lies in the whole frame."""
         area, whole = self.view.area, (self.whole or self.view).area
         return Rect(area.x - whole.x, area.y - whole.y, area.width, area.height)
+
+    def of_sensor(self, view: View) -> View:
+        """How frames that show the detector's image as ``view`` does show the sensor."""
+        return view if self.base is None else self.base.then(view)
 
     @property
     def hole(self) -> float:
@@ -245,12 +260,15 @@ class StackInfo:
 
     pixel_mask  reference of the mask that the file has for them, None where it has none
     invalid     values of pixels that the file declares to be no measurement
+    view        how the file says that they show the sensor of the detector that they were recorded with; None where it
+                does not say
     """
 
     shape: tuple[int, int, int]
     dtype: str
     pixel_mask: str | None = None
     invalid: Invalid = Invalid()
+    view: View | None = None
 
 
 class Files(Protocol):

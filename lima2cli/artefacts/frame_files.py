@@ -5,12 +5,13 @@ HDF5 (h5py, with the filters of hdf5plugin), numpy ``.npy``, and EDF, CBF and TI
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.hdf5_dataset import find_dataset, missing_sources
+from lima2cli.artefacts.hdf5_dataset import find_dataset, missing_sources, recorded_view
 from lima2cli.errors import FileProblem
 from lima2cli.spec import DTYPES, Array, StackInfo
 
@@ -89,6 +90,7 @@ class Hdf5Stack(OpenStack):
             self._dataset = find_dataset(self._file, name, inner)
             found = f"{name.partition('::')[0]}::{self._dataset.name}"
             super().__init__(found, self._dataset.shape, self._dataset.dtype)
+            self.info = replace(self.info, view=recorded_view(self._dataset))
             if (gap := missing_sources(self._dataset)) is not None:
                 raise FileProblem(f"{name} is a virtual dataset, and {gap}", "file-missing")
         except BaseException:

@@ -160,7 +160,8 @@ def _describe(detector: Any, channel: Channel) -> None:
         detector["saturation_value"] = channel.invalid.above
     if (mask := pixel_mask(channel)) is not None:
         detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
-    write_plain(group(detector, "image_operation", "NXcollection"), _operation(view))
+    of_sensor = channel.detector.base.then(channel.view)
+    write_plain(group(detector, "image_operation", "NXcollection"), _operation(of_sensor))
 
 
 def _describe_invalid(detector: Any, rule: Invalid) -> None:

@@ -6,6 +6,7 @@ and a `Detector`, which runs in the detector ranks, one object per rank for the 
 """
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -116,6 +117,13 @@ class InvalidLimits:
     def rule(self) -> Invalid:
         """The same as a rule."""
         return Invalid((), self.below, self.above)
+
+
+def written(rule: Invalid) -> tuple[float, ...] | InvalidLimits | None:
+    """A rule as users write it; of both values and limits, which no table has together, the limits."""
+    if rule.below is not None or rule.above is not None:
+        return InvalidLimits(below=rule.below, above=rule.above)
+    return tuple(value for value in rule.values if math.isfinite(value)) or None
 
 
 INVALID: Shape = Either((ListOf(Number()), Table(InvalidLimits)))

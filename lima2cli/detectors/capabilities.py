@@ -31,6 +31,7 @@ from lima2cli.detectors.base import (
     DetectorConfig,
     InvalidLimits,
     PixelSize,
+    written,
 )
 from lima2cli.detectors.modules import LARGEST, Module, check_gap_value, lay_out_modules
 from lima2cli.diagnostics import Findings
@@ -212,11 +213,9 @@ def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
 
 
 def _invalid(rule: Invalid) -> Any:
-    """As a record has it: a list of values, or limits; of both, which no table has together, the values."""
-    values = [value for value in rule.values if math.isfinite(value)]
-    if values or (rule.below is None and rule.above is None):
-        return values or None
-    return {"below": rule.below, "above": rule.above}
+    """As a record has it."""
+    said = written(rule)
+    return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
 
 
 def _capabilities(record: Record, info: DetectorInfo) -> Capabilities:

@@ -52,6 +52,7 @@ class Replay(DetectorConfig):
             can_wait=True,
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
+            shows=stack.view,
         )
 
     def scenes_for(self, info: DetectorInfo) -> Mapping[str, Scene]:

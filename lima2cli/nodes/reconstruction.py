@@ -47,9 +47,7 @@ class Reconstruction(Gather):
         mask = np.ones(whole.shape, bool)
         for spec in specs:
             mask[spec.place] = False if spec.mask is None else spec.mask
-        return replace(
-            specs[0], holds=self.filling(specs[0]), view=whole, whole=None, mask=mask if mask.any() else None
-        )
+        return replace(specs[0], view=whole, whole=None, mask=mask if mask.any() else None)
 
     def filling(self, spec: FrameSpec) -> float:
         """See `Gather`."""

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.invalid import carried, finder
+from lima2cli.invalid import NAN, carried, finder
 from lima2cli.nodes.masked import Holes
 from lima2cli.spec import Array, FrameSpec, Invalid
 from lima2cli.view import View
@@ -188,6 +188,11 @@ class Formula(Stage):
     def carries_nan(self) -> bool:  # type: ignore[override]
         """See `Stage`."""
         return self.propagates
+
+    @property
+    def leaves(self) -> Invalid:
+        """See `Stage`."""
+        return NAN if self.nan_of else super().leaves
 
     def _looked_for(self) -> Invalid:
         return replace(self.invalid, values=tuple(it for it in self.invalid.values if it not in self.nan_of))

@@ -82,7 +82,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
 
 
 def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings: Findings) -> Mapping[str, FrameSpec]:
-    """Frames as the GDTs deliver them. Raises `Poisoned` where the detector's pixel mask is unfit, which is reported."""
+    """Frames as the GDTs deliver them; where the detector's pixel mask is unfit, report it and raise `Poisoned`."""
     at = ("detector", pipeline.config.kind)
     try:
         return flow_specs(pipeline, gdts, files)

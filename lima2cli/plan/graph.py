@@ -47,6 +47,7 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, defective: NDArray[np
         None if gdt.place is None else View(source),
         info.datasets[gdt.dataset].invalid,
         info.gap_value,
+        base=info.base,
     )
     return spec if defective is None else spec.masked(defective[gdt.source.within(info.image)])
 
