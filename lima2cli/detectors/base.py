@@ -215,7 +215,7 @@ class DetectorConfig:
         rule = self.invalid.rule if isinstance(self.invalid, InvalidLimits) else Invalid(self.invalid)
         if not any(fits(rule, dataset.dtype) for dataset in info.datasets):
             dtypes = ", ".join(dict.fromkeys(dataset.dtype for dataset in info.datasets))
-            message = f"`{words(rule) or 'an empty table'}` does not tell pixels of {dtypes} apart"
+            message = f"`{words(rule)}` does not tell pixels of {dtypes} apart"
             raise Misfit(
                 "invalid-value", message, ("invalid",), "values that the pixels can have, and not all of these"
             )

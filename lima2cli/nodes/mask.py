@@ -46,8 +46,8 @@ class Mask(Pixelwise):
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
         """See `Node.warnings`: a mask that was probably meant the other way round; filled pixels that then count."""
         found = list(mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image"))
-        rule = carried(spec.invalid, spec.dtype, spec.dtype)
-        if rule != Invalid() and self.masking(spec, files).leaves == Invalid():
+        rule = spec.invalid
+        if carried(rule, spec.dtype, spec.dtype) != Invalid() and self.masking(spec, files).leaves == Invalid():
             message = f"pixels of single frames that hold {words(rule)} become {self.fill:g}, and count from here on"
             help = "`fill: nan` keeps them apart" if spec.dtype[0] == "f" else f"`fill: {words(rule).split(', ')[0]}`"
             found.append(Misfit("invalid-unmarked", message, ("fill",), help))

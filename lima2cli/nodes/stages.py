@@ -90,11 +90,10 @@ class Stage:
     @property
     def leaves(self) -> Invalid:
         """Values of the result that are no measurement."""
-        rule = carried(self.invalid, self.source, self.target)
         if self.fill is None or math.isnan(self.fill):
-            return rule
-        found = finder(rule, self.target, nan=False)
-        return rule if found is not None and found(np.asarray(self.fill, self.target)) else Invalid()
+            return carried(self.invalid, self.source, self.target)
+        found = finder(self.invalid, self.target, nan=False)
+        return self.invalid if found is not None and found(np.asarray(self.fill, self.target)) else Invalid()
 
     @property
     def holds(self) -> float | None:
