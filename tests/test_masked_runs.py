@@ -303,7 +303,8 @@ def test_nan_is_allowed_nowhere_else(key: str, tmp_path: Path) -> None:
 DARK = """
 lima2: 1
 name: {name}
-detector: {{remu: {{image: {{width: 48, height: 32}}, datasets: {{data: {{dtype: uint16}}}}, scene: {{counter: {{}}}}}}}}
+detector:
+  remu: {{image: {{width: 48, height: 32}}, datasets: {{data: {{dtype: uint16}}}}, scene: {{counter: {{}}}}}}
 acquisition: {{frames: 1{acquisition}}}
 nodes:
   {nodes}

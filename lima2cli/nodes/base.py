@@ -62,7 +62,11 @@ class Node:
 
 
 class Map(Node):
-    """Block of frames in, block of frames out."""
+    """Block of frames in, block of frames out.
+
+    Masked pixels (`FrameSpec.mask`, and of single frames `FrameSpec.invalid`) are NaN in results of floats, in integers
+    what they held: no value is made up for them.
+    """
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""

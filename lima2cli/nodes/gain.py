@@ -7,7 +7,8 @@ A raw pixel is uint16: its two top bits choose the stage (0, 1, 3 → stage 0, 1
 
 ``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`, or three numbers. A pixel without a
 stage (also 0x8000, a missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a
-gain of 0. Pixels for which that is so in stage 0 are masked for good. The saturation level is not known afterwards.
+gain of 0. Pixels for which that is so in stage 0 are masked for good. Masked pixels are NaN, those of single frames too
+(invalid values). The saturation level is not known afterwards.
 
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """

@@ -78,6 +78,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
         sources=sources,
+        allow_lost=pipeline.acquisition.allow_lost,
     )
 
 
