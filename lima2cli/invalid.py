@@ -182,7 +182,7 @@ def met(rule: Invalid, dtype: str, low: float, high: float) -> bool:
 
 def words(rule: Invalid) -> str:
     """The rule as it is told: ``-1, -2``."""
-    listed = [f"{value:g}" if isinstance(value, float) else str(value) for value in rule.values]
+    listed = ["NaN" if value != value else f"{value:g}" if value % 1 else str(int(value)) for value in rule.values]
     listed += [] if rule.below is None else [f"below {rule.below:g}"]
     return ", ".join(listed + ([] if rule.above is None else [f"above {rule.above:g}"]))
 
