@@ -53,7 +53,8 @@ class Accumulate(Transform):
         saturation = spec.saturation if self.operation == "max" and self.dtype is None else None
         dtype = self.dtype or self._natural(spec)
         rule = carried(self._rule(spec), self._work(spec), dtype)
-        holds = math.nan if np.dtype(dtype).kind == "f" else spec.holds
+        is_float, was_float = (np.dtype(it).kind == "f" for it in (dtype, spec.dtype))
+        holds = math.nan if is_float else None if was_float else spec.holds
         return replace(spec, dtype=dtype, saturation=saturation, invalid=rule, holds=holds)
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
