@@ -281,7 +281,7 @@ def whole(data: Array, part: slice) -> Any:
 
 def move(values: Array, rule: Invalid, dtype: str, after: FrameSpec, operation: str) -> Array:
     """Masked values as the result holds them."""
-    if operation == "sum" and (top := of_sums(rule, dtype, "int64")[1]) is not None:
+    if operation == "sum" and (top := of_sums(rule, dtype, after.dtype)[1]) is not None:
         values = np.where(values > valid_range(rule, dtype)[1], np.int64(top), values.astype(np.int64))
     return kept(values, after.dtype, 3.0)
 
