@@ -6,6 +6,7 @@ Python value. What does not fit has been reported by then, and is read as `POISO
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -96,6 +97,17 @@ class Number(Shape):
 
     def schema(self) -> Schema:
         return {"type": "number", **_bounds(self.minimum, self.maximum, self.above)}
+
+
+@dataclass(frozen=True)
+class NumberOrNan(Shape):
+    """A finite number, or NaN, written ``.nan`` or ``nan``."""
+
+    def schema(self) -> Schema:
+        return {"anyOf": [{"type": "number"}, {"enum": ["nan"]}], "x-nan": True, "x-words": "a number, or nan"}
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> float:
+        return math.nan if data == "nan" or math.isnan(data) else data
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class DetectorInfo:
     skips        whether frames that are missing are left out because the pipeline asks for that: they are no losses
     taken        what its description was taken from and nobody wrote, a line each; `plan` shows it
     doubts       what it could not take, a sentence each: warnings
+    shows        of recorded frames: how the image shows the sensor that they were recorded with, as far as the file
+                 says; None = it is a sensor
     """
 
     kind: str
@@ -93,11 +95,18 @@ class DetectorInfo:
     skips: bool = False
     taken: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    shows: View | None = None
 
     @property
     def image(self) -> Rect:
         """The whole image."""
         return Rect(0, 0, self.width, self.height)
+
+    @property
+    def base(self) -> View:
+        """How the image shows the sensor, after all that was done to it so far."""
+        shown = self.sensor.shows or View(self.sensor.image)
+        return shown if self.operated is None else shown.then(self.operated.view)
 
     @property
     def sensor(self) -> "DetectorInfo":
@@ -137,6 +146,11 @@ class FrameSpec:
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     whole       of partial frames: the view of the whole frame that these are a part of; ``view`` is what the part
                 shows, with the same binning and turn. None = these are whole
+    invalid     values of pixels of single frames that are no measurement; NaN is one always, and is among the values
+                where it may stem from such pixels
+    gap         the detector's gap value: what masked pixels become in integers where they were NaN
+    holds       what most masked pixels hold, None = the gap value
+    base        how the detector's image shows the sensor; None = it is the sensor
     """
 
     dtype: str
@@ -145,6 +159,10 @@ class FrameSpec:
     mask: NDArray[np.bool_] | None = None
     saturation: float | None = None
     whole: View | None = None
+    invalid: Invalid = Invalid()
+    gap: float = 0.0
+    holds: float | None = None
+    base: View | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,6 +179,15 @@ class FrameSpec:
         """Where a part lies in the whole frame."""
         area, whole = self.view.area, (self.whole or self.view).area
         return Rect(area.x - whole.x, area.y - whole.y, area.width, area.height)
+
+    def of_sensor(self, view: View) -> View:
+        """How frames that show the detector's image as ``view`` does show the sensor."""
+        return view if self.base is None else self.base.then(view)
+
+    @property
+    def hole(self) -> float:
+        """What pixels hold that nothing is written to: ``holds``, or the gap value."""
+        return self.gap if self.holds is None else self.holds
 
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
         """The same with more pixels masked."""
@@ -243,6 +270,8 @@ class StackInfo:
     taken       what the reference means: ``my.h5::/entry/data``
     missing     how many frames are not all there; ``lacking`` says which, and why
     doubts      what the file says and is not taken over, a sentence each
+    view        how the file says that they show the sensor of the detector that they were recorded with; None where it
+                does not say
     """
 
     shape: tuple[int, int, int]
@@ -254,6 +283,7 @@ class StackInfo:
     missing: int = 0
     lacking: str | None = field(default=None, compare=False)
     doubts: tuple[str, ...] = ()
+    view: View | None = None
 
 
 class Files(Protocol):

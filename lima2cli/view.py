@@ -122,6 +122,28 @@ class View:
         rows, columns = slice(self.area.y, self.area.bottom), slice(self.area.x, self.area.right)
         return self.turn(binned(image[..., rows, columns], self.binning, how))
 
+    def shown_as(self, images: NDArray[Any], view: "View", how: How) -> NDArray[Any] | None:
+        """Images (…, height, width) that show this, as ``view`` shows the same detector.
+
+        None where they do not show all of it, or bins that do not make up those of ``view``.
+        """
+        if not self.area.contains(view.area):
+            return None
+        bins, (x, y) = self.turn_back(images), self.binning
+        left, top = view.area.x - self.area.x, view.area.y - self.area.y
+        if (x, y) == (1, 1):
+            return replace(view, area=replace(view.area, x=left, y=top)).apply(bins, how)
+        if view.binning != (x, y) or left % x or top % y:
+            return None
+        width, height = view.bins
+        return view.turn(bins[..., top // y : top // y + height, left // x : left // x + width])
+
+    def __str__(self) -> str:
+        words = [str(self.area)]
+        words += [f"binned {self.binning[0]} x {self.binning[1]}"] if self.binning != (1, 1) else []
+        words += ["mirrored"] if self.mirrored else []
+        return ", ".join(words + ([f"turned by {self.rotation} degrees"] if self.rotation else []))
+
     def turn(self, bins: NDArray[Any]) -> NDArray[Any]:
         """A numpy view of (…, height, width), mirrored and turned."""
         if self.mirrored:

@@ -67,6 +67,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with h5py.File(folder / name, "w") as file:
             for path in paths:
                 file[path] = frames
+    with h5py.File(folder / "cut.h5", "w") as file:
+        file["d/data"] = frames[0, :128]
+        file["d/image_operation/origin/x"], file["d/image_operation/origin/y"] = 0, 0
+        file["d/image_operation/binning/x"], file["d/image_operation/binning/y"] = 1, 1
+        file["d/image_operation/width"], file["d/image_operation/height"] = 256, 128
+        file["d/image_operation/flip"], file["d/image_operation/rotation"] = "none", 0
     for name in ("dark.npy", "flat.npy"):
         np.save(folder / name, np.ones((256, 256), np.float32))
     np.save(folder / "mask.npy", np.eye(256, dtype=np.uint8))

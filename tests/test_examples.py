@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -37,6 +38,33 @@ def test_an_example_runs_and_loses_nothing(name: str, tmp_path: Path, monkeypatc
             channel["lost"] if name == "faults" else 0
         )
         assert channel["saved"] > 0
+        check_masked(name, tmp_path / "runs" / "latest", *channel["dataset"].split("::"))
+
+
+FILLED = {"maze"}
+"""Those that fill masked pixels with a number."""
+
+SWITCHED = {"gain", "jungfrau"}
+"""Those in which pixels of single frames have no gain stage, and are NaN."""
+
+
+def check_masked(name: str, directory: Path, file: str, dataset: str) -> None:
+    """Frames of floats are NaN exactly where they are masked: arithmetic made up no value."""
+    import h5py
+    import hdf5plugin  # noqa: F401
+
+    with h5py.File(directory / file) as found:
+        detector = found[f"entry_0000/{found['entry_0000'].attrs['default']}"].parent
+        data = found[dataset]
+        if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f":
+            return
+        frames = data[()][detector["frame_status"][()] == 0]
+        masked = detector["pixel_mask"][()] != 0 if "pixel_mask" in detector else np.zeros(frames.shape[1:], bool)
+    if name in FILLED:
+        assert (frames[:, masked] == 0).all()
+    else:
+        assert np.isnan(frames[:, masked]).all()
+    assert name in SWITCHED or not np.isnan(frames[:, ~masked]).any()
 
 
 @pytest.mark.parametrize("name", ALL)

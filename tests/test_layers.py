@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("nodes", "detectors"),
     ("schema", "document", "transport", "artefacts", "plugins"),
-    ("declare", "spec", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads", "attempt"),
+    ("declare", "spec", "invalid", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads", "attempt"),
     ("errors", "exit_codes"),
 )
 """From the top down; what stands in one row may import each other."""

@@ -115,7 +115,7 @@ def test_nan_and_mask_and_saturation() -> None:
     frames = np.ones((1, 4, 4), np.float32)
     frames[0, 3, 0] = np.nan
     use = written(binning=(2, 2), rotation=90)
-    np.testing.assert_array_equal(use.bind(spec, NONE)(frames)[0], [[np.nan, 4], [4, 4]])
+    np.testing.assert_array_equal(use.bind(spec, NONE)(frames)[0], [[np.nan, 4], [4, np.nan]])
     after = use.infer(spec, NONE)
     assert after.mask is not None
     assert after.mask.tolist() == [[False, False], [False, True]]

@@ -300,7 +300,7 @@ def test_remu_stands_in_for_the_detector_of_every_example(name: str, saves: bool
         assert not plan.channels
         assert set(plan.tables) == set(before.tables) | set(before.channels)
     with FileStore(EXAMPLES) as files:  # what it says of itself is what the plan was compiled with
-        said = plan.detector.describe(files)
+        said = plan.detector.described(files)
     assert (said.modules, said.datasets) == (plan.info.sensor.modules, plan.info.sensor.datasets)
 
 

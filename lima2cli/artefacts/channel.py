@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.geometry import Rect, Rule
-from lima2cli.spec import DetectorInfo
+from lima2cli.spec import DetectorInfo, Invalid
 from lima2cli.view import View
 
 Source = tuple[int, int, int | None]
@@ -29,6 +29,8 @@ class Channel:
     view        which part of the detector frames show, and how
     mask        bool (height, width), True = masked (gaps too), or None; saved as NeXus pixel_mask
     saturation  in the units of the pixels, None if unknown or no longer meaningful
+    invalid     values of pixels of single frames that are no measurement
+    hole        of pixels that nobody wrote; None: the detector's gap value
     metadata    the pipeline's ``metadata`` (plain data, base units)
     acquisition, processing   parameters saved for the record (plain data)
     window      frames of the flow that make one of these, 0 = all of them; ``rule`` and ``selected`` count these
@@ -71,6 +73,8 @@ class Channel:
     layout: str = "files"
     places: tuple[Rect, ...] = ()
     filtered: bool = False
+    invalid: Invalid = Invalid()
+    hole: float | None = None
 
     @property
     def parts(self) -> int:

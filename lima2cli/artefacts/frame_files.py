@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.hdf5_dataset import recorded_view
 from lima2cli.artefacts.hdf5_declared import Declared, declared
 from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.hdf5_links import follow
@@ -129,6 +130,7 @@ class Hdf5Stack(OpenStack):
         said = known[kind]
         self.info = replace(
             self.info,
+            view=recorded_view(self._dataset),
             pixel_mask=said.pixel_mask,
             invalid=said.invalid,
             saturation=said.saturation,

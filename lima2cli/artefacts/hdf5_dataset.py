@@ -6,7 +6,9 @@ from typing import Any
 from lima2cli.artefacts.hdf5_links import follow
 from lima2cli.artefacts.series import Series, series_of
 from lima2cli.errors import FileProblem
+from lima2cli.geometry import Rect
 from lima2cli.names import nearest
+from lima2cli.view import View
 
 SHOWN = 8
 """Names listed in a message."""
@@ -183,3 +185,28 @@ def _plotted(group: Any, path: str) -> "str | Series | None":
             return None
         group, path = found, where
     return None
+
+
+def recorded_view(dataset: Any) -> View | None:
+    """How frames that lima2 saved show the detector, by the ``image_operation`` beside them; None where none is."""
+    import h5py
+
+    name, file = dataset.name, dataset.file
+    for _ in range(16):  # links may form a cycle
+        link = file.get(name, getlink=True) if name else None
+        if not isinstance(link, h5py.SoftLink):
+            break
+        name = link.path if link.path.startswith("/") else f"{name.rpartition('/')[0]}/{link.path}"
+    group = file.get(f"{(name or '').rpartition('/')[0]}/image_operation")
+    if not isinstance(group, h5py.Group):
+        return None
+    try:
+        origin, binning = (tuple(int(group[key][axis][()]) for axis in "xy") for key in ("origin", "binning"))
+        area = Rect(origin[0], origin[1], int(group["width"][()]), int(group["height"][()]))
+        flip, rotation = group["flip"].asstr()[()], int(group["rotation"][()])
+    except (KeyError, TypeError, ValueError):
+        return None  # another program's group of that name
+    if min(binning) < 1 or rotation not in (0, 90, 180, 270) or not area.area:
+        return None
+    view = View(area, (binning[0], binning[1]))
+    return view.flip(horizontal=flip == "horizontal", vertical=flip == "vertical").rotate(rotation)

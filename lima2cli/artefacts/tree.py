@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import lima2cli
 from lima2cli.artefacts.channel import Channel
+from lima2cli.spec import Invalid
 from lima2cli.view import View
 
 ENTRY = "entry_0000"
@@ -122,8 +123,8 @@ def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
 
 
 def fill_value(channel: Channel) -> Any:
-    """What pixels hold that nobody wrote: the detector's gap value, 0 where the frames' dtype can't hold it."""
-    dtype, gap = np.dtype(channel.dtype), channel.detector.gap_value
+    """What pixels hold that nobody wrote: what gaps hold, 0 where the frames' dtype can't hold it."""
+    dtype, gap = np.dtype(channel.dtype), channel.detector.gap_value if channel.hole is None else channel.hole
     if dtype.kind == "f":
         return dtype.type(gap)
     limits = np.iinfo(dtype)
@@ -153,11 +154,26 @@ def _describe(detector: Any, channel: Channel) -> None:
         column, row = view.point(center["x"], center["y"])
         _quantity(detector, "beam_center_x", column, "pixel")
         _quantity(detector, "beam_center_y", row, "pixel")
+    _describe_invalid(detector, channel.invalid)
     if channel.saturation is not None:
         detector["saturation_value"] = channel.saturation
+    elif channel.invalid.above is not None:
+        detector["saturation_value"] = channel.invalid.above
     if (mask := pixel_mask(channel)) is not None:
         detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
-    write_plain(group(detector, "image_operation", "NXcollection"), _operation(view))
+    of_sensor = channel.detector.base.then(channel.view)
+    write_plain(group(detector, "image_operation", "NXcollection"), _operation(of_sensor))
+
+
+def _describe_invalid(detector: Any, rule: Invalid) -> None:
+    """Which values of single pixels are no measurement: attributes of the detector; a lower limit as NeXus has it."""
+    if values := [value for value in rule.values if np.isfinite(value)]:
+        detector.attrs["invalid_values"] = values
+    for name, limit in (("invalid_below", rule.below), ("invalid_above", rule.above)):
+        if limit is not None:
+            detector.attrs[name] = limit
+    if rule.below is not None:
+        detector["underload_value"] = rule.below
 
 
 def _operation(view: View) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def default_record(table: type, files: "Files") -> dict[str, Any] | None:
         return None
     config: DetectorConfig = table()
     try:
-        info = config.describe(files)
+        info = config.described(files)
     except Misfit:
         return None
     return write_record(info, config.retrieve(info))

@@ -77,7 +77,7 @@ def _describe(config: DetectorConfig, document: Document, files: Files, findings
     """The detector as it describes itself; what it refuses is reported at its parameter."""
     at: Path = ("detector", config.kind)
     try:
-        info = config.describe(files)
+        info = config.described(files)
         for doubt in info.doubts:
             findings.warning("input-doubt", doubt, at)
         return info

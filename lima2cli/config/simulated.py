@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from lima2cli.config.pipeline import DataFlow, GraphNode, Pipeline
-from lima2cli.detectors.base import DetectorConfig, PixelSize
+from lima2cli.detectors.base import DetectorConfig, PixelSize, written
 from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.modules import Module
 from lima2cli.detectors.operations import operate
@@ -87,6 +87,7 @@ def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None
         name=sensor.name,
         pixel_size=None if pixels is None else PixelSize(x=pixels[0], y=pixels[1]),
         saturation=sensor.saturation,
+        invalid=written(datasets[0].invalid),
         image=ImageSize(width=sensor.width, height=sensor.height),
         datasets={it.name: Dataset(dtype=it.dtype, bits=it.bits, threshold=it.threshold_ev) for it in datasets},
         modules=tuple(Module(x=m.x, y=m.y, width=m.width, height=m.height) for m in sensor.modules),

@@ -6,6 +6,7 @@ and a `Detector`, which runs in the detector ranks, one object per rank for the 
 """
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Number, Quantity, Shape, Table, Text, param
+from lima2cli.declare import Either, ListOf, Number, Quantity, Shape, Table, Text, param
+from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DetectorInfo, Files
+from lima2cli.invalid import fits, words
+from lima2cli.spec import Array, DetectorInfo, Files, Invalid
 
 if TYPE_CHECKING:
     from lima2cli.detectors.calls import GdtCalls
@@ -101,6 +104,30 @@ class PixelSize:
 PIXEL_SIZE: Shape = Table(PixelSize)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InvalidLimits:
+    """Pixels below or above are no measurement."""
+
+    below: float | None = param("Pixels less than this are no measurement.", Number(), None)
+    above: float | None = param("Pixels greater than this are no measurement.", Number(), None)
+
+    @property
+    def rule(self) -> Invalid:
+        """The same as a rule."""
+        return Invalid((), self.below, self.above)
+
+
+def written(rule: Invalid) -> tuple[float, ...] | InvalidLimits | None:
+    """A rule as users write it; of both values and limits, which no table has together, the limits."""
+    if rule.below is not None or rule.above is not None:
+        return InvalidLimits(below=rule.below, above=rule.above)
+    return tuple(value for value in rule.values if math.isfinite(value)) or None
+
+
+INVALID: Shape = Either((ListOf(Number()), Table(InvalidLimits)))
+"""Shape of the parameter ``invalid``."""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a detector can do. As ``DetectorConfig.capabilities`` it is a promise about every detector of a kind; for
@@ -170,6 +197,27 @@ class DetectorConfig:
     name: str | None = param("Name in the files; default: the kind.", Text(), None)
     pixel_size: PixelSize | None = param("Pixel pitch, saved with the data.", PIXEL_SIZE, None)
     saturation: float | None = param("Pixels at or above this value count as saturated.", Number(), None)
+    invalid: tuple[float, ...] | InvalidLimits | None = param(
+        "Values of pixels of single frames that are no measurement: a list of them, or limits `{below, above}`; "
+        "default: those that the file or the protocol declares.",
+        INVALID,
+        None,
+    )
+
+    def described(self, files: Files) -> DetectorInfo:
+        """What `describe` gives, with the invalid values that users give. Raises as that, and `Misfit`
+        (``invalid-value``)."""
+        info = self.describe(files)
+        if self.invalid is None:
+            return info
+        rule = self.invalid.rule if isinstance(self.invalid, InvalidLimits) else Invalid(self.invalid)
+        if not any(fits(rule, dataset.dtype) for dataset in info.datasets):
+            dtypes = ", ".join(dict.fromkeys(dataset.dtype for dataset in info.datasets))
+            message = f"`{words(rule)}` does not tell pixels of {dtypes} apart"
+            raise Misfit(
+                "invalid-value", message, ("invalid",), "values that the pixels can have, and not all of these"
+            )
+        return replace(info, datasets=tuple(replace(dataset, invalid=rule) for dataset in info.datasets))
 
     def describe(self, files: Files) -> DetectorInfo:
         """Static information and capabilities. Raises `FileProblem` where they come from a file that is unfit,

@@ -4,6 +4,7 @@
 energies in eV, sizes in pixels, alignment in bits; ``null`` means that there is no limit, or that nothing is known.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,17 +17,28 @@ from lima2cli.declare import (
     ListOf,
     MapOf,
     Number,
+    NumberOrNan,
     Table,
     Text,
     param,
 )
-from lima2cli.detectors.base import OPERATIONS, PIXEL_SIZE, TRIGGERS, Capabilities, DetectorConfig, PixelSize
+from lima2cli.detectors.base import (
+    INVALID,
+    OPERATIONS,
+    PIXEL_SIZE,
+    TRIGGERS,
+    Capabilities,
+    DetectorConfig,
+    InvalidLimits,
+    PixelSize,
+    written,
+)
 from lima2cli.detectors.modules import LARGEST, Module, check_gap_value, lay_out_modules
 from lima2cli.diagnostics import Findings
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.schema.check import check
-from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
+from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, Invalid
 
 VERSION = 1
 
@@ -54,6 +66,9 @@ class Stream:
     dtype: str = param("Type of the pixels.", Choice(DTYPES))
     bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
     threshold: float | None = param("Photons of less energy are not counted, in eV.", Number(0), None)
+    invalid: tuple[float, ...] | InvalidLimits | None = param(
+        "Pixels of single frames that are no measurement: a list of values, or limits.", INVALID, None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +101,7 @@ class Record:
     )
     datasets: Mapping[str, Stream] = param("Streams of frames, numbered as written.", MapOf(Table(Stream), minimum=1))
     channels: int | None = param("Data channels of a module; default: any number.", Integer(1), None)
-    gap_value: float = param("Stored in pixels that no module covers.", Number(), 0)
+    gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
     saturation: float | None = param("Pixels at or above this value count as saturated.", Number(), None)
     triggers: tuple[str, ...] = param("What starts frames.", ListOf(Choice(TRIGGERS), minimum=1), ("internal",))
     frames_per_trigger: int | None = param("Most of them; default: any number.", Integer(1), None)
@@ -111,10 +126,16 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
         "image": {"width": info.width, "height": info.height},
         "modules": [{"x": m.x, "y": m.y, "width": m.width, "height": m.height} for m in info.modules],
         "datasets": {
-            it.name: {"dtype": it.dtype, "bits": it.bits, "threshold": it.threshold_ev} for it in info.datasets
+            it.name: {
+                "dtype": it.dtype,
+                "bits": it.bits,
+                "threshold": it.threshold_ev,
+                "invalid": _invalid(it.invalid),
+            }
+            for it in info.datasets
         },
         "channels": info.channels,
-        "gap_value": info.gap_value,
+        "gap_value": "nan" if math.isnan(info.gap_value) else info.gap_value,
         "saturation": info.saturation,
         "triggers": list(can.triggers),
         "frames_per_trigger": can.frames_per_trigger,
@@ -187,7 +208,14 @@ def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
     if said.bits is not None and said.bits > available:
         message = f"dataset {name} has {said.bits} significant bits, and {said.dtype} holds {available}"
         raise Misfit("dataset-bits", message, ("datasets", name, "bits"))
-    return replace(whole, bits=said.bits or available, threshold_ev=said.threshold)
+    rule = said.invalid.rule if isinstance(said.invalid, InvalidLimits) else Invalid(said.invalid or ())
+    return replace(whole, bits=said.bits or available, threshold_ev=said.threshold, invalid=rule)
+
+
+def _invalid(rule: Invalid) -> Any:
+    """As a record has it."""
+    said = written(rule)
+    return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
 
 
 def _capabilities(record: Record, info: DetectorInfo) -> Capabilities:
@@ -211,7 +239,7 @@ def _capabilities(record: Record, info: DetectorInfo) -> Capabilities:
 def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[DetectorInfo, Capabilities]:
     """What a configured detector is and can do: the step before any flow is laid out.
 
-    Raises `Misfit` or `FileProblem` as `DetectorConfig.describe` does.
+    Raises `Misfit` or `FileProblem` as `DetectorConfig.described` does.
     """
-    info = config.describe(files)
+    info = config.described(files)
     return info, config.retrieve(info)

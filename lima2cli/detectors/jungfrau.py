@@ -2,7 +2,8 @@
 
 Its one dataset is `adc`: uint16, 14 bits of ADC below 2 gain bits, which node `gain` turns into charge or photons. A
 frame of a module is 128 packets of 8240 bytes, in the format of slsDetectorPackage (header version 2, one UDP port a
-module). Pixels between modules, and those whose packet never came, hold 0x8000: node `gain` makes NaN of them.
+module). Pixels between modules, and those whose packet never came, hold 0x8000: they are masked, and node `gain` makes
+NaN of them.
 
 Frame 0 is the one that the detector numbers `first_frame`, in all modules. A frame for which more than `tolerate`
 packets of any module never came is incomplete: no node gets it, and the run counts it as missing. Packets may come in
@@ -36,7 +37,7 @@ from lima2cli.detectors.scenes import Rings, Scene
 from lima2cli.detectors.sources import Source
 from lima2cli.errors import EnvironmentUnfit, Misfit
 from lima2cli.geometry import Rect
-from lima2cli.spec import DatasetInfo, DetectorInfo, Files
+from lima2cli.spec import DatasetInfo, DetectorInfo, Files, Invalid
 
 if TYPE_CHECKING:
     from lima2cli.detectors.jungfrau_receiver import JungfrauDetector
@@ -148,12 +149,16 @@ class Jungfrau(DetectorConfig):
             width=image.width,
             height=image.height,
             modules=lay_out_modules(tuple(_module(rect) for rect in rects), image),
-            datasets=(DatasetInfo("adc", 0, "uint16", 16, self._emulated_frames(image, files)),),
+            datasets=(self._dataset(image, files),),
             gap_value=ABSENT,
             pixel_size=(PITCH_M, PITCH_M) if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
             can_fail=True,
         )
+
+    def _dataset(self, image: Rect, files: Files) -> DatasetInfo:
+        frames = self._emulated_frames(image, files)
+        return DatasetInfo("adc", 0, "uint16", 16, frames, invalid=Invalid((ABSENT,)))
 
     def check_machine(self) -> None:
         """See `DetectorConfig`."""

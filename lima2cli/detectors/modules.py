@@ -109,10 +109,11 @@ def check_gap_value(value: float, datasets: Sequence[DatasetInfo]) -> None:
     for dataset in datasets:
         dtype = np.dtype(dataset.dtype)
         if dtype.kind == "f":
-            fits = abs(value) <= float(np.finfo(dtype).max)
+            fits = math.isnan(value) or abs(value) <= float(np.finfo(dtype).max)
         else:
             limits = np.iinfo(dtype)
             fits = math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
         if not fits:
             message = f"{value} does not fit the pixels of dataset {dataset.name} ({dataset.dtype})"
-            raise Misfit("gap-value", message, ("gap_value",))
+            help = "nan goes with frames of floats only" if math.isnan(value) else None
+            raise Misfit("gap-value", message, ("gap_value",), help)

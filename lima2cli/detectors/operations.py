@@ -11,6 +11,7 @@ from lima2cli.detectors.base import Operations
 from lima2cli.detectors.sources import BLOCK_BYTES, Pool, Source
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
+from lima2cli.invalid import MaskedSums, carried, of_sums
 from lima2cli.spec import Array, DatasetInfo, DetectorInfo, Operated
 from lima2cli.view import View
 
@@ -65,13 +66,16 @@ def _summed(dataset: DatasetInfo, summed: int, operations: Operations) -> Datase
     frames = None if dataset.frames is None else dataset.frames // operations.accumulate
     dtype = np.dtype(dataset.dtype)
     if summed == 1 or dtype.kind == "f":
-        return replace(dataset, frames=frames)
+        rule = dataset.invalid if summed == 1 else carried(dataset.invalid, dataset.dtype, dataset.dtype)
+        return replace(dataset, frames=frames, invalid=rule)
     bits = dataset.bits + (summed - 1).bit_length()
     if bits > 64:
         message = f"sums of {summed} pixels of dataset {dataset.name} have up to {bits} bits; there are 64"
         raise Misfit("sum-too-wide", message, ("accumulate",) if operations.accumulate > 1 else ("binning",))
     size = next(size for size in (1, 2, 4, 8) if size >= dtype.itemsize and 8 * size >= bits)
-    return replace(dataset, dtype=f"{'u' * (dtype.kind == 'u')}int{8 * size}", bits=bits, frames=frames)
+    wide = f"{'u' * (dtype.kind == 'u')}int{8 * size}"
+    rule, _ = of_sums(dataset.invalid, dataset.dtype, wide)
+    return replace(dataset, dtype=wide, bits=bits, frames=frames, invalid=rule)
 
 
 def operated(source: Source, info: DetectorInfo, dataset: int, module: int) -> Source:
@@ -80,18 +84,24 @@ def operated(source: Source, info: DetectorInfo, dataset: int, module: int) -> S
     What repeats is worked out beforehand, so that it costs nothing while frames are acquired.
     """
     assert info.operated is not None
-    made = _Operated(source, info.operated, info.operated.sensor.modules[module], info.datasets[dataset].dtype)
+    made = _Operated(source, info.operated, module, info.operated.sensor.datasets[dataset], info.datasets[dataset])
     if not isinstance(source, Pool):
         return made
     return Pool(*made.all(len(source.frames)))
 
 
 class _Operated(Source):
-    """See `operated`: what is worked out as it is asked for."""
+    """See `operated`: what is worked out as it is asked for. A sum with an invalid pixel is none.
 
-    def __init__(self, source: Source, how: Operated, module: Rect, dtype: str) -> None:
+    ``before`` and ``after`` describe the dataset without and with the operations.
+    """
+
+    def __init__(self, source: Source, how: Operated, number: int, before: DatasetInfo, after: DatasetInfo) -> None:
+        module, dtype = how.sensor.modules[number], after.dtype
         kept = how.view.behind(how.view.inside(module))
         self._source, self._exposures, self._dtype = source, how.exposures, dtype
+        self._bins = MaskedSums(before.invalid, before.dtype, dtype)
+        self._frames = MaskedSums(after.invalid, dtype, dtype)
         self._view = replace(how.view, area=kept)
         self._cut = (slice(None), *kept.within(module))
         frame_bytes = kept.area * np.dtype(dtype).itemsize
@@ -126,10 +136,15 @@ class _Operated(Source):
         """The exposures of one frame, (height, width)."""
         exposures = range(number * self._exposures, (number + 1) * self._exposures)
         total, added = np.zeros(self._view.shape, self._dtype), 0
+        masked: list[Array] = []
         while added < self._exposures:
             part = self._shown(self._source.get(exposures[added:][: self._most]))
             total += part.sum(axis=0, dtype=self._dtype)
             added += len(part)
+            if self._frames.find is not None:
+                masked.extend(frame for frame in part if self._frames.find(frame).any())
+        for frame in reversed(masked):  # the first one decides
+            self._frames.put(frame, total)
         return total
 
     def _shown(self, frames: Array) -> Array:
@@ -141,5 +156,11 @@ class _Operated(Source):
             for column in range(x):
                 for row in range(y):
                     out += frames[:, row::y, column::x]
+            for column, row in np.ndindex(x, y) if self._bins.find is not None else ():
+                self._bins.put(frames[:, row::y, column::x], out)
             frames = out
+        elif self._bins.find is not None and frames.dtype != self._dtype:
+            wide = frames.astype(self._dtype)
+            self._bins.put(frames, wide)
+            frames = wide
         return np.ascontiguousarray(self._view.turn(frames))

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli import __version__
-from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Quantity, Table, param
+from lima2cli.declare import Choice, Integer, MapOf, NumberOrNan, OneKind, Quantity, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.faults import Faults
@@ -62,7 +62,7 @@ class Remu(DetectorConfig):
         "A grid row by row, or a list of rectangles; default: one module that covers the image.", MODULES, None
     )
     channels: int | None = param("Data channels of a module; default: unlimited.", Integer(1), None)
-    gap_value: float = param("Stored in pixels that no module covers.", Number(), 0)
+    gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
     faults: Faults | None = param("What goes wrong, on purpose; default: nothing.", Table(Faults), None)
     scene: Scene = param("What the detector sees.", SCENE, Rings())
     scenes: Mapping[str, Scene] = param("Scenes of single datasets, instead of `scene`.", MapOf(SCENE), {})

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lima2cli.declare import FileReference, Flag, Integer, Number, param
+from lima2cli.declare import FileReference, Flag, Integer, NumberOrNan, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
@@ -33,7 +33,7 @@ class Replay(DetectorConfig):
         "A grid row by row, or a list of rectangles; default: one module that covers the image.", MODULES, None
     )
     channels: int | None = param("Data channels of a module; default: unlimited.", Integer(1), None)
-    gap_value: float = param("Stored in pixels that no module covers.", Number(), 0)
+    gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
     loop: bool = param("Begin again after the last frame.", Flag(), False)
 
     def describe(self, files: Files) -> DetectorInfo:
@@ -60,6 +60,7 @@ class Replay(DetectorConfig):
             pixel_mask=stack.pixel_mask,
             taken=tuple(_taken(stack, self.saturation is None)),
             doubts=stack.doubts,
+            shows=stack.view,
         )
 
     @property

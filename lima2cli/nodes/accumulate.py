@@ -9,12 +9,17 @@ floats beyond the range of float32 become infinite. Sums of integers are exact; 
 (``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. The result is numbered
 and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
 way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
-is counted as dropped. NaN goes through as in numpy; the static mask goes on with the frames. The saturation level is
-that of one frame for `max`, else unknown.
+is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
+
+Pixels that are masked in single frames (NaN, invalid values) do not count: `mean` and `max` are those of the frames
+that measured the pixel. A sum with a frame missing is no sum: the pixel is masked, as it is where no frame measured it.
+Masked pixels, those of the static mask too, are NaN, in integers what the first such frame holds there. Values above
+all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
 
 Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -24,9 +29,12 @@ import numpy as np
 from lima2cli.declare import Choice, Integer, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
+from lima2cli.invalid import carried, met, of_sums, valid_range
 from lima2cli.nodes.base import Transform, Transformer
-from lima2cli.nodes.totals import sum_dtype, total_of
-from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec
+from lima2cli.nodes.masked import collision, unmarked
+from lima2cli.nodes.masked_totals import MaskedTotal
+from lima2cli.nodes.totals import sum_dtype
+from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec, Invalid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,26 @@ class Accumulate(Transform):
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""
         saturation = spec.saturation if self.operation == "max" and self.dtype is None else None
-        return replace(spec, dtype=self.dtype or self._natural(spec), saturation=saturation)
+        dtype = self.dtype or self._natural(spec)
+        summed = self.operation == "sum"
+        rule = of_sums(spec.invalid, spec.dtype, dtype)[0] if summed else carried(spec.invalid, spec.dtype, dtype)
+        is_float, was_float = (np.dtype(it).kind == "f" for it in (dtype, spec.dtype))
+        holds = math.nan if is_float else None if was_float else spec.holds
+        return replace(spec, dtype=dtype, saturation=saturation, invalid=rule, holds=holds)
+
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`: what could be mistaken for a measurement, or for none."""
+        after = self.infer(spec, files)
+        if np.dtype(after.dtype).kind == "f":
+            return ()
+        if np.dtype(spec.dtype).kind == "f":
+            found = unmarked(spec, after.invalid, after.dtype)
+            return () if found is None else (found,)
+        low, high = map(float, valid_range(spec.invalid, spec.dtype))
+        if self.operation == "sum":
+            low, high = (limit * (self.frames or math.inf) if limit else 0.0 for limit in (low, high))
+        met_by = after.invalid != Invalid() and met(after.invalid, after.dtype, low, high)
+        return (collision(after.invalid, ("dtype",) if self.dtype else ("operation",)),) if met_by else ()
 
     def _natural(self, spec: FrameSpec) -> str:
         if self.operation == "max":
@@ -71,16 +98,15 @@ class Accumulate(Transform):
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """See `Transform.start`."""
-        return _Windows(self, spec, self.infer(spec, files).dtype, rule)
+        return _Windows(self, spec, self.infer(spec, files), rule)
 
 
 class _Windows:
     """See `Transformer`. ``_total`` is of frames of window ``_window``."""
 
-    def __init__(self, node: Accumulate, spec: FrameSpec, dtype: str, rule: Rule) -> None:
-        self._frames = node.frames
-        self._rule, self._dtype = rule, np.dtype(dtype)
-        self._total = total_of(node.operation, spec.shape, spec.dtype)
+    def __init__(self, node: Accumulate, spec: FrameSpec, after: FrameSpec, rule: Rule) -> None:
+        self._frames, self._rule = node.frames, rule
+        self._total = MaskedTotal(node.operation, spec, after)
         self._window = -1
         self._first: tuple[np.uint64, np.uint64] = (np.uint64(0), np.uint64(0))
 
@@ -93,7 +119,7 @@ class _Windows:
         for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(windows)], strict=True):
             self._add(int(windows[begin]), block, begin, end)
             if self._total.count == self._frames:
-                done.append((*self._first, self._total.result(self._dtype)))
+                done.append((*self._first, self._total.result()))
         if not done:
             return None
         numbers, times, frames = zip(*done, strict=True)
@@ -109,7 +135,7 @@ class _Windows:
 
     def finish(self) -> Block | None:
         """See `Transformer.finish`: all frames of the run, where that was asked for."""
-        whole = None if self._frames or not self._total.count else self._total.result(self._dtype)
+        whole = None if self._frames or not self._total.count else self._total.result()
         self._window = -1
         self._total.clear()
         if whole is None:

@@ -4,8 +4,9 @@
 
 ``image`` is a number or a file (see `calibration`), in the units of the raw pixels. Result: float32, also for float64
 frames; or ``keep``, the input's dtype, where integers are rounded half to even, then clipped to their range. A NaN of
-the background masks the pixel and leaves NaN there (0 in integers). Pixels masked before and saturated ones are
-computed like any other; the saturation level moves with a background that is one number, and is unknown after an
+the background masks the pixel. Of masked pixels nothing is computed: they are NaN, with ``keep`` in integers what they
+held (a warning where a valid result may come out as a value that marks pixels without a measurement). Saturated pixels
+are computed like any other; the saturation level moves with a background that is one number, and is unknown after an
 image.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from lima2cli.declare import param
 from lima2cli.nodes.calibration import IMAGE, calibration
-from lima2cli.nodes.pixelwise import RESULT, Pixelwise, hole, target
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 from lima2cli.nodes.stages import Affine
 from lima2cli.spec import Files, FrameSpec
 
@@ -36,5 +37,4 @@ class BackgroundSub(Pixelwise):
         image = calibration(self.image, spec, files, "image", "sum")
         nan = np.isnan(image) if isinstance(image, np.ndarray) else None
         bad = nan if nan is not None and nan.any() else None
-        result = target(self.dtype, spec)
-        return Affine(source=spec.dtype, target=result, offset=image, bad=bad, fill=hole(result))
+        return Affine(source=spec.dtype, target=target(self.dtype, spec), offset=image, bad=bad)

@@ -62,7 +62,11 @@ class Node:
 
 
 class Map(Node):
-    """Block of frames in, block of frames out."""
+    """Block of frames in, block of frames out.
+
+    Masked pixels (`FrameSpec.mask`, and of single frames `FrameSpec.invalid`) are NaN in results of floats, in integers
+    what they held: no value is made up for them.
+    """
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""
@@ -255,10 +259,13 @@ class Gather(Node):
 
     parts: ClassVar[bool] = True
     strategy: str
-    fill: float
 
     def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
         """The whole frames that parts ``specs`` make, one for each receiver. Raises `Misfit`."""
+        raise NotImplementedError
+
+    def filling(self, spec: FrameSpec) -> float:
+        """What pixels of whole frames of ``spec`` hold that no receiver has."""
         raise NotImplementedError
 
 

@@ -5,7 +5,10 @@ A calibration image is a number, or a file that holds an image (h, w) or a stack
 * of the whole detector's shape, always in detector coordinates: it is cut, binned, flipped and rotated as the frames
   were on their way to the node. Of a binned pixel's images dark and background are the sum, a flat field is the mean,
   and a mask is bad where any is;
-* of the node's input shape: taken as it is; where the input is parts of frames, of the full frames' shape.
+* of the node's input shape: taken as it is; where the input is parts of frames, of the full frames' shape;
+* saved by lima2, whose files say how they show the detector (`image_operation`): turned back, then cut, binned, flipped
+  and rotated as the frames were, whatever its shape. Refused (``calibration-view``) where it does not show all of what
+  the frames show, or is binned otherwise.
 
 A number is taken as it is too: it counts for pixels as the node gets them. Images come back as float64, so that what
 they are subtracted from or divided by decides the precision.
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from lima2cli.declare import Either, FileReference, Number
 from lima2cli.errors import Misfit
 from lima2cli.spec import Array, Files, FrameSpec
-from lima2cli.view import How
+from lima2cli.view import How, View
 
 IMAGE = Either((Number(), FileReference()))
 """Shape of a parameter that takes a calibration image."""
@@ -86,6 +89,8 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How,
     count, height, width = info.shape
     if np.dtype(info.dtype).kind not in kinds:
         raise Misfit("calibration-dtype", f"{reference} holds {info.dtype}, not real numbers", (key,))
+    if info.view is not None and count and info.view.shape == (height, width):
+        return _recorded(reference, info.view, spec, files, key, binning)
     detector_width, detector_height = spec.detector
     whole = (height, width) == (detector_height, detector_width)
     shape = (spec.whole or spec.view).shape
@@ -99,3 +104,14 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How,
         raise Misfit("calibration-shape", message, (key,), "an image of one of these two shapes fits")
     image = files.image(reference)
     return spec.view.apply(image, binning) if whole else image[(..., *spec.place)]
+
+
+def _recorded(reference: str, view: View, spec: FrameSpec, files: Files, key: str, binning: How) -> Array:
+    """The pixels of ``spec`` from images that show the sensor as ``view`` does."""
+    target = spec.of_sensor(spec.view)
+    part = view.shown_as(files.image(reference), target, binning)
+    if part is None:
+        message = f"{reference} shows {view} of the detector, the frames show {target}"
+        help = "record it without cutting and binning, or as the frames are"
+        raise Misfit("calibration-view", message, (key,), help)
+    return part

@@ -3,8 +3,10 @@
 Bit for bit what they give one by one. Cuts and flips go first, as a numpy view of the raw frames: pixels that
 are not wanted are never read, and the images of the other maps are cut and flipped instead, once. Neighbours are not
 folded algebraically: in a cache the arithmetic costs less than another rounding. But where one ends in the dtype that
-the next computes in, they are one pass. Bad pixels get their last value at the end, once. Masked pixels are computed
-like any other; NaN of float frames stays NaN. No pixel raises a numpy warning.
+the next computes in, they are one pass. No pixel raises a numpy warning.
+
+Masked pixels get their value at the end of a strip, once. Where that is NaN and an image is subtracted or divided by,
+the image is NaN there instead, which costs nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.geometry import Rect
+from lima2cli.nodes.masked import Holes
 from lima2cli.nodes.stages import Call, Pass, Stage, Turn, store
 from lima2cli.nodes.tiles import Tile, tile_shape, tiles
 from lima2cli.spec import Array
@@ -25,19 +28,35 @@ StripReader = Callable[[Array, slice, slice], None]
 
 
 @dataclass(frozen=True, eq=False)
+class Step:
+    """A computation of strips of ``target``, None = they are copied; then what masked pixels get.
+
+    entering  masked pixels of what enters
+    holes     masked pixels of the result, one after another
+    """
+
+    compute: Pass | Call | None
+    target: np.dtype[Any]
+    entering: Holes | None
+    holes: tuple[Holes, ...] = ()
+
+    @property
+    def masks(self) -> bool:
+        """Whether any pixel is masked."""
+        return self.entering is not None or bool(self.holes)
+
+
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """What is done to frames, worked out once; threads share it.
 
     view    how the result shows the frames, nothing binned
     target  dtype of the result
-    bad     flat indices of the pixels that get ``values`` at the end, one for all or one for each; None = none
     """
 
     view: View
-    steps: tuple[Pass | Call, ...]
+    steps: tuple[Step, ...]
     target: np.dtype[Any]
-    bad: NDArray[np.intp] | None
-    values: Array
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,7 +66,7 @@ class Recipe:
     @property
     def idle(self) -> bool:
         """Whether the result is a part of the frames as it is."""
-        return not self.steps and self.bad is None and not self.view.mirrored and not self.view.rotation
+        return not self.steps and not self.view.mirrored and not self.view.rotation
 
     def seen(self, frames: Array) -> Array:
         """A numpy view of frames (n, height, width), cut and turned; the very array where nothing is."""
@@ -66,9 +85,7 @@ def settle(parts: Sequence[Stage | Turn], dtype: str, height: int, width: int) -
             continue
         here = part.change(View(Rect(0, 0, view.shape[1], view.shape[0])))
         view, stages = part.change(view), [stage.shown(here) for stage in stages]
-    target = np.dtype(stages[-1].target if stages else dtype)
-    bad, values = _holes(stages, view.shape, target)
-    return Recipe(view, _steps(stages), target, None if bad is None else np.flatnonzero(bad), values)
+    return Recipe(view, _steps(stages), np.dtype(stages[-1].target if stages else dtype))
 
 
 class Chain:
@@ -80,11 +97,11 @@ class Chain:
 
     def __init__(self, recipe: Recipe, keeps: bool = True) -> None:
         self.recipe, self.keeps = recipe, keeps
-        self.calls = {i: step.make() for i, step in enumerate(recipe.steps) if isinstance(step, Call)}
+        self.calls = {i: it.compute.make() for i, it in enumerate(recipe.steps) if isinstance(it.compute, Call)}
         self.out = np.empty((0, *recipe.shape), recipe.target)
         self.scratch: dict[Any, Array] = {}
         self.cuts: tuple[int, list[Tile]] = (0, [])
-        self.fills: dict[int, tuple[Array, Array]] = {}
+        self.places: dict[tuple[Holes, int], NDArray[np.intp]] = {}
 
     def __call__(self, frames: Array, readers: Sequence[StripReader] = ()) -> Array:
         """The result for a block (n, height, width), in the chain's own array; the frames themselves, or a part of
@@ -130,13 +147,19 @@ class Chain:
         last = len(recipe.steps) - 1
         for i, step in enumerate(recipe.steps):
             result = out if i == last else self._own((i, "result"), step.target, raw)
-            self._step(i, step, raw, result, rows)
+            found = None if step.entering is None else step.entering.find_in(raw)
+            self._step(i, step.compute, raw, result, rows)
+            if step.entering is not None:
+                step.entering.put(raw, result, found, self._places(step.entering, rows))
+            for holes in step.holes:
+                holes.put(result, result, holes.find_in(result), self._places(holes, rows))
             raw = result
-        if recipe.bad is not None:
-            self._fill(out, rows)
         return out
 
-    def _step(self, i: int, step: Pass | Call, raw: Array, result: Array, rows: slice) -> None:
+    def _step(self, i: int, step: Pass | Call | None, raw: Array, result: Array, rows: slice) -> None:
+        if step is None:
+            np.copyto(result, raw)
+            return
         if isinstance(step, Call):
             self.calls[i](raw, result, rows)
             return
@@ -153,53 +176,91 @@ class Chain:
             self.scratch[key] = np.empty(deep * tall * width, dtype)
         return self.scratch[key][: like.size].reshape(like.shape)
 
-    def _fill(self, out: Array, rows: slice) -> None:
-        fill = self.fills.get(rows.start)
-        if fill is None:
-            bad, values, width = self.recipe.bad, self.recipe.values, self.recipe.shape[1]
-            assert bad is not None
-            first, end = np.searchsorted(bad, (rows.start * width, rows.stop * width))
-            values = values[first:end] if values.ndim else values
-            fill = self.fills[rows.start] = (bad[first:end] - rows.start * width, values)
-        index, values = fill
-        flat = out.reshape(len(out), -1)
-        if len(flat) == 1:  # much the faster
-            flat[0][index] = values
-        else:
-            flat[:, index] = values
+    def _places(self, holes: Holes, rows: slice) -> NDArray[np.intp] | None:
+        """Flat indices in a strip of the pixels of a static mask."""
+        if holes.mask is None:
+            return None
+        index = self.places.get((holes, rows.start))
+        if index is None:
+            width = self.recipe.shape[1]
+            first, end = np.searchsorted(holes.places, (rows.start * width, rows.stop * width))
+            index = self.places[holes, rows.start] = holes.places[first:end] - rows.start * width
+        return index
 
 
-def _steps(stages: Sequence[Stage]) -> tuple[Pass | Call, ...]:
-    steps: list[Pass | Call] = []
-    for stage in stages:
-        step = stage.compiled()
-        if step is None:
-            continue
+def _steps(stages: Sequence[Stage]) -> tuple[Step, ...]:
+    computed = [stage.compiled() for stage in stages]
+    holes = _folded(computed, _needed([stage.holes() for stage in stages]))
+    steps: list[Step] = []
+    for stage, compute, own in zip(stages, computed, holes, strict=True):
         before = steps[-1] if steps else None
-        if isinstance(step, Pass) and isinstance(before, Pass) and before.work == before.target == step.work:
-            steps[-1] = Pass(step.work, step.target, (*before.operands, *step.operands))
+        if compute is None and own is None:
+            continue
+        if compute is None and before is not None and own is not None:
+            steps[-1] = replace(before, holes=(*before.holes, own))
+        elif (
+            isinstance(compute, Pass)
+            and before is not None
+            and isinstance(before.compute, Pass)
+            and not before.masks
+            and own is None
+            and before.compute.work == before.target == compute.work
+        ):
+            operands = (*before.compute.operands, *compute.operands)
+            steps[-1] = replace(before, compute=replace(compute, operands=operands), target=compute.target)
         else:
-            steps.append(step)
+            steps.append(Step(compute, np.dtype(stage.target), own))
     return tuple(steps)
 
 
-def _holes(
-    stages: Sequence[Stage], shape: tuple[int, int], target: np.dtype[Any]
-) -> tuple[NDArray[np.bool_] | None, Array]:
-    """Which pixels are bad in the end, and what is then stored in them: a value for each, or one for all."""
-    bad, values = np.zeros(shape, np.bool_), np.empty(shape, target)
-    for i, stage in enumerate(stages):
-        if stage.bad is None:
+def _needed(holes: Sequence[Holes | None]) -> list[Holes | None]:
+    """The same without static masks all of whose pixels get another value later."""
+    needed: list[Holes | None] = []
+    later: NDArray[np.bool_] | None = None
+    for own in reversed(holes):
+        if own is not None and own.mask is not None:
+            if later is not None and not (own.mask & ~later).any():
+                own = own.unmasked()
+            elif own.value is not None:
+                later = own.mask
+        needed.append(own)
+    return needed[::-1]
+
+
+def _folded(computed: list[Pass | Call | None], holes: list[Holes | None]) -> list[Holes | None]:
+    """What remains of them when NaN are put into the images of passes, which ``computed`` then has."""
+    left = list(holes)
+    for last, own in enumerate(holes):
+        if own is None or own.mask is None or not own.nan:
             continue
-        whole = np.full((1, *shape), stage.fill, stage.target)
-        after = [replace(later, bad=None) for later in stages[i + 1 :]]
-        values[stage.bad] = Chain(settle(after, stage.target, *shape))(whole)[0][stage.bad]
-        bad |= stage.bad
-    if not bad.any():
-        return None, values
-    found = values[bad]
-    same = np.array_equal(found, np.full_like(found, found[0]), equal_nan=target.kind == "f")
-    return bad, np.asarray(found[0]) if same else found
+        at = _operand(computed, holes, last)
+        if at is not None:
+            i, k = at
+            step = computed[i]
+            assert isinstance(step, Pass)
+            ufunc, image = step.operands[k]
+            changed = (ufunc, np.where(own.mask, image.dtype.type(np.nan), image))
+            computed[i] = replace(step, operands=(*step.operands[:k], changed, *step.operands[k + 1 :]))
+            left[last] = own.unmasked()
+    return left
+
+
+def _operand(
+    computed: Sequence[Pass | Call | None], holes: Sequence[Holes | None], last: int
+) -> tuple[int, int] | None:
+    """Pass and operand, an image, from which NaN comes through to the result of ``last``; None where there is none."""
+    for i in range(last, -1, -1):
+        step, own = computed[i], holes[i]
+        if i < last and own is not None and not own.nan:
+            return None
+        if step is None:
+            continue
+        if not isinstance(step, Pass) or step.work.kind != "f" or step.target.kind != "f":
+            return None
+        for k, (_, operand) in enumerate(step.operands):
+            if operand.ndim:
+                return i, k
+    return None
 
 
 def _compute(step: Pass, raw: Array, work: Array, rows: slice) -> Array:

@@ -9,28 +9,48 @@ parentheses around comparisons) and the functions `where`, `minimum`, `maximum`,
 numexpr, in as many threads as the receiver has.
 
 The result is float32, or float64 where an input is, or of ``dtype``; integers are rounded half to even and clipped to
-their range, NaN becomes 0. Pixels are computed in float32 where it holds all inputs exactly (integers of up to 16 bits,
-float32) and the result is float32; else in float64, rounded once at the end. Integers beyond 2**53 are rounded before.
+their range, NaN becomes the detector's gap value. Pixels are computed in float32 where it holds all inputs exactly
+(integers of up to 16 bits, float32) and the result is float32; else in float64, rounded once at the end. Integers
+beyond 2**53 are rounded before.
 
 Frames are paired by their number; those that are not in all inputs are left out and counted as unmatched. The same
-frame of all inputs is at one receiver, and they show the same part of the detector the same way. A pixel is masked
-where it is in any input; masked pixels are computed like any other. The saturation level is no longer known.
+frame of all inputs is at one receiver, and they show the same part of the detector the same way.
+
+A pixel is masked where it is in any input, also in one that the formula does not use, by the static mask or in single
+frames. Whatever the formula says, it is NaN, in integers what the first input holds that is masked there (a warning
+where valid results could be mistaken for it). Only a formula that asks by `isnan` or `isfinite` sees the NaN of single
+frames, and decides. The saturation level is no longer known.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lima2cli.declare import Choice, Text, param
 from lima2cli.errors import Misfit
+from lima2cli.invalid import gap_in
 from lima2cli.nodes.base import Join
-from lima2cli.nodes.formula import FormulaError, Name, Number, Op, Tree, names, numbers, read_formula
+from lima2cli.nodes.formula import (
+    FormulaError,
+    Name,
+    Number,
+    Op,
+    Tree,
+    asks_for_nan,
+    carries_nan,
+    names,
+    numbers,
+    read_formula,
+)
 from lima2cli.nodes.joined import joined
+from lima2cli.nodes.masked import JoinedHoles, collision, joined_rule, unmarked
 from lima2cli.nodes.stages import Formula, Stage, Steps, store
 from lima2cli.nodes.tiles import tiles
-from lima2cli.spec import DTYPES, Array, Files, FrameSpec
+from lima2cli.spec import DTYPES, Array, Files, FrameSpec, Invalid
 
 MOST_INPUTS = 16
 """Inputs of a formula; numpy iterates over 32 arrays at most."""
@@ -58,31 +78,50 @@ class Expression(Join):
             message = f"a formula has at most {MOST_INPUTS} inputs, not {len(specs)}"
             raise Misfit("out-of-range", message, ("inputs",))
         self._tree(specs)
-        return replace(joined(specs), dtype=self.dtype or _natural(specs))
+        target = self.dtype or _natural(specs)
+        holds = math.nan if np.dtype(target).kind == "f" else None
+        return replace(joined(specs), dtype=target, invalid=joined_rule(specs, target), holds=holds)
 
     def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[Misfit]:
         """See `Join.warnings_all`."""
         used = names(self._tree(specs))
-        return [
+        return [*self._doubtful(specs)] + [
             Misfit("unused-input", f"`{name}` is not in the formula", ("inputs", name), "use it, or leave it out")
             for name in specs
             if name not in used
         ]
 
+    def _doubtful(self, specs: Mapping[str, FrameSpec]) -> Sequence[Misfit]:
+        """Integer results that could be mistaken for pixels without a measurement, or the other way round."""
+        target = self.dtype or _natural(specs)
+        if np.dtype(target).kind == "f":
+            return ()
+        rule = joined_rule(specs, target)
+        found = [collision(rule, ("dtype",))] if rule != Invalid() else []
+        found += [it for name, spec in specs.items() if (it := unmarked(spec, rule, target, f"`{name}`")) is not None]
+        return found
+
     def bind_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Callable[[Mapping[str, Array]], Array]:
         """See `Join.bind_all`."""
         target = self.infer_all(specs, files)
         tree = self._tree(specs)
-        return _Evaluation(tree, work_dtype(tree, specs, target.dtype), np.dtype(target.dtype), target.shape)
+        strips = _Strips(tree, work_dtype(tree, specs, target.dtype), np.dtype(target.dtype), target.gap)
+        if asks_for_nan(self.expr):
+            through = frozenset(specs)
+        else:
+            through = frozenset(names(tree)) if carries_nan(tree) else frozenset()
+        return _Evaluation(strips, JoinedHoles(specs, target.dtype, through), target)
 
     def stage(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
         """What is done to frames where all inputs are the same one, perhaps by several names."""
+        spec = next(iter(specs.values()))
         target, tree = self.infer_all(specs, files).dtype, self._tree(specs)
-        source, work = next(iter(specs.values())).dtype, work_dtype(tree, specs, target)
-        steps = linear(tree)
+        work, steps = work_dtype(tree, specs, target), linear(tree)
         if steps is not None and np.dtype(target).kind == "f":
-            return Steps(source, target, work=work.name, numbers=steps)
-        return Formula(source, target, make=lambda: _OfOne(_Strips(tree, work, np.dtype(target))))
+            return Steps(spec.dtype, target, work=work.name, numbers=steps).of(spec)
+        strips = partial(_Strips, tree, work, np.dtype(target), spec.gap)
+        through = asks_for_nan(self.expr) or carries_nan(tree)
+        return Formula(spec.dtype, target, make=lambda: _OfOne(strips()), propagates=through).of(spec)
 
     def _tree(self, specs: Mapping[str, FrameSpec]) -> Tree:
         try:
@@ -133,11 +172,12 @@ def _then(before: Linear | None, steps: Linear) -> Linear | None:
 
 
 class _Strips:
-    """A formula of strips, bound to one thread."""
+    """A formula of strips, bound to one thread; ``gap`` instead of NaN in integers."""
 
-    def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]") -> None:
+    def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]", gap: float) -> None:
         self.names, self._compute = names(tree), compiled(tree, work)
         self._work, self._target = work, target
+        self._gap = 0 if target.kind == "f" else gap_in(gap, target.name)
         self._scratch: dict[int, Array] = {}
 
     def __call__(self, strips: Sequence[Array], out: Array) -> None:
@@ -150,7 +190,7 @@ class _Strips:
         self._compute(*given, out=result)
         with np.errstate(all="ignore"):
             if self._target.kind != "f":
-                result[np.isnan(result)] = 0
+                result[np.isnan(result)] = self._gap
             store(result, out)
 
     def _taken(self, i: int, strip: Array) -> Array:
@@ -182,9 +222,9 @@ class _OfOne:
 class _Evaluation:
     """A formula bound; it keeps one output array, which grows with the largest block."""
 
-    def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]", shape: tuple[int, int]) -> None:
-        self._strips = _Strips(tree, work, target)
-        self._out: Array = np.empty((0, *shape), target)
+    def __init__(self, strips: _Strips, holes: JoinedHoles, target: FrameSpec) -> None:
+        self._strips, self._holes = strips, holes
+        self._out: Array = np.empty((0, *target.shape), target.dtype)
 
     def __call__(self, frames: Mapping[str, Array]) -> Array:
         """The result for frames (n, height, width) of each input."""
@@ -192,7 +232,9 @@ class _Evaluation:
         if count > len(self._out):
             self._out = np.empty((count, *self._out.shape[1:]), self._out.dtype)
         for deep, tall in tiles(*self._out[:count].shape):
-            self._strips([frames[name][deep, tall] for name in self._strips.names], self._out[deep, tall])
+            strips = {name: each[deep, tall] for name, each in frames.items()}
+            self._strips([strips[name] for name in self._strips.names], self._out[deep, tall])
+            self._holes.put(strips, self._out[deep, tall], tall)
         return self._out[:count]
 
 

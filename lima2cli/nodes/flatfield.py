@@ -5,9 +5,10 @@
 ``image`` and ``background`` are numbers or files (see `calibration`); the background is subtracted from the flat only,
 for the frames there is `background_sub`. The flat is not normalised: the result has the units of raw over flat.
 Result: float32, also for float64 frames; or ``keep``, the input's dtype, where integers are rounded half to even, then
-clipped to their range. Where the difference is 0 or NaN the pixel is masked, and NaN is stored (0 in integers).
-Pixels masked before and saturated ones are computed like any other; the saturation level moves with a flat that is one
-number, and is unknown after an image.
+clipped to their range. Where the difference is 0 or NaN the pixel is masked. Of masked pixels nothing is computed: they
+are NaN, with ``keep`` in integers what they held (a warning where a valid result may come out as a value that marks
+pixels without a measurement). Saturated pixels are computed like any other; the saturation level moves with a flat that
+is one number, and is unknown after an image.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from lima2cli.declare import param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
-from lima2cli.nodes.pixelwise import RESULT, Pixelwise, hole, target
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 from lima2cli.nodes.stages import Affine
 from lima2cli.spec import Files, FrameSpec
 
@@ -47,8 +48,9 @@ class Flatfield(Pixelwise):
                 raise Misfit("calibration-value", "the flat field is 0 everywhere", ("image",))
             return Affine(source=spec.dtype, target=result, divisor=flat)
         bad = (flat == 0) | np.isnan(flat)
-        return Affine(spec.dtype, result, divisor=flat, bad=bad if bad.any() else None, fill=hole(result))
+        return Affine(spec.dtype, result, divisor=flat, bad=bad if bad.any() else None)
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
         """See `Node.warnings`: a flat field that masks most of the pixels."""
-        return mostly_masked(self.stage(spec, files).bad, "zeros and NaN of a flat field mask the pixel", "image")
+        what = "zeros and NaN of a flat field mask the pixel"
+        return [*mostly_masked(self.stage(spec, files).bad, what, "image"), *super().warnings(spec, files)]

@@ -131,6 +131,22 @@ def numbers(tree: Tree) -> list[float]:
     return [part.value for part in _parts(tree) if isinstance(part, Number)]
 
 
+_CARRYING = frozenset(PRIMITIVES) - {"pow"}  # NaN ** 0 is 1
+
+
+def carries_nan(tree: Tree) -> bool:
+    """Whether what it gives is NaN wherever an input is that it names."""
+    return all(part.name in _CARRYING for part in _parts(tree) if isinstance(part, Op))
+
+
+def asks_for_nan(text: str) -> bool:
+    """Whether a formula decides by itself on pixels that are NaN."""
+    return any(
+        isinstance(part, ast.Name) and part.id in ("isnan", "isfinite")
+        for part in ast.walk(ast.parse(" ".join(text.split("\n")).strip(), mode="eval"))
+    )
+
+
 def _parts(tree: Tree) -> Iterator[Tree]:
     yield tree
     if isinstance(tree, Op):

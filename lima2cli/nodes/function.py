@@ -27,7 +27,7 @@ from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, Misfit, UserCodeError
 from lima2cli.geometry import Rect
 from lima2cli.nodes.results import fitted
-from lima2cli.spec import DTYPES, Array, Files, FrameSpec
+from lima2cli.spec import DTYPES, Array, Files, FrameSpec, Invalid
 from lima2cli.view import View
 
 PACKAGE, IMPORTLIB = (str(Path(file).parent) for file in (lima2cli.__file__, importlib.__file__))
@@ -55,7 +55,8 @@ class Output:
             message = f"the input ({spec}) can't be passed on as {dtype} {columns} x {rows}"
             raise Misfit("edge-mismatch", message, ("on_error",), "on_error: drop")
         if (rows, columns) == spec.shape:
-            return replace(spec, dtype=dtype, saturation=None)
+            rule = spec.invalid if dtype == spec.dtype else Invalid()
+            return replace(spec, dtype=dtype, saturation=None, invalid=rule)
         return FrameSpec(dtype, View(Rect(0, 0, columns, rows)), (columns, rows))
 
     def fit(self, result: Any, numbers: NDArray[np.uint64], spec: FrameSpec, name: str) -> Array:

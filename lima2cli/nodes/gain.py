@@ -7,12 +7,13 @@ A raw pixel is uint16: its two top bits choose the stage (0, 1, 3 → stage 0, 1
 
 ``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`, or three numbers. A pixel without a
 stage (also 0x8000, a missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a
-gain of 0. Pixels for which that is so in stage 0 are masked for good. The saturation level is not known afterwards.
+gain of 0. Pixels for which that is so in stage 0 are masked for good. Masked pixels are NaN, those of single frames too
+(invalid values). The saturation level is not known afterwards.
 
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +29,8 @@ from lima2cli.view import How
 
 STAGES = 3
 ADU = np.uint16(0x3FFF)
+NO_STAGE = 0x8000
+"""A pixel of no stage, which marks those whose packet is missing."""
 STAGE_OF_BITS = np.array([0, 1, -1, 2])
 
 IMAGES = Either((ListOf(Number(), STAGES), FileReference()))
@@ -54,12 +57,20 @@ class Gain(Pixelwise):
             raise Misfit("edge-mismatch", f"gain-switched pixels are uint16, these are {spec.dtype}")
         if spec.view.binning != (1, 1):
             raise Misfit("edge-mismatch", "gain-switched pixels can't be binned before their gain is known")
-        _, divisor = self._images(spec, files)
-        return replace(spec, dtype="float32", saturation=None).masked(np.isnan(divisor[0]))
+        return super().infer(spec, files)
 
     def stage(self, spec: FrameSpec, files: Files) -> Formula:
-        """See `Pixelwise.stage`. Pixels without a value are NaN by themselves: nothing is filled."""
-        return Formula(spec.dtype, "float32", make=_Charge, images=self._images(spec, files))
+        """See `Pixelwise.stage`."""
+        images = self._images(spec, files)
+        bad = np.isnan(images[1][0])
+        return Formula(
+            spec.dtype,
+            "float32",
+            bad=bad if bad.any() else None,
+            make=_Charge,
+            images=images,
+            nan_of=(NO_STAGE,),
+        )
 
     def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pedestal and divisor of each stage; the divisor is NaN where a pixel has no value."""

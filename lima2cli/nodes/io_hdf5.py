@@ -5,7 +5,9 @@ of partial frames it puts the parts together (``layout: virtual`` says that this
 ``layout: common`` all receivers write one plain file, in large blocks by collective MPI-IO: uncompressed, and a known
 number of dense, whole frames that no `filter` has thinned out. A row that was lost holds the fill value.
 
-Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask. Any
+Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask, and
+invalid values of single frames are noted as attributes of the NXdetector (``invalid_values``, ``invalid_below``,
+``invalid_above``; a lower limit also as underload_value, an upper one as saturation_value where no other is known). Any
 dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
 more than a file holds or come in half a second.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.invalid import finder
 from lima2cli.nodes import statistics
 from lima2cli.nodes.rois import Region
 from lima2cli.nodes.statistics import Sums
@@ -36,6 +37,7 @@ class LineSums:
         self.before = first - (region.whole.x if across else region.whole.y)
         self.low, self.high = statistics.of_none(self.dtype)
         self.limit = statistics.saturation_limit(spec.saturation, self.dtype)
+        self.invalid = finder(spec.invalid, spec.dtype)
         self.scratch = np.empty(0)
         self.whole: Sums = {}
         self.parts: dict[int, Sums] = {}
@@ -94,8 +96,8 @@ class LineSums:
     def _sums(self, pixels: Array, good: NDArray[np.bool_] | None) -> Sums:
         """Sums of each line of (n, height, width) pixels, (n, lines); ``good`` (height, width) says which count."""
         there: NDArray[np.bool_] | None = good
-        if self.dtype.kind == "f" and (nan := np.isnan(pixels)).any():
-            there = ~nan if good is None else ~nan & good
+        if self.invalid is not None and (found := self.invalid(pixels)).any():
+            there = ~found if good is None else ~found & good
         tile = _Tile(pixels, there, 1 if self.across else 2)
         count = tile.count()
         wide = tile.wide(self._scratch(pixels.size))

@@ -3,9 +3,13 @@
     out = fill where image != 0, else raw
 
 ``image`` is a number or a file (see `calibration`), 0 = good, as the pixel_mask of NeXus; NaN counts as bad, and of a
-stack of images a pixel is bad if any is. The dtype stays. Only the pixels of this image are filled: pixels masked
-before, NaN pixels of single frames and saturated pixels keep what is stored there. ``fill`` is in the units of the raw
-pixels and must fit their dtype; ``nan`` goes with float frames only.
+stack of images a pixel is bad if any is. The dtype stays. ``fill`` goes to all pixels that are masked so far: those of
+this image, those masked before (gaps, zeros of a flat), and those of single frames that hold an invalid value or NaN.
+It is in the units of the raw pixels and must fit their dtype; ``nan`` goes with float frames only. Saturated pixels
+stay.
+
+Pixels of single frames are not marked but by what they hold: from here on they count, with the value ``fill``, unless
+that is NaN or an invalid value itself. A warning says so.
 """
 
 import math
@@ -15,12 +19,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Choice, Either, Number, param
+from lima2cli.declare import NumberOrNan, param
 from lima2cli.errors import Misfit
+from lima2cli.invalid import carried, words
 from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.nodes.stages import Affine
-from lima2cli.spec import Files, FrameSpec
+from lima2cli.spec import Files, FrameSpec, Invalid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +36,26 @@ class Mask(Pixelwise):
     parts: ClassVar[bool] = True
 
     image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
-    fill: Any = param("Value stored in them.", Either((Number(), Choice(("nan",)))), 0)
+    fill: float = param("Value stored in all masked pixels; `nan` in frames of floats.", NumberOrNan(), 0)
 
     def stage(self, spec: FrameSpec, files: Files) -> Affine:
         """See `Pixelwise.stage`."""
-        fill = _fitting(self.fill, np.dtype(spec.dtype))
+        fill = fitting(self.fill, np.dtype(spec.dtype))
         return Affine(spec.dtype, spec.dtype, bad=bad_pixels(self.image, spec, files, "image"), fill=fill)
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
-        """See `Node.warnings`: a mask that was probably meant the other way round."""
-        return mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image")
+        """See `Node.warnings`: a mask that was probably meant the other way round; filled pixels that then count."""
+        found = list(mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image"))
+        rule = spec.invalid
+        if carried(rule, spec.dtype, spec.dtype) != Invalid() and self.masking(spec, files).leaves == Invalid():
+            message = f"pixels of single frames that hold {words(rule)} become {self.fill:g}, and count from here on"
+            help = "`fill: nan` keeps them apart" if spec.dtype[0] == "f" else f"`fill: {words(rule).split(', ')[0]}`"
+            found.append(Misfit("invalid-unmarked", message, ("fill",), help))
+        return found
 
 
-def _fitting(fill: float | str, dtype: np.dtype[Any]) -> float:
+def fitting(value: float, dtype: np.dtype[Any]) -> float:
     """The fill value; raises `Misfit` where the dtype can't hold it."""
-    value = math.nan if fill == "nan" else fill
-    assert not isinstance(value, str)
     if dtype.kind == "f":
         if math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
             raise Misfit("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))

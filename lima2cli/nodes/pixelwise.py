@@ -4,16 +4,19 @@ The description, a `Stage`, is pure, so that a compiler can put neighbours toget
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lima2cli.declare import Choice
+from lima2cli.errors import Misfit
+from lima2cli.invalid import met, valid_range
 from lima2cli.nodes.base import Map
 from lima2cli.nodes.chain import Chain, settle
+from lima2cli.nodes.masked import collision
 from lima2cli.nodes.stages import Affine, Stage
-from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.spec import Array, Files, FrameSpec, Invalid
 
 RESULT = Choice(("float32", "keep"))
 """Shape of the parameter ``dtype``: float32, or the dtype of the input."""
@@ -23,7 +26,7 @@ class Pixelwise(Map):
     """A map that does the same to frames as its `Stage` says, whose ``bad`` pixels are masked from there on."""
 
     def stage(self, spec: FrameSpec, files: Files) -> Stage:
-        """What is done to frames of ``spec``. Raises as `infer`."""
+        """What is done to frames of ``spec``; ``bad`` are those that it masks itself. Raises as `infer`."""
         raise NotImplementedError
 
     def in_strips(self, inputs: int) -> bool:
@@ -32,12 +35,27 @@ class Pixelwise(Map):
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`. The saturation goes through the same arithmetic where it is one value for all pixels."""
-        stage = self.stage(spec, files)
-        return replace(spec, dtype=stage.target, saturation=level(stage, spec.saturation)).masked(stage.bad)
+        stage = self.masking(spec, files)
+        return replace(
+            spec,
+            dtype=stage.target,
+            saturation=level(stage, spec.saturation),
+            mask=stage.bad,
+            invalid=stage.leaves,
+            holds=spec.holds if stage.holds is None else stage.holds,
+        )
 
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
         """See `Map.bind`."""
-        return Chain(settle([self.stage(spec, files)], spec.dtype, *spec.shape))
+        return Chain(settle([self.masking(spec, files)], spec.dtype, *spec.shape))
+
+    def masking(self, spec: FrameSpec, files: Files) -> Stage:
+        """What is done, with all that is masked: before, and by this map."""
+        return self.stage(spec, files).of(spec)
+
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`: what could be mistaken for a measurement, or for none."""
+        return doubtful(self.masking(spec, files))
 
 
 def level(stage: Stage, saturation: float | None) -> float | None:
@@ -54,7 +72,7 @@ def level(stage: Stage, saturation: float | None) -> float | None:
         if not np.iinfo(source).min <= saturation <= np.iinfo(source).max:
             return None
     pixel = np.full((1, 1, 1), saturation, source)
-    return float(Chain(settle([replace(stage, bad=None)], stage.source, 1, 1))(pixel)[0, 0, 0])
+    return float(Chain(settle([stage.unmasked()], stage.source, 1, 1))(pixel)[0, 0, 0])
 
 
 def target(dtype: str, spec: FrameSpec) -> str:
@@ -62,6 +80,27 @@ def target(dtype: str, spec: FrameSpec) -> str:
     return spec.dtype if dtype == "keep" else dtype
 
 
-def hole(dtype: str) -> float:
-    """What is stored in a pixel that has no value: NaN, or 0 in integers."""
-    return math.nan if np.dtype(dtype).kind == "f" else 0.0
+def doubtful(stage: Stage) -> Sequence[Misfit]:
+    """Warnings: ``invalid-collision`` where valid results may be values that mean that nothing was measured."""
+    rule = stage.leaves
+    if np.dtype(stage.target).kind == "f" or stage.fill is not None or rule == Invalid():
+        return ()
+    low, high = reach(stage) if isinstance(stage, Affine) else (-math.inf, math.inf)
+    return [collision(rule, ("dtype",))] if met(rule, stage.target, low, high) else ()
+
+
+def reach(stage: Affine) -> tuple[float, float]:
+    """The least and the largest that valid pixels of integers can become, rounded."""
+    if np.dtype(stage.source).kind == "f":
+        return -math.inf, math.inf
+    low, high = valid_range(stage.invalid, stage.source)
+    if stage.copies:
+        return low, high
+    offset, divisor = np.asarray(stage.offset, np.float64), np.asarray(stage.divisor, np.float64)
+    good = np.ones((), np.bool_) if stage.bad is None else ~stage.bad
+    with np.errstate(all="ignore"):
+        ends = np.stack(np.broadcast_arrays((low - offset) / divisor, (high - offset) / divisor, good))
+    first, last = (end[ends[2] > 0] for end in ends[:2])
+    if not len(first):
+        return 0.0, 0.0
+    return float(np.rint(min(first.min(), last.min()))), float(np.rint(max(first.max(), last.max())))

@@ -10,6 +10,10 @@ where it has a method ``close``. ``spec`` is the `FrameSpec` of what comes in.
 as the input. Where the shape is the input's the static mask goes on with the frames; else they are no longer a picture
 of the detector. Vectors travel and are saved as frames of one row.
 
+Masked pixels come as they are: gaps with the gap value, of single frames invalid values or NaN; ``spec.mask`` and
+``spec.invalid`` say which. What is returned is taken as it is, too. Where shape and dtype are the input's, its invalid
+values are no measurement in the result either; else NaN alone.
+
 A value that the declared dtype has not is an error, which names frame and value: nothing is wrapped, cut or clipped.
 Integers take whole numbers in their range (booleans, and floats without a fraction, too), floats what they can round to
 a finite number, NaN and infinity as they are. Masked values of numpy's masked arrays become NaN, in integers they are

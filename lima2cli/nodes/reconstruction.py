@@ -2,7 +2,8 @@
 
 gather   each receiver in turn collects the full frame: group g is then on place g % L of the flow's L places. A
          collective of these receivers; a frame of which one of them lost its part is lost. Pixels that no part covers
-         hold ``fill`` and are masked; gaps inside a part hold what the detector says.
+         hold ``fill`` and are masked. Without ``fill`` they hold what gaps inside a part do: the detector's gap value,
+         or NaN after arithmetic that gives floats.
 virtual  nothing moves: parts are saved as they are, by an `io_hdf5` that comes next, and the master shows full frames.
 """
 
@@ -12,9 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Choice, Number, param
+from lima2cli.declare import Choice, NumberOrNan, param
 from lima2cli.errors import Misfit
+from lima2cli.invalid import gap_in
 from lima2cli.nodes.base import Gather
+from lima2cli.nodes.mask import fitting
 from lima2cli.spec import FrameSpec
 
 
@@ -29,7 +32,9 @@ class Reconstruction(Gather):
         Choice(("gather", "virtual")),
         "gather",
     )
-    fill: float = param("Of pixels that no receiver holds.", Number(), 0)
+    fill: float | None = param(
+        "Of pixels that no receiver holds, `nan` in frames of floats; default: as gaps.", NumberOrNan(), None
+    )
 
     def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
         """See `Gather`."""
@@ -37,10 +42,14 @@ class Reconstruction(Gather):
         if whole is None:
             help = "only flows with `dispatch: modules` have parts"
             raise Misfit("edge-mismatch", "the frames are full already: there is nothing to reconstruct", (), help)
-        dtype = np.dtype(specs[0].dtype)
-        if dtype.kind != "f" and np.array(self.fill).astype(dtype) != self.fill:
-            raise Misfit("mask-fill", f"{self.fill:g} is no {dtype}", ("fill",))
+        if self.fill is not None:
+            fitting(self.fill, np.dtype(specs[0].dtype))
         mask = np.ones(whole.shape, bool)
         for spec in specs:
             mask[spec.place] = False if spec.mask is None else spec.mask
         return replace(specs[0], view=whole, whole=None, mask=mask if mask.any() else None)
+
+    def filling(self, spec: FrameSpec) -> float:
+        """See `Gather`."""
+        hole = spec.hole if self.fill is None else self.fill
+        return hole if np.dtype(spec.dtype).kind == "f" else gap_in(hole, spec.dtype)

@@ -8,8 +8,8 @@ min, max   least and largest                   the input's dtype
 sum        sum(x)                              float64, exact for integers up to 2**53
 saturated  how many reach the saturation       uint32, pixels
 
-Pixels of the static mask and NaN pixels of single frames don't count; saturated pixels do. Where no pixel counts: avg
-and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
+Masked pixels don't count: those of the static mask, and of single frames NaN and invalid values. Saturated pixels do.
+Where no pixel counts: avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
 """
 
 from collections.abc import Mapping, Sequence

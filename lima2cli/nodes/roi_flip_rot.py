@@ -4,14 +4,17 @@
 
 Binning sums x columns by y rows; trailing columns and rows that fill no bin are cut. Integers are widened to the
 narrowest integer of their kind that holds the sum of a bin's largest pixels (2 x 2 uint16: uint32), 64-bit integers to
-float64; float32 and float64 stay. A sum with a NaN is NaN. ``roi`` is in binned pixels; flipping horizontally exchanges
+float64; float32 and float64 stay. ``roi`` is in binned pixels; flipping horizontally exchanges
 left and right; rotation is clockwise.
 
-The static mask goes the same way, a bin being masked if any of its pixels is; frames keep the sum that is stored there.
-The saturation level is unknown after binning. Where nothing is binned the dtype stays. How the frames show the detector
+The static mask goes the same way, a bin being masked if any of its pixels is. Where one is masked, also in single
+frames (NaN, invalid values), there is no sum: the bin holds NaN, in integers what the first masked pixel holds. Values
+above all valid ones, such as the largest of the dtype, become the largest of the wider dtype, which no sum reaches. The
+saturation level is unknown after binning. Where nothing is binned the dtype stays. How the frames show the detector
 goes with them: calibration images, ROIs in detector coordinates and the saved geometry follow.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,10 +24,12 @@ import numpy as np
 from lima2cli.declare import Choice, Integer, Table, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
+from lima2cli.invalid import MaskedSums, met, of_sums, valid_range
 from lima2cli.nodes.base import Map
+from lima2cli.nodes.masked import collision
 from lima2cli.nodes.stages import Turn
 from lima2cli.nodes.tiles import tile_shape, tiles
-from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.spec import Array, Files, FrameSpec, Invalid
 from lima2cli.view import FLIPS, View
 
 STRIP = 16
@@ -69,19 +74,31 @@ class RoiFlipRot(Map):
         self._check(spec)
         here, bins = self._within(spec), self.bins
         mask = None if spec.mask is None else np.ascontiguousarray(here.apply(spec.mask, "any"))
+        dtype = sum_dtype(spec.dtype, bins)
         return replace(
             spec,
-            dtype=sum_dtype(spec.dtype, bins),
+            dtype=dtype,
+            invalid=spec.invalid if bins == 1 else of_sums(spec.invalid, spec.dtype, dtype)[0],
+            holds=math.nan if bins > 1 and np.dtype(dtype).kind == "f" else spec.holds,
             view=self.turned(spec.view),
             mask=None if mask is None or not mask.any() else mask,
             saturation=spec.saturation if bins == 1 else None,
         )
 
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+        """See `Node.warnings`: sums that may be values which mean that nothing was measured."""
+        dtype = sum_dtype(spec.dtype, self.bins)
+        if self.bins == 1 or np.dtype(dtype).kind == "f" or spec.invalid == Invalid():
+            return ()
+        rule, _ = of_sums(spec.invalid, spec.dtype, dtype)
+        low, high = (limit * self.bins for limit in valid_range(spec.invalid, spec.dtype))
+        return [collision(rule, ("binning",))] if met(rule, dtype, low, high) else ()
+
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
         """See `Map.bind`. A part that is only cut out is a view of the input."""
         here = self._within(spec)
         if here.binning != (1, 1) or here.mirrored or here.rotation:
-            return _Kernel(here, sum_dtype(spec.dtype, self.bins))
+            return _Kernel(here, spec, sum_dtype(spec.dtype, self.bins))
         if here.shape == spec.shape:
             return lambda frames: frames
         rows, columns = here.area.within(Rect(0, 0, 0, 0))
@@ -145,9 +162,11 @@ def sum_dtype(dtype: str, pixels: int) -> str:
 class _Kernel:
     """Frames as ``view`` shows them, in an array of its own, which grows with the largest block."""
 
-    def __init__(self, view: View, dtype: str) -> None:
+    def __init__(self, view: View, spec: FrameSpec, dtype: str) -> None:
         self.view = view
+        self.masked = MaskedSums(spec.invalid, spec.dtype, dtype)
         self.rows, self.columns = view.area.within(Rect(0, 0, 0, 0))
+        self.mask = None if spec.mask is None else spec.mask[self.rows, self.columns]
         self.out = np.empty((0, *view.shape), dtype)
         self.copy: Callable[[Array, Array], None]
         if view.binning != (1, 1):
@@ -178,6 +197,17 @@ class _Kernel:
                 rows = sums
             if x > 1:
                 _add([rows[:, :, k::x] for k in range(x)], into)
+            if self.mask is not None or self.masked.find is not None:
+                self._put_masked(frames, into, deep, tall)
+
+    def _put_masked(self, frames: Array, into: Array, deep: slice, tall: slice) -> None:
+        """Bins with a masked pixel, whose first one decides: it is looked at last."""
+        x, y = self.view.binning
+        whole = slice(tall.start * y, tall.stop * y)
+        for row in reversed(range(y)):
+            for column in reversed(range(x)):
+                mask = None if self.mask is None else self.mask[whole][row::y, column::x]
+                self.masked.put(frames[deep, whole][:, row::y, column::x], into, mask)
 
 
 def _add(parts: Sequence[Array], out: Array) -> None:

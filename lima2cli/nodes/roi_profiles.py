@@ -13,8 +13,8 @@ Left and right, columns and rows are those of the frames that enter the node, al
 first value is that of the ROI's first column or row there.
 
 Columns `<roi>_<statistic>` of the table hold a vector per frame, (frames, length). Statistics, their dtypes, and what
-counts are as for `roi_counters`, line by line: pixels of the static mask and NaN pixels of single frames don't count;
-of a line without any pixel that counts avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
+counts are as for `roi_counters`, line by line: masked pixels (of the static mask, NaN, invalid values) don't count; of
+a line without any pixel that counts avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """Node `sparsify`: keeps the pixels above a threshold, as sparse frames.
 
 A pixel is kept where it is greater than ``above``, in the units of the pixels; in float frames ``above`` is rounded to
-their dtype first. Pixels of the static mask and NaN pixels are left out. Of each one is kept
+their dtype first. Masked pixels are left out: those of the static mask, and of single frames NaN and invalid values. Of
+each one is kept
 
 index      uint32, its place in the whole detector image, y * width + x, however the frames were cut, flipped and
            rotated: what several receivers or regions keep goes together
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Number, param
 from lima2cli.errors import Misfit
+from lima2cli.invalid import finder
 from lima2cli.nodes.base import Pick
 from lima2cli.nodes.tiles import tiles
 from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
@@ -54,6 +56,7 @@ class _Above:
 
     def __init__(self, above: float, spec: FrameSpec) -> None:
         self._level = _level(above, np.dtype(spec.dtype))
+        self._invalid = finder(spec.invalid, spec.dtype, nan=False)
         self._good = None if spec.mask is None or not spec.mask.any() else ~spec.mask
         self._index = detector_index(spec)
         self._kept = np.empty((0, *spec.shape), bool)
@@ -83,6 +86,8 @@ class _Above:
             np.greater(pixels, self._level, out=kept)  # false for NaN
         if self._good is not None:
             kept &= self._good[rows]
+        if self._invalid is not None:
+            kept &= ~self._invalid(pixels)
 
 
 def detector_index(spec: FrameSpec) -> NDArray[np.uint32]:

@@ -1,6 +1,6 @@
 """What maps do to each pixel, described so that neighbours can be computed together, strip by strip.
 
-Affine   out = (raw - offset) / divisor, then ``fill`` where ``bad``
+Affine   out = (raw - offset) / divisor
 Steps    numbers added to raw and multiplied with it, one after another
 Formula  any other function of strips
 Turn     the frames cut and flipped
@@ -9,16 +9,21 @@ Precision: `Affine` computes in float32 where float32 holds the raw dtype exactl
 and the result is float32; else in float64, rounded once at the end. Subtract first, then divide (rather than
 raw*gain + offset): the difference of nearly equal numbers is then exact, and each step rounds as numpy's own one-liner
 does. An integer result is rounded half to even, then clipped to the integer range.
+
+Of masked pixels nothing is computed: they get ``fill``, or where there is none NaN, in integers what they held.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.spec import Array
+from lima2cli.invalid import NAN, carried, finder
+from lima2cli.nodes.masked import Holes
+from lima2cli.spec import Array, FrameSpec, Invalid
 from lima2cli.view import View
 
 Operand = float | NDArray[np.float64]
@@ -57,13 +62,53 @@ class Stage:
     """What a map does to the pixels of frames of dtype ``source``, each by itself.
 
     target    dtype of the result
-    bad       bool (height, width): pixels that get ``fill``; None = none
+    bad       bool (height, width): pixels that are masked in the result; None = none
+    fill      what masked pixels get; None = NaN, in integers what they held
+    invalid   values of single frames of the source that are masked, too
+    gap       what a masked pixel of integers gets that was NaN
+    carries_nan  whether a NaN that enters is a NaN in a result of floats by itself
     """
+
+    carries_nan: ClassVar[bool] = True
 
     source: str
     target: str
     bad: NDArray[np.bool_] | None = None
-    fill: float = 0.0
+    fill: float | None = None
+    invalid: Invalid = Invalid()
+    gap: float = 0.0
+
+    def of(self, spec: FrameSpec) -> Self:
+        """The same for frames of ``spec``, with what is masked in them."""
+        bad = spec.mask if self.bad is None else self.bad if spec.mask is None else spec.mask | self.bad
+        return replace(self, bad=bad, invalid=spec.invalid, gap=spec.gap)
+
+    def unmasked(self) -> Self:
+        """The same with nothing masked."""
+        return replace(self, bad=None, invalid=Invalid())
+
+    @property
+    def leaves(self) -> Invalid:
+        """Values of the result that are no measurement."""
+        if self.fill is None or math.isnan(self.fill):
+            return carried(self.invalid, self.source, self.target)
+        found = finder(self.invalid, self.target, nan=False)
+        return self.invalid if found is not None and found(np.asarray(self.fill, self.target)) else Invalid()
+
+    @property
+    def holds(self) -> float | None:
+        """What masked pixels of the result hold; None where that is what they held."""
+        return math.nan if self.fill is None and np.dtype(self.target).kind == "f" else self.fill
+
+    def holes(self) -> Holes | None:
+        """What masked pixels get; None where there are none, or where they get it by themselves."""
+        value, at = self.holds, None if self.bad is None or not self.bad.any() else self.bad
+        by_itself = value is not None and math.isnan(value) and self.carries_nan
+        find = finder(self._looked_for(), self.source, nan=not by_itself)
+        return None if at is None and find is None else Holes(at, find, value, self.gap, self.target)
+
+    def _looked_for(self) -> Invalid:
+        return self.invalid
 
     def shown(self, view: View) -> Self:
         """The same for frames that show these as ``view`` does, nothing binned."""
@@ -128,10 +173,28 @@ class Steps(Stage):
 
 @dataclass(frozen=True, eq=False)
 class Formula(Stage):
-    """A function of strips, made from ``images`` (…, height, width)."""
+    """A function of strips, made from ``images`` (…, height, width).
+
+    propagates  as ``carries_nan``;  nan_of  values that enter of which it makes NaN by itself
+    """
 
     make: Callable[..., StripFunction] | None = None
     images: tuple[Array, ...] = ()
+    propagates: bool = False
+    nan_of: tuple[float, ...] = ()
+
+    @property
+    def carries_nan(self) -> bool:  # type: ignore[override]
+        """See `Stage`."""
+        return self.propagates
+
+    @property
+    def leaves(self) -> Invalid:
+        """See `Stage`."""
+        return NAN if self.nan_of else super().leaves
+
+    def _looked_for(self) -> Invalid:
+        return replace(self.invalid, values=tuple(it for it in self.invalid.values if it not in self.nan_of))
 
     def shown(self, view: View) -> Self:
         """See `Stage.shown`."""

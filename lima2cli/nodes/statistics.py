@@ -9,8 +9,9 @@ What is kept per frame: ``count`` (int64), ``sum`` (float64), ``m2`` = sum of (p
 tile m2 is computed in two passes about the tile's own mean, so that a large mean costs no precision.
 
 Integers never overflow: sums of up to 32-bit integers are integer sums wide enough for a tile, of 64-bit integers
-float64; sums are exact up to 2**53. NaN pixels don't count. Without pixels sum and m2 are 0, ``min`` and ``max`` NaN,
-in integers the largest and the smallest value, so that they lose against any pixel.
+float64; sums are exact up to 2**53. Masked pixels don't count: of single frames NaN and invalid values. Without pixels
+sum and m2 are 0, ``min`` and ``max`` NaN, in integers the largest and the smallest value, so that they lose against any
+pixel.
 """
 
 import math
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.invalid import finder
 from lima2cli.nodes.rois import Region
 from lima2cli.nodes.tiles import TILE_PIXELS, tile_shape, tiles
 from lima2cli.spec import Array, FrameSpec
@@ -85,6 +87,7 @@ class RegionSums:
     def __init__(self, region: Region, spec: FrameSpec, keys: Collection[str]) -> None:
         self.dtype, self.keys, self.region = np.dtype(spec.dtype), keys, region
         self.limit = saturation_limit(spec.saturation, self.dtype)
+        self.invalid = finder(spec.invalid, spec.dtype, nan=False)
         strips = -(-region.box.height // tile_shape(*spec.shape)[1])
         self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
         self.cuts: dict[tuple[int, int], _Cut] = {}
@@ -174,6 +177,10 @@ class RegionSums:
         """Sums of (n, height, width) pixels. ``bad`` ones, by flat index, don't count: the caller has made them equal
         to one that does, in an array of its own."""
         frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
+        if self.invalid is not None and (found := self.invalid(pixels)).any():
+            there = ~found if self.dtype.kind != "f" else ~(found | np.isnan(pixels))
+            _put(there.reshape(frames, area), bad, False)
+            return self._sparse(pixels, there)
         total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
         count = area
         if bad is not None:
@@ -181,7 +188,7 @@ class RegionSums:
             total -= len(bad) * pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
         if self.dtype.kind == "f" and not np.isfinite(total).all():
             _put(pixels.reshape(frames, area), bad, math.nan)
-            return self._sparse(pixels)
+            return self._sparse(pixels, ~np.isnan(pixels))
         sums: Sums = {"count": np.full(frames, count), "sum": total}
         if "m2" in self.keys:
             sums["m2"] = self._squares(pixels, total / count, bad)
@@ -219,26 +226,28 @@ class RegionSums:
         _put(flat, bad, 0.0)
         return _squares(flat)
 
-    def _sparse(self, pixels: Array) -> Sums:
-        """Where some pixels are NaN (or infinite)."""
-        there = ~np.isnan(pixels)
+    def _sparse(self, pixels: Array, there: NDArray[np.bool_]) -> Sums:
+        """Where some pixels do not count, or are infinite; ``there`` says which count."""
         counts = np.count_nonzero(there, axis=_PIXELS)
-        sums: Sums = {"count": counts, "sum": np.where(there, pixels, 0.0).sum(axis=_PIXELS, dtype=np.float64)}
+        zero, (low, high) = self.dtype.type(0), of_none(self.dtype)
+        total = np.where(there, pixels, zero).sum(axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
+        sums: Sums = {"count": counts, "sum": total}
         if "m2" in self.keys:
             apart = np.where(there, pixels - mean(sums)[:, None, None], 0.0)
             sums["m2"] = np.square(apart).sum(axis=_PIXELS)
         if "min" in self.keys:
-            sums["min"] = np.fmin.reduce(pixels, axis=_PIXELS)
+            sums["min"] = np.fmin.reduce(np.where(there, pixels, high), axis=_PIXELS)
         if "max" in self.keys:
-            sums["max"] = np.fmax.reduce(pixels, axis=_PIXELS)
+            sums["max"] = np.fmax.reduce(np.where(there, pixels, low), axis=_PIXELS)
         if "saturated" in self.keys:
-            sums["saturated"] = self._saturated(pixels)
+            sums["saturated"] = self._saturated(pixels, there)
         return sums
 
-    def _saturated(self, pixels: Array) -> Array:
+    def _saturated(self, pixels: Array, there: NDArray[np.bool_] | None = None) -> Array:
         if self.limit is None:
             return np.zeros(len(pixels), np.int64)
-        return np.asarray(np.count_nonzero(pixels >= self.limit, axis=_PIXELS))
+        high = pixels >= self.limit
+        return np.asarray(np.count_nonzero(high if there is None else high & there, axis=_PIXELS))
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ class Largest:
             self._largest[...] = largest
         self.count += len(frames)
 
-    def result(self, dtype: "np.dtype[Any]") -> Array:
-        """Of the window, of the caller's own."""
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """Of the window, of the caller's own; ``missing`` (height, width) frames do not count in a pixel."""
         return narrowed(self._largest, dtype)
 
 
@@ -80,9 +80,12 @@ class Sum:
             self._sum += frames.sum(axis=0, dtype=self._sum.dtype)
         self.count += len(frames)
 
-    def result(self, dtype: "np.dtype[Any]") -> Array:
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
         """See `Largest`."""
-        return narrowed(self._sum / self.count if self._mean else self._sum, dtype)
+        return narrowed(self._sum / self._counted(missing) if self._mean else self._sum, dtype)
+
+    def _counted(self, missing: Array | None) -> Any:
+        return self.count if missing is None else self.count - missing
 
 
 class WideSum(Sum):
@@ -103,12 +106,12 @@ class WideSum(Sum):
         self._low += low.sum(axis=0, dtype=np.int64)
         super().add((frames >> frames.dtype.type(32)).astype(np.int64))
 
-    def result(self, dtype: "np.dtype[Any]") -> Array:
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
         """See `Largest`."""
         high, low = self._sum + (self._low >> 32), self._low & (2**32 - 1)
         if self._mean or dtype.kind == "f":
             total = high * 2.0**32 + low
-            return narrowed(total / self.count if self._mean else total, dtype)
+            return narrowed(total / self._counted(missing) if self._mean else total, dtype)
         wide = np.dtype(f"{dtype.kind}8")
         limits = np.iinfo(wide)
         least, most = int(limits.min) >> 32, int(limits.max) >> 32

@@ -1,6 +1,7 @@
 """Pipeline to Plan: one pass of plain functions, in constant time whatever the number of frames."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from lima2cli.artefacts.channel import Channel, Source, TableChannel
 from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings
+from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Delegate, Reduce, Sink
 from lima2cli.nodes.io_hdf5 import check_common
@@ -17,10 +19,10 @@ from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
 from lima2cli.plan.fuse import fuse_steps
-from lima2cli.plan.graph import place_nodes
+from lima2cli.plan.graph import flow_specs, place_nodes
 from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Step
 from lima2cli.plan.skew import check_skew
-from lima2cli.poison import POISON, attempt
+from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
 
 
@@ -34,7 +36,9 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         return None
     laid_out = attempt(lambda: lay_out(pipeline, findings))
     regions, gdts = ((), ()) if laid_out is POISON else laid_out
-    steps = place_nodes(pipeline, gdts, files, findings) if pipeline.nodes is not POISON else ()
+    sources = attempt(lambda: _sources_of(pipeline, gdts, files, findings))
+    placed = sources is not POISON and pipeline.nodes is not POISON
+    steps = place_nodes(pipeline, gdts, sources, files, findings) if placed else ()
     attempt(lambda: check_file_names(pipeline.name, steps, findings))
     attempt(lambda: check_skew(steps, gdts, findings))
     if findings.failed:
@@ -73,8 +77,21 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         placements=tuple(Placement(it.host, it.cpus, it.numa) for it in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
+        sources=sources,
         allow_lost=pipeline.acquisition.allow_lost,
     )
+
+
+def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings: Findings) -> Mapping[str, FrameSpec]:
+    """Frames as the GDTs deliver them; where the detector's pixel mask is unfit, report it and raise `Poisoned`."""
+    at = ("detector", pipeline.config.kind)
+    try:
+        return flow_specs(pipeline, gdts, files)
+    except Misfit as misfit:
+        findings.error(misfit.rule, misfit.message, at, help=misfit.help)
+    except FileProblem as problem:
+        findings.error(problem.rule, str(problem), at)
+    raise Poisoned
 
 
 def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] = ()) -> tuple[RankRole, ...]:
@@ -114,6 +131,8 @@ def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Se
         detector=pipeline.detector,
         mask=spec.mask,
         saturation=spec.saturation,
+        invalid=spec.invalid,
+        hole=spec.hole,
         metadata=record["metadata"],
         acquisition=record["acquisition"],
         processing=record["nodes"],
@@ -203,4 +222,4 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.config.pipeline import GraphNode, Pipeline
 from lima2cli.diagnostics import Findings, Path
@@ -13,27 +14,58 @@ from lima2cli.nodes.base import Gather, Join, Node, Reduce, Select, Sink
 from lima2cli.plan.numbering import after, of_flow, paired
 from lima2cli.plan.records import Gdt, Numbering, Passage, Step
 from lima2cli.poison import POISON, attempt
-from lima2cli.spec import Files, FrameSpec, SparseSpec, Spec, TableSpec
+from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.view import View
 
 Edge = tuple[Spec, ...]
 """What travels along an edge: one for all receivers, or where these hold parts of frames one for each."""
 
 
-def flow_edge(pipeline: Pipeline, gdts: Sequence[Gdt]) -> Edge:
-    """Frames as a flow delivers them, or the part of each place; gaps are masked."""
-    return tuple(_flow_spec(pipeline, gdt) for gdt in gdts)
+def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[str, FrameSpec]:
+    """Frames as each GDT delivers them, by its name: gaps are masked, and pixels that the detector knows as defective.
+
+    Raises `Misfit` or `FileProblem` where the detector's pixel mask is unfit.
+    """
+    info = pipeline.detector
+    defective = _defective(info, files)
+    return {gdt.name: _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, defective) for gdt in gdts}
 
 
-def _flow_spec(pipeline: Pipeline, gdt: Gdt) -> FrameSpec:
+def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, defective: NDArray[np.bool_] | None) -> FrameSpec:
+    """``source`` is the flow's, of which the GDT may deliver a part."""
     mask = None
     if gdt.gap_pixels:
         mask = np.ones((gdt.source.height, gdt.source.width), dtype=bool)
         for part in gdt.parts:
             mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
-    info = pipeline.detector
-    whole = None if gdt.place is None else View(pipeline.flows[gdt.flow].source)
-    return FrameSpec(gdt.dtype, View(gdt.source), (info.width, info.height), mask, info.saturation, whole)
+    spec = FrameSpec(
+        gdt.dtype,
+        View(gdt.source),
+        (info.width, info.height),
+        mask,
+        info.saturation,
+        None if gdt.place is None else View(source),
+        info.datasets[gdt.dataset].invalid,
+        info.gap_value,
+        base=info.base,
+    )
+    return spec if defective is None else spec.masked(defective[gdt.source.within(info.image)])
+
+
+def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
+    """The detector's own pixel mask, bool (height, width) of its image as its operations leave it; None without."""
+    if info.pixel_mask is None:
+        return None
+    image = files.image(info.pixel_mask)
+    bad = np.asarray((image != 0).any(axis=0) if image.ndim == 3 else image != 0)
+    sensor = info.sensor
+    if bad.shape != (sensor.height, sensor.width):
+        message = (
+            f"the pixel mask {info.pixel_mask} is {bad.shape[1]} x {bad.shape[0]}, "
+            f"the detector {sensor.width} x {sensor.height}"
+        )
+        raise Misfit("calibration-shape", message)
+    return bad if info.operated is None else np.ascontiguousarray(info.operated.view.apply(bad, "any"))
 
 
 @dataclass(frozen=True)
@@ -45,11 +77,14 @@ class _Known:
     steps: dict[str, Step]
 
 
-def place_nodes(pipeline: Pipeline, gdts: tuple[Gdt, ...], files: Files, findings: Findings) -> tuple[Step, ...]:
-    """Infer what flows along every edge; a node that misfits poisons only what hangs on it."""
+def place_nodes(
+    pipeline: Pipeline, gdts: tuple[Gdt, ...], sources: Mapping[str, FrameSpec], files: Files, findings: Findings
+) -> tuple[Step, ...]:
+    """Infer what flows along every edge; a node that misfits poisons only what hangs on it. ``sources``, by the name of
+    the GDT, are the frames of flows."""
     flows = {flow: [gdt for gdt in gdts if gdt.flow == flow] for flow in dict.fromkeys(gdt.flow for gdt in gdts)}
     known = _Known(
-        {flow: flow_edge(pipeline, own) for flow, own in flows.items()},
+        {flow: tuple(sources[gdt.name] for gdt in own) for flow, own in flows.items()},
         {flow: of_flow(own) for flow, own in flows.items()},
         {},
     )

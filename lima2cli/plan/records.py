@@ -257,6 +257,7 @@ class Plan:
     repeat       acquisitions, one after another, each of ``frames`` frames
     allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
     processing   a program of the user's on the receivers, `file.py:main`; None without
+    sources      frames as each GDT delivers them, by its name
     """
 
     name: str
@@ -282,6 +283,7 @@ class Plan:
     allow_lost: int | str | None = None
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
+    sources: Mapping[str, FrameSpec] = field(default_factory=dict)
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""

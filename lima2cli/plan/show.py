@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lima2cli.invalid import words
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Placement, Plan
+from lima2cli.spec import Invalid
 
 
 def show_plan(plan: Plan) -> str:
@@ -28,10 +30,12 @@ def _head(plan: Plan) -> str:
     frames = "until stopped" if plan.frames is None else f"{plan.frames} frames"
     pace = "as fast as the slowest part allows" if plan.period_s is None else f"{1 / plan.period_s:g} Hz"
     info = plan.info
-    return (
+    head = (
         f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
         f"module{'s' * (len(info.modules) != 1)}, {frames}, {pace}"
     )
+    invalid = [f"{it.name}: {words(it.invalid)}" for it in info.datasets if it.invalid != Invalid()]
+    return head + f"\npixels without a measurement hold {'; '.join(invalid)}" * bool(invalid)
 
 
 def _taken(plan: Plan) -> str:

@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Sink
 from lima2cli.plan.records import Gdt, Kernel, Plan, Step
 from lima2cli.program.records import Processing
 from lima2cli.spec import FrameSpec, SparseSpec
-from lima2cli.view import View
 
 
 def processing_of(
@@ -18,18 +14,9 @@ def processing_of(
     """Of one receiver, which has these flows, kernels and steps; None where the plan has no such program."""
     if plan.processing is None:
         return None
-    sources = {gdt.flow: _flow_spec(plan, gdt) for gdt in gdts}
+    sources = {gdt.flow: plan.sources[gdt.name] for gdt in gdts}
     for name in (name for kernel in kernels for name in kernel.makes if not isinstance(steps[name].node, Sink)):
         after = steps[name].after
         if isinstance(after, FrameSpec) and not isinstance(after, SparseSpec):
             sources[name] = after
     return Processing(plan.processing, plan.receivers[receiver], len(plan.receivers), sources)
-
-
-def _flow_spec(plan: Plan, gdt: Gdt) -> FrameSpec:
-    """Frames, or parts of them, as a receiver gets them."""
-    mask = np.ones((gdt.source.height, gdt.source.width), np.bool_)
-    for part in gdt.parts:
-        mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
-    size = (plan.info.width, plan.info.height)
-    return FrameSpec(gdt.dtype, View(gdt.source), size, mask if mask.any() else None, plan.info.saturation)

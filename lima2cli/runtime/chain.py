@@ -94,7 +94,7 @@ def _part(step: Step, files: Files) -> Stage | Turn:
     try:
         if isinstance(node, Expression):
             return node.stage(step.specs, files)
-        return node.stage() if isinstance(node, RoiFlipRot) else cast(Pixelwise, node).stage(step.before, files)
+        return node.stage() if isinstance(node, RoiFlipRot) else cast(Pixelwise, node).masking(step.before, files)
     except Exception as error:
         raise PartFailed(step.name, error) from error
 

@@ -185,5 +185,5 @@ def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
         whole = step.after
         assert isinstance(whole, FrameSpec)
         rule, places = step.numbering.rule, program.places[step.name]
-        return Gathering(circle, rule, places, whole.shape, whole.dtype, step.node.fill)
+        return Gathering(circle, rule, places, whole.shape, whole.dtype, step.node.filling(step.before))
     return Reduction(circle, cast(Reduce, step.node).merge)

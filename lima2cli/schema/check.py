@@ -29,11 +29,16 @@ def check(data: Any, schema: Schema, findings: Findings, reported: frozenset[Pat
     reported  paths of which a mistake is known already; they are among the paths returned
     """
     bad = set(reported)
+    faults = list(_faults(data, schema))
+    nan = {fault.at for fault in faults if fault.keyword == "x-nan"}
     for diagnostic in _anywhere(data):
-        findings.add(diagnostic)
-        bad.add(diagnostic.at)
+        if diagnostic.at not in nan:
+            findings.add(diagnostic)
+            bad.add(diagnostic.at)
     maps: set[Path] = set()
-    for fault in _faults(data, schema):
+    for fault in faults:
+        if fault.at in nan:
+            continue
         if fault.keyword in _OF_KEYS and fault.at not in maps:
             maps.add(fault.at)
             found, unread = check_keys(fault.value, fault.schema, fault.at)
@@ -74,7 +79,14 @@ def _validator(schema: Schema) -> Any:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    ours = {"anyOf": _meant, "x-kind": _kind, "x-unit": _unit, "minProperties": _not_empty, "maxProperties": _said}
+    ours = {
+        "anyOf": _meant,
+        "x-nan": _nan,
+        "x-kind": _kind,
+        "x-unit": _unit,
+        "minProperties": _not_empty,
+        "maxProperties": _said,
+    }
     return extend(Draft202012Validator, ours)(schema)  # type: ignore[no-untyped-call]
 
 
@@ -119,6 +131,14 @@ def _unit(validator: Any, unit: str, instance: Any, schema: Schema) -> Errors:
         quantity_of(schema).parse(instance)
     except ValueError:
         yield ValidationError("quantity")
+
+
+def _nan(validator: Any, may: bool, instance: Any, schema: Schema) -> Errors:
+    """No mistake, but where a NaN stands that is allowed."""
+    from jsonschema import ValidationError
+
+    if isinstance(instance, float) and math.isnan(instance):
+        yield ValidationError("nan")
 
 
 def _not_empty(validator: Any, least: int, instance: Any, schema: Schema) -> Errors:

@@ -163,4 +163,5 @@ def same_spec(one: Any, other: Any) -> bool:
     else:
         same_mask = np.array_equal(one.mask, other.mask)
     rest = [field.name for field in fields(FrameSpec) if field.name != "mask"]
-    return same_mask and all(getattr(one, name) == getattr(other, name) for name in rest)
+    values = [(getattr(one, name), getattr(other, name)) for name in rest]
+    return same_mask and all(mine == yours or repr(mine) == repr(yours) == "nan" for mine, yours in values)

@@ -72,7 +72,7 @@ def ours(frames: Array, maps: Sequence[Any], files: MemoryFiles, *, fused: bool)
     spec = spec_of(str(frames.dtype), *frames.shape[1:])
     stages = []
     for use in maps:
-        stages.append(use.stage(spec, files))
+        stages.append(use.masking(spec, files))
         spec = use.infer(spec, files)
     counters = node("roi_counters", rois={"all": {"rect": {"x": 0, "y": 0, "width": side, "height": side}}})
     reducer = counters.start(spec, files)
