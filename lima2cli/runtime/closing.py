@@ -7,6 +7,7 @@ from typing import Any
 from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.master import frame_files
+from lima2cli.artefacts.tree import MEASUREMENT
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import (
     ChannelAccount,
@@ -19,6 +20,7 @@ from lima2cli.runtime.accounts import (
 )
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.ends import table_file, write_ends
+from lima2cli.runtime.shortfalls import losses
 from lima2cli.runtime.summary import content, write_summary
 
 
@@ -38,6 +40,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":
         outcome.state, outcome.reason = "failed", problems[0]
+    outcome.losses = losses(plan, outcome, accounts)
     write_summary(Path(directory), content(plan, outcome, Path(directory), accounts, channels, tables, problems))
 
 
@@ -60,7 +63,7 @@ def _channel(
         "dropped": dropped,
         "lost": account.expected - saved - account.vetoed - dropped,
         **_unmatched(plan, account.unmatched, account.channel.unmatched, outcome),
-        "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
+        "dataset": f"{master}::/{MEASUREMENT}/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
     }
