@@ -1,10 +1,12 @@
 """Files with data in them, by the reference that a pipeline gives: found, opened once, kept, closed together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lima2cli.artefacts.backing import backing_files
 from lima2cli.artefacts.frame_files import OpenStack, open_stack
 from lima2cli.errors import FileProblem
 from lima2cli.names import nearest
@@ -26,6 +28,16 @@ class FileStore:
         self._infos: dict[str, StackInfo] = {}
         self._images: dict[str, Array] = {}
         self._open: dict[str, OpenStack] = {}
+        self._read: dict[str, Callable[[], frozenset[Path]]] = {}
+
+    @property
+    def base(self) -> Path:
+        """Directory that references are relative to."""
+        return self._base
+
+    def inputs(self) -> dict[str, frozenset[Path]]:
+        """The files that stand behind each reference that was asked for (`backing_files`)."""
+        return {reference: files() for reference, files in self._read.items()}
 
     def stack(self, reference: str) -> StackInfo:
         """Shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
@@ -59,12 +71,14 @@ class FileStore:
         """Absolute path of a file; `FileProblem` where there is none."""
         path = self._base / reference
         _check_file(reference, path)
+        self._read[reference] = partial(backing_files, path)
         return str(path.resolve())
 
     def text(self, reference: str) -> str:
         """A text in UTF-8; kept. `FileProblem` where there is none."""
+        path = self._base / reference
+        self._read[reference] = partial(backing_files, path)
         if reference not in self.texts:
-            path = self._base / reference
             _check_file(reference, path)
             try:
                 self.texts[reference] = path.read_bytes().decode("utf-8")
@@ -94,6 +108,7 @@ class FileStore:
         path = self._base / name
         _check_file(name, path)
         stack = open_stack(reference, path, inner or None)
+        self._read[reference] = partial(backing_files, path, inner or "/")
         self._infos[reference] = stack.info
         return stack
 

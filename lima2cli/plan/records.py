@@ -256,6 +256,7 @@ class Plan:
     threads      of each receiver;  placements  where each runs
     repeat       acquisitions, one after another, each of ``frames`` frames
     processing   a program of the user's on the receivers, `file.py:main`; None without
+    inputs       absolute paths of all files that it is compiled from, or that a run reads, links followed
     """
 
     name: str
@@ -280,6 +281,7 @@ class Plan:
     repeat: int = 1
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""

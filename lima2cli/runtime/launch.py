@@ -28,10 +28,10 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import LAUNCHED, STOP, Job, write_job
+from lima2cli.runtime.ownership import LOG
 from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import started
 
-LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
 
 LAST_WORDS_S = 5.0

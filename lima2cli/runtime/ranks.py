@@ -76,15 +76,18 @@ def _control(
 ) -> "ControlRank":
     from lima2cli.runtime.closing import close_run
     from lima2cli.runtime.control import ControlRank
-    from lima2cli.runtime.directory import make_another
+    from lima2cli.runtime.directory import Claim, make_another
+    from lima2cli.runtime.ownership import RunNames
 
     plan = program.plan
+    claims: list[Claim] = []  # held as long as the rank lives
 
     def close(outcome: Outcome, directory: str) -> None:
         close_run(plan, outcome, directory)
 
     def another() -> str:
-        return str(make_another(Path(directory), plan.output_directory, plan.name))
+        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan)))
+        return str(claims[-1])
 
     return ControlRank(program, port, emit, close, stop_asked, directory, another)
 
