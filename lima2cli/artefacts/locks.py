@@ -18,3 +18,12 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Unlock a file for all that have it open by the same `open`. OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise

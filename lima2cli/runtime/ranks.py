@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -105,16 +106,21 @@ def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGES
 
 def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", stop_asked: Callable[[], bool]) -> Outcome:
     """All ranks in this process, in turn: the reference."""
-    from lima2cli.runtime.control import ControlRank
-    from lima2cli.runtime.receiver import ReceiverRank
     from lima2cli.transport.inline import InlineMemory, InlinePort
 
     wiring, programs = lower(plan)
-    memory = InlineMemory(memory_of(wiring, base))
-    ranks = [
-        make_rank(program, InlinePort(number, memory), base, directory, emit, stop_asked)
-        for number, program in enumerate(programs)
-    ]
+    with closing(InlineMemory(memory_of(wiring, base))) as memory:
+        ranks = [
+            make_rank(program, InlinePort(number, memory), base, directory, emit, stop_asked)
+            for number, program in enumerate(programs)
+        ]
+        return _run_all(ranks)
+
+
+def _run_all(ranks: Sequence[Rank]) -> Outcome:
+    from lima2cli.runtime.control import ControlRank
+    from lima2cli.runtime.receiver import ReceiverRank
+
     try:
         for rank in ranks:
             rank.prepare()

@@ -11,12 +11,12 @@ import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.locks import lock
+from lima2cli.artefacts.locks import lock, unlock
 from lima2cli.errors import EnvironmentUnfit
 
 SUFFIX = ".lima2"
@@ -26,8 +26,22 @@ IN_USE = "is the memspace of a run that goes on"
 OTHER = "exists, and is no memspace that lima2 has made"
 
 
-def map_file(path: str, size: int) -> NDArray[np.uint8]:
-    """A writable map of a file of ``size`` bytes, made where it is not there, else one of ours.
+class MappedFile:
+    """A file of ours, mapped and locked until `close`; ``memory`` are its bytes, writable."""
+
+    def __init__(self, handle: IO[bytes], size: int) -> None:
+        self._handle = handle
+        self.memory: NDArray[np.uint8] = np.memmap(handle, np.uint8, "r+", shape=(size,))
+
+    def close(self) -> None:
+        """Bring it to the disk and give it free; ``memory`` stays as it is for those who still have it."""
+        self.memory.flush()  # type: ignore[attr-defined]
+        unlock(self._handle.fileno())  # the map has the file open too, as long as it is there
+        self._handle.close()
+
+
+def map_file(path: str, size: int) -> MappedFile:
+    """Map a file of ``size`` bytes, made where it is not there, else one of ours.
 
     Raises `EnvironmentUnfit` where it is another file or in use, which is left as it is; OSError.
     """
@@ -37,7 +51,8 @@ def map_file(path: str, size: int) -> NDArray[np.uint8]:
         raise EnvironmentUnfit(f"{path} {reason}")
     flags = 0 if os.path.lexists(file) else os.O_CREAT | os.O_EXCL
     descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666)
-    with os.fdopen(descriptor, "r+b") as handle:
+    handle = os.fdopen(descriptor, "r+b")
+    try:
         if not lock(descriptor):
             raise EnvironmentUnfit(f"{path} {IN_USE}")
         found = os.fstat(descriptor)
@@ -46,7 +61,10 @@ def map_file(path: str, size: int) -> NDArray[np.uint8]:
         _mark(file, found.st_ino, size, found.st_size)  # whenever this is cut short, it stays ours
         os.ftruncate(descriptor, size)
         _mark(file, found.st_ino, size)
-        return np.memmap(handle, np.uint8, "r+", shape=(size,))  # which keeps the file open, and so the lock
+        return MappedFile(handle, size)
+    except BaseException:
+        handle.close()
+        raise
 
 
 def objection(path: Path, *, in_use: bool = False) -> str | None:
