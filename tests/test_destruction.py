@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 from collections import namedtuple
 from collections.abc import Callable
@@ -352,6 +353,25 @@ def test_a_run_that_goes_on_is_not_touched(transport: str, tmp_path: Path) -> No
     assert lima2("recover", "runs/results", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_a_run_whose_directory_goes_away_does_not_cost_the_one_before(how: str, transport: str, tmp_path: Path) -> None:
+    assert run(LIVE.replace("frames: 0, rate: 20 Hz", "frames: 3"), tmp_path).code == 0
+    before = contents(tmp_path / "runs" / "results")
+    live = Live(LIVE, tmp_path, transport)
+    try:
+        live.wait_for_frames()
+        (tmp_path / "runs" / "results").rename(tmp_path / "gone")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "gone")
+        live.process.send_signal(signal.SIGINT)
+    finally:
+        ran = live.end()
+    assert ran.code
+    assert contents(tmp_path / "runs" / "results.old") == before
+    assert "results.old" in ran.output
+
+
 def test_a_run_of_another_machine_that_has_not_ended_is_not_removed(tmp_path: Path) -> None:
     assert run(SAVES, tmp_path).code == 0
     results = tmp_path / "results"
@@ -640,10 +660,16 @@ def test_a_memspace_is_ours_after_a_kill(transport: str, tmp_path: Path) -> None
         ("{run:x}", "bad-format"),
         ("{run!r}", "bad-format"),
         ("{name:>40}", "bad-format"),
+        ("a\\0b", "bad-format"),
     ],
 )
 def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_path: Path) -> None:
     refused(SAVES.replace("directory: results", f'directory: "{directory}"'), tmp_path, rule)
+
+
+def test_a_memspace_in_the_home_directory_is_said_as_such(tmp_path: Path) -> None:
+    refused(mapped("~/a.bin"), tmp_path, "home-directory")
+    refused(mapped("a\\0.bin"), tmp_path, "memspace-taken")
 
 
 def test_names_that_are_fine(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _check_output(
     for reference, files in inputs.items():
         held = sorted(file for file in files if file.is_relative_to(directory))
         if held:
-            behind = "" if _is(held[0], reference) else f" (from {held[0].name})"
+            behind = "" if any(_is(file, reference) for file in held) else f" (from {held[0].name})"
             message = f"the output directory {shown} holds {reference}{behind}, which the pipeline reads"
             findings.error("output-in-use", message, at, help=FREE, related=_read_here(reference, places))
             return
@@ -95,7 +95,10 @@ def _check_memspaces(
         reference = next((it for it, files in inputs.items() if any(_same(one, file) for one in files)), None)
         related: list[Related] = []
         help = "give it a file of its own; it is made where it is not there"
-        if other is not None:
+        if path.startswith("~"):
+            message = f"the path of {label} begins with `~`, which shells expand, and pipelines don't"
+            findings.error("home-directory", message, at, help="`${HOME}/…` is in the home directory")
+        elif other is not None:
             message, related = f"{label} and {other[2]} are one file, {path}", [Related(other[1], "the same file")]
             findings.error("memspace-shared", message, at, related=related, help="give each a file of its own")
         elif reference is not None:
@@ -139,12 +142,15 @@ def _same(one: Path, other: Path) -> bool:
     """Whether two paths without links are one file, by other names too."""
     try:
         return one == other or os.path.samestat(os.lstat(one), os.lstat(other))
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # no name that a file can have
+        return path.absolute()
 
 
 __all__ = ["Inputs", "check_destinations", "commands"]

@@ -15,12 +15,12 @@ from lima2cli.runtime.ownership import (
     Lease,
     RunNames,
     foreign,
+    has_saved,
     held_in,
     listed,
     mark,
     marked,
     remove_run,
-    saved_nothing,
     take,
 )
 
@@ -216,7 +216,7 @@ def _removed(directory: Path) -> bool:
     except EnvironmentUnfit:
         return False
     try:
-        return saved_nothing(directory) and not foreign(directory, lease.names) and not remove_run(directory)
+        return has_saved(directory) is False and not foreign(directory, lease.names) and not remove_run(directory)
     finally:
         lease.release()
 

@@ -200,20 +200,22 @@ def remove_run(directory: Path) -> list[str]:
     return []
 
 
-def saved_nothing(directory: Path) -> bool:
-    """Whether the run in a directory has ended without a frame or a row in its files, by its summary and by these."""
+def has_saved(directory: Path) -> bool | None:
+    """Whether the run in a directory, which has ended, has frames or rows in its files, or is complete without any;
+    None where its summary and its files do not agree, or there is none."""
     names = names_of(directory)
     try:
         summary = json.loads((directory / SUMMARY).read_text())
         counts = [channel["saved"] for channel in summary["channels"].values()]
         counts += [table["rows"] or 0 for table in summary["tables"].values()]
-        ended = summary["state"] != "complete"
+        complete = summary["state"] == "complete"
+        files = os.listdir(directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    if names is None or not ended or any(counts):
-        return False
-    frames = [frame_file_names(names.name, node) for node in names.channels]
-    return not any(pattern.fullmatch(file) for pattern in frames for file in os.listdir(directory))
+        return None
+    if complete or any(counts):
+        return True
+    patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
+    return None if names is None or any(it.fullmatch(file) for it in patterns for file in files) else False
 
 
 def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:

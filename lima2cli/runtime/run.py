@@ -19,7 +19,7 @@ from lima2cli.runtime.environment import check_files, check_memory, check_placem
 from lima2cli.runtime.job_events import said
 from lima2cli.runtime.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
-from lima2cli.runtime.ownership import LOG, RunNames, listed, saved_nothing
+from lima2cli.runtime.ownership import LOG, RunNames, has_saved, listed
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
@@ -75,23 +75,33 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
     before where it was put.
     """
 
+    def tell(message: str) -> None:
+        emit(said("overwrite", message))
+
     def settle(ended: Path) -> Path:
-        before = claim.before
+        before, saved = claim.before, has_saved(ended)
         if before is None:
             return ended
-        if ended != claim.path.resolve() or not saved_nothing(ended):
-            if left := claim.keep():
-                emit(said("overwrite", f"{before} stays: it holds {listed(left)}"))
-            return ended
-        failed = claim.give_back()
-        emit(said("overwrite", f"nothing was saved: {claim} is the run before, {failed} what this one left"))
-        return failed.resolve()
+        if saved:
+            left = claim.keep()
+            if left:
+                tell(f"{before} stays: it holds {listed(left)}")
+        elif saved is None:
+            tell(f"the run before is in {before}")
+        else:
+            ended = claim.give_back().resolve()
+            tell(f"nothing was saved: {claim} is the run before, {as_seen(ended)} what this one left")
+        return ended
 
     try:
         yield settle
     except EnvironmentUnfit:
         with suppress(OSError):
             claim.undo()
+        raise
+    except BaseException:
+        if claim.before is not None:
+            tell(f"the run before is in {claim.before}")
         raise
     finally:
         claim.release()

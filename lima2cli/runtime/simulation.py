@@ -86,8 +86,7 @@ class Simulator:
         )
         broken = summary["seconds"] is None
         kept = self.keep or (summary["state"] == "failed" and not summary["overrun"])
-        if not kept:
-            remove_run(directory)
+        kept = kept or bool(remove_run(directory))
         cores, inline = self.origin.cores, self.transport == "inline" or find_mpiexec() is None
         return Simulated(
             checked.plan,

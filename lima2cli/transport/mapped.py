@@ -75,9 +75,9 @@ def objection(path: Path, *, in_use: bool = False) -> str | None:
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return _objection_to_marker(path)
-    except OSError as error:
-        return f"cannot be made: {error.strerror}"
+        return _objection_to_folder(path) or _objection_to_marker(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return f"cannot be made: {error.strerror if isinstance(error, OSError) else error}"
     if (reason := _objection_to(found, path)) is not None:
         return reason
     try:
@@ -111,6 +111,15 @@ def _objection_to(found: os.stat_result, path: Path) -> str | None:
     if said is None:
         return _objection_to_marker(path) or OTHER
     return None if said["inode"] == found.st_ino and found.st_size in said["sizes"] else OTHER
+
+
+def _objection_to_folder(path: Path) -> str | None:
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot be made: {folder} is no directory"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"cannot be made: {folder} cannot be written to"
 
 
 def _objection_to_marker(path: Path) -> str | None:
