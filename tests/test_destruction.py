@@ -9,11 +9,13 @@ import socket
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 
 from lima2cli.artefacts.backing import backing_files
@@ -204,6 +206,22 @@ def test_files_that_stand_behind_a_reference(tmp_path: Path) -> None:
     assert names("/") == {"a.h5", "b.h5", "c.h5", "gone.h5", "bytes.bin"}
     os.mkfifo("pipe.h5")
     assert backing_files(Path("pipe.h5"), "/") == {Path("pipe.h5").resolve()}
+
+
+def test_a_file_is_looked_for_where_hdf5_looks(tmp_path: Path) -> None:
+    """From the working directory, and beside a link of the file system; each by reading, then by name."""
+    (tmp_path / "deep" / "raw").mkdir(parents=True)
+    with h5py.File("x.h5", "w") as file:
+        file["x"] = FRAMES
+    with h5py.File("deep/raw/it.h5", "w") as file:
+        file["x"] = h5py.ExternalLink("x.h5", "x")
+    (tmp_path / "deep" / "it.h5").symlink_to("raw/it.h5")
+    shutil.copy("x.h5", "deep/x.h5")
+    for path, expected in {"deep/raw/it.h5": {"x.h5"}, "deep/it.h5": {"deep/x.h5", "x.h5"}}.items():
+        with h5py.File(path) as file:
+            assert file["x"].file.filename.removeprefix("./") in {*expected, str(tmp_path / "deep/x.h5")}
+        names = {str(found.relative_to(tmp_path)) for found in backing_files(Path(path), "x")}
+        assert names == {"deep/raw/it.h5", *expected}
 
 
 # A directory that is not ours, or not only ours
@@ -590,7 +608,14 @@ def test_a_memspace_is_no_input(tmp_path: Path) -> None:
     dark = mapped("dark.npy").replace(
         "nodes: {save: {input: data,", "nodes: {d: {input: data, background_sub: {image: dark.npy}}, save: {input: d,"
     )
-    for one in (replay.replace("a.bin", "scan.h5"), replay.replace("a.bin", "./x/../scan.h5"), dark, mapped("p.yaml")):
+    os.link("scan.h5", "second.h5")
+    for one in (
+        replay.replace("a.bin", "second.h5"),
+        replay.replace("a.bin", "scan.h5"),
+        replay.replace("a.bin", "./x/../scan.h5"),
+        dark,
+        mapped("p.yaml"),
+    ):
         refused(one, tmp_path, "memspace-taken", "which the pipeline reads")
 
 
@@ -636,8 +661,10 @@ def test_a_memspace_is_ours_after_a_kill(transport: str, tmp_path: Path) -> None
     endless = mapped().replace("frames: 3", "frames: 0, rate: 20 Hz").replace("out/{name}_{run}", "runs/{name}_{run}")
     live = Live(endless, tmp_path, transport)
     live.wait_for_frames()
-    for process in [live.process, *live.ranks]:
-        process.kill()
+    live.process.kill()
+    for rank in live.ranks:
+        with suppress(psutil.NoSuchProcess):  # they end with their launcher
+            rank.kill()
     live.end()
     assert not live.survivors()
     assert run(mapped(), tmp_path, transport).code == 0
@@ -670,6 +697,13 @@ def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_pa
 def test_a_memspace_in_the_home_directory_is_said_as_such(tmp_path: Path) -> None:
     refused(mapped("~/a.bin"), tmp_path, "home-directory")
     refused(mapped("a\\0.bin"), tmp_path, "memspace-taken")
+
+
+def test_a_number_that_is_none_and_a_folder_that_is_none(tmp_path: Path) -> None:
+    """Each was looked for a free number for ever."""
+    assert run(SAVES.replace("directory: results", 'directory: "{{run}}"'), tmp_path).code == 0
+    (tmp_path / "nowhere").symlink_to("gone/away")
+    refused(SAVES.replace("directory: results", 'directory: "nowhere/{run}"'), tmp_path, None, "cannot make")
 
 
 def test_names_that_are_fine(tmp_path: Path) -> None:

@@ -25,21 +25,17 @@ def backing_files(path: Path, *inner: str) -> frozenset[Path]:
 
     What cannot be opened is named too, as far as it is known; nothing is raised.
     """
-    todo: dict[Path, list[str]] = {_real(path): list(inner)}
+    todo: dict[Path, list[str]] = {path.absolute(): list(inner)}
     seen: set[tuple[Path, str]] = set()
     found: set[Path] = set()
     while todo:
         here, paths = todo.popitem()
-        found.add(here)
+        found.add(Path(os.path.realpath(here)))
         fresh = [one for one in paths if (here, one) not in seen][: MOST - len(seen)]
         seen.update((here, one) for one in fresh)
         for file, one in _needs(here, fresh) if fresh else ():
-            todo.setdefault(_real(file), []).append(one)
+            todo.setdefault(file.absolute(), []).append(one)
     return frozenset(found)
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
 
 
 def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
@@ -56,6 +52,13 @@ def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
     return needs
 
 
+def _named(path: Path, name: str) -> Iterator[Path]:
+    """Where HDF5 looks for a file that another one names: beside that, as it was opened and as it is without links of
+    the file system, and from the working directory; where it is nowhere, beside."""
+    places = dict.fromkeys((path.parent / name, Path(os.path.realpath(path)).parent / name, Path(name)))
+    yield from [place for place in places if os.path.lexists(place)] or [path.parent / name]
+
+
 def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
     """Step by step: the first link that leads elsewhere takes the rest of the path with it."""
     import h5py
@@ -65,7 +68,7 @@ def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
         link = here.get(step, getlink=True) if isinstance(here, h5py.Group) else None
         rest = "/".join(steps[index + 1 :])
         if isinstance(link, h5py.ExternalLink):
-            yield path.parent / link.filename, f"{link.path}/{rest}"
+            yield from ((file, f"{link.path}/{rest}") for file in _named(path, link.filename))
             return
         if isinstance(link, h5py.SoftLink):
             base = "" if link.path.startswith("/") else here.name
@@ -83,7 +86,7 @@ def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
 
 def _of_dataset(dataset: Any, path: Path) -> Iterator[tuple[Path, str]]:
     for name, _, _ in dataset.external or ():
-        yield path.parent / os.fsdecode(name), "/"
+        yield from ((file, "/") for file in _named(path, os.fsdecode(name)))
     if dataset.is_virtual:
         for source in dataset.virtual_sources():
             for file in _expanded(path, source.file_name):
@@ -98,7 +101,7 @@ def _expanded(path: Path, name: str) -> Iterator[Path]:
         start, _, end = name.partition("%b")
         yield from sorted((path.parent / start).parent.glob(f"{Path(start).name}*{end}"))
     else:
-        yield path.parent / name.replace("%%", "%")
+        yield from _named(path, name.replace("%%", "%"))
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -43,7 +43,8 @@ def volumes(plan: Plan) -> tuple[Volume, ...]:
 
 def _volume(plan: Plan, name: str, channel: Channel) -> Volume:
     frames = None if channel.selected is None else channel.selected * plan.repeat
-    size = channel.height * channel.width * np.dtype(channel.dtype).itemsize
+    pixels = sum(part.area for part in channel.places) or channel.height * channel.width
+    size = pixels * np.dtype(channel.dtype).itemsize
     return Volume(name, frames, size, channel.sparse or channel.filtered or channel.compression != "none")
 
 

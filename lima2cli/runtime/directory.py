@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from string import Formatter
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
@@ -111,9 +112,10 @@ def _claim(
     template: str, name: str, if_exists: str, now: datetime.datetime, names: RunNames, inputs: Sequence[str]
 ) -> Claim:
     fields = {"name": name, "date": f"{now:%Y-%m-%d}", "time": f"{now:%H%M%S}", "uuid": str(uuid.uuid4())}
-    if not re.search(r"\{run\b", template):
+    if not any(field == "run" for _, field, _, _ in Formatter().parse(template)):
         directory = Path(template.format(**fields))
         if not os.path.lexists(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
             return _fresh(directory, names)
         if if_exists != "overwrite":
             help = "give output.directory a {run} number, or if_exists: overwrite"
@@ -122,6 +124,7 @@ def _claim(
     run = _last_run(template, fields) + 1
     while True:
         directory = Path(template.format(run=run, **fields))
+        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
             return _fresh(directory, names)
         except FileExistsError:
@@ -129,14 +132,15 @@ def _claim(
 
 
 def _fresh(directory: Path, names: RunNames) -> Claim:
-    """FileExistsError where another run was faster."""
-    directory.mkdir(parents=True)
+    """Raises `FileExistsError` where another run was faster."""
+    directory.mkdir()
     return Claim(directory, mark(directory, names))
 
 
 def _last_run(template: str, fields: dict[str, str]) -> int:
     """The highest number in use, 0 if none."""
-    shown = Path(re.sub(r"\{run[^}]*\}", "\0", template).format(**fields))
+    parsed = Formatter().parse(template)
+    shown = Path("".join(text + ("\0" if it == "run" else fields.get(it or "", "")) for text, it, _, _ in parsed))
     part = next((i for i, piece in enumerate(shown.parts) if "\0" in piece), len(shown.parts) - 1)
     parent = Path(*shown.parts[:part]) if part else Path()
     pattern = re.compile(re.escape(shown.parts[part]).replace("\0", r"(\d+)") + "$")

@@ -99,7 +99,7 @@ def take(directory: Path) -> Lease:
     """Lock the marker of a run that has ended. Raises `EnvironmentUnfit` where there is no marker, or it has not."""
     path = directory / MARKER
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b")
+        file = _opened(directory, os.O_RDWR)
     except OSError as error:
         message = f"{directory} is not a run directory of lima2 (no {MARKER}); it is left alone"
         raise EnvironmentUnfit(message) from error
@@ -127,7 +127,7 @@ def marked(directory: Path) -> bool:
 def names_of(directory: Path) -> RunNames | None:
     """What the files of a run directory are named after, None where it has no marker."""
     try:
-        with os.fdopen(os.open(directory / MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with _opened(directory, os.O_RDONLY) as file:
             return _read(file)
     except OSError:
         return None
@@ -136,7 +136,7 @@ def names_of(directory: Path) -> RunNames | None:
 def is_live(directory: Path) -> bool:
     """Whether a run goes on in a directory, as far as this machine can tell."""
     try:
-        with (directory / MARKER).open("r+b") as file:
+        with _opened(directory, os.O_RDWR) as file:
             if not lock(file.fileno()):
                 return True
     except OSError:
@@ -228,6 +228,12 @@ def listed(names: Sequence[object]) -> str:
     """Names for a message."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
+
+
+def _opened(directory: Path, flags: int) -> IO[bytes]:
+    """The marker of a directory; never through a link, and without waiting for what is no file. OSError."""
+    descriptor = os.open(directory / MARKER, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _read(file: IO[bytes]) -> RunNames | None:

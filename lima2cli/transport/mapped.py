@@ -72,6 +72,8 @@ def objection(path: Path, *, in_use: bool = False) -> str | None:
 
     ``in_use``: also that a run uses it now.
     """
+    if path.name.endswith(SUFFIX):
+        return f"has a name that ends with {SUFFIX}, as those of markers do"
     try:
         found = os.lstat(path)
     except FileNotFoundError:
