@@ -332,6 +332,29 @@ def test_a_run_that_is_not_started_leaves_the_one_before(tmp_path: Path, monkeyp
 
 @needs_mpi
 @pytest.mark.mpi
+def test_nor_does_one_whose_ranks_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(SAVES, tmp_path).code == 0
+    before = contents(tmp_path)
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("lima2cli.runtime.launch.subprocess.Popen", none)
+    assert run(SAVES, tmp_path, "mpi").code == 12
+    assert contents(tmp_path) == before
+
+
+def test_a_saved_plan_is_read_too(tmp_path: Path) -> None:
+    assert run(SAVES, tmp_path).code == 0
+    before = contents(tmp_path)
+    done = lima2("run", "results/plan.json", "--transport", "inline", cwd=tmp_path)
+    assert done.returncode == 12
+    assert "holds what the pipeline reads" in done.stderr
+    assert contents(tmp_path) == before
+
+
+@needs_mpi
+@pytest.mark.mpi
 def test_under_mpiexec_too(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(SAVES)
     assert mpiexec(3, "run", "p.yaml", cwd=tmp_path).returncode == 0
@@ -709,6 +732,15 @@ def test_a_number_that_is_none_and_a_folder_that_is_none(tmp_path: Path) -> None
 def test_names_that_are_fine(tmp_path: Path) -> None:
     for directory in ("../{name}_{run}", "a~/b", "./~x/{run:04d}", "{{~}}/{run:d}", "{date}/{name}/{run:3}"):
         assert not validate(SAVES.replace("directory: results", f'directory: "{directory}"'), tmp_path)
+
+
+def test_a_simulation_overwrites_nothing(tmp_path: Path) -> None:
+    assert run(SAVES, tmp_path).code == 0
+    before = contents(tmp_path)
+    done = lima2("simulate", "p.yaml", "-o", "results", cwd=tmp_path)
+    assert done.returncode == 12
+    assert "a simulation overwrites nothing" in done.stderr
+    assert contents(tmp_path) == before
 
 
 # Files that options name

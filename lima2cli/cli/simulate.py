@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -80,6 +81,8 @@ def simulate(
             raise UnreadableInput(
                 "--find-max-rate makes several runs: keep their files by --keep, not in one directory"
             )
+        if output is not None and os.path.lexists(output):
+            raise EnvironmentUnfit(f"{output} exists, and a simulation overwrites nothing")
         checked, origin = _checked(file, overrides or [], strict, as_json)
         assert checked.plan is not None
         if report is not None:
