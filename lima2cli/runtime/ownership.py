@@ -21,7 +21,6 @@ from lima2cli.artefacts.locks import lock
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.announcement import FILE, elsewhere, starting, where
-from lima2cli.runtime.job import JOB_FILE
 from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
 from lima2cli.runtime.requests import ask
 
@@ -30,7 +29,7 @@ VERSION = 1
 SUMMARY = "summary.json"
 LOG = "lima2.log"
 
-FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG, JOB_FILE))
+FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))
 """Of every run."""
 
 UNFINISHED = (".new", ".part")
