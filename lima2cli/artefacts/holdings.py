@@ -19,7 +19,7 @@ from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, told
 from lima2cli.artefacts.tables import part_files
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import MEASUREMENT
 
 PLAIN_BYTES = 8 << 20
 """Of a dataset without chunks that are read together."""
@@ -32,6 +32,7 @@ class Holding:
     files       that could be read
     told        what became of the rows' frames in the flow, where no master says it; None: nobody does
     saved, dropped   rows so far;  vetoed   all of them, None unknown
+    whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
     gone        whether some are marked saved and are in no file
     """
 
@@ -40,6 +41,7 @@ class Holding:
     def __init__(self, inspection: Inspection, record: Record) -> None:
         self.record, self.expected, self.saved, self.dropped = record, 0, 0, 0
         self.told: Statuses | None = None
+        self.whole: int | None = None
         self.vetoed = None if record.filtered else 0
         self.unmatched: int | None = None
         self.files: list[str] = []
@@ -50,7 +52,7 @@ class Holding:
     @property
     def knows(self) -> bool:
         """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
-        return self.record.complete or self.saved == self.expected
+        return self.record.complete or self.saved == (self.expected if self.whole is None else self.whole)
 
     def rewind(self) -> None:
         """Begin anew with the first window."""
@@ -97,6 +99,8 @@ class Holding:
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
         found = parts >= self.record.parts
+        if self.whole is not None:
+            absent[max(0, self.whole - first) :] = DROPPED
         self.saved += int(np.count_nonzero(found))
         status = np.where(found, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
@@ -111,13 +115,13 @@ class Holding:
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
-                columns = file[f"{ENTRY}/measurement"]
+                columns = file[MEASUREMENT]
                 last = max(last, _last_row(columns["frame_number"], _shortest(columns), self.record))
         return last
 
     def _listed(self, name: str) -> Iterator[Sequence[Rows]]:
         with self._inspection.open(name) as file:
-            columns = file[f"{ENTRY}/measurement"]
+            columns = file[MEASUREMENT]
             for first, last in windows(_shortest(columns), READ):
                 yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
@@ -143,8 +147,8 @@ class Table(Holding):
         self.rows = 0
         for name in self.files:
             with inspection.open(name) as file:
-                self.rows += _shortest(file[f"{ENTRY}/measurement"])
-        self.expected = max(record.selected, 1 + self._last_listed(self.files))
+                self.rows += _shortest(file[MEASUREMENT])
+        self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
 
 class Frames(Holding):
@@ -170,7 +174,7 @@ class Frames(Holding):
             self.unmatched = kept_unmatched(inspection, self._master)
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            self.expected = max(record.selected, 1 + self._last)
+            self.expected = max(record.planned, 1 + self._last)
 
     @property
     def knows(self) -> bool:

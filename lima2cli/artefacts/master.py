@@ -129,7 +129,7 @@ def _scan_all(channel: Channel, directory: str, limit: int | None) -> tuple[list
 def _scan(channel: Channel, directory: str, name: str, before: int, limit: int | None) -> MappedFile:
     """A file whose rows come after row ``before``; those from ``limit`` on are not mapped."""
     found, last, source = mapping.Mapping(), before, 0
-    several = len(set(channel.receivers)) < len(channel.receivers)
+    several, rule = len(set(channel.receivers)) < len(channel.receivers), channel.rule
     path = os.path.join(directory, name)
     for (rows,) in _read(path, channel, ("frame_number",)):
         if (np.diff(rows, prepend=last) <= 0).any():
@@ -139,7 +139,7 @@ def _scan(channel: Channel, directory: str, name: str, before: int, limit: int |
         source += len(rows)
         if channel.filtered:  # it maps to rows that are known only when those of all receivers are
             continue
-        buffer = mapped // channel.rule.blocks % channel.rule.buffers if several else None
+        buffer = rule.turn(rule.group(mapped))[0] if several else None
         begin = source - len(rows)
         found.add(mapped, np.arange(begin, begin + len(mapped)), buffer)
     receiver = int(_prefix(name).rpartition("_")[2])

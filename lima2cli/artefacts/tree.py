@@ -13,6 +13,7 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.view import View
 
 ENTRY = "entry_0000"
+MEASUREMENT = f"{ENTRY}/measurement"
 
 CREATOR = f"LIMA2-{lima2cli.__version__}"
 """fabio recognises files by a root ``@creator`` that begins with LIMA."""

@@ -67,9 +67,10 @@ def _known(channel: Channel | TableChannel, flows: Mapping[str, FlowRecord]) -> 
 
 def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any]:
     """What a master that is made without the ranks' reports says of its rows; see `write_master`."""
-    expected = expected_rows(Record.of(channel, "master"), flows)
+    record = Record.of(channel, "master")
+    expected = expected_rows(record, flows)
     if expected is None:
-        return {"totals": {} if channel.selected is None else {"expected": channel.selected}}
+        return {"totals": {} if record.planned < 0 else {"expected": record.planned}}
     if not channel.complete:
         return {"totals": {"expected": expected}}
     flow = flows[channel.flow]
