@@ -11,6 +11,7 @@ from lima2cli.config.pipeline import Pipeline
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, once, suppress
 from lima2cli.plan.compile import compile_plan
+from lima2cli.plan.destinations import Inputs, check_destinations, commands
 from lima2cli.plan.records import Plan
 
 
@@ -36,6 +37,9 @@ def compile_again(checked: Checked, pipeline: Pipeline, base: Path, *, cores: in
     findings = Findings()
     with FileStore(base, checked.texts) as files:
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
+        if plan is not None:
+            before = () if checked.plan is None else checked.plan.inputs
+            plan = replace(plan, inputs=tuple(sorted({*before, *_paths(files.inputs())})))
     return replace(checked, findings=findings, pipeline=pipeline, plan=plan)
 
 
@@ -49,12 +53,14 @@ def check_text(
     overrides: Sequence[str] = (),
     texts: Mapping[str, str] | None = None,
     fuse: bool = True,
+    here: Path | None = Path(),
 ) -> Checked:
     """Load, parse and compile; every mistake is in the findings.
 
     file   name to show, ``-`` for standard input;  base   directory that files with data are relative to
     cores  of this machine, a bound on the number of detector ranks;  fuse   see `compile_plan`
     texts  of files of graphs, where they were kept: these are not read again
+    here   directory that the output is relative to; None: it is not looked at what a run would write
     """
     findings = Findings()
     document = load(text, file, findings, environment=environment, overrides=overrides)
@@ -67,4 +73,24 @@ def check_text(
         document = expand(document, findings, files.text, environment)
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
+        if here is not None:
+            inputs = _inputs(pipeline, files, file)
+            check_destinations(pipeline, document, inputs, base, here, findings)
+            plan = None if plan is None or findings.failed else replace(plan, inputs=tuple(_paths(inputs)))
     return Checked(document, suppress(document, once(document, findings)), pipeline, plan, files.texts)
+
+
+def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
+    """All files that a run reads, by reference: what was asked for, the pipeline itself, and what commands name."""
+    inputs = files.inputs()
+    named = [] if file == "-" else [Path(file).name]
+    named += [word for words in commands(pipeline) for word in words if word]
+    for name in named:
+        path = files.base / name
+        if path.is_file():
+            inputs.setdefault(name, frozenset((path.resolve(),)))
+    return inputs
+
+
+def _paths(inputs: Inputs) -> list[str]:
+    return sorted({str(path) for paths in inputs.values() for path in paths})

@@ -305,13 +305,6 @@ class Files(Protocol):
         """A reader of the frames one by one."""
         ...
 
-    def backing(self, reference: str) -> tuple[str, ...]:
-        """Absolute paths of all files that it is made of: links, sources of virtual datasets, the files of a series.
-
-        Some that are missing may be among them. Nothing is raised: what cannot be read is made of itself.
-        """
-        ...
-
     def path(self, reference: str) -> str:
         """Absolute path of a file that exists."""
         ...

@@ -254,7 +254,7 @@ def test_a_run_that_is_being_started_is_told_as_such(tmp_path: Path) -> None:
     plan, _ = compiled(text)
     assert plan is not None
     plan = replace(plan, output_directory=str(tmp_path / "runs" / "one"))
-    directory = open_directory(plan, Origin(text, "pipeline.yaml", tmp_path))
+    directory = open_directory(plan, Origin(text, "pipeline.yaml", tmp_path)).path
     assert look(directory).state == "starting"
     assert "one  starting" in lima2("runs", cwd=tmp_path).stdout
     early = lima2("stop", "one", cwd=tmp_path)

@@ -148,7 +148,7 @@ def test_raw_files_beside(store: FileStore, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "b.raw").write_bytes(b"\0" * 10 + FRAMES[10:].tobytes()[:-1])
     fresh = FileStore(tmp_path)
     assert missing(fresh, "raw.h5") == [19]
-    assert set(fresh.backing("raw.h5")) == {str(tmp_path / name) for name in ("raw.h5", "a.raw", "b.raw")}
+    assert fresh.inputs()["raw.h5"] == {tmp_path / name for name in ("raw.h5", "a.raw", "b.raw")}
 
 
 def nested(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_sources_missing_at_any_depth(store: FileStore, tmp_path: Path, lost: li
     for name in lost:
         (tmp_path / name).unlink()
     assert missing(store, "top.h5", INTERLEAVED) == list(lacking)
-    assert {Path(path).name for path in store.backing("top.h5")} >= {"top.h5", "mid0.h5", "leaf0.h5", "leaf1.h5"}
+    assert {path.name for path in store.inputs()["top.h5"]} >= {"top.h5", "mid0.h5", "leaf0.h5", "leaf1.h5"}
 
 
 def test_sources_that_lack_frames_themselves(store: FileStore, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_series_of_files(store: FileStore, tmp_path: Path, pattern: str) -> None
         np.save(tmp_path / f"s_{i:05d}.npy", FRAMES[i])
     np.save(tmp_path / "other.npy", FRAMES)
     assert missing(store, pattern, FRAMES[3:]) == []
-    assert len(store.backing(pattern)) == 7
+    assert len(store.inputs()[pattern]) == 7
     (tmp_path / "s_00005.npy").unlink()
     (tmp_path / "s_00007.npy").unlink()
     (tmp_path / "s_00008.npy").unlink()

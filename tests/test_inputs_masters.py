@@ -61,7 +61,7 @@ def test_a_dectris_master_is_all_of_its_files(store: FileStore, tmp_path: Path, 
     assert info.pixel_mask == f"s_master.h5::/{DETECTOR}/detectorSpecific/pixel_mask"
     np.testing.assert_array_equal(store.image(info.pixel_mask), MASK)
     assert info.invalid == Invalid()  # nothing says which value is none
-    files = {Path(path).name for path in store.backing(reference)}
+    files = {path.name for path in store.inputs()[reference]}
     assert files == {"s_master.h5", *(f"s_data_{i:06d}.h5" for i in (1, 2, 3))}
 
 
@@ -204,7 +204,7 @@ def test_links_to_other_files_are_looked_into(store: FileStore, tmp_path: Path) 
     write(tmp_path / "alias.h5", {"entry/data": h5py.ExternalLink("far.h5", "/deep/frames"), "mask": MASK})
     assert store.stack("near.h5::/entry/here/frames").shape == (10, 4, 6)
     assert store.stack("alias.h5").taken == "alias.h5::/entry/data"
-    assert {Path(path).name for path in store.backing("alias.h5")} == {"alias.h5", "far.h5"}
+    assert {path.name for path in store.inputs()["alias.h5"]} == {"alias.h5", "far.h5"}
 
 
 # what is declared

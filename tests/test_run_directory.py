@@ -54,23 +54,30 @@ def test_a_directory_that_exists_is_never_written_into_unasked() -> None:
 def test_only_run_directories_are_overwritten() -> None:
     folder = Path("fixed")
     folder.mkdir()
-    (folder / "thesis.tex").write_text("years of work")
-    with pytest.raises(EnvironmentUnfit, match="not a run directory"):
-        make("fixed", "overwrite")
-    assert (folder / "thesis.tex").exists()
-    (folder / "thesis.tex").unlink()
-    assert make("fixed", "overwrite") == "fixed"  # empty
     (folder / "summary.json").write_text("{}")
-    (folder / "old.h5").write_text("")
-    assert make("fixed", "overwrite") == "fixed"
-    assert list(folder.iterdir()) == []
+    with pytest.raises(EnvironmentUnfit, match="not a run directory of lima2"):
+        make("fixed", "overwrite")
+    (folder / "summary.json").unlink()
+    claim = make_directory("fixed", "maze", "overwrite", NOW)  # empty
+    (folder / "summary.json").write_text("{}")
+    claim.release()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(EnvironmentUnfit, match=r"has not written \(thesis\.tex\)"):
+        make("fixed", "overwrite")
+    assert sorted(os.listdir(folder)) == [".lima2-run", "summary.json", "thesis.tex"]
+    (folder / "thesis.tex").unlink()
+    claim = make_directory("fixed", "maze", "overwrite", NOW)
+    assert os.listdir(folder) == [".lima2-run"]
+    assert sorted(os.listdir("fixed.old")) == [".lima2-run", "summary.json"]
+    assert claim.keep() == []
+    assert not Path("fixed.old").exists()
 
 
 def test_what_cannot_be_made_is_said() -> None:
     Path("file").write_text("")
     with pytest.raises(EnvironmentUnfit, match="cannot make the run directory"):
         make("file/{name}_{run}")
-    with pytest.raises(EnvironmentUnfit, match="cannot make the run directory"):
+    with pytest.raises(EnvironmentUnfit, match="is no directory"):
         make("file", "overwrite")
 
 

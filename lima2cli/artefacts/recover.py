@@ -5,11 +5,10 @@ single-writer/multiple-reader", and readers refuse it while they are set. Our wr
 at every moment, so that after a kill nothing but these marks, and the recorded end of the file, is wrong.
 """
 
-import errno
-import fcntl
 import os
 import struct
 
+from lima2cli.artefacts.locks import lock
 from lima2cli.errors import FileProblem
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -26,7 +25,8 @@ def reopenable(path: str) -> bool:
     Raises `FileProblem` where it is no such file or is still being written, OSError where it can't be read or written.
     """
     with open(path, "r+b") as file:
-        _refuse_live(file.fileno(), path)
+        if not lock(file.fileno()):  # writers hold a shared lock for as long as they live
+            raise FileProblem(f"{path} is open in another process")
         block = bytearray(file.read(48))
         if block[:8] == SIGNATURE and block[8:9] and block[8] < 2:
             return False
@@ -69,17 +69,6 @@ def level(path: str) -> None:
         for item in growing:
             if len(item) > rows:
                 item.resize(rows, axis=0)
-
-
-def _refuse_live(descriptor: int, path: str) -> None:
-    """Writers hold a shared lock for as long as they live."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise FileProblem(f"{path} is open in another process") from None
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # file systems without locks
-            raise
 
 
 def lookup3(data: bytes) -> int:

@@ -1,10 +1,13 @@
 """Files with data in them, by the reference that a pipeline gives: found, opened once, kept, closed together."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lima2cli.artefacts.backing import backing_files
 from lima2cli.artefacts.formats import open_stack
 from lima2cli.artefacts.frame_files import OpenStack
 from lima2cli.artefacts.series import is_pattern
@@ -27,9 +30,18 @@ class FileStore:
         self.texts = dict(texts or {})
         self._base = Path(base)
         self._infos: dict[str, StackInfo] = {}
-        self._backing: dict[str, tuple[str, ...]] = {}
         self._images: dict[str, Array] = {}
         self._open: dict[str, OpenStack] = {}
+        self._read: dict[str, Callable[[], frozenset[Path]]] = {}
+
+    @property
+    def base(self) -> Path:
+        """Directory that references are relative to."""
+        return self._base
+
+    def inputs(self) -> dict[str, frozenset[Path]]:
+        """The files that stand behind each reference that was asked for (`backing_files`)."""
+        return {reference: files() for reference, files in self._read.items()}
 
     def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
         """Shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
@@ -65,25 +77,18 @@ class FileStore:
         _whole(reference, stack.info)
         return stack
 
-    def backing(self, reference: str) -> tuple[str, ...]:
-        """See `Files`."""
-        if reference not in self._backing:
-            try:
-                self.stack(reference, skip=True)
-            except FileProblem:
-                return (str((self._base / reference.partition("::")[0]).absolute()),)
-        return self._backing[reference]
-
     def path(self, reference: str) -> str:
         """Absolute path of a file; `FileProblem` where there is none."""
         path = self._base / reference
         _check_file(reference, path)
+        self._read[reference] = partial(backing_files, path)
         return str(path.resolve())
 
     def text(self, reference: str) -> str:
         """A text in UTF-8; kept. `FileProblem` where there is none."""
+        path = self._base / reference
+        self._read[reference] = partial(backing_files, path)
         if reference not in self.texts:
-            path = self._base / reference
             _check_file(reference, path)
             try:
                 self.texts[reference] = path.read_bytes().decode("utf-8")
@@ -111,10 +116,13 @@ class FileStore:
             return self._open[reference]
         name, _, inner = reference.partition("::")
         path = self._base / name
+        self._read[reference] = partial(backing_files, path, inner or "/")
         if not is_pattern(path):
             _check_file(name, path)
         stack = open_stack(name, path, inner or None)
-        self._infos[reference], self._backing[reference] = stack.info, stack.files
+        self._infos[reference] = stack.info
+        files = frozenset(Path(os.path.realpath(file)) for file in stack.files)
+        self._read[reference] = lambda: files | (frozenset() if is_pattern(path) else backing_files(path, inner or "/"))
         return stack
 
 

@@ -43,6 +43,7 @@ def plan(
         from lima2cli.cli.showing import show_all
         from lima2cli.plan.listing import c_listing
         from lima2cli.plan.show import show_plan
+        from lima2cli.runtime.disk import free
         from lima2cli.runtime.origin import Origin
         from lima2cli.runtime.saved_plan import plan_contents
 
@@ -65,13 +66,13 @@ def plan(
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
-            text = show_plan(checked.plan) if format is PlanFormat.TEXT else c_listing(checked.plan)
+            text = c_listing(checked.plan) if format is PlanFormat.C else show_plan(checked.plan) + free(checked.plan)
         if output is None:
             print(text, end="", flush=True)
         else:
-            from pathlib import Path
+            from lima2cli.cli.output import write_output
 
-            Path(output).write_text(text)
+            write_output(output, text, checked.plan.inputs)
         raise typer.Exit(FINE)
 
 

@@ -15,7 +15,7 @@ def recover(
     """Make the files of a broken run readable, and rebuild its masters, tables and summary.
 
     A run that ended in order is left as it is. Exit code 0: readable now, 1: its pipeline cannot be compiled any more,
-    2: no run directory, 10: some files stay unreadable, or are still being written.
+    2: no run directory, 10: the run goes on, or some files stay unreadable.
     """
     with border(as_json=False, debug=debug):
         from pathlib import Path
@@ -24,10 +24,11 @@ def recover(
         from lima2cli.cli.options import Format
         from lima2cli.cli.showing import show_all
         from lima2cli.cli.totals import show_summary
-        from lima2cli.runtime.recover import origin_of, recover_run, whole
+        from lima2cli.runtime.recover import origin_of, recover_run, refuse_live, whole
 
         path = Path(directory)
         origin, figures = origin_of(path)
+        refuse_live(path)
         summary = whole(path)
         if summary is not None:
             print(f"{directory} ended in order ({summary['state']}): nothing to recover")
@@ -40,6 +41,7 @@ def recover(
             environment=origin.environment,
             overrides=origin.overrides,
             texts=origin.texts,
+            here=None,
         )
         if checked.plan is None:
             typer.echo(show_all([checked], Format.TEXT), nl=False, err=True)

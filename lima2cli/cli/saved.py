@@ -47,4 +47,6 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_json: boo
             "stale-plan", message, as_json, f"look at `lima2 plan {pipeline}`, and save it with `--format json -o FILE`"
         )
         raise typer.Exit(PROBLEMS)
+    if checked.plan is not None:
+        checked = replace(checked, plan=replace(checked.plan, inputs=(*checked.plan.inputs, str(Path(file).resolve()))))
     return checked, replace(origin, text=text, file=pipeline, texts=checked.texts)

@@ -2,10 +2,11 @@
 
 import gc
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -69,6 +70,7 @@ def simulate(
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.answer import show_answer
         from lima2cli.cli.display import Display
+        from lima2cli.cli.output import check_output, write_output
         from lima2cli.runtime.joined import job_rank
         from lima2cli.runtime.simulation import Simulator
         from lima2cli.runtime.simulation import report as plain
@@ -79,8 +81,12 @@ def simulate(
             raise UnreadableInput(
                 "--find-max-rate makes several runs: keep their files by --keep, not in one directory"
             )
+        if output is not None and os.path.lexists(output):
+            raise EnvironmentUnfit(f"{output} exists, and a simulation overwrites nothing")
         checked, origin = _checked(file, overrides or [], strict, as_json)
         assert checked.plan is not None
+        if report is not None:
+            check_output(report, checked.plan.inputs)
         period_s = _period(rate, checked.plan.period_s)
         wanted = _Wanted(period_s, frames, _faults(checked, fault or [], seed), not no_save, output)
         notes = _notes(checked, rate, wanted)
@@ -98,7 +104,7 @@ def simulate(
             display.close()
         whole = plain(*found, file, notes)
         if report is not None:
-            _write(report, whole)
+            write_output(report, json.dumps(whole, indent=2) + "\n", checked.plan.inputs)
         lines = None if progress is Progress.JSON else 2
         print(json.dumps(whole, indent=lines) if as_json else show_answer(*found, file), flush=True)
         raise typer.Exit(_code(found[0], found[2]))
@@ -232,14 +238,6 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     if not wanted.saves:
         notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
     return notes
-
-
-def _write(path: str, whole: dict[str, Any]) -> None:
-    try:
-        with open(path, "w") as file:
-            file.write(json.dumps(whole, indent=2) + "\n")
-    except OSError as error:
-        raise EnvironmentUnfit(f"cannot write the report: {error}") from error
 
 
 def _code(found: "Simulated", highest: "MaxRate | None") -> int:

@@ -1,7 +1,8 @@
 """Document to Pipeline: typed, defaults filled, names resolved; every mistake of structure and names reported."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from string import Formatter
 from typing import Any
@@ -43,8 +44,8 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     attempt(lambda: _check_acquisition(table.acquisition, findings))
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
-    attempt(lambda: _check_directory(table.output, findings))
-    attempt(lambda: _check_repeat(table.acquisition, table.output, info, findings))
+    output = attempt(lambda: _output(table.output, findings))
+    attempt(lambda: _check_repeat(table.acquisition, output, info, findings))
     attempt(lambda: _check_recorded(table.acquisition, info, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
     attempt(lambda: check_flows(flows, can, info, findings))
@@ -60,7 +61,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
         receivers=receivers,
         flows=flows,
         nodes=nodes,
-        output=table.output,
+        output=output,
     )
 
 
@@ -146,14 +147,31 @@ _FIELDS: Mapping[str, Any] = {"name": "maze", "run": 1, "date": "2025-01-31", "t
 """Fields of the output directory, each with an example of its type."""
 
 
+_RUN_DIGITS = re.compile(r"(0?[1-9][0-9]?)?d?")
+"""Formats of the run number that can be read back from the name of a directory."""
+
+
+def _output(said: Output, findings: Findings) -> Output:
+    """The same, its directory `POISON` where no run directory can be named after it."""
+    before = len(findings.items)
+    _check_directory(said, findings)
+    return said if len(findings.items) == before else replace(said, directory=POISON)
+
+
 def _check_directory(said: Output, findings: Findings) -> None:
     at: Path = ("output", "directory")
     directory = str(said.directory)
+    if directory.startswith("~"):
+        message = f"the directory begins with `{directory.partition('/')[0]}`, which shells expand, and pipelines don't"
+        findings.error("home-directory", message, at, help=f"`${{HOME}}{directory[1:]}` is in the home directory")
+        return
     try:
-        fields = [field for _, field, _, _ in Formatter().parse(directory) if field is not None]
+        parsed = list(Formatter().parse(directory))
+        fields = [field for _, field, _, _ in parsed if field is not None]
         unknown = [field for field in fields if field not in _FIELDS]
         if not unknown:
-            directory.format(**_FIELDS)
+            _check_formats(parsed)
+            _check_end(directory, directory.format(**_FIELDS))
     except ValueError as error:
         message = f"the directory is no valid format: {error}"
         findings.error("bad-format", message, at, help="for example `runs/{name}_{run:04d}`; `{{` is a literal brace")
@@ -162,3 +180,23 @@ def _check_directory(said: Output, findings: Findings) -> None:
         meant = nearest(field, _FIELDS)
         help = f"did you mean `{{{meant}}}`?" if meant else f"known: {', '.join(_FIELDS)}"
         findings.error("unknown-field", f"there is no field `{{{field}}}`", at, help=help)
+
+
+def _check_formats(parsed: Iterable[tuple[str, str | None, str | None, str | None]]) -> None:
+    """Raise ValueError for a field whose format gives anything but its text, or the digits of a number."""
+    for _, field, form, conversion in parsed:
+        plain = not conversion and (not form or (field == "run" and _RUN_DIGITS.fullmatch(form)))
+        if field is not None and not plain:
+            raise ValueError(f"`{form or f'!{conversion}'}` of `{{{field}}}` is none for the name of a directory")
+
+
+def _check_end(directory: str, filled: str) -> None:
+    """Raise ValueError where a field is undone by `..`, and where nothing is named."""
+    parts = PurePath(filled).parts
+    if "\0" in directory:
+        raise ValueError("no name has a NUL in it")
+    if not directory or parts[-1:] == ("..",):
+        raise ValueError(f"`{directory}` names no directory that could be new")
+    after = directory[directory.index("{") :] if "{" in directory.replace("{{", "") else ""
+    if ".." in PurePath(after).parts:
+        raise ValueError("`..` after a field leads out of the directory that it names")

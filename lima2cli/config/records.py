@@ -158,10 +158,13 @@ class GpuMemspace:
 
 @dataclass(frozen=True, kw_only=True)
 class FileMemspace:
-    """A memory-mapped file, made at the start of the run and left in place after it."""
+    """A memory-mapped file, made at the start of the run and left in place after it, for the next run to use again.
+
+    Beside it lies its marker, the same name with `.lima2` added. A file without one is left alone.
+    """
 
     kind: ClassVar[str] = "file"
-    path: str = param("The file.", Text())
+    path: str = param("The file, relative to the pipeline's: a new one, or one that such a memspace has made.", Text())
     size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
 
 
@@ -298,7 +301,11 @@ class Output:
         Text(),
         "runs/{name}_{run:04d}",
     )
-    if_exists: str = param("What to do where it exists.", Choice(("abort", "overwrite")), "abort")
+    if_exists: str = param(
+        "What to do where it exists; a run that has ended, and nothing else, is overwritten.",
+        Choice(("abort", "overwrite")),
+        "abort",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

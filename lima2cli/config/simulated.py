@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from lima2cli.config.pipeline import DataFlow, GraphNode, Pipeline
+from lima2cli.config.records import Output
 from lima2cli.detectors.base import DetectorConfig, PixelSize, written
 from lima2cli.detectors.faults import Faults
 from lima2cli.detectors.modules import Module
@@ -51,7 +52,8 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     """The pipeline as a simulation runs it. It must be without `POISON`.
 
     REMU has the sensor of the detector (image, modules, datasets, channels, gap value, names), does what the detector
-    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves; nothing repeats.
+    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves; nothing repeats;
+    no run is overwritten.
     """
     said = pipeline.acquisition
     acquisition = replace(
@@ -72,7 +74,7 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
         acquisition=acquisition,
         flows={name: _unwaiting(flow) for name, flow in pipeline.flows.items()},
         nodes=pipeline.nodes if asked.saves else {name: _unsaved(it) for name, it in pipeline.nodes.items()},
-        output=replace(pipeline.output, directory=asked.directory or beside(pipeline.output.directory)),
+        output=Output(directory=asked.directory or beside(pipeline.output.directory)),
     )
 
 

@@ -11,6 +11,7 @@ from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Selec
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.plan.skew import Unreleased, held_frames, unreleased
+from lima2cli.plan.volume import volume_figures
 
 VERSION = 1
 
@@ -63,6 +64,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             }
             for name, channel in plan.channels.items()
         },
+        "volume": volume_figures(plan),
         "warnings": [{"rule": w.rule, "message": w.message, "path": "/" + "/".join(map(str, w.at))} for w in warnings],
     }
 

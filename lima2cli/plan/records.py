@@ -258,6 +258,7 @@ class Plan:
     allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
     processing   a program of the user's on the receivers, `file.py:main`; None without
     sources      frames as each GDT delivers them, by its name
+    inputs       absolute paths of all files that it is compiled from, or that a run reads, links followed
     """
 
     name: str
@@ -284,6 +285,7 @@ class Plan:
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
     sources: Mapping[str, FrameSpec] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """The GDT of a data flow; of one that is dispatched by modules those of its places."""

@@ -7,6 +7,7 @@ from lima2cli.invalid import words
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Placement, Plan
+from lima2cli.plan.volume import about, volumes
 from lima2cli.spec import Invalid
 
 
@@ -22,6 +23,7 @@ def show_plan(plan: Plan) -> str:
         _rates(plan),
         _nodes(plan),
         _kernels(plan),
+        _volume(plan),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -164,6 +166,21 @@ def _kernels(plan: Plan) -> str:
     rows += [(flows[name], name, "left out: no node reads it") for name in unused_nodes(plan)]
     title = f"kernels: {len(plan.steps)} before fusion, {len(plan.kernels)} after\n"
     return title + _table(rows) if rows else ""
+
+
+def _volume(plan: Plan) -> str:
+    """Frames that are saved, and their bytes before compression."""
+    rows = [
+        (
+            it.node,
+            "endless" if it.frames is None else f"{it.frames} frames",
+            f"{about(it.frame_bytes)} each",
+            "" if it.bytes is None else about(it.bytes),
+            "before compression" if plan.channels[it.node].compression != "none" else "at most" if it.less else "",
+        )
+        for it in volumes(plan)
+    ]
+    return "to be saved\n" + _table(rows) if rows else ""
 
 
 def _strips(kernel: dict[str, Any]) -> str:

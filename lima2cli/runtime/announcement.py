@@ -5,8 +5,8 @@ The launcher writes it with the directory, without ``socket``: the run is being 
 
 import json
 import os
-import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,14 @@ def where(directory: Path) -> dict[str, Any] | None:
     return told
 
 
+def elsewhere(told: dict[str, Any]) -> bool:
+    """Whether a run is one of another machine."""
+    return told.get("host") != socket.gethostname()
+
+
 def starting(told: dict[str, Any]) -> bool:
     """Whether a run is being started: it has no socket yet, and its launcher is there, on this machine."""
-    if "socket" in told or told.get("host") != socket.gethostname():
+    if "socket" in told or elsewhere(told):
         return False
     now = started(told["pid"])
     return now != "" and now == told.get("started")
@@ -61,9 +66,17 @@ def forget(directory: Path) -> None:
         told = where(directory)
     except UnreadableInput:
         return
-    if told is None or told.get("host") != socket.gethostname():
+    if told is None or elsewhere(told):
         return
-    folder = Path(told["socket"]).parent if "socket" in told else None
-    if folder and folder.name.startswith(PREFIX) and folder.is_dir() and folder.stat().st_uid == os.getuid():
-        shutil.rmtree(folder, ignore_errors=True)
+    if "socket" in told:
+        _remove_socket(Path(told["socket"]))
     (directory / FILE).unlink(missing_ok=True)
+
+
+def _remove_socket(path: Path) -> None:
+    """A socket of ours and its folder, and nothing else that may lie there."""
+    folder = path.parent
+    with suppress(OSError):  # it is gone already
+        if folder.name.startswith(PREFIX) and folder.stat().st_uid == os.getuid() and path.is_socket():
+            path.unlink()
+            folder.rmdir()

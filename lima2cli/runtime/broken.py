@@ -15,6 +15,7 @@ from lima2cli.errors import FileProblem
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.ends import link_file, write_ends
+from lima2cli.runtime.ownership import own_files
 from lima2cli.runtime.summary import VERSION, read_summary, write_summary
 
 
@@ -74,11 +75,14 @@ def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> li
 
 
 def reopen_files(directory: Path) -> list[str]:
-    """Clear what interrupted writers left in the HDF5 files of a directory; problems as sentences."""
+    """Clear what interrupted writers left in the HDF5 files of a run; problems as sentences. What others have put
+    beside them is not touched."""
     problems = []
-    for file in directory.glob(f"*.h5{NOT_STARTED}"):  # no rows have come
-        file.unlink(missing_ok=True)
-    for path in sorted(directory.glob("*.h5")):
+    for path in (directory / name for name in sorted(own_files(directory))):
+        if path.name.endswith(f".h5{NOT_STARTED}"):  # no rows have come
+            path.unlink(missing_ok=True)
+        if path.suffix != ".h5":
+            continue
         try:
             reopenable(str(path))
             level(str(path))

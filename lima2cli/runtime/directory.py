@@ -1,63 +1,146 @@
-"""The run directory: its name, and that no run ever writes into another's."""
+"""The run directory: its name, and that no run ever writes into another's, or over what is not ours."""
 
 import datetime
+import os
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from string import Formatter
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
+from lima2cli.runtime.ownership import (
+    SUMMARY,
+    Lease,
+    RunNames,
+    foreign,
+    has_saved,
+    held_in,
+    listed,
+    mark,
+    marked,
+    remove_run,
+    take,
+)
 
-SUMMARY = "summary.json"
 LATEST = "latest"
 
 
-def make_directory(template: str, name: str, if_exists: str, now: datetime.datetime, *, latest: bool = True) -> Path:
+class Claim:
+    """A run directory of this process, marked and locked.
+
+    path    of the directory;  before  where the run lies that was there before, None without one
+    """
+
+    def __init__(self, path: Path, lease: Lease, before: Path | None = None, before_lease: Lease | None = None) -> None:
+        self.path, self.before = path, before
+        self._leases = [lease] if before_lease is None else [lease, before_lease]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def keep(self) -> list[str]:
+        """The run has files: remove the one before. What others have put there meanwhile stays, and is named."""
+        before, self.before = self.before, None
+        return [] if before is None else remove_run(before)
+
+    def give_back(self) -> Path:
+        """The run has no files: the one before gets its place again. Where this one's log and summary are then."""
+        before, self.before = self.before, None
+        if before is None:
+            return self.path
+        failed = _free(self.path.with_name(f"{self.path.name}.failed"), replaces=True)
+        self.path.rename(failed)
+        before.rename(self.path)
+        return failed
+
+    def undo(self) -> None:
+        """The run was not started: nothing is left of it, and the one before has its place again. OSError."""
+        remove_run(self.path)
+        if self.before is not None:
+            self.before.rename(self.path)
+            self.before = None
+        self.release()
+
+    def release(self) -> None:
+        """Unlock it."""
+        for lease in self._leases:
+            lease.release()
+
+
+def make_directory(
+    template: str,
+    name: str,
+    if_exists: str,
+    now: datetime.datetime,
+    *,
+    latest: bool = True,
+    names: RunNames | None = None,
+    inputs: Sequence[str] = (),
+) -> Claim:
     """Make the run's directory and, with ``latest``, point the link of that name beside it to it.
 
-    ``{run}`` is the next number that is free. Raises `EnvironmentUnfit` where the directory exists and may not be
-    overwritten, is not a run directory, or cannot be made.
+    ``{run}`` is the next number that is free. ``inputs`` are files that the run reads. Raises `EnvironmentUnfit` where
+    the directory exists and may not be overwritten, or cannot be made; nothing has been changed then.
     """
     try:
-        directory = _claim(template, name, if_exists, now)
+        claim = _claim(template, name, if_exists, now, names or RunNames(name), inputs)
     except OSError as error:
         raise EnvironmentUnfit(f"cannot make the run directory: {error}") from error
     if latest:
-        _point_latest(directory)
-    return directory
+        _point_latest(claim.path)
+    return claim
 
 
-def make_another(directory: Path, template: str, name: str) -> Path:
+def make_another(directory: Path, template: str, names: RunNames) -> Claim:
     """The directory of the next acquisition of a job, with the files that tell where its data come from, as in
-    ``directory``. Its absolute path. Raises `EnvironmentUnfit`."""
-    made = make_directory(template, name, "abort", datetime.datetime.now().astimezone()).resolve()
+    ``directory``. Its path is absolute. Raises `EnvironmentUnfit`."""
+    now = datetime.datetime.now().astimezone()
+    claim = make_directory(template, names.name, "abort", now, names=names)
+    claim.path = claim.path.resolve()
     try:
         for file in (PIPELINE_FILE, PLAN_FILE):
-            shutil.copyfile(directory / file, made / file)
+            shutil.copyfile(directory / file, claim.path / file)
     except OSError as error:
-        raise EnvironmentUnfit(f"cannot write in {made}: {error}") from error
-    return made
+        raise EnvironmentUnfit(f"cannot write in {claim}: {error}") from error
+    return claim
 
 
-def _claim(template: str, name: str, if_exists: str, now: datetime.datetime) -> Path:
+def _claim(
+    template: str, name: str, if_exists: str, now: datetime.datetime, names: RunNames, inputs: Sequence[str]
+) -> Claim:
     fields = {"name": name, "date": f"{now:%Y-%m-%d}", "time": f"{now:%H%M%S}", "uuid": str(uuid.uuid4())}
-    if not re.search(r"\{run\b", template):
-        return _claim_exactly(Path(template.format(**fields)), if_exists)
+    if not any(field == "run" for _, field, _, _ in Formatter().parse(template)):
+        directory = Path(template.format(**fields))
+        if not os.path.lexists(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            return _fresh(directory, names)
+        if if_exists != "overwrite":
+            help = "give output.directory a {run} number, or if_exists: overwrite"
+            raise EnvironmentUnfit(f"{directory} exists; {help}")
+        return _overwrite(directory, names, inputs)
     run = _last_run(template, fields) + 1
     while True:
         directory = Path(template.format(run=run, **fields))
+        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
-            directory.mkdir(parents=True)
+            return _fresh(directory, names)
         except FileExistsError:
             run += 1  # another run was faster
-        else:
-            return directory
+
+
+def _fresh(directory: Path, names: RunNames) -> Claim:
+    """Raises `FileExistsError` where another run was faster."""
+    directory.mkdir()
+    return Claim(directory, mark(directory, names))
 
 
 def _last_run(template: str, fields: dict[str, str]) -> int:
     """The highest number in use, 0 if none."""
-    shown = Path(re.sub(r"\{run[^}]*\}", "\0", template).format(**fields))
+    parsed = Formatter().parse(template)
+    shown = Path("".join(text + ("\0" if it == "run" else fields.get(it or "", "")) for text, it, _, _ in parsed))
     part = next((i for i, piece in enumerate(shown.parts) if "\0" in piece), len(shown.parts) - 1)
     parent = Path(*shown.parts[:part]) if part else Path()
     pattern = re.compile(re.escape(shown.parts[part]).replace("\0", r"(\d+)") + "$")
@@ -67,23 +150,86 @@ def _last_run(template: str, fields: dict[str, str]) -> int:
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def _claim_exactly(directory: Path, if_exists: str) -> Path:
-    if directory.exists():
-        if if_exists != "overwrite":
-            raise EnvironmentUnfit(
-                f"{directory} exists; give output.directory a {{run}} number, or if_exists: overwrite"
-            )
-        if any(directory.iterdir()) and not (directory / SUMMARY).exists():
-            raise EnvironmentUnfit(f"{directory} is not a run directory (no {SUMMARY}); it is left alone")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
-    return directory
+def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
+    """Put what is there aside, once it is known that it is a run of ours that has ended, and nothing else."""
+    if directory.is_symlink():
+        raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left alone")
+    if not directory.is_dir():
+        raise EnvironmentUnfit(f"{directory} is no directory; it is left alone")
+    if not os.listdir(directory):
+        try:
+            return Claim(directory, mark(directory, names))
+        except FileExistsError:  # another was faster
+            raise EnvironmentUnfit(f"a run goes on in {directory}; it is left alone") from None
+    lease = take(directory)
+    try:
+        _check_removable(directory, lease, inputs)
+        return _exchange(directory, names, lease)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _exchange(directory: Path, names: RunNames, lease: Lease) -> Claim:
+    """At no moment is there a directory of that name without a marker, which another run could take for its own."""
+    fresh = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}")
+    fresh.mkdir()
+    own = mark(fresh, names)
+    aside = _free(directory.with_name(f"{directory.name}.old"))
+    try:
+        directory.rename(aside)
+        try:
+            fresh.rename(directory)
+        except OSError:
+            aside.rename(directory)
+            raise
+    except OSError:
+        remove_run(fresh)
+        own.release()
+        raise
+    return Claim(directory, own, aside, lease)
+
+
+def _check_removable(directory: Path, lease: Lease, inputs: Sequence[str]) -> None:
+    """Raise `EnvironmentUnfit` where something would be lost that is not the run's, or is still needed."""
+    if others := foreign(directory, lease.names):
+        raise EnvironmentUnfit(
+            f"{directory} holds what its run has not written ({listed(others)}); move it away, or remove the directory"
+        )
+    if read := held_in(directory, inputs):
+        raise EnvironmentUnfit(f"{directory} holds what the pipeline reads ({listed(read)}): choose another directory")
+    if held_in(directory, [Path.cwd()]):
+        raise EnvironmentUnfit(f"{directory} is the working directory; it is left alone")
+
+
+def _free(path: Path, *, replaces: bool = False) -> Path:
+    """A path of that name, or with a number, where there is nothing. ``replaces``: a run there that is ours and saved
+    nothing is removed, where nothing else lies beside its files."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        if replaces and not free.is_symlink() and _removed(free):
+            break
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        lease = take(directory)
+    except EnvironmentUnfit:
+        return False
+    try:
+        return has_saved(directory) is False and not foreign(directory, lease.names) and not remove_run(directory)
+    finally:
+        lease.release()
 
 
 def _point_latest(directory: Path) -> None:
-    """A relative link, replaced in one step; where the file system has no links there is none."""
+    """A relative link, replaced in one step, and only where it leads to a run beside it, or to one that is gone; where
+    the file system has no links there is none."""
     link = directory.parent / LATEST
-    if link.exists() and not link.is_symlink():
+    if os.path.lexists(link) and not _ours(link):
         return
     fresh = link.with_name(f".{LATEST}-{uuid.uuid4().hex}")
     try:
@@ -91,3 +237,14 @@ def _point_latest(directory: Path) -> None:
         fresh.replace(link)
     except OSError:
         fresh.unlink(missing_ok=True)
+
+
+def _ours(link: Path) -> bool:
+    if not link.is_symlink():
+        return False
+    target = os.readlink(link)
+    run = link.parent / target
+    return Path(target).name == target and (not os.path.lexists(run) or marked(run) or (run / PLAN_FILE).is_file())
+
+
+__all__ = ["LATEST", "SUMMARY", "Claim", "make_another", "make_directory"]

@@ -2,15 +2,15 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.figures import link_figures
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
+from lima2cli.plan.volume import volumes
+from lima2cli.runtime.disk import check_disk, output_folder
 from lima2cli.runtime.doctor import Check, Measured, Status, rate_text
 from lima2cli.runtime.doctor_machine import receive_buffer
 from lima2cli.runtime.environment import (
@@ -34,7 +34,7 @@ def pipeline_checks(plan: Plan, base: Path, measured: Measured, *, shared: bool)
     yield _ranks(plan)
     yield _unless("memory", lambda: check_memory(placed, shared=shared), _memory_text(placed, shared))
     if any(region.path is not None for region in plan.regions):
-        yield _unless("mapped memspaces", lambda: check_files(placed, base), "there is room for them")
+        yield _mapped(placed, base)
     if any(it.said for it in plan.placements):
         yield _placement(plan, shared)
     yield _detector(plan)
@@ -43,15 +43,15 @@ def pipeline_checks(plan: Plan, base: Path, measured: Measured, *, shared: bool)
     yield _transfer_rate(plan, measured.put)
     if plan.channels:
         yield _disk_rate(plan, measured.disk)
-        yield disk_room(plan, output_folder(plan.output_directory))
+        yield disk_room(plan)
 
 
-def output_folder(template: str) -> Path:
-    """The folder in which run directories are made, as far as it exists."""
-    folder = Path(template.partition("{")[0] + "x").parent
-    while not folder.is_dir():
-        folder = folder.parent
-    return folder
+def _mapped(plan: Plan, base: Path) -> Check:
+    def check() -> None:
+        check_files(plan, base)
+        check_disk(replace(plan, channels={}), base)
+
+    return _unless("mapped memspaces", check, "there is room for them")
 
 
 def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
@@ -130,7 +130,8 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
     name = "saving rate"
     if plan.period_s is None:
         return _check(name, "ok", "no rate is asked for: as fast as the slowest part allows")
-    needed = sum(_frame_bytes(it) / (plan.period_s * it.rule.step) for it in plan.channels.values())
+    sizes = {it.node: it.frame_bytes for it in volumes(plan)}
+    needed = sum(sizes[name] / (plan.period_s * it.rule.step) for name, it in plan.channels.items())
     if measured is None:
         return _check(name, "warning", f"{rate_text(needed)} are to be saved; what the disk can was not measured")
     message = f"{rate_text(needed)} are to be saved{_compressed(plan)}, {rate_text(measured)} were measured"
@@ -141,23 +142,18 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
     return _too_slow(plan, name, message, "another disk, compression, or fewer frames")
 
 
-def disk_room(plan: Plan, folder: Path) -> Check:
-    """What is to be saved against what is free where ``folder`` is; compression may make it less."""
-    name, folder, free = "disk", folder.resolve(), shutil.disk_usage(folder).free
-    counts = {name: it.selected for name, it in plan.channels.items()}
-    if None in counts.values():
-        each = sum(_frame_bytes(it) for it in plan.channels.values())
-        return _check(name, "ok", f"{folder} has {_mib(free)} free; the run has no end, a frame has {each} bytes")
-    needed = sum(_frame_bytes(it) * (counts[name] or 0) for name, it in plan.channels.items())
-    message = f"{_mib(needed)} are to be saved{_compressed(plan)}, {folder} has {_mib(free)} free"
+def disk_room(plan: Plan) -> Check:
+    """What is to be saved against what is free where runs go; compression may make it less."""
+    folder, found = output_folder(plan.output_directory).resolve(), volumes(plan)
+    name, free = "disk", shutil.disk_usage(folder).free
+    listed = ", ".join(map(str, found))
+    if any(it.bytes is None for it in found):
+        return _check(name, "ok", f"{folder} has {_mib(free)} free; the run has no end: {listed}")
+    needed, sure = (sum(it.bytes or 0 for it in found if not (it.less and less)) for less in (False, True))
+    message = f"{_mib(needed)} are to be saved{_compressed(plan)}, {folder} has {_mib(free)} free: {listed}"
     if needed <= free:
         return _check(name, "ok", message)
-    return _check(name, "warning" if _compressed(plan) else "problem", message, "another output.directory")
-
-
-def _frame_bytes(channel: Channel) -> int:
-    """Bytes of a frame, uncompressed."""
-    return channel.height * channel.width * np.dtype(channel.dtype).itemsize
+    return _check(name, "problem" if sure > free else "warning", message, "another output.directory")
 
 
 def _compressed(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.placement import cpus_of, elsewhere, is_here
+from lima2cli.transport.mapped import objection
 
 RANK_BYTES = 80 << 20
 """A rank's own memory: the interpreter, numpy, MPI, HDF5, and blocks in work."""
@@ -72,25 +73,22 @@ def check_placement(plan: Plan) -> None:
 
 
 def check_files(plan: Plan, base: Path) -> None:
-    """Raise `EnvironmentUnfit` where the disk has no room for the mapped memspaces."""
-    away = elsewhere(plan)
+    """Raise `EnvironmentUnfit` where a memspace cannot be the file that it names: another's file, a file that the run
+    reads, one in use, or one file twice."""
+    away, seen = elsewhere(plan), dict[str, str]()
     for region in plan.regions:
         if region.path is None or region.receiver in away:
             continue
-        folder = _existing(base / region.path)
-        free = shutil.disk_usage(folder).free
-        if region.size > free:
-            raise EnvironmentUnfit(
-                f"memspace {region.name} of {plan.receivers[region.receiver]} maps {size_text(region.size)}, "
-                f"{folder} has {size_text(free)} free"
-            )
-
-
-def _existing(path: Path) -> Path:
-    path = path.parent
-    while not path.exists():
-        path = path.parent
-    return path
+        path, name = base / region.path, f"memspace {region.name} of {plan.receivers[region.receiver]}"
+        real = os.path.realpath(path)
+        reason = objection(path, in_use=True)
+        if reason is None and real in plan.inputs:
+            reason = "is read by the pipeline"
+        if reason is None and real in seen:
+            reason = f"is {seen[real]} already"
+        if reason is not None:
+            raise EnvironmentUnfit(f"{name} cannot be {region.path}: it {reason}")
+        seen[real] = name
 
 
 def available_memory() -> int | None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.disk import output_folder
 from lima2cli.runtime.doctor import Check, Diagnosis, Measured, rate_text
 from lima2cli.runtime.doctor_machine import machine_checks, mpi_check
 from lima2cli.runtime.doctor_measure import measure_disk
-from lima2cli.runtime.doctor_pipeline import output_folder, pipeline_checks
+from lima2cli.runtime.doctor_pipeline import pipeline_checks
 
 DIRECTORY = "runs/{name}"
 """Where runs are saved if no pipeline says it."""

@@ -16,12 +16,13 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.exit_codes import FAILED, INTERRUPTED
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
+from lima2cli.runtime.disk import check_disk, tell_of_disk
 from lima2cli.runtime.environment import check_files, check_memory
 from lima2cli.runtime.job import BY_USER, Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
-from lima2cli.runtime.run import as_seen, done, exit_code, open_directory
+from lima2cli.runtime.run import as_seen, done, exit_code, open_directory, settled
 
 
 def job_rank() -> int | None:
@@ -68,22 +69,27 @@ class Leader:
         plan.detector.check_machine()
         check_memory(all_here(plan), shared=True)
         check_files(all_here(plan), origin.base)
-        directory = open_directory(plan, origin)
+        warnings = check_disk(all_here(plan), origin.base)
+        claim = open_directory(plan, origin)
+        directory = claim.path.resolve()
+        tell_of_disk(plan, warnings, emit)
         if any(it.host for it in plan.placements):
             message = "what started this job chose the hosts of its ranks: `host` of receivers means nothing"
             emit({"type": "event", "event": "placement", "message": message})
         signals, stop = Signals(), threading.Event()
         signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(INTERRUPTED)
-        job = Job(plan, str(origin.base.resolve()), str(directory.resolve()))
-        directories = Directories(directory.resolve(), emit)
+        job = Job(plan, str(origin.base.resolve()), str(directory))
+        directories = Directories(directory, emit)
         self._told = True
         self._world.bcast(True)
-        with signals.installed():
-            try:
-                outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
-            except BaseException as error:  # noqa: BLE001  the others would wait for ever
-                _abort(self._world, error)
-        ended, summary = conclude(plan, directories.all, "it was not closed")
+        with settled(claim, emit) as settle:
+            with signals.installed():
+                try:
+                    outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
+                except BaseException as error:  # noqa: BLE001  the others would wait for ever
+                    _abort(self._world, error)
+            ended, summary = conclude(plan, directories.all, "it was not closed")
+            ended = settle(ended)
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:
             atexit.register(lambda: self._world.Abort(code))

@@ -28,10 +28,10 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
+from lima2cli.runtime.ownership import LOG
 from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import started
 
-LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
 NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -77,15 +78,18 @@ def _control(
 ) -> "ControlRank":
     from lima2cli.runtime.closing import close_run
     from lima2cli.runtime.control import ControlRank
-    from lima2cli.runtime.directory import make_another
+    from lima2cli.runtime.directory import Claim, make_another
+    from lima2cli.runtime.ownership import RunNames
 
     plan = program.plan
+    claims: list[Claim] = []  # held as long as the rank lives
 
     def close(outcome: Outcome, directory: str) -> None:
         close_run(plan, outcome, directory)
 
     def another() -> str:
-        return str(make_another(Path(directory), plan.output_directory, plan.name))
+        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan)))
+        return str(claims[-1])
 
     return ControlRank(program, port, emit, close, order, directory, another)
 
@@ -103,16 +107,21 @@ def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGES
 
 def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]") -> Outcome:
     """All ranks in this process, in turn: the reference."""
-    from lima2cli.runtime.control import ControlRank
-    from lima2cli.runtime.receiver import ReceiverRank
     from lima2cli.transport.inline import InlineMemory, InlinePort
 
     wiring, programs = lower(plan)
-    memory = InlineMemory(memory_of(wiring, base))
-    ranks = [
-        make_rank(program, InlinePort(number, memory), base, directory, emit, order)
-        for number, program in enumerate(programs)
-    ]
+    with closing(InlineMemory(memory_of(wiring, base))) as memory:
+        ranks = [
+            make_rank(program, InlinePort(number, memory), base, directory, emit, order)
+            for number, program in enumerate(programs)
+        ]
+        return _run_all(ranks)
+
+
+def _run_all(ranks: Sequence[Rank]) -> Outcome:
+    from lima2cli.runtime.control import ControlRank
+    from lima2cli.runtime.receiver import ReceiverRank
+
     try:
         for rank in ranks:
             rank.prepare()

@@ -9,6 +9,7 @@ from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import close_broken, write_missing
 from lima2cli.runtime.origin import PLAN_FILE, Origin
+from lima2cli.runtime.ownership import is_live
 from lima2cli.runtime.summary import read_summary
 
 REASON = "the run was broken off; its files were recovered"
@@ -30,6 +31,12 @@ def whole(directory: Path) -> dict[str, Any] | None:
     channels = [item["dataset"].partition("::")[0] for item in summary["channels"].values() if item["dataset"]]
     ends = [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
     return summary if all((directory / name).exists() for name in ends if name) else None
+
+
+def refuse_live(directory: Path) -> None:
+    """Raise `RunFailed` where a run goes on."""
+    if is_live(directory):
+        raise RunFailed(f"the run in {directory} goes on, and is not touched: `lima2 stop {directory}` ends it")
 
 
 def _orderly(directory: Path) -> dict[str, Any] | None:

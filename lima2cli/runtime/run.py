@@ -1,12 +1,11 @@
 """One run of a plan, from an empty directory to its summary, by whatever transport there is."""
 
 import datetime
-import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,16 @@ from lima2cli.attempt import attempt, said
 from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
 from lima2cli.exit_codes import DATA_LOST, FAILED, FINE, STOPPED
 from lima2cli.plan.records import Plan
+from lima2cli.runtime import job_events
 from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
-from lima2cli.runtime.directory import make_directory
+from lima2cli.runtime.directory import Claim, make_directory
+from lima2cli.runtime.disk import check_disk, tell_of_disk
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
 from lima2cli.runtime.job import BY_USER
-from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
+from lima2cli.runtime.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
+from lima2cli.runtime.ownership import LOG, RunNames, has_saved, listed
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
@@ -43,22 +45,66 @@ def run_plan(
     placed = plan if mpiexec is not None else all_here(plan)
     check_memory(placed, shared=mpiexec is not None)
     check_files(placed, origin.base)
+    warnings = check_disk(placed, origin.base)
     check_placement(placed)
-    directory = open_directory(plan, origin, latest=latest)
+    claim = open_directory(plan, origin, latest=latest)
+    tell_of_disk(plan, warnings, emit)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
     if mpiexec is None and any(it.said for it in plan.placements):
         message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
         emit({"type": "event", "event": "placement", "message": message})
     signals = Signals()
-    with signals.installed():
+    with settled(claim, emit) as settle, signals.installed():
         if mpiexec is not None:
-            ended = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), directory.resolve(), emit, signals)
+            ended = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), claim.path.resolve(), emit, signals)
         else:
-            ended = _run_inline(plan, origin.base, directory.resolve(), emit, signals)
-    directory, summary = as_seen(ended[0]), ended[1]
+            ended = _run_inline(plan, origin.base, claim.path.resolve(), emit, signals)
+        directory, summary = as_seen(settle(ended[0])), ended[1]
     emit(done(directory, summary))
     return directory, summary, exit_code(summary, signals)
+
+
+@contextmanager
+def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
+    """While a run goes on in a directory. What this gives decides, when it has ended, which run stays there: the one
+    before has its place again where this one saved nothing. It takes where a run has ended, and says where that lies
+    now.
+
+    Of a run that could not be started nothing is left; one that is given up with another exception leaves the one
+    before where it was put.
+    """
+
+    def tell(message: str) -> None:
+        emit(job_events.said("overwrite", message))
+
+    def settle(ended: Path) -> Path:
+        before, saved = claim.before, has_saved(ended)
+        if before is None:
+            return ended
+        if saved:
+            left = claim.keep()
+            if left:
+                tell(f"{before} stays: it holds {listed(left)}")
+        elif saved is None:
+            tell(f"the run before is in {before}")
+        else:
+            ended = claim.give_back().resolve()
+            tell(f"nothing was saved: {claim} is the run before, {as_seen(ended)} what this one left")
+        return ended
+
+    try:
+        yield settle
+    except EnvironmentUnfit:
+        with suppress(OSError):
+            claim.undo()
+        raise
+    except BaseException:
+        if claim.before is not None:
+            tell(f"the run before is in {claim.before}")
+        raise
+    finally:
+        claim.release()
 
 
 def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,17 +125,21 @@ def as_seen(directory: Path) -> Path:
     return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
-def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Path:
+def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     """Make the run directory, with the pipeline and the plan in it. Raises `EnvironmentUnfit`; nothing is left then."""
     now = datetime.datetime.now().astimezone()
-    directory = make_directory(plan.output_directory, plan.name, plan.if_exists, now, latest=latest)
+    claim = make_directory(
+        plan.output_directory, plan.name, plan.if_exists, now,
+        latest=latest, names=RunNames.of(plan), inputs=plan.inputs,
+    )  # fmt: skip
     try:
-        announce(directory)  # before the plan, which makes it a run directory
-        origin.write(directory, plan_contents(plan))
+        announce(claim.path)  # before the plan, which lists it among the runs
+        origin.write(claim.path, plan_contents(plan))
     except OSError as error:
-        shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):
+            claim.undo()
         raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
-    return directory
+    return claim
 
 
 def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Simulations of a pipeline: REMU in the place of its detector, one run or several, and what they show."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from lima2cli.config.simulated import Simulation, simulated
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.exit_codes import STOPPED
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.doctor_pipeline import disk_room, output_folder
+from lima2cli.runtime.doctor_pipeline import disk_room
 from lima2cli.runtime.launch import Emit, find_mpiexec
 from lima2cli.runtime.origin import Origin
+from lima2cli.runtime.ownership import remove_run
 from lima2cli.runtime.rates import MaxRate, Probe, bracket, max_rate, next_rate, probe_frames
 from lima2cli.runtime.run import run_plan
 from lima2cli.runtime.verdict import Verdict, judge, warnings
@@ -76,7 +76,7 @@ class Simulator:
         checked = compile_again(self.checked, pipeline, self.origin.base, cores=self.origin.cores)
         if checked.plan is None:
             raise Unfit(checked)
-        room = disk_room(checked.plan, output_folder(checked.plan.output_directory))
+        room = disk_room(checked.plan)
         if room.status != "ok" and not self.bold:
             raise EnvironmentUnfit(f"{room.message}; give fewer --frames, or --no-save")
         directory, summary, code = run_plan(
@@ -84,8 +84,7 @@ class Simulator:
         )
         broken = summary["seconds"] is None
         kept = self.keep or (summary["state"] == "failed" and not summary["overrun"])
-        if not kept:
-            shutil.rmtree(directory, ignore_errors=True)
+        kept = kept or bool(remove_run(directory))
         cores, inline = self.origin.cores, self.transport == "inline" or find_mpiexec() is None
         return Simulated(
             checked.plan,

@@ -12,10 +12,10 @@ from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import FlowAccount
 from lima2cli.runtime.acquisition import Outcome
-from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.ends import link_file
 from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.ownership import SUMMARY
 from lima2cli.runtime.shortfalls import achieved_hz, allowed_losses, shortfalls
 from lima2cli.runtime.usage import usage
 

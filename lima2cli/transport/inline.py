@@ -7,24 +7,37 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lima2cli.spec import Array
-from lima2cli.transport.base import MemorySpec, Message
+from lima2cli.transport.base import MemorySpec, Message, RegionSpec
 from lima2cli.transport.inline_circle import CircleTable, InlineCircle
 from lima2cli.transport.inline_line import InlineLine, LineTable
-from lima2cli.transport.mapped import map_file
+from lima2cli.transport.mapped import MappedFile, map_file
 
 
 class InlineMemory:
     """The memory of all ranks."""
 
     def __init__(self, spec: MemorySpec) -> None:
-        self.regions: list[NDArray[np.uint8]] = [
-            np.zeros(max(1, region.size), np.uint8) if region.path is None else map_file(region.path, region.size)
-            for region in spec.regions
-        ]
+        self._maps: list[MappedFile] = []
+        try:
+            self.regions = [self._made(region) for region in spec.regions]
+        except BaseException:
+            self.close()
+            raise
         self.control = [np.zeros(count, np.uint64) for count in spec.control_words]
         self.circles = [CircleTable(members) for members in spec.circles]
         self.lines = [LineTable(members) for members in spec.lines]
         self.mail: list[deque[tuple[int, Message]]] = [deque() for _ in spec.control_words]
+
+    def _made(self, region: RegionSpec) -> NDArray[np.uint8]:
+        if region.path is None:
+            return np.zeros(max(1, region.size), np.uint8)
+        self._maps.append(map_file(region.path, region.size))
+        return self._maps[-1].memory
+
+    def close(self) -> None:
+        """Give mapped files free."""
+        while self._maps:
+            self._maps.pop().close()
 
 
 class InlineLane:

@@ -1,15 +1,153 @@
-"""Memory-mapped files as memspaces."""
+"""Memory-mapped files as memspaces.
 
+Such a file is as large as its memspace, and nothing else is in it. What says that it is ours lies beside it: the marker
+``NAME.lima2`` holds its inode and its size, so that it means no other file that has come to that name. The file is
+locked as long as it is mapped: it is one memspace of one run at a time.
+"""
+
+import json
+import os
+import stat
+import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.locks import lock, unlock
+from lima2cli.errors import EnvironmentUnfit
 
-def map_file(path: str, size: int) -> NDArray[np.uint8]:
-    """A writable map of a file of ``size`` bytes, made where it is not there. Raises OSError."""
-    file = Path(path)
+SUFFIX = ".lima2"
+VERSION = 1
+
+IN_USE = "is the memspace of a run that goes on"
+OTHER = "exists, and is no memspace that lima2 has made"
+
+
+class MappedFile:
+    """A file of ours, mapped and locked until `close`; ``memory`` are its bytes, writable."""
+
+    def __init__(self, handle: IO[bytes], size: int) -> None:
+        self._handle = handle
+        self.memory: NDArray[np.uint8] = np.memmap(handle, np.uint8, "r+", shape=(size,))
+
+    def close(self) -> None:
+        """Bring it to the disk and give it free; ``memory`` stays as it is for those who still have it."""
+        self.memory.flush()  # type: ignore[attr-defined]
+        unlock(self._handle.fileno())  # the map has the file open too, as long as it is there
+        self._handle.close()
+
+
+def map_file(path: str, size: int) -> MappedFile:
+    """Map a file of ``size`` bytes, made where it is not there, else one of ours.
+
+    Raises `EnvironmentUnfit` where it is another file or in use, which is left as it is; OSError.
+    """
+    file, size = Path(path), max(1, size)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as handle:
-        handle.truncate(max(1, size))
-    return np.memmap(file, np.uint8, "r+", shape=(max(1, size),))
+    if (reason := objection(file)) is not None:
+        raise EnvironmentUnfit(f"{path} {reason}")
+    flags = 0 if os.path.lexists(file) else os.O_CREAT | os.O_EXCL
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666)
+    handle = os.fdopen(descriptor, "r+b")
+    try:
+        if not lock(descriptor):
+            raise EnvironmentUnfit(f"{path} {IN_USE}")
+        found = os.fstat(descriptor)
+        if not flags and (reason := _objection_to(found, file)) is not None:  # looked at again, now that it is locked
+            raise EnvironmentUnfit(f"{path} {reason}")
+        _mark(file, found.st_ino, size, found.st_size)  # whenever this is cut short, it stays ours
+        os.ftruncate(descriptor, size)
+        _mark(file, found.st_ino, size)
+        return MappedFile(handle, size)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def objection(path: Path, *, in_use: bool = False) -> str | None:
+    """Why a file can't be made a memspace, in words that follow its name; None where it can. Nothing is changed.
+
+    ``in_use``: also that a run uses it now.
+    """
+    if path.name.endswith(SUFFIX):
+        return f"has a name that ends with {SUFFIX}, as those of markers do"
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return _objection_to_folder(path) or _objection_to_marker(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return f"cannot be made: {error.strerror if isinstance(error, OSError) else error}"
+    if (reason := _objection_to(found, path)) is not None:
+        return reason
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        return f"cannot be written to: {error.strerror}"
+    try:
+        return IN_USE if in_use and not lock(descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a file has on the disk, 0 where there is none."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _objection_to(found: os.stat_result, path: Path) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        return "is a link: name the file itself"
+    if stat.S_ISDIR(found.st_mode):
+        return "is a directory"
+    if not stat.S_ISREG(found.st_mode):
+        return "is no regular file"
+    if found.st_nlink > 1:
+        return "has another name, too (a hard link)"
+    said = _said(path)
+    if said is None:
+        return _objection_to_marker(path) or OTHER
+    return None if said["inode"] == found.st_ino and found.st_size in said["sizes"] else OTHER
+
+
+def _objection_to_folder(path: Path) -> str | None:
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"cannot be made: {folder} is no directory"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"cannot be made: {folder} cannot be written to"
+
+
+def _objection_to_marker(path: Path) -> str | None:
+    marker = _marker(path)
+    if os.path.lexists(marker) and _said(path) is None:
+        return f"needs {marker.name} beside it, which exists and is none of lima2's"
+    return None
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+def _said(path: Path) -> dict[str, Any] | None:
+    """What the marker of a file says, None where there is none."""
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        with os.fdopen(os.open(_marker(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+            said = json.loads(file.read(4096))
+        if said["memspace"] == VERSION and isinstance(said["inode"], int) and isinstance(said["sizes"], list):
+            return dict(said)
+    return None
+
+
+def _mark(path: Path, inode: int, *sizes: int) -> None:
+    """Write the marker in one step."""
+    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    with part.open("x") as file:
+        file.write(json.dumps({"memspace": VERSION, "inode": inode, "sizes": sizes}) + "\n")
+    part.replace(_marker(path))

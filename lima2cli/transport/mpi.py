@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lima2cli.spec import Array
 from lima2cli.transport.base import MemorySpec, Message
-from lima2cli.transport.mapped import map_file
+from lima2cli.transport.mapped import MappedFile, map_file
 from lima2cli.transport.mpi_circle import MpiCircle
 from lima2cli.transport.mpi_line import MpiLine
 
@@ -103,7 +103,7 @@ class MpiPort:
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
         self._limits = [region.size for region in spec.regions]
         self._owners = [region.owner for region in spec.regions]
-        self._maps: list[Any] = []
+        self._maps: list[MappedFile] = []
         self._windows = [self._make_window(index, spec) for index in range(len(spec.regions))]
         self._control = MPI.Win.Allocate(8 * spec.control_words[self.rank], 8, comm=communicator)
         self._own: NDArray[np.uint64] = _array(self._control, np.uint64)
@@ -136,9 +136,10 @@ class MpiPort:
         mine = region.owner == self.rank
         if region.path is None:
             return MPI.Win.Allocate(region.size if mine else 0, 1, comm=self._communicator)
-        mapped = map_file(region.path, region.size) if mine else None
-        self._maps.append(mapped)
-        return MPI.Win.Create(mapped, 1, comm=self._communicator)
+        if mine:
+            self._maps.append(map_file(region.path, region.size))
+        memory = self._maps[-1].memory if mine else None
+        return MPI.Win.Create(memory, 1, comm=self._communicator)
 
     def _start_progress(self, spec: MemorySpec) -> threading.Thread | None:
         """Only owners of memory that needs it: emulated windows, or ranks on other hosts."""
@@ -239,9 +240,6 @@ class MpiPort:
         self._stop.set()
         if self._progress is not None:
             self._progress.join()
-        for mapped in self._maps:
-            if mapped is not None:
-                mapped.flush()
         for circle in self._circles.values():
             circle.close()
         for line in self._lines.values():
@@ -250,3 +248,5 @@ class MpiPort:
         for window in (*self._windows, self._control):
             window.Unlock_all()
             window.Free()
+        for mapped in self._maps:
+            mapped.close()

@@ -1,0 +1,64 @@
+"""How many bytes a run will save, before compression."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lima2cli.artefacts.channel import Channel
+from lima2cli.plan.records import Plan
+
+UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What one channel saves of a run, all its acquisitions together.
+
+    frames       at most, None where the run has no end;  frame_bytes  of one, pixels alone
+    less         it may be less: frames are compressed, sparse, or chosen during the run
+    """
+
+    node: str
+    frames: int | None
+    frame_bytes: int
+    less: bool
+
+    @property
+    def bytes(self) -> int | None:
+        """All frames; None without an end."""
+        return None if self.frames is None else self.frames * self.frame_bytes
+
+    def __str__(self) -> str:
+        each = about(self.frame_bytes)
+        if self.bytes is None:
+            return f"{self.node} {each} a frame"
+        return f"{self.node} {self.frames} x {each} = {about(self.bytes)}"
+
+
+def volumes(plan: Plan) -> tuple[Volume, ...]:
+    """Of all channels."""
+    return tuple(_volume(plan, name, channel) for name, channel in plan.channels.items())
+
+
+def _volume(plan: Plan, name: str, channel: Channel) -> Volume:
+    frames = None if channel.selected is None else channel.selected * plan.repeat
+    pixels = sum(part.area for part in channel.places) or channel.height * channel.width
+    size = pixels * np.dtype(channel.dtype).itemsize
+    return Volume(name, frames, size, channel.sparse or channel.filtered or channel.compression != "none")
+
+
+def volume_figures(plan: Plan) -> dict[str, Any]:
+    """As plain data: ``bytes`` is null where the run has no end, ``less`` whether it may be fewer."""
+    return {
+        it.node: {"frames": it.frames, "frame_bytes": it.frame_bytes, "bytes": it.bytes, "less": it.less}
+        for it in volumes(plan)
+    }
+
+
+def about(size: float) -> str:
+    """Bytes for people: three digits and a binary unit."""
+    if size < 1024:
+        return f"{size:.0f} bytes"
+    power = min(len(UNITS), next(power for power in range(1, 100) if size / 1024**power < 999.5))
+    return f"{size / 1024**power:.3g} {UNITS[power - 1]}"
