@@ -58,6 +58,14 @@ class Record:
         start, step, selected = self.sources[at : at + 3]
         return start, step, selected
 
+    def place(self, receiver: int) -> tuple[int, int, int, int] | None:
+        """x, y, width and height of the part that a receiver has of each frame; None of whole frames."""
+        if not self.places:
+            return None
+        at = 4 * self.receivers.index(receiver)
+        x, y, width, height = self.places[at : at + 4]
+        return x, y, width, height
+
     @classmethod
     def of(
         cls, channel: Channel | TableChannel, role: str, receiver: int = -1, start_ns: int | None = None

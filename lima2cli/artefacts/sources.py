@@ -83,13 +83,28 @@ def _selection(space: Any) -> Selection | Runs:
     return Runs(first, np.cumsum(last - first + 1))
 
 
+Area = tuple[int, int, int, int]
+"""First line and column, and how many of them."""
+
+
+def _area(space: Any) -> Area:
+    """The lines and columns of a selection of frames."""
+    (_, top, left), (_, bottom, right) = space.get_select_bounds()
+    return int(top), int(left), int(bottom - top + 1), int(right - left + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of a file and the rows of the virtual dataset that show them."""
+    """Rows of a file and the rows of the virtual dataset that show them; which lines and columns of them.
+
+    part, place   y, x, height and width in the file, and in the virtual dataset
+    """
 
     name: str
     origin: Selection | Runs
     target: Selection | Runs
+    part: Area
+    place: Area
 
 
 class Sources:
@@ -97,7 +112,13 @@ class Sources:
 
     def __init__(self, dataset: Any) -> None:
         self.all = [
-            Source(source.file_name.replace("%%", "%"), _selection(source.src_space), _selection(source.vspace))
+            Source(
+                source.file_name.replace("%%", "%"),
+                _selection(source.src_space),
+                _selection(source.vspace),
+                _area(source.src_space),
+                _area(source.vspace),
+            )
             for source in (dataset.virtual_sources() if dataset.is_virtual else ())
         ]
         self._targets = _extents([source.target for source in self.all])

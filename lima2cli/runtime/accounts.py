@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.flow_record import FlowRecord
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short
 from lima2cli.artefacts.progressions import ranges_of
+from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import last_row
 from lima2cli.geometry import Rule
@@ -90,10 +91,6 @@ class FlowAccount:
             rows = np.flatnonzero(self.statuses[first:last]) + first
             yield rows * self.rule.step + self.rule.start
 
-    def last_row(self) -> int:
-        """Index after the last frame that is not missing."""
-        return last_row(self.statuses, self.expected)
-
     def record(self) -> FlowRecord:
         """What files of the run keep of it."""
         counts = (self.counts[LOST], self.counts[DROPPED], self.counts[INCOMPLETE])
@@ -167,13 +164,13 @@ class ChannelAccount:
         return sum(int((self[first:last] == DROPPED).sum()) for first, last in windows(self.expected))
 
     def rows(self) -> int:
-        """Rows of the master: cut after the last that is not missing."""
-        if self.channel.window == 0:
+        """Rows of the master: all that are expected; where the run was cut short, those up to the last that came."""
+        expected = {flow.name: flow.expected for flow in self.flows}
+        if self.channel.window == 0 or not cut_short(Record.of(self.channel, "master"), expected):
             return self.expected
         if self.channel.window > 1:
-            return -(-last_row(self.frames, self.frames.count) // self.channel.window)
-        if len(self.flows) == 1:
-            return self.flows[0].last_row()
+            came = -(-last_row(self.frames, self.frames.count) // self.channel.window)
+            return min(came, self.expected)
         return last_row(self, self.expected)
 
 
