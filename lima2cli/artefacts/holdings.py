@@ -1,5 +1,6 @@
 """What the files of one node hold, window by window: frame files with their master, or a table."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
 from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched
-from lima2cli.artefacts.inspection import Inspection
+from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
@@ -191,6 +192,24 @@ class Table(Holding):
             with inspection.open(name) as file:
                 self.rows += _shortest(file[f"{ENTRY}/measurement"])
         self.expected = max(record.selected, 1 + self._last_listed(self.files))
+
+    def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
+        """Parts that are still there have no rows that the table lacks."""
+        parts = part_files(self._inspection.directory, self.record.name, self.record.node)
+        for name in parts if self.file is not None else ():
+            try:
+                if not all(self._has(rows) for (rows,) in self._listed(name)):
+                    self._inspection.tell(f"{name}: {self.file} does not have all of its rows")
+            except Unreadable as error:
+                self._inspection.tell_of(name, error)
+
+    def _has(self, rows: Rows) -> bool:
+        """Whether the table has rows of frames (by index, increasing)."""
+        numbers = (rows * self.record.step + self.record.start).astype(np.uint64)
+        with self._inspection.open(self.files[0]) as file:
+            known = file[f"{ENTRY}/measurement/frame_number"]
+            among = known[bisect_left(known, numbers[0]) : bisect_right(known, numbers[-1])]
+        return bool(np.isin(numbers, among).all())
 
 
 def _shortest(columns: Any) -> int:

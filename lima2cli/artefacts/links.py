@@ -91,10 +91,11 @@ def _members(parent: Any, before: str = "") -> Iterator[tuple[str, dict[str, Any
     """What is in a group, by its path: of groups that hold others their attributes, then what is in them."""
     import h5py
 
-    for name, item in parent.items():
-        if isinstance(item, h5py.Group) and any(isinstance(one, h5py.Group) for one in item.values()):
-            yield f"{before}{name}", dict(item.attrs)
-            yield from _members(item, f"{before}{name}/")
+    for name in parent:
+        inner = parent[name] if parent.get(name, getclass=True) is h5py.Group else None
+        if inner is not None and any(inner.get(one, getclass=True) is h5py.Group for one in inner):
+            yield f"{before}{name}", dict(inner.attrs)
+            yield from _members(inner, f"{before}{name}/")
         else:
             yield f"{before}{name}", None
 
