@@ -294,7 +294,7 @@ def test_other_times_are_found(tmp_path: Path) -> None:
     ran = run(WHOLE.replace("FAULTS", "failed: {rate: 0.4}"), tmp_path, "inline")
     with h5py.File(ran.directory / "pipeline_save_master.h5", "r+") as file:
         times = file["entry_0000/instrument/remu/frame_time"]
-        times[:] = times[::-1]
+        times[:] = times[()][::-1]
     assert _problems(ran.directory) == [
         "pipeline_save_0_00000.h5: its frames have other times in pipeline_save_master.h5"
     ]

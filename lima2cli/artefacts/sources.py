@@ -47,6 +47,9 @@ class Runs:
     starts: Rows
     ends: Rows
 
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
     @property
     def start(self) -> int:
         """The first row."""
@@ -107,18 +110,20 @@ class Source:
     place: Area
 
 
+def _source(name: str, origin: Any, target: Any) -> Source:
+    """One mapping, from the selections of the file's dataset and of the virtual one."""
+    rows, place = _selection(target), _area(target)
+    if not origin.shape:  # all of a dataset, whatever it has: as much as is shown
+        return Source(name, Selection(0, len(rows), 1, len(rows)), rows, (0, 0, *place[2:]), place)
+    return Source(name, _selection(origin), rows, _area(origin), place)
+
+
 class Sources:
     """The sources of a virtual dataset; none of another one."""
 
     def __init__(self, dataset: Any) -> None:
         self.all = [
-            Source(
-                source.file_name.replace("%%", "%"),
-                _selection(source.src_space),
-                _selection(source.vspace),
-                _area(source.src_space),
-                _area(source.vspace),
-            )
+            _source(source.file_name.replace("%%", "%"), source.src_space, source.vspace)
             for source in (dataset.virtual_sources() if dataset.is_virtual else ())
         ]
         self._targets = _extents([source.target for source in self.all])
