@@ -83,7 +83,8 @@ def _detector(node: Any, facts: "_Facts", link: str) -> None:
         if attributes is None:
             detector[name] = h5py.ExternalLink(link, f"{facts.group}/{name}")
         else:
-            detector.create_group(name).attrs.update(attributes)
+            made = group(detector, name, attributes["NX_class"].decode())
+            made.attrs.update({key: value for key, value in attributes.items() if key != "NX_class"})
     _plot(detector, facts, link)
 
 

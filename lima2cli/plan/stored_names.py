@@ -37,10 +37,10 @@ def _check_group(what: str, name: str, at: Path, taken: Collection[str], finding
     if name in taken:
         findings.error(
             "reserved-name",
-            f"the {what} can't be named `{name}`: files have something else of that name beside it",
+            f"the {what} can't be named `{name}`: files have something else of that name at the same place",
             at,
-            notes=[f"reserved beside the {what}: {', '.join(taken)}"],
-            help=f"{what.capitalize()} or {name}-1, for example" if name == what else f"{name}-{what}, for example",
+            notes=[f"reserved there: {', '.join(taken)}"],
+            help=f"another name, such as `{name}-1`",
         )
     elif not name.strip("."):
         message = f"the {what} can't be named `{name}`: files have a group of its name, and this is none"
