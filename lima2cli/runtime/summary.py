@@ -14,12 +14,10 @@ from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.ends import link_file
 from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.shortfalls import achieved_hz, allowed_losses, shortfalls
 from lima2cli.runtime.usage import usage
 
 VERSION = 1
-
-KEPT_UP = 0.99
-"""Share of the asked rate below which a run is warned of."""
 
 
 def content(
@@ -34,10 +32,11 @@ def content(
     """What ``summary.json`` says, as plain data. ``channels`` and ``tables``: what the files of each node hold."""
     return {
         "version": VERSION,
-        "state": outcome.state,
-        "reason": outcome.reason,
+        "state": outcome.verdict[0],
+        "reason": outcome.verdict[1],
         "acquisition": {"number": outcome.number + 1, "of": plan.repeat, "dead_time_s": outcome.dead_s},
         "overrun": outcome.overrun,
+        "losses": outcome.losses,
         "file": link_file(plan, directory),
         "frames": outcome.frames,
         "flows": {
@@ -50,13 +49,14 @@ def content(
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
-        "warnings": outcome.warnings + _slow(plan, outcome),
+        "warnings": outcome.warnings + shortfalls(plan, outcome, accounts),
         "workers": _workers(plan, outcome),
     }
 
 
 def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
     return account.totals | {
+        "allowed": allowed_losses(plan, account.name, account.expected),
         "waited_s": account.waited_s,
         "missing_frames": account.absent(),
         "status": account.status,
@@ -69,23 +69,6 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
 def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
     """By the receivers' names, in their order."""
     return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
-
-
-def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
-    """Frames per second as the modules served them; None where there were none."""
-    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
-    if not outcome.frames or sent_ns <= outcome.start_ns:
-        return None
-    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
-
-
-def _slow(plan: Plan, outcome: Outcome) -> list[str]:
-    """A warning where the source had to wait: real hardware would not have."""
-    achieved = achieved_hz(plan, outcome)
-    waited = any(seconds > 0 for source in outcome.sources.values() for seconds in source.waited_s.values())
-    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP or not waited:
-        return []
-    return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
 
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
