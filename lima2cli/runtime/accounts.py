@@ -91,6 +91,10 @@ class FlowAccount:
             rows = np.flatnonzero(self.statuses[first:last]) + first
             yield rows * self.rule.step + self.rule.start
 
+    def last_row(self) -> int:
+        """Index after the last frame that came, be it in vain."""
+        return last_row(self.statuses, self.expected)
+
     def record(self) -> FlowRecord:
         """What files of the run keep of it."""
         counts = (self.counts[LOST], self.counts[DROPPED], self.counts[INCOMPLETE])
