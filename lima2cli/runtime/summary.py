@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed
+from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import FlowAccount
 from lima2cli.runtime.acquisition import Outcome
@@ -18,6 +19,9 @@ from lima2cli.runtime.shortfalls import achieved_hz, allowed_losses, shortfalls
 from lima2cli.runtime.usage import usage
 
 VERSION = 1
+STATES = ("complete", "stopped", "failed")
+FLOW_COUNTS = ("expected", "received", "lost", "dropped", "missing")
+CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
 
 
 def content(
@@ -143,9 +147,41 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """The summary, None where there is none."""
+    """The summary; None where there is none, or what is there is damaged."""
     try:
-        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text())
+        summary = read_json_object(directory / SUMMARY)
     except (OSError, ValueError):
         return None
-    return summary
+    return summary if _sound(summary) else None
+
+
+def _sound(summary: Mapping[str, Any]) -> bool:
+    """Whether it has what readers ask of it: states, counts and names of files, each of its type."""
+    counts = {"flows": FLOW_COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
+    try:
+        return (
+            summary["state"] in STATES
+            and all(isinstance(summary[key], str | None) for key in ("reason", "file"))
+            and all(isinstance(summary[key], int | float | None) for key in ("frames", "seconds"))
+            and all(isinstance(text, str) for key in ("problems", "warnings") for text in summary[key])
+            and all(
+                isinstance(it[key], int | None)
+                for table in counts
+                for it in _items(summary[table])
+                for key in counts[table]
+            )
+            and all(isinstance(it["dataset"], str | None) for it in _items(summary["channels"]))
+            and all(isinstance(it["file"], str | None) for it in _items(summary["tables"]))
+            and all(_ranges(it["missing_frames"]) for it in _items(summary["flows"]))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _items(table: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list(table.values())
+
+
+def _ranges(found: Any) -> bool:
+    """Lists of first, last, step; or nothing where that is not known."""
+    return found is None or all(len(it) == 3 and all(isinstance(n, int) for n in it) for it in found)
