@@ -56,6 +56,7 @@ def test_detectors_whose_name_is_taken_or_none_are_refused(name: str) -> None:
         {"extra": {"a": {"b": ["fine", "a\0b"]}}},
         {"extra": {"a\0b": 1}},
         {"extra": {"n" * 300: 1}},
+        {"extra": {"a": {"b": [{"n": 1}], "é" * 130: 1}}},
     ],
 )
 def test_metadata_that_no_file_holds_are_refused(metadata: dict[str, Any]) -> None:
@@ -125,7 +126,7 @@ def test_links_have_names_of_their_own(texts: set[str]) -> None:
 def test_what_validate_accepts_is_saved(
     instrument: str, detector: str, extra: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    metadata = {"instrument": instrument, "title": "t", "sample": "s", "photon_energy": 1e3, "extra": extra}
+    metadata = {"instrument": instrument, "title": "t", "sample": "s", "photon_energy": 1e3, "extra": {"e": extra}}
     text = _pipeline(metadata, detector)
     if _rules(text):
         return
@@ -135,7 +136,7 @@ def test_what_validate_accepts_is_saved(
     truth(ran)
     with h5py.File(ran.directory / "pipeline_save_master.h5") as file:
         entry = file["entry_0000"]
-        saved = {item.attrs.get("key", name): item for name, item in list(entry.get("extra", {}).items())}
+        saved = {item.attrs.get("key", name): item for name, item in list(entry["extra/e"].items())}
         assert set(saved) == {key for key, value in extra.items() if value is not None}
         for key, value in extra.items():
             if isinstance(value, str):
@@ -184,3 +185,21 @@ def test_texts_that_hdf5_cannot_hold() -> None:
     assert "NUL" in str(unstorable("a\0b"))
     assert "surrogate" in str(unstorable("a\ud800b"))
     assert LONGEST == 255
+
+
+def test_keys_that_collide_or_are_no_names(tmp_path: Path) -> None:
+    extra = {"e": {"a/b": 1, "a-b": 2, "..": 3, "": 4, "unnamed": {"NX_class": "x"}}}
+    metadata = {"instrument": "P11/PETRA III", "extra": extra}
+    ran = run_text(_pipeline(metadata, "a/b"), tmp_path, "inline")
+    assert ran.code == 0, ran.output
+    with h5py.File(ran.directory / "pipeline_save_master.h5") as file:
+        entry = file["entry_0000"]
+        assert entry["P11-PETRA III/name"].asstr()[()] == "P11/PETRA III"
+        assert entry["P11-PETRA III/a-b/data"].shape == (3, 4, 4)
+        assert entry["P11-PETRA III/a-b/detector_information/name"].asstr()[()] == "a/b"
+        saved = {name: (item.attrs.get("key"), item) for name, item in list(entry["extra/e"].items())}
+        assert saved["a-b"][1][()] == 2
+        assert saved["a-b_2"][0] == "a/b"
+        assert saved["a-b_2"][1][()] == 1
+        assert saved["unnamed"][1]["NX_class"].asstr()[()] == "x"
+        assert {saved["unnamed_2"][0], saved["unnamed_3"][0]} == {"..", ""}

@@ -20,9 +20,8 @@ def check_stored(pipeline: Pipeline, record: Mapping[str, Any], findings: Findin
             if (why := unstorable(text)) is not None:
                 message = f"`{_shown(text)}` can't be saved: {why}"
                 findings.error("not-storable", message, at, on_key=on_key, help="leave it out")
-    for key in pipeline.metadata.extra:
-        if len(key.encode(errors="replace")) > LONGEST:
-            _too_long(f"the key `{_shown(key)}`", ("metadata", "extra", key), findings, on_key=True)
+            elif on_key and len(text.encode()) > LONGEST:
+                _too_long(f"the key `{_shown(text)}`", at, findings, on_key=True)
     _check_group("instrument", pipeline.metadata.instrument, ("metadata", "instrument"), OF_ENTRY, findings)
     detector = pipeline.config
     if detector.name is not None:
