@@ -135,9 +135,8 @@ def expected_rows(record: Record, flows: Mapping[str, FlowRecord]) -> int | None
     own = [flows[name] for name in record.flows if name in flows]
     if len(own) < len(record.flows):
         return None
-    if record.window != 1:
-        expected = own[0].expected
-        return -(-expected // record.window) if record.window else min(1, expected)
     last = min(flow.start + (flow.expected - 1) * flow.step if flow.expected else -1 for flow in own)
-    count = max(0, (last - record.start) // record.step + 1)
+    count = max(0, (last - record.start) // (record.step // max(1, record.window)) + 1)
+    if record.window != 1:
+        return -(-count // record.window) if record.window else min(1, count)
     return count if record.selected < 0 else min(count, record.selected)
