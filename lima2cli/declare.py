@@ -334,7 +334,6 @@ def params(table: type) -> dict[str, Param]:
 class Table(Shape):
     """A map with declared keys, read as an instance of the dataclass.
 
-    Keys that the language has and this version lacks are listed in the dataclass: ``later: ClassVar = ("trigger",)``.
     ``shapes``, by key, stand instead of those declared, for kinds that depend on what is installed.
     """
 
@@ -356,7 +355,6 @@ class Table(Shape):
             "properties": properties,
             "additionalProperties": False,
             **({"required": required} if required else {}),
-            **({"x-later": list(later)} if (later := getattr(self.table, "later", ())) else {}),
         }
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
@@ -382,12 +380,11 @@ class OneKind(Shape):
 
     ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind; None instead of a table
     stands for a kind that exists and is not looked into; it is read as `POISON`. ``null`` parameters are read as an
-    empty map. ``later`` lists kinds that this version lacks.
+    empty map.
     """
 
     what: str
     kinds: Callable[[], Mapping[str, Any]]
-    later: tuple[str, ...] = ()
 
     def schema(self) -> Schema:
         return {
@@ -397,7 +394,7 @@ class OneKind(Shape):
             "minProperties": 1,
             "maxProperties": 1,
             "x-kind": self.what,
-        } | ({"x-later": list(self.later)} if self.later else {})
+        }
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return read_kind(self.kinds(), data, at, bad)

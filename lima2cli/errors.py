@@ -6,7 +6,10 @@ Lima2Error
 ├── FileProblem        a data file that a pipeline names is missing or unfit
 ├── RunFailed          a run that started and could not finish                 exit 10
 ├── StateError         an operation that a detector's state refuses
+├── UserCodeError      code of the user's failed, or gave what was not declared
 └── Misfit             a node's parameters do not go with the data that it gets
+
+EndedAtOnce            the user ended the run at once; no Exception, so that nothing on the way takes it for a failure
 """
 
 
@@ -39,6 +42,21 @@ class RunFailed(Lima2Error):
 
 class StateError(Lima2Error):
     """A detector was asked for what its state does not allow."""
+
+
+class UserCodeError(Lima2Error):
+    """Code of the user's failed, or gave what was not declared; the message says where.
+
+    ``frame`` is the number of the frame, None where it is not about one.
+    """
+
+    def __init__(self, message: str, frame: int | None = None) -> None:
+        super().__init__(message)
+        self.frame = frame
+
+
+class EndedAtOnce(BaseException):
+    """The second Ctrl-C of a run whose ranks are all in one process."""
 
 
 class Misfit(Lima2Error):

@@ -1,15 +1,19 @@
 """Rectangles, and where each block of a data flow lies in the receivers' memory.
 
-`locate` holds the whole addressing rule of a GDT; modules, receivers, the plan and the files all ask it, so
-that a choice can change in one place.
+A `Rule` holds the whole addressing of a GDT; modules, receivers, the plan and the files all ask it, so that a choice
+can change in one place. `locate` is the same of one frame, written out: what the rule gives is tested against it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+N = TypeVar("N", int, NDArray[np.int64])
+"""One number, or an array of them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -107,6 +111,58 @@ class Location:
     offset: int
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where frames of a flow go, int64 (n,) each, as of `Location`; worked out as they are asked for.
+
+    What they say of frames that are not `kept` means nothing.
+    """
+
+    rule: "Rule"
+    index: NDArray[np.int64]
+    selected: NDArray[np.bool_]
+
+    @cached_property
+    def group(self) -> NDArray[np.int64]:
+        """Group of each frame."""
+        return self.rule.group(self.index)
+
+    @cached_property
+    def block(self) -> NDArray[np.int64]:
+        """Block in the group."""
+        return self.index % self.rule.blocks
+
+    @cached_property
+    def buffer(self) -> NDArray[np.int64]:
+        """Local buffer."""
+        return self.rule.turn(self.group)[0]
+
+    @cached_property
+    def visit(self) -> NDArray[np.int64]:
+        """Visit of the local buffer."""
+        return self.rule.turn(self.group)[1]
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """Which frames the flow selects, and does not drop."""
+        return self.selected & (self.visit < self.rule.groups_per_buffer) if self.rule.bounded else self.selected
+
+    @cached_property
+    def position(self) -> NDArray[np.int64]:
+        """Group place in the local buffer."""
+        return np.zeros_like(self.visit) if self.rule.overwrite else self.visit % self.rule.groups_per_buffer
+
+    @cached_property
+    def slot(self) -> NDArray[np.int64]:
+        """Slot of the local buffer."""
+        return self.rule.start_slot + self.position * self.rule.blocks + self.block
+
+    @cached_property
+    def offset(self) -> NDArray[np.int64]:
+        """Bytes from the start of the local buffer to the slot."""
+        return self.slot * self.rule.stride
+
+
 @dataclass(frozen=True)
 class Rule:
     """The addressing rule of one flow.
@@ -146,15 +202,41 @@ class Rule:
         """Concatenate + oneshot: nothing is ever overwritten, and what no longer fits is dropped."""
         return not self.overwrite and not self.circular
 
-    def frame(self, index: int) -> int:
+    def frame(self, index: N) -> N:
         """Number of the ``index``-th selected frame."""
         return self.start + index * self.step
+
+    def index(self, frame: N) -> N:
+        """Which of the selected frames one is; of another number that of the selected one before it."""
+        return (frame - self.start) // self.step
+
+    def before(self, frame: int) -> int:
+        """How many frames of the progression, which may have no end, have a number below ``frame``."""
+        return max(0, -(-(frame - self.start) // self.step))
+
+    def group(self, index: N) -> N:
+        """Group of the ``index``-th selected frame."""
+        return index // self.blocks
+
+    def turn(self, group: N) -> tuple[N, N]:
+        """Local buffer and visit of a group."""
+        return group % self.buffers, group // self.buffers
+
+    def group_of(self, buffer: int, visit: int) -> int:
+        """The group of a visit: the inverse of `turn`."""
+        return buffer + visit * self.buffers
+
+    def place(self, frames: NDArray[np.int64]) -> Places:
+        """Where frames (n,) go, from their numbers alone. See `locate`, which says the same of one."""
+        index = self.index(frames)
+        selected = (index >= 0) & (self.frame(index) == frames)
+        return Places(self, index, selected if self.count is None else selected & (index < self.count))
 
     def selected(self, frames: int | None) -> int | None:
         """How many frames are selected of ``frames`` acquired ones (None: endless)."""
         if frames is None:
             return self.count
-        available = max(0, -(-(frames - self.start) // self.step))
+        available = self.before(frames)
         return available if self.count is None else min(available, self.count)
 
     def position(self, visit: int) -> int:
@@ -175,7 +257,11 @@ class Rule:
 
     def visits(self, buffer: int, selected: int) -> int:
         """How many groups (dropped ones too) go to a local buffer."""
-        return max(0, -(-(self.groups(selected) - buffer) // self.buffers))
+        return self.visits_before(buffer, self.groups(selected))
+
+    def visits_before(self, buffer: int, group: int) -> int:
+        """How many of the groups before ``group`` go to a local buffer."""
+        return max(0, -(-(group - buffer) // self.buffers))
 
     def blocks_of_group(self, group: int, selected: int | None) -> int:
         """Blocks in a group; fewer than B only in the last."""
@@ -200,7 +286,7 @@ class Rule:
 
     def full_visits(self, buffer: int, selected: int) -> int:
         """Written visits of B blocks: those that can raise a group event."""
-        whole = max(0, -(-(selected // self.blocks - buffer) // self.buffers))
+        whole = self.visits_before(buffer, self.group(selected))
         return min(whole, self.groups_per_buffer) if self.bounded else whole
 
     def numbers(self, buffer: int, visit: int, visits: int) -> NDArray[np.uint64]:
@@ -224,8 +310,8 @@ def locate(rule: Rule, frame: int) -> Location | None:
         return None
     group, block = divmod(k, rule.blocks)
     buffer, visit = group % rule.buffers, group // rule.buffers
-    if rule.dropped(visit):
+    if not rule.overwrite and not rule.circular and visit >= rule.groups_per_buffer:
         return None
-    position = rule.position(visit)
+    position = 0 if rule.overwrite else visit % rule.groups_per_buffer
     slot = rule.start_slot + position * rule.blocks + block
     return Location(k, group, block, buffer, visit, position, slot, slot * rule.stride)

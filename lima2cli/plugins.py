@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lima2cli.attempt import attempt, said
 from lima2cli.declare import Table, params
 from lima2cli.errors import Lima2Error
 
@@ -129,17 +130,15 @@ class Kinds(Generic[T]):
     def _load(self, name: str, claim: "EntryPoint") -> type[T]:
         """The class of an entry point; raises `PluginProblem`."""
         try:
-            loaded = claim.load()
-        except (Exception, SystemExit) as error:  # whatever a module of others does when it is imported
-            raise self._broken(name, claim, f"{claim.value} cannot be imported: {_said(error)}") from error
+            loaded = attempt(claim.load)
+        except Exception as error:  # whatever a module of others does when it is imported
+            raise self._broken(name, claim, f"{claim.value} cannot be imported: {said(error)}") from error
         if wrong := self._wrong(name, loaded):
             raise self._broken(name, claim, f"{claim.value} {wrong}")
         try:
             Table(loaded).schema()
         except Exception as error:
-            raise self._broken(
-                name, claim, f"the parameters of {claim.value} cannot be read: {_said(error)}"
-            ) from error
+            raise self._broken(name, claim, f"the parameters of {claim.value} cannot be read: {said(error)}") from error
         return loaded  # type: ignore[no-any-return]
 
     def _wrong(self, name: str, loaded: Any) -> str | None:
@@ -177,7 +176,3 @@ def _kind(table: Any) -> str:
 def _origin(claim: "EntryPoint") -> Origin:
     name, version = (None, None) if claim.dist is None else (claim.dist.name, claim.dist.version)
     return Origin(name or "an unnamed package", version or "")  # metadata may be incomplete
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from lima2cli.geometry import Rect
 
+FLIPS = ("none", "horizontal", "vertical", "both")
+"""Names of what may be changed: left and right, top and bottom."""
+
 How = Literal["sum", "mean", "any"]
 """What a binned pixel is of the pixels that it is made of."""
 
@@ -71,6 +74,10 @@ class View:
         if horizontal:
             view = replace(view, mirrored=not view.mirrored, rotation=-view.rotation % 360)
         return view.flip(horizontal=True).rotate(180) if vertical else view
+
+    def flipped(self, flip: str) -> "View":
+        """The same by its name, see `FLIPS`."""
+        return self.flip(horizontal=flip in ("horizontal", "both"), vertical=flip in ("vertical", "both"))
 
     def rotate(self, degrees: int) -> "View":
         """Turned clockwise by 0, 90, 180 or 270 degrees."""

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.nodes import function
+from lima2cli.nodes.function import Code, words
 from lima2cli.runtime.ranks import LONGEST_SLEEP_S, SHORTEST_SLEEP_S
 from lima2cli.runtime.service import Given, Service
 from lima2cli.spec import Array, FrameSpec
@@ -67,6 +67,10 @@ class Task:
             raise ValueError(f"frames {self.numbers[0]} to {self.numbers[-1]} have been answered already")
         self._open = False
 
+    def _serve(self, code: Code) -> None:
+        self._close()
+        self._service.answer(self._given, code)
+
     def _end(self) -> None:
         """What was not answered before the next task is asked for."""
         if self._open and self._service.replies:
@@ -78,7 +82,7 @@ class Task:
 class Worker:
     """This process as a worker; its tasks one after the other.
 
-    params  of the node;  spec  the `FrameSpec` of what comes in
+    name    of the program, in messages;  params  of the node;  spec  the `FrameSpec` of what comes in
 
     Raises `EnvironmentUnfit` where there is no run to join. A program that ends before the run, by an exception or not,
     is missed by the receivers, and the node's ``on_error`` says what that means.
@@ -89,6 +93,7 @@ class Worker:
 
         program, self._port = join()
         self._service = Service(program, self._port)
+        self.name = self._service.name
         self.params: Mapping[str, Any] = self._service.params
         self.spec: FrameSpec = self._service.spec
         self._closed = self._told = False
@@ -111,7 +116,7 @@ class Worker:
             return
         self._closed = True
         error = getattr(sys, "last_value", None)
-        why = "its program ended" if error is None else function.words(error, __file__)
+        why = "its program ended" if error is None else words(error)
         if self._told:
             self._service.leave(why)
         else:
@@ -146,15 +151,10 @@ def serve(found: Callable[..., Any]) -> None:
     a method ``close``. What it returns is replied; where it raises, the block has failed (see `Task.fail`).
     """
     worker = Worker()
-    called, params = function.ready(found, worker.spec, worker.params)
+    code = Code(worker.name, lambda: found, worker.spec, worker.params)
     for task in worker:
-        try:
-            result = called(task.frames, task.numbers, **params)
-        except Exception as error:  # noqa: BLE001  the node's on_error says what becomes of it
-            task.fail(function.words(error, __file__))
-        else:
-            task.reply(result)
-    function.close(called)
+        task._serve(code)
+    code.close()
 
 
 __all__ = ["Task", "Worker", "serve"]

@@ -128,11 +128,15 @@ def test_a_block_that_fails_is_dropped_or_passed_on(folder: Path, on_error: str,
     frames, numbers, status = ran.saved("s")
     np.testing.assert_array_equal(frames[status == 0], pixels(numbers[status == 0]))
     assert numbers[status == 2].tolist() == list(range(4, 8))[: int(dropped)]
-    assert summary["warnings"] == [f"w: a worker has failed (on_error: {on_error}): own.py:13: ValueError: five"]
+    assert summary["warnings"] == [
+        f"w: a worker has failed (on_error: {on_error}): own.py:13: ValueError: five (own.py:odd, frames 4 to 7)"
+    ]
     assert summary["workers"][0]["failed"] == 1
 
 
-@pytest.mark.parametrize(("name", "why"), [("odd", "own.py:13: ValueError: five"), ("wrong", "it returned (4, 3, 16)")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("odd", "own.py:13: ValueError: five"), ("wrong", "own.py:wrong returned (4, 3, 16)")]
+)
 def test_a_block_that_fails_stops_the_run(folder: Path, name: str, why: str) -> None:
     ran = run(text(f'function: "own.py:{name}"'), folder, "inline")
     assert ran.code == 10
@@ -144,7 +148,7 @@ def test_a_block_that_fails_stops_the_run(folder: Path, name: str, why: str) -> 
 def test_a_worker_that_cannot_start_keeps_the_run_from_starting(folder: Path) -> None:
     ran = run(text('function: "own.py:Broken"'), folder, "inline")
     assert ran.code == 10
-    assert ran.summary["reason"] == "w: own.py:39: OSError: no such camera"
+    assert ran.summary["reason"] == "w: own.py:39: OSError: no such camera (own.py:Broken, __init__)"
     assert ran.summary["seconds"] == 0
     assert ran.summary["flows"]["F"]["received"] == 0
 

@@ -113,6 +113,27 @@ def test_counts_equal_a_walk_over_all_frames(rule: Rule, frames: int) -> None:
     assert [rule.full_visits(b, selected) for b in range(rule.buffers)] == full
 
 
+@given(RULES, st.lists(st.integers(-10, 200) | st.integers(0, 2**62), min_size=1, max_size=40))
+def test_many_frames_are_placed_as_each_is_located(rule: Rule, frames: list[int]) -> None:
+    places = rule.place(np.array(frames, np.int64))
+    for i, frame in enumerate(frames):
+        where = locate(rule, frame)
+        assert bool(places.kept[i]) == (where is not None)
+        if where is not None:
+            got = {name: int(getattr(places, name)[i]) for name in where.__dataclass_fields__}
+            assert got == vars(where)
+            assert rule.index(frame) == where.index
+            assert rule.turn(rule.group(where.index)) == (where.buffer, where.visit)
+            assert rule.group_of(where.buffer, where.visit) == where.group
+
+
+@given(RULES, st.integers(-3, 100), st.integers(0, 3), st.integers(0, 40))
+def test_counts_below_a_frame_and_before_a_group(rule: Rule, frame: int, buffer: int, group: int) -> None:
+    assert rule.before(frame) == len([f for f in range(rule.start, frame) if (f - rule.start) % rule.step == 0])
+    buffer %= rule.buffers
+    assert rule.visits_before(buffer, group) == len([g for g in range(group) if g % rule.buffers == buffer])
+
+
 @given(RULES, st.integers(0, 3), st.integers(0, 6), st.integers(1, 6))
 def test_numbers_of_consecutive_visits(rule: Rule, buffer: int, visit: int, visits: int) -> None:
     buffer %= rule.buffers

@@ -17,8 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("nodes", "detectors"),
     ("schema", "document", "transport", "artefacts", "plugins"),
-    ("declare", "spec", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads"),
-    ("errors",),
+    ("declare", "spec", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads", "attempt"),
+    ("errors", "exit_codes"),
 )
 """From the top down; what stands in one row may import each other."""
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from lima2cli.artefacts.common_holding import Common
-from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows
+from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows, whole_windows
 from lima2cli.artefacts.frame_holding import Frames
 from lima2cli.artefacts.holdings import Holding, Table
 from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, told
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import MEASUREMENT
 
 VERSION = 1
 
@@ -61,7 +61,8 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
 
 
 def _tell_flows(holding: Holding, flows: Mapping[str, FlowRecord]) -> None:
-    """What the accounts of flows say about a node without a master."""
+    """What the accounts of flows say about a node: its windows, and, where it has no master, its rows."""
+    holding.whole = whole_windows(holding.record, flows)
     if holding.dataset is not None:
         return
     expected = expected_rows(holding.record, flows)
@@ -148,7 +149,7 @@ def _channel(holding: Holding, directory: str, warnings: list[str]) -> dict[str,
         "dropped": dropped,
         "lost": lost,
         **_unmatched(holding),
-        "dataset": None if holding.dataset is None else f"{holding.dataset}::/{ENTRY}/measurement/data",
+        "dataset": None if holding.dataset is None else f"{holding.dataset}::/{MEASUREMENT}/data",
         "files": holding.files,
         "bytes": sum(os.path.getsize(os.path.join(directory, name)) for name in holding.files),
     }

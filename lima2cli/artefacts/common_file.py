@@ -23,12 +23,19 @@ from lima2cli.artefacts.master_rows import write_flow, write_rows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
 from lima2cli.artefacts.status import SAVED, Statuses
-from lima2cli.artefacts.tree import ENTRY, detector_path, fill_value, group, plant, plant_params, plant_root
+from lima2cli.artefacts.tree import (
+    ENTRY,
+    MEASUREMENT,
+    detector_path,
+    fill_value,
+    group,
+    plant,
+    plant_params,
+    plant_root,
+)
 
 FILL_BYTES = 8 << 20
 """Of rows that are filled together."""
-
-MEASUREMENT = f"{ENTRY}/measurement"
 
 
 def unfinished(channel: Channel, directory: str) -> str:

@@ -25,7 +25,7 @@ class Common(Claimed):
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
             self._written = written_rows_files(inspection.directory, record.name, record.node)
-            self.expected = max(record.selected, 1 + self._last_listed(self._written))
+            self.expected = max(record.planned, 1 + self._last_listed(self._written))
 
     def _reads(self) -> list[Iterator[Sequence[Rows]]]:
         if self._claims is not None:

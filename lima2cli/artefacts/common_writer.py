@@ -95,9 +95,7 @@ class CommonWriter:
 
     def advance(self, number: int) -> None:
         """All frames of this receiver with numbers below this one have passed: those not committed are lost."""
-        rule = self._channel.rule
-        row = max(0, -(-(number - rule.start) // rule.step))
-        self._passed = max(self._passed, min(row, self._rounds.total))
+        self._passed = max(self._passed, min(self._channel.rule.before(number), self._rounds.total))
 
     def finish(self, rows: int) -> None:
         """No frame comes any more; ``rows`` is the number of rows of the run, the same on all receivers."""

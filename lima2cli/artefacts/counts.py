@@ -3,7 +3,7 @@
 import numpy as np
 
 from lima2cli.artefacts.status import SAVED
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import ENTRY, MEASUREMENT
 
 STEP = 1 << 20
 """Rows looked at at once."""
@@ -24,7 +24,7 @@ def table_rows(table: str) -> int:
     import h5py
 
     with h5py.File(table) as file:
-        return len(file[f"{ENTRY}/measurement/frame_number"])
+        return len(file[f"{MEASUREMENT}/frame_number"])
 
 
 def tells(master: str) -> bool:

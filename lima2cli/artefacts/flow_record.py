@@ -132,11 +132,21 @@ def cut_short(record: Record, expected: Mapping[str, int]) -> bool:
 
 def expected_rows(record: Record, flows: Mapping[str, FlowRecord]) -> int | None:
     """How many rows a node should have after what its flows expected; None where one of them is not known."""
+    frames = _frames(record, flows)
+    if frames is None or record.window != 1:
+        return None if frames is None else record.rows(frames)
+    return frames if record.selected < 0 else min(frames, record.selected)
+
+
+def whole_windows(record: Record, flows: Mapping[str, FlowRecord]) -> int | None:
+    """How many of these rows a node can have: all but a last incomplete window. None where it is not known."""
+    frames = _frames(record, flows) if record.window > 1 else None
+    return None if frames is None else frames // record.window
+
+
+def _frames(record: Record, flows: Mapping[str, FlowRecord]) -> int | None:
+    """Frames that make the rows of a node; None where one of its flows is not known."""
     own = [flows[name] for name in record.flows if name in flows]
     if len(own) < len(record.flows):
         return None
-    last = min(flow.start + (flow.expected - 1) * flow.step if flow.expected else -1 for flow in own)
-    count = max(0, (last - record.start) // (record.step // max(1, record.window)) + 1)
-    if record.window != 1:
-        return -(-count // record.window) if record.window else min(1, count)
-    return count if record.selected < 0 else min(count, record.selected)
+    return record.frames((flow.start, flow.step, flow.expected) for flow in own)

@@ -35,7 +35,7 @@ class Frames(Claimed):
             self.unmatched = kept_unmatched(inspection, self._master)
         else:
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            self.expected = max(record.selected, 1 + self._last)
+            self.expected = max(record.planned, 1 + self._last)
 
     def _reads(self) -> list[Iterator[Sequence[Rows]]]:
         return [self._read(names) for names in by_receiver(self.files)]

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
-from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched, whole_windows
 from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, last_row, told
 from lima2cli.artefacts.tables import part_files
-from lima2cli.artefacts.tree import ENTRY
+from lima2cli.artefacts.tree import MEASUREMENT
 
 PLAIN_BYTES = 8 << 20
 """Of a dataset without chunks that are read together."""
@@ -30,6 +30,7 @@ class Holding:
     files       that could be read
     told        what became of the rows' frames in the flow, where no master says it; None: nobody does
     saved, dropped   rows so far;  vetoed   all of them, None unknown
+    whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
     gone        whether some are marked saved and are in no file
     """
 
@@ -38,6 +39,7 @@ class Holding:
     def __init__(self, inspection: Inspection, record: Record) -> None:
         self.record, self.expected, self.saved, self.dropped = record, 0, 0, 0
         self.told: Statuses | None = None
+        self.whole: int | None = None
         self.vetoed = None if record.filtered else 0
         self.unmatched: int | None = None
         self.files: list[str] = []
@@ -48,7 +50,7 @@ class Holding:
     @property
     def knows(self) -> bool:
         """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
-        return self.record.complete or self.saved == self.expected
+        return self.record.complete or self.saved == (self.expected if self.whole is None else self.whole)
 
     def rewind(self) -> None:
         """Begin anew with the first window."""
@@ -98,6 +100,8 @@ class Holding:
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
         found = parts >= self.record.parts
+        if self.whole is not None:
+            absent[max(0, self.whole - first) :] = DROPPED
         self.saved += int(np.count_nonzero(found))
         status = np.where(found, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
@@ -112,13 +116,13 @@ class Holding:
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
-                columns = file[f"{ENTRY}/measurement"]
+                columns = file[MEASUREMENT]
                 last = max(last, last_listed(columns["frame_number"], _shortest(columns), self.record))
         return last
 
     def _listed(self, name: str) -> Iterator[Sequence[Rows]]:
         with self._inspection.open(name) as file:
-            columns = file[f"{ENTRY}/measurement"]
+            columns = file[MEASUREMENT]
             for first, last in windows(_shortest(columns), READ):
                 yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
@@ -162,7 +166,7 @@ class Claimed(Holding):
             return
         rows = came = self._claims.rows
         if not cut_short(record, {flow: flows[flow].expected for flow in record.flows}):
-            came = expected
+            came = expected if (whole := whole_windows(record, flows)) is None else whole
         elif record.complete and record.parts == 1:  # else it is not known what came of which frames
             came = last_row(flows[record.flow], expected)
         if rows < came:
@@ -190,8 +194,8 @@ class Table(Holding):
         self.rows = 0
         for name in self.files:
             with inspection.open(name) as file:
-                self.rows += _shortest(file[f"{ENTRY}/measurement"])
-        self.expected = max(record.selected, 1 + self._last_listed(self.files))
+                self.rows += _shortest(file[MEASUREMENT])
+        self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
         """Parts that are still there have no rows that the table lacks."""
@@ -207,7 +211,7 @@ class Table(Holding):
         """Whether the table has rows of frames (by index, increasing)."""
         numbers = (rows * self.record.step + self.record.start).astype(np.uint64)
         with self._inspection.open(self.files[0]) as file:
-            known = file[f"{ENTRY}/measurement/frame_number"]
+            known = file[f"{MEASUREMENT}/frame_number"]
             among = known[bisect_left(known, numbers[0]) : bisect_right(known, numbers[-1])]
         return bool(np.isin(numbers, among).all())
 

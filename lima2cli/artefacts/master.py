@@ -136,14 +136,14 @@ def _scan_all(channel: Channel, directory: str) -> tuple[list[MappedFile], list[
 def _scan(channel: Channel, directory: str, name: str, before: int) -> MappedFile:
     """A file whose rows come after row ``before``."""
     found, last, source = mapping.Mapping(), before, 0
-    several = len(set(channel.receivers)) < len(channel.receivers)
+    several, rule = len(set(channel.receivers)) < len(channel.receivers), channel.rule
     path = os.path.join(directory, name)
     for (rows,) in _read(path, channel, ("frame_number",)):
         if (np.diff(rows, prepend=last) <= 0).any():
             raise OSError("its frames are not in order")
         last = int(rows[-1])
         if not channel.filtered:  # else it maps to rows that are known only when those of all receivers are
-            buffer = rows // channel.rule.blocks % channel.rule.buffers if several else None
+            buffer = rule.turn(rule.group(rows))[0] if several else None
             found.add(rows, np.arange(source, source + len(rows)), buffer)
         source += len(rows)
     return MappedFile(name, receiver_of(name), source, last, found.finish(), _start_ns(path))

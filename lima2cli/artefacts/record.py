@@ -1,5 +1,6 @@
 """What a file says of itself, so that the accounting needs nothing but the files: ``/entry_0000/channel``."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +66,22 @@ class Record:
         at = 4 * self.receivers.index(receiver)
         x, y, width, height = self.places[at : at + 4]
         return x, y, width, height
+
+    def frames(self, sources: Iterable[tuple[int, int, int]]) -> int:
+        """How many frames of its flows make its rows, where these have ``sources``: first frame, step and number."""
+        last = min(start + (count - 1) * step if count else -1 for start, step, count in sources)
+        return max(0, (last - self.start) // (self.step // max(1, self.window)) + 1)
+
+    def rows(self, frames: int) -> int:
+        """How many rows so many frames make, a last incomplete window among them."""
+        return -(-frames // self.window) if self.window else min(1, frames)
+
+    @property
+    def planned(self) -> int:
+        """Rows by the plan; -1 = endless."""
+        if self.window < 2 or self.selected < 0:
+            return self.selected
+        return self.rows(self.frames(self.source(flow) for flow in self.flows))
 
     @classmethod
     def of(

@@ -14,9 +14,7 @@ from lima2cli.artefacts.file_names import part_names, table_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ
-from lima2cli.artefacts.tree import ENTRY, group, plant_root
-
-MEASUREMENT = f"{ENTRY}/measurement"
+from lima2cli.artefacts.tree import MEASUREMENT, group, plant_root
 
 
 def part_file(channel: TableChannel, receiver: int) -> str:

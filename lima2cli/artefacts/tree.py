@@ -14,6 +14,7 @@ from lima2cli.artefacts.link_names import link_name, link_names
 from lima2cli.view import View
 
 ENTRY = "entry_0000"
+MEASUREMENT = f"{ENTRY}/measurement"
 
 CREATOR = f"LIMA2-{lima2cli.__version__}"
 """fabio recognises files by a root ``@creator`` that begins with LIMA."""

@@ -1,8 +1,4 @@
-"""Where exceptions end: exit codes and messages of the program.
-
-0 fine, 1 the input has problems, 2 usage or unreadable file, 3 a bug of ours, 10 run failed, 12 environment unfit,
-130 interrupted.
-"""
+"""Where exceptions end: exit codes and messages of the program."""
 
 import os
 import sys
@@ -12,8 +8,9 @@ from contextlib import contextmanager
 import typer
 
 from lima2cli.errors import EnvironmentUnfit, Lima2Error, RunFailed, UnreadableInput
+from lima2cli.exit_codes import BUG, FAILED, FINE, INTERRUPTED, PROBLEMS, UNFIT, USAGE
 
-FINE, PROBLEMS, USAGE, BUG, FAILED, UNFIT, INTERRUPTED = 0, 1, 2, 3, 10, 12, 130
+__all__ = ["FAILED", "FINE", "PROBLEMS", "UNFIT", "USAGE", "border", "tell"]
 
 _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
     (UnreadableInput, USAGE),

@@ -14,6 +14,7 @@ from lima2cli.cli.options import Debug, Overrides, Strict
 from lima2cli.cli.progress import Progress
 from lima2cli.cli.run import Transport
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
+from lima2cli.exit_codes import DATA_LOST, STOPPED
 
 if TYPE_CHECKING:
     from lima2cli.check import Checked
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lima2cli.runtime.origin import Origin
     from lima2cli.runtime.rates import MaxRate, Probe
     from lima2cli.runtime.simulation import Simulated, Simulator
-
-DATA_LOST, STOPPED = 11, 128
 
 
 class SimulateFormat(StrEnum):

@@ -158,8 +158,6 @@ def _keys(path: str, table: type) -> str:
         meaning = declared.doc.replace("|", "\\|").replace("<", "&lt;")
         rows.append(f"| `{key}` | {_value(declared.shape)} | {_default(defaults[key])} | {meaning} |")
     text = "\n".join(rows) if len(rows) > 2 else "It has no keys."
-    if later := getattr(table, "later", ()):
-        text += f"\n\nNot of this version: {', '.join(f'`{key}`' for key in later)}."
     return text + "\n"
 
 

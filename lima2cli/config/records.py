@@ -23,11 +23,12 @@ from lima2cli.declare import (
     Text,
     param,
 )
-from lima2cli.detectors.base import FLIPS, SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations
+from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.geometry import Rect
 from lima2cli.names import HOST, NAME
 from lima2cli.nodes.kinds import NodeEntry, NodeUse
+from lima2cli.view import FLIPS
 
 SHARE = r"^\s*(100(\.0*)?|[0-9]{1,2}(\.[0-9]*)?)\s*%\s*$"
 """A percentage."""

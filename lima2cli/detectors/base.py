@@ -39,8 +39,6 @@ gate: a level; each of the last three starts ``frames_per_trigger`` frames, a pe
 
 SHUTTERS = ("auto", "open", "closed")
 
-FLIPS = ("none", "horizontal", "vertical", "both")
-
 OPERATIONS = ("binning", "roi", "flip", "accumulation")
 
 

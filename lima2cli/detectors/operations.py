@@ -56,8 +56,7 @@ def _view(info: DetectorInfo, operations: Operations) -> View:
             message = f"the part of the detector, {roi}, leaves its {width} x {height} pixels{binned}"
             raise Misfit("roi-outside", message, ("roi",), help=f"x up to {width - 1}, y up to {height - 1}")
         view = view.cut(roi)
-    flip = operations.flip
-    return view.flip(horizontal=flip in ("horizontal", "both"), vertical=flip in ("vertical", "both"))
+    return view.flipped(operations.flip)
 
 
 def _summed(dataset: DatasetInfo, summed: int, operations: Operations) -> DatasetInfo:

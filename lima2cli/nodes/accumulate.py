@@ -4,18 +4,20 @@
     mean   float32, from the sum
     max    the input's dtype
 
-``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped. The result is
-numbered and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was
-lost on the way: a window of which a frame is absent gives nothing, nor does a last incomplete one. NaN goes through as
-in numpy; the static mask goes on with the frames. The saturation level is that of one frame for `max`, else unknown.
-Sums of integers are exact up to 2**63.
+``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped, NaN becomes 0;
+floats beyond the range of float32 become infinite. Sums of integers are exact; one beyond the range of int64 is clipped
+(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. The result is numbered
+and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
+way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
+is counted as dropped. NaN goes through as in numpy; the static mask goes on with the frames. The saturation level is
+that of one frame for `max`, else unknown.
 
 Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from lima2cli.declare import Choice, Integer, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
 from lima2cli.nodes.base import Transform, Transformer
+from lima2cli.nodes.totals import sum_dtype, total_of
 from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec
 
 
@@ -51,7 +54,7 @@ class Accumulate(Transform):
         return "float32" if self.operation == "mean" else sum_dtype(spec.dtype)
 
     def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int], int]:
-        """See `Transform.numbering`: one frame in n, a last incomplete window among them, which gives none."""
+        """See `Transform.numbering`: one frame in n; a last incomplete window gives none."""
         n, alone = self.frames, len(set(receivers)) == 1
         if not alone and (not n or rule.blocks % n):
             what = f"windows of {n} frames" if n else "all frames"
@@ -60,7 +63,7 @@ class Accumulate(Transform):
             raise Misfit("window-split", message, ("frames",), help)
         if not n:
             return replace(rule, count=1, blocks=1, buffers=1), receivers[:1], 0
-        count = None if rule.count is None else -(-rule.count // n)
+        count = None if rule.count is None else rule.count // n
         fewer = replace(rule, step=rule.step * n, count=count)
         if alone:
             return replace(fewer, blocks=1, buffers=1), receivers[:1], n
@@ -71,30 +74,14 @@ class Accumulate(Transform):
         return _Windows(self, spec, self.infer(spec, files).dtype, rule)
 
 
-def sum_dtype(dtype: str) -> str:
-    """Wide enough for sums of many frames."""
-    return "float64" if np.dtype(dtype).kind == "f" else "int64"
-
-
-def _integers(values: Array, dtype: "np.dtype[Any]") -> Array:
-    """Rounded half to even, clipped to the range of ``dtype``, at its edges to what ``values`` can hold."""
-    limits = np.iinfo(dtype)
-    if values.dtype.kind == "f":
-        high = float(limits.max) if limits.bits < 64 else float(np.nextafter(float(limits.max), 0.0))
-        return np.clip(np.rint(values), float(limits.min), high).astype(dtype)
-    own = np.iinfo(values.dtype)
-    return np.clip(values, max(limits.min, own.min), min(limits.max, own.max)).astype(dtype)
-
-
 class _Windows:
-    """See `Transformer`. ``_held`` frames of window ``_window`` are in ``_sum``."""
+    """See `Transformer`. ``_total`` is of frames of window ``_window``."""
 
     def __init__(self, node: Accumulate, spec: FrameSpec, dtype: str, rule: Rule) -> None:
-        self._frames, self._operation = node.frames, node.operation
+        self._frames = node.frames
         self._rule, self._dtype = rule, np.dtype(dtype)
-        work = spec.dtype if node.operation == "max" else sum_dtype(spec.dtype)
-        self._sum: Array = np.zeros(spec.shape, work)
-        self._window, self._held = -1, 0
+        self._total = total_of(node.operation, spec.shape, spec.dtype)
+        self._window = -1
         self._first: tuple[np.uint64, np.uint64] = (np.uint64(0), np.uint64(0))
 
     def step(self, block: Block) -> Block | None:
@@ -105,8 +92,8 @@ class _Windows:
         done: list[tuple[np.uint64, np.uint64, Array]] = []
         for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(windows)], strict=True):
             self._add(int(windows[begin]), block, begin, end)
-            if self._held == self._frames:
-                done.append((*self._first, self._result()))
+            if self._total.count == self._frames:
+                done.append((*self._first, self._total.result(self._dtype)))
         if not done:
             return None
         numbers, times, frames = zip(*done, strict=True)
@@ -114,27 +101,17 @@ class _Windows:
 
     def _add(self, window: int, block: Block, begin: int, end: int) -> None:
         """Frames begin to end of a block, which all belong to one window."""
-        frames = block.frames[begin:end]
         if window != self._window:
-            self._window, self._held = window, 0
+            self._window = window
             self._first = (block.numbers[begin], block.times[begin])
-            self._sum[...] = frames[0] if self._operation == "max" else 0
-        if self._operation == "max":
-            np.maximum(self._sum, frames.max(axis=0), out=self._sum)
-        else:
-            self._sum += frames.sum(axis=0, dtype=self._sum.dtype)
-        self._held += end - begin
-
-    def _result(self) -> Array:
-        whole = self._sum / self._held if self._operation == "mean" else self._sum
-        if self._dtype.kind == "f" or whole.dtype == self._dtype:
-            return whole.astype(self._dtype)
-        return _integers(whole, self._dtype)
+            self._total.clear()
+        self._total.add(block.frames[begin:end])
 
     def finish(self) -> Block | None:
         """See `Transformer.finish`: all frames of the run, where that was asked for."""
-        whole = None if self._frames or not self._held else self._result()
-        self._window, self._held = -1, 0
+        whole = None if self._frames or not self._total.count else self._total.result(self._dtype)
+        self._window = -1
+        self._total.clear()
         if whole is None:
             return None
         _, time = self._first

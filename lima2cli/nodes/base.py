@@ -115,7 +115,14 @@ class Pick(Node):
 
 
 class Dropped(Exception):
-    """A transform gives a block up, for a reason that the user allowed (``on_error: drop``)."""
+    """A transform gives a block up, for a reason that the user allowed (``on_error: drop``), and is told of once.
+
+    ``instead`` goes on in its place (``on_error: pass``); None = nothing, and its frames count as dropped.
+    """
+
+    def __init__(self, why: str, instead: Block | None = None) -> None:
+        super().__init__(why)
+        self.instead = instead
 
 
 class Transformer(Protocol):

@@ -1,8 +1,8 @@
-"""Functions of the user's: where they are, what they return, and where they failed.
+"""Functions of the user's: where they are, how they are called, what they return, and where they failed.
 
     f(frames, numbers, **params) → (n, *shape)
 
-``frames`` (n, height, width) is read-only, ``numbers`` (n,) uint64 are their frame numbers. Instead of a function a
+``frames`` (n, height, width) and ``numbers`` (n,) uint64, their frame numbers, are read-only. Instead of a function a
 class may be named: ``C(spec, **params)`` is made once, called like the function, and closed at the end where it has a
 method ``close``. ``spec`` is the `FrameSpec` of what comes in.
 """
@@ -11,19 +11,27 @@ import ast
 import importlib
 import importlib.util
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+import lima2cli
+from lima2cli.attempt import attempt, said
 from lima2cli.declare import Choice, Integer, ListOf, param
-from lima2cli.errors import FileProblem, Misfit
+from lima2cli.errors import FileProblem, Misfit, UserCodeError
 from lima2cli.geometry import Rect
+from lima2cli.nodes.results import fitted
 from lima2cli.spec import DTYPES, Array, Files, FrameSpec
 from lima2cli.view import View
+
+PACKAGE, IMPORTLIB = (str(Path(file).parent) for file in (lima2cli.__file__, importlib.__file__))
+"""Folders of code that is not the user's, and calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +58,13 @@ class Output:
             return replace(spec, dtype=dtype, saturation=None)
         return FrameSpec(dtype, View(Rect(0, 0, columns, rows)), (columns, rows))
 
-    def fit(self, result: Any, count: int, spec: FrameSpec) -> Array:
-        """What was returned for ``count`` frames as frames of ``spec``, (n, height, width).
+    def fit(self, result: Any, numbers: NDArray[np.uint64], spec: FrameSpec, name: str) -> Array:
+        """What ``name`` returned for the frames ``numbers`` (n,) as frames of ``spec``, (n, height, width).
 
-        It must convert without changing kind (numpy's ``same_kind``). Raises ValueError, TypeError.
+        Raises `UserCodeError` where it is not what was declared; see `nodes.results`.
         """
-        array = np.asarray(result)
-        declared = (count, *(self.shape or spec.shape))
-        if array.shape != declared:
-            raise ValueError(f"it returned {array.shape}, {declared} was declared")
-        return array.astype(spec.dtype, casting="same_kind", copy=False).reshape(count, *spec.shape)
+        array = fitted(result, numbers, self.shape or spec.shape, spec.dtype, name)
+        return array.reshape(len(numbers), *spec.shape)
 
 
 def look(reference: str, files: Files, key: str = "function") -> None:
@@ -90,26 +95,62 @@ def load(reference: str, files: Files) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def ready(
-    found: Callable[..., Any], spec: FrameSpec, params: Mapping[str, Any]
-) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-    """What is called for each block, and with which parameters: an object of a class got them when it was made."""
-    return (found(spec, **params), {}) if isinstance(found, type) else (found, params)
+class Code:
+    """A function of the user's, or an object of a class, at work. ``name`` is how messages call it.
+
+    Whatever it raises, SystemExit too, is raised as `UserCodeError`: file and line, kind and message, then what was
+    called, for which frames.
+    """
+
+    def __init__(self, name: str, found: Callable[[], Any], spec: FrameSpec, params: Mapping[str, Any]) -> None:
+        """``found`` gives the function, or the class, which gets ``params`` when it is made. Raises `UserCodeError`."""
+        self.name = name
+        with self._told("import"):
+            called = attempt(found)
+        self._params = dict(params)
+        if isinstance(called, type):
+            with self._told("__init__"):
+                called = attempt(called, spec, **params)
+            self._params = {}
+        self._called = called
+
+    def __call__(self, frames: Array, numbers: NDArray[np.uint64]) -> Any:
+        """What it returns for frames (n, height, width), which it can't write to, nor to their numbers."""
+        frames, numbers = frames.view(), numbers.view()
+        frames.flags.writeable = numbers.flags.writeable = False
+        with self._told(frames_in_words(numbers)):
+            return attempt(self._called, frames, numbers, **self._params)
+
+    def close(self) -> None:
+        """Close an object of a class that has a method for it."""
+        with self._told("close"):
+            closing = attempt(getattr, self._called, "close", None)
+            if closing is not None:
+                attempt(closing)
+
+    @contextmanager
+    def _told(self, when: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            frame = error.frame if isinstance(error, UserCodeError) else None
+            raise UserCodeError(f"{words(error)} ({self.name}, {when})", frame) from error
 
 
-def close(function: Callable[..., Any]) -> None:
-    """Close an object of a class that has a method for it."""
-    closing = getattr(function, "close", None)
-    if closing is not None:
-        closing()
-
-
-def words(error: BaseException, own: str = __file__) -> str:
-    """An exception of the user's in one line: file, line, kind, message. ``own`` is a file that is not the user's."""
+def words(error: BaseException) -> str:
+    """An exception of the user's in one line: file, line, kind, message."""
+    if isinstance(error, UserCodeError):  # it says where
+        return str(error)
     trace = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in trace if frame.filename not in (own, __file__)]
+    frames = [frame for frame in trace if not (frame.filename.startswith(("<frozen", PACKAGE, IMPORTLIB)))]
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{type(error).__name__}: {error}"
+    return f"{place}{said(error)}"
+
+
+def frames_in_words(numbers: NDArray[np.uint64]) -> str:
+    """Consecutive frames in words."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    return f"frame {first}" if first == last else f"frames {first} to {last}"
 
 
 def _defined(tree: ast.Module) -> set[str]:

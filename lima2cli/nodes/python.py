@@ -2,28 +2,34 @@
 
     f(frames, numbers, **params) → (n, *shape)
 
-``frames`` (n, height, width) is read-only, ``numbers`` (n,) uint64 are their frame numbers. Instead of a function a
+``frames`` (n, height, width) and ``numbers`` (n,) uint64, their frame numbers, are read-only. Instead of a function a
 class may be named: ``C(spec, **params)`` is made once per receiver, called like the function, and closed at the end
 where it has a method ``close``. ``spec`` is the `FrameSpec` of what comes in.
 
 ``output`` declares dtype and shape of what is returned, per frame: (height, width), or (length,) of a vector; default:
-as the input. What is returned must convert to that dtype without changing kind (numpy's ``same_kind``). Where the shape
-is the input's the static mask goes on with the frames; else they are no longer a picture of the detector. Vectors
-travel and are saved as frames of one row.
+as the input. Where the shape is the input's the static mask goes on with the frames; else they are no longer a picture
+of the detector. Vectors travel and are saved as frames of one row.
 
-``on_error`` says what an exception does: ``stop`` ends the run with file, line and frame number; ``drop`` gives the
-frames of the block up, and counts them; ``pass`` hands the input on unchanged (it must then be of the output's dtype
-and shape). Validation looks for the name in the file's text; nothing of the user's is run before the run.
+A value that the declared dtype has not is an error, which names frame and value: nothing is wrapped, cut or clipped.
+Integers take whole numbers in their range (booleans, and floats without a fraction, too), floats what they can round to
+a finite number, NaN and infinity as they are. Masked values of numpy's masked arrays become NaN, in integers they are
+an error. Complex numbers and objects always are.
+
+``on_error`` says what an exception does, ``sys.exit()`` too, and a result that does not fit: ``stop`` ends the run with
+file, line and frame number; ``drop`` gives the frames of the block up, and counts them; ``pass`` hands the input on
+unchanged (it must then be of the output's dtype and shape). Validation looks for the name in the file's text; nothing
+of the user's is run before the run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lima2cli.declare import Anything, Choice, FunctionReference, MapOf, Table, param
+from lima2cli.errors import UserCodeError
 from lima2cli.geometry import Rule
 from lima2cli.nodes.base import Dropped, Transform, Transformer
-from lima2cli.nodes.function import Output, close, load, look, ready, words
+from lima2cli.nodes.function import Code, Output, load, look
 from lima2cli.spec import Block, Files, FrameSpec
 
 
@@ -52,40 +58,31 @@ class Python(Transform):
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
         """See `Transform.start`."""
-        function, params = ready(load(self.function, files), spec, self.params)
-        return _Call(self, function, params, self.infer(spec, files))
+        code = Code(self.function, lambda: load(self.function, files), spec, self.params)
+        return _Call(self, code, self.infer(spec, files))
 
 
 class _Call:
     """See `Transformer`."""
 
-    def __init__(
-        self, node: Python, function: Callable[..., Any], params: Mapping[str, Any], output: FrameSpec
-    ) -> None:
-        self._node, self._function, self._params, self._spec = node, function, dict(params), output
+    def __init__(self, node: Python, code: Code, output: FrameSpec) -> None:
+        self._node, self._code, self._spec = node, code, output
 
     def step(self, block: Block) -> Block | None:
         """See `Transformer.step`."""
-        frames = block.frames.view()
-        frames.flags.writeable = False
         try:
-            returned = self._function(frames, block.numbers, **self._params)
-            result = self._node.output.fit(returned, len(frames), self._spec)
-        except Exception as error:  # noqa: BLE001  user code may raise anything
-            return self._failed(error, block)
+            returned = self._code(block.frames, block.numbers)
+            result = self._node.output.fit(returned, block.numbers, self._spec, self._node.function)
+        except UserCodeError as error:
+            if self._node.on_error == "stop":
+                raise
+            instead = block if self._node.on_error == "pass" else None
+            raise Dropped(f"it has failed (on_error: {self._node.on_error}): {error}", instead) from error
         return Block(result, block.numbers, block.times, False)
-
-    def _failed(self, error: Exception, block: Block) -> Block:
-        if self._node.on_error == "pass":
-            return block
-        message = words(error, __file__)
-        if self._node.on_error == "drop":
-            raise Dropped(message) from error
-        raise RuntimeError(message) from error
 
     def finish(self) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
         """See `Transformer.close`."""
-        close(self._function)
+        self._code.close()

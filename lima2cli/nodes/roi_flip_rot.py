@@ -25,7 +25,7 @@ from lima2cli.nodes.base import Map
 from lima2cli.nodes.stages import Turn
 from lima2cli.nodes.tiles import tile_shape, tiles
 from lima2cli.spec import Array, Files, FrameSpec
-from lima2cli.view import View
+from lima2cli.view import FLIPS, View
 
 STRIP = 16
 """Columns of a quarter turn that are written together, so that the rows read for them stay in cache."""
@@ -59,7 +59,7 @@ class RoiFlipRot(Map):
     roi: Part | None = param("The part that is kept, in binned pixels; default: all.", Table(Part), None)
     flip: str = param(
         "horizontal: left and right change places; vertical: top and bottom.",
-        Choice(("none", "horizontal", "vertical", "both")),
+        Choice(FLIPS),
         "none",
     )
     rotation: int = param("Degrees clockwise.", Choice((0, 90, 180, 270)), 0)
@@ -110,8 +110,7 @@ class RoiFlipRot(Map):
         view = view.bin(self.binning.x, self.binning.y)
         if self.roi is not None:
             view = view.cut(Rect(self.roi.x, self.roi.y, self.roi.width, self.roi.height))
-        horizontal, vertical = self.flip in ("horizontal", "both"), self.flip in ("vertical", "both")
-        return view.flip(horizontal=horizontal, vertical=vertical).rotate(self.rotation)
+        return view.flipped(self.flip).rotate(self.rotation)
 
     def _within(self, spec: FrameSpec) -> View:
         """How the output shows the input."""

@@ -157,11 +157,11 @@ def _store_integers(work: Array, out: Array) -> None:
     limits, number = np.iinfo(out.dtype), work.dtype.type
     low, high = number(limits.min), number(limits.max)
     np.rint(work, out=work)
-    if limits.bits < 64:
+    if int(high) == limits.max:
         np.clip(work, low, high, out=work)
         np.copyto(out, work, casting="unsafe")
         return
-    over = work >= high  # one above the largest 64-bit integer, which is no float64
+    over = work >= high  # one above the largest integer, which is no float: of 64 bits, of 32 in float32
     np.clip(work, low, np.nextafter(high, number(0)), out=work)
     np.copyto(out, work, casting="unsafe")
     out[over] = limits.max

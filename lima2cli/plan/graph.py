@@ -82,8 +82,7 @@ def _place(
     edges = {place: frames for place, frames in entering.items() if not isinstance(frames, str)}
     try:
         step = _step(it, edges, known, receivers, files)
-        after(step)
-        for warning in _warnings(step, files):
+        for warning in (*_warnings(step, files), *_no_window(step)):
             findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
     except Misfit as misfit:
         notes = [f"input of {name}: {edge[0]}" for edge in edges.values()]
@@ -184,6 +183,16 @@ def _warnings(step: Step, files: Files) -> Sequence[Misfit]:
     if isinstance(step.node, Join):
         return step.node.warnings_all(step.specs, files)
     return step.node.warnings(step.before, files)
+
+
+def _no_window(step: Step) -> Sequence[Misfit]:
+    """The warning ``window-too-long`` where no window of frames is ever whole. Raises `Misfit` as `after` does."""
+    came, left = step.numbering, after(step)
+    if came.selected is None or left.selected != 0 or came.selected == 0:
+        return ()
+    window = left.window // max(1, came.window)
+    message = f"of {came.selected} frames no window of {window} is ever whole: {step.name} gives nothing"
+    return (Misfit("window-too-long", message, ("frames",), f"at most {came.selected}, or 0 for all"),)
 
 
 def _misfit_place(at: Path, node: Node, misfit: Misfit) -> Path:

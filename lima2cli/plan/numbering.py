@@ -41,7 +41,7 @@ def after(step: Step) -> Numbering:
     if window != 1 and came.filters:
         message = f"which frames `{came.filters[-1]}` lets pass is not known before: they don't make windows"
         raise Misfit("edge-mismatch", message, (), "accumulate before the filter")
-    selected = 1 if not window else None if came.selected is None else -(-came.selected // window)
+    selected = 1 if not window else None if came.selected is None else came.selected // window
     return replace(
         came,
         rule=rule,
@@ -164,8 +164,7 @@ def _count(start: int | None, step: int, a: Rule, of_a: int | None, b: Rule, of_
 
 def _places(it: Numbering, frames: NDArray[np.int64]) -> NDArray[np.int64]:
     """The receiver of each frame."""
-    index = (frames - it.rule.start) // it.rule.step
-    return np.asarray(it.receivers)[index // it.rule.blocks % it.rule.buffers]
+    return np.asarray(it.receivers)[it.rule.place(frames).buffer]
 
 
 def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
@@ -198,7 +197,7 @@ def _order(
 ) -> str:
     """The order of local buffers of one of the flows that would put its frames where the other has them."""
     for fixed, moved, of in ((one, other, name), (other, one, first)):
-        buffer = (frames - moved.rule.start) // moved.rule.step // moved.rule.blocks % moved.rule.buffers
+        buffer = moved.rule.place(frames).buffer
         wanted = _places(fixed, frames)
         found = [set(wanted[buffer == index].tolist()) or {own} for index, own in enumerate(moved.receivers)]
         if len(moved.flows) == 1 and all(len(places) == 1 for places in found):

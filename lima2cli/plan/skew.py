@@ -122,7 +122,7 @@ def _first_untold(gdt: Gdt) -> int | None:
     for buffer in range(rule.buffers):
         told = rule.full_visits(buffer, gdt.selected) // gdt.group_event * gdt.group_event
         if told < rule.visits(buffer, gdt.selected):
-            first.append(rule.frame((told * rule.buffers + buffer) * rule.blocks))
+            first.append(rule.frame(rule.group_of(buffer, told) * rule.blocks))
     return min(first, default=None)
 
 

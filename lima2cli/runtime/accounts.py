@@ -12,16 +12,12 @@ from lima2cli.artefacts.flow_record import FlowRecord, cut_short
 from lima2cli.artefacts.progressions import ranges_of
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import windows
-from lima2cli.artefacts.status import last_row
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, last_row
 from lima2cli.geometry import Rule
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.messages import FlowCount
 from lima2cli.runtime.visits import Statuses, Visits
-
-SAVED, LOST, DROPPED, INCOMPLETE = 0, 1, 2, 3
-"""Values of ``frame_status`` in the files."""
-
 
 RowRanges = tuple[tuple[int, int], ...]
 """First and last row of each range."""
@@ -124,7 +120,7 @@ class Common:
         return reduce(np.maximum, (self._of(flow, first, last) for flow in self.flows))
 
     def _of(self, flow: FlowAccount, first: int, last: int) -> NDArray[np.uint8]:
-        begin = (self.start + first * self.step - flow.rule.start) // flow.rule.step
+        begin = flow.rule.index(self.start + first * self.step)
         stride = self.step // flow.rule.step
         return flow.statuses[begin : begin + (last - first - 1) * stride + 1][::stride]
 
@@ -134,7 +130,8 @@ class ChannelAccount:
     """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
 
     flows      that all of its frames come from;  frames  those of them that make the rows
-    expected   rows: frames that should be saved, a last incomplete window among them
+    expected   rows: frames that should be saved; a last incomplete window among them, which is dropped and has no row
+               in files
     dropped    (first, last) rows that transforms on the way gave up
     unmatched  (first, last) rows that were not in all inputs of a join; they count as lost
     vetoed     frames that filters on the way did not let pass
@@ -157,11 +154,17 @@ class ChannelAccount:
         else:
             frames = self.frames[first * window : last * window]
             short = (last - first) * window - len(frames)
-            status = np.pad(frames, (0, short), constant_values=DROPPED).reshape(-1, window).max(axis=1)
-        for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched)):
+            status = np.pad(frames, (0, short)).reshape(-1, window).max(axis=1)
+        last_window = ((self.whole, self.expected - 1),)
+        for value, ranges in ((DROPPED, self.dropped), (LOST, self.unmatched), (DROPPED, last_window)):
             for begin, end in ranges:
                 status[max(begin, first) - first : max(0, end + 1 - first)] = value
         return status
+
+    @property
+    def whole(self) -> int:
+        """Rows without a last incomplete window."""
+        return self.frames.count // self.channel.window if self.channel.window else self.expected
 
     def count_dropped(self) -> int:
         """Rows that were dropped, by a full buffer or by a transform."""
@@ -171,10 +174,9 @@ class ChannelAccount:
         """Rows of the master: all that are expected; where the run was cut short, those up to the last that came."""
         expected = {flow.name: flow.expected for flow in self.flows}
         if self.channel.window == 0 or not cut_short(Record.of(self.channel, "master"), expected):
-            return self.expected
+            return self.whole if self.channel.window > 1 else self.expected
         if self.channel.window > 1:
-            came = -(-last_row(self.frames, self.frames.count) // self.channel.window)
-            return min(came, self.expected)
+            return min(self.whole, -(-last_row(self.frames, self.frames.count) // self.channel.window))
         return last_row(self, self.expected)
 
 

@@ -22,8 +22,8 @@ from lima2cli.nodes.base import (
     ThreadedWriter,
     Transform,
     Transformer,
-    Writer,
 )
+from lima2cli.nodes.results import fitted
 from lima2cli.plan.fuse import pixelwise
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
@@ -31,6 +31,7 @@ from lima2cli.runtime.chain import BoundChain, concatenated, part_of
 from lima2cli.runtime.common import BoundCommon
 from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Ranges
 from lima2cli.runtime.spread import Function, Spread
+from lima2cli.runtime.writing import Writing
 from lima2cli.spec import Array, Block, Files, FrameSpec
 from lima2cli.threads import team
 
@@ -125,18 +126,20 @@ class BoundReduce:
         whole = kept[0] if len(kept) == 1 else {key: np.concatenate([p[key] for p in kept]) for key in kept[0]}
         columns = dict(self._node.finish(whole))
         numbers = columns.pop("frame_number")
+        for name, dtype in self._table.columns.items():
+            length = self._table.lengths.get(name)
+            columns[name] = fitted(columns[name], numbers, () if length is None else (length,), dtype, f"column {name}")
         self._writer.append(numbers, columns)
         self.saved += len(numbers)
 
 
-class BoundSink:
-    """A writer for each acquisition."""
+class BoundSink(Writing):
+    """A sink with files of its own."""
 
     def __init__(self, step: Step, program: ReceiverProgram) -> None:
-        self.saved = 0
+        super().__init__()
         self._node, self._channel = cast(Sink, step.node), program.channels[step.name]
         self._receiver, self._threads, self._directory = program.receiver, program.threads, ""
-        self._writer: Writer | None = None
 
     def ready(self, directory: str) -> None:
         """An acquisition will come, whose files are in ``directory``: they may be made now."""
@@ -154,36 +157,22 @@ class BoundSink:
         if isinstance(self._writer, ThreadedWriter):
             self._writer.threads = self._threads
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
-        assert self._writer is not None
-        return block, self._writer.stage(block)
-
-    def commit(self, staged: Any) -> None:
-        assert self._writer is not None
-        self.saved += self._writer.commit(staged)
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
 
 class BoundTransform:
-    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up."""
+    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up,
+    ``warnings`` what users should know, for the caller to clear."""
 
     def __init__(self, step: Step, files: Files) -> None:
         node = cast(Transform, step.node)
         self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
-        self._step = step.numbering.rule.step
+        self._name, self._step = step.name, step.numbering.rule.step
         self._given_up = Ranges(self._step)
+        self._told = False
+        self.warnings: list[str] = []
 
     def begin(self) -> None:
         """An acquisition: counts begin anew."""
-        self._given_up = Ranges(self._step)
+        self._given_up, self._told = Ranges(self._step), False
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
@@ -193,9 +182,13 @@ class BoundTransform:
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
         try:
             return self._transformer.step(block), None
-        except Dropped:
-            self._given_up.add(block.numbers)
-            return None, None
+        except Dropped as dropped:
+            if not self._told:
+                self._told = True
+                self.warnings.append(f"{self._name}: {dropped}")
+            if dropped.instead is None:
+                self._given_up.add(block.numbers)
+            return dropped.instead, None
 
     def finish(self) -> Block | None:
         return self._transformer.finish()

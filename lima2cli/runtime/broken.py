@@ -9,6 +9,7 @@ from lima2cli.artefacts.appending import NOT_STARTED
 from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.flow_record import COUNTS, kept_flows
 from lima2cli.artefacts.inspection import Inspection
+from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.errors import FileProblem
 from lima2cli.plan.records import Gdt, Plan
@@ -100,6 +101,6 @@ def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
 
 def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
     channel = plan.channels[name]
-    expected = flows[channel.flow]["expected"] if channel.complete else channel.selected or 0
+    expected = flows[channel.flow]["expected"] if channel.complete else max(0, Record.of(channel, "master").planned)
     counts = {"expected": expected, "saved": 0, "vetoed": 0, "dropped": 0, "lost": expected}
     return counts | {"dataset": None, "files": [], "bytes": 0}

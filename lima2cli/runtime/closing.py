@@ -7,6 +7,7 @@ from typing import Any
 from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.master import frame_files
+from lima2cli.artefacts.tree import MEASUREMENT
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import (
     ChannelAccount,
@@ -62,7 +63,7 @@ def _channel(
         "dropped": dropped,
         "lost": account.expected - saved - account.vetoed - dropped,
         **_unmatched(plan, account.unmatched, account.channel.unmatched, outcome),
-        "dataset": f"{master}::/entry_0000/measurement/data" if (folder / master).exists() else None,
+        "dataset": f"{master}::/{MEASUREMENT}/data" if (folder / master).exists() else None,
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
     }

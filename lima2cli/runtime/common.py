@@ -2,33 +2,31 @@
 
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lima2cli.artefacts.channel import Channel
 from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.plan.records import Step
 from lima2cli.runtime.arrivals import END, Arrival, Result
-from lima2cli.spec import Block
+from lima2cli.runtime.writing import Writing
 from lima2cli.transport.base import Circle
 
 if TYPE_CHECKING:
     from lima2cli.artefacts.common_writer import CommonWriter
 
 
-class BoundCommon:
+class BoundCommon(Writing):
     """See `Waiting`, and `BoundSink` in `lima2cli.runtime.bound`. ``frames`` is the end of the acquisition, once known.
 
     After an error it saves nothing more and goes on to take part.
     """
 
+    _writer: "CommonWriter | None"
+
     def __init__(self, step: Step, channel: Channel, receiver: int, circle: Circle) -> None:
-        self.saved = 0
+        super().__init__()
         self.frames: int | None = None
         self._node, self._channel, self._receiver, self._circle = cast(IoHdf5, step.node), channel, receiver, circle
         self._rule = channel.rule
         self._directory = ""
-        self._writer: CommonWriter | None = None
 
     def ready(self, directory: str) -> None:
         """See `BoundSink.ready`. The file itself, which they make together, holds the time of the start."""
@@ -38,23 +36,6 @@ class BoundCommon:
         """See `BoundSink.begin`."""
         self.saved, self.frames = 0, None
         self._writer = self._node.open_common(self._channel, self._directory, self._receiver, start_ns, self._circle)
-
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, NDArray[np.int64]]:
-        assert self._writer is not None
-        return block, self._writer.stage(block)
-
-    def commit(self, staged: NDArray[np.int64]) -> None:
-        assert self._writer is not None
-        self.saved += self._writer.commit(staged)
-
-    def flush(self) -> None:
-        if self._writer is not None:
-            self._writer.flush()
-
-    def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
 
     def arrive(self, source: str, what: Arrival) -> None:
         """How far the frames are; they themselves came before."""

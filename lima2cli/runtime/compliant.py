@@ -8,6 +8,7 @@ received: a run ends after ``acquisition.timeout``, and every frame that was due
 import time
 from collections.abc import Callable
 
+from lima2cli.attempt import attempt
 from lima2cli.detectors.base import Detector, State
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.program.records import DetectorProgram
@@ -45,7 +46,7 @@ class CompliantRank:
 
     def _do(self, operation: Callable[[], None]) -> bool:
         try:
-            operation()
+            attempt(operation)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
             self._fail(f"detector: {error or type(error).__name__}", repr(error))
             return False

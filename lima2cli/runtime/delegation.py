@@ -6,7 +6,7 @@ receiver → worker   ("block", index, numbers, times)  with the frames, straigh
 worker → receivers  ("alive",)                         it begins with a block, of whichever receiver
 worker → receiver   ("reply", index)                   with frames
                     ("done", index)                    without: there is nothing to reply
-                    ("failed", index, why)
+                    ("failed", index, why, frame)  the number of the frame, None where it is not about one
 worker → receivers  ("left", why)                      it takes no more blocks
 """
 
@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from lima2cli.errors import UserCodeError
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Step
 from lima2cli.program import records
@@ -169,7 +170,7 @@ class Delegation:
         """What a worker said of a block, which it has by now."""
         if kind == FAILED:
             self._tell_once(what[1])
-            self._fail(task, what[1])
+            self._fail(task, *what[1:])
             return
         if kind == REPLY and frames is not None and not self._stopped:
             block = task.arrival.block
@@ -198,17 +199,17 @@ class Delegation:
         if self._node.on_error != "stop":
             self.warnings.append(f"{self._name}: {why}")
         elif not self._stopped:
-            self._failed = BlockFailed(None, RuntimeError(why))
+            self._failed = BlockFailed(None, UserCodeError(why))
             self._stop()
 
-    def _fail(self, task: _Task, why: str) -> None:
+    def _fail(self, task: _Task, why: str, frame: int | None = None) -> None:
         """What ``on_error`` says."""
         block = task.arrival.block
         assert block is not None
         task.settled = True
         on_error = self._node.on_error
         if on_error == "stop" and not self._stopped:
-            self._failed = BlockFailed(int(block.numbers[0]), RuntimeError(why))
+            self._failed = BlockFailed(int(block.numbers[0]) if frame is None else frame, UserCodeError(why))
             self._stop()
         elif on_error == "pass" and self._node.reply and not self._stopped:
             task.result = block

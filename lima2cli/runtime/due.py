@@ -21,9 +21,9 @@ class Due:
     def after(self, last: int) -> int:
         """The first of them with a number above ``last``; END if there is none."""
         rule = self._rule
-        index = max(0, (last - rule.start) // rule.step + 1)
-        group = index // rule.blocks
-        ahead = next((n for n in range(rule.buffers) if self._here[(group + n) % rule.buffers]), None)
+        index = rule.before(last + 1)
+        group = rule.group(index)
+        ahead = next((n for n in range(rule.buffers) if self._here[rule.turn(group + n)[0]]), None)
         if ahead is None:
             return END
         if ahead:

@@ -8,7 +8,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import tells
 from lima2cli.artefacts.file_names import master_file
-from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, whole_windows
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import write_master
 from lima2cli.artefacts.record import Record
@@ -73,11 +73,11 @@ def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any
     record = Record.of(channel, "master")
     expected = expected_rows(record, flows)
     if expected is None:
-        return {"totals": {} if channel.selected is None else {"expected": channel.selected}}
+        return {"totals": {} if record.planned < 0 else {"expected": record.planned}}
     told: dict[str, Any] = {"totals": {"expected": expected}}
     whole = not cut_short(record, {name: flow.expected for name, flow in flows.items()})
     if whole:
-        told["rows"] = expected
+        told["rows"] = whole_windows(record, flows) if record.window > 1 else expected
     if channel.complete:
         flow = flows[channel.flow]
         told |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}

@@ -9,9 +9,11 @@ gives, when it is there, goes through the nodes behind it in the same way. Memor
 """
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+from lima2cli.attempt import attempt
+from lima2cli.errors import UserCodeError
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
@@ -27,6 +29,9 @@ from lima2cli.runtime.processing import OwnProcessing
 from lima2cli.runtime.timing import Timings
 from lima2cli.spec import Block, Files
 from lima2cli.transport.base import Port
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Graph:
@@ -57,11 +62,9 @@ class Graph:
     def ready(self, directory: str) -> None:
         """An acquisition will come, whose files go to ``directory``."""
         for name, end in self._working.copy().items():
-            try:
-                end.ready(directory)
-                self._ends[name] = end
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, None, error)
+            made = self._attempt(name, None, _made_ready, end, directory)
+            if made is not None:
+                self._ends[name] = made
 
     def begin(self, start_ns: int) -> None:
         """The acquisition that was announced began at ``start_ns``, ns since the epoch."""
@@ -69,10 +72,7 @@ class Graph:
         for each in self._anew:
             each.begin()
         for name, end in self._ends.copy().items():
-            try:
-                end.begin(start_ns)
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, None, error)
+            self._attempt(name, None, end.begin, start_ns)
 
     @property
     def needs_stable(self) -> bool:
@@ -101,10 +101,7 @@ class Graph:
         """Make what was staged last."""
         for name, bound, kept in staged:
             before = time.perf_counter_ns()
-            try:
-                bound.commit(kept)
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, first_frame, error)
+            self._attempt(name, first_frame, bound.commit, kept)
             self.timings.of(name).commit_ns += time.perf_counter_ns() - before
 
     def poll(self) -> bool:
@@ -112,7 +109,7 @@ class Graph:
         worked = False
         for name in self._waiting:
             before = time.perf_counter_ns()
-            result = self._result(name)
+            result = self._attempt(name, None, self._waiting[name].poll)
             if result is not None:
                 worked = True
                 self.timings.took(name, time.perf_counter_ns() - before, result)
@@ -141,10 +138,7 @@ class Graph:
     def flush(self) -> None:
         """Make what was committed readable."""
         for name, bound in list(self._ends.items()):
-            try:
-                bound.flush()
-            except Exception as error:  # noqa: BLE001
-                self._drop(name, None, error)
+            self._attempt(name, None, bound.flush)
 
     def close(self) -> None:
         """End all files, the rest too where one fails."""
@@ -159,19 +153,24 @@ class Graph:
     def _close(self, some: Mapping[str, End | BoundTransform]) -> None:
         for name, one in some.items():
             try:
-                one.close()
+                attempt(one.close)
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
-    def _result(self, name: str) -> Result | None:
+    def _attempt(
+        self, name: str, frame: int | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """What a function of a node gives; None where it fails: the node is then left out. ``frame`` is the first that
+        the call is about."""
         try:
-            return self._waiting[name].poll()
+            return attempt(function, *args, **kwargs)
         except BlockFailed as failed:
             self._drop(name, failed.frame, failed.error)
-            return None
+        except UserCodeError as error:
+            self._drop(name, frame if error.frame is None else error.frame, error)
         except Exception as error:  # noqa: BLE001
-            self._drop(name, None, error)
-            return None
+            self._drop(name, frame, error)
+        return None
 
     def _follow(self, name: str, result: Result) -> None:
         """What a node that has waited gives goes on."""
@@ -217,11 +216,10 @@ class Graph:
         return course.staged
 
     def _kernel(self, step: BoundStep, bound: Single, block: Block, course: Course) -> None:
-        try:
-            out, kept = self._staged(bound, block, course.received_ns)
-        except Exception as error:  # noqa: BLE001
-            self._drop(step.name, int(block.numbers[0]), error)
-            out, kept = (block if isinstance(bound, BoundSink | BoundCommon) else None), {}
+        staged = self._attempt(step.name, int(block.numbers[0]), self._staged, bound, block, course.received_ns)
+        if staged is None:
+            staged = (block if isinstance(bound, BoundSink | BoundCommon) else None), {}
+        out, kept = staged
         if out is not None:
             course.blocks[step.name] = out
             if out is block and step.sources[0] in course.held:
@@ -250,11 +248,8 @@ class Graph:
     def _pair(self, step: BoundStep, bound: Paired, given: dict[str, Block], course: Course) -> None:
         if not given:
             return
-        try:
-            out = bound.stage(given, course.rows)
-        except Exception as error:  # noqa: BLE001
-            self._drop(step.name, int(next(iter(given.values())).numbers[0]), error)
-            return
+        first = int(next(iter(given.values())).numbers[0])
+        out = self._attempt(step.name, first, bound.stage, given, course.rows)
         if out is not None:
             course.blocks[step.name] = out
             if isinstance(bound, BoundSelect) and step.sources[0] in course.held:
@@ -262,17 +257,7 @@ class Graph:
 
     def _finish(self, step: BoundStep, bound: BoundTransform, given: dict[str, Block], course: Course) -> None:
         """The last of a transform: what it makes of what came at the end, and what it still holds."""
-        pieces = []
-        try:
-            for block in given.values():
-                out, _ = bound.stage(block, course.received_ns)
-                if out is not None:
-                    pieces.append(copy_of(out))
-            left = bound.finish()
-        except Exception as error:  # noqa: BLE001
-            self._drop(step.name, None, error)
-            return
-        pieces += [left] if left is not None else []
+        pieces = self._attempt(step.name, None, _last_pieces, bound, list(given.values()), course.received_ns)
         if pieces:
             course.blocks[step.name] = whole(pieces)
 
@@ -306,6 +291,18 @@ class Graph:
         self._working = {end: bound for end, bound in self._working.items() if end in alive}
         for bound in ended.values():
             try:
-                bound.close()
+                attempt(bound.close)
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
+
+
+def _made_ready(end: End, directory: str) -> End:
+    end.ready(directory)
+    return end
+
+
+def _last_pieces(bound: BoundTransform, blocks: Sequence[Block], received_ns: int) -> list[Block]:
+    """What a transform makes of what comes at the end, and what it still holds."""
+    given = [copy_of(out) for out, _ in (bound.stage(block, received_ns) for block in blocks) if out is not None]
+    left = bound.finish()
+    return given if left is None else [*given, left]

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.exit_codes import FAILED, INTERRUPTED
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.environment import check_files, check_memory
@@ -20,9 +21,7 @@ from lima2cli.runtime.job import BY_USER, Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
-from lima2cli.runtime.run import FAILED, as_seen, done, exit_code, open_directory
-
-INTERRUPTED = 130
+from lima2cli.runtime.run import as_seen, done, exit_code, open_directory
 
 
 def job_rank() -> int | None:

@@ -178,7 +178,7 @@ class Gathering(Meeting):
 
     def _group_of(self, numbers: Numbers) -> int:
         """Of frames that are of one group; several that come one after another may be of the same one."""
-        return (int(numbers[0]) - self._rule.start) // self._rule.step // self._rule.blocks
+        return self._rule.group(self._rule.index(int(numbers[0])))
 
     def _result(
         self, last: int, block: Block, whole: NDArray[np.generic], pending: Pending, *, mine: bool

@@ -40,9 +40,10 @@ class NodeCounts:
         return {name: bound.vetoed for name, bound in self._selects.items()}
 
     def warnings(self) -> list[str]:
-        """What users should know of workers, since the last call."""
-        told = [text for each in self._delegations.values() for text in each.warnings]
-        for each in self._delegations.values():
+        """What users should know of code of theirs, since the last call."""
+        nodes: list[BoundTransform | Delegation] = [*self._transforms.values(), *self._delegations.values()]
+        told = [text for each in nodes for text in each.warnings]
+        for each in nodes:
             each.warnings.clear()
         return told
 

@@ -87,10 +87,10 @@ class BoundJoin:
     def _note(self, numbers: Numbers) -> None:
         if not self._notes:
             return
-        index, rest = np.divmod(numbers.astype(np.int64) - self._rule.start, self._rule.step)
-        expected = (index >= 0) & (rest == 0)
+        places = self._rule.place(numbers.astype(np.int64))
+        expected = places.selected
         if self._selected is not None:
-            expected &= index < self._selected
+            expected &= places.index < self._selected
         self.beside += len(numbers) - int(np.count_nonzero(expected))
         self._unmatched.add(numbers[expected])
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.nodes import function
+from lima2cli.attempt import attempt
+from lima2cli.errors import UserCodeError
+from lima2cli.nodes.function import frames_in_words, load, words
 from lima2cli.program.records import Processing, ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Result
 from lima2cli.runtime.reader import FlowReader
@@ -93,7 +95,7 @@ class OwnProcessing:
         self._given: tuple[str, Block] | None = None
         self._open: set[str] = set()
         self._over = False
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         receiver._wait = self._next  # the two are one thing, of which the user sees one side
 
     @property
@@ -117,7 +119,7 @@ class OwnProcessing:
         self._resume()
         self._open = set(self.names)
         if self._error is not None:
-            raise RuntimeError(function.words(self._error, __file__)) from self._error
+            raise UserCodeError(f"{words(self._error)} ({self.name}, before the start)") from self._error
 
     def arrive(self, source: str, what: Arrival) -> None:
         """See `Waiting`."""
@@ -143,8 +145,10 @@ class OwnProcessing:
         self._given = None
         if self._error is not None:
             error, self._error = self._error, None
-            frame = None if given is None else int(given[1].numbers[0])
-            raise BlockFailed(frame, RuntimeError(function.words(error, __file__)))
+            numbers = None if given is None else given[1].numbers
+            when = "after the last block" if numbers is None else frames_in_words(numbers)
+            failed = UserCodeError(f"{words(error)} ({self.name}, {when})")
+            raise BlockFailed(None if numbers is None else int(numbers[0]), failed)
 
     def _resume(self) -> None:
         """The program's turn, until it waits or ends."""
@@ -160,8 +164,8 @@ class OwnProcessing:
     def _run(self) -> None:
         self._go.acquire()
         try:
-            function.load(self._reference, self._files)(self._receiver)
-        except BaseException as error:  # noqa: BLE001  user code may raise anything
+            attempt(lambda: load(self._reference, self._files)(self._receiver))
+        except Exception as error:  # noqa: BLE001  user code may raise anything
             self._error = error
         finally:
             self._over = True

@@ -143,7 +143,7 @@ class FlowReader:
 
     def _last(self, buffer: LocalBuffer, visit: int) -> int:
         """Number of the last frame of a group."""
-        rule, group = self._rule, buffer.index + visit * self._rule.buffers
+        rule, group = self._rule, self._rule.group_of(buffer.index, visit)
         return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
 
     def _overtaken(self, buffer: LocalBuffer, visit: int) -> int:
@@ -196,14 +196,15 @@ class FlowReader:
         if buffer.failures is None:
             return visits
         visits = min(visits, buffer.positions - self._rule.position(visit))
-        last = self._rule.blocks_of_group(buffer.index + (visit + visits - 1) * self._rule.buffers, self._selected)
+        last_group = self._rule.group_of(buffer.index, visit + visits - 1)
+        last = self._rule.blocks_of_group(last_group, self._selected)
         self._port.sync()
         return buffer.failures.usable(self._rule.position(visit), visits, last)
 
     def _batch(self, buffer: LocalBuffer, visit: int, visits: int) -> Batch:
         rule = self._rule
         visits = min(visits, buffer.positions - rule.position(visit))
-        last_group = buffer.index + (visit + visits - 1) * rule.buffers
+        last_group = rule.group_of(buffer.index, visit + visits - 1)
         blocks = (visits - 1) * rule.blocks + rule.blocks_of_group(last_group, self._selected)
         first = rule.position(visit) * rule.blocks
         self._port.sync()
@@ -223,7 +224,7 @@ class FlowReader:
         failed = None if failures is None else failures.of(position, batch.visits, blocks)
         if failed is not None:
             numbers = batch.block.numbers[failed].astype(np.int64)
-            batch.failed = (numbers - self._rule.start) // self._rule.step
+            batch.failed = self._rule.index(numbers)
             batch.block = without(batch.block, failed)
 
     def took(self, batch: Batch, elapsed_ns: int) -> None:

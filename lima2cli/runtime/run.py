@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lima2cli.errors import EnvironmentUnfit
+from lima2cli.attempt import attempt, said
+from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
+from lima2cli.exit_codes import DATA_LOST, FAILED, FINE, STOPPED
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
@@ -22,9 +24,6 @@ from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
-
-COMPLETE, FAILED, DATA_LOST, UNFIT = 0, 10, 11, 12
-"""Exit codes of a run, as the command line documents them; 128 + n after signal n."""
 
 
 def run_plan(
@@ -99,26 +98,26 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 
     def give_up() -> None:
         signals.on_second = lambda: None
-        raise KeyboardInterrupt
+        raise EndedAtOnce
 
     signals.on_first, signals.on_second = stop.set, give_up
     if signals.received:
         stop.set()
     directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
-    except KeyboardInterrupt:
+        attempt(run_inline, plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
+    except EndedAtOnce:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
         (directory / LOG).write_text(traceback.format_exc())
-        return conclude(plan, directories.all, f"{type(error).__name__}: {error}; see {LOG}")
+        return conclude(plan, directories.all, f"{said(error)}; see {LOG}")
     return conclude(plan, directories.all, "it was not closed")
 
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
     if signals.received and summary["state"] != "complete":
-        return 128 + int(signal.Signals(signals.received[0]))
+        return STOPPED + int(signal.Signals(signals.received[0]))
     if summary.get("overrun") or summary.get("losses"):
         return DATA_LOST
-    return FAILED if summary["state"] == "failed" else COMPLETE
+    return FAILED if summary["state"] == "failed" else FINE

@@ -1,15 +1,16 @@
 """The other side of a delegation: a worker takes blocks from receivers, and replies."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.nodes import function
+from lima2cli.errors import UserCodeError
 from lima2cli.nodes.base import Delegate
+from lima2cli.nodes.function import Code, load
 from lima2cli.program.records import WorkerProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.delegation import ALIVE, DONE, FAILED, LEFT, REPLY
@@ -46,6 +47,11 @@ class Service:
         self._left = self._finished = False
         self._blocks = self._frames = self._failed = 0
         self._since_ns = self._busy_ns = 0
+
+    @property
+    def name(self) -> str:
+        """What works here, for messages."""
+        return self._node.function or " ".join(self._node.command or ())
 
     @property
     def spec(self) -> FrameSpec:
@@ -99,16 +105,25 @@ class Service:
         after = self._program.step.after
         assert isinstance(after, FrameSpec)
         try:
-            frames = self._node.output.fit(result, len(given.numbers), after)
-        except (ValueError, TypeError) as error:
-            self.fail(given, str(error))
+            frames = self._node.output.fit(result, given.numbers, after, self.name)
+        except UserCodeError as error:
+            self.fail(given, str(error), error.frame)
             return
         self._sending.append(self._line.send(given.place, (REPLY, given.index), np.ascontiguousarray(frames)))
 
-    def fail(self, given: Given, why: str) -> None:
-        """Answer that there is no result."""
+    def answer(self, given: Given, code: Code) -> None:
+        """Answer with what code of the user's makes of the block."""
+        try:
+            result = code(given.frames, given.numbers)
+        except UserCodeError as error:
+            self.fail(given, str(error))
+        else:
+            self.reply(given, result)
+
+    def fail(self, given: Given, why: str, frame: int | None = None) -> None:
+        """Answer that there is no result, because of ``frame`` where it is known."""
         self._failed += 1
-        self._send(given.place, (FAILED, given.index, why))
+        self._send(given.place, (FAILED, given.index, why, frame))
 
     def leave(self, why: str) -> None:
         """Take no more blocks, before the end."""
@@ -138,20 +153,19 @@ class WorkerRank:
 
     def __init__(self, program: WorkerProgram, port: Port, files: Files) -> None:
         self._service, self._node, self._files = Service(program, port), program.step.node, files
-        self._function: Callable[..., Any] | None = None
-        self._params: Mapping[str, Any] = {}
+        self._code: Code | None = None
         self.done = False
 
     def prepare(self) -> None:
         """See `Rank.prepare`."""
         service, node = self._service, self._node
         assert isinstance(node, Delegate)
-        assert node.function is not None
+        reference = node.function
+        assert reference is not None
         try:
-            found = function.load(node.function, self._files)
-            self._function, self._params = function.ready(found, service.spec, node.params)
-        except Exception as error:  # noqa: BLE001  user code may raise anything
-            service.unfit(function.words(error, __file__))
+            self._code = Code(reference, lambda: load(reference, self._files), service.spec, node.params)
+        except UserCodeError as error:
+            service.unfit(str(error))
         else:
             service.ready()
 
@@ -159,26 +173,17 @@ class WorkerRank:
         """See `Rank.step`."""
         given = self._service.take()
         self.done = self._service.done
-        if given is not None:
-            self._answer(given)
+        if given is not None and self._code is not None:
+            self._service.answer(given, self._code)
         elif self._service.ended:
             self._finish()
         return given is not None
 
-    def _answer(self, given: Given) -> None:
-        assert self._function is not None
-        try:
-            result = self._function(given.frames, given.numbers, **self._params)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  user code may raise anything
-            self._service.fail(given, function.words(error, __file__))
-        else:
-            self._service.reply(given, result)
-
     def _finish(self) -> None:
-        called, self._function = self._function, None
-        if called is not None:
+        code, self._code = self._code, None
+        if code is not None:
             try:
-                function.close(called)
-            except Exception as error:  # noqa: BLE001  user code may raise anything
-                self._service.unfit(function.words(error, __file__))
+                code.close()
+            except UserCodeError as error:
+                self._service.unfit(str(error))
         self._service.finish()

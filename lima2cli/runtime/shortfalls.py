@@ -8,22 +8,15 @@ no losses: nobody knows whether they were taken.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from lima2cli.artefacts.status import INCOMPLETE, LOST
 from lima2cli.plan.flow_layout import grouped
 from lima2cli.plan.groups import EVENTS_HZ
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.plan.skew import held_frames
-from lima2cli.runtime.accounts import INCOMPLETE, LOST, FlowAccount
+from lima2cli.runtime.accounts import FlowAccount
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.measures import first_lost
-
-KEPT_UP = 0.99
-"""Share of the asked rate below which a run is warned of."""
-
-HICCUP_S = 0.05
-"""What a machine with other programs on it may be late once, without a meaning: unless it is most of the run."""
-
-BUSY = 0.85
-"""Share of its time from which a receiver has none left."""
+from lima2cli.runtime.verdict import BUSY, HICCUP_S, KEPT_UP
 
 BRIDGED_S = 1.0
 """Buffers that are too small should hold so long."""

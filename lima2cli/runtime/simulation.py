@@ -9,6 +9,7 @@ from typing import Any
 from lima2cli.check import Checked, compile_again
 from lima2cli.config.simulated import Simulation, simulated
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.exit_codes import STOPPED
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.doctor_pipeline import disk_room, output_folder
 from lima2cli.runtime.launch import Emit, find_mpiexec
@@ -21,9 +22,6 @@ VERSION = 1
 
 FIRST_GUESS_HZ = 100.0
 """Tried first where no rate is said."""
-
-STOPPED = 128
-"""Exit codes of runs that a signal has ended begin above."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lima2cli.attempt import attempt
 from lima2cli.detectors.base import Detector, Warns
 from lima2cli.geometry import Rect
 from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
@@ -55,7 +56,7 @@ class _Cursor:
         if not self.blocks:
             self.last = -1
             return
-        first = rule.start + self.group * rule.blocks * rule.step
+        first = rule.frame(self.group * rule.blocks)
         self.last = first + (self.blocks - 1) * rule.step
         self.numbers = range(first, self.last + 1, rule.step)
 
@@ -92,19 +93,22 @@ class DetectorRank:
         if not self._running or self._paused:
             return False
         try:
-            served = 0
-            while served < GROUPS_PER_STEP and self._serve():
-                served += 1
-            return served > 0
+            return attempt(self._serve_some)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
             due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
             self._fail(error, min(due)[1] if due else None)
             return True
 
+    def _serve_some(self) -> bool:
+        served = 0
+        while served < GROUPS_PER_STEP and self._serve():
+            served += 1
+        return served > 0
+
     def _do(self, operation: Callable[[], None]) -> bool:
         """Whether an operation of the detector succeeded; the control rank is told of a failure."""
         try:
-            operation()
+            attempt(operation)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
             return False
@@ -189,7 +193,7 @@ class DetectorRank:
     def _send_group(self, cursor: _Cursor) -> bool:
         """Write one group to its place; False where memory isn't released yet."""
         rule, flow, port = cursor.rule, cursor.flow, self._port
-        visit, index = divmod(cursor.group, rule.buffers)
+        index, visit = rule.turn(cursor.group)
         if rule.dropped(visit):
             cursor.dropped += cursor.blocks
             return True

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lima2cli.artefacts.flow_record import COUNTS
 from lima2cli.errors import RunFailed
 from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
@@ -20,7 +21,6 @@ from lima2cli.runtime.usage import usage
 
 VERSION = 1
 STATES = ("complete", "stopped", "failed")
-FLOW_COUNTS = ("expected", "received", "lost", "dropped", "missing")
 CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
 
 
@@ -157,7 +157,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 def _sound(summary: Mapping[str, Any]) -> bool:
     """Whether it has what readers ask of it: states, counts and names of files, each of its type."""
-    counts = {"flows": FLOW_COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
+    counts = {"flows": COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
     try:
         return (
             summary["state"] in STATES

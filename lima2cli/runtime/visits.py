@@ -40,18 +40,18 @@ class Visits:
     def mark(self, status: NDArray[np.uint8], first: int, value: int) -> None:
         """Set ``status`` (n,) of the frames from ``first`` on where they are among these."""
         rule = self.rule
-        begin, end = first // rule.blocks, rule.groups(first + len(status))
+        begin, end = rule.group(first), rule.groups(first + len(status))
         groups = np.zeros(end - begin, bool)
         for buffer, (lows, highs) in self._by_buffer.items():
-            low, high = _visit(rule, begin, buffer), _visit(rule, end, buffer)
+            low, high = rule.visits_before(buffer, begin), rule.visits_before(buffer, end)
             inside = slice(np.searchsorted(highs, low, "right"), np.searchsorted(lows, high))
             if inside.start < inside.stop:
                 # +1 where a range begins and -1 where it ends: the sum so far tells what is inside
                 edges = np.bincount(np.maximum(lows[inside], low) - low, minlength=high - low + 1)
                 edges -= np.bincount(np.minimum(highs[inside], high) - low, minlength=high - low + 1)
-                groups[low * rule.buffers + buffer - begin :: rule.buffers] = np.cumsum(edges[:-1]) > 0
+                groups[rule.group_of(buffer, low) - begin :: rule.buffers] = np.cumsum(edges[:-1]) > 0
         if groups.any():
-            status[groups[np.arange(first, first + len(status)) // rule.blocks - begin]] = value
+            status[groups[rule.group(np.arange(first, first + len(status))) - begin]] = value
         for low, high in self.rows[bisect_left(self.rows, first, key=lambda row: row[1]) :]:
             if low >= first + len(status):
                 break
@@ -70,7 +70,7 @@ class Visits:
     def _short(self) -> int:
         """Blocks that the last group lacks, where it is among these."""
         group = self.rule.groups(self.expected) - 1
-        visit, buffer = divmod(group, self.rule.buffers)
+        buffer, visit = self.rule.turn(group)
         _, highs = self._by_buffer.get(buffer, (None, np.zeros(0, np.int64)))
         held = len(highs) and int(highs[-1]) == visit + 1
         return self.rule.blocks - self.rule.blocks_of_group(group, self.expected) if held else 0
@@ -90,11 +90,6 @@ class Statuses:
             if visits:
                 visits.mark(status, first, value)
         return status
-
-
-def _visit(rule: Rule, group: int, buffer: int) -> int:
-    """The first visit of a local buffer that belongs to ``group`` or a later one."""
-    return max(0, -(-(group - buffer) // rule.buffers))
 
 
 def _columns(pairs: Iterable[tuple[int, int]]) -> tuple[Indices, Indices]:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, cast
 
 from mpi4py import MPI
 
+from lima2cli.attempt import attempt
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.exit_codes import FAILED
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
@@ -28,9 +30,6 @@ from lima2cli.transport.mpi import MpiPort
 if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
 
-FAILED = 10
-"""What the job ends with where a rank is not what the plan says."""
-
 
 def main() -> None:
     """Run this rank's program until the control rank ends the run."""
@@ -38,10 +37,10 @@ def main() -> None:
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
     if launcher is None:
-        run_ranks(None, lambda event: None, lambda: None)
+        attempt(run_ranks, None, lambda event: None, lambda: None)
         return
     launcher.emit({"type": "ranks", "ranks": ranks})
-    outcome = run_ranks(launcher.job, launcher.emit, launcher.order)
+    outcome = attempt(run_ranks, launcher.job, launcher.emit, launcher.order)
     launcher.close()
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)

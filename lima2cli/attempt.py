@@ -1,0 +1,34 @@
+"""Calls of code that others wrote: functions of users, and the classes of plugins."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from lima2cli.errors import EndedAtOnce, Lima2Error, UserCodeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ExitError(Lima2Error):
+    """What was raised and is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
+
+
+def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what others wrote, so that whatever it raises can be caught as an Exception.
+
+    ``sys.exit()`` ends no rank, and a KeyboardInterrupt that no key has raised no run: these, and all that is no
+    Exception, become an `ExitError` of the same traceback. Raises what ``function`` raises, else.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (Exception, EndedAtOnce):
+        raise
+    except BaseException as error:
+        raise ExitError(said(error)).with_traceback(error.__traceback__) from error
+
+
+def said(error: BaseException) -> str:
+    """Kind and message of an exception in one line; of one that stands for another, those of that."""
+    if isinstance(error, ExitError | UserCodeError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
