@@ -82,7 +82,7 @@ def write_all(channel: Channel, directory: str, numbers: Iterable[int], receiver
 
 
 def detector_group(file: Any) -> Any:
-    return file["entry_0000/ESRF-ID00/remu"]
+    return file["entry_0000/instrument/remu"]
 
 
 def make_table(**fields: Any) -> TableChannel:

@@ -18,7 +18,7 @@ MAZE = """\
 # a comment
 lima2: 1
 name: maze
-metadata: {instrument: ESRF-ID00, photon_energy: 12.4 keV, beam_center: {x: 250, y: 250}}
+metadata: {instrument: ID00, photon_energy: 12.4 keV, beam_center: {x: 250, y: 250}}
 detector:
   remu:
     image: {width: 500, height: 500}

@@ -400,7 +400,7 @@ def test_a_common_file_of_three_receivers_equals_that_of_one(tmp_path: Path) -> 
         np.testing.assert_array_equal(one[name], three[name], name)
 
 
-DATA = "/entry_0000/ESRF-ID00/remu/data"
+DATA = "/entry_0000/instrument/remu/data"
 
 
 def _datasets(file: Any) -> dict[str, Any]:

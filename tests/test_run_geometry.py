@@ -88,7 +88,7 @@ def geometry(ran: Ran, node: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     with h5py.File(ran.directory / f"turned_{node}_master.h5") as file:
-        detector = file["entry_0000/ESRF-ID00/remu"]
+        detector = file["entry_0000/instrument/remu"]
         for name in ("x_pixel_size", "y_pixel_size", "beam_center_x", "beam_center_y", "pixel_mask"):
             found[name] = detector[name][()]
         operation = detector["image_operation"]

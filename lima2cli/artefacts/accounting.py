@@ -13,7 +13,8 @@ import numpy as np
 
 from lima2cli.artefacts.common_holding import Common
 from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows, whole_windows
-from lima2cli.artefacts.holdings import Frames, Holding, Table
+from lima2cli.artefacts.frame_holding import Frames
+from lima2cli.artefacts.holdings import Holding, Table
 from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.rows import windows
@@ -45,6 +46,7 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
         inspection.tell(f"{directory} holds no file of a run")
     for holding in holdings:
         _tell_flows(holding, flows)
+        holding.check_rows(flows)
         holding.count()
     names = dict.fromkeys([*(flow for it in holdings for flow in it.record.flows), *flows])
     warnings: list[str] = []

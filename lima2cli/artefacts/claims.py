@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import InOrder, Rows, rows_of, windows
-from lima2cli.artefacts.sources import Sources
+from lima2cli.artefacts.sources import Source, Sources
 from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
 from lima2cli.artefacts.status import INCOMPLETE, LOST, SAVED, Status
 
@@ -18,6 +18,7 @@ from lima2cli.artefacts.status import INCOMPLETE, LOST, SAVED, Status
 class Claims:
     """Rows of a master, asked for in consecutive windows of selected frames. `Unreadable` where it can't be read.
 
+    rows       of the master
     expected   frames of the channel
     told       whether it says why frames are not saved
     vetoed     frames that a filter left out; None where nothing tells
@@ -38,25 +39,27 @@ class Claims:
             self.sparse = is_sparse(detector["data"])
             copied = self.sparse or record.layout == "common"
             self.sources = None if copied else Sources(detector["data"])
+            self._shape = () if self.sparse else detector["data"].shape[1:]
             if self.sparse and (len(detector["data/frame_ptr"]) != count + 1 or whole_rows(detector["data"]) != count):
                 inspection.tell(f"{name}: it lacks pixels of some of its {count} frames")
-        self._count, self._selected = count, selected
+            self._check_lengths(detector, count)
+        self.rows, self._selected = count, selected
         self.release()
 
     def release(self) -> None:
         """Close the file."""
-        self._rows = InOrder(iter(()))
+        self._marked = InOrder(iter(()))
         self._flow: Iterator[Status] | None = None
 
     def rewind(self) -> None:
         """Begin anew with the first window."""
-        self._rows = InOrder(self._read(self._count))
+        self._marked = InOrder(self._read(self.rows))
         self._flow = self._read_flow(self._selected) if self._by_flow else None
 
     def window(self, first: int, last: int) -> tuple[Status, Status]:
         """Status of frames ``first`` to ``last - 1`` (by index) if they are in no file, and as their rows say."""
         claimed = np.full(last - first, INCOMPLETE, np.uint8)
-        for rows, status in self._rows.take(last):
+        for rows, status in self._marked.take(last):
             claimed[rows - first] = status
         if self._flow is None:
             absent = claimed
@@ -69,28 +72,63 @@ class Claims:
 
     def saved(self) -> Iterator[tuple[Rows]]:
         """The frames (by index) that are marked as saved."""
-        for rows, status in self._read(self._count):
+        for rows, status in self._read(self.rows):
             yield (rows[status == SAVED],)
 
     def places(self, rows: Rows) -> Rows:
-        """The row of the master of each selected frame (by index, increasing)."""
+        """The row of the master of each selected frame (by index, increasing); -1 where it has none."""
         if not self._record.filtered or not len(rows):
-            return rows
+            return np.where(rows < self.rows, rows, -1)
         start, step = self._record.start, self._record.step
         with self._inspection.open(self._name) as file:
             numbers = detector_of(file)["frame_number"]
             low = bisect_left(numbers, int(rows.min()) * step + start)
             known = rows_of(numbers[low : bisect_right(numbers, int(rows.max()) * step + start)], start, step)
-        return low + np.searchsorted(known, rows)
+        place = np.searchsorted(known, rows)
+        there = np.isin(rows, known)
+        return np.where(there, low + place, -1)
 
-    def check_files(self, name: str, first: int, last: int, rows: Rows) -> None:
-        """Rows ``first`` to ``last - 1`` of a file are those that the master shows."""
-        if self.sources is None:
-            return
+    def check_files(self, name: str, first: int, last: int, rows: Rows, times: NDArray[Any]) -> None:
+        """Rows ``first`` to ``last - 1`` of a file, which hold the frames ``rows``, are what the master shows."""
         place = self.places(rows)
-        for origin, target in self.sources.expected(name, first, last):
-            if (place[origin - first] != target).any():
-                self._inspection.tell(f"{name}: its frame numbers are not those that {self._name} shows")
+        hidden, moved = place < 0, False
+        if self.sources is not None:
+            shown = np.zeros(last - first, bool)
+            for origin, target in self.sources.expected(name, first, last):
+                shown[origin - first] = True
+                moved = moved or bool((place[origin - first] != target).any())
+            hidden |= ~shown
+        if moved:
+            self._inspection.tell(f"{name}: its frame numbers are not those that {self._name} shows")
+            return
+        self._check_times(name, times, place)
+        if hidden.any():
+            number = int(rows[hidden][0]) * self._record.step + self._record.start
+            self._inspection.tell(f"{name}: {self._name} does not show all of its frames, the first of them {number}")
+
+    def shows_whole(self, source: Source, receiver: int) -> bool:
+        """Whether the frames of a file of a receiver are shown whole, and in their place of the whole frame."""
+        x, y, width, height = self._record.place(receiver) or (0, 0, *reversed(self._shape))
+        return source.part == (0, 0, height, width) and source.place == (y, x, height, width)
+
+    def _check_times(self, name: str, times: NDArray[Any], place: Rows) -> None:
+        """Frames of a file have the times that the rows ``place`` of the master have."""
+        inside = place >= 0
+        if self._record.parts > 1 or not inside.any():
+            return
+        low, high = int(place[inside].min()), int(place[inside].max())
+        with self._inspection.open(self._name) as file:
+            shown = detector_of(file)["frame_time"][low : high + 1]
+        if not np.array_equal(shown[place[inside] - low], times[inside], equal_nan=True):
+            self._inspection.tell(f"{name}: its frames have other times in {self._name}")
+
+    def _check_lengths(self, detector: Any, count: int) -> None:
+        """Every row has all that belongs to it."""
+        names = ("frame_number", "frame_time", *(("frame_pixels",) if self.sparse else ("data",)))
+        for name in names:
+            if len(detector[name]) != count:
+                said = f"{len(detector[name])} rows of {name}, {count} of frame_status"
+                self._inspection.tell(f"{self._name}: it has {said}")
 
     def _read(self, count: int) -> Iterator[tuple[Rows, Status]]:
         """Index of the frame of each row and its status; numbers, and what is shown, are checked on the way."""

@@ -121,11 +121,12 @@ def complete_common(
     totals: Mapping[str, Any] | None = None,
     flows: Sequence[FlowRecord] = (),
     unmatched: int | None = None,
+    start_ns: int | None = None,
 ) -> str:
     """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
 
-    Parameters as of `write_master`. Rows that no receiver saved hold the fill value. OSError where a file can't be read
-    or written; where it has its name by then, only the filling of rows failed.
+    Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
+    OSError where a file can't be read or written; where it has its name by then, only the filling of rows failed.
     """
     import h5py
 
@@ -136,7 +137,7 @@ def complete_common(
         file = opened.enter_context(h5py.File(part, "r+", libver=VERSIONS))
         columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
         sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
-        count = rows if rows is not None else 1 + max((_last(channel, it) for it in columns), default=-1)
+        count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
         detector = file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow"):
             if name in detector:  # it was broken off here before

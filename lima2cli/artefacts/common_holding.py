@@ -4,22 +4,18 @@ from collections.abc import Iterator, Sequence
 
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.common_file import written_rows_files
-from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import kept_unmatched
-from lima2cli.artefacts.holdings import Holding, read_all
+from lima2cli.artefacts.holdings import Claimed, read_all
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import Rows
-from lima2cli.artefacts.status import Status
 
 
-class Common(Holding):
+class Common(Claimed):
     """A channel whose receivers write one file: that file, or, where it is not complete, what they told of it."""
 
     def __init__(self, inspection: Inspection, record: Record) -> None:
         super().__init__(inspection, record)
-        self._master = master_file(record.name, record.node)
-        self._claims: Claims | None = None
         self._written: list[str] = []
         if record.role == "master":
             self._open()
@@ -30,23 +26,6 @@ class Common(Holding):
             inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
             self._written = written_rows_files(inspection.directory, record.name, record.node)
             self.expected = max(record.planned, 1 + self._last_listed(self._written))
-
-    @property
-    def knows(self) -> bool:
-        """See `Holding`."""
-        return super().knows or (self._claims is not None and self._claims.told)
-
-    def rewind(self) -> None:
-        """See `Holding`."""
-        super().rewind()
-        if self._claims is not None:
-            self._claims.rewind()
-
-    def release(self) -> None:
-        """See `Holding`."""
-        super().release()
-        if self._claims is not None:
-            self._claims.release()
 
     def _reads(self) -> list[Iterator[Sequence[Rows]]]:
         if self._claims is not None:
@@ -61,6 +40,3 @@ class Common(Holding):
             self._claims = Claims(self._inspection, self.record, self._master)
         except Unreadable as error:
             self._inspection.tell(f"{self._master}: {error}")
-
-    def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
-        return super()._claimed(first, last) if self._claims is None else self._claims.window(first, last)

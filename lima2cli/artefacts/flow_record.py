@@ -124,6 +124,12 @@ def kept_unmatched(inspection: Inspection, name: str) -> int | None:
         return None  # what is wrong with the file is told by those who read its rows
 
 
+def cut_short(record: Record, expected: Mapping[str, int]) -> bool:
+    """Whether fewer frames were expected of a flow that feeds a node, by name, than it selects: the run was stopped."""
+    selected = {name: record.source(name)[2] for name in record.flows}
+    return any(count < 0 or expected[name] < count for name, count in selected.items())
+
+
 def expected_rows(record: Record, flows: Mapping[str, FlowRecord]) -> int | None:
     """How many rows a node should have after what its flows expected; None where one of them is not known."""
     frames = _frames(record, flows)

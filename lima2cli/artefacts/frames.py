@@ -16,7 +16,7 @@ from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.compression import Stored, encoder, filter_options
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.tree import fill_value, plant, plant_start
+from lima2cli.artefacts.tree import fill_value, fixed, plant, plant_start
 from lima2cli.spec import Array, Block
 from lima2cli.threads import team
 
@@ -247,7 +247,7 @@ class _FrameFile:
                 {"frame_number": "uint64", "frame_time": "float64"},
                 {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
-            detector["frame_time"].attrs["units"] = "s"
+            detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
 
     def start(self, start_ns: int) -> None:

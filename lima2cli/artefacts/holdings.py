@@ -1,7 +1,7 @@
 """What the files of one node hold, window by window: frame files with their master, or a table."""
 
-import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
-from lima2cli.artefacts.flow_record import kept_unmatched
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched, whole_windows
 from lima2cli.artefacts.hdf5_filters import load_filters
-from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
-from lima2cli.artefacts.master import by_receiver, frame_files
+from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
-from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, told
+from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, last_row, told
 from lima2cli.artefacts.tables import part_files
 from lima2cli.artefacts.tree import MEASUREMENT
 
@@ -63,6 +61,9 @@ class Holding:
     def release(self) -> None:
         """Close the files."""
         self._streams = []
+
+    def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
+        """The rows are those that the accounts of flows call for, as far as it is known."""
 
     def count(self) -> None:
         """Look at all rows, and tell which are gone."""
@@ -117,7 +118,7 @@ class Holding:
         for name in names:
             with self._inspection.open(name) as file:
                 columns = file[MEASUREMENT]
-                last = max(last, _last_row(columns["frame_number"], _shortest(columns), self.record))
+                last = max(last, last_listed(columns["frame_number"], _shortest(columns), self.record))
         return last
 
     def _listed(self, name: str) -> Iterator[Sequence[Rows]]:
@@ -130,6 +131,52 @@ class Holding:
         """Status of rows if they are in no file, and as the master says."""
         absent = told(self.told, first, last)
         return np.where(absent == SAVED, np.uint8(LOST), absent), np.full(last - first, INCOMPLETE, np.uint8)
+
+
+class Claimed(Holding):
+    """A channel, whose master says what became of its frames, where it is there and can be read."""
+
+    def __init__(self, inspection: Inspection, record: Record) -> None:
+        super().__init__(inspection, record)
+        self._master = master_file(record.name, record.node)
+        self._claims: Claims | None = None
+
+    @property
+    def knows(self) -> bool:
+        """See `Holding`."""
+        return super().knows or (self._claims is not None and self._claims.told)
+
+    def rewind(self) -> None:
+        """See `Holding`."""
+        super().rewind()
+        if self._claims is not None:
+            self._claims.rewind()
+
+    def release(self) -> None:
+        """See `Holding`."""
+        super().release()
+        if self._claims is not None:
+            self._claims.release()
+
+    def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
+        """The master has a row for every frame that was expected of a run that was not cut short, else for all that
+        came."""
+        record = self.record
+        expected = None if self._claims is None or record.filtered else expected_rows(record, flows)
+        if self._claims is None or expected is None:
+            return
+        rows = came = self._claims.rows
+        if not cut_short(record, {flow: flows[flow].expected for flow in record.flows}):
+            came = expected if (whole := whole_windows(record, flows)) is None else whole
+        elif record.complete and record.parts == 1:  # else it is not known what came of which frames
+            came = last_row(flows[record.flow], expected)
+        if rows < came:
+            self._inspection.tell(f"{self._master} is short: it has {rows} rows, and {came} frames were to be shown")
+        if rows > expected:
+            self._inspection.tell(f"{self._master}: it has {rows} rows, and {expected} frames were expected")
+
+    def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
+        return super()._claimed(first, last) if self._claims is None else self._claims.window(first, last)
 
 
 class Table(Holding):
@@ -151,113 +198,23 @@ class Table(Holding):
                 self.rows += _shortest(file[MEASUREMENT])
         self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
-
-class Frames(Holding):
-    """A channel: its frame files, and its master held against them."""
-
-    def __init__(self, inspection: Inspection, record: Record) -> None:
-        super().__init__(inspection, record)
-        self._counts: dict[str, int] = {}
-        self._last = -1
-        for name in frame_files(inspection.directory, record.name, record.node):
+    def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
+        """Parts that are still there have no rows that the table lacks."""
+        parts = part_files(self._inspection.directory, self.record.name, self.record.node)
+        for name in parts if self.file is not None else ():
             try:
-                self._open(name)
-            except Unreadable as error:
-                inspection.tell_of(name, error)
-        self.files = list(self._counts)
-        self._master = master_file(record.name, record.node)
-        self._claims: Claims | None = None
-        if record.role == "master":
-            self._open_master()
-        if self._claims is not None:
-            self.dataset, self.expected = self._master, self._claims.expected
-            self.vetoed = self._claims.vetoed if record.filtered else 0
-            self.unmatched = kept_unmatched(inspection, self._master)
-        else:
-            inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
-            self.expected = max(record.planned, 1 + self._last)
-
-    @property
-    def knows(self) -> bool:
-        """See `Holding`."""
-        return super().knows or (self._claims is not None and self._claims.told)
-
-    def rewind(self) -> None:
-        """See `Holding`."""
-        super().rewind()
-        if self._claims is not None:
-            self._claims.rewind()
-
-    def release(self) -> None:
-        """See `Holding`."""
-        super().release()
-        if self._claims is not None:
-            self._claims.release()
-
-    def _reads(self) -> list[Iterator[Sequence[Rows]]]:
-        return [self._read(names) for names in by_receiver(self.files)]
-
-    def _open(self, name: str) -> None:
-        """How many frames a file has."""
-        with self._inspection.open(name) as file:
-            detector = detector_of(file)
-            frames, numbers = whole_rows(detector["data"]), len(detector["frame_number"])
-            if frames != numbers:
-                self._inspection.tell(f"{name}: {frames} frames but {numbers} frame numbers")
-            count = min(frames, numbers)
-            self._last = max(self._last, _last_row(detector["frame_number"], count, self.record))
-            self._counts[name] = count
-            if self._inspection.verify:
-                for data in _datasets(detector["data"]):
-                    read_all(self._inspection, name, data)
-
-    def _open_master(self) -> None:
-        """What the master claims; its sources must exist and be long enough."""
-        inspection = self._inspection
-        try:
-            self._claims = claims = Claims(inspection, self.record, self._master)
-            if claims.sparse and inspection.verify:
-                with inspection.open(self._master) as file:
-                    for data in _datasets(detector_of(file)["data"]):
-                        read_all(inspection, self._master, data)
-        except Unreadable as error:
-            inspection.tell(f"{self._master}: {error}")
-            return
-        for source in () if claims.sources is None else claims.sources.all:
-            held = self._counts.get(source.name)
-            if held is not None and source.origin.last >= held:
-                inspection.tell(f"{source.name} is short: it has {held} frames, {self._master} needs more")
-            elif held is None and not os.path.exists(os.path.join(inspection.directory, source.name)):
-                inspection.tell(f"{source.name} is missing")
-
-    def _read(self, names: Sequence[str]) -> Iterator[Sequence[Rows]]:
-        """Rows of the files of one receiver; they must be those that the master shows."""
-        for name in names:
-            try:
-                with self._inspection.open(name) as file:
-                    numbers = detector_of(file)["frame_number"]
-                    for first, last in windows(self._counts[name], READ):
-                        rows = rows_of(numbers[first:last], self.record.start, self.record.step)
-                        if self._claims is not None:
-                            self._claims.check_files(name, first, last, rows)
-                            if self._claims.sparse:
-                                self._check_pixels(name, first, last, self._claims.places(rows))
-                        yield (rows,)
+                if not all(self._has(rows) for (rows,) in self._listed(name)):
+                    self._inspection.tell(f"{name}: {self.file} does not have all of its rows")
             except Unreadable as error:
                 self._inspection.tell_of(name, error)
 
-    def _check_pixels(self, name: str, first: int, last: int, rows: Rows) -> None:
-        """A file has as many pixels of each frame as the master's copy, where they are rows ``rows``."""
-        with self._inspection.open(name) as file, self._inspection.open(self._master) as master:
-            held, shown = detector_of(file)["frame_pixels"][first:last], detector_of(master)["frame_pixels"]
-            inside = rows < len(shown)
-            copied = shown[int(rows.min(initial=0)) : int(rows.max(initial=0)) + 1]
-            there = copied[rows[inside] - int(rows.min(initial=0))]
-            if (there != held[inside] if self.record.parts == 1 else there < held[inside]).any():
-                self._inspection.tell(f"{name}: {self._master} has other numbers of pixels of its frames")
-
-    def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
-        return super()._claimed(first, last) if self._claims is None else self._claims.window(first, last)
+    def _has(self, rows: Rows) -> bool:
+        """Whether the table has rows of frames (by index, increasing)."""
+        numbers = (rows * self.record.step + self.record.start).astype(np.uint64)
+        with self._inspection.open(self.files[0]) as file:
+            known = file[f"{MEASUREMENT}/frame_number"]
+            among = known[bisect_left(known, numbers[0]) : bisect_right(known, numbers[-1])]
+        return bool(np.isin(numbers, among).all())
 
 
 def _shortest(columns: Any) -> int:
@@ -265,15 +222,10 @@ def _shortest(columns: Any) -> int:
     return min(len(column) for column in columns.values())
 
 
-def _last_row(numbers: Any, count: int, record: Record) -> int:
+def last_listed(numbers: Any, count: int, record: Record) -> int:
     """The last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
     tail = rows_of(numbers[max(0, count - READ) : count], record.start, record.step)
     return int(tail.max(initial=-1))
-
-
-def _datasets(data: Any) -> list[Any]:
-    """The dataset itself, or index and intensity of sparse frames."""
-    return [data["index"], data["intensity"]] if is_sparse(data) else [data]
 
 
 def read_all(inspection: Inspection, name: str, data: Any) -> None:

@@ -49,16 +49,18 @@ def write_master(
     totals: Mapping[str, Any] | None = None,
     flows: Sequence[FlowRecord] = (),
     unmatched: int | None = None,
+    start_ns: int | None = None,
 ) -> str:
     """Write ``{name}_{node}_master.h5`` from the frame files of ``directory``; returns its path.
 
-    rows      selected frames, saved or not; default: up to the last saved one
+    rows      selected frames, saved or not; at least those up to the last of which files hold something
     statuses  uint8 (rows,): why a row that is in no file is not (1 lost, 2 dropped, 3 incomplete); saved but in no file
               counts as lost. Default: 3
     totals    the flow's account (plain data), stored in ``<detector>/flow``; ``expected`` and ``vetoed``, of the
               channel, are read by the accounting
     flows     accounts of all flows that feed the channel, as far as they are known
     unmatched frames that were not in all inputs of the joins before it
+    start_ns  start of the run, ns since the epoch, where no frame file tells it
 
     Row k is the k-th selected frame, of a filtered channel the k-th that is in files. Of partial frames what there is
     is shown; a row of which some but not all parts are in files has the status 3.
@@ -70,9 +72,9 @@ def write_master(
     import h5py
 
     path = os.path.join(directory, master_file(channel.name, channel.node))
-    files, unreadable = _scan_all(channel, directory, rows)
-    count = rows if rows is not None else 1 + max((file.last for file in files), default=-1)
-    start_ns = next((file.start_ns for file in files), None)
+    files, unreadable = _scan_all(channel, directory)
+    count = max(rows or 0, 1 + max((file.last for file in files), default=-1))
+    start_ns = next((file.start_ns for file in files), start_ns)
     try:
         with disk_errors(path), h5py.File(f"{path}.part", "w", libver=VERSIONS) as master:
             detector = plant(master, channel, start_ns)
@@ -108,26 +110,31 @@ def by_receiver(names: Iterable[str]) -> list[list[str]]:
     return [list(own) for _, own in groupby(names, _prefix)]
 
 
+def receiver_of(name: str) -> int:
+    """The index of the receiver that writes the frame file of a name."""
+    return int(_prefix(name).rpartition("_")[2])
+
+
 def _prefix(name: str) -> str:
     """Name of a frame file without its number."""
     return name.rpartition("_")[0]
 
 
-def _scan_all(channel: Channel, directory: str, limit: int | None) -> tuple[list[MappedFile], list[str]]:
+def _scan_all(channel: Channel, directory: str) -> tuple[list[MappedFile], list[str]]:
     """The frame files that can be read, and what is wrong with the others."""
     files: list[MappedFile] = []
     unreadable = []
     for name in frame_files(directory, channel.name, channel.node):
         before = files[-1].last if files and _prefix(name) == _prefix(files[-1].name) else -1
         try:
-            files.append(_scan(channel, directory, name, before, limit))
+            files.append(_scan(channel, directory, name, before))
         except OSError as error:
             unreadable.append(f"{name}: {error}")
     return files, unreadable
 
 
-def _scan(channel: Channel, directory: str, name: str, before: int, limit: int | None) -> MappedFile:
-    """A file whose rows come after row ``before``; those from ``limit`` on are not mapped."""
+def _scan(channel: Channel, directory: str, name: str, before: int) -> MappedFile:
+    """A file whose rows come after row ``before``."""
     found, last, source = mapping.Mapping(), before, 0
     several, rule = len(set(channel.receivers)) < len(channel.receivers), channel.rule
     path = os.path.join(directory, name)
@@ -135,15 +142,11 @@ def _scan(channel: Channel, directory: str, name: str, before: int, limit: int |
         if (np.diff(rows, prepend=last) <= 0).any():
             raise OSError("its frames are not in order")
         last = int(rows[-1])
-        mapped = rows if limit is None else rows[: np.searchsorted(rows, limit)]
+        if not channel.filtered:  # else it maps to rows that are known only when those of all receivers are
+            buffer = rule.turn(rule.group(rows))[0] if several else None
+            found.add(rows, np.arange(source, source + len(rows)), buffer)
         source += len(rows)
-        if channel.filtered:  # it maps to rows that are known only when those of all receivers are
-            continue
-        buffer = rule.turn(rule.group(mapped))[0] if several else None
-        begin = source - len(rows)
-        found.add(mapped, np.arange(begin, begin + len(mapped)), buffer)
-    receiver = int(_prefix(name).rpartition("_")[2])
-    return MappedFile(name, receiver, source, last, found.finish(), _start_ns(path))
+    return MappedFile(name, receiver_of(name), source, last, found.finish(), _start_ns(path))
 
 
 def _start_ns(path: str) -> int | None:

@@ -10,7 +10,7 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.mapping import Mapping as RowMapping
 from lima2cli.artefacts.rows import WINDOW, InOrder, windows
 from lima2cli.artefacts.status import INCOMPLETE, LOST, SAVED, Statuses, told
-from lima2cli.artefacts.tree import group, write_plain
+from lima2cli.artefacts.tree import fixed, group, write_plain
 
 
 def write_rows(
@@ -45,7 +45,7 @@ def write_kept_rows(
     receivers   as of `write_rows`, and of each frame its row in its file, and the index of that file
     """
     columns = Columns(detector, {"frame_number": "uint64", "frame_time": "float64", "frame_status": "uint8"})
-    detector["frame_time"].attrs["units"] = "s"
+    detector["frame_time"].attrs["units"] = fixed("s")
     maps = [RowMapping() for _ in range(files)]
     rule = channel.rule
     for first, last in windows(limit):
@@ -83,5 +83,5 @@ def write_flow(
 def _datasets(detector: Any, count: int) -> tuple[Any, Any, Any]:
     number = detector.create_dataset("frame_number", (count,), "uint64")
     time = detector.create_dataset("frame_time", (count,), "float64")
-    time.attrs["units"] = "s"
+    time.attrs["units"] = fixed("s")
     return number, time, detector.create_dataset("frame_status", (count,), "uint8")

@@ -59,6 +59,14 @@ class Record:
         start, step, selected = self.sources[at : at + 3]
         return start, step, selected
 
+    def place(self, receiver: int) -> tuple[int, int, int, int] | None:
+        """x, y, width and height of the part that a receiver has of each frame; None of whole frames."""
+        if not self.places:
+            return None
+        at = 4 * self.receivers.index(receiver)
+        x, y, width, height = self.places[at : at + 4]
+        return x, y, width, height
+
     def frames(self, sources: Iterable[tuple[int, int, int]]) -> int:
         """How many frames of its flows make its rows, where these have ``sources``: first frame, step and number."""
         last = min(start + (count - 1) * step if count else -1 for start, step, count in sources)

@@ -47,6 +47,9 @@ class Runs:
     starts: Rows
     ends: Rows
 
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
     @property
     def start(self) -> int:
         """The first row."""
@@ -83,13 +86,36 @@ def _selection(space: Any) -> Selection | Runs:
     return Runs(first, np.cumsum(last - first + 1))
 
 
+Area = tuple[int, int, int, int]
+"""First line and column, and how many of them."""
+
+
+def _area(space: Any) -> Area:
+    """The lines and columns of a selection of frames."""
+    (_, top, left), (_, bottom, right) = space.get_select_bounds()
+    return int(top), int(left), int(bottom - top + 1), int(right - left + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows of a file and the rows of the virtual dataset that show them."""
+    """Rows of a file and the rows of the virtual dataset that show them; which lines and columns of them.
+
+    part, place   y, x, height and width in the file, and in the virtual dataset
+    """
 
     name: str
     origin: Selection | Runs
     target: Selection | Runs
+    part: Area
+    place: Area
+
+
+def _source(name: str, origin: Any, target: Any) -> Source:
+    """One mapping, from the selections of the file's dataset and of the virtual one."""
+    rows, place = _selection(target), _area(target)
+    if not origin.shape:  # all of a dataset, whatever it has: as much as is shown
+        return Source(name, Selection(0, len(rows), 1, len(rows)), rows, (0, 0, *place[2:]), place)
+    return Source(name, _selection(origin), rows, _area(origin), place)
 
 
 class Sources:
@@ -97,7 +123,7 @@ class Sources:
 
     def __init__(self, dataset: Any) -> None:
         self.all = [
-            Source(source.file_name.replace("%%", "%"), _selection(source.src_space), _selection(source.vspace))
+            _source(source.file_name.replace("%%", "%"), source.src_space, source.vspace)
             for source in (dataset.virtual_sources() if dataset.is_virtual else ())
         ]
         self._targets = _extents([source.target for source in self.all])

@@ -19,7 +19,7 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.compression import filter_options
 from lima2cli.artefacts.frames import frame_file
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.tree import group, plant, plant_start
+from lima2cli.artefacts.tree import fixed, group, plant, plant_start
 from lima2cli.spec import Array, Block, SparseBlock
 
 CHUNK = 16384
@@ -194,7 +194,7 @@ class _SparseFile:
                 {"frame_number": "uint64", "frame_time": "float64", "frame_pixels": "uint32"},
                 {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
-            detector["frame_time"].attrs["units"] = "s"
+            detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
 
     def start(self, start_ns: int) -> None:

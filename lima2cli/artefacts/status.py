@@ -31,7 +31,7 @@ def told(statuses: Statuses | None, first: int, last: int) -> Status:
 
 
 def last_row(statuses: Statuses, count: int) -> int:
-    """Index after the last of ``count`` rows that is not missing."""
+    """Index after the last of ``count`` rows that came, be it in vain: that is not missing."""
     for first, last in reversed(list(windows(count))):
         if len(kept := np.flatnonzero(statuses[first:last] != INCOMPLETE)):
             return first + int(kept[-1]) + 1

@@ -121,7 +121,7 @@ def merge_tables(
 
     path = os.path.join(directory, table_file(channel.name, channel.node))
     paths = [os.path.join(directory, name) for name in part_files(directory, channel.name, channel.node)]
-    if os.path.exists(path):  # merged before, completely, and what came after was broken off
+    if os.path.exists(path) and _rows(path) >= sum(map(_rows, paths)):  # merged before; what came after was broken off
         for part in paths:
             os.remove(part)
         return path
@@ -151,6 +151,14 @@ def merge_tables(
     for part in paths:
         os.remove(part)
     return path
+
+
+def _rows(path: str) -> int:
+    """Whole rows of a table or of a part. OSError where it can't be read."""
+    import h5py
+
+    with disk_errors(path), h5py.File(path) as file:
+        return min(len(column) for column in file[MEASUREMENT].values())
 
 
 def _interleaved(

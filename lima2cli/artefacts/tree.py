@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import lima2cli
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.link_names import link_name, link_names
 from lima2cli.spec import Invalid
 from lima2cli.view import View
 
@@ -20,26 +21,47 @@ CREATOR = f"LIMA2-{lima2cli.__version__}"
 """fabio recognises files by a root ``@creator`` that begins with LIMA."""
 
 
+OF_ENTRY = ("title", "start_time", "measurement", "sample", "extra", "channel", "flows")
+"""What files have in their entry, beside the instrument or the nodes, which users name."""
+
+INSTRUMENT = "instrument"
+"""Name of the NXinstrument group where nobody names the instrument."""
+
+OF_INSTRUMENT = ("name", "beam")
+"""What the instrument has beside the detector, which users name."""
+
+KEY = "key"
+"""Attribute of what could not have the name that a user gave it: that name."""
+
+
 def instrument_name(channel: Channel) -> str:
     """Name of the NXinstrument group."""
-    return _link_name(str(channel.metadata.get("instrument") or "ESRF-ID00"))
+    return link_name(str(channel.metadata.get("instrument") or INSTRUMENT))
 
 
 def detector_path(channel: Channel) -> str:
     """Path of the NXdetector group, which holds ``data``."""
-    return f"/{ENTRY}/{instrument_name(channel)}/{_link_name(channel.detector.name)}"
+    return f"/{ENTRY}/{instrument_name(channel)}/{link_name(channel.detector.name)}"
 
 
 def group(parent: Any, name: str, nx_class: str) -> Any:
     """A new group with its NX_class."""
     made = parent.create_group(name)
-    made.attrs["NX_class"] = nx_class
+    made.attrs["NX_class"] = fixed(nx_class)
     return made
+
+
+def fixed(text: str) -> Any:
+    """The value of an attribute, ASCII of a fixed length: readers in C take no other.
+
+    With room for a NUL at the end: read as a string of C, a text without loses its last letter.
+    """
+    return np.array(text.encode("ascii"), f"S{len(text) + 1}")
 
 
 def plant_root(file: Any, title: str | None, start_ns: int | None) -> Any:
     """Attributes of the root, and the entry: ``/entry_0000`` with title and start_time (ISO 8601, UTC)."""
-    file.attrs["NX_class"] = "NXroot"
+    file.attrs["NX_class"] = fixed("NXroot")
     file.attrs["creator"] = CREATOR
     file.attrs["default"] = ENTRY
     file.attrs["file_name"] = file.filename.rpartition("/")[2].removesuffix(".part").removesuffix(".new")
@@ -66,7 +88,9 @@ def plant(file: Any, channel: Channel, start_ns: int | None) -> Any:
     meta = channel.metadata
     entry = plant_root(file, meta.get("title") or channel.name, start_ns)
     instrument = group(entry, instrument_name(channel), "NXinstrument")
-    detector = group(instrument, _link_name(channel.detector.name), "NXdetector")
+    if meta.get("instrument", INSTRUMENT) != INSTRUMENT:
+        instrument["name"] = str(meta["instrument"])
+    detector = group(instrument, link_name(channel.detector.name), "NXdetector")
     path = detector.name
     plot = group(detector, "plot", "NXdata")
     shown = "frame_pixels" if channel.sparse else "data"
@@ -111,15 +135,21 @@ def plant_params(detector: Any, channel: Channel) -> None:
 
 
 def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
-    """Plain data as datasets: maps become groups, lists of numbers arrays, other lists JSON; None is left out."""
-    for key, value in data.items():
-        name = _link_name(str(key))
+    """Plain data as datasets: maps become groups, lists of numbers arrays, other lists JSON; None is left out.
+
+    Whole numbers of more than 64 bits become their digits.
+    """
+    held = {str(key): value for key, value in data.items() if value is not None}
+    for key, name in link_names(held).items():
+        value = held[key]
         if isinstance(value, Mapping):
             write_plain(group(parent, name, "NXcollection"), value)
         elif isinstance(value, list | tuple):
             parent[name] = _array_or_json(value)
-        elif value is not None:
-            parent[name] = value
+        else:
+            parent[name] = str(value) if _beyond(value) else value
+        if name != key:
+            parent[name].attrs[KEY] = key
 
 
 def fill_value(channel: Channel) -> Any:
@@ -191,7 +221,12 @@ def _operation(view: View) -> dict[str, Any]:
 
 def _quantity(parent: Any, name: str, value: float, units: str) -> None:
     parent[name] = float(value)
-    parent[name].attrs["units"] = units
+    parent[name].attrs["units"] = fixed(units)
+
+
+def _beyond(value: Any) -> bool:
+    """Whether no integer of HDF5 holds a number."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
 def _array_or_json(value: Any) -> Any:
@@ -206,8 +241,3 @@ def _soft(path: str) -> Any:
     import h5py
 
     return h5py.SoftLink(path)
-
-
-def _link_name(text: str) -> str:
-    """A name that HDF5 takes for one link."""
-    return text.replace("/", "-") if text.strip(".") else "unnamed"

@@ -61,7 +61,7 @@ class Point:
 class Metadata:
     """What is known of the experiment; saved as NeXus."""
 
-    instrument: str = param("Name of the instrument.", Text(), "ESRF-ID00")
+    instrument: str = param("Name of the instrument.", Text(), "instrument")
     title: str | None = param("Title of the measurement.", Text(), None)
     photon_energy: float | None = param("Photon energy.", Quantity("eV", above=0), None)
     distance: float | None = param("Sample to detector.", Quantity("metres", above=0), None)

@@ -22,8 +22,9 @@ from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import flow_specs, place_nodes
 from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Step
 from lima2cli.plan.skew import check_skew
+from lima2cli.plan.stored_names import check_lengths, check_stored
 from lima2cli.poison import POISON, Poisoned, attempt
-from lima2cli.spec import Files, FrameSpec, SparseSpec, TableSpec
+from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 
 
 def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int, fuse: bool = True) -> Plan | None:
@@ -41,9 +42,11 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     steps = place_nodes(pipeline, gdts, sources, files, findings) if placed else ()
     attempt(lambda: check_file_names(pipeline.name, steps, findings))
     attempt(lambda: check_skew(steps, gdts, findings))
+    attempt(lambda: check_lengths(pipeline.name, steps, len(pipeline.receivers), findings))
+    record = attempt(lambda: _plain(pipeline))
+    attempt(lambda: check_stored(pipeline, record, findings))
     if findings.failed:
         return None
-    record = _plain(pipeline)
     channels = {step.name: _channel(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Sink)}
     for name, channel in channels.items():
         if (misfit := check_common(channel)) is not None:
@@ -128,20 +131,38 @@ def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Se
         selected=step.numbering.selected,
         receivers=step.numbering.receivers,
         view=spec.view,
-        detector=pipeline.detector,
+        detector=_detector(pipeline, step.numbering.flows),
         mask=spec.mask,
         saturation=spec.saturation,
         invalid=spec.invalid,
         hole=spec.hole,
         metadata=record["metadata"],
         acquisition=record["acquisition"],
-        processing=record["nodes"],
+        processing={name: record["nodes"][name] for name in _upstream(pipeline, step.name)},
         window=step.numbering.window,
         upstream=step.numbering.upstream,
         unmatched=step.numbering.unmatched,
         sparse=isinstance(spec, SparseSpec),
         **step.node.channel(step.before, _period_at_receivers(pipeline, step.numbering)),
     )
+
+
+def _upstream(pipeline: Pipeline, name: str) -> list[str]:
+    """A node and all that its frames or rows have passed, in the order of the data."""
+    found, ahead = set(), [name]
+    while ahead:
+        if (one := ahead.pop()) in pipeline.nodes and one not in found:
+            found.add(one)
+            ahead += [*pipeline.nodes[one].reads.values(), *pipeline.nodes[one].tables]
+    order = {node: index for index, node in enumerate(pipeline.nodes)} if len(found) > 1 else {}
+    return sorted(found, key=lambda node: order.get(node, 0))
+
+
+def _detector(pipeline: Pipeline, flows: Sequence[str]) -> DetectorInfo:
+    """The detector without the datasets that none of ``flows`` takes frames of."""
+    own = {pipeline.flows[flow].dataset for flow in flows}
+    every = pipeline.detector.datasets
+    return replace(pipeline.detector, datasets=tuple(it for index, it in enumerate(every) if index in own))
 
 
 def _whole(parts: Sequence[FrameSpec]) -> tuple[FrameSpec, tuple[Rect, ...]]:

@@ -72,6 +72,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
 def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
     """One flow; counts by receiver are null where the run has no end."""
     rule, selected = gdt.rule, gdt.selected
+    held = waiting(plan, gdt)
     written = None if selected is None else [rule.written(index, selected) for index in range(rule.buffers)]
     events = None if selected is None else _group_events(gdt, selected)
     return {
@@ -117,7 +118,7 @@ def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
             }
             for buffer in gdt.buffers
         ],
-        "unreleased": {"frames": waiting(plan, gdt).frames, "nodes": list(waiting(plan, gdt).nodes)},
+        "unreleased": {"frames": held.frames, "nodes": list(held.nodes)},
         "slack_s": slack_s(plan, gdt),
     }
 

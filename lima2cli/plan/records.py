@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from lima2cli.artefacts.channel import Channel, TableChannel
@@ -201,7 +202,7 @@ class Step:
         """What enters a join, by the names of its inputs; parts of frames: at the first receiver."""
         return self.passages[0].specs
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """All flows and nodes whose frames it reads, each once."""
         return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
@@ -232,7 +233,7 @@ class Kernel:
     makes: tuple[str, ...]
     others: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """All flows and nodes whose frames it reads, each once."""
         return (self.source, *self.others)

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.flow_record import FlowRecord
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short
 from lima2cli.artefacts.progressions import ranges_of
+from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, last_row
 from lima2cli.geometry import Rule
@@ -87,7 +88,7 @@ class FlowAccount:
             yield rows * self.rule.step + self.rule.start
 
     def last_row(self) -> int:
-        """Index after the last frame that is not missing."""
+        """Index after the last frame that came, be it in vain."""
         return last_row(self.statuses, self.expected)
 
     def record(self) -> FlowRecord:
@@ -170,13 +171,12 @@ class ChannelAccount:
         return sum(int((self[first:last] == DROPPED).sum()) for first, last in windows(self.expected))
 
     def rows(self) -> int:
-        """Rows of the master: cut after the last that is not missing."""
-        if self.channel.window == 0:
-            return self.expected
+        """Rows of the master: all that are expected; where the run was cut short, those up to the last that came."""
+        expected = {flow.name: flow.expected for flow in self.flows}
+        if self.channel.window == 0 or not cut_short(Record.of(self.channel, "master"), expected):
+            return self.whole if self.channel.window > 1 else self.expected
         if self.channel.window > 1:
             return min(self.whole, -(-last_row(self.frames, self.frames.count) // self.channel.window))
-        if len(self.flows) == 1:
-            return self.flows[0].last_row()
         return last_row(self, self.expected)
 
 

@@ -35,7 +35,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         name: _unmatched(plan, given_up(it.rule, it.unmatched, outcome, it.window), it.unmatched, outcome)
         for name, it in plan.tables.items()
     }
-    write_ends(plan, held, flows, beside, directory, problems)
+    write_ends(plan, held, flows, beside, directory, problems, outcome.start_ns or None)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":

@@ -8,7 +8,7 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import tells
 from lima2cli.artefacts.file_names import master_file
-from lima2cli.artefacts.flow_record import FlowRecord, expected_rows
+from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, whole_windows
 from lima2cli.artefacts.links import write_links
 from lima2cli.artefacts.master import write_master
 from lima2cli.artefacts.record import Record
@@ -25,12 +25,14 @@ def write_ends(
     beside: Mapping[str, Mapping[str, int]],
     directory: str,
     problems: list[str],
+    start_ns: int | None = None,
 ) -> None:
     """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
 
     Without accounts (nobody is left to give them) masters say what the ``flows`` say, if these are known; else they
     end with the last saved frame, and those that tell more are left as they are. ``beside`` are the counts of unmatched
-    frames of each node behind joins.
+    frames of each node behind joins, ``start_ns`` the start of the run, ns since the epoch, where files that hold no
+    frames can't tell it.
     """
     folder = Path(directory)
     for name, channel in plan.channels.items():
@@ -44,7 +46,8 @@ def write_ends(
             else:
                 account = accounts[name]
                 totals = account.flows[0].totals | {"expected": account.expected, "vetoed": account.vetoed}
-                write(channel, directory, rows=account.rows(), statuses=account, totals=totals, **own)
+                own |= {"rows": account.rows(), "statuses": account, "totals": totals, "start_ns": start_ns}
+                write(channel, directory, **own)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
     for name, table in plan.tables.items():
@@ -71,10 +74,14 @@ def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any
     expected = expected_rows(record, flows)
     if expected is None:
         return {"totals": {} if record.planned < 0 else {"expected": record.planned}}
-    if not channel.complete:
-        return {"totals": {"expected": expected}}
-    flow = flows[channel.flow]
-    return {"totals": {"expected": expected}, "rows": last_row(flow, flow.expected), "statuses": flow}
+    told: dict[str, Any] = {"totals": {"expected": expected}}
+    whole = not cut_short(record, {name: flow.expected for name, flow in flows.items()})
+    if whole:
+        told["rows"] = whole_windows(record, flows) if record.window > 1 else expected
+    if channel.complete:
+        flow = flows[channel.flow]
+        told |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}
+    return told
 
 
 def link_file(plan: Plan, directory: Path) -> str | None:
