@@ -8,13 +8,14 @@ from typing import Any
 
 from lima2cli.config.records import PipelineTable
 from lima2cli.config.templates import Template
-from lima2cli.declare import UNITS, Either, ListOf, MapOf, OneKind, Shape, Table, params
+from lima2cli.declare import Either, ListOf, MapOf, OneKind, Shape, Table, params
 from lima2cli.detectors.capabilities import Record
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.detectors.scene_kinds import SCENES
 from lima2cli.nodes import calibration, rois
 from lima2cli.nodes.kinds import LANGUAGE, NodeEntry, node_kinds
 from lima2cli.schema.words import words
+from lima2cli.units import UNITS
 
 NOTE = "<!-- Made from the declarations in the code by lima2cli/config/manual.py. -->\n\n"
 

@@ -12,6 +12,7 @@ from lima2cli.config.graph import resolve_nodes
 from lima2cli.config.kinds import pipeline_shape
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.config.placement import check_placement
+from lima2cli.config.plausibility import warn_of_beam_center, warn_of_implausible
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
 from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad
@@ -36,11 +37,13 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     table = shape.read(document.data, (), Bad(bad))
     if table is POISON:
         return Pipeline(*[POISON] * 10)
+    warn_of_implausible(shape, document.data, Bad(bad), findings)
     known = attempt(lambda: _retrieve(table.detector, document, files, findings))
     sensor, can = attempt(lambda: known[0]), attempt(lambda: known[1])
     receivers = _receivers(table.receivers)
     attempt(lambda: check_placement(receivers, findings))
     attempt(lambda: _check_acquisition(table.acquisition, findings))
+    attempt(lambda: warn_of_beam_center(table.metadata, sensor, findings))
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     attempt(lambda: _check_directory(table.output, findings))

@@ -25,12 +25,24 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, Either, Integer, ListOf, Number, OneKind, Quantity, Table, Text, param
+from lima2cli.declare import (
+    PHOTON_ENERGY,
+    Choice,
+    Either,
+    Integer,
+    ListOf,
+    Number,
+    OneKind,
+    Quantity,
+    Table,
+    Text,
+    param,
+)
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.jungfrau_charge import FIXED_STAGE, codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
 from lima2cli.detectors.jungfrau_scene import Charge
-from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
+from lima2cli.detectors.modules import GAP, LARGEST, Gap, Module, ModuleGrid, lay_out_modules
 from lima2cli.detectors.scene_kinds import SCENES
 from lima2cli.detectors.scenes import Rings, Scene
 from lima2cli.detectors.sources import Source
@@ -58,7 +70,7 @@ class JungfrauGrid:
 
     columns: int = param("Modules side by side.", Integer(1, 64), 1)
     rows: int = param("Modules one below the other.", Integer(1, 64), 1)
-    gap: Gap = param("Pixels between neighbours.", Table(Gap), Gap(x=8, y=36))
+    gap: Gap = param("Pixels between neighbours.", GAP, Gap(x=8, y=36))
     rotation: int = param("How the modules are mounted, in degrees.", Choice((0, 180)), 0)
 
 
@@ -76,7 +88,7 @@ class Emulation:
     """A detector that is not there: photons of a scene, as packets on the loopback."""
 
     scene: Scene = param("Photons that the detector sees.", OneKind("scene", lambda: SCENES), Rings())
-    photon_energy: float = param("Energy of a photon.", Quantity("eV", above=0), 12.4e3)
+    photon_energy: float = param("Energy of a photon.", PHOTON_ENERGY, 12.4e3)
     pedestal: tuple[float, ...] = param(
         "ADU without light, of the three stages.", ListOf(Number(), 3), (3000.0, 15000.0, 15000.0)
     )
