@@ -56,7 +56,7 @@ def _written(value: int | float | str, quantity: str) -> tuple[str, str]:
 
 
 def _meant(number: str, unit: str, quantity: str, plausible: Plausible) -> Iterator[str]:
-    """The number with units that make it plausible, the nearest first; prefixes that differ by thousands before others."""
+    """The number with units that make it plausible, the nearest first; those with a factor of 1000 before others."""
     units, written = UNITS[quantity], UNITS[quantity][unit]
     fits = [one for one, factor in units.items() if plausible.least <= float(number) * factor <= plausible.most]
     steps = {one: abs(math.log10(units[one] / written)) / 3 for one in fits}
@@ -70,10 +70,9 @@ def warn_of_beam_center(metadata: Metadata, info: DetectorInfo, findings: Findin
     center, sensor = metadata.beam_center, info.sensor
     if center is None:
         return
-    for key, value, length, pitch in (
-        ("x", center.x, sensor.width, None if sensor.pixel_size is None else sensor.pixel_size[0]),
-        ("y", center.y, sensor.height, None if sensor.pixel_size is None else sensor.pixel_size[1]),
-    ):
+    pitches = sensor.pixel_size or (math.nan, math.nan)
+    axes = zip(("x", "y"), (center.x, center.y), (sensor.width, sensor.height), pitches, strict=True)
+    for key, value, length, pitch in axes:
         if -length <= value <= 2 * length:
             continue
         findings.warning(
@@ -85,10 +84,7 @@ def warn_of_beam_center(metadata: Metadata, info: DetectorInfo, findings: Findin
         )
 
 
-def _in_pixels(value: float, length: int, pitch: float | None) -> str | None:
-    """The place in pixels of what was probably written in um or nm."""
-    for unit in ("mm", "um", "nm") if pitch is not None else ():
-        pixels = value * UNITS["metres"][unit] / (pitch or 1)
-        if 0 <= pixels < length:
-            return f"{value:g} {unit} would be `{pixels:.6g}`"
-    return None
+def _in_pixels(value: float, length: int, pitch: float) -> str | None:
+    """The place in pixels, where it was probably written in um."""
+    pixels = value * UNITS["metres"]["um"] / pitch
+    return f"{value:g} um would be `{pixels:.6g}`" if 1 <= pixels < length else None

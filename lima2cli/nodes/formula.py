@@ -1,8 +1,9 @@
 """Formulae over images, as users write them: a small part of Python's grammar, checked before anything is computed.
 
 Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``and or not`` and ``& | ~ ^`` of conditions,
-parentheses and the functions of `FUNCTIONS`; which binds the tighter is as in Python. All else is refused with its column. What is read is a tree of `Name`, `Number` and `Op`, in
-which every operation is a primitive; the text itself is never evaluated.
+parentheses and the functions of `FUNCTIONS`; which binds the tighter is as in Python. All else is refused with its
+column. What is read is a tree of `Name`, `Number` and `Op`, in which every operation is a primitive; the text itself is
+never evaluated.
 
 Meaning is numpy's for floats, but for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
 `minimum` and `maximum` give NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone

@@ -7,7 +7,7 @@ inside a rect, and those whose centre lies in an arc.
 
 Of a part of frames, a region is that of the whole frame, cut: ``input`` counts from the first pixel of the whole frame.
 
-Written alone, `{x, y, width, height}` is a rect. A ring is an arc without angles; both are read as an arc from 0 to 360.
+Written alone, `{x, y, width, height}` is a rect. A ring is an arc without angles: both are one from 0 to 360.
 
 rect   x <= column < x + width, y <= row < y + height
 arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anywhere. Angles are degrees from +x towards
