@@ -26,6 +26,11 @@ def count_text(number: int | None) -> str:
     return grouped(number) if abs(number) >= 10_000 else str(number)
 
 
+def frames_text(number: int) -> str:
+    """Return a count of frames: 1 frame, 25 000 frames."""
+    return f"{count_text(number)} frame{'s' * (number != 1)}"
+
+
 def exact_size(size: int) -> str:
     """Return a number of bytes as it can be written in a pipeline, in the largest binary unit that comes out whole."""
     for unit, factor in _BYTES:

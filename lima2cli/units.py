@@ -71,3 +71,10 @@ def scaled(number: str, factor: float) -> float:
         mantissa, _, exponent = number.lower().partition("e")
         return float(f"{mantissa}e{int(exponent or 0) + int(power.partition('e')[2])}")
     return float(number) * factor
+
+
+def in_units(value: float, quantity: str) -> str:
+    """Return a value as it can be written: in the largest unit in which it is at least 1, in up to six digits."""
+    by_factor = sorted(UNITS[quantity].items(), key=lambda item: -item[1])
+    unit, factor = next((it for it in by_factor if value >= it[1] * (1 - 1e-9)), by_factor[-1])
+    return f"{value / factor:.6g} {unit}"

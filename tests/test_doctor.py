@@ -12,9 +12,10 @@ import pytest
 
 from lima2cli.artefacts.filters import filter_problems
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.human import rate_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime import doctor_machine, doctor_measure, doctor_pipeline, environment, examine
-from lima2cli.runtime.doctor import Check, Diagnosis, Measured, as_plain, rate_text
+from lima2cli.runtime.doctor import Check, Diagnosis, Measured, as_plain
 from tests.compiling import plan_of
 from tests.running import lima2, needs_mpi
 

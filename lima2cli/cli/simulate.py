@@ -14,6 +14,7 @@ from lima2cli.cli.options import Debug, Overrides, Strict
 from lima2cli.cli.progress import Progress, ProgressPrinter
 from lima2cli.cli.run import Transport
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
+from lima2cli.human import seconds_text
 
 if TYPE_CHECKING:
     from lima2cli.check import Checked
@@ -224,7 +225,9 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     if rate is None and wanted.period_s is None:
         notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
     if said.exposure is not None and wanted.period_s is not None and said.exposure > wanted.period_s:
-        notes.append(f"the detector could not do this: an exposure of {said.exposure:g} s is longer than the period")
+        notes.append(
+            f"the detector could not do this: an exposure of {seconds_text(said.exposure)} is longer than the period"
+        )
     if not wanted.saves:
         notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
     return notes

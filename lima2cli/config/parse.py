@@ -20,6 +20,7 @@ from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
 from lima2cli.errors import FileProblem, Misfit
+from lima2cli.human import seconds_text
 from lima2cli.names import nearest
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.schema.check import check
@@ -114,7 +115,8 @@ def _check_acquisition(said: Acquisition, findings: Findings) -> None:
         related = [Related((*at, "period"), "the period")]
         findings.error("period-or-rate", "`period` and `rate` say the same twice", (*at, "rate"), related=related)
     elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
-        message = f"an exposure of {said.exposure:g} s does not fit into a period of {said.period_s:g} s"
+        exposure, period = seconds_text(said.exposure), seconds_text(said.period_s)
+        message = f"an exposure of {exposure} does not fit into a period of {period}"
         findings.error("exposure-too-long", message, (*at, "exposure"))
 
 

@@ -12,9 +12,8 @@ from typing import Any
 from lima2cli.config.records import Metadata
 from lima2cli.declare import Bad, Leaf, Plausible, Quantity, Shape
 from lima2cli.diagnostics import Findings, Path
-from lima2cli.schema.quantities import in_units
 from lima2cli.spec import DetectorInfo
-from lima2cli.units import NUMBER, UNITS, plain_spelling
+from lima2cli.units import NUMBER, UNITS, in_units, plain_spelling
 
 
 def warn_of_implausible(shape: Shape, data: Any, bad: Bad, findings: Findings) -> None:

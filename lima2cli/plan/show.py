@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lima2cli.human import count_text, hertz_text, rate_text, seconds_text, size_text
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
-from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Placement, Plan
 
 
@@ -24,8 +24,8 @@ def show_plan(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> str:
-    frames = "until stopped" if plan.frames is None else f"{plan.frames} frames"
-    pace = "as fast as the slowest part allows" if plan.period_s is None else f"{1 / plan.period_s:g} Hz"
+    frames = "until stopped" if plan.frames is None else f"{count_text(plan.frames)} frames"
+    pace = "as fast as the slowest part allows" if plan.period_s is None else hertz_text(1 / plan.period_s, 6)
     info = plan.info
     return (
         f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
@@ -63,7 +63,7 @@ def _flows(plan: Plan) -> str:
     for gdt in plan.gdts:
         last = "…" if gdt.selected is None else str(gdt.rule.frame(gdt.selected - 1))
         step = f" step {gdt.rule.step}" if gdt.rule.step > 1 else ""
-        count = "endless" if gdt.selected is None else str(gdt.selected)
+        count = "endless" if gdt.selected is None else count_text(gdt.selected)
         rows.append(
             (
                 gdt.name,
@@ -97,8 +97,8 @@ def _buffers(plan: Plan) -> str:
                 f"{size_text(gdt.buffer_size)} in {places}",
                 str(gdt.rule.slots),
                 f"{gdt.rule.depth}",
-                "-" if slack is None else f"{slack * 1e3:g} ms",
-                "endless" if shares is None else " + ".join(f"{count}" for count in shares.values()),
+                seconds_text(slack, 4),
+                "endless" if shares is None else " + ".join(map(count_text, shares.values())),
             )
         )
     return "local buffers\n" + _table(rows) + "".join(_unreleased(plan, gdt) for gdt in plan.gdts)
@@ -109,7 +109,7 @@ def _unreleased(plan: Plan, gdt: Gdt) -> str:
     found = waiting(plan, gdt)
     if not found.nodes:
         return ""
-    frames = f"{found.frames} frame{'s' * (found.frames != 1)}"
+    frames = f"{count_text(found.frames)} frame{'s' * (found.frames != 1)}"
     return f"\n  {gdt.name}: up to {frames} wait for other flows or receivers, at {', '.join(found.nodes)}"
 
 
@@ -127,8 +127,8 @@ def _rates(plan: Plan) -> str:
     if plan.period_s is None:
         return ""
     links = link_figures(plan)
-    rows = [(name, f"{rate / 1e6:.1f} MB/s") for name, rate in links["receivers"].items()]
-    rows += [(f"module {name}", f"{rate / 1e6:.1f} MB/s") for name, rate in links["modules"].items()]
+    rows = [(name, rate_text(rate)) for name, rate in links["receivers"].items()]
+    rows += [(f"module {name}", rate_text(rate)) for name, rate in links["modules"].items()]
     return "rates (into receivers, out of modules)\n" + _table(rows)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from lima2cli.artefacts.channel import Channel
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.human import rate_text, size_text
 from lima2cli.plan.figures import link_figures
-from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.doctor import Check, Measured, Status, rate_text
+from lima2cli.runtime.doctor import Check, Measured, Status
 from lima2cli.runtime.doctor_machine import receive_buffer
 from lima2cli.runtime.environment import (
     SHARED_MEMORY,
@@ -96,13 +96,9 @@ def _memory_text(plan: Plan, shared: bool) -> str:
     windows = sum(region.size for region in plan.regions if region.path is None and region.receiver not in away)
     text = f"memspaces need {size_text(windows)}"
     if shared and SHARED_MEMORY.is_dir():
-        text += f", /dev/shm has {_mib(shutil.disk_usage(SHARED_MEMORY).free)} free"
+        text += f", /dev/shm has {size_text(shutil.disk_usage(SHARED_MEMORY).free)} free"
     available = available_memory()
-    return text if available is None else f"{text}; {_mib(available)} of memory are available"
-
-
-def _mib(size: int) -> str:
-    return f"{size >> 20} MiB"
+    return text if available is None else f"{text}; {size_text(available)} of memory are available"
 
 
 def _transfer_rate(plan: Plan, measured: float | None) -> Check:
@@ -147,9 +143,11 @@ def disk_room(plan: Plan, folder: Path) -> Check:
     counts = {name: it.selected for name, it in plan.channels.items()}
     if None in counts.values():
         each = sum(_frame_bytes(it) for it in plan.channels.values())
-        return _check(name, "ok", f"{folder} has {_mib(free)} free; the run has no end, a frame has {each} bytes")
+        return _check(
+            name, "ok", f"{folder} has {size_text(free)} free; the run has no end, a frame has {size_text(each)}"
+        )
     needed = sum(_frame_bytes(it) * (counts[name] or 0) for name, it in plan.channels.items())
-    message = f"{_mib(needed)} are to be saved{_compressed(plan)}, {folder} has {_mib(free)} free"
+    message = f"{size_text(needed)} are to be saved{_compressed(plan)}, {folder} has {size_text(free)} free"
     if needed <= free:
         return _check(name, "ok", message)
     return _check(name, "warning" if _compressed(plan) else "problem", message, "another output.directory")

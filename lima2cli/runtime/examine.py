@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from lima2cli.human import rate_text
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.doctor import Check, Diagnosis, Measured, rate_text
+from lima2cli.runtime.doctor import Check, Diagnosis, Measured
 from lima2cli.runtime.doctor_machine import machine_checks, mpi_check
 from lima2cli.runtime.doctor_measure import measure_disk
 from lima2cli.runtime.doctor_pipeline import output_folder, pipeline_checks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed
+from lima2cli.human import hertz_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import FlowAccount
 from lima2cli.runtime.acquisition import Outcome
@@ -85,7 +86,8 @@ def _slow(plan: Plan, outcome: Outcome) -> list[str]:
     waited = any(seconds > 0 for source in outcome.sources.values() for seconds in source.waited_s.values())
     if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP or not waited:
         return []
-    return [f"{achieved:.4g} Hz of the {1 / plan.period_s:.4g} Hz asked for: the detector had to wait for receivers"]
+    rates = f"{hertz_text(achieved, 4)} of the {hertz_text(1 / plan.period_s, 4)} asked for"
+    return [f"{rates}: the detector had to wait for receivers"]
 
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from lima2cli.declare import OutOfBounds, Quantity, Schema
 from lima2cli.diagnostics import Diagnostic, Path
 from lima2cli.names import nearest
 from lima2cli.schema.words import got, sort, words
-from lima2cli.units import UNITS, plain_spelling
+from lima2cli.units import UNITS, in_units, plain_spelling
 
 KINDS: Mapping[str, str] = {
     "bytes": "a size", "bits": "an alignment", "seconds": "a time", "hertz": "a rate",
@@ -140,10 +140,3 @@ def _known(unit: str, quantity: str) -> tuple[str | None, float]:
     words = [_WORDS[word] for word in (unit, unit.casefold()) if word in _WORDS]
     found: list[tuple[str | None, float]] = [*exact, *words[: unit in _WORDS], *folded, *words]
     return next((it for it in found if it[0] == quantity), found[0] if found else (None, 0.0))
-
-
-def in_units(value: float, quantity: str) -> str:
-    """A value in the largest unit in which it is at least 1, in up to six digits."""
-    by_factor = sorted(UNITS[quantity].items(), key=lambda item: -item[1])
-    unit, factor = next((it for it in by_factor if value >= it[1] * (1 - 1e-9)), by_factor[-1])
-    return f"{value / factor:.6g} {unit}"
