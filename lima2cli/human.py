@@ -6,7 +6,7 @@ Machine-readable output has plain numbers in base units instead.
 from collections.abc import Sequence
 
 _BYTES = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
-_BYTE_RATES = (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3), ("B/s", 1.0))
+_BYTE_RATES = (("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6))
 _HERTZ = (("GHz", 1e9), ("MHz", 1e6), ("kHz", 1e3), ("Hz", 1.0))
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 
@@ -47,15 +47,18 @@ def size_text(size: float | None) -> str:
     for unit, factor in _BYTES:
         if whole and whole % factor == 0 and abs(whole) < 10_240 * factor:
             return f"{whole // factor} {unit}"
-    if abs(whole) < 10 * 2**20:
+    if abs(whole) < 100 * 2**20:
         return f"{grouped(whole)} bytes"
     unit, factor = next((unit, factor) for unit, factor in _BYTES if abs(whole) >= 0.99995 * factor)
     return f"{_digits(whole / factor, 4)} {unit}"
 
 
 def rate_text(bytes_per_s: float | None) -> str:
-    """Return bytes per second, three digits: 2.5 GB/s."""
-    return _in_units(bytes_per_s, _BYTE_RATES, 3)
+    """Return bytes per second, with a digit behind the point: 2.5 GB/s, 0.1 MB/s."""
+    if bytes_per_s is None:
+        return ABSENT
+    unit, factor = next(it for it in _BYTE_RATES if abs(bytes_per_s) >= it[1] or it is _BYTE_RATES[-1])
+    return f"{bytes_per_s / factor:.1f} {unit}"
 
 
 def hertz_text(hertz: float | None, digits: int = 3) -> str:

@@ -7,6 +7,7 @@ from string import Formatter
 from typing import Any
 
 from lima2cli.config.capabilities import check_description, check_flows, check_synchronisation, operated_detector
+from lima2cli.config.directory_name import check_directory_name
 from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
 from lima2cli.config.graph import resolve_nodes
 from lima2cli.config.kinds import pipeline_shape
@@ -48,13 +49,15 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     attempt(lambda: _check_directory(table.output, findings))
+    name = attempt(lambda: table.name or name_of_file(document.file))
+    attempt(lambda: check_directory_name(name, table.output, findings))
     attempt(lambda: _check_repeat(table.acquisition, table.output, info, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
     attempt(lambda: check_flows(flows, can, info, findings))
     nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
     attempt(lambda: warn_of_idle_receivers(receivers, flows, findings))
     return Pipeline(
-        name=attempt(lambda: table.name or name_of_file(document.file)),
+        name=name,
         description=table.description,
         metadata=table.metadata,
         config=table.detector,

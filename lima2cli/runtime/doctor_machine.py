@@ -151,8 +151,8 @@ def receive_buffer(needed: int | None) -> Check:
         limit = int(RECEIVE_BUFFER.read_text())
     except (OSError, ValueError):
         return _check("UDP buffer", "ok" if needed is None else "warning", "the system does not say its limit")
-    message = f"net.core.rmem_max is {size_text(limit)}"
-    asked = "" if needed is None else f", the detector's packets need {size_text(needed)}"
+    message = f"net.core.rmem_max is {limit} bytes"
+    asked = "" if needed is None else f", the detector's packets need {needed}"
     if needed is None:
         return _check("UDP buffer", "ok", f"{message}; detectors that send packets need more than a default one")
     if limit < needed:
