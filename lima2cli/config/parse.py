@@ -15,6 +15,7 @@ from lima2cli.config.pipeline import Pipeline
 from lima2cli.config.placement import check_placement
 from lima2cli.config.plausibility import warn_of_beam_center, warn_of_implausible
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
+from lima2cli.config.references import with_named_inputs
 from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad
 from lima2cli.detectors.base import Capabilities, DetectorConfig
@@ -34,6 +35,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
 
     ``files`` are asked for the shapes of recorded frames where the detector is described by a file.
     """
+    document = with_named_inputs(document)
     shape = pipeline_shape(document.data, findings)
     bad = check(document.data, pipeline_schema(shape), findings, document.bad)
     table = shape.read(document.data, (), Bad(bad))
