@@ -16,6 +16,7 @@ from lima2cli.errors import RunFailed
 from lima2cli.geometry import Rect
 from lima2cli.runtime import patience
 from lima2cli.runtime.announcement import FILE
+from lima2cli.runtime.job import BY_USER
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.receiver import ReceiverRank
@@ -329,6 +330,6 @@ def test_a_receiver_that_hangs_ends_the_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(patience, "SHORTEST_SILENCE_S", 0.2)
     step = ReceiverRank.step
     monkeypatch.setattr(ReceiverRank, "step", lambda self: when not in hung and step(self))
-    asked = (lambda: True) if when == "limit" else (lambda: False)
+    order = BY_USER if when == "limit" else None
     with pytest.raises(RunFailed, match=r"receiver0 \(rank 2\) has said nothing for 200 ms"):
-        run_inline(plan, tmp_path, str(tmp_path), lambda event: None, asked)
+        run_inline(plan, tmp_path, str(tmp_path), lambda event: None, lambda: order)

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("nodes", "detectors"),
     ("schema", "document", "transport", "artefacts", "plugins"),
-    ("declare", "spec", "view", "geometry", "names", "diagnostics", "poison", "threads", "human", "units"),
+    ("declare", "spec", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads", "human", "units"),
     ("errors",),
 )
 """From the top down; what stands in one row may import each other."""

@@ -59,7 +59,7 @@ def written(base: Path, threads: int) -> dict[str, Array]:
     plan = plan_of(PIPELINE.format(threads=threads, rois=ROIS), base)
     directory = base / f"by_{threads}"
     directory.mkdir()
-    outcome = run_inline(plan, base, str(directory), lambda event: None, lambda: False)
+    outcome = run_inline(plan, base, str(directory), lambda event: None, lambda: None)
     assert not outcome.failures
     found: dict[str, Array] = {}
     for path in sorted(directory.glob("*.h5")):
@@ -102,7 +102,7 @@ def test_what_fails_in_a_thread_is_named(base: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(RegionSums, "strip", fail)
     (base / "out").mkdir()
-    outcome = run_inline(plan, base, str(base / "out"), lambda event: None, lambda: False)
+    outcome = run_inline(plan, base, str(base / "out"), lambda event: None, lambda: None)
     assert {failure.node for failure in outcome.failures} == {"counters", "raw"}
     assert all("no" in failure.message for failure in outcome.failures)
     assert outcome.receivers[0].saved["saved"] > 0

@@ -1,6 +1,7 @@
 """The command line. Thin: each command is a file, and imports what it needs when it is called."""
 
 import gc
+import os
 from typing import Annotated
 
 import typer
@@ -55,5 +56,8 @@ app.add_typer(detectors, name="detectors")
 
 def main() -> None:
     """Entry point of the program ``lima2``."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # where one of the standard streams is closed, a file of a run would get its number, and what C prints
+    os.close(descriptor)
     gc.disable()  # most commands only import and compile: a sixth of their time; `run` enables it again
     app(prog_name="lima2")

@@ -1,7 +1,6 @@
 """A run as it goes on, on a terminal or off it."""
 
 import json
-import sys
 import time
 from enum import StrEnum
 from typing import Any, TextIO
@@ -23,14 +22,17 @@ PLAIN_PERIOD_S = 10.0
 
 
 class ProgressPrinter:
-    """Prints the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event."""
+    """Prints the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event.
 
-    def __init__(self, mode: Progress, out: TextIO | None = None) -> None:
-        out = sys.stderr if out is None else out
+    With `Progress.NONE` errors and warnings only.
+    """
+
+    def __init__(self, mode: Progress, out: TextIO) -> None:
         if mode is Progress.AUTO:
             mode = Progress.TTY if out.isatty() else Progress.PLAIN
-        self._mode, self._out = mode, sys.stdout if mode is Progress.JSON else out
-        self._printed_at, self._frames, self._open = time.monotonic(), None, False
+        self._mode, self._out = mode, out
+        self._printed_at, self._open = time.monotonic(), False
+        self._told: set[str] = set()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
@@ -39,6 +41,21 @@ class ProgressPrinter:
             self._out.flush()
         elif self._mode is not Progress.NONE:
             self._show(event)
+        else:
+            self._show_problems(event)
+
+    def _show_problems(self, event: dict[str, Any]) -> None:
+        """What is no progress: errors and warnings, while they come and as the run ends; each once."""
+        kind = event["type"]
+        if kind == "error" or (kind == "event" and event["event"] == "warning"):
+            self._show(event)
+            self._told.add(event["message"].removeprefix("warning: "))
+        elif kind == "done":
+            problems = [f"problem: {text}" for text in event["problems"] if text not in self._told]
+            warnings = [f"warning: {text}" for text in event["warnings"] if text not in self._told]
+            ended = [] if event["state"] == "complete" else [f"{event['state']}: {event['reason']}"]
+            for text in (*problems, *warnings, *ended):
+                self._line(text)
 
     def _show(self, event: dict[str, Any]) -> None:
         kind = event["type"]

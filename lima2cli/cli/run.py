@@ -1,6 +1,7 @@
 """``lima2 run``."""
 
 import gc
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
@@ -11,7 +12,7 @@ import typer
 
 from lima2cli.cli.border import FINE, PROBLEMS, border
 from lima2cli.cli.options import Debug, NoFuse, Overrides, Strict
-from lima2cli.cli.progress import Progress, ProgressPrinter
+from lima2cli.cli.progress import Progress
 
 if TYPE_CHECKING:
     from lima2cli.plan.records import Plan
@@ -48,9 +49,10 @@ def run(
     130 and 143: stopped by a signal.
     """
     with border(as_json=progress is Progress.JSON, debug=debug):
+        from lima2cli.cli.display import Display
         from lima2cli.cli.totals import show_summary
         from lima2cli.runtime.joined import Leader, follow, job_rank
-        from lima2cli.runtime.run import run_plan
+        from lima2cli.runtime.run import note, run_plan
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:
@@ -61,13 +63,18 @@ def run(
             own = None if receiver is None else _own_processing(receiver)
             plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
             gc.enable()
-            printer = ProgressPrinter(progress)
-            if leader is not None:
-                directory, summary, code = leader.run(plan, origin, printer)
-            else:
-                directory, summary, code = run_plan(plan, origin, printer, transport=transport.value)
-        if progress not in (Progress.JSON, Progress.NONE):
-            print(show_summary(directory, summary), end="", flush=True)
+            display = Display(progress)
+            try:
+                if leader is not None:
+                    directory, summary, code = leader.run(plan, origin, display)
+                else:
+                    directory, summary, code = run_plan(plan, origin, display, transport=transport.value)
+                if progress not in (Progress.JSON, Progress.NONE):
+                    display.print(show_summary(directory, summary))
+            finally:
+                unseen = display.close()
+        if unseen is not None:
+            note(directory, unseen)
         raise typer.Exit(code)
 
 
@@ -95,7 +102,7 @@ def _plan_of(
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.cli.saved import check_saved
-    from lima2cli.cli.showing import show_all
+    from lima2cli.cli.showing import show_all, warning_events
     from lima2cli.runtime.origin import Origin
     from lima2cli.runtime.saved_plan import looks_saved
 
@@ -111,7 +118,10 @@ def _plan_of(
         text = show_all([checked], Format.JSON if as_json else Format.TEXT)
         typer.echo(text, nl=False, err=not as_json)
         raise typer.Exit(PROBLEMS)
-    if progress not in (Progress.JSON, Progress.NONE):
+    if progress is Progress.JSON:
+        for event in warning_events(checked):
+            print(json.dumps(event), flush=True)
+    else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
     if own is not None and checked.plan.repeat > 1:
         raise typer.BadParameter("your own processing takes the blocks of one acquisition: not with acquisition.repeat")

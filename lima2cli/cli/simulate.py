@@ -11,7 +11,7 @@ import typer
 
 from lima2cli.cli.border import FAILED, FINE, PROBLEMS, UNFIT, border
 from lima2cli.cli.options import Debug, Overrides, Strict
-from lima2cli.cli.progress import Progress, ProgressPrinter
+from lima2cli.cli.progress import Progress
 from lima2cli.cli.run import Transport
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
 from lima2cli.human import seconds_text
@@ -70,6 +70,7 @@ def simulate(
     as_json = format is SimulateFormat.JSON or progress is Progress.JSON
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.answer import show_answer
+        from lima2cli.cli.display import Display
         from lima2cli.runtime.joined import job_rank
         from lima2cli.runtime.simulation import Simulator
         from lima2cli.runtime.simulation import report as plain
@@ -90,9 +91,13 @@ def simulate(
         quiet = progress is Progress.AUTO and (find_max_rate or format is SimulateFormat.JSON)
         shown = Progress.NONE if quiet else progress
         keeps, bold = keep or output is not None, frames is not None
-        simulator = Simulator(checked, origin, transport.value, keeps, bold, ProgressPrinter(shown))
+        display = Display(shown)
+        simulator = Simulator(checked, origin, transport.value, keeps, bold, display)
         gc.enable()
-        found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
+        try:
+            found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
+        finally:
+            display.close()
         whole = plain(*found, file, notes)
         if report is not None:
             _write(report, whole)

@@ -22,9 +22,9 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
             counts = [count_text(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed")]
             rows.append((name, *counts, size_text(channel["bytes"]), str(channel["dataset"] or "-")))
         lines += ["", *table(rows)]
-    absent = {name: flow["missing_frames"] for name, flow in summary["flows"].items() if flow["missing_frames"]}
-    for name, ranges in absent.items():
-        lines.append(f"{name}: not received: {ranges_text(ranges)}")
+    for name, flow in summary["flows"].items():
+        if flow["missing_frames"]:
+            lines.append(f"{name}: not received: {ranges_text(flow['missing_frames'])}{_allowed(flow)}")
     for name, saved in [*summary["channels"].items(), *summary.get("tables", {}).items()]:
         if saved.get("unmatched"):
             lines.append(f"{name}: {count_text(saved['unmatched'])} unmatched: not in all inputs of a join")
@@ -39,6 +39,13 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds_text(seconds)}, " if seconds else "") + where]
     return "\n".join(lines) + "\n"
+
+
+def _allowed(flow: Mapping[str, Any]) -> str:
+    """How many may be; nothing for what was recomputed from files, which don't know."""
+    if "allowed" not in flow:
+        return ""
+    return f"; {'any' if flow['allowed'] is None else flow['allowed'] or 'none'} may be lost"
 
 
 def _receivers(flows: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,9 @@ from lima2cli.geometry import Rect
 from lima2cli.names import HOST, NAME
 from lima2cli.nodes.kinds import NodeEntry, NodeUse
 
+SHARE = r"^\s*(100(\.0*)?|[0-9]{1,2}(\.[0-9]*)?)\s*%\s*$"
+"""A percentage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roi:
@@ -103,6 +106,12 @@ class Acquisition:
         "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
     )
     frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    allow_lost: int | str | None = param(
+        "Frames of a flow that may be lost, or a share of them such as `1 %`; beyond that the run has failed (exit "
+        "code 11). Default: none, any in flows of `overrun: continue`.",
+        Either((Integer(0), Text(SHARE, "a share of the frames, such as `1 %`"))),
+        None,
+    )
     repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
     accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
     binning: Binning = param("Pixels that the detector sums to one.", pair(Binning, Integer(1)), Binning())
@@ -218,7 +227,12 @@ class Slices:
 class Rules:
     """How blocks are put into the local buffers."""
 
-    blocks_per_group: int = param("Consecutive blocks of one group, the unit of dispatch.", Integer(1), 1)
+    blocks_per_group: int | str = param(
+        "Consecutive blocks of one group, the unit of dispatch; auto, as without `rules`: the fewest that keep group "
+        "events of a receiver under 2 kHz, one where no rate is known.",
+        Either((Integer(1), Choice(("auto",)))),
+        1,
+    )
     start_slot: int = param("Slots left free at the start of each local buffer.", Integer(0), 0)
     placement: str = param(
         "Groups one after another, or all in the same place.",
@@ -269,7 +283,9 @@ class Flow:
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
     alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
     slices: Slices = param("Which frames.", Table(Slices), Slices())
-    rules: Rules = param("Groups and placement.", Table(Rules), Rules())
+    rules: Rules = param(
+        "Groups and placement; without it `{blocks_per_group: auto}`.", Table(Rules), Rules(blocks_per_group="auto")
+    )
     events: Events = param("When receivers are told.", Table(Events), Events())
     buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
     dispatch: Any = param(

@@ -20,6 +20,10 @@ SUFFIX = "{name}_sim_{run:04d}"
 """Of the run directory of a simulation, which lies beside those of runs: on the same disk."""
 
 
+ANY_LOST = "100 %"
+"""What is lost is the answer of a simulation, not its failure."""
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What is asked of a simulation.
@@ -51,7 +55,14 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     """
     said = pipeline.acquisition
     acquisition = replace(
-        said, frames=asked.frames, period=asked.period_s, rate=None, trigger="internal", frames_per_trigger=1, repeat=1
+        said,
+        frames=asked.frames,
+        period=asked.period_s,
+        rate=None,
+        trigger="internal",
+        frames_per_trigger=1,
+        repeat=1,
+        allow_lost=ANY_LOST,
     )
     config, sensor = emulator(pipeline.config, pipeline.detector.sensor, asked.faults)
     return replace(

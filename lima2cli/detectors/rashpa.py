@@ -9,7 +9,6 @@ are set up by calls of librashpa, those of `lima2 plan --format c`. Where the li
 not tell how memory is given to it, nor how its events come. See the guide on RASHPA detectors.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from lima2cli.detectors.capabilities import read_record
 from lima2cli.detectors.librashpa import LIBRARY, Manager, load
 from lima2cli.detectors.lifecycle import Lifecycle
 from lima2cli.errors import FileProblem, Misfit, StateError
+from lima2cli.plain import read_json_object
 from lima2cli.spec import Array, DetectorInfo, Files
 
 
@@ -91,10 +91,10 @@ def _set_up_by_lima2(can: Capabilities) -> Capabilities:
 
 def _read(path: str, name: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json_object(Path(path))
     except OSError as error:
         raise FileProblem(f"{name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FileProblem(f"{name} is no capability record in JSON: {error}", "file-format") from error
 
 

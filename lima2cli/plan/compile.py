@@ -73,6 +73,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         placements=tuple(Placement(it.host, it.cpus, it.numa) for it in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
+        allow_lost=pipeline.acquisition.allow_lost,
     )
 
 

@@ -1,15 +1,18 @@
 """One data flow laid out: slots, groups, modules' parts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lima2cli.config.dispatch import share_box
 from lima2cli.config.pipeline import DataFlow, Pipeline, Place
-from lima2cli.geometry import BlockLayout, Rect, Rule, lay_out_block
+from lima2cli.geometry import BlockLayout, Rect, Rule, lay_out_block, up
 from lima2cli.plan.records import Part
 
 DEFAULT_FRAMES = 256
-"""Frames that a local buffer is sized for where the pipeline says nothing."""
+"""Frames that a local buffer is sized for where the pipeline says nothing, at least."""
+
+HOLD_S, HOLD_BYTES = 0.5, 32 << 20
+"""And at least so many seconds of frames, as long as they take no more memory than this."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,20 @@ def parts_of(source: Rect, modules: Mapping[int, Rect], layout: BlockLayout, pix
     return tuple(parts)
 
 
-def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None) -> FlowLayout:
-    """Slots and groups of one flow, or of what one place gets: integer arithmetic, whatever the number of frames."""
+def most_slots(it: FlowLayout) -> int:
+    """Slots that a local buffer has for groups, or may get where the pipeline does not give its size."""
+    rule, said = it.rule, it.flow.said.buffers
+    slots = it.size // rule.stride
+    if said.size is None and said.frames is None and not rule.bounded:
+        slots = max(slots, rule.start_slot + HOLD_BYTES // rule.stride)
+    return max(0, slots - rule.start_slot)
+
+
+def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None, blocks: int = 1) -> FlowLayout:
+    """Slots and groups of one flow, or of what one place gets: integer arithmetic, whatever the number of frames.
+
+    ``blocks`` per group, where the flow does not say how many.
+    """
     info, table = pipeline.detector, flow.said
     share = range(len(info.modules)) if place is None or flow.shares is None else flow.shares[place]
     source = flow.source if place is None else share_box(share, info, flow.source)
@@ -74,21 +89,33 @@ def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None) -
         header=alignment.header,
         footer=alignment.footer,
     )
-    size = table.buffers.size
-    if size is None:
-        frames = table.buffers.frames or max(DEFAULT_FRAMES, rules.blocks_per_group)
-        size = (rules.start_slot + frames) * layout.stride
     rule = Rule(
         start=slices.start,
         step=slices.step,
         count=slices.count,
-        blocks=rules.blocks_per_group,
+        blocks=blocks if rules.blocks_per_group == "auto" else int(rules.blocks_per_group),
         buffers=len(flow.places) if place is None else 1,
-        slots=size // layout.stride,
+        slots=0,
         stride=layout.stride,
         start_slot=rules.start_slot,
         overwrite=rules.placement == "overwrite",
         circular=rules.cycle == "circular",
     )
+    selected = rule.selected(frames_of(pipeline))
+    size = table.buffers.size
+    if size is None:
+        frames = table.buffers.frames or default_frames(rule, selected, pipeline.acquisition.period_s)
+        size = (rules.start_slot + frames) * layout.stride
+    rule = replace(rule, slots=size // layout.stride)
     parts = parts_of(source, {module: info.modules[module] for module in sorted(share)}, layout, pixel_bytes)
-    return FlowLayout(flow, place, source, layout, rule, rule.selected(frames_of(pipeline)), size, parts)
+    return FlowLayout(flow, place, source, layout, rule, selected, size, parts)
+
+
+def default_frames(rule: Rule, selected: int | None, period_s: float | None) -> int:
+    """Frames of a local buffer whose size is not given: for the pauses of a receiver, and whole groups."""
+    if rule.bounded or period_s is None:
+        return max(DEFAULT_FRAMES, rule.blocks)
+    held = int(min(HOLD_S / (period_s * rule.step * rule.buffers), HOLD_BYTES / rule.stride))
+    if selected is not None:
+        held = min(held, -(-selected // rule.buffers))
+    return up(max(DEFAULT_FRAMES, held, rule.blocks), rule.blocks)

@@ -7,6 +7,7 @@ from lima2cli.geometry import Rect, up
 from lima2cli.human import exact_size, grouped, size_text
 from lima2cli.plan.flow_checks import check_channels, check_flow
 from lima2cli.plan.flow_layout import FlowLayout, lay_out_flow
+from lima2cli.plan.groups import choose_groups
 from lima2cli.plan.records import Gdt, LocalBuffer, Part, Region
 from lima2cli.poison import POISON, attempt
 
@@ -110,10 +111,12 @@ def gdt_of(pipeline: Pipeline, index: int, it: FlowLayout, buffers: tuple[LocalB
 def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...], tuple[Gdt, ...]]:
     """All flows of a pipeline, checked. One that is dispatched by modules is a GDT for each place."""
     layouts: list[FlowLayout] = []
-    for flow in pipeline.flows.values():
-        own = attempt(lambda flow=flow: _layouts(pipeline, flow))  # type: ignore[misc]
-        if own is POISON:
-            continue
+    single = {name: attempt(lambda flow=flow: _layouts(pipeline, flow)) for name, flow in pipeline.flows.items()}  # type: ignore[misc]
+    single = {name: own for name, own in single.items() if own is not POISON}
+    groups = attempt(lambda: choose_groups(pipeline, single))
+    for name, own in single.items():
+        if groups is not POISON and groups.get(name, 1) > 1:
+            own = _layouts(pipeline, pipeline.flows[name], groups[name])
         attempt(lambda own=own: check_flow(pipeline, own, findings))  # type: ignore[misc]
         layouts += own
     attempt(lambda: check_channels(pipeline, layouts, findings))
@@ -122,7 +125,7 @@ def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...],
     return regions, gdts
 
 
-def _layouts(pipeline: Pipeline, flow: DataFlow) -> list[FlowLayout]:
+def _layouts(pipeline: Pipeline, flow: DataFlow, blocks: int = 1) -> list[FlowLayout]:
     if flow.shares is None:
-        return [lay_out_flow(pipeline, flow)]
-    return [lay_out_flow(pipeline, flow, place) for place in range(len(flow.shares))]
+        return [lay_out_flow(pipeline, flow, None, blocks)]
+    return [lay_out_flow(pipeline, flow, place, blocks) for place in range(len(flow.shares))]

@@ -255,6 +255,7 @@ class Plan:
     info         the detector after its own operations;  acquisition  what it is told
     threads      of each receiver;  placements  where each runs
     repeat       acquisitions, one after another, each of ``frames`` frames
+    allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
     processing   a program of the user's on the receivers, `file.py:main`; None without
     """
 
@@ -278,6 +279,7 @@ class Plan:
     acquisition: AcqParams = AcqParams(None, None)
     threads: tuple[int, ...] = ()
     repeat: int = 1
+    allow_lost: int | str | None = None
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
 

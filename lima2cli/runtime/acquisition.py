@@ -13,7 +13,8 @@ class Outcome:
     """What an acquisition came to: ``state`` complete, stopped or failed, why, and the reports of all ranks.
 
     number   of the acquisition in its job, from 0
-    dead_s   from the last frame of the acquisition before to the first of this one, None where there is none
+    dead_s   from the last frame of the acquisition before to when this one could take a frame, None where there is none
+    losses   what was lost beyond what is allowed, a sentence for each flow: known when the files are being ended
     silent   ranks of workers that do not answer, and won't take part in the end of the job
     """
 
@@ -31,6 +32,15 @@ class Outcome:
     silent: set[int] = field(default_factory=set)
     number: int = 0
     dead_s: float | None = None
+    losses: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> tuple[str, str | None]:
+        """State and reason as people are told them: with losses no acquisition is complete."""
+        if not self.losses:
+            return self.state, self.reason
+        reason = "; ".join([*([self.reason] if self.reason else []), *self.losses])
+        return "failed" if self.state == "complete" else self.state, reason
 
     def fail(self, reason: str) -> None:
         """The first reason counts."""
@@ -127,5 +137,6 @@ class Acquisitions:
         """The last ends before frame ``frames``; nothing more is served of it."""
         outcome = self.now.outcome
         outcome.seconds, outcome.frames = (time.time_ns() - outcome.start_ns) * 1e-9, frames
-        if len(self._all) > 1 and outcome.first_ns:
-            outcome.dead_s = (outcome.first_ns - self._all[-2].outcome.last_ns) * 1e-9
+        before = self._all[-2].outcome.last_ns if len(self._all) > 1 else 0
+        if before and outcome.first_ns:  # from the start on it may have waited for a trigger
+            outcome.dead_s = (min(outcome.start_ns, outcome.first_ns) - before) * 1e-9

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import UnreadableInput
+from lima2cli.plain import read_json_object
 from lima2cli.runtime.process import started
 
 FILE = "control.json"
@@ -35,15 +36,15 @@ def where(directory: Path) -> dict[str, Any] | None:
     if not directory.is_dir():
         raise UnreadableInput(f"there is no run directory {directory}")
     try:
-        told = json.loads((directory / FILE).read_text())
+        told = read_json_object(directory / FILE)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
-    sound = isinstance(told, dict) and isinstance(told.get("socket", ""), str) and isinstance(told.get("pid"), int)
+    sound = isinstance(told.get("socket", ""), str) and isinstance(told.get("pid"), int)
     if not sound:
         raise UnreadableInput(f"{directory / FILE} is none of lima2's")
-    return dict(told)
+    return told
 
 
 def starting(told: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
         "state": state,
         "reason": reason,
         "overrun": False,
+        "losses": [],
         "file": link_file(plan, directory),
         "frames": plan.frames,
         "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},

@@ -19,6 +19,7 @@ from lima2cli.runtime.accounts import (
 )
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.runtime.ends import table_file, write_ends
+from lima2cli.runtime.shortfalls import losses
 from lima2cli.runtime.summary import content, write_summary
 
 
@@ -38,6 +39,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state == "complete":
         outcome.state, outcome.reason = "failed", problems[0]
+    outcome.losses = losses(plan, outcome, accounts)
     write_summary(Path(directory), content(plan, outcome, Path(directory), accounts, channels, tables, problems))
 
 

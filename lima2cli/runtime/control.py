@@ -21,6 +21,7 @@ from lima2cli.runtime import job_events, messages
 from lima2cli.runtime.acquisition import Acquisition, Acquisitions, Outcome
 from lima2cli.runtime.answers import Answers
 from lima2cli.runtime.completion import Completion
+from lima2cli.runtime.job import BY_USER, Stop
 from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.runtime.patience import check_silence
 from lima2cli.runtime.progress import Progress
@@ -59,13 +60,13 @@ class ControlRank:
         port: Port,
         emit: Emit,
         close: Callable[[Outcome, str], None],
-        stop_asked: Callable[[], bool],
+        order: Callable[[], Stop | None],
         directory: str,
         another: Callable[[], str],
     ) -> None:
         self.done = False
         self._plan: Plan = program.plan
-        self._port, self._emit, self._stop_asked = port, emit, stop_asked
+        self._port, self._emit, self._order = port, emit, order
         self._another = another
         roles = self._plan.ranks
         self._detectors = {role.rank for role in roles if role.role == "detector"}
@@ -77,7 +78,7 @@ class ControlRank:
         self._completion = Completion(close)
         self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
         self._progress = Progress(self._plan)
-        self._stopped = False
+        self._stopped: Stop | None = None
         self._next = 0
         self._heard: dict[int, float] = {}
         self._paused_at = 0.0
@@ -113,11 +114,12 @@ class ControlRank:
             self._handle(*mail)
             handled = True
         self._answers.poll(self._now, self._phase)
-        self._stopped |= self._stop_asked() or self._answers.stop_asked
+        order = self._order()  # asked each time: what keeps the channel going
+        self._stopped = self._stopped or order or (BY_USER if self._answers.stop_asked else None)
         self._look_at_files()
         if self._phase == "running":
-            if self._stopped:
-                self._pause("stopped", "stopped by the user")
+            if self._stopped is not None:
+                self._pause(self._stopped.state, self._stopped.reason)
             else:
                 self._look_at_clock()
         elif self._phase == "pausing":
@@ -179,8 +181,8 @@ class ControlRank:
             self._port.send(rank, (kind, what))
 
     def _start_or_not(self) -> None:
-        if self._stopped and self.outcome.state == "complete":
-            self.outcome.state, self.outcome.reason = "stopped", "stopped by the user"
+        if self._stopped is not None and self.outcome.state == "complete":
+            self.outcome.state, self.outcome.reason = self._stopped.state, self._stopped.reason
         if self._acquisitions.faultless:
             self._start()
             return
@@ -246,7 +248,7 @@ class ControlRank:
 
     def _directory_of_next(self) -> str | None:
         """Of the acquisition that follows; None where none does."""
-        if self._stopped or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
+        if self._stopped is not None or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
             return None
         try:
             directory = self._another()

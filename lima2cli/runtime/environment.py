@@ -14,6 +14,11 @@ RANK_BYTES = 80 << 20
 
 SHARED_MEMORY = Path("/dev/shm")
 
+MPI_RANK_BYTES = 5_632 << 10
+"""What MPI itself puts in /dev/shm for a rank, with a margin: 5.15 MiB with MPICH 5.0 over UCX, 3 to 8 ranks."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def check_memory(plan: Plan, *, shared: bool) -> None:
     """Raise `EnvironmentUnfit` where memory, /dev/shm (``shared``: MPI puts windows there) or disk is too small.
@@ -28,10 +33,11 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
     windows = sum(region.size for region in hosts)
     terms = " + ".join(f"{plan.receivers[r.receiver]}.{r.name} {size_text(r.size)}" for r in hosts) or "none"
     if shared and SHARED_MEMORY.is_dir():
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if windows > free:
+        free, own = shutil.disk_usage(SHARED_MEMORY).free, MPI_RANK_BYTES * ranks
+        if windows + own > free:
             raise EnvironmentUnfit(
-                f"memspaces need {size_text(windows)} ({terms}), /dev/shm has {size_text(free)} free; "
+                f"the run needs {size_text(windows + own)} of /dev/shm (memspaces: {terms}; MPI itself: "
+                f"{ranks} ranks x {size_text(MPI_RANK_BYTES)}), {size_text(free)} are free; "
                 "make buffers smaller, or /dev/shm larger (mount -o remount,size=… /dev/shm)"
             )
     needed, available = windows + RANK_BYTES * ranks, available_memory()
@@ -88,7 +94,12 @@ def _existing(path: Path) -> Path:
 
 
 def available_memory() -> int | None:
-    """MemAvailable of proc(5) in bytes; None where the system doesn't say."""
+    """Bytes of memory that may still be taken: the least of MemAvailable (proc(5)) and of what the control groups of
+    this process leave; None where the system doesn't say."""
+    return min((it for it in (_available_here(), _available_in_groups()) if it is not None), default=None)
+
+
+def _available_here() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -97,6 +108,51 @@ def available_memory() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def _available_in_groups() -> int | None:
+    """By cgroups(7), v2 (memory.max) and v1 (memory.limit_in_bytes): the group of this process and all above it. Cached
+    files count as free, as they do in MemAvailable."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    left: list[int] = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, names = (CGROUPS, ("memory.max", "memory.current", "inactive_file"))
+        if controllers:
+            root, names = (
+                CGROUPS / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
+        folder = root / group.strip("/")
+        while folder.is_relative_to(root):
+            limit, used = _number(folder / names[0]), _number(folder / names[1])
+            if limit is not None and used is not None:
+                left.append(max(0, limit - used + _field(folder / "memory.stat", names[2])))
+            folder = folder.parent
+    return min(left, default=None)
+
+
+def _number(path: Path) -> int | None:
+    """What a file of a control group says; None where there is no such file, or no limit (``max``)."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _field(path: Path, name: str) -> int:
+    """A value of ``memory.stat``; 0 where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)
 
 
 def cores() -> int:

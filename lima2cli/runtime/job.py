@@ -1,24 +1,45 @@
-"""What the launcher hands to the ranks: one record, in a private file of the run directory.
+"""The job that a launcher hands to the ranks, and the channel between the launcher and the control rank.
 
-The ranks are told the digest of the file on their command line, so that nothing is unpickled but what the launcher
-wrote. (mpiexec forwards standard input too slowly to carry it: the word `STOP` is all that goes that way.)
+The channel is a Unix socket in the abstract namespace (unix(7)): nothing of it lies on a disk, so nothing is left
+behind whoever is killed, and nothing else reaches it: what users' code prints is never taken for an event. The launcher
+listens under a random name, which rank 0 gets on its command line; each side makes sure that the other is a process of
+the same user (SO_PEERCRED), so that nothing is unpickled but what the launcher wrote. Both are always on one machine.
+
+    launcher → rank 0   the job: its length (8 bytes, big-endian), its pickle; then a line of JSON for each `Stop`
+    rank 0 → launcher   events, one JSON object a line
 """
 
-import hashlib
+import json
 import os
 import pickle
-from dataclasses import dataclass
-from pathlib import Path
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lima2cli import __version__
 from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
 
-STOP = b"stop\n"
-JOB_FILE = ".job"
-
 LAUNCHED = "LIMA2_LAUNCHED"
 """Set in the environment of a run's processes that the launcher has started."""
+
+HAND_OVER_S = 30.0
+"""Sending and receiving the job may take so long."""
+
+BACKLOG_BYTES = 1 << 20
+"""Events that the launcher has not taken yet are kept up to here; beyond, reports of progress are left out."""
+
+LAST_EVENTS_S = 5.0
+"""The last events may take so long."""
+
+CREDENTIALS = struct.Struct("3i")
+"""pid, uid, gid of a peer (struct ucred)."""
+
+LENGTH = struct.Struct(">Q")
 
 
 @dataclass(frozen=True)
@@ -31,23 +52,171 @@ class Job:
     version: str = __version__
 
 
-def write_job(job: Job) -> tuple[Path, str]:
-    """Write the file, readable by its owner only; its path and digest."""
-    data = pickle.dumps(job)
-    path = Path(job.directory) / JOB_FILE
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-    return path, hashlib.sha256(data).hexdigest()
+@dataclass(frozen=True)
+class Stop:
+    """An order to end a run in order: the state and the reason that its summary then has."""
+
+    state: str
+    reason: str
 
 
-def read_job(path: str, digest: str) -> Job:
-    """The job, once: the file is removed. Raises `RunFailed` where it is not the launcher's."""
-    file = Path(path)
-    data = file.read_bytes()
-    file.unlink()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise RunFailed(f"{path} is not what the launcher wrote")
-    job = pickle.loads(data)  # noqa: S301  its digest is the one that the launcher gave
-    if not isinstance(job, Job) or job.version != __version__:
-        raise RunFailed("launcher and ranks are of different versions of lima2")
-    return job
+BY_USER = Stop("stopped", "stopped by the user")
+NO_LAUNCHER = Stop("failed", "lima2 run, which had started the ranks, was killed: they ended in order")
+
+
+class Lines:
+    """Bytes as they come, cut into lines."""
+
+    def __init__(self, longest: int = 1 << 20) -> None:
+        self._rest, self._longest = b"", longest
+
+    def feed(self, more: bytes) -> list[bytes]:
+        """The lines that are whole now, without their ends; a longer one than ``longest`` bytes is cut."""
+        *whole, self._rest = (self._rest + more).split(b"\n")
+        if len(self._rest) > self._longest:
+            whole, self._rest = [*whole, self._rest], b""
+        return whole
+
+    def end(self) -> list[bytes]:
+        """The last line, if its end never came."""
+        rest, self._rest = self._rest, b""
+        return [rest] if rest else []
+
+
+class JobServer:
+    """The launcher's end. ``ended``: the control rank has closed the channel, or has died."""
+
+    def __init__(self, job: Job) -> None:
+        self.name = f"lima2-{secrets.token_hex(16)}"
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(f"\0{self.name}")
+        self.listener.listen(1)
+        self.connection: socket.socket | None = None
+        self.ended = False
+        self._job, self._stops, self._lines = job, list[Stop](), Lines()
+
+    def accept(self) -> socket.socket | None:
+        """Take the control rank's call and hand the job over; None where it was somebody else's."""
+        caller, _ = self.listener.accept()
+        if self.connection is not None or not _same_user(caller):
+            caller.close()
+            return None
+        self.connection = caller
+        data = pickle.dumps(self._job)
+        caller.settimeout(HAND_OVER_S)
+        try:
+            caller.sendall(LENGTH.pack(len(data)) + data)
+        except OSError:
+            self.ended = True
+        for order in self._stops:
+            self._send(order)
+        return caller
+
+    def stop(self, order: Stop) -> None:
+        """Ask the control rank to end the run; it is told as soon as it has called."""
+        self._stops.append(order)
+        self._send(order)
+
+    def _send(self, order: Stop) -> None:
+        if self.connection is None or self.ended:
+            return
+        try:
+            self.connection.sendall(json.dumps(asdict(order)).encode() + b"\n")
+        except OSError:  # it has ended already, which its end of the channel tells
+            return
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events that have come; to be asked where there is something to read."""
+        assert self.connection is not None
+        try:
+            more = self.connection.recv(1 << 16)
+        except OSError:
+            more = b""
+        self.ended = not more
+        for line in self._lines.feed(more):
+            yield json.loads(line)
+
+    def close(self) -> None:
+        """Nobody can call any more."""
+        self.listener.close()
+        if self.connection is not None:
+            self.connection.close()
+
+
+class Launcher:
+    """The control rank's end: ``job`` is what it was handed. Raises `RunFailed` where that is not the launcher's."""
+
+    def __init__(self, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(HAND_OVER_S)
+        try:
+            self._socket.connect(f"\0{name}")
+            if not _same_user(self._socket):
+                raise RunFailed("what calls itself the launcher belongs to another user")
+            (length,) = LENGTH.unpack(self._receive(LENGTH.size))
+            job = pickle.loads(self._receive(length))  # noqa: S301  of a process of the same user, under a secret name
+        except OSError as error:
+            raise RunFailed(f"the launcher did not hand over the job: {error}") from error
+        if not isinstance(job, Job) or job.version != __version__:
+            raise RunFailed("launcher and ranks are of different versions of lima2")
+        self.job = job
+        self._socket.setblocking(False)
+        self._backlog, self._orders = bytearray(), Lines()
+        self._order: Stop | None = None
+        self._gone = False
+
+    def _receive(self, count: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            more = self._socket.recv(min(count - len(parts), 1 << 20))
+            if not more:
+                raise ConnectionError("it has ended")
+            parts += more
+        return bytes(parts)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Send an event, without waiting: a launcher that takes none must not hold the run up."""
+        if len(self._backlog) > BACKLOG_BYTES and event["type"] == "progress":
+            return
+        self._backlog += json.dumps(event).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._backlog and not self._gone:
+            try:
+                sent = self._socket.send(self._backlog)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._gone = True
+                return
+            del self._backlog[:sent]
+
+    def order(self) -> Stop | None:
+        """The order to stop that the launcher has given, or has left by its death; does not wait."""
+        self._flush()
+        try:
+            more = b"" if self._gone else self._socket.recv(1 << 12)
+        except BlockingIOError:
+            return self._order
+        except OSError:
+            more = b""
+        self._gone = not more
+        for line in self._orders.feed(more):
+            self._order = self._order or Stop(**json.loads(line))
+        if self._gone:
+            self._order = self._order or NO_LAUNCHER
+        return self._order
+
+    def close(self) -> None:
+        """After the last event, which is waited for a little."""
+        deadline = time.monotonic() + LAST_EVENTS_S
+        while self._backlog and not self._gone and time.monotonic() < deadline:
+            self._flush()
+            time.sleep(1e-3)
+        self._socket.close()
+
+
+def _same_user(peer: socket.socket) -> bool:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return bool(CREDENTIALS.unpack(credentials)[1] == os.getuid())

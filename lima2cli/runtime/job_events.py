@@ -19,7 +19,7 @@ def started(plan: Plan, acquisition: Acquisition) -> Event:
 def completed(plan: Plan, acquisition: Acquisition) -> Event:
     """One of several acquisitions has ended, and its files are written."""
     it = acquisition.outcome
-    return {"type": "acquisition", "number": it.number + 1, "of": plan.repeat, "state": it.state,
+    return {"type": "acquisition", "number": it.number + 1, "of": plan.repeat, "state": it.verdict[0],
             "directory": acquisition.directory, "frames": it.frames, "dead_time_s": it.dead_s}  # fmt: skip
 
 

@@ -16,11 +16,11 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.environment import check_files, check_memory
-from lima2cli.runtime.job import Job
+from lima2cli.runtime.job import BY_USER, Job
 from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
-from lima2cli.runtime.run import FAILED, as_seen, exit_code, open_directory
+from lima2cli.runtime.run import FAILED, as_seen, done, exit_code, open_directory
 
 INTERRUPTED = 130
 
@@ -81,13 +81,14 @@ class Leader:
         self._world.bcast(True)
         with signals.installed():
             try:
-                outcome = run_ranks(job, directories, stop.is_set)
+                outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
             except BaseException as error:  # noqa: BLE001  the others would wait for ever
                 _abort(self._world, error)
         ended, summary = conclude(plan, directories.all, "it was not closed")
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:
             atexit.register(lambda: self._world.Abort(code))
+        emit(done(as_seen(ended), summary))
         return as_seen(ended), summary, code
 
 
@@ -109,7 +110,7 @@ def follow() -> None:
     with Signals().installed():  # what they mean is for rank 0 to say
         if world.bcast(None):
             try:
-                run_ranks(None, lambda event: None, lambda: False)
+                run_ranks(None, lambda event: None, lambda: None)
             except BaseException as error:  # noqa: BLE001
                 _abort(world, error)
 

@@ -6,10 +6,10 @@ ranks run in this process.
 """
 
 import importlib.util
-import json
 import os
 import re
 import select
+import selectors
 import shutil
 import signal
 import socket
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -27,12 +27,16 @@ from typing import IO, Any
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
-from lima2cli.runtime.job import LAUNCHED, STOP, Job, write_job
+from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import started
 
 LOG = "lima2.log"
 AT_ONCE = "ended at once by the user"
+NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
+
+ORDERLY_END_S = 60.0
+"""Ranks that have lost their mpiexec may take so long to end in order."""
 
 LAST_WORDS_S = 5.0
 """Ranks have so long to end after mpiexec has."""
@@ -65,8 +69,9 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While a run is on."""
+        """While a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
         finally:
@@ -140,13 +145,6 @@ class Ranks:
         if not self.joined:
             self._process.terminate()  # mpiexec ends the others
 
-    def stop(self) -> None:
-        """Ask the control rank to end the run."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ValueError):  # it has ended already
-            self._process.stdin.write(STOP)
-            self._process.stdin.flush()
-
     def kill(self) -> None:
         """End all at once."""
         for pid in self._alive():
@@ -156,9 +154,6 @@ class Ranks:
 
     def gone(self) -> None:
         """Wait for the end of all ranks, which may come after that of mpiexec; help where it doesn't come."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # what had ended before it was asked to
-            self._process.stdin.close()
         deadline = time.monotonic() + LAST_WORDS_S
         while self._alive() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -174,31 +169,25 @@ def run_with_mpiexec(
 ) -> tuple[Path, dict[str, Any]]:
     """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
     directories = Directories(directory, emit)
-    path, digest = write_job(Job(plan, str(base), str(directory)))
-    command = command_line(mpiexec, plan, base, [str(path), digest])
-    with (directory / LOG).open("wb") as log:
+    server = JobServer(Job(plan, str(base), str(directory)))
+    command = command_line(mpiexec, plan, base, [server.name])
+    with (directory / LOG).open("wb") as log, closing(server):
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env={**os.environ, LAUNCHED: "1"},
             )  # fmt: skip
         except OSError as error:
             raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
-        assert process.stdin is not None
-        assert process.stdout is not None
         ranks = Ranks(process)
-        signals.on_first, signals.on_second = ranks.stop, ranks.kill
-        for _ in signals.received:  # while they were being started
-            ranks.stop()
+        signals.on_first, signals.on_second = lambda: server.stop(BY_USER), ranks.kill
+        if signals.received:  # while they were being started
+            server.stop(BY_USER)
         patience = threading.Timer(START_UP_S, ranks.give_up)
         patience.start()
-        with process.stdout:
-            for line in process.stdout:
-                _pass_on(line, directories, ranks, log)
-        code = process.wait()
+        code = _attend(process, server, ranks, directories, log)
         patience.cancel()
         ranks.gone()
-    path.unlink(missing_ok=True)
     at_once = len(signals.received) > 1
     reason = AT_ONCE if at_once else _why(code, directory / LOG, ranks, plan)
     return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
@@ -207,7 +196,8 @@ def run_with_mpiexec(
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
     """The command that starts the ranks of a plan, on their hosts: those of lima2 as one program, others with theirs
     (MPMD)."""
-    own = [sys.executable, "-m", "mpi4py", "-m", "lima2cli.runtime.worker", *arguments]
+    # -P: the working directory is data; what lies there never stands for a module of the same name
+    own = [sys.executable, "-P", "-m", "mpi4py", "-m", "lima2cli.runtime.worker", *arguments]
     programs: list[str] = []
     for program, roles in groupby(plan.ranks, plan.command_of):
         count = ["-n", str(len(list(roles)))]
@@ -221,19 +211,46 @@ def executable(program: tuple[str, ...]) -> list[str]:
     return [sys.executable if program[0] == "python" else program[0], *program[1:]]
 
 
-def _pass_on(line: bytes, emit: Emit, ranks: Ranks, log: IO[bytes]) -> None:
-    """An event of the control rank; else what mpiexec says of ranks that died, which goes to the log; else something
-    that user code printed."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if isinstance(event, dict) and event.get("type") == "ranks":
-        ranks.know(event["ranks"])
-    elif isinstance(event, dict) and "type" in event:
-        emit(event)
-    elif MPIEXEC_SAYS.match(line):
-        log.write(line)
+def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: IO[bytes]) -> int:
+    """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended; the
+    exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
+    assert process.stdout is not None
+    output, lines, deadline = process.stdout, Lines(), None
+    with selectors.DefaultSelector() as selector:
+        selector.register(output, selectors.EVENT_READ)
+        selector.register(server.listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                if key.fileobj is server.listener:
+                    if (caller := server.accept()) is not None:
+                        selector.register(caller, selectors.EVENT_READ)
+                elif key.fileobj is output:
+                    more = os.read(output.fileno(), 1 << 16)
+                    if not more:
+                        selector.unregister(output)
+                        output.close()
+                    for line in lines.feed(more) if more else lines.end():
+                        _pass_on(line, emit, log)
+                else:
+                    for event in server.events():
+                        ranks.know(event["ranks"]) if event["type"] == "ranks" else emit(event)
+                    if server.ended:
+                        selector.unregister(key.fileobj)
+            if not output.closed:
+                continue
+            if server.connection is None or server.ended:
+                return process.wait()
+            if deadline is None:
+                server.stop(NO_MPIEXEC)
+                deadline = time.monotonic() + ORDERLY_END_S
+            elif time.monotonic() > deadline:
+                return process.wait()
+
+
+def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
+    """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
+    if MPIEXEC_SAYS.match(line):
+        log.write(line + b"\n")
     elif text := line.decode(errors="replace").rstrip():
         emit({"type": "event", "event": "output", "message": text})
 

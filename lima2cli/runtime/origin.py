@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lima2cli.plain import read_json_object
+
 PLAN_FILE, PIPELINE_FILE = "plan.json", "pipeline.yaml"
 
 
@@ -41,6 +43,12 @@ class Origin:
     def known(cls, text: str, source: Mapping[str, Any]) -> "Origin":
         """Of a text and what `source` gave. Raises KeyError or TypeError where it did not."""
         told = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
+        kinds = {"file": str, "overrides": list, "environment": dict, "cores": int, "texts": dict}
+        strings = [*told["overrides"], *(it for name in ("environment", "texts") for it in told[name].values())]
+        if not all(isinstance(told[name], kinds[name]) for name in kinds) or not all(
+            isinstance(it, str) for it in strings
+        ):
+            raise TypeError("the source of the plan is not what lima2 writes")
         return cls(text=text, base=Path(source["base"]), **told)
 
     def source(self) -> dict[str, Any]:
@@ -62,7 +70,7 @@ class Origin:
     @classmethod
     def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":
         """From a run directory, with the plan's figures. Raises OSError, ValueError or KeyError where it is none."""
-        figures: dict[str, Any] = json.loads((directory / PLAN_FILE).read_text())
+        figures = read_json_object(directory / PLAN_FILE)
         source = figures.pop("source")
         text = (directory / PIPELINE_FILE).read_text()
         return cls.known(text, source), figures

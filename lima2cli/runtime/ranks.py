@@ -16,6 +16,7 @@ from lima2cli.transport.base import MemorySpec, Port, RegionSpec
 
 if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
+    from lima2cli.runtime.job import Stop
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
 CONTROL_SLEEP_S = 5e-3
@@ -45,14 +46,14 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
 
 
 def make_rank(
-    program: Program, port: Port, base: Path, directory: str, emit: "Emit", stop_asked: Callable[[], bool]
+    program: Program, port: Port, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
 ) -> Rank:
     """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's.
 
     What only other ranks need is not imported: there are many, and they start at the same time.
     """
     if isinstance(program, ControlProgram):
-        return _control(program, port, directory, emit, stop_asked)
+        return _control(program, port, directory, emit, order)
     if isinstance(program, DetectorProgram):
         from lima2cli.runtime.compliant import CompliantRank
         from lima2cli.runtime.source import DetectorRank
@@ -72,7 +73,7 @@ def make_rank(
 
 
 def _control(
-    program: ControlProgram, port: Port, directory: str, emit: "Emit", stop_asked: Callable[[], bool]
+    program: ControlProgram, port: Port, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
 ) -> "ControlRank":
     from lima2cli.runtime.closing import close_run
     from lima2cli.runtime.control import ControlRank
@@ -86,7 +87,7 @@ def _control(
     def another() -> str:
         return str(make_another(Path(directory), plan.output_directory, plan.name))
 
-    return ControlRank(program, port, emit, close, stop_asked, directory, another)
+    return ControlRank(program, port, emit, close, order, directory, another)
 
 
 def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGEST_SLEEP_S) -> None:
@@ -100,7 +101,7 @@ def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGES
             pause = min(2 * pause, longest)
 
 
-def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", stop_asked: Callable[[], bool]) -> Outcome:
+def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]") -> Outcome:
     """All ranks in this process, in turn: the reference."""
     from lima2cli.runtime.control import ControlRank
     from lima2cli.runtime.receiver import ReceiverRank
@@ -109,7 +110,7 @@ def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", stop_asked:
     wiring, programs = lower(plan)
     memory = InlineMemory(memory_of(wiring, base))
     ranks = [
-        make_rank(program, InlinePort(number, memory), base, directory, emit, stop_asked)
+        make_rank(program, InlinePort(number, memory), base, directory, emit, order)
         for number, program in enumerate(programs)
     ]
     try:

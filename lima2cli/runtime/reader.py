@@ -22,6 +22,10 @@ BATCH_BYTES = 4 << 20
 """A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early. Where
 several threads work on it, it may have a group for each."""
 
+EXPOSED_NS = 2_000_000
+"""Of flows that do not wait a batch has so many groups as are done in about this time: until then they lie where they
+may be overwritten."""
+
 
 @dataclass(slots=True)
 class Batch:
@@ -64,8 +68,9 @@ class FlowReader:
         self.begin(0)
         block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
         deep = max(1, self._rule.depth // 4)
-        batched = self._gdt.waits and len(self._buffers) == 1 and not single
-        self._most = max(1, min(max(BATCH_BYTES // block_bytes, threads), deep, 1024)) if batched else 1
+        batched = len(self._buffers) == 1 and not single
+        self._largest = max(1, min(max(BATCH_BYTES // block_bytes, threads), deep, 1024)) if batched else 1
+        self._most = self._largest if self._gdt.waits else 1
         self._credit_every = max(1, self._rule.depth // 8)
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
@@ -119,13 +124,11 @@ class FlowReader:
         buffer, visit = found
         if visit >= buffer.told and not self._look(buffer, visit):
             return None
-        if self._gdt.waits and not self._ended:
-            visits = self._usable(buffer, visit, min(buffer.told - visit, self._most))
-            state = COMPLETE if visits else NOT_WRITTEN
-        else:
-            visits, state = 1, buffer.state(visit)
-            if state == COMPLETE and not self._usable(buffer, visit, 1):
-                state = NOT_WRITTEN
+        most = 1 if self._ended else min(buffer.told - visit, self._most)
+        state = COMPLETE if self._gdt.waits and not self._ended else buffer.state(visit)
+        visits = self._usable(buffer, visit, most) if state == COMPLETE else 0
+        if state == COMPLETE and not visits:
+            state = NOT_WRITTEN
         if state == COMPLETE:
             return self._batch(buffer, visit, visits)
         lost = state == OVERWRITTEN
@@ -223,8 +226,18 @@ class FlowReader:
             batch.failed = (numbers - self._rule.start) // self._rule.step
             batch.block = without(batch.block, failed)
 
+    def took(self, batch: Batch, elapsed_ns: int) -> None:
+        """For how long a batch was worked on: the next may be larger, or has to be smaller."""
+        if self._gdt.waits:
+            return
+        if elapsed_ns > EXPOSED_NS:
+            self._most = max(1, batch.visits // 2)
+        elif batch.visits == self._most and elapsed_ns < EXPOSED_NS // 2:
+            self._most = min(2 * self._most, self._largest)
+
     def intact(self, batch: Batch) -> bool:
-        """The second check, after the data were used: nothing was overwritten meanwhile."""
+        """The second check, after the data were used: nothing was overwritten meanwhile, of which the first visit would
+        have been the first."""
         if batch.block.stable:
             return True
         self._port.sync()
@@ -242,7 +255,7 @@ class FlowReader:
             if batch.failed is not None:
                 add_rows(self.count.incomplete, batch.failed)
         else:
-            self._count_absent(self.count.lost, batch.buffer, batch.visit, 1)
+            self._count_absent(self.count.lost, batch.buffer, batch.visit, batch.visits)
         batch.released = True
         while self._held and self._held[0].released:
             first = self._held.popleft()

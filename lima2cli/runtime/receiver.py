@@ -99,7 +99,9 @@ class ReceiverRank:
         for reader in self._readers:
             came = None if graph.full(reader.flow.gdt.flow) else reader.poll()
             if isinstance(came, Batch):
+                before = time.perf_counter_ns()
                 self._process(graph, reader, came)
+                reader.took(came, time.perf_counter_ns() - before)
             elif came is not None:
                 self._skip(graph, reader, came)
             else:
@@ -186,7 +188,7 @@ class ReceiverRank:
             reader.release(batch, intact)
             if intact:
                 graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
-                graph.timings.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
+                graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             else:
                 graph.absent(flow, int(block.numbers[-1]))
         else:
@@ -194,7 +196,7 @@ class ReceiverRank:
             intact = reader.intact(batch)
             if intact:
                 graph.commit(staged, int(block.numbers[0]))
-                graph.timings.note(reader.flow.gdt.name, block.numbers, block.times[-1:])
+                graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             reader.release(batch, intact)
 
     def _skip(self, graph: Graph, reader: FlowReader, absent: Absent) -> None:

@@ -18,7 +18,7 @@ def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
     """Where the plan of a run comes from, and its figures. Raises `UnreadableInput` where that is no run directory."""
     try:
         return Origin.read(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableInput(f"{directory} is no run directory: it has no {PLAN_FILE} of a run ({error})") from error
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed
+from lima2cli.plain import json_object
 from lima2cli.runtime.announcement import FILE, PREFIX, announce, starting, where
 
 LONGEST = 4096
@@ -93,10 +94,10 @@ class Requests:
 
 def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
     try:
-        request = json.loads(line) if len(line) <= LONGEST else None
+        request = json_object(line) if len(line) <= LONGEST else {}
     except ValueError:
-        request = None
-    if not isinstance(request, dict) or not isinstance(request.get("do"), str):
+        request = {}
+    if not isinstance(request.get("do"), str):
         return {"ok": False, "message": "this is no request"}
     return answer(request)
 
@@ -123,11 +124,9 @@ def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
             caller.connect(told["socket"])
             caller.sendall(json.dumps(request).encode() + b"\n")
             with caller.makefile("rb") as file:
-                answer = json.loads(file.readline(2 * LONGEST))
+                answer = json_object(file.readline(2 * LONGEST))
     except TimeoutError as error:
         raise RunFailed(f"the run in {directory} does not answer") from error
     except (OSError, ValueError) as error:
         raise RunFailed(gone) from error
-    if not isinstance(answer, dict):
-        raise RunFailed(f"the run in {directory} does not answer")
     return answer

@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import make_directory
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
+from lima2cli.runtime.job import BY_USER
 from lima2cli.runtime.launch import AT_ONCE, LOG, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
@@ -56,8 +58,20 @@ def run_plan(
         else:
             ended = _run_inline(plan, origin.base, directory.resolve(), emit, signals)
     directory, summary = as_seen(ended[0]), ended[1]
-    emit({"type": "done", "state": summary["state"], "directory": str(directory)})
+    emit(done(directory, summary))
     return directory, summary, exit_code(summary, signals)
+
+
+def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The last event of a run: how it ended, and all that went wrong."""
+    told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
+    return {"type": "done", **told, "directory": str(directory)}
+
+
+def note(directory: Path, text: str) -> None:
+    """Add a line to the log of a run, where that can be written."""
+    with suppress(OSError), (directory / LOG).open("a", encoding="utf-8") as log:
+        log.write(f"{text}\n")
 
 
 def as_seen(directory: Path) -> Path:
@@ -92,7 +106,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         stop.set()
     directories = Directories(directory, emit)
     try:
-        run_inline(plan, base, str(directory), directories, stop.is_set)
+        run_inline(plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
     except KeyboardInterrupt:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
@@ -105,6 +119,6 @@ def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
     if signals.received and summary["state"] != "complete":
         return 128 + int(signal.Signals(signals.received[0]))
-    if summary["state"] == "failed":
-        return DATA_LOST if summary.get("overrun") else FAILED
-    return COMPLETE
+    if summary.get("overrun") or summary.get("losses"):
+        return DATA_LOST
+    return FAILED if summary["state"] == "failed" else COMPLETE

@@ -7,7 +7,7 @@ from typing import Any
 
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.runtime.announcement import starting, where
-from lima2cli.runtime.directory import LATEST
+from lima2cli.runtime.directory import LATEST, SUMMARY
 from lima2cli.runtime.origin import PLAN_FILE
 from lima2cli.runtime.requests import ask
 from lima2cli.runtime.summary import read_summary
@@ -17,8 +17,9 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. ``state``: ``starting``, ``live``, ``broken off``, or what its summary says. ``told`` is its
-    summary, or of a live run what it answers to ``status``; empty where nothing is known."""
+    """A run directory. ``state``: ``starting``, ``live``, ``broken off``, ``damaged`` (its summary, or where it is
+    controlled, is none), or what its summary says. ``told`` is its summary, or of a live run what it answers to
+    ``status``; empty where nothing is known."""
 
     directory: Path
     state: str
@@ -38,7 +39,12 @@ def look(directory: Path) -> Run:
     summary = read_summary(directory)
     if summary is not None:
         return Run(directory, str(summary["state"]), summary)
-    told = where(directory)
+    if (directory / SUMMARY).exists():
+        return Run(directory, "damaged", {})
+    try:
+        told = where(directory)
+    except UnreadableInput:
+        return Run(directory, "damaged", {})
     if told is not None and starting(told):
         return Run(directory, "starting", {})
     try:

@@ -1,6 +1,5 @@
 """Plans kept in files: what ``lima2 plan --format json`` prints and each run directory holds."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from lima2cli import __version__
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.errors import UnreadableInput
+from lima2cli.plain import read_json_object
 from lima2cli.plan.differences import Difference, differences
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
@@ -31,18 +31,17 @@ def looks_saved(file: str) -> bool:
     if not file.endswith(".json"):
         return False
     try:
-        held = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return "gdts" in read_json_object(Path(file))
+    except (OSError, ValueError):
         return False  # what is wrong with it will be told of a pipeline
-    return isinstance(held, dict) and "gdts" in held
 
 
 def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
     """Where a saved plan comes from (its text not yet read), and its contents. Raises `UnreadableInput`."""
     try:
-        contents = json.loads(Path(file).read_text(encoding="utf-8"))
+        contents = read_json_object(Path(file))
         return Origin.known("", contents.pop("source")), contents
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableInput(f"{file} is no saved plan (lima2 plan --format json -o {file}): {error!r}") from error
 
 

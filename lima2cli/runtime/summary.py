@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import RunFailed
-from lima2cli.human import hertz_text
+from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import FlowAccount
 from lima2cli.runtime.acquisition import Outcome
@@ -15,12 +15,13 @@ from lima2cli.runtime.directory import SUMMARY
 from lima2cli.runtime.ends import link_file
 from lima2cli.runtime.measures import first_lost, measured_figures
 from lima2cli.runtime.messages import Usage
+from lima2cli.runtime.shortfalls import achieved_hz, allowed_losses, shortfalls
 from lima2cli.runtime.usage import usage
 
 VERSION = 1
-
-KEPT_UP = 0.99
-"""Share of the asked rate below which a run is warned of."""
+STATES = ("complete", "stopped", "failed")
+FLOW_COUNTS = ("expected", "received", "lost", "dropped", "missing")
+CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
 
 
 def content(
@@ -35,10 +36,11 @@ def content(
     """What ``summary.json`` says, as plain data. ``channels`` and ``tables``: what the files of each node hold."""
     return {
         "version": VERSION,
-        "state": outcome.state,
-        "reason": outcome.reason,
+        "state": outcome.verdict[0],
+        "reason": outcome.verdict[1],
         "acquisition": {"number": outcome.number + 1, "of": plan.repeat, "dead_time_s": outcome.dead_s},
         "overrun": outcome.overrun,
+        "losses": outcome.losses,
         "file": link_file(plan, directory),
         "frames": outcome.frames,
         "flows": {
@@ -51,13 +53,14 @@ def content(
         "rates": _rates(plan, outcome, accounts),
         "resources": _resources(plan, outcome, accounts),
         "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
-        "warnings": outcome.warnings + _slow(plan, outcome),
+        "warnings": outcome.warnings + shortfalls(plan, outcome, accounts),
         "workers": _workers(plan, outcome),
     }
 
 
 def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
     return account.totals | {
+        "allowed": allowed_losses(plan, account.name, account.expected),
         "waited_s": account.waited_s,
         "missing_frames": account.absent(),
         "status": account.status,
@@ -70,24 +73,6 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
 def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
     """By the receivers' names, in their order."""
     return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
-
-
-def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
-    """Frames per second as the modules served them; None where there were none."""
-    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
-    if not outcome.frames or sent_ns <= outcome.start_ns:
-        return None
-    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
-
-
-def _slow(plan: Plan, outcome: Outcome) -> list[str]:
-    """A warning where the source had to wait: real hardware would not have."""
-    achieved = achieved_hz(plan, outcome)
-    waited = any(seconds > 0 for source in outcome.sources.values() for seconds in source.waited_s.values())
-    if plan.period_s is None or achieved is None or achieved * plan.period_s >= KEPT_UP or not waited:
-        return []
-    rates = f"{hertz_text(achieved, 4)} of the {hertz_text(1 / plan.period_s, 4)} asked for"
-    return [f"{rates}: the detector had to wait for receivers"]
 
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
@@ -162,9 +147,41 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """The summary, None where there is none."""
+    """The summary; None where there is none, or what is there is damaged."""
     try:
-        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text())
+        summary = read_json_object(directory / SUMMARY)
     except (OSError, ValueError):
         return None
-    return summary
+    return summary if _sound(summary) else None
+
+
+def _sound(summary: Mapping[str, Any]) -> bool:
+    """Whether it has what readers ask of it: states, counts and names of files, each of its type."""
+    counts = {"flows": FLOW_COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
+    try:
+        return (
+            summary["state"] in STATES
+            and all(isinstance(summary[key], str | None) for key in ("reason", "file"))
+            and all(isinstance(summary[key], int | float | None) for key in ("frames", "seconds"))
+            and all(isinstance(text, str) for key in ("problems", "warnings") for text in summary[key])
+            and all(
+                isinstance(it[key], int | None)
+                for table in counts
+                for it in _items(summary[table])
+                for key in counts[table]
+            )
+            and all(isinstance(it["dataset"], str | None) for it in _items(summary["channels"]))
+            and all(isinstance(it["file"], str | None) for it in _items(summary["tables"]))
+            and all(_ranges(it["missing_frames"]) for it in _items(summary["flows"]))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _items(table: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list(table.values())
+
+
+def _ranges(found: Any) -> bool:
+    """Lists of first, last, step; or nothing where that is not known."""
+    return found is None or all(len(it) == 3 and all(isinstance(n, int) for n in it) for it in found)

@@ -1,18 +1,16 @@
-"""Main program of an MPI rank: ``python -m mpi4py -m lima2cli.runtime.worker JOB DIGEST``, started by the launcher.
+"""Main program of an MPI rank: ``python -P -m mpi4py -m lima2cli.runtime.worker CHANNEL``, started by the launcher.
 
-Rank 0 reads the job from the file, and the word ``stop`` from its standard input; it writes one JSON object a line to
-its standard output. The other ranks print nothing.
+Rank 0 gets the job, and orders to stop, over the channel of that name, and tells events there (see `job`). Ranks print
+nothing; what users' code prints is passed on by mpiexec.
 """
 
-import json
 import os
-import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from mpi4py import MPI
 
@@ -22,7 +20,7 @@ from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, ReceiverProgram, WorkerProgram
 from lima2cli.runtime.acquisition import Outcome
-from lima2cli.runtime.job import LAUNCHED, Job, read_job
+from lima2cli.runtime.job import LAUNCHED, Job, Launcher, Stop
 from lima2cli.runtime.placement import settle, touch
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
 from lima2cli.transport.mpi import MpiPort
@@ -37,17 +35,19 @@ FAILED = 10
 def main() -> None:
     """Run this rank's program until the control rank ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
-    job = read_job(*sys.argv[1:3]) if MPI.COMM_WORLD.Get_rank() == 0 else None
-    told = StandardInput()
+    launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
-    if ranks is not None:
-        _print({"type": "ranks", "ranks": ranks})
-    outcome = run_ranks(job, lambda event: None if told.ended else _print(event), told.spoke)
+    if launcher is None:
+        run_ranks(None, lambda event: None, lambda: None)
+        return
+    launcher.emit({"type": "ranks", "ranks": ranks})
+    outcome = run_ranks(launcher.job, launcher.emit, launcher.order)
+    launcher.close()
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)
 
 
-def run_ranks(job: Job | None, emit: "Emit", stop_asked: Callable[[], bool]) -> Outcome | None:
+def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -> Outcome | None:
     """Run one rank of a job that rank 0 knows; collective over the world. Rank 0 gets the outcome.
 
     Where this tells of silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
@@ -65,7 +65,7 @@ def run_ranks(job: Job | None, emit: "Emit", stop_asked: Callable[[], bool]) -> 
         for index, region in enumerate(wiring.regions):
             if wiring.owners[index] == program.rank and region.path is None:
                 touch(port.memory(index))
-    rank = make_rank(program, port, Path(base), directory, emit, stop_asked)
+    rank = make_rank(program, port, Path(base), directory, emit, order)
     rank.prepare()
     if not isinstance(program, ControlProgram):
         turn(rank)
@@ -100,26 +100,6 @@ def join() -> tuple[WorkerProgram, MpiPort]:
         print(f"error: rank {world.Get_rank()} is no worker of a `command`: `lima2 plan` lists ranks", file=sys.stderr)
         world.Abort(FAILED)
     return program, MpiPort(memory_of(wiring, Path(base)))
-
-
-class StandardInput:
-    """Listens without a thread: anything the launcher says means stop, and so does its end (``ended``), after which
-    nobody listens to what is printed."""
-
-    def __init__(self) -> None:
-        self._spoken = self.ended = False
-
-    def spoke(self) -> bool:
-        """Whether there was anything to read, ever."""
-        if not self.ended and select.select([0], [], [], 0)[0]:
-            self.ended = not os.read(0, 64)
-            self._spoken = True
-        return self._spoken
-
-
-def _print(event: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

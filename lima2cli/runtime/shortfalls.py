@@ -1,0 +1,157 @@
+"""Where a run fell short: frames lost beyond what is allowed, a rate below the one asked for; why, and the cure.
+
+Losses are frames that were overwritten before they were used, and frames that never came, or not whole. What a oneshot
+buffer drops is what the pipeline asks for. Of a run that was stopped the frames after the last that was received are
+no losses: nobody knows whether they were taken.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from lima2cli.human import grouped, seconds_text
+from lima2cli.plan.groups import EVENTS_HZ
+from lima2cli.plan.records import Gdt, Plan
+from lima2cli.plan.skew import held_frames
+from lima2cli.runtime.accounts import INCOMPLETE, LOST, FlowAccount
+from lima2cli.runtime.acquisition import Outcome
+from lima2cli.runtime.measures import first_lost
+
+KEPT_UP = 0.99
+"""Share of the asked rate below which a run is warned of."""
+
+HICCUP_S = 0.05
+"""What a machine with other programs on it may be late once, without a meaning: unless it is most of the run."""
+
+BUSY = 0.85
+"""Share of its time from which a receiver has none left."""
+
+BRIDGED_S = 1.0
+"""Buffers that are too small should hold so long."""
+
+
+def allowed_losses(plan: Plan, flow: str, expected: int) -> int | None:
+    """Frames of a flow that may be lost; None = any."""
+    said = plan.allow_lost
+    if said is None:
+        return None if all(gdt.overrun == "continue" for gdt in plan.gdts_of(flow)) else 0
+    if isinstance(said, int):
+        return said
+    return math.floor(float(said.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
+
+
+def lost_frames(account: FlowAccount, state: str) -> int:
+    """Frames of a flow that were lost in a run that ended so."""
+    lost = account.counts[LOST] + account.counts[INCOMPLETE]
+    return lost - (account.expected - account.last_row()) if lost and state == "stopped" else lost
+
+
+def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+    """A sentence for each flow that lost more than is allowed; none of a run that failed for another reason."""
+    if outcome.state == "failed" and not outcome.overrun:
+        return []
+    sentences = []
+    for name, account in accounts.items():
+        lost, allowed = lost_frames(account, outcome.state), allowed_losses(plan, name, account.expected)
+        if allowed is not None and lost > allowed:
+            share = f"{100 * lost / account.expected:.2g} %"
+            sentences.append(f"{name}: {lost} of {account.expected} frames lost ({share}), {allowed_text(allowed)}")
+    return sentences
+
+
+def allowed_text(allowed: int | None) -> str:
+    """In words."""
+    return "any may be" if allowed is None else f"{allowed or 'none'} may be"
+
+
+def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+    """Warnings: of frames that receivers were too slow for, each with a cure, and of a rate that was not reached."""
+    return [*_cures(plan, outcome, accounts), *_slow(plan, outcome, accounts)]
+
+
+def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Iterator[str]:
+    for name, account in accounts.items():
+        first = first_lost(plan, name, outcome) if account.counts[LOST] else None
+        if first is not None:
+            gdt = next(gdt for gdt in plan.gdts_of(name) if plan.receivers.index(first["receiver"]) in gdt.receivers)
+            yield f"{name}: {account.counts[LOST]} frames overwritten before {first['receiver']} used them: " + _cure(
+                plan, gdt, plan.receivers.index(first["receiver"]), outcome
+            )
+
+
+def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
+    """What would help one receiver of a flow."""
+    rule, report = gdt.rule, outcome.receivers[receiver]
+    rate = _frames_per_s(plan, gdt, receiver, outcome)
+    events = rate / rule.blocks
+    if gdt.group_event and events >= EVENTS_HZ:
+        fewer = f"`blocks_per_group: {math.floor(events / EVENTS_HZ) * rule.blocks + rule.blocks}` makes them fewer"
+        return f"groups of {rule.blocks} came {_digits(events)} times a second; {fewer}, and so does `auto`"
+    busy = report.measured.busy_s / outcome.seconds if outcome.seconds else 0.0
+    if busy >= BUSY and rate:
+        used = report.flows[gdt.name].received / outcome.seconds
+        share = math.ceil(rate / used) if used else 2
+        what = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
+        return f"{what}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
+    frames = 4 * rule.slots
+    if plan.period_s is not None:
+        frames = max(frames, math.ceil(BRIDGED_S / (plan.period_s * rule.step * rule.buffers)))
+        return (
+            f"it was busy for {busy:.0%} of the time, so it paused for longer than its buffers hold, "
+            f"{seconds_text(plan.period_s * held_frames(gdt))}; `buffers: {{frames: {frames}}}` hold "
+            f"{seconds_text(frames * plan.period_s * rule.step * rule.buffers)}"
+        )
+    held = f"its buffers hold {rule.slots} frames, `buffers: {{frames: {frames}}}` more"
+    return f"it was busy for {busy:.0%} of the time; {held}"
+
+
+def _frames_per_s(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> float:
+    """Frames of a flow that came to a receiver each second."""
+    hz = achieved_hz(plan, outcome) or 0.0
+    own = sum(buffer.receiver == receiver for buffer in gdt.buffers)
+    return hz / gdt.rule.step * own / len(gdt.buffers)
+
+
+def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
+    """Frames per second as the modules served them; None where there were none."""
+    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
+    if not outcome.frames or sent_ns <= outcome.start_ns:
+        return None
+    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
+
+
+def _slow(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Sequence[str]:
+    """A warning below the asked rate. Between triggers there is none; and a module that never gave its last frames was
+    waited for."""
+    achieved = achieved_hz(plan, outcome)
+    if plan.period_s is None or achieved is None or plan.acquisition.trigger != "internal":
+        return []
+    if any(account.last_row() < account.expected for account in accounts.values()):
+        return []
+    ratio, late_s = achieved * plan.period_s, outcome.frames * (1 / achieved - plan.period_s)
+    if ratio >= KEPT_UP or (late_s < HICCUP_S and ratio > 0.5):
+        return []
+    rates = f"{_digits(achieved)} Hz of the {_digits(1 / plan.period_s)} Hz asked for"
+    return [f"{rates}: {_reason(plan, outcome, late_s)}"]
+
+
+def _digits(number: float) -> str:
+    """Four of them; of large numbers all, in groups of three."""
+    return f"{number:.4g}" if number < 9999.5 else grouped(round(number))
+
+
+def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
+    """What held the source back for ``late_s``."""
+    waits = [(seconds, name) for source in outcome.sources.values() for name, seconds in source.waited_s.items()]
+    waited, flow = max(waits, default=(0.0, ""))
+    if waited >= late_s / 2:
+        return f"the detector had to wait for receivers, {seconds_text(waited)} for those of {flow.partition('[')[0]}"
+    spent = outcome.frames / (achieved_hz(plan, outcome) or math.inf)
+    rank, source = max(outcome.sources.items(), key=lambda it: it[1].cpu_s)
+    if source.cpu_s >= spent / 2:
+        what = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
+        return f"{what}, {seconds_text(source.cpu_s / outcome.frames)} each"
+    if waited > 0:
+        return (
+            f"the detector had to wait for receivers for {seconds_text(waited)}, and for other programs of this machine"
+        )
+    return "receivers did not hold it back; the detector gave no more, or other programs used the machine"
