@@ -17,7 +17,7 @@ receivers: 2
 flows:
   F: {dataset: D, rules: {blocks_per_group: 4}, buffers: {frames: 16}}
 """
-SECOND = "  G: {dataset: D, buffers: {frames: 16}}\n"
+SECOND = "  G: {dataset: D, rules: {blocks_per_group: 1}, buffers: {frames: 16}}\n"
 SOURCE = Rect(0, 0, 16, 12)
 
 
