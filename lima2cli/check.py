@@ -8,6 +8,7 @@ from lima2cli.artefacts.stacks import FileStore
 from lima2cli.config.expansion import check_graph_file, expand, is_graph_file
 from lima2cli.config.parse import parse
 from lima2cli.config.pipeline import Pipeline
+from lima2cli.config.references import with_named_inputs
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, once, suppress
 from lima2cli.plan.compile import compile_plan
@@ -70,7 +71,7 @@ def check_text(
         if is_graph_file(document):
             document = check_graph_file(document, findings, files.text, environment)
             return Checked(document, suppress(document, once(document, findings)), texts=files.texts)
-        document = expand(document, findings, files.text, environment)
+        document = with_named_inputs(expand(document, findings, files.text, environment))
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
         if here is not None:

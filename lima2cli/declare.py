@@ -7,29 +7,16 @@ Python value. What does not fit has been reported by then, and is read as `POISO
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
+from lima2cli import units
 from lima2cli.diagnostics import Path
-from lima2cli.names import NAME
+from lima2cli.names import NAME, nearest
 from lima2cli.poison import POISON
 
 Schema = dict[str, Any]
-
-UNITS: Mapping[str, Mapping[str, float]] = {
-    "bytes": {
-        "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-        "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
-    },
-    "bits": {"bit": 1},
-    "seconds": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600},
-    "hertz": {"Hz": 1, "kHz": 1e3, "MHz": 1e6},
-    "metres": {"nm": 1e-9, "um": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1},
-    "eV": {"eV": 1, "keV": 1e3, "MeV": 1e6},
-}  # fmt: skip
-"""Units by quantity, case-sensitive; plain numbers are in the unit of factor 1."""
 
 LARGEST = 2**63
 """No number of the language is as large, so that sums and products of a few stay finite."""
@@ -60,12 +47,30 @@ class Shape:
         """The Python value; `POISON` where the path is bad."""
         return POISON if at in bad else self._read(data, at, bad)
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
-        """Where texts stand that begin with a file's name; what does not fit the schema is passed over."""
-        return iter(())
+    def leaves(self, data: Any, at: Path) -> Iterator["Leaf"]:
+        """All values without parts, each with its shape; what does not fit the schema may be passed over."""
+        yield Leaf(at, self, data)
+
+    def names_file(self, data: Any) -> bool:
+        """Whether a value without parts is a text that begins with a file's name."""
+        return False
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return data
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value without parts that was written, what may be written there, and the place."""
+
+    at: Path
+    shape: Shape
+    value: Any
+
+
+def files(shape: Shape, data: Any, at: Path = ()) -> Iterator[Path]:
+    """Where texts stand that begin with a file's name."""
+    return (leaf.at for leaf in shape.leaves(data, at) if leaf.shape.names_file(leaf.value))
 
 
 def _bounds(minimum: float | None, maximum: float | None, above: float | None = None) -> Schema:
@@ -144,12 +149,25 @@ class Choice(Shape):
 
 
 @dataclass(frozen=True)
+class Plausible:
+    """The range of values of a quantity that are probably meant, in base units; 0 is plausible where it is allowed.
+
+    bare  only plain numbers are doubted: who writes a unit means it
+    """
+
+    least: float
+    most: float
+    bare: bool = False
+
+
+@dataclass(frozen=True)
 class Quantity(Shape):
     """A number in base units, or a string with a unit (``16 MiB``). Whole for bytes and bits."""
 
     unit: str
     minimum: float | None = None
     above: float | None = None
+    plausible: Plausible | None = None
 
     @property
     def whole(self) -> bool:
@@ -158,22 +176,18 @@ class Quantity(Shape):
 
     def schema(self) -> Schema:
         number: Schema = {"type": "integer" if self.whole else "number"}
-        units = "|".join(UNITS[self.unit])
-        sign = "" if (self.minimum is not None and self.minimum >= 0) or self.above is not None else "[-+]?"
+        signed = (self.minimum is None or self.minimum < 0) and self.above is None
         return {
             "anyOf": [
                 number | _bounds(self.minimum, None, self.above),
-                {
-                    "type": "string",
-                    "pattern": rf"^\s*{sign}[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*({units})\s*$",
-                },
+                {"type": "string", "pattern": units.pattern(self.unit, signed=signed)},
             ],
             "x-unit": self.unit,
         }
 
     def parse(self, data: int | float | str) -> float:
         """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
-        value: float = data if not isinstance(data, str) else self._in_base_units(data)
+        value: float = data if not isinstance(data, str) else units.parse(data, self.unit)
         if not abs(value) < LARGEST:
             raise OutOfBounds(f"a smaller number, got {data}")
         if self.minimum is not None and value < self.minimum:
@@ -185,18 +199,13 @@ class Quantity(Shape):
             raise ValueError(f"a whole number of {self.unit}, {comes_out}")
         return int(value) if self.whole else value
 
-    def _in_base_units(self, text: str) -> float:
-        match = re.fullmatch(r"\s*([-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
-        if match is None or match[2] not in UNITS[self.unit]:
-            raise ValueError(f"a number with a unit ({', '.join(UNITS[self.unit])}), got `{text}`")
-        factor = UNITS[self.unit][match[2]]
-        value = float(match[1]) * factor
-        if self.whole and abs(value) < LARGEST and match[1].lstrip("+-").isdigit():
-            return int(match[1]) * int(factor)  # exact beyond 2**53
-        return value
-
     def _read(self, data: Any, at: Path, bad: Bad) -> float:
         return self.parse(data)
+
+
+PHOTON_ENERGY = Quantity("eV", above=0, plausible=Plausible(100, 1e6))
+THRESHOLD = Quantity("eV", minimum=0, plausible=Plausible(100, 1e6))
+"""Energies of single photons, and above which they count."""
 
 
 @dataclass(frozen=True)
@@ -206,9 +215,8 @@ class FileReference(Shape):
     def schema(self) -> Schema:
         return {"type": "string", "minLength": 1, "x-words": "a file, such as `dark.h5::/entry/data`"}
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
-        if isinstance(data, str):
-            yield at
+    def names_file(self, data: Any) -> bool:
+        return isinstance(data, str)
 
 
 @dataclass(frozen=True)
@@ -218,9 +226,8 @@ class FunctionReference(Shape):
     def schema(self) -> Schema:
         return {"type": "string", "pattern": r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"}
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
-        if isinstance(data, str) and ".py:" in data:
-            yield at
+    def names_file(self, data: Any) -> bool:
+        return isinstance(data, str) and ".py:" in data
 
 
 @dataclass(frozen=True)
@@ -244,9 +251,9 @@ class ListOf(Shape):
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
         for i, value in enumerate(data if isinstance(data, list) else ()):
-            yield from self.item.files(value, (*at, i))
+            yield from self.item.leaves(value, (*at, i))
 
 
 @dataclass(frozen=True)
@@ -267,14 +274,14 @@ class MapOf(Shape):
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return {name: self.item.read(value, (*at, name), bad) for name, value in data.items()}
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
         for name, value in data.items() if isinstance(data, dict) else ():
-            yield from self.item.files(value, (*at, name))
+            yield from self.item.leaves(value, (*at, name))
 
 
 @dataclass(frozen=True)
 class Either(Shape):
-    """The first of several shapes that fits; they must differ in the kind of YAML value."""
+    """The one of several shapes that is meant; they must differ in the kind of YAML value, or in their keys."""
 
     shapes: tuple[Shape, ...]
 
@@ -282,17 +289,56 @@ class Either(Shape):
         return {"anyOf": [shape.schema() for shape in self.shapes]}
 
     def pick(self, data: Any) -> Shape:
-        """The shape meant by the kind of value: map, list, text, number or flag."""
-        for shape in self.shapes:
-            if _fits(shape.schema(), data):
-                return shape
-        return self.shapes[-1]
+        """The shape meant, see `closest`."""
+        return self.shapes[closest([shape.schema() for shape in self.shapes], data)]
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return self.pick(data).read(data, at, bad)
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
-        return self.pick(data).files(data, at)
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
+        return self.pick(data).leaves(data, at)
+
+
+@dataclass(frozen=True)
+class Short(Either):
+    """A value that can be written short: ``shapes`` are the long form, then those that stand for it.
+
+    ``make`` gives what the long form reads as of what a short one does; ``words`` say in the manual what is short.
+    """
+
+    make: Callable[[Any], Any]
+    words: str
+
+    def _read(self, data: Any, at: Path, bad: Bad) -> Any:
+        shape = self.pick(data)
+        value = shape.read(data, at, bad)
+        return value if shape is self.shapes[0] or value is POISON else self.make(value)
+
+
+def pair(table: type, each: Shape) -> Short:
+    """``{x: …, y: …}``, or one value for both."""
+    return Short((Table(table), each), lambda value: table(x=value, y=value), "one value for both")
+
+
+def closest(options: Sequence[Schema], data: Any) -> int:
+    """Index of the alternative that is meant by a value: the first that takes its kind (map, list, text, number, flag).
+
+    Of several that take maps, the one that knows most of the keys, or of keys like them.
+    """
+    able = [i for i, option in enumerate(options) if _fits(option, data)]
+    if len(able) < 2 or not isinstance(data, dict):
+        return able[0] if able else len(options) - 1
+
+    def known(i: int) -> tuple[int, int]:
+        keys = _keys(options[i])
+        exact = sum(key in keys for key in data)
+        return exact, exact or sum(nearest(str(key), keys) is not None for key in data)
+
+    return max(able, key=known)
+
+
+def _keys(schema: Schema) -> set[str]:
+    return set(schema.get("properties", ())).union(*(_keys(option) for option in schema.get("anyOf", ())))
 
 
 def _fits(schema: Schema, data: Any) -> bool:
@@ -301,7 +347,7 @@ def _fits(schema: Schema, data: Any) -> bool:
     if "enum" in schema:
         return any(data == value and isinstance(data, bool) == isinstance(value, bool) for value in schema["enum"])
     kind = schema.get("type")
-    return kind is None or _KINDS[kind](data)
+    return kind is None or any(_KINDS[name](data) for name in ([kind] if isinstance(kind, str) else kind))
 
 
 def _is_number(data: Any) -> bool:
@@ -315,6 +361,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "boolean": lambda data: isinstance(data, bool),
     "integer": lambda data: _is_number(data) and data % 1 == 0,
     "number": _is_number,
+    "null": lambda data: data is None,
 }
 
 
@@ -346,7 +393,8 @@ def params(table: type) -> dict[str, Param]:
 class Table(Shape):
     """A map with declared keys, read as an instance of the dataclass.
 
-    ``shapes``, by key, stand instead of those declared, for kinds that depend on what is installed.
+    ``shapes``, by key, stand instead of those declared, for kinds that depend on what is installed. A dataclass that
+    is a short form of another has a method ``spelled_out``, which returns that one.
     """
 
     table: type
@@ -378,12 +426,13 @@ class Table(Shape):
                 values[key] = self.shapes.get(key, declared.shape).read(data[key], (*at, key), bad)
             elif declared.required:
                 values[key] = POISON  # its absence has been reported
-        return self.table(**values)
+        made = self.table(**values)
+        return made.spelled_out() if hasattr(made, "spelled_out") else made
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
         for key, declared in params(self.table).items():
             if isinstance(data, dict) and key in data:
-                yield from self.shapes.get(key, declared.shape).files(data[key], (*at, key))
+                yield from self.shapes.get(key, declared.shape).leaves(data[key], (*at, key))
 
 
 @dataclass(frozen=True)
@@ -411,10 +460,10 @@ class OneKind(Shape):
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return read_kind(self.kinds(), data, at, bad)
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
         for kind, table in self.kinds().items():
             if isinstance(data, dict) and kind in data and table is not None:
-                yield from Table(table).files(data[kind], (*at, kind))
+                yield from Table(table).leaves(data[kind], (*at, kind))
 
 
 def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:

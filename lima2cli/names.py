@@ -4,13 +4,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
-"""Flows, nodes, receivers, memspaces, datasets and the pipeline."""
+"""Flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
 
 HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
 """Machines, by name or address."""
-
-ROI_NAME = r"^[A-Za-z][A-Za-z0-9-]*$"
-"""No underscore: counters are called ``<roi>_<statistic>``."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

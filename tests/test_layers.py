@@ -17,7 +17,21 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("nodes", "detectors"),
     ("schema", "document", "transport", "artefacts", "plugins"),
-    ("declare", "spec", "invalid", "view", "geometry", "names", "diagnostics", "plain", "poison", "threads", "attempt"),
+    (
+        "declare",
+        "spec",
+        "invalid",
+        "view",
+        "geometry",
+        "names",
+        "diagnostics",
+        "plain",
+        "poison",
+        "threads",
+        "attempt",
+        "human",
+        "units",
+    ),
     ("errors", "exit_codes"),
 )
 """From the top down; what stands in one row may import each other."""

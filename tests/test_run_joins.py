@@ -17,7 +17,7 @@ receivers: 2
 flows:
   F: {dataset: D, rules: {blocks_per_group: 4}, buffers: {frames: 16}}
 """
-SECOND = "  G: {dataset: D, buffers: {frames: 16}}\n"
+SECOND = "  G: {dataset: D, rules: {blocks_per_group: 1}, buffers: {frames: 16}}\n"
 SOURCE = Rect(0, 0, 16, 12)
 
 
@@ -35,7 +35,6 @@ SAVE = "  s: {input: j, io_hdf5: {}}\n"
     [
         ("j: {inputs: {a: F, b: nope}, expression: {expr: a + b}}", "unknown-input", ("inputs", "b")),
         ("j: {inputs: {a: F, b: j}, expression: {expr: a + b}}", "cycle", ("inputs", "b")),
-        ("j: {input: F, expression: {expr: a}}", "wrong-input", ("input",)),
         ("j: {input: F, inputs: {a: F}, expression: {expr: a}}", "wrong-input", ("input",)),
         ("j: {inputs: {a: F}, mask: {image: 0}}", "wrong-input", ("inputs",)),
         ("j: {input: F, inputs: {a: F}, mask: {image: 0}}", "wrong-input", ("inputs",)),

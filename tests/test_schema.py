@@ -30,7 +30,7 @@ from lima2cli.declare import (
     param,
 )
 from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.names import NAME, ROI_NAME
+from lima2cli.names import NAME
 from lima2cli.poison import POISON
 from lima2cli.schema.check import check
 from tests.golden import agrees
@@ -180,7 +180,7 @@ def test_null_stands_for_no_parameters_and_lacks_those_that_are_needed() -> None
 
 
 def test_names_are_checked_as_keys_and_proposed() -> None:
-    found = one({"door_1": 1, "ok": 2}, MapOf(Integer(), ROI_NAME))
+    found = one({"door_1": 1, "ok": 2}, MapOf(Integer(), r"^[A-Za-z][A-Za-z0-9-]*$"))
     assert (found.rule, found.at, found.on_key) == ("bad-name", ("door_1",), True)
     assert found.help == "for example `door-1`"
 

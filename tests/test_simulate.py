@@ -183,7 +183,7 @@ def test_figures_of_a_small_machine_are_warned_of() -> None:
     assert not warnings(made_up(), cores=3)
     assert "3 ranks share 2 cores" in warnings(made_up(), cores=2)[0]
     assert "one process" in warnings(made_up(), cores=2, inline=True)[0]
-    assert "late by up to 0.2 s" in warnings(made_up(behind=0.2), cores=8)[0]
+    assert "late by up to 200 ms" in warnings(made_up(behind=0.2), cores=8)[0]
     assert "7 frames never came" in warnings(made_up(missing=7), cores=8)[0]
 
 

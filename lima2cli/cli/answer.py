@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lima2cli.cli.totals import ranges_text, table
+from lima2cli.human import count_text, frames_text, hertz_text, seconds_text
 from lima2cli.runtime.rates import MaxRate, Probe
 from lima2cli.runtime.simulation import Simulated
 from lima2cli.runtime.verdict import Verdict, hold_of
@@ -11,31 +12,11 @@ from lima2cli.runtime.verdict import Verdict, hold_of
 Row = tuple[str, ...]
 
 
-def hz_text(hz: float | None) -> str:
-    """A rate, three digits."""
-    if hz is None:
-        return "-"
-    for unit, factor in (("MHz", 1e6), ("kHz", 1e3)):
-        if hz >= 0.9995 * factor:
-            return f"{hz / factor:.3g} {unit}"
-    return f"{hz:.3g} Hz"
-
-
-def time_text(seconds: float | None) -> str:
-    """A time, three digits."""
-    if seconds is None:
-        return "-"
-    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= 0.9995 * factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
-
-
 def show_probe(probe: Probe) -> str:
     """A rate that was tried, in a line."""
     word = {True: "keeps up", False: "does not keep up", None: "unknown"}[probe.kept_up]
-    sustained = "" if probe.kept_up else f", sustained {hz_text(probe.sustained_hz)}"
-    return f"{hz_text(probe.hz):>9}  {word}{sustained}"
+    sustained = "" if probe.kept_up else f", sustained {hertz_text(probe.sustained_hz)}"
+    return f"{hertz_text(probe.hz):>9}  {word}{sustained}"
 
 
 def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
@@ -53,7 +34,7 @@ def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | No
 
 
 def _headline(verdict: Verdict, file: str) -> str:
-    rate = "as fast as REMU sends" if verdict.asked_hz is None else f"at {hz_text(verdict.asked_hz)}"
+    rate = "as fast as REMU sends" if verdict.asked_hz is None else f"at {hertz_text(verdict.asked_hz)}"
     word = {True: "yes", False: "no", None: "unknown"}[verdict.kept_up]
     return f"{file} keeps up {rate}: {word}, {verdict.reason}"
 
@@ -62,31 +43,33 @@ def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
     if highest.hz is None:
         return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
     if highest.bounded:
-        said = f"{file} keeps up with {hz_text(highest.hz)}, and not with {hz_text(found.verdict.asked_hz)}"
+        said = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
         return f"{said}: {found.verdict.reason}"
-    return f"{file} keeps up with {hz_text(highest.hz)}; the emulator could not send faster on this machine"
+    return f"{file} keeps up with {hertz_text(highest.hz)}; the emulator could not send faster on this machine"
 
 
 def _why(found: Simulated) -> Iterator[str]:
     verdict, summary = found.verdict, found.summary
-    asked = "" if verdict.asked_hz is None else f" of {hz_text(verdict.asked_hz)}"
-    sent = "" if verdict.sent_hz is None else f"; sent {hz_text(verdict.sent_hz)}"
-    yield f"  sustained     {hz_text(verdict.sustained_hz)}{asked}{sent}"
+    asked = "" if verdict.asked_hz is None else f" of {hertz_text(verdict.asked_hz)}"
+    sent = "" if verdict.sent_hz is None else f"; sent {hertz_text(verdict.sent_hz)}"
+    yield f"  sustained     {hertz_text(verdict.sustained_hz)}{asked}{sent}"
     if (slow := verdict.bottleneck) is not None:
         nodes = ", ".join(slow.nodes) or "receiving and copying frames"
-        cost = f"{time_text(slow.frame_s)} a frame, {slow.share:.0%} of its time"
+        cost = f"{seconds_text(slow.frame_s)} a frame, {slow.share:.0%} of its time"
         yield f"  bottleneck    {nodes} on {slow.place}: {cost}"
     if (first := verdict.first_lost) is not None:
-        when = "" if first.time_s is None else f", {time_text(first.time_s)} after the start"
+        when = "" if first.time_s is None else f", {seconds_text(first.time_s)} after the start"
         total = sum(flow["expected"] for flow in summary["flows"].values())
-        yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {verdict.lost} of {total} frames"
+        lost = f"{count_text(verdict.lost)} of {frames_text(total)}"
+        yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {lost}"
     for name, flow in summary["flows"].items():
         if flow["missing"] and not flow["lost"]:
             which = ranges_text(flow["missing_frames"])
-            yield f"  never came    {flow['missing']} of {flow['expected']} frames of {name}: {which}"
+            missing = f"{count_text(flow['missing'])} of {frames_text(flow['expected'])}"
+            yield f"  never came    {missing} of {name}: {which}"
     if (behind := verdict.behind) is not None:
-        lasts = "" if behind.lasts_s is None else f": its buffers last {time_text(behind.lasts_s)}"
-        rates = f"{hz_text(behind.in_hz)} come, {hz_text(behind.out_hz)} leave"
+        lasts = "" if behind.lasts_s is None else f": its buffers last {seconds_text(behind.lasts_s)}"
+        rates = f"{hertz_text(behind.in_hz)} come, {hertz_text(behind.out_hz)} leave"
         yield f"  falls behind  {behind.flow} on {behind.receiver}: {rates}{lasts}"
 
 
@@ -97,14 +80,14 @@ def _buffers(measured: Mapping[str, Any]) -> list[Row]:
         for receiver, fill in sorted(fills.items()):
             hold = hold_of(measured, flow)
             left = None if hold is None else hold * max(0.0, 1 - fill)
-            rows.append((flow, receiver, time_text(hold), f"{min(fill, 1):.0%}", time_text(left)))
+            rows.append((flow, receiver, seconds_text(hold), f"{min(fill, 1):.0%}", seconds_text(left)))
     return rows
 
 
 def _latency(measured: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [("latency", "p50", "p99", "longest")]
     for name, its in measured["latency"].items():
-        rows.append((name, *(time_text(its[key]) for key in ("p50_s", "p99_s", "max_s"))))
+        rows.append((name, *(seconds_text(its[key]) for key in ("p50_s", "p99_s", "max_s"))))
     return rows
 
 
@@ -113,9 +96,9 @@ def _kernels(measured: Mapping[str, Any]) -> list[Row]:
     for receiver, its in measured["receivers"].items():
         for kernel in its["kernels"]:
             cost, frames = kernel["stage_s"] + kernel["commit_s"], kernel["frames"]
-            each = time_text(cost / frames if frames else None)
-            times = (time_text(kernel["stage_s"]), time_text(kernel["commit_s"]))
-            rows.append((", ".join(kernel["nodes"]), receiver, str(frames), each, *times))
+            each = seconds_text(cost / frames if frames else None)
+            times = (seconds_text(kernel["stage_s"]), seconds_text(kernel["commit_s"]))
+            rows.append((", ".join(kernel["nodes"]), receiver, count_text(frames), each, *times))
     return rows
 
 
@@ -125,7 +108,7 @@ def _ranks(summary: Mapping[str, Any]) -> list[Row]:
     measured, seconds = summary["resources"], summary["seconds"]
     for rank, its in measured["detectors"].items():
         shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "put_s", "flush_s"))
-        rows.append((f"{rank} detector", *shares, time_text(its["behind_s"])))
+        rows.append((f"{rank} detector", *shares, seconds_text(its["behind_s"])))
     for name, its in measured["receivers"].items():
         shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "busy_s"))
         rows.append((f"{its['rank']} {name}", *shares, "-", "-"))

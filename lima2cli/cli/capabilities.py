@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lima2cli.units import in_units
+
 if TYPE_CHECKING:
     from lima2cli.detectors.base import Capabilities, DetectorConfig
     from lima2cli.spec import DetectorInfo, Files
@@ -91,7 +93,8 @@ def configured_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
     count = len(info.modules)
     head = f"{info.name}: {config.kind}, {info.width} x {info.height} pixels, {count} module{'s' * (count != 1)}"
     versions = [f"{what} {version}" for what, version in info.versions.items()]
-    size = [] if info.pixel_size is None else [f"pixels of {info.pixel_size[0]:g} m x {info.pixel_size[1]:g} m"]
+    pitches = [in_units(pitch, "metres") for pitch in info.pixel_size or ()]
+    size = ["pixels of " + " x ".join(pitches)] if pitches else []
     said = ["; ".join([*size, *versions])] if size or versions else []
     datasets = [
         ("dataset", "dtype", "bits", "threshold"),
@@ -103,7 +106,7 @@ def configured_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
 
 
 def _energy(threshold_ev: float | None) -> str:
-    return "" if threshold_ev is None else f"{threshold_ev:g} eV"
+    return "" if threshold_ev is None else in_units(threshold_ev, "eV")
 
 
 def default_record(table: type, files: "Files") -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ import time
 from enum import StrEnum
 from typing import Any, TextIO
 
+from lima2cli.human import count_text, frames_text, seconds_text
+
 
 class Progress(StrEnum):
     """How a run tells of itself."""
@@ -58,13 +60,14 @@ class ProgressPrinter:
     def _show(self, event: dict[str, Any]) -> None:
         kind = event["type"]
         if kind == "start":
-            frames = event["frames"]
+            frames = "until stopped" if event["frames"] is None else frames_text(event["frames"])
             which = f" {event['acquisition']} of {event['of']}" if event.get("of", 1) > 1 else ""
-            self._line(f"{event['name']}{which}: started, {'until stopped' if frames is None else f'{frames} frames'}")
+            self._line(f"{event['name']}{which}: started, {frames}")
         elif kind == "acquisition":
-            dead = "" if event["dead_time_s"] is None else f", {event['dead_time_s'] * 1e3:.3g} ms after the one before"
-            which = f"{event['number']} of {event['of']}"
-            self._line(f"acquisition {which}: {event['state']}, {event['frames']} frames{dead}, {event['directory']}")
+            dead = event["dead_time_s"]
+            after = "" if dead is None else f", {seconds_text(dead)} after the one before"
+            which, frames = f"{event['number']} of {event['of']}", frames_text(event["frames"])
+            self._line(f"acquisition {which}: {event['state']}, {frames}{after}, {event['directory']}")
         elif kind == "progress":
             self._progress(event)
         elif kind == "event":
@@ -81,10 +84,10 @@ class ProgressPrinter:
         seconds = event["seconds"]
         parts = []
         for name, count in flows.items():
-            lost = f" ({count['lost']} lost)" if count["lost"] else ""
+            lost = f" ({count_text(count['lost'])} lost)" if count["lost"] else ""
             rate = count["received"] / seconds if seconds > 0 else 0.0
-            parts.append(f"{name} {count['received']}{lost} {rate:.0f}/s")
-        text = f"{seconds:7.1f} s  " + "  ".join(parts)
+            parts.append(f"{name} {count_text(count['received'])}{lost} {count_text(round(rate))}/s")
+        text = f"{seconds_text(round(seconds, 1)):>10}  " + "  ".join(parts)
         if self._mode is Progress.TTY:
             self._out.write(f"\r\x1b[K{text[:200]}")
             self._out.flush()

@@ -8,6 +8,7 @@ import typer
 from lima2cli.cli.border import border
 from lima2cli.cli.control import RunName, stop
 from lima2cli.cli.options import Debug
+from lima2cli.human import frames_text, seconds_text
 
 if TYPE_CHECKING:
     from lima2cli.runtime.runs import Run
@@ -71,8 +72,8 @@ def _row(run: "Run") -> tuple[str, str, str, str]:
     told = run.told
     frames = told.get("frames")
     seconds = told.get("seconds")
-    took = f"{seconds:.3g} s" if seconds else ""
-    return run.directory.name, run.state, "" if frames is None else f"{frames} frames", "  ".join((took, _more(told)))
+    took = seconds_text(seconds) if seconds else ""
+    return run.directory.name, run.state, "" if frames is None else frames_text(frames), "  ".join((took, _more(told)))
 
 
 def _more(told: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from lima2cli.cli.progress import Progress
 from lima2cli.cli.run import Transport
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
 from lima2cli.exit_codes import DATA_LOST, STOPPED
+from lima2cli.human import seconds_text
 
 if TYPE_CHECKING:
     from lima2cli.check import Checked
@@ -234,7 +235,9 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     if rate is None and wanted.period_s is None:
         notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
     if said.exposure is not None and wanted.period_s is not None and said.exposure > wanted.period_s:
-        notes.append(f"the detector could not do this: an exposure of {said.exposure:g} s is longer than the period")
+        notes.append(
+            f"the detector could not do this: an exposure of {seconds_text(said.exposure)} is longer than the period"
+        )
     if not wanted.saves:
         notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
     return notes

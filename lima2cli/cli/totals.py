@@ -4,38 +4,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lima2cli.human import count_text, seconds_text, size_text
+
 
 def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     """Flows, channels and where the files are."""
     lines = [f"{summary['state']}" + (f": {summary['reason']}" if summary.get("reason") else "")]
     rows: list[tuple[str, ...]] = [("flow", "expected", "received", "lost", "dropped", "missing", "waited")]
     for name, flow in summary["flows"].items():
-        counts = [_count(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
-        rows.append((name, *counts, f"{flow.get('waited_s', 0):.3g} s"))
+        counts = [count_text(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
+        rows.append((name, *counts, seconds_text(flow.get("waited_s", 0))))
     lines += ["", *table(rows)]
     lines += _receivers(summary["flows"])
     if summary["channels"]:
-        rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "bytes", "file")]
+        rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "size", "file")]
         for name, channel in summary["channels"].items():
-            counts = [_count(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed", "bytes")]
-            rows.append((name, *counts, str(channel["dataset"] or "-")))
+            counts = [count_text(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed")]
+            rows.append((name, *counts, size_text(channel["bytes"]), str(channel["dataset"] or "-")))
         lines += ["", *table(rows)]
     for name, flow in summary["flows"].items():
         if flow["missing_frames"]:
             lines.append(f"{name}: not received: {ranges_text(flow['missing_frames'])}{_allowed(flow)}")
     for name, saved in [*summary["channels"].items(), *summary.get("tables", {}).items()]:
         if saved.get("unmatched"):
-            lines.append(f"{name}: {saved['unmatched']} unmatched: not in all inputs of a join")
+            lines.append(f"{name}: {count_text(saved['unmatched'])} unmatched: not in all inputs of a join")
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
     lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
     told = summary.get("acquisition", {})
     if told.get("of", 1) > 1:
-        dead = "" if told["dead_time_s"] is None else f"; dead time before it {told['dead_time_s'] * 1e3:.3g} ms"
+        dead = "" if told["dead_time_s"] is None else f"; dead time before it {seconds_text(told['dead_time_s'])}"
         lines.append(f"acquisition {told['number']} of {told['of']}{dead}")
     seconds = summary.get("seconds")
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
-    lines += ["", (f"{seconds:.3g} s, " if seconds else "") + where]
+    lines += ["", (f"{seconds_text(seconds)}, " if seconds else "") + where]
     return "\n".join(lines) + "\n"
 
 
@@ -46,11 +48,6 @@ def _allowed(flow: Mapping[str, Any]) -> str:
     return f"; {'any' if flow['allowed'] is None else flow['allowed'] or 'none'} may be lost"
 
 
-def _count(number: int | None) -> str:
-    """A number, or that it is not known."""
-    return "?" if number is None else str(number)
-
-
 def _receivers(flows: Mapping[str, Any]) -> list[str]:
     """How frames and events were shared out; nothing for what was recomputed from files, which don't know."""
     if not all("receivers" in flow for flow in flows.values()):
@@ -58,7 +55,7 @@ def _receivers(flows: Mapping[str, Any]) -> list[str]:
     rows: list[tuple[str, ...]] = [("flow", "frames by receiver", "group events", "end events")]
     for name, flow in flows.items():
         shares = (flow["receivers"], flow["group_events"], flow["end_events"])
-        frames, group, end = (" + ".join(map(str, counts.values())) for counts in shares)
+        frames, group, end = (" + ".join(map(count_text, counts.values())) for counts in shares)
         rows.append((name, f"{frames} ({', '.join(flow['receivers'])})", group, end))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return ["", *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]

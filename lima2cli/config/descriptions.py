@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Table, params
+from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Short, Table, params
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
 from lima2cli.plugins import Kind
@@ -97,7 +97,7 @@ def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
     elif isinstance(shape, ListOf):
         yield from _parameters(f"{path}<n>.", shape.item)
     elif isinstance(shape, Either):
-        for option in shape.shapes:
+        for option in shape.shapes[:1] if isinstance(shape, Short) else shape.shapes:
             yield from _parameters(path, option)
 
 
@@ -115,9 +115,15 @@ def _plain(value: Any) -> Any:
     """A default as it would be written."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {value.kind: {}} if hasattr(value, "kind") else {}
+    if isinstance(value, dict):
+        return {name: _item(item) for name, item in value.items()}
     return [_item(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _item(value: Any) -> Any:
-    """One of a list, with all its keys."""
-    return {key: getattr(value, key) for key in params(type(value))} if dataclasses.is_dataclass(value) else value
+    """One of a list or map, with all its keys that have a value."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    said = {key: getattr(value, key) for key in params(type(value))}
+    said = {key: item for key, item in said.items() if item is not None}
+    return {value.kind: said} if hasattr(value, "kind") else said

@@ -10,11 +10,11 @@ from typing import Any
 from lima2cli.config.definitions import Graph, Library, ReadText, check_file, load_library
 from lima2cli.config.graph_checks import check_graphs, warn_of_unused
 from lima2cli.config.parameters import Copy, Unfit, fill, references, size_of
-from lima2cli.config.references import renamed, with_files
+from lima2cli.config.references import input_places, renamed, tables_of, with_files
 from lima2cli.config.uses import Use, check_use, check_written, is_use, named_graphs, reads_of, use_of
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import AS_WRITTEN, Document
-from lima2cli.nodes.kinds import GRAPH, WIRING
+from lima2cli.nodes.kinds import GRAPH, WIRING, with_inputs
 
 LARGEST_SIZE = 50_000
 """Values and characters that uses of graphs come to: some thousand times a real pipeline."""
@@ -223,7 +223,10 @@ class _Expansion:
             self.nodes[new] = entry
             return
         self.nodes[new] = made = {}
-        for key, value in renamed(entry, scope.names).items():
+        long = with_inputs(entry, tables_of([entry]))
+        if long is not entry:
+            self.copied |= dict.fromkeys(input_places(at, long), (*here, "input"))
+        for key, value in renamed(long, scope.names).items():
             made[key] = (
                 self._wired(value, (*at, key), scope)
                 if key in WIRING

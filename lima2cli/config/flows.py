@@ -1,6 +1,7 @@
 """Data flows resolved: dataset, source, places of local buffers, policy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lima2cli.config.dispatch import module_shares
 from lima2cli.config.pipeline import DataFlow, Place
@@ -27,12 +28,13 @@ def _resolve(
     at: Path = ("flows", name)
     attempt(lambda: _check_alignment(flow.alignment, at, findings))
     attempt(lambda: _check_buffers(flow.buffers, at, findings))
+    dataset = attempt(lambda: _dataset(flow, info, at, findings))
     source = attempt(lambda: _source(flow, info, at, findings))
     places = attempt(lambda: _places(flow.buffers.at, receivers, (*at, "buffers", "at"), findings))
     return DataFlow(
         name=name,
-        said=flow,
-        dataset=attempt(lambda: _dataset(flow, info, at, findings)),
+        said=attempt(lambda: replace(flow, dataset=info.datasets[dataset].name)),
+        dataset=dataset,
         source=source,
         places=places,
         shares=attempt(lambda: module_shares(flow.dispatch, info, source, places, at, findings)),
@@ -42,6 +44,12 @@ def _resolve(
 
 def _dataset(flow: Flow, info: DetectorInfo, at: Path, findings: Findings) -> int:
     names = [dataset.name for dataset in info.datasets]
+    if flow.dataset is None and len(names) == 1:
+        return 0
+    if flow.dataset is None:
+        message = f"`{at[-1]}` does not say which dataset it takes: the detector has {len(names)}"
+        findings.error("missing-key", message, at, on_key=True, help=f"`dataset:` one of {', '.join(names)}")
+        raise Poisoned
     if flow.dataset in names:
         return names.index(flow.dataset)
     message = f"the detector has no dataset `{flow.dataset}`"

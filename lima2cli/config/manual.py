@@ -8,13 +8,14 @@ from typing import Any
 
 from lima2cli.config.records import PipelineTable
 from lima2cli.config.templates import Template
-from lima2cli.declare import UNITS, Either, ListOf, MapOf, OneKind, Shape, Table, params
+from lima2cli.declare import Either, ListOf, MapOf, OneKind, Shape, Short, Table, params
 from lima2cli.detectors.capabilities import Record
 from lima2cli.detectors.kinds import detector_kinds
 from lima2cli.detectors.scene_kinds import SCENES
 from lima2cli.nodes import calibration, rois
 from lima2cli.nodes.kinds import LANGUAGE, NodeEntry, node_kinds
 from lima2cli.schema.words import words
+from lima2cli.units import UNITS
 
 NOTE = "<!-- Made from the declarations in the code by lima2cli/config/manual.py. -->\n\n"
 
@@ -146,7 +147,7 @@ def _tables(path: str, shape: Shape) -> Iterator[tuple[str, type]]:
     elif isinstance(shape, ListOf):
         yield from _tables(f"{path}.<n>", shape.item)
     elif isinstance(shape, Either):
-        for option in shape.shapes:
+        for option in shape.shapes[:1] if isinstance(shape, Short) else shape.shapes:
             yield from _tables(path, option)
 
 
@@ -173,6 +174,8 @@ def _value(shape: Shape) -> str:
         return "[a node](nodes.md)"
     if isinstance(shape, Table):
         return "a map (below)"
+    if isinstance(shape, Short):
+        return f"{_value(shape.shapes[0])}, or {shape.words}"
     if isinstance(shape, Either):
         return ", or ".join(_value(option) for option in shape.shapes)
     return words(shape.schema())
@@ -180,11 +183,23 @@ def _value(shape: Shape) -> str:
 
 def _default(field: "dataclasses.Field[Any]") -> str:
     if field.default_factory is not dataclasses.MISSING:
-        made = field.default_factory()
-        return f"`{{{made.kind}: {{}}}}`" if hasattr(made, "kind") else "`{}`"
+        return f"`{_made(field.default_factory())}`"
     if field.default is dataclasses.MISSING:
         return "required"
     return "" if field.default is None else f"`{_yaml(field.default)}`"
+
+
+def _made(value: Any) -> str:
+    """A default that is a map or a table: only what is said of it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_made(item)}' for name, item in value.items())}}}"
+    if not dataclasses.is_dataclass(value):
+        return _yaml(value)
+    if hasattr(value, "kind"):
+        return f"{{{value.kind}: {{}}}}"
+    declared = params(type(value))
+    said = {key: getattr(value, key) for key in declared if declared[key].required}
+    return f"{{{', '.join(f'{key}: {_yaml(item)}' for key, item in said.items())}}}"
 
 
 def _yaml(value: Any) -> str:

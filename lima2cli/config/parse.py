@@ -8,18 +8,22 @@ from string import Formatter
 from typing import Any
 
 from lima2cli.config.capabilities import check_description, check_flows, check_synchronisation, operated_detector
+from lima2cli.config.directory_name import check_directory_name
 from lima2cli.config.flows import resolve_flows, warn_of_idle_receivers
 from lima2cli.config.graph import resolve_nodes
 from lima2cli.config.kinds import pipeline_shape
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.config.placement import check_placement
+from lima2cli.config.plausibility import warn_of_beam_center, warn_of_implausible
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
+from lima2cli.config.references import with_named_inputs
 from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
 from lima2cli.errors import FileProblem, Misfit
+from lima2cli.human import seconds_text
 from lima2cli.names import nearest
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.schema.check import check
@@ -32,19 +36,24 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
 
     ``files`` are asked for the shapes of recorded frames where the detector is described by a file.
     """
+    document = with_named_inputs(document)
     shape = pipeline_shape(document.data, findings)
     bad = check(document.data, pipeline_schema(shape), findings, document.bad)
     table = shape.read(document.data, (), Bad(bad))
     if table is POISON:
         return Pipeline(*[POISON] * 10)
+    warn_of_implausible(shape, document.data, Bad(bad), findings)
     known = attempt(lambda: _retrieve(table.detector, document, files, findings))
     sensor, can = attempt(lambda: known[0]), attempt(lambda: known[1])
     receivers = _receivers(table.receivers)
     attempt(lambda: check_placement(receivers, findings))
     attempt(lambda: _check_acquisition(table.acquisition, findings))
+    attempt(lambda: warn_of_beam_center(table.metadata, sensor, findings))
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     output = attempt(lambda: _output(table.output, findings))
+    name = attempt(lambda: table.name or name_of_file(document.file))
+    attempt(lambda: check_directory_name(name, output, findings))
     attempt(lambda: _check_repeat(table.acquisition, output, info, findings))
     attempt(lambda: _check_recorded(table.acquisition, info, findings))
     flows = attempt(lambda: resolve_flows(table.flows, info, receivers, findings))
@@ -52,7 +61,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     nodes = attempt(lambda: resolve_nodes(table.nodes, flows, info, findings))
     attempt(lambda: warn_of_idle_receivers(receivers, flows, findings))
     return Pipeline(
-        name=attempt(lambda: table.name or name_of_file(document.file)),
+        name=name,
         description=table.description,
         metadata=table.metadata,
         config=table.detector,
@@ -119,7 +128,8 @@ def _check_acquisition(said: Acquisition, findings: Findings) -> None:
         related = [Related((*at, "period"), "the period")]
         findings.error("period-or-rate", "`period` and `rate` say the same twice", (*at, "rate"), related=related)
     elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
-        message = f"an exposure of {said.exposure:g} s does not fit into a period of {said.period_s:g} s"
+        exposure, period = seconds_text(said.exposure), seconds_text(said.period_s)
+        message = f"an exposure of {exposure} does not fit into a period of {period}"
         findings.error("exposure-too-long", message, (*at, "exposure"))
 
 

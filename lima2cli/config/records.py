@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from lima2cli.config.templates import Graph
 from lima2cli.declare import (
+    PHOTON_ENERGY,
     Anything,
     Choice,
     Either,
@@ -18,9 +19,11 @@ from lima2cli.declare import (
     MapOf,
     Number,
     OneKind,
+    Plausible,
     Quantity,
     Table,
     Text,
+    pair,
     param,
 )
 from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations
@@ -63,8 +66,10 @@ class Metadata:
 
     instrument: str = param("Name of the instrument.", Text(), "instrument")
     title: str | None = param("Title of the measurement.", Text(), None)
-    photon_energy: float | None = param("Photon energy.", Quantity("eV", above=0), None)
-    distance: float | None = param("Sample to detector.", Quantity("metres", above=0), None)
+    photon_energy: float | None = param("Photon energy.", PHOTON_ENERGY, None)
+    distance: float | None = param(
+        "Sample to detector.", Quantity("metres", above=0, plausible=Plausible(1e-3, 100)), None
+    )
     beam_center: Point | None = param(
         "Where the direct beam hits the detector; centres of pixels are whole numbers.", Table(Point), None
     )
@@ -80,17 +85,22 @@ class Binning:
     y: int = param("Rows.", Integer(1), 1)
 
 
+FRAME_TIME = Quantity("seconds", above=0, plausible=Plausible(1e-7, 60, bare=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Acquisition:
     """What to acquire."""
 
     frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
-    period: float | None = param("Time from one frame to the next.", Quantity("seconds", above=0), None)
-    rate: float | None = param("Frames per second, instead of `period`.", Quantity("hertz", above=0), None)
-    exposure: float | None = param("Exposure time of a frame.", Quantity("seconds", above=0), None)
+    period: float | None = param("Time from one frame to the next.", FRAME_TIME, None)
+    rate: float | None = param(
+        "Frames per second, instead of `period`.", Quantity("hertz", above=0, plausible=Plausible(1e-4, 1e7)), None
+    )
+    exposure: float | None = param("Exposure time of a frame.", FRAME_TIME, None)
     timeout: float = param(
         "The run fails when no frame has come for so long, beyond the period.",
-        Quantity("seconds", above=0),
+        Quantity("seconds", above=0, plausible=Plausible(1e-3, 3600, bare=True)),
         10.0,
     )
     trigger: str = param(
@@ -105,7 +115,7 @@ class Acquisition:
     )
     repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
     accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
-    binning: Binning = param("Pixels that the detector sums to one.", Table(Binning), Binning())
+    binning: Binning = param("Pixels that the detector sums to one.", pair(Binning, Integer(1)), Binning())
     roi: Roi | None = param("The part that the detector keeps, in binned pixels; default: all.", Table(Roi), None)
     flip: str = param("What the detector turns over, last of all.", Choice(FLIPS), "none")
     shutter: str = param("auto: open while frames are acquired.", Choice(SHUTTERS), "auto")
@@ -178,7 +188,9 @@ class Receiver:
     """One receiver: a process that owns memspaces and runs nodes."""
 
     memspaces: Mapping[str, Memspace] = param(
-        "Named regions of memory.", MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1)
+        "Named regions of memory.",
+        MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1),
+        {"host": HostMemspace()},
     )
     threads: int = param("Threads that compute and compress frames.", Integer(1, 256), 1)
     host: str | None = param(
@@ -269,7 +281,9 @@ class ModuleShares:
 class Flow:
     """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
 
-    dataset: str = param("The dataset it takes frames of.", Text())
+    dataset: str | None = param(
+        "The dataset it takes frames of; default: the only one that the detector has.", Text(), None
+    )
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
     alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
     slices: Slices = param("Which frames.", Table(Slices), Slices())

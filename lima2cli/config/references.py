@@ -1,14 +1,15 @@
 """What nodes of a graph name and no wiring tells: columns of other nodes, and files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lima2cli.config.definitions import relative_to
+from lima2cli.declare import files
 from lima2cli.diagnostics import Path
-from lima2cli.document import Document
-from lima2cli.nodes.kinds import GRAPH, NODES, WIRING, NodeEntry
+from lima2cli.document import AS_WRITTEN, Document
+from lima2cli.nodes.kinds import GRAPH, NODES, WIRING, NodeEntry, with_inputs
 
 _BEFORE_COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?=\.[A-Za-z$])", re.ASCII)
 
@@ -27,15 +28,48 @@ def renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, 
     return changed
 
 
+def tables_of(entries: Iterable[Any]) -> Mapping[str, type | None]:
+    """The tables of the kinds of some nodes."""
+    asked = {kind for entry in entries if isinstance(entry, dict) for kind in entry} - {*WIRING, GRAPH}
+    return {kind: found.table for kind, found in NODES.named(sorted(asked)).items()}
+
+
+def with_named_inputs(document: Document) -> Document:
+    """The same, with nodes written long, see `with_inputs`."""
+    nodes = document.data.get("nodes") if isinstance(document.data, dict) else None
+    if not isinstance(nodes, dict):
+        return document
+    tables = tables_of(nodes.values())
+    long = {name: with_inputs(entry, tables) for name, entry in nodes.items()}
+    changed = {name for name in nodes if long[name] is not nodes[name]}
+    if not changed:
+        return document
+    copied = dict(document.copied)
+    for name in changed:
+        at: Path = ("nodes", name)
+        copied |= dict.fromkeys(input_places(at, long[name]), _written(document, (*at, "input")))
+    original = document.original or document
+    return replace(document, data={**document.data, "nodes": long}, copied=copied, original=original)
+
+
+def input_places(at: Path, entry: Mapping[str, Any]) -> list[Path]:
+    """The places below a node of its ``inputs``, and of each of them."""
+    return [(*at, "inputs"), *((*at, "inputs", name) for name in entry["inputs"])]
+
+
+def _written(document: Document, at: Path) -> Path:
+    """A path in the document as it was written, which others are taken from."""
+    return at if document.original is None else (AS_WRITTEN, *at)
+
+
 def with_files(document: Document) -> Document:
     """The same, with the names of files that were written in other documents relative to this one."""
     nodes = dict(document.data["nodes"]) if isinstance(document.data.get("nodes"), dict) else {}
     mine = {str(path[1]) for path in document.copied if len(path) > 1}
-    asked = {kind for name in mine if isinstance(nodes[name], dict) for kind in nodes[name]} - {*WIRING, GRAPH}
-    tables = {kind: found.table for kind, found in NODES.named(sorted(asked)).items()}
+    tables = tables_of(nodes[name] for name in mine)
     entry = NodeEntry(lambda: tables)
     for name in mine:
-        for at in entry.files(nodes[name], ()):
+        for at in files(entry, nodes[name]):
             where, _ = document.written(("nodes", name, *at))
             for file, other in document.others.items():
                 if other is where:

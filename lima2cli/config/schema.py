@@ -12,7 +12,8 @@ def pipeline_schema(table: Table = PIPELINE) -> Schema:
     """JSON Schema (draft 2020-12) of a pipeline; of built-in kinds only unless ``table`` has others.
 
     Annotations of ours: ``x-unit`` of quantities, ``x-kind`` of maps that hold one kind (``x-beside``: keys that
-    stand beside it), ``x-later`` kinds of the language that this version lacks, ``x-words`` for messages,
+    stand beside it, ``x-joins``: kinds that read several inputs), ``x-later`` kinds of the language that this version
+    lacks, ``x-words`` for messages,
     ``x-parameter`` of values that may be parameters of a graph.
     """
     head = {

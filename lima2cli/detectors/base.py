@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Either, ListOf, Number, Quantity, Shape, Table, Text, param
+from lima2cli.declare import Either, ListOf, Number, Plausible, Quantity, Shape, Table, Text, pair, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.invalid import fits, words
@@ -93,15 +93,18 @@ class XferParams:
     span: int = 1
 
 
+PITCH = Quantity("metres", above=0, plausible=Plausible(1e-7, 5e-3))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelSize:
     """Pixel pitch."""
 
-    x: float = param("Horizontal pitch.", Quantity("metres", above=0))
-    y: float = param("Vertical pitch.", Quantity("metres", above=0))
+    x: float = param("Horizontal pitch.", PITCH)
+    y: float = param("Vertical pitch.", PITCH)
 
 
-PIXEL_SIZE: Shape = Table(PixelSize)
+PIXEL_SIZE: Shape = pair(PixelSize, PITCH)
 
 
 @dataclass(frozen=True, kw_only=True)

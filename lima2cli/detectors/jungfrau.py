@@ -26,7 +26,20 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, Either, Integer, ListOf, Number, OneKind, Quantity, Table, Text, param
+from lima2cli.declare import (
+    PHOTON_ENERGY,
+    Choice,
+    Either,
+    Integer,
+    ListOf,
+    Number,
+    OneKind,
+    Quantity,
+    Table,
+    Text,
+    pair,
+    param,
+)
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.jungfrau_charge import FIXED_STAGE, codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
@@ -67,7 +80,7 @@ class JungfrauGrid:
 
     columns: int = param("Modules side by side.", Integer(1, 64), 1)
     rows: int = param("Modules one below the other.", Integer(1, 64), 1)
-    gap: JungfrauGap = param("Pixels between neighbours.", Table(JungfrauGap), JungfrauGap())
+    gap: JungfrauGap = param("Pixels between neighbours.", pair(JungfrauGap, Integer(0, LARGEST)), JungfrauGap())
     order: str = param(
         "How they are numbered: row by row, or column by column, as slsDetectorPackage does.",
         Choice(("rows", "columns")),
@@ -90,7 +103,7 @@ class Emulation:
     """A detector that is not there: photons of a scene, as packets on the loopback."""
 
     scene: Scene = param("Photons that the detector sees.", OneKind("scene", lambda: SCENES), Rings())
-    photon_energy: float = param("Energy of a photon.", Quantity("eV", above=0), 12.4e3)
+    photon_energy: float = param("Energy of a photon.", PHOTON_ENERGY, 12.4e3)
     pedestal: tuple[float, ...] = param(
         "ADU without light, of the three stages.", ListOf(Number(), 3), (3000.0, 15000.0, 15000.0)
     )

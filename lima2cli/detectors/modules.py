@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lima2cli.declare import Either, Integer, ListOf, Shape, Table, param
+from lima2cli.declare import Either, Integer, ListOf, Shape, Table, pair, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.spec import DatasetInfo
@@ -23,6 +23,9 @@ class Gap:
     y: int = param("Rows between modules.", Integer(0, LARGEST), 0)
 
 
+GAP: Shape = pair(Gap, Integer(0, LARGEST))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModuleGrid:
     """Equal modules from the top left corner on, numbered row by row."""
@@ -31,7 +34,7 @@ class ModuleGrid:
     rows: int = param("Modules one below the other.", Integer(1, 256), 1)
     width: int = param("Columns of pixels of a module.", Integer(1, LARGEST))
     height: int = param("Rows of pixels of a module.", Integer(1, LARGEST))
-    gap: Gap = param("Pixels between neighbours.", Table(Gap), Gap())
+    gap: Gap = param("Pixels between neighbours.", GAP, Gap())
 
     def rects(self) -> list[Rect]:
         """One rectangle per module."""

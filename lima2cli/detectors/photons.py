@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Either, FileReference, Integer, ListOf, Number, Quantity, Table, param
+from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, Integer, ListOf, Number, Quantity, Table, param
 from lima2cli.detectors.scenes import Scene, largest, render
 from lima2cli.detectors.sources import Source
 from lima2cli.errors import FileProblem, Misfit
@@ -29,7 +29,7 @@ MOST_COUNTS = 1e9
 class Line:
     """Photons of one energy."""
 
-    energy: float = param("Energy of the photons.", Quantity("eV", above=0))
+    energy: float = param("Energy of the photons.", PHOTON_ENERGY)
     share: float = param("How many of them, relative to other lines.", Number(0), 1)
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli import __version__
-from lima2cli.declare import Choice, Integer, MapOf, NumberOrNan, OneKind, Quantity, Table, param
+from lima2cli.declare import THRESHOLD, Choice, Integer, MapOf, NumberOrNan, OneKind, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, Route
 from lima2cli.detectors.faults import Faults
@@ -38,7 +38,7 @@ class Dataset:
     dtype: str = param("Type of the pixels.", Choice(DTYPES))
     bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
     threshold: float | None = param(
-        "Photons of less energy are not counted; the scene `poisson` knows it.", Quantity("eV", minimum=0), None
+        "Photons of less energy are not counted; the scene `poisson` knows it.", THRESHOLD, None
     )
 
 
@@ -57,7 +57,9 @@ class Remu(DetectorConfig):
     )
 
     image: ImageSize = param("Size of the whole image.", Table(ImageSize))
-    datasets: Mapping[str, Dataset] = param("Streams of frames, numbered as written.", MapOf(Table(Dataset), minimum=1))
+    datasets: Mapping[str, Dataset] = param(
+        "Streams of frames, numbered as written.", MapOf(Table(Dataset), minimum=1), {"data": Dataset(dtype="uint16")}
+    )
     modules: Modules = param(
         "A grid row by row, or a list of rectangles; default: one module that covers the image.", MODULES, None
     )

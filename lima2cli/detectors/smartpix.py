@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lima2cli.declare import Choice, Integer, ListOf, Quantity, Table, param
+from lima2cli.declare import THRESHOLD, Choice, Integer, ListOf, Table, param
 from lima2cli.detectors.base import TRIGGERS, Capabilities, DetectorConfig, PixelSize
 from lima2cli.detectors.emulated import EmulatedDetector
 from lima2cli.detectors.faults import Faults
@@ -61,7 +61,7 @@ class SmartPix(DetectorConfig):
     modules: Layout = param("How many modules there are.", Table(Layout), Layout())
     thresholds: tuple[float, ...] = param(
         "Energies above which the counters count.",
-        ListOf(Quantity("eV", minimum=0), minimum=1),
+        ListOf(THRESHOLD, minimum=1),
         (6000.0, 9000.0),
     )
     depth: int = param("Bits of a counter; with 24 there is one, of both.", Choice((12, 6, 24)), 12)

@@ -3,7 +3,7 @@
     counters.door_sum > 1e6 and not (counters.door_max >= 65535 or 0.9 < monitor.beam_avg < 1.1)
 
 A column is written ``node.column``, both names as they are: a ``-`` between letters or digits belongs to the name, so
-that a minus has spaces around it. Beside ``& | ~ ^`` there are ``and``, ``or`` and ``not``, with Python's precedence.
+that a minus has spaces around it.
 
 All columns are computed as float64. Comparisons with NaN are false, but for ``!=``, which is true.
 """
@@ -22,7 +22,6 @@ from lima2cli.nodes.formula import (
     FormulaError,
     Name,
     Number,
-    Op,
     Reader,
     Tree,
     is_condition,
@@ -71,14 +70,6 @@ class _Reader(Reader):
     def _read(self, node: ast.expr) -> Tree:
         if isinstance(node, ast.Attribute):
             return self._column(node)
-        if isinstance(node, ast.BoolOp):
-            name = "and" if isinstance(node.op, ast.And) else "or"
-            whole, *others = (self._condition(self.read(value), value) for value in node.values)
-            for other in others:
-                whole = Op(name, (whole, other), True)
-            return whole
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return Op("not", (self._condition(self.read(node.operand), node.operand),), True)
         return super()._read(node)
 
     def _column(self, node: ast.Attribute) -> Tree:

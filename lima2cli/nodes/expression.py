@@ -2,11 +2,13 @@
 
     {inputs: {a: raw, b: flat}, expression: {expr: "where(b > 0.1, a / b, 0)"}}
 
-``expr`` may have the names of the inputs, numbers, ``+ - * / // % **``, comparisons, ``& | ~ ^`` of conditions (with
-parentheses around comparisons) and the functions `where`, `minimum`, `maximum`, `abs`, `sqrt`, `exp`, `expm1`, `log`,
-`log10`, `log1p`, `sin`, `cos`, `tan`, `arcsin`, `arccos`, `arctan`, `arctan2`, `sinh`, `cosh`, `tanh`, `floor`,
-`ceil`, `isnan`, `isfinite`. All of them mean what they mean in numpy; a condition counts as 1 or 0. It is computed by
-numexpr, in as many threads as the receiver has.
+With a single input, `{input: raw, expression: {expr: "raw - 2"}}`, its own name is that of the variable.
+
+``expr`` may have the names of the inputs, numbers, ``+ - * / // % **``, comparisons, ``and or not`` of conditions (or
+``& | ~ ^``, with parentheses around comparisons) and the functions `where`, `minimum`, `maximum`, `abs`, `sqrt`,
+`exp`, `expm1`, `log`, `log10`, `log1p`, `sin`, `cos`, `tan`, `arcsin`, `arccos`, `arctan`, `arctan2`, `sinh`, `cosh`,
+`tanh`, `floor`, `ceil`, `isnan`, `isfinite`. All of them mean what they mean in numpy; a condition counts as 1 or 0. It
+is computed by numexpr, in as many threads as the receiver has.
 
 The result is float32, or float64 where an input is, or of ``dtype``; integers are rounded half to even and clipped to
 their range, NaN becomes the detector's gap value. Pixels are computed in float32 where it holds all inputs exactly

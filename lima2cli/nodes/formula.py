@@ -1,8 +1,9 @@
 """Formulae over images, as users write them: a small part of Python's grammar, checked before anything is computed.
 
-Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``& | ~ ^`` of conditions, parentheses and the
-functions of `FUNCTIONS`. All else is refused with its column. What is read is a tree of `Name`, `Number` and `Op`, in
-which every operation is a primitive; the text itself is never evaluated.
+Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``and or not`` and ``& | ~ ^`` of conditions,
+parentheses and the functions of `FUNCTIONS`; which binds the tighter is as in Python. All else is refused with its
+column. What is read is a tree of `Name`, `Number` and `Op`, in which every operation is a primitive; the text itself is
+never evaluated.
 
 Meaning is numpy's for floats, but for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
 `minimum` and `maximum` give NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone
@@ -112,7 +113,10 @@ def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
         raise FormulaError(f"the formula cannot be read{column}: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise FormulaError(f"the formula cannot be read: {error or 'it is nested too deeply'}") from error
-    if sum(isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.Call) for node in ast.walk(body)) > OPERATIONS:
+    if (
+        sum(isinstance(node, ast.BinOp | ast.BoolOp | ast.UnaryOp | ast.Compare | ast.Call) for node in ast.walk(body))
+        > OPERATIONS
+    ):
         raise FormulaError(f"the formula has more than {OPERATIONS} operations")
     tree = read(line, body)
     parts = set(_parts(tree))
@@ -174,14 +178,15 @@ class Reader:
             return self._constant(node)
         if isinstance(node, ast.BinOp):
             return self._binary(node)
+        if isinstance(node, ast.BoolOp):
+            return self._boolean(node)
         if isinstance(node, ast.UnaryOp):
             return self._unary(node)
         if isinstance(node, ast.Compare):
             return self._compare(node)
         if isinstance(node, ast.Call):
             return self._call(node)
-        help = "write & | ~ and parentheses around conditions" if isinstance(node, ast.BoolOp) else None
-        help = "write where(condition, a, b)" if isinstance(node, ast.IfExp) else help
+        help = "write where(condition, a, b)" if isinstance(node, ast.IfExp) else None
         raise self._refused(node, f"a formula has no {_words(node)}", help)
 
     def _name(self, node: ast.Name) -> Tree:
@@ -216,11 +221,16 @@ class Reader:
             return _remainder(one, other) if name == "%" else _quotient(one, other)
         return _op(name, one, other)
 
+    def _boolean(self, node: ast.BoolOp) -> Tree:
+        name = "and" if isinstance(node.op, ast.And) else "or"
+        whole, *others = (self._condition(self.read(value), value) for value in node.values)
+        for other in others:
+            whole = Op(name, (whole, other), True)
+        return whole
+
     def _unary(self, node: ast.UnaryOp) -> Tree:
-        if isinstance(node.op, ast.Invert):
+        if isinstance(node.op, ast.Invert | ast.Not):
             return Op("not", (self._condition(self.read(node.operand), node.operand),), True)
-        if isinstance(node.op, ast.Not):
-            raise self._refused(node, "a formula has no `not`", "write ~( … )")
         value = _number(self.read(node.operand))
         return _op("neg", value) if isinstance(node.op, ast.USub) else value
 
@@ -269,7 +279,7 @@ class Reader:
 
 def _words(node: ast.AST) -> str:
     words = {
-        ast.BoolOp: "`and` or `or`", ast.IfExp: "`if`", ast.Attribute: "attributes", ast.Subscript: "subscripts",
+        ast.IfExp: "`if`", ast.Attribute: "attributes", ast.Subscript: "subscripts",
         ast.Lambda: "functions of its own", ast.NamedExpr: "assignments", ast.MatMult: "`@`", ast.LShift: "`<<`",
         ast.RShift: "`>>`", ast.In: "`in`", ast.NotIn: "`not in`", ast.Is: "`is`", ast.IsNot: "`is not`",
         ast.JoinedStr: "texts", ast.Starred: "`*` before a value",

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Either, FileReference, ListOf, Number, Quantity, param
+from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Number, param
 from lima2cli.errors import Misfit
 from lima2cli.nodes.calibration import stages
 from lima2cli.nodes.pixelwise import Pixelwise
@@ -47,9 +47,7 @@ class Gain(Pixelwise):
     gain: str | tuple[float, ...] = param(
         "Gains: a file (3, height, width), or three numbers; in ADU per keV where `photon_energy` is given.", IMAGES
     )
-    photon_energy: float | None = param(
-        "Energy of a photon; the output is then photons.", Quantity("eV", above=0), None
-    )
+    photon_energy: float | None = param("Energy of a photon; the output is then photons.", PHOTON_ENERGY, None)
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""

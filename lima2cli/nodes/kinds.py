@@ -1,10 +1,11 @@
 """The kinds of node that exist, and how one is written: ``input`` or ``inputs``, and exactly one kind."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.declare import Bad, MapOf, OneKind, Schema, Shape, Text, kind_schemas, read_kind
+from lima2cli.declare import Bad, Leaf, MapOf, OneKind, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import Path
 from lima2cli.nodes.base import Delegate, Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
 from lima2cli.plugins import Kinds
@@ -58,6 +59,19 @@ INPUT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 """Names of inputs are those of variables."""
 
 
+def with_inputs(entry: Any, kinds: Mapping[str, Any]) -> Any:
+    """A node as it is written long: a join reads ``inputs``; one ``input`` is called by its own name in it.
+
+    A name that no variable can have is called ``input``.
+    """
+    joins = isinstance(entry, dict) and isinstance(entry.get("input"), str) and "inputs" not in entry
+    if not joins or not any(getattr(kinds.get(key), "wiring", "") == "inputs" for key in entry):
+        return entry
+    source = entry["input"]
+    name = source if re.fullmatch(INPUT_NAME, source) else "input"
+    return {"inputs" if key == "input" else key: {name: source} if key == "input" else entry[key] for key in entry}
+
+
 _USE: Schema = {
     "type": "object",
     "description": "One of `graphs`, by its name, with its parameters.",
@@ -95,14 +109,17 @@ class NodeEntry(Shape):
             "x-beside": list(WIRING),
             "properties": {"input": one, "inputs": several} | kinds | {GRAPH: _USE},
             "additionalProperties": False,
-            "dependentRequired": {kind: [table.wiring] for kind, table in tables.items() if table is not None},
+            "dependentRequired": {
+                kind: ["input"] for kind, table in tables.items() if table is not None and table.wiring == "input"
+            },
             "minProperties": 2,
             "maxProperties": 2,
+            "x-joins": [kind for kind, table in tables.items() if table is not None and table.wiring == "inputs"],
             "x-later": [kind for kind in LANGUAGE if kind not in kinds],
         }
 
-    def files(self, data: Any, at: Path) -> Iterator[Path]:
-        return OneKind("node", self.kinds).files(data, at)
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
+        return OneKind("node", self.kinds).leaves(data, at)
 
     def _read(self, data: Any, at: Path, bad: Bad) -> NodeUse:
         node = read_kind(self.kinds(), data, at, bad)

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Choice, Integer, Table, param
+from lima2cli.declare import Choice, Integer, Table, pair, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.invalid import MaskedSums, met, of_sums, valid_range
@@ -60,7 +60,7 @@ class RoiFlipRot(Map):
 
     kind: ClassVar[str] = "roi_flip_rot"
 
-    binning: Binning = param("Columns and rows summed into one pixel.", Table(Binning), Binning())
+    binning: Binning = param("Columns and rows summed into one pixel.", pair(Binning, Integer(1)), Binning())
     roi: Part | None = param("The part that is kept, in binned pixels; default: all.", Table(Part), None)
     flip: str = param(
         "horizontal: left and right change places; vertical: top and bottom.",

@@ -7,6 +7,8 @@ inside a rect, and those whose centre lies in an arc.
 
 Of a part of frames, a region is that of the whole frame, cut: ``input`` counts from the first pixel of the whole frame.
 
+Written alone, `{x, y, width, height}` is a rect. A ring is an arc without angles: both are one from 0 to 360.
+
 rect   x <= column < x + width, y <= row < y + height
 arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anywhere. Angles are degrees from +x towards
        +y (clockwise as seen); a sector may pass 360 (350 to 370, or 350 to 10), and a2 - a1 >= 360 is the full circle.
@@ -21,10 +23,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, param
+from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Short, Table, param
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
-from lima2cli.names import ROI_NAME
 from lima2cli.spec import FrameSpec
 from lima2cli.view import View
 
@@ -54,16 +55,37 @@ class ArcRoi:
     y: float = param("Centre, down; may lie outside.", Number())
     r1: float = param("Inner radius, included.", Number(0))
     r2: float = param("Outer radius, not included.", Number(above=0))
-    a1: float = param("First angle in degrees from +x, y down, included.", Number())
-    a2: float = param("Last angle in degrees, not included.", Number())
+    a1: float = param("First angle in degrees from +x, y down, included.", Number(), 0.0)
+    a2: float = param("Last angle in degrees, not included.", Number(), 360.0)
 
 
-KINDS: Mapping[str, type] = {"rect": RectRoi, "arc": ArcRoi}
+@dataclass(frozen=True, kw_only=True)
+class RingRoi:
+    """A ring, in pixels: short for an arc without angles."""
 
-ROIS = MapOf(OneKind("ROI", lambda: KINDS), ROI_NAME, minimum=1)
+    kind: ClassVar[str] = "ring"
+
+    x: float = param("Centre, to the right; may lie outside.", Number())
+    y: float = param("Centre, down; may lie outside.", Number())
+    r1: float = param("Inner radius, included.", Number(0))
+    r2: float = param("Outer radius, not included.", Number(above=0))
+
+    def spelled_out(self) -> ArcRoi:
+        """The long form."""
+        return ArcRoi(x=self.x, y=self.y, r1=self.r1, r2=self.r2)
+
+
+def _roi(kinds: Mapping[str, type]) -> Short:
+    """A region of one of some kinds, or the rectangle alone."""
+    return Short((OneKind("ROI", lambda: kinds), Table(RectRoi)), lambda rect: rect, "the rectangle alone")
+
+
+KINDS: Mapping[str, type] = {"rect": RectRoi, "arc": ArcRoi, "ring": RingRoi}
+
+ROIS = MapOf(_roi(KINDS), minimum=1)
 """Shape of the parameter ``rois``."""
 
-RECTS = MapOf(OneKind("ROI", lambda: {"rect": RectRoi}), ROI_NAME, minimum=1)
+RECTS = MapOf(_roi({"rect": RectRoi}), minimum=1)
 """The same where they must be rectangles."""
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from lima2cli.config.pipeline import Pipeline
 from lima2cli.diagnostics import Findings, Path, Related
-from lima2cli.plan.flow_layout import FlowLayout, frames_of, grouped, size_text
+from lima2cli.human import grouped, size_text
+from lima2cli.plan.flow_layout import FlowLayout, frames_of
 from lima2cli.poison import attempt
 
 

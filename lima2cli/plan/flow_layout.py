@@ -42,19 +42,6 @@ class FlowLayout:
         return self.flow.places if self.place is None else (self.flow.places[self.place],)
 
 
-def size_text(size: int) -> str:
-    """Bytes for people: exact, in the largest binary unit that comes out whole, else grouped digits."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size and size % factor == 0:
-            return f"{size // factor} {unit}"
-    return f"{grouped(size)} bytes"
-
-
-def grouped(number: int) -> str:
-    """Digits in groups of three: 500 000."""
-    return f"{number:,}".replace(",", " ")
-
-
 def frames_of(pipeline: Pipeline) -> int | None:
     """Frames of the acquisition: those asked for, at most those that exist; None = until stopped."""
     asked = pipeline.acquisition.frames or None

@@ -4,8 +4,9 @@ from lima2cli.config.pipeline import DataFlow, Pipeline
 from lima2cli.config.records import FileMemspace, GpuMemspace, Memspace
 from lima2cli.diagnostics import Findings, Path
 from lima2cli.geometry import Rect, up
+from lima2cli.human import exact_size, grouped, size_text
 from lima2cli.plan.flow_checks import check_channels, check_flow
-from lima2cli.plan.flow_layout import FlowLayout, grouped, lay_out_flow, size_text
+from lima2cli.plan.flow_layout import FlowLayout, lay_out_flow
 from lima2cli.plan.groups import choose_groups
 from lima2cli.plan.records import Gdt, LocalBuffer, Part, Region
 from lima2cli.poison import POISON, attempt
@@ -49,7 +50,7 @@ def _region(
             f"memspace {name} of {at[1]} has {size_text(size)}, its local buffers need {size_text(used)}",
             (*at, memspace.kind, "size"),
             notes=[f"{' + '.join(users)} = {grouped(used)} bytes"],
-            help=f"size: {size_text(up(used, 2**20))}",
+            help=f"size: {exact_size(up(used, 2**20))}",
         )
     kind, path = "host", None
     if isinstance(memspace, FileMemspace):

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lima2cli.human import count_text, hertz_text, rate_text, seconds_text, size_text
 from lima2cli.invalid import words
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
-from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Gdt, Placement, Plan
-from lima2cli.plan.volume import about, volumes
+from lima2cli.plan.volume import volumes
 from lima2cli.spec import Invalid
 
 
@@ -29,8 +29,8 @@ def show_plan(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> str:
-    frames = "until stopped" if plan.frames is None else f"{plan.frames} frames"
-    pace = "as fast as the slowest part allows" if plan.period_s is None else f"{1 / plan.period_s:g} Hz"
+    frames = "until stopped" if plan.frames is None else f"{count_text(plan.frames)} frames"
+    pace = "as fast as the slowest part allows" if plan.period_s is None else hertz_text(1 / plan.period_s, 6)
     info = plan.info
     head = (
         f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
@@ -79,7 +79,7 @@ def _flows(plan: Plan) -> str:
     for gdt in plan.gdts:
         last = "…" if gdt.selected is None else str(gdt.rule.frame(gdt.selected - 1))
         step = f" step {gdt.rule.step}" if gdt.rule.step > 1 else ""
-        count = "endless" if gdt.selected is None else str(gdt.selected)
+        count = "endless" if gdt.selected is None else count_text(gdt.selected)
         rows.append(
             (
                 gdt.name,
@@ -113,8 +113,8 @@ def _buffers(plan: Plan) -> str:
                 f"{size_text(gdt.buffer_size)} in {places}",
                 str(gdt.rule.slots),
                 f"{gdt.rule.depth}",
-                "-" if slack is None else f"{slack * 1e3:g} ms",
-                "endless" if shares is None else " + ".join(f"{count}" for count in shares.values()),
+                seconds_text(slack, 4),
+                "endless" if shares is None else " + ".join(map(count_text, shares.values())),
             )
         )
     return "local buffers\n" + _table(rows) + "".join(_unreleased(plan, gdt) for gdt in plan.gdts)
@@ -125,7 +125,7 @@ def _unreleased(plan: Plan, gdt: Gdt) -> str:
     found = waiting(plan, gdt)
     if not found.nodes:
         return ""
-    frames = f"{found.frames} frame{'s' * (found.frames != 1)}"
+    frames = f"{count_text(found.frames)} frame{'s' * (found.frames != 1)}"
     return f"\n  {gdt.name}: up to {frames} wait for other flows or receivers, at {', '.join(found.nodes)}"
 
 
@@ -143,8 +143,8 @@ def _rates(plan: Plan) -> str:
     if plan.period_s is None:
         return ""
     links = link_figures(plan)
-    rows = [(name, f"{rate / 1e6:.1f} MB/s") for name, rate in links["receivers"].items()]
-    rows += [(f"module {name}", f"{rate / 1e6:.1f} MB/s") for name, rate in links["modules"].items()]
+    rows = [(name, rate_text(rate)) for name, rate in links["receivers"].items()]
+    rows += [(f"module {name}", rate_text(rate)) for name, rate in links["modules"].items()]
     return "rates (into receivers, out of modules)\n" + _table(rows)
 
 
@@ -174,8 +174,8 @@ def _volume(plan: Plan) -> str:
         (
             it.node,
             "endless" if it.frames is None else f"{it.frames} frames",
-            f"{about(it.frame_bytes)} each",
-            "" if it.bytes is None else about(it.bytes),
+            f"{size_text(it.frame_bytes)} each",
+            "" if it.bytes is None else size_text(it.bytes),
             "before compression" if plan.channels[it.node].compression != "none" else "at most" if it.less else "",
         )
         for it in volumes(plan)

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from lima2cli.artefacts.channel import Channel
+from lima2cli.human import size_text
 from lima2cli.plan.records import Plan
-
-UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Volume:
         return None if self.frames is None else self.frames * self.frame_bytes
 
     def __str__(self) -> str:
-        each = about(self.frame_bytes)
+        each = size_text(self.frame_bytes)
         if self.bytes is None:
             return f"{self.node} {each} a frame"
-        return f"{self.node} {self.frames} x {each} = {about(self.bytes)}"
+        return f"{self.node} {self.frames} x {each} = {size_text(self.bytes)}"
 
 
 def volumes(plan: Plan) -> tuple[Volume, ...]:
@@ -54,11 +53,3 @@ def volume_figures(plan: Plan) -> dict[str, Any]:
         it.node: {"frames": it.frames, "frame_bytes": it.frame_bytes, "bytes": it.bytes, "less": it.less}
         for it in volumes(plan)
     }
-
-
-def about(size: float) -> str:
-    """Bytes for people: three digits and a binary unit."""
-    if size < 1024:
-        return f"{size:.0f} bytes"
-    power = min(len(UNITS), next(power for power in range(1, 100) if size / 1024**power < 999.5))
-    return f"{size / 1024**power:.3g} {UNITS[power - 1]}"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from lima2cli.attempt import attempt
 from lima2cli.detectors.base import Detector, State
 from lima2cli.detectors.lifecycle import ENDLESS
+from lima2cli.human import seconds_text
 from lima2cli.program.records import DetectorProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.messages import Failure, SourceReport, Start
@@ -39,8 +40,8 @@ class CompliantRank:
         if self._deadline is None or time.monotonic() < self._deadline:
             return False
         self._fail(
-            f"no frame for {self._program.timeout_s:g} s: the data flows were set up and the detector started, but "
-            "this version of lima2 does not receive what a RASHPA detector writes"
+            f"no frame for {seconds_text(self._program.timeout_s)}: the data flows were set up and the detector "
+            "started, but this version of lima2 does not receive what a RASHPA detector writes"
         )
         return True
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lima2cli.artefacts.appending import load_libraries
 from lima2cli.errors import EnvironmentUnfit, RunFailed
+from lima2cli.human import seconds_text
 from lima2cli.plan.records import Plan
 from lima2cli.program.records import ControlProgram
 from lima2cli.runtime import job_events, messages
@@ -342,4 +343,4 @@ class ControlRank:
             return
         self._emit(event)
         if self._progress.stuck:
-            self._pause("failed", f"no frame for {self._plan.timeout_s:g} s")
+            self._pause("failed", f"no frame for {seconds_text(self._plan.timeout_s)}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lima2cli.errors import UserCodeError
+from lima2cli.human import seconds_text
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Step
 from lima2cli.program import records
@@ -184,7 +185,7 @@ class Delegation:
         for worker in self._workers:
             if worker.tasks and now - max(worker.heard, min(task.sent for task in worker.tasks.values())) > limit:
                 self.silent.append(self._about.members[worker.member])
-                self._lose(worker, f"it did not reply for {limit:g} s")
+                self._lose(worker, f"it did not reply for {seconds_text(limit)}")
 
     def _lose(self, worker: _Worker, why: str) -> None:
         """A worker gets no more blocks. What was sent to it must stay in place as long as MPI may look at it."""

@@ -53,11 +53,6 @@ class Diagnosis:
         return sum(check.status == status for check in self.checks)
 
 
-def rate_text(bytes_per_s: float) -> str:
-    """Bytes per second for people."""
-    return f"{bytes_per_s / 1e9:.1f} GB/s" if bytes_per_s >= 1e9 else f"{bytes_per_s / 1e6:.1f} MB/s"
-
-
 def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
     """What ``doctor --format json`` prints."""
     return {

@@ -11,7 +11,8 @@ from pathlib import Path
 from lima2cli import __version__
 from lima2cli.detectors.librashpa import LIBRARY, load
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.runtime.doctor import Check, Status, rate_text
+from lima2cli.human import rate_text, seconds_text, size_text
+from lima2cli.runtime.doctor import Check, Status
 from lima2cli.runtime.doctor_measure import measure_put
 from lima2cli.runtime.environment import SHARED_MEMORY, available_memory, cores
 from lima2cli.runtime.joined import job_rank
@@ -80,7 +81,7 @@ def mpi_check() -> tuple[Check, float | None]:
         cure = f"{mpiexec} must belong to the MPI that mpi4py uses; {install} brings both"
         return _check("MPI", "problem", str(error), cure), None
     rate = rate_text(found.bytes_per_s)
-    message = f"{found.library}, {mpiexec}; two ranks took {found.seconds:.1f} s; one-sided writes {rate}"
+    message = f"{found.library}, {mpiexec}; two ranks took {seconds_text(found.seconds)}; one-sided writes {rate}"
     if found.seconds > SLOW_START_S:
         cure = "is the host's own name resolved slowly, or Python read from a slow disk?"
         return _check("MPI", "warning", message, cure), found.bytes_per_s
@@ -91,21 +92,17 @@ def _memory() -> Check:
     available = available_memory()
     if available is None:
         return _check("memory", "warning", "the system does not say how much there is")
-    return _check("memory", "ok", f"{_gib(available)} available")
+    return _check("memory", "ok", f"{size_text(available)} available")
 
 
 def _shared_memory() -> Check:
     if not SHARED_MEMORY.is_dir():
         return _check("/dev/shm", "warning", "there is none: MPI may move frames slowly", "mount a tmpfs there")
     usage = shutil.disk_usage(SHARED_MEMORY)
-    message = f"{_gib(usage.free)} of {_gib(usage.total)} free, for memspaces"
+    message = f"{size_text(usage.free)} of {size_text(usage.total)} free, for memspaces"
     small = usage.total < 1 << 30
     help = "mount -o remount,size=… /dev/shm; in a container --shm-size" if small else None
     return _check("/dev/shm", "warning" if small else "ok", message, help)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 def _open_files() -> Check:
@@ -155,9 +152,10 @@ def receive_buffer(needed: int | None) -> Check:
     except (OSError, ValueError):
         return _check("UDP buffer", "ok" if needed is None else "warning", "the system does not say its limit")
     message = f"net.core.rmem_max is {limit} bytes"
+    asked = "" if needed is None else f", the detector's packets need {needed}"
     if needed is None:
         return _check("UDP buffer", "ok", f"{message}; detectors that send packets need more than a default one")
     if limit < needed:
         help = f"sysctl -w net.core.rmem_max={needed}"
-        return Check("pipeline", "UDP buffer", "warning", f"{message}, the detector's packets need {needed}", help)
-    return Check("pipeline", "UDP buffer", "ok", f"{message}, the detector's packets need {needed}")
+        return Check("pipeline", "UDP buffer", "warning", message + asked, help)
+    return Check("pipeline", "UDP buffer", "ok", message + asked)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.human import seconds_text
 from lima2cli.runtime.launch import RANK_VARIABLES
 
 START_S = 30.0
@@ -50,7 +51,7 @@ def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise EnvironmentUnfit(f"two MPI ranks have not ended after {timeout_s:g} s") from None
+            raise EnvironmentUnfit(f"two MPI ranks have not ended after {seconds_text(timeout_s)}") from None
         raise
     return _told(process.returncode, output, errors, time.monotonic() - begin)
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.human import rate_text, size_text
 from lima2cli.plan.figures import link_figures
-from lima2cli.plan.flow_layout import size_text
 from lima2cli.plan.records import Plan
 from lima2cli.plan.volume import volumes
 from lima2cli.runtime.disk import check_disk, output_folder
-from lima2cli.runtime.doctor import Check, Measured, Status, rate_text
+from lima2cli.runtime.doctor import Check, Measured, Status
 from lima2cli.runtime.doctor_machine import receive_buffer
 from lima2cli.runtime.environment import (
     SHARED_MEMORY,
@@ -96,13 +96,9 @@ def _memory_text(plan: Plan, shared: bool) -> str:
     windows = sum(region.size for region in plan.regions if region.path is None and region.receiver not in away)
     text = f"memspaces need {size_text(windows)}"
     if shared and SHARED_MEMORY.is_dir():
-        text += f", /dev/shm has {_mib(shutil.disk_usage(SHARED_MEMORY).free)} free"
+        text += f", /dev/shm has {size_text(shutil.disk_usage(SHARED_MEMORY).free)} free"
     available = available_memory()
-    return text if available is None else f"{text}; {_mib(available)} of memory are available"
-
-
-def _mib(size: int) -> str:
-    return f"{size >> 20} MiB"
+    return text if available is None else f"{text}; {size_text(available)} of memory are available"
 
 
 def _transfer_rate(plan: Plan, measured: float | None) -> Check:
@@ -148,9 +144,9 @@ def disk_room(plan: Plan) -> Check:
     name, free = "disk", shutil.disk_usage(folder).free
     listed = ", ".join(map(str, found))
     if any(it.bytes is None for it in found):
-        return _check(name, "ok", f"{folder} has {_mib(free)} free; the run has no end: {listed}")
+        return _check(name, "ok", f"{folder} has {size_text(free)} free; the run has no end: {listed}")
     needed, sure = (sum(it.bytes or 0 for it in found if not (it.less and less)) for less in (False, True))
-    message = f"{_mib(needed)} are to be saved{_compressed(plan)}, {folder} has {_mib(free)} free: {listed}"
+    message = f"{size_text(needed)} are to be saved{_compressed(plan)}, {folder} has {size_text(free)} free: {listed}"
     if needed <= free:
         return _check(name, "ok", message)
     return _check(name, "problem" if sure > free else "warning", message, "another output.directory")

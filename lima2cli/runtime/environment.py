@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.plan.flow_layout import size_text
+from lima2cli.human import size_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.placement import cpus_of, elsewhere, is_here
 from lima2cli.transport.mapped import objection

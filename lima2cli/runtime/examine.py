@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from lima2cli.human import rate_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.disk import output_folder
-from lima2cli.runtime.doctor import Check, Diagnosis, Measured, rate_text
+from lima2cli.runtime.doctor import Check, Diagnosis, Measured
 from lima2cli.runtime.doctor_machine import machine_checks, mpi_check
 from lima2cli.runtime.doctor_measure import measure_disk
 from lima2cli.runtime.doctor_pipeline import pipeline_checks

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 
 from lima2cli.errors import RunFailed
+from lima2cli.human import seconds_text
 from lima2cli.plan.records import Plan
 
 SHORTEST_SILENCE_S = 30.0
@@ -35,4 +36,4 @@ def check_silence(plan: Plan, heard: Mapping[int, float], reason: str | None) ->
         return
     names = {role.rank: plan.receivers[role.receiver] for role in plan.ranks if role.receiver is not None}
     who = ", ".join(f"{names[rank]} (rank {rank})" for rank in silent)
-    raise RunFailed(f"{f'{reason}; then ' if reason else ''}{who} has said nothing for {patience:g} s")
+    raise RunFailed(f"{f'{reason}; then ' if reason else ''}{who} has said nothing for {seconds_text(patience)}")

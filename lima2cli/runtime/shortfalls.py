@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from lima2cli.artefacts.status import INCOMPLETE, LOST
-from lima2cli.plan.flow_layout import grouped
+from lima2cli.human import grouped, seconds_text
 from lima2cli.plan.groups import EVENTS_HZ
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.plan.skew import held_frames
@@ -92,8 +92,8 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
         frames = max(frames, math.ceil(BRIDGED_S / (plan.period_s * rule.step * rule.buffers)))
         return (
             f"it was busy for {busy:.0%} of the time, so it paused for longer than its buffers hold, "
-            f"{plan.period_s * held_frames(gdt):.3g} s; `buffers: {{frames: {frames}}}` hold "
-            f"{frames * plan.period_s * rule.step * rule.buffers:.3g} s"
+            f"{seconds_text(plan.period_s * held_frames(gdt))}; `buffers: {{frames: {frames}}}` hold "
+            f"{seconds_text(frames * plan.period_s * rule.step * rule.buffers)}"
         )
     held = f"its buffers hold {rule.slots} frames, `buffers: {{frames: {frames}}}` more"
     return f"it was busy for {busy:.0%} of the time; {held}"
@@ -145,12 +145,14 @@ def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
     waits = [(seconds, name) for source in outcome.sources.values() for name, seconds in source.waited_s.items()]
     waited, flow = max(waits, default=(0.0, ""))
     if waited >= late_s / 2:
-        return f"the detector had to wait for receivers, {waited:.3g} s for those of {flow.partition('[')[0]}"
+        return f"the detector had to wait for receivers, {seconds_text(waited)} for those of {flow.partition('[')[0]}"
     spent = outcome.frames / (achieved_hz(plan, outcome) or math.inf)
     rank, source = max(outcome.sources.items(), key=lambda it: it[1].cpu_s)
     if source.cpu_s >= spent / 2:
         what = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
-        return f"{what}, {1e6 * source.cpu_s / outcome.frames:.3g} us each"
+        return f"{what}, {seconds_text(source.cpu_s / outcome.frames)} each"
     if waited > 0:
-        return f"the detector had to wait for receivers for {waited:.3g} s, and for other programs of this machine"
+        return (
+            f"the detector had to wait for receivers for {seconds_text(waited)}, and for other programs of this machine"
+        )
     return "receivers did not hold it back; the detector gave no more, or other programs used the machine"

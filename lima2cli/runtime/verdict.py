@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.human import seconds_text
+
 BUSY = 0.85
 """Share of its time from which a receiver has none left."""
 
@@ -256,7 +258,9 @@ def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[
             f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
         )
     if (late := late_by(summary["resources"])) > HICCUP_S:
-        found.append(f"the emulator was late by up to {late:.2g} s: frames came in bursts that hardware has not")
+        found.append(
+            f"the emulator was late by up to {seconds_text(late)}: frames came in bursts that hardware has not"
+        )
     missing = sum(flow["missing"] for flow in summary["flows"].values())
     if missing:
         found.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")

@@ -5,10 +5,11 @@ alternatives are resolved to the one that is meant, kinds are looked at as kinds
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lima2cli.declare import LARGEST, Schema
+from lima2cli.declare import LARGEST, Schema, closest
 from lima2cli.diagnostics import Diagnostic, Findings, Path
 from lima2cli.schema.keys import check_keys, everything
 from lima2cli.schema.quantities import quantity_of
@@ -65,14 +66,35 @@ def _faults(data: Any, schema: Schema) -> Iterator[Fault]:
 
 
 def _anywhere(data: Any) -> Iterator[Diagnostic]:
-    """What is wrong wherever it stands: placeholders, and numbers that are none."""
+    """What is wrong wherever it stands: placeholders, characters that no file holds, and numbers that are none."""
     for at, value in everything(data):
-        if isinstance(value, str) and "REPLACEME" in value:
-            yield Diagnostic("replaceme", "a placeholder was left in", at, help="put the real value here")
+        if at and isinstance(at[-1], str) and (found := unprintable(at[-1], _IN_KEYS)):
+            message = f"the key {at[-1]!a} has {found}"
+            yield Diagnostic("control-character", message, at, on_key=True, help="leave it out")
+        if isinstance(value, str):
+            if "REPLACEME" in value:
+                yield Diagnostic("replaceme", "a placeholder was left in", at, help="put the real value here")
+            elif found := unprintable(value, _IN_TEXTS):
+                yield Diagnostic("control-character", f"the text has {found}", at, help="leave it out")
         elif isinstance(value, float) and not math.isfinite(value):
             yield Diagnostic("not-finite", f"expected a finite number, got {value}", at)
         elif isinstance(value, (int, float)) and abs(value) >= LARGEST:
             yield Diagnostic("out-of-range", "the number is too large", at)
+
+
+_IN_TEXTS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but for tabs and ends of lines, and halves of characters, which UTF-8 has not."""
+
+_IN_KEYS = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def unprintable(text: str, which: "re.Pattern[str]") -> str | None:
+    """The first character of a text that files and terminals cannot take, in words."""
+    found = which.search(text)
+    if found is None:
+        return None
+    what = "half a character" if found[0] >= "\ud800" else "the control character"
+    return f"{what} U+{ord(found[0]):04X} at place {found.start() + 1}"
 
 
 def _validator(schema: Schema) -> Any:
@@ -83,6 +105,7 @@ def _validator(schema: Schema) -> Any:
         "anyOf": _meant,
         "x-nan": _nan,
         "x-kind": _kind,
+        "pattern": _pattern,
         "x-unit": _unit,
         "minProperties": _not_empty,
         "maxProperties": _said,
@@ -100,13 +123,21 @@ def _meant(validator: Any, options: list[Schema], instance: Any, schema: Schema)
         yield from validator.descend(instance, options[0])
         return
     able = [option for option in options if sort(instance) in sorts(option)]
-    fit = [option for option in able if validator.evolve(schema=option).is_valid(instance)]
-    if fit:
+    if any(validator.evolve(schema=option).is_valid(instance) for option in able):
         return
-    if not able or "enum" in able[0]:
+    meant = able[closest(able, instance)] if able else {}
+    if not meant or "enum" in meant:
         yield ValidationError("none of them")
     else:
-        yield from validator.descend(instance, able[0])
+        yield from validator.descend(instance, meant)
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Schema) -> Errors:
+    """Its end is the end of the text, as JSON Schema has it; Python's ``$`` would pass over a last newline."""
+    from jsonschema import ValidationError
+
+    if isinstance(instance, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), instance) is None:
+        yield ValidationError("pattern")
 
 
 def _kind(validator: Any, what: str, instance: Any, schema: Schema) -> Errors:

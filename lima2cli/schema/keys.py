@@ -1,5 +1,6 @@
 """What is wrong with the keys of a map: unknown, missing, not of this version, no kind or two of them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ class _Keys:
 
     def __init__(self, schema: Schema, data: Mapping[Any, Any]) -> None:
         allowed = list(schema.get("properties", {}))
+        self.data = data
         self.what: str | None = schema.get("x-kind")
         self.later = schema.get("x-later", [])
         self.kinds = [key for key in allowed if key not in schema.get("x-beside", [])] if self.what else []
@@ -59,6 +61,9 @@ class _Keys:
         """Of the keys beside a kind those that it needs, and those there that it does not take; one of any without."""
         beside = schema.get("x-beside", [])
         wanted = [key for kind in self.present for key in schema.get("dependentRequired", {}).get(kind, ())]
+        joins = any(kind in schema.get("x-joins", ()) for kind in self.present)
+        if not wanted and joins and all(key in data for key in beside):
+            wanted = ["inputs"]
         if not wanted:
             return beside[: not any(key in data for key in beside)], []
         return wanted, [key for key in beside if key in data and key not in wanted]
@@ -81,6 +86,8 @@ def _unknown(key: Any, meant: str | None, keys: _Keys, at: Path) -> Diagnostic:
         )
         return Diagnostic("unknown-kind", message, (*at, key), on_key=True, help=help)
     help = did_you_mean(str(key), [meant] if meant else keys.free)
+    if keys.data[key] is None and re.fullmatch(r"[0-9]+\s*[^\W\d_]*", str(key)):
+        help = "a comma ends the value before it: write decimals with a point"
     return Diagnostic("unknown-key", f"`{key}` is not a key of {_place(at)}", (*at, key), on_key=True, help=help)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lima2cli.declare import Schema
-from lima2cli.names import NAME, ROI_NAME
+from lima2cli.names import NAME
 
 Sort = Literal["map", "list", "text", "number", "flag", "nothing"]
 
@@ -29,7 +29,6 @@ _EXAMPLES = {
 
 _PATTERNS = {
     NAME: "a name: a letter, then letters, digits, - and _",
-    ROI_NAME: "a name: a letter, then letters, digits and -",
 }
 
 
