@@ -2,15 +2,6 @@
 
 import re
 
-LONGEST_FILE_NAME = 255
-"""Bytes of a file's name that file systems take."""
-
-
-def longest_names(name: str, node: str, receivers: int) -> tuple[str, ...]:
-    """The longest names that files of a node have during a run, frame files below number 10^6 each."""
-    last = f"{name}_{node}_{max(0, receivers - 1)}"
-    return f"{last}_{99_999:06d}.h5.new", f"{last}_rows.h5.new", f"{master_file(name, node)}.part"
-
 
 def master_file(name: str, node: str) -> str:
     """Name of the master of a channel."""

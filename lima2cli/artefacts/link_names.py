@@ -26,14 +26,3 @@ def link_names(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, s
         names[text] = name if free else next(it for it in candidates if it not in used)
         used.add(names[text])
     return names
-
-
-def unstorable(text: str) -> str | None:
-    """Why a text can't be in an HDF5 file, in words; None where it can."""
-    if "\0" in text:
-        return "it has a NUL character, which ends a text in HDF5"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "it has half of a surrogate pair, which is no character"
-    return None

@@ -22,7 +22,7 @@ from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.graph import flow_specs, place_nodes
 from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Step
 from lima2cli.plan.skew import check_skew
-from lima2cli.plan.stored_names import check_lengths, check_stored
+from lima2cli.plan.stored_names import check_stored
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 
@@ -42,7 +42,6 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     steps = place_nodes(pipeline, gdts, sources, files, findings) if placed else ()
     attempt(lambda: check_file_names(pipeline.name, steps, findings))
     attempt(lambda: check_skew(steps, gdts, findings))
-    attempt(lambda: check_lengths(pipeline.name, steps, len(pipeline.receivers), findings))
     record = attempt(lambda: _plain(pipeline))
     attempt(lambda: check_stored(pipeline, record, findings))
     if findings.failed:
