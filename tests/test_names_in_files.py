@@ -67,7 +67,7 @@ def test_metadata_that_no_file_holds_are_refused(metadata: dict[str, Any]) -> No
 def test_parameters_of_nodes_that_no_file_holds_are_refused() -> None:
     python = {"function": "u.py:f", "params": {"word": "a\0b"}}
     text = _pipeline(p={"input": "data", "python": python}, save={"input": "p", "io_hdf5": {}})
-    assert _rules(text) == ["control-character"]
+    assert "control-character" in _rules(text)
 
 
 def test_names_of_files_that_are_too_long_are_refused() -> None:
