@@ -710,7 +710,7 @@ def test_a_memspace_is_ours_after_a_kill(transport: str, tmp_path: Path) -> None
         ("{run:x}", "bad-format"),
         ("{run!r}", "bad-format"),
         ("{name:>40}", "bad-format"),
-        ("a\\0b", "bad-format"),
+        ("a\\0b", "control-character"),
     ],
 )
 def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_path: Path) -> None:
