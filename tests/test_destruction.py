@@ -719,7 +719,7 @@ def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_pa
 
 def test_a_memspace_in_the_home_directory_is_said_as_such(tmp_path: Path) -> None:
     refused(mapped("~/a.bin"), tmp_path, "home-directory")
-    refused(mapped("a\\0.bin"), tmp_path, "memspace-taken")
+    refused(mapped("a\\0.bin"), tmp_path, "control-character")
 
 
 def test_a_number_that_is_none_and_a_folder_that_is_none(tmp_path: Path) -> None:
