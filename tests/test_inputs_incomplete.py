@@ -482,5 +482,5 @@ def test_a_damaged_index_of_chunks_is_a_damaged_file(tmp_path: Path) -> None:
     with (tmp_path / "d.h5").open("r+b") as raw:
         raw.seek(chunks[200])
         raw.write(bytes(chunks[-1] - chunks[200]))  # nodes of the B-tree among them
-    with pytest.raises(FileProblem, match="d.h5 cannot be read"):
+    with pytest.raises(FileProblem, match=r"d\.h5 cannot be read"):
         FileStore(tmp_path).stack("d.h5")
