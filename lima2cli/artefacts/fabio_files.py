@@ -80,7 +80,8 @@ class FabioStack(OpenStack):
         frame, incomplete = self._image.get_frame(0), bool(getattr(self._image, "incomplete_file", False))
         if not incomplete or path.suffix.lower() != ".edf" or _compressed(frame):
             return np.full(count, incomplete)
-        return np.arange(1, count + 1) * (frame.size // count) > path.stat().st_size - frame.start
+        there = int(path.stat().st_size - frame.start)
+        return np.arange(1, count + 1) * (int(frame.size) // count) > there
 
     def _read(self, numbers: Sequence[int]) -> Array:
         if self._together:
