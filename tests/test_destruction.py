@@ -20,6 +20,7 @@ import pytest
 
 from lima2cli.artefacts.backing import backing_files
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.paths import held_in
 from lima2cli.runtime import disk
 from lima2cli.runtime.directory import Claim, make_directory
 from lima2cli.runtime.ownership import RunNames, is_live, remove_run
@@ -133,6 +134,22 @@ def _virtual_of_external(folder: Path) -> str:
 @pytest.mark.parametrize("reference", [_master, _frame_file, _link, _external, _virtual_of_external])
 def test_a_run_does_not_remove_the_frames_that_it_replays(reference: Callable[[Path], str], raw: Path) -> None:
     refused(REPLAY.format(file=reference(raw), directory="raw"), raw, "output-in-use", "the pipeline reads")
+
+
+def test_a_directory_that_is_mounted_elsewhere_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bind mount is the same directory by a path that no link explains; mounts need a privilege, so it is played."""
+    for name in ("own", "mount", "other"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    true = os.path.samefile
+
+    def samefile(one: Path, other: Path) -> bool:
+        return true(*(str(it).replace("/mount", "/own") for it in (one, other)))
+
+    monkeypatch.setattr(os.path, "samefile", samefile)
+    inputs = [tmp_path / place for place in ("mount/deep/a.h5", "mount/gone/b.h5", "mount", "other/deep/a.h5", ".")]
+    assert held_in(tmp_path / "own", inputs) == inputs[:3]
+    assert held_in(tmp_path / "own/deep", inputs) == inputs[:1]
+    assert held_in(tmp_path / "nowhere", inputs) == []
 
 
 def test_it_is_seen_in_a_directory_that_is_named_when_the_run_begins(raw: Path) -> None:

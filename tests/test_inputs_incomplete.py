@@ -304,7 +304,14 @@ def test_several_frames_behind_one_header(
         assert problem(store, "one.edf")[0] == rule
         return
     np.testing.assert_array_equal(store.image("one.edf"), FRAMES[:5])
-    assert problem(store, "cut.edf")[0] == "file-incomplete"
+    assert missing(store, "one.edf", FRAMES[:5]) == []
+    for cut, lacking in ((1, [4]), (48, [4]), (49, [3, 4]), (240 - 20, [0, 1, 2, 3, 4])):
+        name = f"cut{cut}.edf"
+        (tmp_path / name).write_bytes(header + FRAMES[:5].tobytes()[:-cut])
+        assert problem(store, name)[0] == "file-incomplete"
+        assert missing(store, name, FRAMES[:5]) == lacking
+    (tmp_path / "cut.edf.gz").write_bytes(gzip.compress(header + FRAMES[:5].tobytes()[:-20]))
+    assert missing(store, "cut.edf.gz", FRAMES[:5]) == [0, 1, 2, 3, 4]
 
 
 def test_cbf_files_that_were_cut_or_changed(store: FileStore, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "view",
         "geometry",
         "names",
+        "paths",
         "diagnostics",
         "plain",
         "poison",

@@ -250,3 +250,19 @@ def test_a_pixel_mask_that_does_not_fit_is_a_warning(tmp_path: Path) -> None:
     assert [(item.rule, item.severity) for item in compiled(text, tmp_path)[1]] == [("input-doubt", "warning")]
     ran = run(text, tmp_path, "inline")
     assert "is not taken" in ran.summary["warnings"][0]
+
+
+def test_sparse_frames_are_refused_and_nothing_beside_them_is_replayed(tmp_path: Path) -> None:
+    """Such files have arrays of two dimensions, too: the layout of the modules."""
+    text = """
+lima2: 1
+name: first
+detector: {remu: {image: {width: 8, height: 8}, modules: {columns: 1, rows: 2, width: 8, height: 4}}}
+acquisition: {frames: 4}
+output: {directory: first}
+nodes: {sparse: {input: data, sparsify: {above: 1}}, save: {input: sparse, io_hdf5: {}}}
+"""
+    assert run(text, tmp_path, "inline").code == 0
+    for file in ("first.h5", "first_save_master.h5", "first_save_0_00000.h5"):
+        said = refused(PIPELINE.format(file=f"first/{file}", more=""), tmp_path, "dataset-missing")
+        assert "has no dataset of images in /; it holds sparse frames, which cannot be replayed" in said

@@ -158,6 +158,8 @@ def test_missing_files_and_datasets(store: FileStore, tmp_path: Path) -> None:
         "file-missing",
         f"there is no file drak.h5 in {tmp_path}; did you mean dark.h5?",
     )
+    (tmp_path / "a::b.h5").write_bytes((tmp_path / "dark.h5").read_bytes())
+    assert problem(store, "a::b.h5") == ("file-missing", "a::b.h5: the name of a file ends at `::`; give it another")
     assert problem(store, "x/dark.h5") == (
         "file-missing",
         f"there is no file x/dark.h5: no directory {tmp_path / 'x'}",

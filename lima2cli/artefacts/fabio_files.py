@@ -36,7 +36,7 @@ class FabioStack(OpenStack):
             self._together = count == 1 and first.ndim == 3 and _text(self._image.header, "Dim_3") != ""
             if self._together:  # one header for all
                 super().__init__(name, first.shape, first.dtype)
-                self.lacks(lack_of(np.full(len(first), bool(getattr(self._image, "incomplete_file", False))), CUT))
+                self.lacks(lack_of(self._cut_together(path, len(first)), CUT))
             else:
                 rows = self._cut(name, path, count)
                 single = len(rows) == 1 and first.ndim == 2  # colours would make a third axis
@@ -61,7 +61,7 @@ class FabioStack(OpenStack):
             return np.zeros(count, bool)
         frames = [self._image.get_frame(number) for number in range(count)]
         for number, frame in enumerate(frames):
-            if frame.blobsize > frame.size and not _text(frame.header, "COMPRESSION", "Compression"):
+            if frame.blobsize > frame.size and not _compressed(frame):
                 raise FileProblem(
                     f"{name}: the header of frame {number} is for {frame.size} bytes, and {frame.blobsize} follow it",
                     "file-shape",
@@ -74,6 +74,14 @@ class FabioStack(OpenStack):
             rows[-1] = bool(frames[-1].incomplete_data)
         more = bool(self._image.incomplete_file) and not rows.any()
         return np.append(rows, True) if more else rows
+
+    def _cut_together(self, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Frames behind one header that are not whole, (count,) bool; of a packed file all, where one is not."""
+        frame, incomplete = self._image.get_frame(0), bool(getattr(self._image, "incomplete_file", False))
+        if not incomplete or path.suffix.lower() != ".edf" or _compressed(frame):
+            return np.full(count, incomplete)
+        there = int(path.stat().st_size - frame.start)
+        return np.arange(1, count + 1) * (int(frame.size) // count) > there
 
     def _read(self, numbers: Sequence[int]) -> Array:
         if self._together:
@@ -126,6 +134,10 @@ class _Kept(logging.Handler):
 
 
 CUT = "the file ends before they do"
+
+
+def _compressed(frame: Any) -> bool:
+    return _text(frame.header, "COMPRESSION", "Compression") != ""
 
 
 def _text(header: Any, *keys: str) -> str:

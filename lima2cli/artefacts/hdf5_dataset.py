@@ -22,6 +22,9 @@ NUMBERED = re.compile(r".*?\d{4,}")
 NO_FRAMES = re.compile(r"mask|flat|dark|background|pedestal|gain|corrections?$", re.IGNORECASE)
 """Names of images that stand beside frames."""
 
+ABOUT = frozenset(("detector_information", "params"))
+"""Groups in lima2's files whose arrays, such as the layout of modules, are no images."""
+
 
 def find_frames(file: Any, name: str, inner: str | None) -> Series:
     """Paths of the datasets whose frames follow one another: mostly one.
@@ -57,7 +60,8 @@ def find_frames(file: Any, name: str, inner: str | None) -> Series:
     if len(candidates) == 1 and not groups and (real or "detectorSpecific" not in next(iter(candidates))):
         return Series(tuple(candidates))
     if not candidates and not groups:
-        raise FileProblem(f"{name} has no dataset of images in {path}", "dataset-missing")
+        sparse = "; it holds sparse frames, which cannot be replayed" if _is_sparse(found) else ""
+        raise FileProblem(f"{name} has no dataset of images in {path}{sparse}", "dataset-missing")
     listed = {each.text: None for each in groups} | (images if len(candidates) == 1 else candidates)
     first = groups[0].group if groups else next(iter(real or candidates))
     raise FileProblem(
@@ -127,7 +131,20 @@ def _images(group: Any, path: str) -> dict[str, Any]:
 
     group.visititems(visit)
     group.visititems_links(linked)
-    return found
+    return {where: item for where, item in found.items() if ABOUT.isdisjoint(where[len(base) :].split("/"))}
+
+
+def _is_sparse(group: Any) -> bool:
+    """Whether a group has sparse frames, as lima2 saves them, somewhere."""
+    import h5py
+
+    def holds(item: Any) -> bool | None:
+        return (isinstance(item, h5py.Group) and {"frame_ptr", "index", "intensity"} <= item.keys()) or None
+
+    def linked(name: Any, link: Any) -> bool | None:
+        return holds(group.get(name)) if isinstance(link, h5py.ExternalLink) else None
+
+    return bool(holds(group) or group.visititems(lambda _, item: holds(item)) or group.visititems_links(linked))
 
 
 def _masters(group: Any, path: str) -> list[Series]:

@@ -116,6 +116,8 @@ class FileStore:
             return self._open[reference]
         name, _, inner = reference.partition("::")
         path = self._base / name
+        if inner and not path.exists() and (self._base / reference).is_file():
+            raise FileProblem(f"{reference}: the name of a file ends at `::`; give it another", "file-missing")
         self._read[reference] = partial(backing_files, path, inner or "/")
         if not is_pattern(path):
             _check_file(name, path)

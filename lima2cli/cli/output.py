@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.paths import same
 
 OTHERS = (
     ".yaml", ".yml", ".py", ".h5", ".hdf5", ".nxs", ".cxi", ".npy", ".npz", ".edf", ".cbf", ".tif", ".tiff", ".gz",
@@ -20,13 +21,13 @@ def check_output(path: str, inputs: Iterable[str]) -> None:
     file = Path(path)
     if not file.exists():
         return
-    real = file.resolve()
-    if any(_same(real, Path(one)) for one in inputs):
+    target = file.resolve()
+    if any(same(file, Path(one)) for one in inputs):
         raise EnvironmentUnfit(f"{path} is read by the pipeline; it is left alone")
-    if real.suffix.lower() in OTHERS:
-        raise EnvironmentUnfit(f"{path} exists, and {real.suffix} files are not replaced by what is printed here")
-    names = names_of(real.parent)
-    if names is not None and names.owns(real.name):
+    if target.suffix.lower() in OTHERS:
+        raise EnvironmentUnfit(f"{path} exists, and {target.suffix} files are not replaced by what is printed here")
+    names = names_of(target.parent)
+    if names is not None and names.owns(target.name):
         raise EnvironmentUnfit(f"{path} is a file of a run; it is left alone")
 
 
@@ -37,10 +38,3 @@ def write_output(path: str, text: str, inputs: Iterable[str]) -> None:
         Path(path).write_text(text)
     except OSError as error:
         raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one == other or one.samefile(other)
-    except OSError:
-        return False

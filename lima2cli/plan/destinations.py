@@ -1,6 +1,5 @@
 """What a run will write: that it is nothing that the pipeline reads, and is written by one alone."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -13,6 +12,7 @@ from lima2cli.diagnostics import Findings, Related
 from lima2cli.diagnostics import Path as Place
 from lima2cli.document import Document
 from lima2cli.nodes.base import Delegate
+from lima2cli.paths import held_in, real, same
 from lima2cli.poison import POISON, attempt
 from lima2cli.schema.keys import everything
 from lima2cli.transport.mapped import objection
@@ -67,15 +67,15 @@ def _check_output(
     if fields - {"name"}:
         return
     shown = template.format(name=name)
-    directory = _real(here / shown)
+    directory = here / shown
     for reference, files in inputs.items():
-        held = sorted(file for file in files if file.is_relative_to(directory))
+        held = sorted(held_in(directory, files))
         if held:
             behind = "" if any(_is(file, reference) for file in held) else f" (from {held[0].name})"
             message = f"the output directory {shown} holds {reference}{behind}, which the pipeline reads"
             findings.error("output-in-use", message, at, help=FREE, related=_read_here(reference, places))
             return
-    if _real(here).is_relative_to(directory):
+    if held_in(directory, [here]):
         findings.error("output-in-use", f"the output directory {shown} holds the working directory", at, help=FREE)
 
 
@@ -89,10 +89,10 @@ def _check_memspaces(
     seen: list[tuple[Path, Place, str, str | None]] = []
     within = attempt(lambda: _directories(str(pipeline.output.directory), str(pipeline.name), here))
     for at, label, path, host in _mapped(pipeline):
-        file = _real(base / path)
-        other = next((it for it in seen if it[3] == host and _same(it[0], file)), None)
+        file = real(base / path)
+        other = next((it for it in seen if it[3] == host and same(it[0], file)), None)
         seen.append((file, at, label, host))
-        reference = next((it for it, files in inputs.items() if any(_same(one, file) for one in files)), None)
+        reference = next((it for it, files in inputs.items() if any(same(one, file) for one in files)), None)
         related: list[Related] = []
         help = "give it a file of its own; it is made where it is not there"
         if path.startswith("~"):
@@ -126,7 +126,7 @@ def _directories(template: str, name: str, here: Path) -> re.Pattern[str]:
     """What paths in a run directory look like, whatever its fields come to."""
     parts = PurePath(template).parts
     fixed = next((i for i, part in enumerate(parts) if "{" in part), len(parts))
-    root = str(_real(here.joinpath(*parts[:fixed])))
+    root = str(real(here.joinpath(*parts[:fixed])))
     pattern = "".join(f"/{_filled(part, name)}" for part in parts[fixed:])
     return re.compile(re.escape(root.rstrip("/")) + pattern + "(/|$)")
 
@@ -136,21 +136,6 @@ def _filled(part: str, name: str) -> str:
         re.escape(literal) + ("" if field is None else re.escape(name) if field == "name" else "[^/]+")
         for literal, field, _, _ in Formatter().parse(part)
     )
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths without links are one file, by other names too."""
-    try:
-        return one == other or os.path.samestat(os.lstat(one), os.lstat(other))
-    except (OSError, ValueError):
-        return False
-
-
-def _real(path: Path) -> Path:
-    try:
-        return Path(os.path.realpath(path))
-    except (OSError, ValueError):  # no name that a file can have
-        return path.absolute()
 
 
 __all__ = ["Inputs", "check_destinations", "commands"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Formatter
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.paths import held_in
 from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
 from lima2cli.runtime.ownership import (
     SUMMARY,
@@ -17,7 +18,6 @@ from lima2cli.runtime.ownership import (
     RunNames,
     foreign,
     has_saved,
-    held_in,
     listed,
     mark,
     marked,

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,12 +215,6 @@ def has_saved(directory: Path) -> bool | None:
         return True
     patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
     return None if names is None or any(it.fullmatch(file) for it in patterns for file in files) else False
-
-
-def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:
-    """Those of some paths that lie in a directory, or are it, links followed."""
-    folder = directory.resolve()
-    return [path for path in map(Path, paths) if path.resolve().is_relative_to(folder)]
 
 
 def listed(names: Sequence[object]) -> str:
