@@ -304,7 +304,8 @@ def test_so_it_is_where_a_job_is_joined(tmp_path: Path) -> None:
     assert "failed: py: u.py:4: ValueError: bad frame" in done.stderr
     done = mpiexec(3, "run", "fails.yaml", "--progress", "json", cwd=tmp_path)
     last = json.loads(done.stdout.splitlines()[-1])
-    assert (last["type"], last["state"], last["reason"]) == ("done", "failed", "py: u.py:4: ValueError: bad frame")
+    assert (last["type"], last["state"]) == ("done", "failed")
+    assert last["reason"].startswith("py: u.py:4: ValueError: bad frame (u.py:f, frame")
 
 
 def test_the_wait_for_a_trigger_is_no_dead_time(tmp_path: Path) -> None:
