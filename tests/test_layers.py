@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "plain",
         "poison",
         "threads",
-        "attempt",
+        "foreign",
         "human",
         "units",
     ),
