@@ -195,7 +195,7 @@ class Quantity(Shape):
         if self.above is not None and value <= self.above:
             raise OutOfBounds(f"more than {self.above:g} {self.unit}, got {data}")
         if self.whole and value != int(value):
-            comes_out = f"and {data} is {value:g} {self.unit}" if isinstance(data, str) else f"got {data}"
+            comes_out = f"and {data} is {value:.15g} {self.unit}" if isinstance(data, str) else f"got {data}"
             raise ValueError(f"a whole number of {self.unit}, {comes_out}")
         return int(value) if self.whole else value
 

@@ -28,7 +28,12 @@ def count_text(number: int | None) -> str:
 
 def frames_text(number: int) -> str:
     """Return a count of frames: 1 frame, 25 000 frames."""
-    return f"{count_text(number)} frame{'s' * (number != 1)}"
+    return counted_text(number, "frame")
+
+
+def counted_text(number: int, noun: str) -> str:
+    """Return a count of things whose plural ends in s: 1 packet, 25 000 packets."""
+    return f"{count_text(number)} {noun}{'s' * (number != 1)}"
 
 
 def exact_size(size: int) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lima2cli.attempt import attempt, said
 from lima2cli.declare import Table, params
 from lima2cli.errors import Lima2Error
+from lima2cli.foreign import call_foreign, said
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -130,7 +130,7 @@ class Kinds(Generic[T]):
     def _load(self, name: str, claim: "EntryPoint") -> type[T]:
         """The class of an entry point; raises `PluginProblem`."""
         try:
-            loaded = attempt(claim.load)
+            loaded = call_foreign(claim.load)
         except Exception as error:  # whatever a module of others does when it is imported
             raise self._broken(name, claim, f"{claim.value} cannot be imported: {said(error)}") from error
         if wrong := self._wrong(name, loaded):

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "plain",
         "poison",
         "threads",
-        "attempt",
+        "foreign",
         "human",
         "units",
     ),

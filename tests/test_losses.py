@@ -1,6 +1,7 @@
 """Losses decide the exit code; a rate that was not reached is told; errors and warnings are never hidden."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.runtime.shortfalls import allowed_losses
+from lima2cli.runtime.shortfalls import allowed_losses, fewer_groups
 from tests.compiling import compiled, plan_of
 from tests.running import TRANSPORTS, Live, lima2, mpi, mpiexec, needs_mpi, run, truth
 
@@ -98,6 +99,31 @@ def test_with_continue_any_may_be_lost_unless_it_is_said(more: str, code: int, w
     assert "busy for " in cure
     assert "frames/s; " in cure
     assert "receivers, or `threads`, share the work" in cure
+
+
+@given(st.integers(1, 64), st.integers(1, 4096), st.floats(2000, 10**6))
+def test_groups_that_are_advised_fit_into_the_buffers(blocks: int, slots: int, hz: float) -> None:
+    """Those of `auto` in the buffers that are advised are no smaller."""
+    cure = fewer_groups(blocks, slots, hz)
+    (advised,) = map(int, re.findall(r"(?:groups of|blocks_per_group:) (\d+)", cure.partition("; ")[2]))
+    frames = re.findall(r"frames: (\d+)", cure)
+    assert hz * blocks / advised < 2000
+    assert 4 * advised <= (int(frames[0]) if frames else slots)
+    assert bool(frames) == (4 * advised > slots)
+
+
+@pytest.mark.parametrize(("buffers", "rate", "size"), [(4, 7000, 1), (16, 7000, 4), (12, 5000, 3)])
+def test_auto_takes_what_the_buffers_hold(buffers: int, rate: int, size: int) -> None:
+    plan = plan_of(
+        f"""
+lima2: 1
+detector: {{remu: {{image: {{width: 32, height: 32}}}}}}
+acquisition: {{frames: 7000, rate: {rate}}}
+flows: {{f: {{overrun: continue, buffers: {{frames: {buffers}}}}}}}
+nodes: {{save: {{input: f, io_hdf5: {{}}}}}}
+"""
+    )
+    assert plan.gdts[0].rule.blocks == size
 
 
 @pytest.mark.mpi
@@ -199,12 +225,11 @@ def test_errors_are_printed_whatever_the_progress(transport: str, tmp_path: Path
     fails(tmp_path, 'raise ValueError("bad frame")')
     done = lima2("run", "fails.yaml", "--progress", "none", "--transport", transport, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (10, "")
-    error, *reason = done.stderr.splitlines()
+    error, *reasons = done.stderr.splitlines()
     assert error.startswith("error on rank ")
     assert "node py, frame 0: py: u.py:4: ValueError: bad frame" in error
-    assert [text.partition(" (u.py:f, frames 0 to ")[0] for text in reason] == [
-        "failed: py: u.py:4: ValueError: bad frame"
-    ]
+    (reason,) = reasons
+    assert reason.startswith("failed: py: u.py:4: ValueError: bad frame (u.py:f, frame")
 
 
 @pytest.mark.parametrize(("mode", "transport"), [("none", "inline"), ("json", "inline"), mpi("none"), mpi("json")])
@@ -235,6 +260,38 @@ def test_warnings_are_printed_whatever_the_progress(mode: str, transport: str, t
     assert events[-1]["type"] == "done"
     assert "asked for" in events[-1]["warnings"][-1]
     assert (events[-1]["state"], events[-1]["problems"]) == ("complete", [])
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "rules"),
+    [
+        (["--set", "nodes.save.input=pi"], 1, ["unused-flow", "unknown-input"]),
+        (["--set", "output.directory=/proc/none"], 12, ["environment-unfit"]),
+        (["--receiver", "nowhere"], 2, ["unreadable-input"]),
+    ],
+)
+def test_what_keeps_a_run_from_starting_is_an_object_a_line(
+    more: list[str], code: int, rules: list[str], tmp_path: Path
+) -> None:
+    fails(tmp_path, "return frames")
+    done = lima2("run", "fails.yaml", "--progress", "json", "--transport", "inline", *more, cwd=tmp_path)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (code, "")
+    errors = [event for event in events if event["type"] == "error"]
+    assert errors
+    assert {event["rule"] for event in errors} <= set(rules)
+    assert all(event["message"] and event["severity"] == "error" for event in errors)
+
+
+def test_a_saved_plan_that_is_stale_is_an_object_a_line(tmp_path: Path) -> None:
+    fails(tmp_path, "return frames")
+    lima2("plan", "fails.yaml", "--format", "json", "-o", "plan.json", cwd=tmp_path)
+    (tmp_path / "fails.yaml").write_text(
+        FAILS.replace("RECEIVERS", "1").replace("[receiver0.host]", "[receiver0.host], frames: 7")
+    )
+    done = lima2("run", "plan.json", "--progress", "json", cwd=tmp_path)
+    (event,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, event["type"], event["rule"]) == (1, "error", "stale-plan")
 
 
 @pytest.mark.mpi

@@ -20,10 +20,11 @@ _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
 
 
 @contextmanager
-def border(*, as_json: bool, debug: bool) -> Iterator[None]:
+def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[None]:
     """The body of a command: an exception becomes a message and an exit code, a traceback only with ``debug``.
 
-    With ``as_json`` the message is a diagnostic on standard output, in the format of `validate`.
+    With ``as_json`` the message is a diagnostic on standard output, in the format of `validate`; with ``as_event`` it
+    is one line there, as events of a run are.
     """
     try:
         yield
@@ -32,7 +33,7 @@ def border(*, as_json: bool, debug: bool) -> Iterator[None]:
         raise typer.Exit(PROBLEMS) from None
     except Lima2Error as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
-        tell("internal-error" if code == BUG else _rule(error), str(error), as_json)
+        tell("internal-error" if code == BUG else _rule(error), str(error), as_json, as_event=as_event)
         raise typer.Exit(code) from None
     except typer.Exit:
         raise
@@ -42,7 +43,8 @@ def border(*, as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             raise
         message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
-        tell("internal-error", message, as_json, help="run again with --debug, and report what it prints")
+        help = "run again with --debug, and report what it prints"
+        tell("internal-error", message, as_json, help, as_event=as_event)
         raise typer.Exit(BUG) from None
 
 
@@ -50,12 +52,13 @@ def _rule(error: Lima2Error) -> str:
     return {UnreadableInput: "unreadable-input", RunFailed: "run-failed"}.get(type(error), "environment-unfit")
 
 
-def tell(rule: str, message: str, as_json: bool, help: str | None = None) -> None:
+def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_event: bool = False) -> None:
     """Print an error that is about no place of a file."""
-    if as_json:
+    if as_json or as_event:
         from lima2cli.diagnostics import Diagnostic
-        from lima2cli.document import show_json
+        from lima2cli.document import show_events, show_json
 
-        typer.echo(show_json(None, [Diagnostic(rule, message, help=help)]))
+        found = [Diagnostic(rule, message, help=help)]
+        typer.echo(show_events(None, found) if as_event else show_json(None, found) + "\n", nl=False)
     else:
         typer.echo(f"error[{rule}]: {message}" + (f"\n = help: {help}" if help else ""), err=True)

@@ -1,7 +1,6 @@
 """``lima2 run``."""
 
 import gc
-import json
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
@@ -48,7 +47,7 @@ def run(
     failed, 11: data were lost although the pipeline forbids it, 12: this machine cannot run it (nothing was started),
     130 and 143: stopped by a signal.
     """
-    with border(as_json=progress is Progress.JSON, debug=debug):
+    with border(as_json=False, as_event=progress is Progress.JSON, debug=debug):
         from lima2cli.cli.display import Display
         from lima2cli.cli.totals import show_summary
         from lima2cli.runtime.joined import Leader, follow, job_rank
@@ -102,12 +101,13 @@ def _plan_of(
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.cli.saved import check_saved
-    from lima2cli.cli.showing import show_all, warning_events
+    from lima2cli.cli.showing import show_all
+    from lima2cli.document import show_events
     from lima2cli.runtime.origin import Origin
     from lima2cli.runtime.saved_plan import looks_saved
 
     if looks_saved(file):
-        checked, origin = check_saved(file, overrides, fuse=fuse, as_json=progress is Progress.JSON)
+        checked, origin = check_saved(file, overrides, fuse=fuse, as_event=progress is Progress.JSON)
     else:
         checked = check_pipeline(file, overrides, fuse=fuse)
         origin = Origin.here(checked.source.text, file, overrides, checked.texts)
@@ -115,12 +115,11 @@ def _plan_of(
         checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON
-        text = show_all([checked], Format.JSON if as_json else Format.TEXT)
-        typer.echo(text, nl=False, err=not as_json)
+        shown = show_events(checked.source, checked.findings) if as_json else show_all([checked], Format.TEXT)
+        typer.echo(shown, nl=False, err=not as_json)
         raise typer.Exit(PROBLEMS)
     if progress is Progress.JSON:
-        for event in warning_events(checked):
-            print(json.dumps(event), flush=True)
+        print(show_events(checked.source, checked.findings), end="", flush=True)
     else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
     if own is not None and checked.plan.repeat > 1:

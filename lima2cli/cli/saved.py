@@ -18,7 +18,7 @@ SHOWN = 20
 """Differences that are listed."""
 
 
-def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_json: bool) -> "tuple[Checked, Origin]":
+def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bool) -> "tuple[Checked, Origin]":
     """The pipeline of a saved plan, compiled again as it was: with its values of ``--set``, variables and cores.
 
     Where that gives another plan the differences are shown, and the command ends.
@@ -44,7 +44,11 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_json: boo
         more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         message = "\n".join([f"{file} is stale: {pipeline} compiles to another plan today", *listed, *more])
         tell(
-            "stale-plan", message, as_json, f"look at `lima2 plan {pipeline}`, and save it with `--format json -o FILE`"
+            "stale-plan",
+            message,
+            as_json=False,
+            help=f"look at `lima2 plan {pipeline}`, and save it with `--format json -o FILE`",
+            as_event=as_event,
         )
         raise typer.Exit(PROBLEMS)
     if checked.plan is not None:

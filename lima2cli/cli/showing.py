@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from lima2cli.check import Checked
 from lima2cli.cli.options import Format
@@ -29,9 +28,3 @@ def _joined(texts: Sequence[str], key: str) -> str:
     """JSON objects that differ in the list at one key, as one object with all their items."""
     parts = [json.loads(text) for text in texts]
     return json.dumps(parts[0] | {key: [item for part in parts for item in part[key]]}, indent=2) + "\n"
-
-
-def warning_events(checked: Checked) -> list[dict[str, Any]]:
-    """What was found in a pipeline that runs all the same, as events of the run."""
-    found = json.loads(show_json(checked.source, checked.findings))["diagnostics"]
-    return [{"type": "event", "event": "warning", **item, "message": f"warning: {item['message']}"} for item in found]

@@ -110,7 +110,7 @@ class Acquisition:
     allow_lost: int | str | None = param(
         "Frames of a flow that may be lost, or a share of them such as `1 %`; beyond that the run has failed (exit "
         "code 11). Default: none, any in flows of `overrun: continue`.",
-        Either((Integer(0), Text(SHARE, "a share of the frames, such as `1 %`"))),
+        Either((Integer(0), Text(SHARE, "a share of the frames from `0 %` to `100 %`"))),
         None,
     )
     repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)

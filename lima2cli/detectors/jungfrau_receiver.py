@@ -17,6 +17,7 @@ from lima2cli.detectors.jungfrau_gate import Gate
 from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.errors import StateError
+from lima2cli.human import counted_text, frames_text
 from lima2cli.spec import Array, DetectorInfo, Files
 
 if TYPE_CHECKING:
@@ -276,22 +277,24 @@ class JungfrauDetector:
         counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
         gate, dropped = receiver.gate, inbox.dropped
         first, last = gate.stale_frames or (0, 0)
-        came = f"packets of frames {first} to {last}" if last > first else f"packets of frame {first}"
+        came = f" of frames {first} to {last}" if last > first else f" of frame {first}"
         needed = min(max(4 * inbox.buffer, LEAST_BUFFER), LARGEST_BUFFER)
         told = {
             "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
-            f"{gate.stale} {came} were left over from another acquisition (`first_frame`?)": gate.stale,
+            f"{_were(gate.stale, 'packet', came)} left over from another acquisition (`first_frame`?)": gate.stale,
             self._misplaced(receiver) or "": self._misplaced(receiver) is not None,
             "the clock of its packets stands still: frames are timed when they come": receiver.stands,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
-            f"{counts.lacking} packets of {counts.incomplete + counts.absent} frames never came": counts.lacking,
-            f"{dropped} packets were dropped by the kernel, as they were not read in time: `buffer: {needed}`, and "
+            f"{counted_text(counts.lacking, 'packet')} of {frames_text(counts.incomplete + counts.absent)} never "
+            "came": counts.lacking,
+            f"{_were(dropped, 'packet')} dropped by the kernel, as they were not read in time: `buffer: {needed}`, and "
             f"sysctl -w net.core.rmem_max={needed}": dropped,
-            f"{counts.late} packets came too late": counts.late,
-            f"{counts.outside} packets were of frames that are not of the acquisition (`first_frame`)": counts.outside,
-            f"{counts.overrun} packets found no room, as frames were not taken in time": counts.overrun,
-            f"{counts.forgotten} frames were not taken in time": counts.forgotten,
-            f"{receiver.strange} datagrams were no packets of JUNGFRAU": receiver.strange,
+            f"{counted_text(counts.late, 'packet')} came too late": counts.late,
+            f"{_were(counts.outside, 'packet')} of frames that are not of the acquisition "
+            "(`first_frame`)": counts.outside,
+            f"{counted_text(counts.overrun, 'packet')} found no room, as frames were not taken in time": counts.overrun,
+            f"{_were(counts.forgotten, 'frame')} not taken in time": counts.forgotten,
+            f"{_were(receiver.strange, 'datagram')} no packets of JUNGFRAU": receiver.strange,
         }
         return [f"module {receiver.module}: {text}" for text, so in told.items() if so]
 
@@ -319,3 +322,8 @@ class JungfrauDetector:
         for receiver in self._modules.values():
             receiver.close()
         self._emulated, self._modules = [], {}
+
+
+def _were(number: int, noun: str, of: str = "") -> str:
+    """A subject and its verb: 1 packet of frame 39 was, 256 packets of frames 30 to 31 were."""
+    return f"{counted_text(number, noun)}{of} {'was' if number == 1 else 'were'}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import east_asian_width
 
 from lima2cli.diagnostics import Diagnostic, Path, Related
@@ -55,6 +55,22 @@ def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
 
     What comes from the command line has the file ``--set``, and its column is that within the override.
     """
+    return json.dumps({"version": 1, "diagnostics": _entries(source, diagnostics)}, indent=2)
+
+
+def show_events(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
+    """The same as events of a run, one JSON object a line: of ``type`` error, or event where the run goes on."""
+    lines = []
+    for item in _entries(source, diagnostics):
+        if item["severity"] == "error":
+            event = {"type": "error", **item}
+        else:
+            event = {"type": "event", "event": "warning", **item, "message": f"warning: {item['message']}"}
+        lines.append(json.dumps(event) + "\n")
+    return "".join(lines)
+
+
+def _entries(source: Source | None, diagnostics: Iterable[Diagnostic]) -> list[dict[str, Any]]:
     source = source or _NOWHERE
     entries = []
     for item, place in _arrange(source, diagnostics):
@@ -76,7 +92,7 @@ def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
                 "help": item.help,
             }
         )
-    return json.dumps({"version": 1, "diagnostics": entries}, indent=2)
+    return entries
 
 
 def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:

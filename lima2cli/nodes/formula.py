@@ -12,6 +12,7 @@ are computed once, in float64.
 
 import ast
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
         body = ast.parse(line, mode="eval").body
     except SyntaxError as error:
         column = f" at column {error.offset}" if error.offset else ""
-        raise FormulaError(f"the formula cannot be read{column}: {error.msg}") from error
+        raise FormulaError(f"the formula cannot be read{column}: {error.msg}", _slip(line)) from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise FormulaError(f"the formula cannot be read: {error or 'it is nested too deeply'}") from error
     if (
@@ -123,6 +124,16 @@ def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
     if sum(isinstance(part, Op) for part in parts) > OPERATIONS or len(parts) > 2 * OPERATIONS:
         raise FormulaError(f"the formula has more than {OPERATIONS} operations, `%` and `//` being several each")
     return tree
+
+
+_OTHERS = (("&&", "and"), ("||", "or"), ("!", "not"), ("=", "=="))
+"""What other languages write, and what formulae do."""
+
+
+def _slip(line: str) -> str | None:
+    """What was probably meant by a sign of another language in a formula that cannot be read."""
+    bare = re.sub("[<>=!]=", "", line)
+    return next((f"write `{ours}` for `{theirs}`" for theirs, ours in _OTHERS if theirs in bare), None)
 
 
 def names(tree: Tree) -> list[str]:

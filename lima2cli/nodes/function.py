@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lima2cli
-from lima2cli.attempt import attempt, said
 from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, Misfit, UserCodeError
+from lima2cli.foreign import call_foreign, said
 from lima2cli.geometry import Rect
 from lima2cli.nodes.results import fitted
 from lima2cli.spec import DTYPES, Array, Files, FrameSpec, Invalid
@@ -107,11 +107,11 @@ class Code:
         """``found`` gives the function, or the class, which gets ``params`` when it is made. Raises `UserCodeError`."""
         self.name = name
         with self._told("import"):
-            called = attempt(found)
+            called = call_foreign(found)
         self._params = dict(params)
         if isinstance(called, type):
             with self._told("__init__"):
-                called = attempt(called, spec, **params)
+                called = call_foreign(called, spec, **params)
             self._params = {}
         self._called = called
 
@@ -120,14 +120,14 @@ class Code:
         frames, numbers = frames.view(), numbers.view()
         frames.flags.writeable = numbers.flags.writeable = False
         with self._told(frames_in_words(numbers)):
-            return attempt(self._called, frames, numbers, **self._params)
+            return call_foreign(self._called, frames, numbers, **self._params)
 
     def close(self) -> None:
         """Close an object of a class that has a method for it."""
         with self._told("close"):
-            closing = attempt(getattr, self._called, "close", None)
+            closing = call_foreign(getattr, self._called, "close", None)
             if closing is not None:
-                attempt(closing)
+                call_foreign(closing)
 
     @contextmanager
     def _told(self, when: str) -> Iterator[None]:

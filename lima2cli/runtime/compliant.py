@@ -8,9 +8,9 @@ received: a run ends after ``acquisition.timeout``, and every frame that was due
 import time
 from collections.abc import Callable
 
-from lima2cli.attempt import attempt
 from lima2cli.detectors.base import Detector, State
 from lima2cli.detectors.lifecycle import ENDLESS
+from lima2cli.foreign import call_foreign
 from lima2cli.human import seconds_text
 from lima2cli.program.records import DetectorProgram
 from lima2cli.runtime import messages
@@ -47,7 +47,7 @@ class CompliantRank:
 
     def _do(self, operation: Callable[[], None]) -> bool:
         try:
-            attempt(operation)
+            call_foreign(operation)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
             self._fail(f"detector: {error or type(error).__name__}", repr(error))
             return False

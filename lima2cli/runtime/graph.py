@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from lima2cli.attempt import attempt
 from lima2cli.errors import UserCodeError
+from lima2cli.foreign import call_foreign
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
@@ -153,7 +153,7 @@ class Graph:
     def _close(self, some: Mapping[str, End | BoundTransform]) -> None:
         for name, one in some.items():
             try:
-                attempt(one.close)
+                call_foreign(one.close)
             except Exception as error:  # noqa: BLE001
                 self._failures.append(NodeFailed(name, None, error))
 
@@ -163,7 +163,7 @@ class Graph:
         """What a function of a node gives; None where it fails: the node is then left out. ``frame`` is the first that
         the call is about."""
         try:
-            return attempt(function, *args, **kwargs)
+            return call_foreign(function, *args, **kwargs)
         except BlockFailed as failed:
             self._drop(name, failed.frame, failed.error)
         except UserCodeError as error:
@@ -291,7 +291,7 @@ class Graph:
         self._working = {end: bound for end, bound in self._working.items() if end in alive}
         for bound in ended.values():
             try:
-                attempt(bound.close)
+                call_foreign(bound.close)
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from lima2cli.attempt import attempt
+from lima2cli.foreign import call_foreign
 from lima2cli.nodes.base import Delegate, Gather, Reduce, Sink
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
@@ -107,7 +107,7 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
             one: Bound | None = (
                 shared
                 if isinstance(shared, BoundCommon)
-                else attempt(_bind_kernel, kernel, step, nodes, program, files)
+                else call_foreign(_bind_kernel, kernel, step, nodes, program, files)
             )
         except PartFailed as failed:
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
@@ -161,7 +161,7 @@ def _bind_reductions(
 ) -> None:
     for step in steps:
         try:
-            one = attempt(BoundReduce, step, program, files)
+            one = call_foreign(BoundReduce, step, program, files)
         except Exception as error:  # noqa: BLE001  files that have gone
             bound.failures.append(NodeFailed(step.name, None, error))
         else:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.attempt import attempt
 from lima2cli.errors import UserCodeError
+from lima2cli.foreign import call_foreign
 from lima2cli.nodes.function import frames_in_words, load, words
 from lima2cli.program.records import Processing, ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Result
@@ -164,7 +164,7 @@ class OwnProcessing:
     def _run(self) -> None:
         self._go.acquire()
         try:
-            attempt(lambda: load(self._reference, self._files)(self._receiver))
+            call_foreign(lambda: load(self._reference, self._files)(self._receiver))
         except Exception as error:  # noqa: BLE001  user code may raise anything
             self._error = error
         finally:

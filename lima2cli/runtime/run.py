@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lima2cli.attempt import attempt, said
 from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
 from lima2cli.exit_codes import DATA_LOST, FAILED, FINE, STOPPED
+from lima2cli.foreign import call_foreign, said
 from lima2cli.plan.records import Plan
 from lima2cli.runtime import job_events
 from lima2cli.runtime.announcement import announce
@@ -155,7 +155,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         stop.set()
     directories = Directories(directory, emit)
     try:
-        attempt(run_inline, plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
+        call_foreign(run_inline, plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
     except EndedAtOnce:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log

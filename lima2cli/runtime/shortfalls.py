@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lima2cli.artefacts.status import INCOMPLETE, LOST
 from lima2cli.human import grouped, seconds_text
-from lima2cli.plan.groups import EVENTS_HZ
+from lima2cli.plan.groups import EVENTS_HZ, GROUPS
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.plan.skew import held_frames
 from lima2cli.runtime.accounts import FlowAccount
@@ -79,8 +79,7 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
     rate = _frames_per_s(plan, gdt, receiver, outcome)
     events = rate / rule.blocks
     if gdt.group_event and events >= EVENTS_HZ:
-        fewer = f"`blocks_per_group: {math.floor(events / EVENTS_HZ) * rule.blocks + rule.blocks}` makes them fewer"
-        return f"groups of {rule.blocks} came {_digits(events)} times a second; {fewer}, and so does `auto`"
+        return fewer_groups(rule.blocks, rule.slots, events)
     busy = report.measured.busy_s / outcome.seconds if outcome.seconds else 0.0
     if busy >= BUSY and rate:
         used = report.flows[gdt.name].received / outcome.seconds
@@ -97,6 +96,15 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
         )
     held = f"its buffers hold {rule.slots} frames, `buffers: {{frames: {frames}}}` more"
     return f"it was busy for {busy:.0%} of the time; {held}"
+
+
+def fewer_groups(blocks: int, slots: int, events_hz: float) -> str:
+    """The cure of groups of ``blocks`` that come too often: larger ones, and buffers of more ``slots`` to hold them."""
+    came, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
+    larger *= math.floor(events_hz / EVENTS_HZ) + 1
+    if GROUPS * larger > slots:
+        return f"{came}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
+    return f"{came}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
 
 
 def _frames_per_s(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lima2cli.attempt import attempt
 from lima2cli.detectors.base import Detector, Warns
+from lima2cli.foreign import call_foreign
 from lima2cli.geometry import Rect
 from lima2cli.program.records import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
 from lima2cli.runtime import messages
@@ -93,7 +93,7 @@ class DetectorRank:
         if not self._running or self._paused:
             return False
         try:
-            return attempt(self._serve_some)
+            return call_foreign(self._serve_some)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
             due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
             self._fail(error, min(due)[1] if due else None)
@@ -108,7 +108,7 @@ class DetectorRank:
     def _do(self, operation: Callable[[], None]) -> bool:
         """Whether an operation of the detector succeeded; the control rank is told of a failure."""
         try:
-            attempt(operation)
+            call_foreign(operation)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
             return False

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, cast
 
 from mpi4py import MPI
 
-from lima2cli.attempt import attempt
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.exit_codes import FAILED
+from lima2cli.foreign import call_foreign
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
@@ -37,10 +37,10 @@ def main() -> None:
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
     if launcher is None:
-        attempt(run_ranks, None, lambda event: None, lambda: None)
+        call_foreign(run_ranks, None, lambda event: None, lambda: None)
         return
     launcher.emit({"type": "ranks", "ranks": ranks})
-    outcome = attempt(run_ranks, launcher.job, launcher.emit, launcher.order)
+    outcome = call_foreign(run_ranks, launcher.job, launcher.emit, launcher.order)
     launcher.close()
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)

@@ -47,7 +47,8 @@ class _Keys:
     """The keys of one map: which are kinds, which of those are present, which allowed ones are absent."""
 
     def __init__(self, schema: Schema, data: Mapping[Any, Any]) -> None:
-        allowed = list(schema.get("properties", {}))
+        self.allowed: Mapping[str, Schema] = schema.get("properties", {})
+        allowed = list(self.allowed)
         self.data = data
         self.what: str | None = schema.get("x-kind")
         self.later = schema.get("x-later", [])
@@ -79,16 +80,26 @@ _WIRED = {"input": "it reads one flow or node", "inputs": "it reads flows or nod
 
 
 def _unknown(key: Any, meant: str | None, keys: _Keys, at: Path) -> Diagnostic:
+    slip = _slip(key, keys)
     if keys.what and not keys.present and (meant is None or meant in keys.kinds):
-        message, help = (
-            f"there is no {keys.what} of kind `{key}`",
-            did_you_mean(str(key), [meant] if meant else keys.kinds),
-        )
+        message = f"there is no {keys.what} of kind `{key}`"
+        help = slip or did_you_mean(str(key), [meant] if meant else keys.kinds)
         return Diagnostic("unknown-kind", message, (*at, key), on_key=True, help=help)
-    help = did_you_mean(str(key), [meant] if meant else keys.free)
-    if keys.data[key] is None and re.fullmatch(r"[0-9]+\s*[^\W\d_]*", str(key)):
-        help = "a comma ends the value before it: write decimals with a point"
+    help = slip or did_you_mean(str(key), [meant] if meant else keys.free)
     return Diagnostic("unknown-key", f"`{key}` is not a key of {_place(at)}", (*at, key), on_key=True, help=help)
+
+
+def _slip(key: Any, keys: _Keys) -> str | None:
+    """The typical mistakes behind a key that is not known."""
+    value, name, colon, rest = keys.data[key], *str(key).partition(":")
+    if value is None and re.fullmatch(r"[0-9]+\s*(%|[^\W\d_]*)", str(key)):
+        return "a comma ends the value before it: write decimals with a point"
+    if value is None and colon and name in keys.allowed:
+        return f"a space is missing: `{name}: {rest.strip()}`"
+    if key == "type" and isinstance(value, str) and value in keys.kinds:
+        return f"the kind is the key: `{value}: {{…}}`"
+    inside = [kind for kind in keys.present if key in keys.allowed[kind].get("properties", {})]
+    return f"it is a key of `{inside[0]}`: `{inside[0]}: {{{key}: …}}`" if inside else None
 
 
 def _later(key: str, at: Path) -> Diagnostic:

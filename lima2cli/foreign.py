@@ -13,7 +13,7 @@ class ExitError(Lima2Error):
     """What was raised and is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
 
 
-def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call what others wrote, so that whatever it raises can be caught as an Exception.
 
     ``sys.exit()`` ends no rank, and a KeyboardInterrupt that no key has raised no run: these, and all that is no
