@@ -55,6 +55,10 @@ class Shape:
         """Whether a value without parts is a text that begins with a file's name."""
         return False
 
+    def hides(self, data: Any) -> bool:
+        """Whether a value without parts may be a secret."""
+        return False
+
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return data
 
@@ -125,14 +129,21 @@ class Flag(Shape):
 
 @dataclass(frozen=True)
 class Text(Shape):
-    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name")."""
+    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name").
+
+    ``may_hide``: it is handed on, and names nothing, so that it may be a secret.
+    """
 
     pattern: str | None = None
     words: str | None = None
+    may_hide: bool = False
 
     def schema(self) -> Schema:
         pattern = {"pattern": self.pattern} if self.pattern else {}
         return {"type": "string"} | pattern | ({"x-words": self.words} if self.words else {})
+
+    def hides(self, data: Any) -> bool:
+        return self.may_hide
 
 
 @dataclass(frozen=True)
@@ -236,6 +247,16 @@ class Anything(Shape):
 
     def schema(self) -> Schema:
         return {}
+
+    def hides(self, data: Any) -> bool:
+        return True
+
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
+        if isinstance(data, dict | list):
+            for step, value in data.items() if isinstance(data, dict) else enumerate(data):
+                yield from self.leaves(value, (*at, step))
+        else:
+            yield Leaf(at, self, data)
 
 
 @dataclass(frozen=True)

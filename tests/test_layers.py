@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "diagnostics",
         "plain",
         "poison",
+        "secret",
         "threads",
         "attempt",
         "human",

@@ -110,7 +110,7 @@ def _plan_of(
         checked, origin = check_saved(file, overrides, fuse=fuse, as_json=progress is Progress.JSON)
     else:
         checked = check_pipeline(file, overrides, fuse=fuse)
-        origin = Origin.here(checked.source.text, file, overrides, checked.texts)
+        origin = Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
     if own is not None:  # which reads what no node does
         checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):

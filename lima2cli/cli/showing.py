@@ -9,10 +9,15 @@ from typing import Any
 from lima2cli.check import Checked
 from lima2cli.cli.options import Format
 from lima2cli.document import show_concise, show_github, show_json, show_sarif, show_text
+from lima2cli.secret import hidden, hide
 
 
 def show_all(checked: Sequence[Checked], format: Format) -> str:
-    """All findings; in text a line for each file without any, in JSON and SARIF one object."""
+    """All findings, secrets hidden; in text a line for each file without any, in JSON and SARIF one object."""
+    return hide(_show_all(checked, format))
+
+
+def _show_all(checked: Sequence[Checked], format: Format) -> str:
     if format is Format.JSON:
         return _joined([show_json(one.source, one.findings) for one in checked], "diagnostics")
     if format is Format.SARIF:
@@ -33,5 +38,5 @@ def _joined(texts: Sequence[str], key: str) -> str:
 
 def warning_events(checked: Checked) -> list[dict[str, Any]]:
     """What was found in a pipeline that runs all the same, as events of the run."""
-    found = json.loads(show_json(checked.source, checked.findings))["diagnostics"]
+    found = hidden(json.loads(show_json(checked.source, checked.findings))["diagnostics"])
     return [{"type": "event", "event": "warning", **item, "message": f"warning: {item['message']}"} for item in found]

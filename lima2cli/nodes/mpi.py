@@ -37,7 +37,7 @@ class Mpi(Delegate):
     kind: ClassVar[str] = "mpi"
 
     command: tuple[str, ...] | None = param(
-        "A program that joins the run, and its arguments; or `function`.", ListOf(Text(), 1), None
+        "A program that joins the run, and its arguments; or `function`.", ListOf(Text(may_hide=True), 1), None
     )
     function: str | None = param(
         "`module:name`, or `file.py:name`, relative to the pipeline's file; or `command`.", FunctionReference(), None
