@@ -22,6 +22,10 @@ LARGEST = 2**63
 """No number of the language is as large, so that sums and products of a few stay finite."""
 
 
+MOST = 1024
+"""Entries of a list or a map: what is checked costs time for each."""
+
+
 class OutOfBounds(ValueError):
     """A quantity that is too small or too large."""
 
@@ -267,7 +271,8 @@ class ListOf(Shape):
     minimum: int = 0
 
     def schema(self) -> Schema:
-        return {"type": "array", "items": self.item.schema()} | ({"minItems": self.minimum} if self.minimum else {})
+        least = {"minItems": self.minimum} if self.minimum else {}
+        return {"type": "array", "items": self.item.schema(), "maxItems": MOST} | least
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
@@ -284,12 +289,14 @@ class MapOf(Shape):
     item: Shape
     pattern: str = NAME
     minimum: int = 0
+    maximum: int = MOST
 
     def schema(self) -> Schema:
         return {
             "type": "object",
             "propertyNames": {"pattern": self.pattern},
             "additionalProperties": self.item.schema(),
+            "maxProperties": self.maximum,
         } | ({"minProperties": self.minimum} if self.minimum else {})
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:

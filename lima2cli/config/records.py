@@ -337,7 +337,7 @@ class PipelineTable:
     )
     flows: Mapping[str, Flow] | None = param(
         "The data flows; default: one full flow per dataset, named after it.",
-        MapOf(Table(Flow), minimum=1),
+        MapOf(Table(Flow), minimum=1, maximum=256),
         None,
     )
     graphs: Mapping[str, Graph] = param("Named processing graphs, for nodes to use.", MapOf(Table(Graph)), {})

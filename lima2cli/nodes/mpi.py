@@ -57,7 +57,7 @@ class Mpi(Delegate):
         if (self.command is None) == (self.function is None):
             raise Misfit("command-or-function", "either `command` or `function` says what the processes do")
         if self.function is not None:
-            look(self.function, files)
+            look(self.function, files, self.params)
         for i, argument in enumerate(self.command or ()):
             if argument == ":" or (i == 0 and argument.startswith("-")):
                 message = f"mpiexec would not take `{argument}` for a part of the command"

@@ -14,7 +14,7 @@ from lima2cli.diagnostics import Findings
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Delegate, Reduce, Sink
-from lima2cli.nodes.io_hdf5 import check_common
+from lima2cli.nodes.io_hdf5 import check_chunk, check_common
 from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
@@ -49,7 +49,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         return None
     channels = {step.name: _channel(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Sink)}
     for name, channel in channels.items():
-        if (misfit := check_common(channel)) is not None:
+        if (misfit := check_chunk(channel) or check_common(channel)) is not None:
             findings.error(misfit.rule, misfit.message, ("nodes", name, "io_hdf5", *misfit.key), help=misfit.help)
     if findings.failed:
         return None
