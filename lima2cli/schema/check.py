@@ -181,8 +181,8 @@ def _not_empty(validator: Any, least: int, instance: Any, schema: Schema) -> Err
 
 
 def _said(validator: Any, most: int, instance: Any, schema: Schema) -> Errors:
-    """In maps with kinds x-kind says it."""
+    """Of one kind, or one use, other checks say it."""
     from jsonschema import ValidationError
 
-    if isinstance(instance, dict) and len(instance) > most and "x-kind" not in schema:
+    if isinstance(instance, dict) and len(instance) > most > 1:
         yield ValidationError("many")

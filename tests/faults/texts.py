@@ -65,20 +65,24 @@ def mutants(seed: int) -> Iterator[dict[str, Any]]:
     datas = sorted((document.data for document in sources if document is not None), key=json.dumps)
     while True:
         data = json.loads(json.dumps(draw.choice(datas)))
-        for _ in range(draw.randint(1, 3)):
+        for _ in range(draw.choice((1, 1, 1, 2))):
             _mutate(data, draw)
         yield data
 
 
 def _mutate(data: Any, draw: random.Random) -> None:
-    holder = draw.choice(list(_holders(data)))
-    key = draw.choice(list(holder) if isinstance(holder, dict) else list(range(len(holder))))
     change = draw.random()
+    places = [(it, key) for it in _holders(data) for key in (it if isinstance(it, dict) else range(len(it)))]
+    if change < 0.5:  # a number, which may be fine: most other changes are refused at once
+        places = [it for it in places if isinstance(it[0][it[1]], int | float)] or places
+    holder, key = draw.choice(places)
     if change < 0.1:
         del holder[key]
-    elif change < 0.3 and isinstance(holder[key], int | float):
+    elif change < 0.4 and isinstance(holder[key], int | float):
         holder[key] *= draw.choice((0, -1, 0.5, 2, 3, 10, 1000, 10**9))
-    elif change < 0.5:
+    elif change < 0.5 and isinstance(holder[key], int | float):
+        holder[key] = draw.choice([it for it in VALUES if isinstance(it, int)])
+    elif change < 0.7:
         other = draw.choice(list(_holders(data)))
         holder[key] = json.loads(json.dumps(draw.choice(list(other.values() if isinstance(other, dict) else other))))
     else:
