@@ -11,6 +11,7 @@ from lima2cli.config.pipeline import Pipeline
 from lima2cli.config.references import with_named_inputs
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, once, suppress
+from lima2cli.document.substitute import Variables
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.destinations import Inputs, check_destinations, commands
 from lima2cli.plan.records import Plan
@@ -24,6 +25,7 @@ class Checked:
     pipeline  None where the text is not YAML; holds `POISON` where something is wrong
     plan      None where anything is wrong, or where the text is a file of graphs
     texts     of files of graphs, by their names relative to the pipeline's file
+    variables that were put into them
     """
 
     source: Source
@@ -31,6 +33,7 @@ class Checked:
     pipeline: Pipeline | None = None
     plan: Plan | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    variables: Variables = field(default_factory=lambda: Variables({}))
 
 
 def compile_again(checked: Checked, pipeline: Pipeline, base: Path, *, cores: int, fuse: bool = True) -> Checked:
@@ -63,22 +66,24 @@ def check_text(
     texts  of files of graphs, where they were kept: these are not read again
     here   directory that the output is relative to; None: it is not looked at what a run would write
     """
-    findings = Findings()
-    document = load(text, file, findings, environment=environment, overrides=overrides)
+    findings, variables = Findings(), Variables.of(environment)
+    document = load(text, file, findings, environment=variables, overrides=overrides)
     if document is None:
-        return Checked(Source(file, text), findings)
+        return Checked(Source(file, text), findings, variables=variables)
     with FileStore(base, texts) as files:
         if is_graph_file(document):
-            document = check_graph_file(document, findings, files.text, environment)
-            return Checked(document, suppress(document, once(document, findings)), texts=files.texts)
-        document = with_named_inputs(expand(document, findings, files.text, environment))
+            document = check_graph_file(document, findings, files.text, variables)
+            found = suppress(document, once(document, findings))
+            return Checked(document, found, texts=files.texts, variables=variables)
+        document = with_named_inputs(expand(document, findings, files.text, variables))
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
         if here is not None:
             inputs = _inputs(pipeline, files, file)
             check_destinations(pipeline, document, inputs, base, here, findings)
             plan = None if plan is None or findings.failed else replace(plan, inputs=tuple(_paths(inputs)))
-    return Checked(document, suppress(document, once(document, findings)), pipeline, plan, files.texts)
+    found = suppress(document, once(document, findings))
+    return Checked(document, found, pipeline, plan, files.texts, variables)
 
 
 def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:

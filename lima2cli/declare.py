@@ -22,6 +22,10 @@ LARGEST = 2**63
 """No number of the language is as large, so that sums and products of a few stay finite."""
 
 
+MOST = 1024
+"""Entries of a list or a map: what is checked costs time for each."""
+
+
 class OutOfBounds(ValueError):
     """A quantity that is too small or too large."""
 
@@ -53,6 +57,10 @@ class Shape:
 
     def names_file(self, data: Any) -> bool:
         """Whether a value without parts is a text that begins with a file's name."""
+        return False
+
+    def hides(self, data: Any) -> bool:
+        """Whether a value without parts may be a secret."""
         return False
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
@@ -125,14 +133,21 @@ class Flag(Shape):
 
 @dataclass(frozen=True)
 class Text(Shape):
-    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name")."""
+    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name").
+
+    ``may_hide``: it is handed on, and names nothing, so that it may be a secret.
+    """
 
     pattern: str | None = None
     words: str | None = None
+    may_hide: bool = False
 
     def schema(self) -> Schema:
         pattern = {"pattern": self.pattern} if self.pattern else {}
         return {"type": "string"} | pattern | ({"x-words": self.words} if self.words else {})
+
+    def hides(self, data: Any) -> bool:
+        return self.may_hide
 
 
 @dataclass(frozen=True)
@@ -237,6 +252,16 @@ class Anything(Shape):
     def schema(self) -> Schema:
         return {}
 
+    def hides(self, data: Any) -> bool:
+        return True
+
+    def leaves(self, data: Any, at: Path) -> Iterator[Leaf]:
+        if isinstance(data, dict | list):
+            for step, value in data.items() if isinstance(data, dict) else enumerate(data):
+                yield from self.leaves(value, (*at, step))
+        else:
+            yield Leaf(at, self, data)
+
 
 @dataclass(frozen=True)
 class ListOf(Shape):
@@ -246,7 +271,8 @@ class ListOf(Shape):
     minimum: int = 0
 
     def schema(self) -> Schema:
-        return {"type": "array", "items": self.item.schema()} | ({"minItems": self.minimum} if self.minimum else {})
+        least = {"minItems": self.minimum} if self.minimum else {}
+        return {"type": "array", "items": self.item.schema(), "maxItems": MOST} | least
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:
         return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
@@ -263,12 +289,14 @@ class MapOf(Shape):
     item: Shape
     pattern: str = NAME
     minimum: int = 0
+    maximum: int = MOST
 
     def schema(self) -> Schema:
         return {
             "type": "object",
             "propertyNames": {"pattern": self.pattern},
             "additionalProperties": self.item.schema(),
+            "maxProperties": self.maximum,
         } | ({"minProperties": self.minimum} if self.minimum else {})
 
     def _read(self, data: Any, at: Path, bad: Bad) -> Any:

@@ -6,6 +6,9 @@ from difflib import get_close_matches
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 """Flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
 
+MOST, LONGEST = 200, 100
+"""Known names, and characters of a word, for which likeness is looked at; its cost grows with the product."""
+
 HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
 """Machines, by name or address."""
 
@@ -19,6 +22,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     folded = {name.casefold(): name for name in reversed(names)}
     if (same := folded.get(word.casefold())) is not None:
         return same
+    if len(names) > MOST or len(word) > LONGEST:
+        return None
     close = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None
 

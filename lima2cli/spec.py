@@ -15,6 +15,9 @@ Array = NDArray[Any]
 DTYPES = ("uint16", "uint8", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64")
 """numpy names of the pixel types that exist."""
 
+MOST_PIXELS = 1 << 27
+"""Pixels of a frame: masks and calibrations of as many are held when a pipeline is checked."""
+
 
 @dataclass(frozen=True)
 class Invalid:

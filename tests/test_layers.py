@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "diagnostics",
         "plain",
         "poison",
+        "secret",
         "threads",
         "foreign",
         "human",

@@ -1,5 +1,6 @@
 """Files with data in them, by the reference that a pipeline gives: found, opened once, kept, closed together."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,14 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from lima2cli.artefacts.backing import backing_files
 from lima2cli.artefacts.formats import open_stack
 from lima2cli.artefacts.frame_files import OpenStack
 from lima2cli.artefacts.series import is_pattern
 from lima2cli.artefacts.series_files import Skipping
 from lima2cli.errors import FileProblem
+from lima2cli.human import size_text
 from lima2cli.names import nearest
 from lima2cli.spec import Array, FrameReader, StackInfo
+
+LARGEST_IMAGE = 512 << 20
+"""Bytes of a file's images that are held in memory: calibrations, masks."""
 
 
 class FileStore:
@@ -58,6 +65,7 @@ class FileStore:
             stack = self._opened(reference)
             try:
                 _whole(reference, stack.info)
+                _check_size(reference, stack.info)
                 frames = stack.read(range(stack.info.shape[0]))
             finally:
                 if reference not in self._open:
@@ -133,6 +141,13 @@ def _whole(reference: str, info: StackInfo) -> StackInfo:
     if info.missing:
         raise FileProblem(f"{reference} {info.lacking}", "file-incomplete")
     return info
+
+
+def _check_size(reference: str, info: StackInfo) -> None:
+    size = math.prod(info.shape) * np.dtype(info.dtype).itemsize
+    if size > LARGEST_IMAGE:
+        message = f"{reference} has {size_text(size)} of images, more than {size_text(LARGEST_IMAGE)}"
+        raise FileProblem(message, "file-too-large")
 
 
 def _check_file(name: str, path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from lima2cli.errors import EnvironmentUnfit, Lima2Error, RunFailed, UnreadableInput
 from lima2cli.exit_codes import BUG, FAILED, FINE, INTERRUPTED, PROBLEMS, UNFIT, USAGE
+from lima2cli.secret import hide
 
 __all__ = ["FAILED", "FINE", "PROBLEMS", "UNFIT", "USAGE", "border", "tell"]
 
@@ -54,6 +55,7 @@ def _rule(error: Lima2Error) -> str:
 
 def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_event: bool = False) -> None:
     """Print an error that is about no place of a file."""
+    message = hide(message)
     if as_json or as_event:
         from lima2cli.diagnostics import Diagnostic
         from lima2cli.document import show_events, show_json

@@ -9,6 +9,7 @@ from io import UnsupportedOperation
 from typing import Any, TextIO
 
 from lima2cli.cli.progress import Progress, ProgressPrinter
+from lima2cli.secret import hide
 
 KEPT = 1000
 """Events that are kept for a display that takes none; beyond, reports of progress are left out."""
@@ -41,7 +42,7 @@ class Display:
 
     def print(self, text: str) -> None:
         """Write to standard output, after all events before; ``text`` ends with the end of a line."""
-        self._put(text)
+        self._put(hide(text))
 
     def close(self) -> str | None:
         """Wait a little for what is still to be shown; why not everything was, None where it was."""

@@ -46,6 +46,7 @@ def plan(
         from lima2cli.runtime.disk import free
         from lima2cli.runtime.origin import Origin
         from lima2cli.runtime.saved_plan import plan_contents
+        from lima2cli.secret import hide
 
         checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
@@ -60,13 +61,14 @@ def plan(
         if diff is not None:
             text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
         elif format is PlanFormat.JSON:
-            origin = Origin.here(checked.source.text, file, overrides or [], checked.texts)
+            origin = Origin.here(checked.source.text, file, overrides or [], checked.texts, checked.variables)
             contents = plan_contents(checked.plan, warnings)
             text = json.dumps({**contents, "source": origin.source()}, indent=2) + "\n"
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
             text = c_listing(checked.plan) if format is PlanFormat.C else show_plan(checked.plan) + free(checked.plan)
+        text = hide(text)
         if output is None:
             print(text, end="", flush=True)
         else:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, TextIO
 
 from lima2cli.human import count_text, frames_text, seconds_text
+from lima2cli.secret import hidden
 
 
 class Progress(StrEnum):
@@ -36,6 +37,7 @@ class ProgressPrinter:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
+        event = hidden(event)
         if self._mode is Progress.JSON:
             self._out.write(json.dumps(event) + "\n")
             self._out.flush()

@@ -38,7 +38,7 @@ def recover(
             origin.file,
             origin.base,
             cores=origin.cores,
-            environment=origin.environment,
+            environment=origin.variables(needed=False),
             overrides=origin.overrides,
             texts=origin.texts,
             here=None,

@@ -101,8 +101,7 @@ def _plan_of(
     from lima2cli.cli.options import Format
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.cli.saved import check_saved
-    from lima2cli.cli.showing import show_all
-    from lima2cli.document import show_events
+    from lima2cli.cli.showing import show_all, show_as_events
     from lima2cli.runtime.origin import Origin
     from lima2cli.runtime.saved_plan import looks_saved
 
@@ -110,16 +109,16 @@ def _plan_of(
         checked, origin = check_saved(file, overrides, fuse=fuse, as_event=progress is Progress.JSON)
     else:
         checked = check_pipeline(file, overrides, fuse=fuse)
-        origin = Origin.here(checked.source.text, file, overrides, checked.texts)
+        origin = Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
     if own is not None:  # which reads what no node does
         checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         as_json = progress is Progress.JSON
-        shown = show_events(checked.source, checked.findings) if as_json else show_all([checked], Format.TEXT)
+        shown = show_as_events(checked) if as_json else show_all([checked], Format.TEXT)
         typer.echo(shown, nl=False, err=not as_json)
         raise typer.Exit(PROBLEMS)
     if progress is Progress.JSON:
-        print(show_events(checked.source, checked.findings), end="", flush=True)
+        print(show_as_events(checked), end="", flush=True)
     else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
     if own is not None and checked.plan.repeat > 1:

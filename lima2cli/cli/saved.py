@@ -36,7 +36,7 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
     text = read(pipeline)
     checked = check_text(
         text, pipeline, origin.base, cores=origin.cores,
-        environment=origin.environment, overrides=origin.overrides, fuse=fuse,
+        environment=origin.variables(needed=True), overrides=origin.overrides, fuse=fuse,
     )  # fmt: skip
     found = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
     if found:

@@ -166,7 +166,7 @@ def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "t
         from lima2cli.cli.showing import show_all
 
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked, Origin.here(checked.source.text, file, overrides, checked.texts)
+    return checked, Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
 
 
 def _show(checked: "Checked", as_json: bool) -> None:

@@ -10,7 +10,7 @@ from lima2cli.diagnostics import Findings, Path
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.poison import Poisoned, attempt
-from lima2cli.spec import DetectorInfo
+from lima2cli.spec import MOST_PIXELS, DetectorInfo
 
 AT: Path = ("acquisition",)
 
@@ -18,6 +18,10 @@ AT: Path = ("acquisition",)
 def check_description(config: DetectorConfig, info: DetectorInfo, findings: Findings) -> None:
     """A detector that is configured beyond what its kind can do."""
     can, at = config.capabilities, ("detector", config.kind)
+    if info.width * info.height > MOST_PIXELS:
+        message = f"an image of {info.width} x {info.height} pixels is too large: at most {MOST_PIXELS} in all"
+        findings.error("image-too-large", message, at)
+        raise Poisoned
     if can is None:
         return
 

@@ -18,7 +18,7 @@ from lima2cli.config.plausibility import warn_of_beam_center, warn_of_implausibl
 from lima2cli.config.records import Acquisition, HostMemspace, Output, Receiver
 from lima2cli.config.references import with_named_inputs
 from lima2cli.config.schema import pipeline_schema
-from lima2cli.declare import Bad
+from lima2cli.declare import Bad, Shape
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.diagnostics import Findings, Path, Related
 from lima2cli.document import Document
@@ -28,6 +28,7 @@ from lima2cli.names import nearest
 from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.schema.check import check
 from lima2cli.schema.keys import everything
+from lima2cli.secret import Secret
 from lima2cli.spec import DetectorInfo, Files
 
 
@@ -39,6 +40,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     document = with_named_inputs(document)
     shape = pipeline_shape(document.data, findings)
     bad = check(document.data, pipeline_schema(shape), findings, document.bad)
+    bad |= _check_secrets(shape, document.data, findings)
     table = shape.read(document.data, (), Bad(bad))
     if table is POISON:
         return Pipeline(*[POISON] * 10)
@@ -72,6 +74,18 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
         nodes=nodes,
         output=output,
     )
+
+
+def _check_secrets(shape: Shape, data: Any, findings: Findings) -> frozenset[Path]:
+    """Report secrets where a value decides something or names anything: there it could be told from what is written."""
+    found = set()
+    for leaf in shape.leaves(data, ()):
+        if isinstance(leaf.value, Secret) and not leaf.shape.hides(leaf.value):
+            message = "a secret can't stand here: what lima2 writes would show it"
+            help = "secrets are texts that are handed on: `params`, words of a `command`, metadata"
+            findings.error("secret-misplaced", message, leaf.at, help=help)
+            found.add(leaf.at)
+    return frozenset(found)
 
 
 def _retrieve(

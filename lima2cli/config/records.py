@@ -65,7 +65,7 @@ class Metadata:
     """What is known of the experiment; saved as NeXus."""
 
     instrument: str = param("Name of the instrument.", Text(), "instrument")
-    title: str | None = param("Title of the measurement.", Text(), None)
+    title: str | None = param("Title of the measurement.", Text(may_hide=True), None)
     photon_energy: float | None = param("Photon energy.", PHOTON_ENERGY, None)
     distance: float | None = param(
         "Sample to detector.", Quantity("metres", above=0, plausible=Plausible(1e-3, 100)), None
@@ -73,7 +73,7 @@ class Metadata:
     beam_center: Point | None = param(
         "Where the direct beam hits the detector; centres of pixels are whole numbers.", Table(Point), None
     )
-    sample: str | None = param("Name of the sample.", Text(), None)
+    sample: str | None = param("Name of the sample.", Text(may_hide=True), None)
     extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
 
 
@@ -328,7 +328,7 @@ class PipelineTable:
 
     lima2: int = param("Version of the language.", Choice((1,)))
     name: str | None = param("Name of the pipeline; default: the file's stem.", Text(NAME), None)
-    description: str | None = param("For people.", Text(), None)
+    description: str | None = param("For people.", Text(may_hide=True), None)
     metadata: Metadata = param("What is known of the experiment.", Table(Metadata), Metadata())
     detector: DetectorConfig = param("The source of frames.", OneKind("detector", detector_kinds))
     acquisition: Acquisition = param("What to acquire.", Table(Acquisition), Acquisition())
@@ -337,7 +337,7 @@ class PipelineTable:
     )
     flows: Mapping[str, Flow] | None = param(
         "The data flows; default: one full flow per dataset, named after it.",
-        MapOf(Table(Flow), minimum=1),
+        MapOf(Table(Flow), minimum=1, maximum=256),
         None,
     )
     graphs: Mapping[str, Graph] = param("Named processing graphs, for nodes to use.", MapOf(Table(Graph)), {})

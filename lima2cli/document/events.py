@@ -18,10 +18,14 @@ from lima2cli.document.surrogates import Surrogates, find_half, is_half
 from lima2cli.document.syntax import explain, nested_beyond, trouble_of
 from lima2cli.document.tree import Node
 from lima2cli.names import did_you_mean
+from lima2cli.secret import Secret
 
 DEPTH_LIMIT = 64
-NODE_LIMIT = 100_000
-"""Keys, values and collections of a document, aliases expanded: some thousand times a real pipeline."""
+NODE_LIMIT = 25_000
+"""Values and collections of a document, aliases expanded: some hundred times a real pipeline, read in a second."""
+
+LETTERS = 256
+"""Characters of a text that count as much as a value."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = re.compile(r"!\S*")
@@ -139,8 +143,13 @@ class _Builder:
         if "$" in value:
             value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
         bad = bad or len(self._findings.items) > seen
-        node = Node(resolve(value) if plain else value, span, bad=bad)
-        self._charge(1, span)
+        node = Node(
+            value if isinstance(value, Secret) or not plain else resolve(value),
+            span,
+            size=1 + len(value) // LETTERS,
+            bad=bad,
+        )
+        self._charge(node.size, span)
         self._remember(event.anchor, node)
         self._add(node)
 

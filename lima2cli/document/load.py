@@ -9,7 +9,7 @@ from lima2cli.document.places import START, Document, Source
 from lima2cli.document.syntax import CONTROL, syntax_error
 from lima2cli.document.tree import to_document
 
-SIZE_LIMIT = 4 * 2**20
+SIZE_LIMIT = 2**20
 """Characters of a document."""
 
 

@@ -9,6 +9,7 @@ from lima2cli.document.places import Source, Span
 from lima2cli.document.scalars import resolve
 from lima2cli.document.substitute import substitute
 from lima2cli.document.tree import Node, put
+from lima2cli.secret import Secret
 
 
 def failed_at(override: str) -> Path:
@@ -56,7 +57,7 @@ def _value(override: str, start: int, findings: Findings, environment: Mapping[s
         plain = text.strip()
         if "$" in plain:
             plain = substitute(plain, environment, lambda *what: own.add(Diagnostic(what[0], what[1], help=what[2])))
-        node = Node(resolve(plain), span)
+        node = Node(plain if isinstance(plain, Secret) else resolve(plain), span)
     for item in own:
         findings.add(replace(item, at=failed_at(override), related=(), span=item.span or span))
     return None if own.failed else node

@@ -7,13 +7,13 @@ class may be named: ``C(spec, **params)`` is made once, called like the function
 method ``close``. ``spec`` is the `FrameSpec` of what comes in.
 """
 
-import ast
 import importlib
 import importlib.util
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,8 @@ from lima2cli.errors import FileProblem, Misfit, UserCodeError
 from lima2cli.foreign import call_foreign, said
 from lima2cli.geometry import Rect
 from lima2cli.nodes.results import fitted
-from lima2cli.spec import DTYPES, Array, Files, FrameSpec, Invalid
+from lima2cli.nodes.signature import LARGEST, Unfit, check_called, module_of
+from lima2cli.spec import DTYPES, MOST_PIXELS, Array, Files, FrameSpec, Invalid
 from lima2cli.view import View
 
 PACKAGE, IMPORTLIB = (str(Path(file).parent) for file in (lima2cli.__file__, importlib.__file__))
@@ -50,6 +51,9 @@ class Output:
             message = f"{len(shape)} dimensions per frame, 2 at most can be returned"
             raise Misfit("not-available", message, ("output", "shape"), "[height, width], or [length]")
         rows, columns = shape if len(shape) == 2 else (1, shape[0])
+        if rows * columns > MOST_PIXELS:
+            message = f"{columns} x {rows} values per frame are more than {MOST_PIXELS}"
+            raise Misfit("image-too-large", message, ("output", "shape"))
         dtype = self.dtype or spec.dtype
         if on_error == "pass" and (dtype, (rows, columns)) != (spec.dtype, spec.shape):
             message = f"the input ({spec}) can't be passed on as {dtype} {columns} x {rows}"
@@ -68,22 +72,49 @@ class Output:
         return array.reshape(len(numbers), *spec.shape)
 
 
-def look(reference: str, files: Files, key: str = "function") -> None:
-    """See that ``module:name`` or ``file.py:name`` is there, without running it. Raises `Misfit` or `FileProblem`."""
+def look(reference: str, files: Files, params: Mapping[str, Any] | None = None) -> None:
+    """See that ``module:name`` or ``file.py:name`` is there, without running it. Raises `Misfit` or `FileProblem`.
+
+    params   it must take these as keywords, besides frames and numbers; None: it is called in another way
+    """
     where, _, name = reference.rpartition(":")
-    if not where.endswith(".py"):
-        if importlib.util.find_spec(where.partition(".")[0]) is None:
-            raise Misfit("unknown-function", f"there is no module {where}", (key,))
+    path = files.path(where) if where.endswith(".py") else _source_of(where)
+    if path is None:
         return
-    path = files.path(where)
     try:
-        tree = ast.parse(Path(path).read_bytes(), path)
-    except (SyntaxError, ValueError, OSError) as error:
+        with Path(path).open("rb") as file:
+            module = module_of(file.read(LARGEST + 1), path)
+    except (ValueError, OSError) as error:
         raise FileProblem(f"{where} is not Python: {error}", "file-unreadable") from error
-    names = _defined(tree)
-    if name not in names:
-        known = ", ".join(sorted(names)) or "nothing"
-        raise Misfit("unknown-function", f"{where} defines no {name}", (key,), f"it defines {known}")
+    if name not in module.bound:
+        if module.open:
+            return
+        known = ", ".join(sorted(module.bound)) or "nothing"
+        raise Misfit("unknown-function", f"{where} defines no {name}", ("function",), f"it defines {known}")
+    if params is not None:
+        try:
+            check_called(module, name, params)
+        except Unfit as unfit:
+            key = ("function",) if unfit.param is None else ("params", unfit.param)
+            raise Misfit("unfit-function", f"{where}: {unfit.message}", key, unfit.help) from unfit
+
+
+def _source_of(module: str) -> str | None:
+    """The file of a module's text, None where it has none; no package is imported. Raises `Misfit`."""
+    found, places, name = None, None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        try:
+            found = importlib.util.find_spec(part) if places is None else PathFinder.find_spec(name, places)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise Misfit("unknown-function", f"there is no module {name}", ("function",))
+        places = found.submodule_search_locations
+        if places is None and name != module:
+            return None  # a module that makes others when it is run
+    assert found is not None
+    return found.origin if found.has_location and str(found.origin).endswith(".py") else None
 
 
 def load(reference: str, files: Files) -> Callable[..., Any]:
@@ -152,19 +183,6 @@ def frames_in_words(numbers: NDArray[np.uint64]) -> str:
     """Consecutive frames in words."""
     first, last = int(numbers[0]), int(numbers[-1])
     return f"frame {first}" if first == last else f"frames {first} to {last}"
-
-
-def _defined(tree: ast.Module) -> set[str]:
-    """Names that a module binds at its top: functions, classes, assignments, imports."""
-    names = set()
-    for item in tree.body:
-        if isinstance(item, ast.FunctionDef | ast.ClassDef):
-            names.add(item.name)
-        elif isinstance(item, ast.Assign):
-            names |= {target.id for target in item.targets if isinstance(target, ast.Name)}
-        elif isinstance(item, ast.ImportFrom | ast.Import):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in item.names}
-    return names
 
 
 def _module(path: str) -> ModuleType:

@@ -114,6 +114,22 @@ class IoHdf5(Sink):
         return CommonWriter(channel, directory, receiver, start_ns, circle)
 
 
+LARGEST_CHUNK = 1 << 32
+"""Bytes that a chunk of HDF5 is smaller than."""
+
+
+def check_chunk(channel: Channel) -> Misfit | None:
+    """What keeps the chunks of a channel from being chunks of HDF5."""
+    frame = channel.height * channel.width * np.dtype(channel.dtype).itemsize
+    size = frame * channel.frames_per_chunk
+    if channel.layout == "common" or channel.sparse or size < LARGEST_CHUNK:
+        return None
+    most = (LARGEST_CHUNK - 1) // frame
+    message = f"a chunk of {channel.frames_per_chunk} frames of {frame} bytes is too large: HDF5 takes less than 4 GiB"
+    help = f"at most {most} frames_per_chunk" if most else "a smaller part of the image: `roi_flip_rot` before it"
+    return Misfit("chunk-too-large", message, ("frames_per_chunk",), help)
+
+
 def check_common(channel: Channel) -> Misfit | None:
     """What keeps a channel of ``layout: common`` from being one dataset that is laid out before the run."""
     if channel.layout != "common":

@@ -37,7 +37,7 @@ class Mpi(Delegate):
     kind: ClassVar[str] = "mpi"
 
     command: tuple[str, ...] | None = param(
-        "A program that joins the run, and its arguments; or `function`.", ListOf(Text(), 1), None
+        "A program that joins the run, and its arguments; or `function`.", ListOf(Text(may_hide=True), 1), None
     )
     function: str | None = param(
         "`module:name`, or `file.py:name`, relative to the pipeline's file; or `command`.", FunctionReference(), None
@@ -57,7 +57,7 @@ class Mpi(Delegate):
         if (self.command is None) == (self.function is None):
             raise Misfit("command-or-function", "either `command` or `function` says what the processes do")
         if self.function is not None:
-            look(self.function, files)
+            look(self.function, files, self.params)
         for i, argument in enumerate(self.command or ()):
             if argument == ":" or (i == 0 and argument.startswith("-")):
                 message = f"mpiexec would not take `{argument}` for a part of the command"

@@ -21,8 +21,8 @@ an error. Complex numbers and objects always are.
 
 ``on_error`` says what an exception does, ``sys.exit()`` too, and a result that does not fit: ``stop`` ends the run with
 file, line and frame number; ``drop`` gives the frames of the block up, and counts them; ``pass`` hands the input on
-unchanged (it must then be of the output's dtype and shape). Validation looks for the name in the file's text; nothing
-of the user's is run before the run.
+unchanged (it must then be of the output's dtype and shape). Validation looks in the file's text for
+the name and what it takes; nothing of the user's is run before the run.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Python(Transform):
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`; looks whether the function is there, without running anything."""
-        look(self.function, files)
+        look(self.function, files, self.params)
         return self.output.infer(spec, self.on_error)
 
     def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:

@@ -18,6 +18,7 @@ arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anyw
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,12 @@ from lima2cli.errors import Misfit
 from lima2cli.geometry import Rect
 from lima2cli.spec import FrameSpec
 from lima2cli.view import View
+
+STRIP = 1 << 20
+"""Pixels of an arc that are looked at in one step."""
+
+MOST_PIXELS = 1 << 26
+"""Pixels that the squares about all arcs of a node have together."""
 
 COORDINATES = Choice(("input", "detector"))
 """Shape of the parameter ``coordinates``."""
@@ -114,8 +121,11 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
     Raises `Misfit`: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
     """
     view = _view(coordinates, spec)
-    found = {}
+    found, left = {}, MOST_PIXELS
     for name, roi in rois.items():
+        if isinstance(roi, ArcRoi) and (left := left - _reach(roi, view)) < 0:
+            message = f"up to ROI {name} arcs span over {MOST_PIXELS} pixels, all together: masks of them are kept"
+            raise Misfit("regions-too-large", message, ("rois", name, roi.kind), "fewer, or in several pipelines")
         try:
             shape = _rect(name, roi, view) if isinstance(roi, RectRoi) else _arc(name, roi, view)
         except _Outside as outside:
@@ -132,6 +142,12 @@ def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dic
     asked = {name: Rect(roi.x, roi.y, roi.width, roi.height) for name, roi in rois.items() if isinstance(roi, RectRoi)}
     counted = {name: view.behind(view.inside(rect)) for name, rect in asked.items()}
     return {name: rect for name, rect in counted.items() if rect != asked[name]}
+
+
+def _reach(roi: ArcRoi, view: View) -> int:
+    """Pixels of the square about an arc, as far as the frames show it."""
+    columns = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)[1]
+    return len(columns) * len(_along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)[1])
 
 
 class _Outside(Exception):
@@ -157,6 +173,7 @@ def _rect(name: str, roi: RectRoi, view: View) -> Region:
     return Region(box, None, box)
 
 
+@lru_cache(maxsize=256)
 def _arc(name: str, roi: ArcRoi, view: View) -> Region:
     span = roi.a2 - roi.a1
     if roi.r2 <= roi.r1 or span == 0:
@@ -164,16 +181,25 @@ def _arc(name: str, roi: ArcRoi, view: View) -> Region:
         raise Misfit("roi-empty", f"ROI {name} is empty: {limits}", ("rois", name, "arc"))
     column, dx = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)
     row, dy = _along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)
-    radius = np.hypot(dx, dy[:, None])
-    inside = (roi.r1 <= radius) & (radius < roi.r2)
-    if span < 360:
-        inside &= (np.degrees(np.arctan2(dy[:, None], dx)) - roi.a1) % 360 < span % 360
+    inside = np.empty((len(dy), len(dx)), np.bool_)
+    strip = max(1, STRIP // max(1, len(dx)))
+    for first in range(0, len(dy), strip):
+        inside[first : first + strip] = _in_arc(roi, span, dx, dy[first : first + strip, None])
     if not inside.any():
         raise _Outside(f"arc about ({roi.x:g}, {roi.y:g}), r from {roi.r1:g} to {roi.r2:g}")
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     tight = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     box = Rect(column + int(columns[0]), row + int(rows[0]), tight.shape[1], tight.shape[0])
     return Region(view.placed(box), view.turn(tight), view.placed(box))
+
+
+def _in_arc(roi: ArcRoi, span: float, dx: NDArray[np.float64], dy: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which pixels of some rows count, bool (rows, columns), by their distances from the centre."""
+    radius = np.hypot(dx, dy)
+    inside = (roi.r1 <= radius) & (radius < roi.r2)
+    if span < 360:
+        inside &= (np.degrees(np.arctan2(dy, dx)) - roi.a1) % 360 < span % 360
+    return inside
 
 
 def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, NDArray[np.float64]]:

@@ -14,7 +14,7 @@ from lima2cli.diagnostics import Findings
 from lima2cli.errors import FileProblem, Misfit
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Delegate, Reduce, Sink
-from lima2cli.nodes.io_hdf5 import check_common
+from lima2cli.nodes.io_hdf5 import check_chunk, check_common
 from lima2cli.plan.file_names import check_file_names
 from lima2cli.plan.flow_layout import frames_of
 from lima2cli.plan.flows import lay_out
@@ -24,6 +24,7 @@ from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Ste
 from lima2cli.plan.skew import check_skew
 from lima2cli.plan.stored_names import check_stored
 from lima2cli.poison import POISON, Poisoned, attempt
+from lima2cli.secret import hide
 from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 
 
@@ -48,7 +49,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         return None
     channels = {step.name: _channel(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Sink)}
     for name, channel in channels.items():
-        if (misfit := check_common(channel)) is not None:
+        if (misfit := check_chunk(channel) or check_common(channel)) is not None:
             findings.error(misfit.rule, misfit.message, ("nodes", name, "io_hdf5", *misfit.key), help=misfit.help)
     if findings.failed:
         return None
@@ -234,7 +235,7 @@ def _wiring(it: GraphNode) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Tables as maps, tuples as lists, absent values left out."""
+    """Tables as maps, tuples as lists, absent values left out, secrets hidden."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {key: plain(item) for key, item in fields.items() if item is not None}
@@ -242,4 +243,6 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, str):
+        return hide(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN

@@ -68,6 +68,10 @@ def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
     return bad if info.operated is None else np.ascontiguousarray(info.operated.view.apply(bad, "any"))
 
 
+LONGEST_WINDOW = 1 << 24
+"""Frames that become one."""
+
+
 @dataclass(frozen=True)
 class _Known:
     """What is known of everything that can be read, by name."""
@@ -223,6 +227,9 @@ def _warnings(step: Step, files: Files) -> Sequence[Misfit]:
 def _no_window(step: Step) -> Sequence[Misfit]:
     """The warning ``window-too-long`` where no window of frames is ever whole. Raises `Misfit` as `after` does."""
     came, left = step.numbering, after(step)
+    if left.window > LONGEST_WINDOW:
+        message = f"a window of {left.window} frames is too long: each frame of one is accounted for"
+        raise Misfit("window-too-long", message, ("frames",), f"at most {LONGEST_WINDOW}, or 0 for all")
     if came.selected is None or left.selected != 0 or came.selected == 0:
         return ()
     window = left.window // max(1, came.window)

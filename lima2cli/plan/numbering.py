@@ -8,6 +8,7 @@ from math import gcd, lcm
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.declare import LARGEST
 from lima2cli.errors import Misfit
 from lima2cli.geometry import Rule
 from lima2cli.nodes.base import Delegate, Gather, Join, Select, Transform
@@ -132,7 +133,8 @@ def _grouped(inputs: Mapping[str, Numbering], common: Rule) -> Rule:
 def _one_round(rule: Rule, selected: int | None, inputs: Sequence[Numbering]) -> NDArray[np.int64]:
     """Common frames until the places come round again."""
     period = reduce(lcm, (it.rule.step * it.rule.blocks * it.rule.buffers for it in inputs)) // rule.step
-    count = min(n for n in (selected, period, LONGEST_PATTERN) if n is not None)
+    within = -(-(LARGEST - rule.start) // rule.step)
+    count = min(n for n in (selected, period, LONGEST_PATTERN, within) if n is not None)
     return rule.start + rule.step * np.arange(count, dtype=np.int64)
 
 
@@ -148,7 +150,7 @@ def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Nu
         start += -(-(latest - start) // step) * step
     selected = _count(start, step, a, of_a, b, other.selected)
     rule = Rule(start or 0, step, _count(start, step, a, a.count, b, b.count), 1, 1, 1, 1)
-    if start is None or selected == 0:
+    if start is None or selected == 0 or start >= LARGEST or step >= LARGEST:
         message = f"`{name}` has no frame in common with {' and '.join(f'`{one}`' for one in before)}"
         raise Misfit("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
     return rule, selected

@@ -23,6 +23,7 @@ from lima2cli.runtime.launch import RANK_VARIABLES, Directories, Emit, Signals
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.run import as_seen, done, exit_code, open_directory, settled
+from lima2cli.secret import hide
 
 
 def job_rank() -> int | None:
@@ -121,5 +122,5 @@ def follow() -> None:
 
 
 def _abort(world: Any, error: BaseException) -> None:
-    print(f"error on rank {world.Get_rank()}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(hide(f"error on rank {world.Get_rank()}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
     world.Abort(FAILED)

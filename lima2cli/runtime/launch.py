@@ -31,6 +31,7 @@ from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runtime.ownership import LOG
 from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import started
+from lima2cli.secret import hide, known
 
 AT_ONCE = "ended at once by the user"
 NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
@@ -164,6 +165,10 @@ class Ranks:
         return [pid for pid, since in self._started.items() if since and started(pid) == since]
 
 
+LAST_LINES_S = 5.0
+"""The last lines of ranks may take so long to reach the log."""
+
+
 def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
 ) -> tuple[Path, dict[str, Any]]:
@@ -174,7 +179,8 @@ def run_with_mpiexec(
     with (directory / LOG).open("wb") as log, closing(server):
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+                stderr=subprocess.PIPE if known() else log,  # what has secrets in it does not reach the log as it is
                 env={**os.environ, LAUNCHED: "1"},
             )  # fmt: skip
         except OSError as error:
@@ -216,7 +222,8 @@ def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, e
     exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
     assert process.stdout is not None
     output, lines, deadline = process.stdout, Lines(), None
-    with selectors.DefaultSelector() as selector:
+    errors = None if process.stderr is None else _log_hidden(process.stderr, log)
+    with selectors.DefaultSelector() as selector, closing_after(errors):
         selector.register(output, selectors.EVENT_READ)
         selector.register(server.listener, selectors.EVENT_READ)
         while True:
@@ -247,10 +254,34 @@ def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, e
                 return process.wait()
 
 
+def _log_hidden(stream: IO[bytes], log: IO[bytes]) -> threading.Thread:
+    """Copy what ranks write to standard error to the log, secrets hidden, until they have ended."""
+
+    def copy() -> None:
+        with stream:
+            for line in stream:
+                log.write(hide(line.decode(errors="replace")).encode())
+                log.flush()
+
+    thread = threading.Thread(target=copy, name="log", daemon=True)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def closing_after(thread: threading.Thread | None) -> Iterator[None]:
+    """Wait for a thread at the end, a little: a process that ranks have left behind may hold its stream open."""
+    try:
+        yield
+    finally:
+        if thread is not None:
+            thread.join(LAST_LINES_S)
+
+
 def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
     """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
     if MPIEXEC_SAYS.match(line):
-        log.write(line + b"\n")
+        log.write(hide(line.decode(errors="replace")).encode() + b"\n")
     elif text := line.decode(errors="replace").rstrip():
         emit({"type": "event", "event": "output", "message": text})
 

@@ -18,6 +18,7 @@ from typing import Any
 from lima2cli.errors import RunFailed
 from lima2cli.plain import json_object
 from lima2cli.runtime.announcement import FILE, PREFIX, announce, starting, where
+from lima2cli.secret import hidden
 
 LONGEST = 4096
 """Bytes of a request or an answer, and its end of line."""
@@ -77,7 +78,7 @@ class Requests:
         line, end, _ = self._came[caller].partition(b"\n")
         if end or len(line) > LONGEST:
             with contextlib.suppress(OSError):
-                caller.send(json.dumps(_answered(line, answer)).encode() + b"\n")
+                caller.send(json.dumps(hidden(_answered(line, answer))).encode() + b"\n")
         if end or not more or len(line) > LONGEST:
             self._selector.unregister(caller)
             del self._came[caller]

@@ -26,6 +26,7 @@ from lima2cli.runtime.ownership import LOG, RunNames, has_saved, listed
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
+from lima2cli.secret import hide
 
 
 def run_plan(
@@ -116,7 +117,7 @@ def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
 def note(directory: Path, text: str) -> None:
     """Add a line to the log of a run, where that can be written."""
     with suppress(OSError), (directory / LOG).open("a", encoding="utf-8") as log:
-        log.write(f"{text}\n")
+        log.write(f"{hide(text)}\n")
 
 
 def as_seen(directory: Path) -> Path:
@@ -159,7 +160,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
     except EndedAtOnce:
         return conclude(plan, directories.all, AT_ONCE, "stopped")
     except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
-        (directory / LOG).write_text(traceback.format_exc())
+        (directory / LOG).write_text(hide(traceback.format_exc()))
         return conclude(plan, directories.all, f"{said(error)}; see {LOG}")
     return conclude(plan, directories.all, "it was not closed")
 

@@ -12,6 +12,7 @@ from lima2cli.plan.differences import Difference, differences
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.origin import Origin
+from lima2cli.secret import hidden
 
 NOT_COMPARED = ("warnings", "source")
 
@@ -47,5 +48,5 @@ def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[Difference, ...]:
     """How the contents of two plans differ, warnings and where they come from left out."""
-    before, after = ({key: value for key, value in it.items() if key not in NOT_COMPARED} for it in (old, new))
+    before, after = ({key: value for key, value in it.items() if key not in NOT_COMPARED} for it in (old, hidden(new)))
     return differences(before, after)

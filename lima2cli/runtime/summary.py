@@ -18,6 +18,7 @@ from lima2cli.runtime.messages import Usage
 from lima2cli.runtime.ownership import SUMMARY
 from lima2cli.runtime.shortfalls import achieved_hz, allowed_losses, shortfalls
 from lima2cli.runtime.usage import usage
+from lima2cli.secret import hidden
 
 VERSION = 1
 STATES = ("complete", "stopped", "failed")
@@ -145,7 +146,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     part = directory / f".{SUMMARY}.part"
     try:
         with part.open("w") as file:
-            json.dump(summary, file, indent=1)
+            json.dump(hidden(dict(summary)), file, indent=1)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

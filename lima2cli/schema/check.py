@@ -49,7 +49,8 @@ def check(data: Any, schema: Schema, findings: Findings, reported: frozenset[Pat
         else:
             found = [word(fault)]
             bad.add(found[0].at)
-        findings.items.extend(found)
+        for one in found:
+            findings.add(one)
     return frozenset(bad)
 
 
@@ -180,5 +181,8 @@ def _not_empty(validator: Any, least: int, instance: Any, schema: Schema) -> Err
 
 
 def _said(validator: Any, most: int, instance: Any, schema: Schema) -> Errors:
-    """``maxProperties`` stands in maps with kinds only, where x-kind says it."""
-    return iter(())
+    """Of one kind, or one use, other checks say it."""
+    from jsonschema import ValidationError
+
+    if isinstance(instance, dict) and len(instance) > most > 1 and "propertyNames" in schema:
+        yield ValidationError("many")

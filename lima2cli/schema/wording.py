@@ -53,6 +53,12 @@ def _out_of_range(fault: Fault) -> Diagnostic:
     return Diagnostic("out-of-range", _expected(fault), fault.at)
 
 
+def _too_many(fault: Fault) -> Diagnostic:
+    most = fault.schema["maxItems" if fault.keyword == "maxItems" else "maxProperties"]
+    message = f"{len(fault.value)} are too many, at most {most} can stand here"
+    return Diagnostic("too-many", message, fault.at, on_key=True)
+
+
 def _unknown_value(fault: Fault) -> Diagnostic:
     known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
     if not known or sort(fault.value) not in sorts(fault.schema):
@@ -86,6 +92,7 @@ _WORDING: Mapping[str, Callable[[Fault], Diagnostic]] = {
     "maximum": _out_of_range,
     "exclusiveMinimum": _out_of_range,
     "minItems": _out_of_range,
-    "maxItems": _out_of_range,
+    "maxItems": _too_many,
+    "maxProperties": _too_many,
     "minProperties": _out_of_range,
 }

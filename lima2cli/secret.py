@@ -1,0 +1,57 @@
+"""Values that no file and no message holds: those of variables that a pipeline marks as secret (``${NAME!}``).
+
+A secret is known to each process that has it: where one is made, and where a plan that holds one is unpickled. What is
+written or printed passes `hide` or `hidden`, which put ``***`` in the place of all of them.
+"""
+
+from typing import Any, Self
+
+HIDDEN = "***"
+
+SHORTEST = 4
+"""Characters of a secret: a shorter one could not be told from other text."""
+
+_known: set[str] = set()
+
+
+class Secret(str):
+    """A text with secret values in it. ``shown``: the same with ``***`` for these; ``values``: what they are."""
+
+    shown: str
+    values: tuple[str, ...]
+
+    def __new__(cls, text: str, shown: str, values: tuple[str, ...]) -> Self:
+        """Make it, and remember its values in this process."""
+        made = super().__new__(cls, text)
+        made.shown, made.values = shown, values
+        _known.update(value for value in values if len(value) >= SHORTEST)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Values travel to other ranks as such, so that these hide them, too."""
+        return (type(self), (str(self), self.shown, self.values))
+
+
+def known() -> bool:
+    """Whether this process has any secret."""
+    return bool(_known)
+
+
+def hide(text: str) -> str:
+    """A text with ``***`` for all secrets that this process has."""
+    if isinstance(text, Secret):
+        text = text.shown
+    for value in sorted(_known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def hidden(data: Any) -> Any:
+    """Plain data with `hide` applied to all texts but keys."""
+    if not _known and not isinstance(data, Secret):
+        return data
+    if isinstance(data, str):
+        return hide(data)
+    if isinstance(data, dict):
+        return {key: hidden(value) for key, value in data.items()}
+    return [hidden(value) for value in data] if isinstance(data, list | tuple) else data
