@@ -128,7 +128,7 @@ class Checked:
 
     @classmethod
     def of(cls, dataset: Any, parent: Any, name: str = "data") -> "Checked | None":
-        """The dataset ``name`` by the group ``checksum`` of ``parent``; None where that has none of this very dataset."""
+        """The dataset ``name`` by the group ``checksum`` of ``parent``; None where that has none of it."""
         import h5py
 
         values = parent.get(f"{GROUP}/{name}") if isinstance(parent, h5py.Group) else None

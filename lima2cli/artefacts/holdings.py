@@ -11,7 +11,7 @@ from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
 from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched, whole_windows
 from lima2cli.artefacts.inspection import Inspection, Unreadable
-from lima2cli.artefacts.progressions import Progressions, range_list
+from lima2cli.artefacts.progressions import Progressions, range_list, range_words
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, last_row, told
@@ -72,10 +72,8 @@ class Holding:
         found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
         if found:
             self.gone = True
-            words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in found[:3]]
-            more = ", ..." if len(found) > 3 else ""
             self._inspection.tell(
-                f"{self.record.node}: frames {', '.join(words)}{more} are marked saved but are in no file"
+                f"{self.record.node}: frames {range_words(found)} are marked saved but are in no file"
             )
 
     def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:

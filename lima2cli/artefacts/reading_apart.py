@@ -19,6 +19,8 @@ from typing import IO, Any
 PATIENCE_S = 60.0
 """Seconds for the rows that are read at once, from when on the reader has hung."""
 
+COMMAND = [sys.executable, "-P", "-m", __name__]
+
 DEATHS = 20
 """Of the process while it reads a dataset, from which on the rest is not read."""
 
@@ -75,9 +77,8 @@ class ReaderApart:
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None:
-            command = [sys.executable, "-P", "-m", __name__]
             pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing)
+            self._process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nothing)
             self._lines = b""
         return self._process
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.checksums import READ_BYTES, Checked, Span
 from lima2cli.artefacts.inspection import Inspection
-from lima2cli.artefacts.lack import spans
+from lima2cli.artefacts.progressions import range_words, ranges
 from lima2cli.artefacts.sparse_files import PARTS, is_sparse
 
 FrameNumbers = Callable[[int, int], NDArray[Any]]
@@ -48,18 +48,28 @@ def verify_table(inspection: Inspection, node: str, name: str, columns: Any) -> 
     """Hold the columns of a table against their checksums, and tell of which frames values are damaged."""
     numbers = columns["frame_number"]
     for column, data in columns.items():
-        _verify(inspection, node, name, data, Checked.of(data, columns.parent, column), lambda a, b: numbers[a:b])
+        checked = Checked.of(data, columns.parent, column)
+        if column == "frame_number":
+            _verify(inspection, node, name, data, checked, np.arange, "row")
+        else:
+            _verify(inspection, node, name, data, checked, lambda a, b: numbers[a:b])
 
 
 def _verify(
-    inspection: Inspection, node: str, name: str, dataset: Any, checked: Checked | None, frames: FrameNumbers
+    inspection: Inspection,
+    node: str,
+    name: str,
+    dataset: Any,
+    checked: Checked | None,
+    frames: FrameNumbers,
+    word: str = "frame",
 ) -> None:
     part = dataset.name.rpartition("/")[2]
     covered = 0 if checked is None else checked.covered
     if checked is not None:
         found = _frames(checked.damaged(0, covered), frames)
         why = f"the bytes of {part} are not those that were written"
-        _tell(inspection, name, found, f"{'is' if len(found) == 1 else 'are'} damaged: {why}")
+        _tell(inspection, name, found, f"{'is' if len(found) == 1 else 'are'} damaged: {why}", word)
     rest = len(dataset) - covered
     if not rest:
         return
@@ -69,7 +79,7 @@ def _verify(
     for row, why in inspection.reader.unreadable(dataset.file.filename, dataset.name, covered, len(dataset), step):
         bad.setdefault(why, []).append((row, min(len(dataset), row + step)))
     for why, rows in bad.items():
-        _tell(inspection, name, _frames(rows, frames), f"of {part} {why}" if part != "data" else why)
+        _tell(inspection, name, _frames(rows, frames), f"of {part} {why}" if part != "data" else why, word)
 
 
 def _rows_together(dataset: Any) -> int:
@@ -82,6 +92,6 @@ def _frames(rows: Iterable[Span], frames: FrameNumbers) -> NDArray[Any]:
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
 
 
-def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str) -> None:
+def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str, word: str) -> None:
     if len(frames):
-        inspection.tell(f"{name}: frame{'s' * (len(frames) != 1)} {spans(frames)} {problem}")
+        inspection.tell(f"{name}: {word}{'s' * (len(frames) != 1)} {range_words(ranges(frames))} {problem}")

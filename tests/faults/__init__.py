@@ -1,0 +1,1 @@
+"""Faults made on purpose, many times over: each prints how often the fault was found."""
