@@ -9,6 +9,7 @@ the stored bytes of a random chunk, the run is verified, and the bit is flipped 
 import argparse
 import random
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -130,18 +131,19 @@ def named(problems: list[str], path: Path) -> set[int]:
 
 def found_of(directory: Path, node: str, repeat: int, rng: random.Random) -> tuple[int, int]:
     """How many of ``repeat`` flipped bits were found, and of how many exactly the frames of their piece were named."""
-    there = pieces(directory, node)
     found = exact = 0
-    for _ in range(repeat):
-        piece = rng.choice(there)
-        byte, bit = rng.randrange(piece.size), rng.randrange(8)
-        piece.flip(byte, bit)
-        try:
-            frames = named(inspect_run(str(directory), verify=True)["problems"], piece.path)
-        finally:
+    with tempfile.TemporaryDirectory() as alone:
+        for path in directory.glob(f"bits_{node}*.h5"):
+            shutil.copy(path, alone)
+        there = pieces(Path(alone), node)
+        for _ in range(repeat):
+            piece = rng.choice(there)
+            byte, bit = rng.randrange(piece.size), rng.randrange(8)
             piece.flip(byte, bit)
-        found += frames >= piece.frames
-        exact += frames == piece.frames
+            frames = named(inspect_run(alone, verify=True)["problems"], piece.path)
+            piece.flip(byte, bit)
+            found += frames >= piece.frames
+            exact += frames == piece.frames
     return found, exact
 
 
