@@ -28,13 +28,19 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
     """The accounting of a run directory, from its files: ``{"version", "flows", "channels", "tables", "problems",
     "warnings"}``.
 
-    verify     read every frame, so that unreadable chunks are found
+    verify     read every frame, and hold it against its checksum, so that damage is found
     problems   plain sentences: missing, short or unreadable files, frames that are not where the master says
     warnings   plain sentences: what no file tells; its numbers are None
 
     OSError where the directory can't be listed.
     """
     inspection = Inspection(directory, verify)
+    with inspection.reader:
+        return _inspected(inspection)
+
+
+def _inspected(inspection: Inspection) -> dict[str, Any]:
+    directory = inspection.directory
     flows = kept_flows(inspection)
     channels: list[Holding] = [
         (Common if record.layout == "common" else Frames)(inspection, record)
@@ -50,6 +56,9 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
         holding.count()
     names = dict.fromkeys([*(flow for it in holdings for flow in it.record.flows), *flows])
     warnings: list[str] = []
+    for node, count in inspection.unchecked.items():
+        which = f"{count} frame{'s have' if count != 1 else ' has'} no checksum"
+        warnings.append(f"{node}: {which}: nothing tells whether all is as it was written")
     return {
         "version": VERSION,
         "flows": {name: _flow(name, holdings, flows.get(name), inspection, warnings) for name in names},

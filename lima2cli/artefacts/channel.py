@@ -30,6 +30,7 @@ class Channel:
     mask        bool (height, width), True = masked (gaps too), or None; saved as NeXus pixel_mask
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     invalid     values of pixels of single frames that are no measurement
+    checksum    whether stored data have checksums
     hole        of pixels that nobody wrote; None: the detector's gap value
     metadata    the pipeline's ``metadata`` (plain data, base units)
     acquisition, processing   parameters saved for the record (plain data)
@@ -59,6 +60,7 @@ class Channel:
     compression: str = "bslz4"
     frames_per_file: int = 0
     frames_per_chunk: int = 1
+    checksum: bool = True
     mask: NDArray[np.bool_] | None = None
     saturation: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

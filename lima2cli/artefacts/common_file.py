@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.checksums import GROUP, make_sums
 from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, make_contiguous
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
@@ -82,15 +83,16 @@ class WrittenRows:
             self._sound = entry["channel"].create_dataset("sound_rows", (1,), "uint64")
             self._columns = Columns(
                 measurement,
-                {"frame_number": "uint64", "frame_time": "float64"},
+                {"frame_number": "uint64", "frame_time": "float64", "checksum": "uint64"},
                 {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
             )
         self._file.start()
 
-    def append(self, numbers: NDArray[Any], times: NDArray[Any], sound: int) -> None:
-        """Frames (n,) that are in the file, their times (ns since the epoch), and that row (0: as before). OSError."""
+    def append(self, numbers: NDArray[Any], times: NDArray[Any], sums: NDArray[Any], sound: int) -> None:
+        """Frames (n,) that are in the file, their times (ns since the epoch) and checksums, and that row (0: as
+        before). OSError."""
         with disk_errors(self._file.path):
-            self._columns.append((numbers, times))
+            self._columns.append((numbers, times, sums))
             if sound:
                 self._sound[0] = sound
             if self._columns.full:
@@ -139,7 +141,7 @@ def complete_common(
         sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
         count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
         detector = file[detector_path(channel)]
-        for name in ("frame_number", "frame_time", "frame_status", "flow"):
+        for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
             if name in detector:  # it was broken off here before
                 del detector[name]
         if "flows" in file[ENTRY]:
@@ -147,6 +149,11 @@ def complete_common(
         write_flow(detector, channel, count, statuses, totals)
         write_flows(file[ENTRY], flows, unmatched)
         write_rows(detector, channel, [InOrder(_frames(channel, it)) for it in columns], count, statuses)
+        if channel.checksum and all("checksum" in it for it in columns):
+            _write_sums(
+                make_sums(detector, {"data": detector["data"]}, count, rows=1)["data"],
+                [_sums(channel, it) for it in columns],
+            )
         try:
             _fill(detector, channel, sound, count)
         except OSError as error:
@@ -167,6 +174,25 @@ def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
     for first, last in windows(held, READ):
         rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
         yield rows, columns["frame_time"][first:last]
+
+
+def _sums(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
+    """Index among the selected frames, and checksum, of what a receiver wrote."""
+    held = min(len(column) for column in columns.values())
+    for first, last in windows(held, READ):
+        rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
+        yield rows, columns["checksum"][first:last]
+
+
+def _write_sums(values: Any, receivers: Sequence[Iterator[Sequence[NDArray[Any]]]]) -> None:
+    """The checksum of each frame that was saved, to its row; 0 where there is none."""
+    streams = [InOrder(receiver) for receiver in receivers]
+    for first, last in windows(len(values)):
+        held = np.zeros(last - first, np.uint64)
+        for stream in streams:
+            for rows, sums in stream.take(last):
+                held[rows - first] = sums
+        values[first:last] = held
 
 
 def _last(channel: Channel, columns: Any) -> int:

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.common_file import written_rows_files
 from lima2cli.artefacts.flow_record import kept_unmatched
-from lima2cli.artefacts.holdings import Claimed, read_all
+from lima2cli.artefacts.holdings import Claimed
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import Rows
+from lima2cli.artefacts.verification import verify_common
 
 
 class Common(Claimed):
@@ -36,7 +37,7 @@ class Common(Claimed):
         try:
             if self._inspection.verify:
                 with self._inspection.open(self._master) as file:
-                    read_all(self._inspection, self._master, detector_of(file)["data"])
+                    verify_common(self._inspection, self.record.node, self._master, detector_of(file))
             self._claims = Claims(self._inspection, self.record, self._master)
         except Unreadable as error:
             self._inspection.tell(f"{self._master}: {error}")

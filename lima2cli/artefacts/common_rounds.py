@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.checksums import row_sums
 from lima2cli.artefacts.tree import fill_value
 from lima2cli.spec import Array
 from lima2cli.transport.shared_file import Stripes
@@ -28,6 +29,7 @@ class Round:
     """Own frames (n, height, width) of consecutive rows, the ``first``-th own row the first of them.
 
     filled   those that are there;  times   ns since the epoch;  whole   the memory, which may be longer
+    sums     checksums of the frames, where they are taken
     """
 
     first: int
@@ -35,6 +37,7 @@ class Round:
     frames: Array
     times: NDArray[np.uint64]
     filled: NDArray[np.bool_]
+    sums: NDArray[np.uint64]
 
 
 class Rounds:
@@ -45,6 +48,7 @@ class Rounds:
         self.rows = max(1, round(ROUND_BYTES * len(set(channel.receivers)) / stripes.row_bytes))
         self._frame, self._dtype = (channel.height, channel.width), np.dtype(channel.dtype)
         self._fill = fill_value(channel)
+        self._summed = channel.checksum
         self._held: dict[int, Round] = {}
         self._spare: list[Array] = []
 
@@ -70,19 +74,25 @@ class Rounds:
         first, last = self._own(number)
         held = self._round(number)
         held.frames[~held.filled] = self._fill
-        return first, held.frames[: last - first].view(np.uint8).reshape(last - first, self.stripes.row_bytes)
+        rows = held.frames[: last - first].view(np.uint8).reshape(last - first, self.stripes.row_bytes)
+        if self._summed:
+            held.sums[: len(rows)] = row_sums(rows)
+        return first, rows
 
     def nothing(self, number: int) -> tuple[int, NDArray[np.uint8]]:
         """As `bytes`, without any row."""
         return self._own(number)[0], np.empty((0, self.stripes.row_bytes), np.uint8)
 
-    def end(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Rows and times of the frames of a round, whose memory is given back."""
+    def end(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """Rows, times and checksums of the frames of a round, whose memory is given back."""
         held = self._held.pop(number, None)
         if held is None:
-            return np.empty(0, np.int64), np.empty(0, np.uint64)
+            nothing = np.empty(0, np.uint64)
+            return np.empty(0, np.int64), nothing, nothing
         self._spare = [*self._spare, held.whole][-SPARE:]
-        return self.stripes.rows(held.first, held.first + len(held.filled))[held.filled], held.times[held.filled]
+        filled = held.filled
+        rows = self.stripes.rows(held.first, held.first + len(filled))[filled]
+        return rows, held.times[filled], held.sums[filled]
 
     def _own(self, number: int) -> tuple[int, int]:
         """Own rows of a round, (first, last + 1), counted among own rows."""
@@ -96,5 +106,6 @@ class Rounds:
             whole = fitting[0] if fitting else np.empty((last - first, *self._frame), self._dtype)
             self._spare = [it for it in self._spare if it is not whole]
             count = last - first
-            self._held[number] = Round(first, whole, whole[:count], np.zeros(count, np.uint64), np.zeros(count, bool))
+            times, sums = np.zeros((2, count), np.uint64)
+            self._held[number] = Round(first, whole, whole[:count], times, np.zeros(count, bool), sums)
         return self._held[number]

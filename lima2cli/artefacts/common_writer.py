@@ -202,15 +202,15 @@ class CommonWriter:
         """A round is over: what it has brought to the file is told there."""
         words = self._told.words
         self._sound = self._sound and not words.any()
-        rows, times = self._rounds.end(self._number)
+        rows, times, sums = self._rounds.end(self._number)
         if (words == FAILED).any() or self._error is not None:
-            rows, times = rows[:0], times[:0]
+            rows, times, sums = rows[:0], times[:0], sums[:0]
         sound = self._rounds.last(self._number) if self._sound else 0
         self._number, self._state = self._number + 1, _State.FILLING
         assert self._written is not None
         rule = self._channel.rule
         try:
-            self._written.append(rows * rule.step + rule.start, times, sound)
+            self._written.append(rows * rule.step + rule.start, times, sums, sound)
         except OSError as error:
             self._error = self._error or error
 

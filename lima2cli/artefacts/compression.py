@@ -30,10 +30,12 @@ class Stored(NamedTuple):
 
     data  any object with the buffer protocol
     mask  filter mask of `h5py.h5d.DatasetID.write_direct_chunk`: 1 where the filter was left out
+    checksum   of the data, None: not taken
     """
 
     data: Any
     mask: int = 0
+    checksum: int | None = None
 
 
 Encoder = Callable[[NDArray[Any]], Stored]

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.artefacts.checked_rows import CheckedRows
 from lima2cli.artefacts.hdf5_dataset import recorded_view
 from lima2cli.artefacts.hdf5_declared import Declared, declared
 from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.hdf5_links import follow
+from lima2cli.artefacts.hdf5_survey import RULE as INCOMPLETE
 from lima2cli.artefacts.hdf5_survey import Survey
-from lima2cli.artefacts.lack import Lack
+from lima2cli.artefacts.lack import Lack, spans
 from lima2cli.errors import FileProblem
 from lima2cli.spec import DTYPES, Array, Invalid, StackInfo
 
@@ -122,6 +124,7 @@ class Hdf5Stack(OpenStack):
         self._dataset = place.item
         super().__init__(f"{name}::{inner}", self._dataset.shape, self._dataset.dtype)
         _check_filters(self.name, self._dataset)
+        self._checked = CheckedRows(self._dataset, place.parent)
         survey = Survey()
         self.lacks(survey.lack(self._dataset, place.parent))
         known, kind = {} if known is None else known, (self.info.shape[1:], self.info.dtype)
@@ -139,6 +142,7 @@ class Hdf5Stack(OpenStack):
         self.files = tuple(dict.fromkeys((*place.files, *survey.files, *said.files)))
 
     def _read(self, numbers: Sequence[int]) -> Array:
+        self._check(numbers)
         if self.single:
             return np.repeat(self._dataset[()][np.newaxis], len(numbers), 0)
         if isinstance(numbers, range) and len(numbers) and numbers.step > 0:
@@ -149,8 +153,16 @@ class Hdf5Stack(OpenStack):
             frame[:] = self._dataset[number]
         return out
 
+    def _check(self, numbers: Sequence[int]) -> None:
+        """Raise `FileProblem` where frames are not as they were written; what is damaged might crash its filter."""
+        damaged = self._checked.damaged(np.asarray(numbers, np.int64))
+        if len(damaged):
+            which = f"frame{'s' * (len(damaged) != 1)} {spans(damaged)}"
+            raise FileProblem(f"{self.name}: the stored bytes of {which} are not those that were written", INCOMPLETE)
+
     def close(self) -> None:
         """See `OpenStack`; a file that a link led to is closed with its last object."""
+        self._checked.close()
         self._dataset = None
         self._file.close()
 

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.flow_record import kept_unmatched
-from lima2cli.artefacts.holdings import Claimed, last_listed, read_all
+from lima2cli.artefacts.holdings import Claimed, last_listed
 from lima2cli.artefacts.inspection import Inspection, Unreadable, detector_of
 from lima2cli.artefacts.master import by_receiver, frame_files, receiver_of
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, Rows, rows_of, windows
-from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
+from lima2cli.artefacts.sparse_files import whole_rows
+from lima2cli.artefacts.verification import verify_frames
 
 
 class Frames(Claimed):
@@ -51,8 +51,7 @@ class Frames(Claimed):
             self._last = max(self._last, last_listed(detector["frame_number"], count, self.record))
             self._counts[name] = count
             if self._inspection.verify:
-                for data in _datasets(detector["data"]):
-                    read_all(self._inspection, name, data)
+                verify_frames(self._inspection, self.record.node, name, detector)
 
     def _open_master(self) -> None:
         """What the master claims; its sources must exist and be long enough."""
@@ -61,8 +60,7 @@ class Frames(Claimed):
             self._claims = claims = Claims(inspection, self.record, self._master)
             if claims.sparse and inspection.verify:
                 with inspection.open(self._master) as file:
-                    for data in _datasets(detector_of(file)["data"]):
-                        read_all(inspection, self._master, data)
+                    verify_frames(inspection, self.record.node, self._master, detector_of(file))
         except Unreadable as error:
             inspection.tell(f"{self._master}: {error}")
             return
@@ -102,8 +100,3 @@ class Frames(Claimed):
             there = shown[low : int(rows[inside].max()) + 1][rows[inside] - low]
             if (there != held[inside] if self.record.parts == 1 else there < held[inside]).any():
                 self._inspection.tell(f"{name}: {self._master} has other numbers of pixels of its frames")
-
-
-def _datasets(data: Any) -> list[Any]:
-    """The dataset itself, or index and intensity of sparse frames."""
-    return [data["index"], data["intensity"]] if is_sparse(data) else [data]

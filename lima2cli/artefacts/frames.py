@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.checksums import ChunkSums, make_sums, summed
 from lima2cli.artefacts.compression import Stored, encoder, filter_options
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import fill_value, fixed, plant, plant_start
@@ -74,7 +75,8 @@ class FrameWriter:
         self._per_file = channel.frames_per_file
         self._per_chunk = chunk_frames(channel)
         shape = (self._per_chunk, *self._frame)
-        self._encode = encoder(channel.compression, channel.dtype, shape)
+        encode = encoder(channel.compression, channel.dtype, shape)
+        self._encode = summed(encode) if channel.checksum else encode
         self._direct = channel.compression == "none"  # the chunk itself is what is written
         self._fill_value = fill_value(channel)
         self._carry, self._spare = np.empty(shape, self._dtype), np.empty(shape, self._dtype)
@@ -249,6 +251,9 @@ class _FrameFile:
             )
             detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+            self._per_chunk = chunk_frames(channel)
+            sums = make_sums(detector, {"data": self._data}) if channel.checksum else None
+            self._sums = None if sums is None else ChunkSums(sums["data"])
 
     def start(self, start_ns: int) -> None:
         """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
@@ -278,6 +283,8 @@ class _FrameFile:
             self._data.id.set_extent((row + rows, *self._frame))
             self._data.id.write_direct_chunk((row, 0, 0), stored.data, stored.mask)
         self._shown = row + rows
+        if self._sums is not None:
+            self._sums.put(row // self._per_chunk, stored.checksum)
 
     def publish(self) -> None:
         """Rows whose data were written: first the data, then their numbers, so that a kill between leaves no gap."""
@@ -288,9 +295,17 @@ class _FrameFile:
             self._columns.write(self._shown)
             self._status.resize((self._columns.written,))
         self._file.flush()
+        if self._sums is not None:  # behind the rows, so that none is there for a chunk that a kill may cut
+            with disk_errors(self._file.path):
+                self._sums.write(self.complete // self._per_chunk)
 
     def close(self) -> None:
         """End the file; one that can't be ended stays as last flushed."""
+        try:
+            self._end_sums()
+        except OSError:
+            self._file.abandon()
+            raise
         self._file.close()
 
     def salvage(self) -> None:
@@ -299,6 +314,13 @@ class _FrameFile:
             with disk_errors(self._file.path):
                 self._data.id.set_extent((self._shown, *self._frame))
             self.publish()
+            self._end_sums()
             self._file.close()
         except OSError:  # told already by the call that failed first
             self._file.abandon()
+
+    def _end_sums(self) -> None:
+        """The checksums of all chunks, also of the last."""
+        if self._sums is not None:
+            with disk_errors(self._file.path):
+                self._sums.write()

@@ -82,7 +82,7 @@ class Survey:
         length = dataset.shape[0]
         mapped, lacking, reasons = np.zeros(length, np.int64), np.zeros(length, bool), []
         for source in dataset.virtual_sources():
-            for name, target, pixels, origin in _mappings(dataset.file.filename, source, length):
+            for name, target, pixels, origin in mappings(dataset.file.filename, source, length):
                 np.add.at(mapped, target, pixels)
                 rows, reason = self._source(dataset, name, source, target, origin, depth)
                 lacking[rows] = True
@@ -223,7 +223,7 @@ def _counted(name: str, number: int) -> str:
     return name.replace("%b", str(number)).replace("%%", "%")
 
 
-def _mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers, Numbers, Numbers | None]]":
+def mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers, Numbers, Numbers | None]]":
     """Of one mapping the name of each file, the rows of the virtual dataset with their pixels, and those of the file.
 
     Names may count files, ``part_%b.h5``: such a mapping stands for as many as fit.

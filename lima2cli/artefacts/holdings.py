@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,14 @@ from numpy.typing import NDArray
 from lima2cli.artefacts.claims import Claims
 from lima2cli.artefacts.file_names import master_file, table_file
 from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, kept_unmatched, whole_windows
-from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.inspection import Inspection, Unreadable
-from lima2cli.artefacts.progressions import Progressions, range_list
+from lima2cli.artefacts.progressions import Progressions, range_list, range_words
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, Rows, rows_of, windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, Statuses, last_row, told
 from lima2cli.artefacts.tables import part_files
 from lima2cli.artefacts.tree import MEASUREMENT
-
-PLAIN_BYTES = 8 << 20
-"""Of a dataset without chunks that are read together."""
+from lima2cli.artefacts.verification import verify_table
 
 
 class Holding:
@@ -76,10 +72,8 @@ class Holding:
         found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
         if found:
             self.gone = True
-            words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in found[:3]]
-            more = ", ..." if len(found) > 3 else ""
             self._inspection.tell(
-                f"{self.record.node}: frames {', '.join(words)}{more} are marked saved but are in no file"
+                f"{self.record.node}: frames {range_words(found)} are marked saved but are in no file"
             )
 
     def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:
@@ -196,6 +190,8 @@ class Table(Holding):
         for name in self.files:
             with inspection.open(name) as file:
                 self.rows += _shortest(file[MEASUREMENT])
+                if inspection.verify and self.file is not None:
+                    verify_table(inspection, record.node, name, file[MEASUREMENT])
         self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
@@ -226,17 +222,3 @@ def last_listed(numbers: Any, count: int, record: Record) -> int:
     """The last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
     tail = rows_of(numbers[max(0, count - READ) : count], record.start, record.step)
     return int(tail.max(initial=-1))
-
-
-def read_all(inspection: Inspection, name: str, data: Any) -> None:
-    """Read every chunk once."""
-    load_filters()
-    step = data.chunks[0] if data.chunks else max(1, PLAIN_BYTES // max(1, data.dtype.itemsize * prod(data.shape[1:])))
-    bad = []
-    for row in range(0, len(data), step):
-        try:
-            data[row : row + step]
-        except OSError:
-            bad.append(row)
-    if bad:
-        inspection.tell(f"{name}: chunks at rows {', '.join(map(str, bad[:5]))}{'...' * (len(bad) > 5)} can't be read")

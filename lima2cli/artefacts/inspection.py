@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES
+from lima2cli.artefacts.reading_apart import ReaderApart
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import ENTRY
 
@@ -17,11 +18,16 @@ Unreadable = (OSError, RuntimeError, KeyError, ValueError)
 
 @dataclass
 class Inspection:
-    """Findings so far about the files of one directory; ``verify`` reads every frame."""
+    """Findings so far about the files of one directory; ``verify`` reads every frame.
+
+    unchecked   by node, how many frames have no checksum;  reader   for data that may be damaged, to be ended
+    """
 
     directory: str
     verify: bool
     problems: list[str] = field(default_factory=list)
+    unchecked: dict[str, int] = field(default_factory=dict)
+    reader: ReaderApart = field(default_factory=ReaderApart)
 
     def tell(self, problem: str) -> None:
         """Add a problem, once."""

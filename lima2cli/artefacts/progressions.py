@@ -1,6 +1,6 @@
 """Sequences as arithmetic progressions, found piece by piece: regular sequences of any length take constant memory."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,3 +92,13 @@ def range_list(found: Progressions) -> list[list[int]]:
     first, step, count = found.finish().T
     listed: list[list[int]] = np.stack((first, first + step * (count - 1), np.maximum(step, 1)), axis=1).tolist()
     return listed
+
+
+LISTED = 3
+"""Ranges that a message lists."""
+
+
+def range_words(ranges: Sequence[Sequence[int]]) -> str:
+    """Ranges ``[first, last, step]`` in words: ``3, 7-9, 20-30 step 2, ...``."""
+    words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in ranges[:LISTED]]
+    return ", ".join(words) + (", ..." if len(ranges) > LISTED else "")

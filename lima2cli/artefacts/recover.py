@@ -51,8 +51,9 @@ def level(path: str) -> None:
     """
     import h5py
 
+    from lima2cli.artefacts.checksums import cut_sums
     from lima2cli.artefacts.record import Record
-    from lima2cli.artefacts.sparse_files import cut_rows, is_sparse, whole_rows
+    from lima2cli.artefacts.sparse_files import PARTS, cut_rows, is_sparse, whole_rows
     from lima2cli.artefacts.tree import ENTRY
 
     with h5py.File(path, "r+", locking="best-effort") as file:
@@ -66,8 +67,11 @@ def level(path: str) -> None:
         if "data" in where and is_sparse(where["data"]):
             rows = min(rows, whole_rows(where["data"]))
             cut_rows(where["data"], rows)
+            for name in PARTS:
+                cut_sums(where, name, len(where["data"][name]))
         for item in growing:
             if len(item) > rows:
+                cut_sums(where, item.name.rpartition("/")[2], rows)
                 item.resize(rows, axis=0)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.checksums import ChunkSums, make_sums
 from lima2cli.artefacts.compression import filter_options
 from lima2cli.artefacts.frames import frame_file
 from lima2cli.artefacts.record import Record
@@ -24,6 +25,9 @@ from lima2cli.spec import Array, Block, SparseBlock
 
 CHUNK = 16384
 """Pixels of a chunk, which the chunk cache takes."""
+
+PARTS = ("index", "intensity")
+"""What the group ``data`` has of each pixel."""
 
 
 class Rows:
@@ -43,6 +47,8 @@ class Rows:
         )
         self._ptr = made.create_dataset("frame_ptr", (1,), "uint64", maxshape=(None,), chunks=(ROWS_KEPT,))
         self._ptr[0] = 0
+        sums = make_sums(detector, {name: made[name] for name in PARTS}) if channel.checksum else {}
+        self._sums = [(ChunkSums(values), made[name]) for name, values in sums.items()]
 
     def add_pixels(self, index: Array, intensity: Array) -> None:
         """Pixels (m,) after those that are there."""
@@ -58,6 +64,13 @@ class Rows:
         first = len(self._ptr)
         self._ptr.resize((first + len(ends),))
         self._ptr[first:] = ends
+
+    def add_sums(self, *, last: bool = False) -> None:
+        """Checksums of the chunks that are full, of a file that was flushed; of the last chunk, too, at the end."""
+        chunks = -(-self.pixels // CHUNK) if last else self.pixels // CHUNK
+        for sums, dataset in self._sums:
+            sums.seal(dataset, chunks)
+            sums.write()
 
 
 def is_sparse(data: Any) -> bool:
@@ -237,10 +250,14 @@ class _SparseFile:
             self._status.resize((self._columns.written,))
         self._ends = []
         self._file.flush()
+        with disk_errors(self._file.path):
+            self._rows.add_sums()
 
     def close(self) -> None:
         """End the file."""
         self.publish()
+        with disk_errors(self._file.path):
+            self._rows.add_sums(last=True)
         self._file.close()
 
     def abandon(self) -> None:

@@ -59,6 +59,8 @@ def copy_rows(
         data.add_rows(ends.astype(np.uint64))
         pixels[done : done + len(lengths)] = lengths
         done += len(lengths)
+    detector.file.flush()
+    data.add_sums(last=True)
 
 
 def _pointers(

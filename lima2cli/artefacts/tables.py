@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import TableChannel
+from lima2cli.artefacts.checksums import cover
 from lima2cli.artefacts.file_names import part_names, table_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.record import Record
@@ -144,6 +145,7 @@ def merge_tables(
                 )
                 column[row : row + len(order)] = piece[order]
             row += len(order)
+        cover(entry, dict(measurement.items()))
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
         _plot(entry, channel)

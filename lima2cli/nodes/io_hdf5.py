@@ -11,6 +11,9 @@ invalid values of single frames are noted as attributes of the NXdetector (``inv
 dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
 more than a file holds or come in half a second.
 
+Files hold a checksum of what they store of each chunk, which `lima2 inspect --verify` and `replay` hold against it;
+``checksum: off`` saves the one or two percent that it costs.
+
 Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks that ``frames_per_chunk`` does not change.
 """
 
@@ -55,6 +58,11 @@ class IoHdf5(Sink):
         Choice(("files", "common", "virtual")),
         "files",
     )
+    checksum: str = param(
+        "xxh3: of what is stored of each chunk (`layout: common`: of each frame), so that damage is found.",
+        Choice(("xxh3", "off")),
+        "xxh3",
+    )
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Sink.infer`."""
@@ -91,6 +99,7 @@ class IoHdf5(Sink):
             "compression": self.compression or ("none" if self.layout == "common" else "bslz4"),
             "frames_per_file": self.frames_per_file,
             "frames_per_chunk": int(chunk),
+            "checksum": self.checksum != "off",
         }
 
     def open(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> Writer:

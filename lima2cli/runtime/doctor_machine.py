@@ -18,7 +18,7 @@ from lima2cli.runtime.environment import SHARED_MEMORY, available_memory, cores
 from lima2cli.runtime.joined import job_rank
 from lima2cli.runtime.launch import find_mpiexec
 
-PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin")
+PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin", "xxhash")
 OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
 """Packages of the extras, by name."""
 

@@ -1,1 +1,1 @@
-"""Faults that are made on purpose; each module is a command."""
+"""Faults made on purpose, many times over: each module is a command, and prints what was found."""

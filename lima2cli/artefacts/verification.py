@@ -1,0 +1,97 @@
+"""Whether datasets are as they were written: by their checksums, and where there are none by reading them."""
+
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.artefacts.checksums import READ_BYTES, Checked, Span
+from lima2cli.artefacts.inspection import Inspection
+from lima2cli.artefacts.progressions import range_words, ranges
+from lima2cli.artefacts.sparse_files import PARTS, is_sparse
+
+FrameNumbers = Callable[[int, int], NDArray[Any]]
+"""The frames of rows ``first`` to ``last - 1``, by number."""
+
+
+def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -> None:
+    """Hold the dense or sparse frames of a file against their checksums, and tell which are damaged."""
+    data, numbers = detector["data"], detector["frame_number"]
+    if not is_sparse(data):
+        _verify(inspection, node, name, data, Checked.of(data, detector), lambda a, b: numbers[a:b])
+        return
+    ends = data["frame_ptr"][1:]
+
+    def frames(first: int, last: int) -> NDArray[Any]:
+        begin, end = np.searchsorted(ends, (first, max(first, last - 1)), "right").tolist()
+        found: NDArray[Any] = numbers[begin : end + 1]
+        return found
+
+    for part in PARTS:
+        _verify(inspection, node, name, data[part], Checked.of(data[part], detector, part), frames)
+
+
+def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -> None:
+    """Hold the frames of a common file that were saved against their checksums, and tell which are damaged."""
+    data, numbers, status = detector["data"], detector["frame_number"], detector["frame_status"]
+
+    def saved(first: int, last: int) -> NDArray[Any]:
+        found: NDArray[Any] = numbers[first:last][status[first:last] == 0]
+        return found
+
+    _verify(inspection, node, name, data, Checked.of(data, detector), saved)
+
+
+def verify_table(inspection: Inspection, node: str, name: str, columns: Any) -> None:
+    """Hold the columns of a table against their checksums, and tell of which frames values are damaged."""
+    numbers = columns["frame_number"]
+    for column, data in columns.items():
+        checked = Checked.of(data, columns.parent, column)
+        if column == "frame_number":
+            _verify(inspection, node, name, data, checked, np.arange, "row")
+        else:
+            _verify(inspection, node, name, data, checked, lambda a, b: numbers[a:b])
+
+
+def _verify(
+    inspection: Inspection,
+    node: str,
+    name: str,
+    dataset: Any,
+    checked: Checked | None,
+    frames: FrameNumbers,
+    word: str = "frame",
+) -> None:
+    part = dataset.name.rpartition("/")[2]
+    covered = 0 if checked is None else checked.covered
+    if checked is not None:
+        found = _frames(checked.damaged(0, covered), frames)
+        why = f"the bytes of {part} are not those that were written"
+        _tell(inspection, name, found, f"{'is' if len(found) == 1 else 'are'} damaged: {why}", word)
+    rest = len(dataset) - covered
+    if not rest:
+        return
+    inspection.unchecked[node] = inspection.unchecked.get(node, 0) + len(np.unique(frames(covered, len(dataset))))
+    step = dataset.chunks[0] if dataset.chunks else _rows_together(dataset)
+    bad: dict[str, list[Span]] = {}
+    for row, why in inspection.reader.unreadable(dataset.file.filename, dataset.name, covered, len(dataset), step):
+        bad.setdefault(why, []).append((row, min(len(dataset), row + step)))
+    for why, rows in bad.items():
+        _tell(inspection, name, _frames(rows, frames), f"of {part} {why}" if part != "data" else why, word)
+
+
+def _rows_together(dataset: Any) -> int:
+    row_bytes: int = dataset.dtype.itemsize * prod(dataset.shape[1:])
+    return max(1, READ_BYTES // max(1, row_bytes))
+
+
+def _frames(rows: Iterable[Span], frames: FrameNumbers) -> NDArray[Any]:
+    found = [frames(first, last) for first, last in rows]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+
+
+def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str, word: str) -> None:
+    if len(frames):
+        inspection.tell(f"{name}: {word}{'s' * (len(frames) != 1)} {range_words(ranges(frames))} {problem}")
