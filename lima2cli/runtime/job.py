@@ -212,4 +212,3 @@ class Launcher:
             self._flush()
             time.sleep(1e-3)
         self._socket.close()
-
