@@ -5,7 +5,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def test_a_directory_that_takes_no_more_files(tmp_path: Path) -> None:
     finally:
         subprocess.run(["chattr", "-i", directory], check=True)
     assert ran.code == 10, ran.output
-    assert "cannot be ended" in ran.output
+    assert "its summary cannot be written: [Errno 1]" in ran.output
     assert "this is a bug" not in ran.output
     assert lima2("recover", str(directory), cwd=tmp_path).returncode == 0
     assert json.loads((directory / "summary.json").read_text())["channels"]["save"]["saved"] > 0
@@ -131,7 +130,7 @@ def test_a_call_that_hangs_has_failed(tmp_path: Path, code: str, monkeypatch: py
     summary = truth(ran)
     assert (summary["channels"]["save"]["saved"], summary["channels"]["save"]["dropped"]) == (15, 5)
     assert any(
-        "TookTooLong: it had not returned after 0.3 s (u.py:f, frames 5 to 9)" in it for it in summary["warnings"]
+        "TookTooLong: it had not returned after 300 ms (u.py:f, frames 5 to 9)" in it for it in summary["warnings"]
     ), summary["warnings"]
 
 
@@ -140,7 +139,7 @@ def test_an_import_that_hangs_keeps_the_run_from_starting(tmp_path: Path, monkey
     (tmp_path / "u.py").write_text("import time\ntime.sleep(900)\ndef f(frames, numbers): return frames\n")
     ran = run(USER, tmp_path, "inline")
     assert ran.code == 10
-    assert ran.summary["reason"] == "u: u.py:2: TookTooLong: it had not returned after 0.3 s (u.py:f, import)"
+    assert ran.summary["reason"] == "u: u.py:2: TookTooLong: it had not returned after 300 ms (u.py:f, import)"
 
 
 THREAD = """
@@ -177,7 +176,6 @@ def test_a_child_that_is_forked_is_no_rank(tmp_path: Path, transport: str, nap: 
     assert ran.code == 0, ran.output
     assert truth(ran)["channels"]["save"]["saved"] == 20
     assert time.monotonic() - began < 50
-    assert not [pid for pid in processes_with("LIMA2_NO_SUCH", "x")]
 
 
 ODD = {
@@ -219,7 +217,7 @@ def test_ranks_that_never_get_ready_are_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(ReceiverRank, "prepare", lambda self: None)
     ran = run(LONG.replace("2000", "5, timeout: 200 ms"), tmp_path, "inline")
     assert ran.code == 10
-    assert "receiver0 (rank 2) was not ready after 0.3 s" in ran.summary["reason"]
+    assert "receiver0 (rank 2) was not ready after 300 ms" in ran.summary["reason"]
 
 
 @pytest.mark.mpi
@@ -250,8 +248,6 @@ def test_what_is_ended_while_it_starts_leaves_nothing(tmp_path: Path, wait_s: fl
     assert process.wait(60) == 130
     assert not list(processes_with(LAUNCHED, job))
     mine = [name for name in set(os.listdir("/dev/shm")) - before if leftovers.NAMES.fullmatch(name)]
-    time.sleep(0)
-    assert threading.main_thread().is_alive()
     assert not [name for name in mine if not leftovers._used([_key(name)])]
 
 
