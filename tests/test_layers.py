@@ -30,6 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "threads",
         "attempt",
         "human",
+        "lingering",
+        "watch",
         "units",
     ),
     ("errors", "exit_codes"),

@@ -216,6 +216,7 @@ def run_with_mpiexec(
         if signals.received:  # while they were being started
             server.stop(BY_USER)
         patience = threading.Timer(START_UP_S, ranks.give_up)
+        patience.daemon = True
         patience.start()
         code = _attend(process, server, ranks, directories, log)
         patience.cancel()

@@ -51,6 +51,7 @@ class ReceiverRank:
         self._asked = False
         self._stats_ns = self._busy_ns = 0
         self._cpu_s = 0.0
+        self._threads = lingering().keys()
 
     @property
     def _order(self) -> _Order | None:
@@ -236,6 +237,8 @@ class ReceiverRank:
         """Threads that users' code has left: the process does not wait for them."""
         functions = [(step.name, str(getattr(step.node, "function", None))) for step in self._program.steps]
         for name, place in lingering().items():
+            if name in self._threads:  # of the program that has called lima2
+                continue
             file = place.partition(":")[0]
             nodes = [node for node, function in functions if Path(function.rpartition(":")[0]).name == file]
             whose = f"{', '.join(nodes)}: " if nodes else ""
