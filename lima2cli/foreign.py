@@ -1,5 +1,6 @@
 """Calls of code that others wrote: functions of users, and the classes of plugins."""
 
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -17,14 +18,19 @@ def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     """Call what others wrote, so that whatever it raises can be caught as an Exception.
 
     ``sys.exit()`` ends no rank, and a KeyboardInterrupt that no key has raised no run: these, and all that is no
-    Exception, become an `ExitError` of the same traceback. Raises what ``function`` raises, else.
+    Exception, become an `ExitError` of the same traceback. A child that it forks, and that returns from it, ends here:
+    there is one of each rank. Raises what ``function`` raises, else.
     """
+    process = os.getpid()
     try:
         return function(*args, **kwargs)
     except (Exception, EndedAtOnce):
         raise
     except BaseException as error:
         raise ExitError(said(error)).with_traceback(error.__traceback__) from error
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
 
 
 def said(error: BaseException) -> str:
@@ -32,3 +38,16 @@ def said(error: BaseException) -> str:
     if isinstance(error, ExitError | UserCodeError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def standard_descriptors() -> None:
+    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and what
+    anything prints."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)

@@ -115,11 +115,11 @@ REQUESTS = {
 def test_odd_requests_do_not_end_a_run(tmp_path: Path) -> None:
     live = Live(TEXT.replace("frames: 4", "frames: 0, rate: 100 Hz"), tmp_path, "inline")
     live.wait_for_frames()
-    path = json.loads((tmp_path / "runs/latest/control.json").read_text())["socket"]
+    name = json.loads((tmp_path / "runs/latest/control.json").read_text())["socket"]
     for request in REQUESTS.values():
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(30)
-            caller.connect(path)
+            caller.connect(f"\0{name}")
             caller.sendall(request + b"\n")
             answer = json.loads(caller.makefile("rb").readline())
         assert answer["ok"] is False

@@ -32,6 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "threads",
         "foreign",
         "human",
+        "lingering",
+        "watch",
         "units",
     ),
     ("errors", "exit_codes"),

@@ -18,6 +18,8 @@ from lima2cli.cli.runs import runs
 from lima2cli.cli.schema import schema
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.validate import validate
+from lima2cli.exit_codes import FAILED, FINE
+from lima2cli.lingering import leave
 
 app = typer.Typer(
     name="lima2",
@@ -60,4 +62,8 @@ def main() -> None:
         pass  # where one of the standard streams is closed, a file of a run would get its number, and what C prints
     os.close(descriptor)
     gc.disable()  # most commands only import and compile: a sixth of their time; `run` enables it again
-    app(prog_name="lima2")
+    try:
+        app(prog_name="lima2")
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else FINE if end.code is None else FAILED)
+        raise

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lima2cli
+from lima2cli import watch
 from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, Misfit, UserCodeError
-from lima2cli.foreign import call_foreign, said
+from lima2cli.foreign import call_foreign, said, standard_descriptors
 from lima2cli.geometry import Rect
 from lima2cli.nodes.results import fitted
 from lima2cli.nodes.signature import LARGEST, Unfit, check_called, module_of
@@ -137,11 +138,11 @@ class Code:
     def __init__(self, name: str, found: Callable[[], Any], spec: FrameSpec, params: Mapping[str, Any]) -> None:
         """``found`` gives the function, or the class, which gets ``params`` when it is made. Raises `UserCodeError`."""
         self.name = name
-        with self._told("import"):
+        with self._told("import", watch.IMPORT_S):
             called = call_foreign(found)
         self._params = dict(params)
         if isinstance(called, type):
-            with self._told("__init__"):
+            with self._told("__init__", watch.IMPORT_S):
                 called = call_foreign(called, spec, **params)
             self._params = {}
         self._called = called
@@ -150,23 +151,26 @@ class Code:
         """What it returns for frames (n, height, width), which it can't write to, nor to their numbers."""
         frames, numbers = frames.view(), numbers.view()
         frames.flags.writeable = numbers.flags.writeable = False
-        with self._told(frames_in_words(numbers)):
+        with self._told(frames_in_words(numbers), watch.CALL_S):
             return call_foreign(self._called, frames, numbers, **self._params)
 
     def close(self) -> None:
         """Close an object of a class that has a method for it."""
-        with self._told("close"):
+        with self._told("close", watch.CALL_S):
             closing = call_foreign(getattr, self._called, "close", None)
             if closing is not None:
                 call_foreign(closing)
 
     @contextmanager
-    def _told(self, when: str) -> Iterator[None]:
+    def _told(self, when: str, least_s: float) -> Iterator[None]:
         try:
-            yield
-        except Exception as error:
+            with watch.WATCH.during(f"{self.name}, {when}", least_s):
+                yield
+        except (Exception, watch.TookTooLong) as error:
             frame = error.frame if isinstance(error, UserCodeError) else None
             raise UserCodeError(f"{words(error)} ({self.name}, {when})", frame) from error
+        finally:
+            standard_descriptors()
 
 
 def words(error: BaseException) -> str:

@@ -16,16 +16,16 @@ from lima2cli.runtime.process import started
 
 FILE = "control.json"
 PREFIX = "lima2-"
-"""Of the directory of a socket."""
+"""Of the name of a socket."""
 
 VERSION = 1
 
 
-def announce(directory: Path, path: str | None = None) -> None:
-    """Say that this process runs what goes on in ``directory``; ``path`` of its socket, None while there is none yet.
+def announce(directory: Path, name: str | None = None) -> None:
+    """Say that this process runs what goes on in ``directory``; ``name`` of its socket, None while there is none yet.
     Readers see the old file or the new one, never a part. OSError."""
     told: dict[str, Any] = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid()}
-    told |= {"started": started(os.getpid())} if path is None else {"socket": path}
+    told |= {"started": started(os.getpid())} if name is None else {"socket": name}
     part = directory / f".{FILE}.part"
     part.write_text(json.dumps(told) + "\n")
     part.replace(directory / FILE)
@@ -61,22 +61,8 @@ def starting(told: dict[str, Any]) -> bool:
 
 
 def forget(directory: Path) -> None:
-    """Clear what a run that was broken off has left of its socket."""
-    try:
+    """Clear what a run that was broken off says of itself, where that can be."""
+    with suppress(UnreadableInput, OSError):
         told = where(directory)
-    except UnreadableInput:
-        return
-    if told is None or elsewhere(told):
-        return
-    if "socket" in told:
-        _remove_socket(Path(told["socket"]))
-    (directory / FILE).unlink(missing_ok=True)
-
-
-def _remove_socket(path: Path) -> None:
-    """A socket of ours and its folder, and nothing else that may lie there."""
-    folder = path.parent
-    with suppress(OSError):  # it is gone already
-        if folder.name.startswith(PREFIX) and folder.stat().st_uid == os.getuid() and path.is_socket():
-            path.unlink()
-            folder.rmdir()
+        if told is not None and not elsewhere(told):
+            (directory / FILE).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from lima2cli.artefacts.flow_record import COUNTS, kept_flows
 from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.recover import level, reopenable
-from lima2cli.errors import FileProblem
+from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.ends import link_file, write_ends
@@ -23,12 +23,16 @@ def conclude(
     plan: Plan, directories: Sequence[Path], reason: str, state: str = "failed"
 ) -> tuple[Path, dict[str, Any]]:
     """A job has ended, in order or not: every acquisition has a summary then. Returns the directory and the summary of
-    the first that was not complete, else of the last."""
+    the first that was not complete, else of the last. Raises `RunFailed` where that can't be written."""
     ended: list[tuple[Path, dict[str, Any]]] = []
     for directory in directories:
         forget(directory)
         summary = read_summary(directory)
-        ended.append((directory, close_broken(plan, directory, reason, state) if summary is None else summary))
+        try:
+            ended.append((directory, close_broken(plan, directory, reason, state) if summary is None else summary))
+        except OSError as error:
+            help = f"`lima2 recover {directory}` ends it when that can be"
+            raise RunFailed(f"{reason}; its files cannot be ended: {error}; {help}") from error
     return next((one for one in ended if one[1]["state"] != "complete"), ended[-1])
 
 

@@ -23,8 +23,9 @@ from lima2cli.runtime.answers import Answers
 from lima2cli.runtime.completion import Completion
 from lima2cli.runtime.job import BY_USER, Stop
 from lima2cli.runtime.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
-from lima2cli.runtime.patience import check_silence
+from lima2cli.runtime.patience import check_ready, check_silence
 from lima2cli.runtime.progress import Progress
+from lima2cli.runtime.whereabouts import Whereabouts
 from lima2cli.transport.base import Port
 
 START_DELAY_NS = 2_000_000
@@ -32,6 +33,9 @@ START_DELAY_NS = 2_000_000
 
 SHORTEST_PATIENCE_S = 10.0
 """Modules that are told to pause have at least so long for what they are doing."""
+
+DIRECTORY_PERIOD_S = 0.5
+"""From one look at the run directory to the next."""
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -78,10 +82,12 @@ class ControlRank:
         self._completion = Completion(close)
         self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
         self._progress = Progress(self._plan)
+        self._held = [Whereabouts(directory)]
+        self._looked = 0.0
         self._stopped: Stop | None = None
         self._next = 0
         self._heard: dict[int, float] = {}
-        self._paused_at = 0.0
+        self._paused_at = time.monotonic()
 
     @property
     def _now(self) -> Acquisition:
@@ -106,6 +112,9 @@ class ControlRank:
         """After `done`, or where the run is given up: files that are being written come to their end."""
         self._completion.shutdown()
         self._answers.close()
+        for one in self._held:
+            one.close()
+        self._held.clear()
 
     def step(self) -> bool:
         """Handle all messages, then look at the clock: where turns are long there is always a message."""
@@ -117,6 +126,7 @@ class ControlRank:
         order = self._order()  # asked each time: what keeps the channel going
         self._stopped = self._stopped or order or (BY_USER if self._answers.stop_asked else None)
         self._look_at_files()
+        self._look_at_directory()
         if self._phase == "running":
             if self._stopped is not None:
                 self._pause(self._stopped.state, self._stopped.reason)
@@ -210,7 +220,12 @@ class ControlRank:
             raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
 
     def _check_silence(self) -> None:
-        """A receiver that hangs, or that others wait for in a collective, would hang the run. Raises `RunFailed`."""
+        """A receiver that hangs, or that others wait for in a collective, would hang the run, and so would a rank that
+        never gets ready. Raises `RunFailed`."""
+        if self._phase == "preparing":
+            check_ready(
+                self._plan, {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in self._waiting_for}
+            )
         awaited = {rank for one in self._acquisitions.begun for rank in one.waiting}
         heard = {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in awaited}
         check_silence(self._plan, heard, self.outcome.reason)
@@ -253,6 +268,7 @@ class ControlRank:
         try:
             directory = self._another()
             self._answers.announce(directory)
+            self._held.append(Whereabouts(directory))
         except (EnvironmentUnfit, OSError) as error:
             self.outcome.fail(f"no more acquisitions: {error}")
             return None
@@ -272,7 +288,7 @@ class ControlRank:
         acquisition.outcome.receivers[report.receiver] = report
         acquisition.waiting.discard(rank)
         if not acquisition.waiting and acquisition is not self._now:
-            self._completion.begin(acquisition)
+            self._complete(acquisition)
         if self._phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
             self._answered(rank)
 
@@ -304,13 +320,27 @@ class ControlRank:
         self._phase = "closing"
         if self.outcome.start_ns:  # else it never started
             self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
-        self._completion.begin(self._now)
+        self._look_at_directory(now=True)
+        self._complete(self._now)
 
     def _quit(self) -> None:
         self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
         self.done = True
 
+    def _look_at_directory(self, *, now: bool = False) -> None:
+        """From time to time, or ``now``: a run whose directory went is ended, as long as its open files take frames."""
+        if now or time.monotonic() - self._looked > DIRECTORY_PERIOD_S:
+            self._looked = time.monotonic()
+            if self.outcome.state == "complete" and (gone := self._held[-1].gone()):
+                self._fail_run(self.outcome, gone)
+
+    def _complete(self, acquisition: Acquisition) -> None:
+        """Write what ends an acquisition, where its directory is now. Raises `RunFailed` where that was removed."""
+        acquisition.directory = str(self._held[acquisition.outcome.number].found())
+        self._completion.begin(acquisition)
+
     def _fail(self, failure: Failure) -> None:
+        self._look_at_directory(now=True)
         outcome = self._acquisitions.of(failure.acquisition).outcome
         outcome.failures.append(failure)
         self._emit(job_events.failed(failure))

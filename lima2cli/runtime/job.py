@@ -10,7 +10,6 @@ the same user (SO_PEERCRED), so that nothing is unpickled but what the launcher 
 """
 
 import json
-import os
 import pickle
 import secrets
 import socket
@@ -23,6 +22,7 @@ from typing import Any
 from lima2cli import __version__
 from lima2cli.errors import RunFailed
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.peers import same_user
 
 LAUNCHED = "LIMA2_LAUNCHED"
 """Set in the environment of a run's processes that the launcher has started."""
@@ -35,9 +35,6 @@ BACKLOG_BYTES = 1 << 20
 
 LAST_EVENTS_S = 5.0
 """The last events may take so long."""
-
-CREDENTIALS = struct.Struct("3i")
-"""pid, uid, gid of a peer (struct ucred)."""
 
 LENGTH = struct.Struct(">Q")
 
@@ -98,7 +95,7 @@ class JobServer:
     def accept(self) -> socket.socket | None:
         """Take the control rank's call and hand the job over; None where it was somebody else's."""
         caller, _ = self.listener.accept()
-        if self.connection is not None or not _same_user(caller):
+        if self.connection is not None or not same_user(caller):
             caller.close()
             return None
         self.connection = caller
@@ -151,7 +148,7 @@ class Launcher:
         self._socket.settimeout(HAND_OVER_S)
         try:
             self._socket.connect(f"\0{name}")
-            if not _same_user(self._socket):
+            if not same_user(self._socket):
                 raise RunFailed("what calls itself the launcher belongs to another user")
             (length,) = LENGTH.unpack(self._receive(LENGTH.size))
             job = pickle.loads(self._receive(length))  # noqa: S301  of a process of the same user, under a secret name
@@ -215,8 +212,3 @@ class Launcher:
             self._flush()
             time.sleep(1e-3)
         self._socket.close()
-
-
-def _same_user(peer: socket.socket) -> bool:
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    return bool(CREDENTIALS.unpack(credentials)[1] == os.getuid())

@@ -89,7 +89,8 @@ class Leader:
                     outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
                 except BaseException as error:  # noqa: BLE001  the others would wait for ever
                     _abort(self._world, error)
-            ended, summary = conclude(plan, directories.all, "it was not closed")
+            ended, summary = conclude(plan, directories.all, directories.gone() or "it was not closed")
+            directories.close()
             ended = settle(ended)
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:

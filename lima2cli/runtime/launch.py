@@ -28,11 +28,15 @@ from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
+from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.ownership import LOG
+from lima2cli.runtime.patience import rank_name
 from lima2cli.runtime.placement import host_options
-from lima2cli.runtime.process import started
+from lima2cli.runtime.process import parent_of, processes_with
+from lima2cli.runtime.whereabouts import Whereabouts
 from lima2cli.secret import hide, known
 
+PROXY = "the process of mpiexec that started the ranks"
 AT_ONCE = "ended at once by the user"
 NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
 
@@ -45,6 +49,9 @@ LAST_WORDS_S = 5.0
 MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
 ERROR = re.compile(r"ssh: |[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
 """The last line of a traceback, or why another machine was not reached."""
+
+ABORTED = re.compile(r"MPI_Abort\(.*\) - process (\d+)")
+"""What MPICH says of a rank that has ended the job."""
 
 START_UP_S = 60.0
 """Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""
@@ -67,6 +74,12 @@ class Signals:
         """Signal handler."""
         self.received.append(number)
         (self.on_first if len(self.received) == 1 else self.on_second)()
+
+    def keep(self) -> None:
+        """Take the signals again, where users' code in this process has taken them."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != self.handle:
+                signal.signal(number, self.handle)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -92,54 +105,69 @@ class Directories:
     """The run directories of a job, one for each acquisition: noted from its events, which are passed on."""
 
     def __init__(self, first: Path, emit: Emit) -> None:
-        self.all, self._emit = [first], emit
+        self._held, self._emit = [Whereabouts(first)], emit
+
+    @property
+    def all(self) -> list[Path]:
+        """Where they are now. Raises `RunFailed` where one was removed."""
+        return [one.found() for one in self._held]
+
+    def gone(self) -> str | None:
+        """In words, where one is no longer where it was."""
+        return next(filter(None, (one.gone() for one in self._held)), None)
+
+    def close(self) -> None:
+        """Let them go."""
+        for one in self._held:
+            one.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """An event of the control rank."""
         if event["type"] == "directory":
-            self.all.append(Path(event["directory"]))
+            with suppress(OSError):  # it went at once
+                self._held.append(Whereabouts(event["directory"]))
         else:
             self._emit(event)
 
 
 class Ranks:
-    """The processes of a run: mpiexec, and the ranks on this machine with the times that they were started.
+    """The processes of a job: mpiexec, what it has started, and what users' code has started besides. All on this
+    machine are known by the job's name in their environment.
 
-    ``first`` is the rank that was the first seen to end; a busy machine may see another one than that which died.
+    ``first`` is who was the first to end, where that is sure: the number of a rank, or the name of another process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._started: dict[int, str] = {}
-        self._pids: list[int] = []
-        self.first: int | None = None
+    def __init__(self, process: subprocess.Popen[bytes], job: str) -> None:
+        self._process, self._job = process, job
+        self.joined = False
+        self.first: int | str | None = None
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
-        """Host and process of each rank."""
-        self._started = {pid: started(pid) for host, pid in ranks if host == socket.gethostname()}
-        self._pids = [pid for _, pid in ranks]
-        threading.Thread(target=self._watch, args=(ranks,), daemon=True).start()
+        """Host and process of each rank: they are all there."""
+        self.joined = True
+        if all(host == socket.gethostname() for host, _ in ranks):  # else one that is not seen may be the first
+            processes: dict[int, int | str] = {pid: rank for rank, (_, pid) in enumerate(ranks)}
+            processes[self._process.pid] = "mpiexec"
+            for _, pid in ranks:
+                processes.setdefault(
+                    parent_of(pid) or self._process.pid, "the process of mpiexec that started the ranks"
+                )
+            threading.Thread(target=self._watch, args=(processes,), daemon=True).start()
 
-    def _watch(self, ranks: list[tuple[str, int]]) -> None:
-        """Wait for the first rank on this machine to end. mpiexec then ends the others, within milliseconds, and does
-        not say which was the first (the process that it names is any of them)."""
-        poll, ranks_by = select.poll(), {}
-        for rank, (host, pid) in enumerate(ranks):
-            with suppress(OSError, AttributeError):  # it has ended; or this system has no such thing
-                if host == socket.gethostname():
-                    ranks_by[os.pidfd_open(pid)] = rank
-        for descriptor in ranks_by:
+    def _watch(self, processes: dict[int, int | str]) -> None:
+        """Wait for the first process to end. mpiexec then ends the others, within milliseconds, and does not say which
+        was the first (the process that it names is any of them)."""
+        poll, known = select.poll(), dict[int, int | str]()
+        with suppress(OSError, AttributeError):  # it has ended already; or this system has no such thing
+            for pid, who in processes.items():
+                known[os.pidfd_open(pid)] = who
+        for descriptor in known:
             poll.register(descriptor, select.POLLIN)
-        ended = poll.poll() if ranks_by else []
+        ended = poll.poll() if len(known) == len(processes) else []
         if len(ended) == 1:  # of several, seen too late, any may have been the first
-            self.first = ranks_by[ended[0][0]]
-        for descriptor in ranks_by:
+            self.first = known[ended[0][0]]
+        for descriptor in known:
             os.close(descriptor)
-
-    @property
-    def joined(self) -> bool:
-        """Whether they are all there."""
-        return bool(self._pids)
 
     def give_up(self) -> None:
         """End what has been started, unless all have joined."""
@@ -147,22 +175,26 @@ class Ranks:
             self._process.terminate()  # mpiexec ends the others
 
     def kill(self) -> None:
-        """End all at once."""
-        for pid in self._alive():
-            os.kill(pid, signal.SIGKILL)
+        """End all at once; those, too, that are being started meanwhile."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+        deadline = time.monotonic() + LAST_WORDS_S
+        while (pids := self.left()) and time.monotonic() < deadline:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def gone(self) -> None:
-        """Wait for the end of all ranks, which may come after that of mpiexec; help where it doesn't come."""
+        """Wait for the end of all, which may come after that of mpiexec; help where it doesn't come."""
         deadline = time.monotonic() + LAST_WORDS_S
-        while self._alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        for pid in self._alive():
-            os.kill(pid, signal.SIGKILL)
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill()
 
-    def _alive(self) -> list[int]:
-        return [pid for pid, since in self._started.items() if since and started(pid) == since]
+    def left(self) -> list[int]:
+        """Processes of the job on this machine."""
+        return list(processes_with(LAUNCHED, self._job))
 
 
 LAST_LINES_S = 5.0
@@ -173,30 +205,32 @@ def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
 ) -> tuple[Path, dict[str, Any]]:
     """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
-    directories = Directories(directory, emit)
+    directories, began_ns = Directories(directory, emit), time.time_ns()
     server = JobServer(Job(plan, str(base), str(directory)))
     command = command_line(mpiexec, plan, base, [server.name])
-    with (directory / LOG).open("wb") as log, closing(server):
+    with closing(directories), (directory / LOG).open("w+b") as log, closing(server):
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
                 stderr=subprocess.PIPE if known() else log,  # what has secrets in it does not reach the log as it is
-                env={**os.environ, LAUNCHED: "1"},
+                env={**os.environ, LAUNCHED: server.name},
             )  # fmt: skip
         except OSError as error:
             raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
-        ranks = Ranks(process)
+        ranks = Ranks(process, server.name)
         signals.on_first, signals.on_second = lambda: server.stop(BY_USER), ranks.kill
         if signals.received:  # while they were being started
             server.stop(BY_USER)
         patience = threading.Timer(START_UP_S, ranks.give_up)
+        patience.daemon = True
         patience.start()
         code = _attend(process, server, ranks, directories, log)
         patience.cancel()
         ranks.gone()
-    at_once = len(signals.received) > 1
-    reason = AT_ONCE if at_once else _why(code, directory / LOG, ranks, plan)
-    return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
+        sweep(began_ns)
+        at_once = len(signals.received) > 1
+        reason = AT_ONCE if at_once else directories.gone() or _why(code, log, ranks, plan)
+        return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
 
 
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
@@ -241,17 +275,25 @@ def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, e
                 else:
                     for event in server.events():
                         ranks.know(event["ranks"]) if event["type"] == "ranks" else emit(event)
-                    if server.ended:
+                    if server.ended:  # all is written
                         selector.unregister(key.fileobj)
-            if not output.closed:
-                continue
-            if server.connection is None or server.ended:
+                        deadline = time.monotonic() + LAST_WORDS_S
+            if output.closed and (server.connection is None or server.ended):
                 return process.wait()
-            if deadline is None:
+            if output.closed and deadline is None:
                 server.stop(NO_MPIEXEC)
                 deadline = time.monotonic() + ORDERLY_END_S
-            elif time.monotonic() > deadline:
-                return process.wait()
+            elif deadline is not None and time.monotonic() > deadline:
+                return _end_rest(process, ranks, emit, written=server.ended)
+
+
+def _end_rest(process: subprocess.Popen[bytes], ranks: Ranks, emit: Emit, *, written: bool) -> int:
+    """End what goes on though the run is over: threads and children of users' code, ranks that hang in their end."""
+    if written and process.poll() is None:
+        message = f"warning: processes of the run did not end within {LAST_WORDS_S:g} s after it, and were ended"
+        emit({"type": "event", "event": "warning", "message": message})
+    ranks.kill()
+    return process.wait()
 
 
 def _log_hidden(stream: IO[bytes], log: IO[bytes]) -> threading.Thread:
@@ -286,22 +328,22 @@ def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
         emit({"type": "event", "event": "output", "message": text})
 
 
-def _why(code: int, log: Path, ranks: Ranks, plan: Plan) -> str:
+def _why(code: int, log: IO[bytes], ranks: Ranks, plan: Plan) -> str:
     """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
-    lines = log.read_text(errors="replace").splitlines()
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
     errors = [line for line in lines if ERROR.match(line)]
-    said = f": {errors[-1]}" if errors else ""
-    if ranks.first is not None and not errors:
-        said = f": rank {ranks.first} ({_name(plan, ranks.first)}) was the first seen to end"
+    aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
+    said = ""
+    if errors:
+        said = f": {errors[-1]}"
+    elif len(set(aborted)) == 1:
+        said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
+    elif isinstance(ranks.first, int):
+        said = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
+    elif ranks.first is not None:
+        said = f": {ranks.first} was the first to end"
     return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
-
-
-def _name(plan: Plan, rank: int) -> str:
-    """A rank for people."""
-    role = plan.ranks[rank]
-    if role.receiver is not None:
-        return plan.receivers[role.receiver]
-    return role.role if role.worker is None else f"worker of {role.worker}"

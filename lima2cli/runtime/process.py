@@ -1,6 +1,8 @@
 """Processes of this machine, told from later ones of the same number."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,3 +14,21 @@ def started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" and threads <= 1 else fields[19]
+
+
+def processes_with(variable: str, value: str) -> Iterator[int]:
+    """Processes of this machine in whose environment a variable has a value: those of a job, whoever started them."""
+    wanted = f"{variable}={value}".encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with suppress(OSError):
+                if wanted in Path("/proc", name, "environ").read_bytes().split(b"\0") and started(int(name)):
+                    yield int(name)
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that has started another, or that has it now; None where that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

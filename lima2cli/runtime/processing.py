@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli import watch
 from lima2cli.errors import UserCodeError
-from lima2cli.foreign import call_foreign
+from lima2cli.foreign import ExitError, call_foreign, said
 from lima2cli.nodes.function import frames_in_words, load, words
 from lima2cli.program.records import Processing, ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Result
@@ -153,7 +154,11 @@ class OwnProcessing:
     def _resume(self) -> None:
         """The program's turn, until it waits or ends."""
         self._go.release()
-        self._back.acquire()
+        try:
+            with watch.WATCH.during(self.name, watch.IMPORT_S):
+                self._back.acquire()
+        except watch.TookTooLong as error:  # it goes on to hang in its thread, which nobody waits for
+            self._over, self._error = True, ExitError(said(error))
 
     def _next(self) -> tuple[str, Block] | None:
         """The receiver's turn, until there is a block, or None at the end; called by the program."""

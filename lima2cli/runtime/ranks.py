@@ -14,6 +14,7 @@ from lima2cli.program.lower import lower
 from lima2cli.program.records import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram
 from lima2cli.runtime.acquisition import Outcome
 from lima2cli.transport.base import MemorySpec, Port, RegionSpec
+from lima2cli.watch import WATCH
 
 if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
@@ -85,7 +86,11 @@ def _control(
     claims: list[Claim] = []  # held as long as the rank lives
 
     def close(outcome: Outcome, directory: str) -> None:
-        close_run(plan, outcome, directory)
+        try:
+            close_run(plan, outcome, directory)
+        except OSError as error:
+            reason = f"{outcome.reason}; then " if outcome.reason else ""
+            raise RunFailed(f"{reason}the files of the run cannot be ended: {error}") from error
 
     def another() -> str:
         claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan)))
@@ -109,6 +114,7 @@ def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Cal
     """All ranks in this process, in turn: the reference."""
     from lima2cli.transport.inline import InlineMemory, InlinePort
 
+    WATCH.timeout_s = plan.timeout_s
     wiring, programs = lower(plan)
     with closing(InlineMemory(memory_of(wiring, base))) as memory:
         ranks = [

@@ -3,8 +3,10 @@
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 from lima2cli.artefacts.appending import load_libraries
+from lima2cli.lingering import lingering
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime import messages
 from lima2cli.runtime.arrivals import Hold
@@ -49,6 +51,7 @@ class ReceiverRank:
         self._asked = False
         self._stats_ns = self._busy_ns = 0
         self._cpu_s = 0.0
+        self._threads = lingering().keys()
 
     @property
     def _order(self) -> _Order | None:
@@ -230,6 +233,19 @@ class ReceiverRank:
             self._port.send(0, (messages.FAILED, failure))
         return bool(failures)
 
+    def _report_threads(self) -> None:
+        """Threads that users' code has left: the process does not wait for them."""
+        functions = [(step.name, str(getattr(step.node, "function", None))) for step in self._program.steps]
+        for name, place in lingering().items():
+            if name in self._threads:  # of the program that has called lima2
+                continue
+            file = place.partition(":")[0]
+            nodes = [node for node, function in functions if Path(function.rpartition(":")[0]).name == file]
+            whose = f"{', '.join(nodes)}: " if nodes else ""
+            self._port.send(
+                0, (messages.WARNED, f"{whose}thread {name} did not end with the run (at {place}), and is ended")
+            )
+
     def _tell(self, graph: Graph, order: _Order) -> None:
         """Flush what was committed and tell the control rank how far this receiver is."""
         graph.flush()
@@ -253,6 +269,7 @@ class ReceiverRank:
         graph.close()
         if order.last:
             graph.leave()
+            self._report_threads()
         self._report_failures(graph)
         flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
         nodes = graph.counts

@@ -7,7 +7,9 @@ from typing import Any
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
+from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.broken import close_broken, write_missing
+from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.origin import PLAN_FILE, Origin
 from lima2cli.runtime.ownership import is_live
 from lima2cli.runtime.summary import read_summary
@@ -59,6 +61,8 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
             f"the pipeline of {directory} compiles to something else today ({', '.join(changed)}); "
             "have the files that it reads changed?"
         )
+    forget(directory)
+    sweep()
     ended = _orderly(directory)
     if ended is not None:
         return ended | {"problems": write_missing(plan, directory, ended)}

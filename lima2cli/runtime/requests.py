@@ -1,16 +1,14 @@
-"""What users ask of a run that goes on, from another process: over a private Unix socket, a line of JSON each way.
+"""What users ask of a run that goes on, from another process: over a Unix socket, a line of JSON each way.
 
-The control rank listens. The socket is in a directory of its own that only its user can enter (paths of sockets are
-short: run directories may be deep, and on file systems without sockets); each run directory says where (`announce`).
+The control rank listens. The socket is in the abstract namespace (unix(7)), as the job's channel: nothing of it is left
+whoever is killed. Its random name stands in the run directory (`announce`); processes of other users get no answer.
 """
 
 import contextlib
 import json
-import os
+import secrets
 import selectors
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from lima2cli.errors import RunFailed
 from lima2cli.plain import json_object
 from lima2cli.runtime.announcement import FILE, PREFIX, announce, starting, where
+from lima2cli.runtime.peers import same_user
 from lima2cli.secret import hidden
 
 LONGEST = 4096
@@ -34,25 +33,19 @@ class Requests:
 
     def __init__(self) -> None:
         """Listen. OSError where there can't be a socket."""
-        base = os.environ.get("XDG_RUNTIME_DIR")
-        self._folder = tempfile.mkdtemp(prefix=PREFIX, dir=base if base and os.access(base, os.W_OK) else None)
         self._files: list[Path] = []
         self._listener = socket.socket(socket.AF_UNIX)
-        self._path = os.path.join(self._folder, "run")
+        self._name = PREFIX + secrets.token_hex(16)
+        self._listener.bind(f"\0{self._name}")
+        self._listener.listen()
+        self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        try:
-            self._listener.bind(self._path)
-            self._listener.listen()
-            self._listener.setblocking(False)
-            self._selector.register(self._listener, selectors.EVENT_READ)
-        except OSError:
-            self.close()
-            raise
+        self._selector.register(self._listener, selectors.EVENT_READ)
         self._came: dict[socket.socket, bytes] = {}
 
     def announce(self, directory: str) -> None:
         """Say in a run directory where to ask. OSError."""
-        announce(Path(directory), self._path)
+        announce(Path(directory), self._name)
         self._files.append(Path(directory) / FILE)
 
     def poll(self, answer: Answer) -> None:
@@ -61,6 +54,9 @@ class Requests:
             if key.fileobj is self._listener:
                 with contextlib.suppress(OSError):  # whoever called has gone again
                     caller, _ = self._listener.accept()
+                    if not same_user(caller):
+                        caller.close()
+                        continue
                     caller.setblocking(False)
                     self._came[caller] = b""
                     self._selector.register(caller, selectors.EVENT_READ)
@@ -87,10 +83,10 @@ class Requests:
     def close(self) -> None:
         """Nobody can ask any more."""
         for file in self._files:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # its directory went, or may not be written to any more
+                file.unlink()
         self._selector.close()
         self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
@@ -122,7 +118,9 @@ def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(PATIENCE_S)
-            caller.connect(told["socket"])
+            caller.connect(f"\0{told['socket']}")
+            if not same_user(caller):
+                raise RunFailed(f"the run in {directory} is another user's")
             caller.sendall(json.dumps(request).encode() + b"\n")
             with caller.makefile("rb") as file:
                 answer = json_object(file.readline(2 * LONGEST))

@@ -1,11 +1,12 @@
 """One run of a plan, from an empty directory to its summary, by whatever transport there is."""
 
 import datetime
+import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import Claim, make_directory
 from lima2cli.runtime.disk import check_disk, tell_of_disk
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
-from lima2cli.runtime.job import BY_USER
+from lima2cli.runtime.job import BY_USER, Stop
 from lima2cli.runtime.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
+from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.origin import Origin
 from lima2cli.runtime.ownership import LOG, RunNames, has_saved, listed
 from lima2cli.runtime.placement import all_here
@@ -43,6 +45,7 @@ def run_plan(
         raise EnvironmentUnfit("no MPI here: pip install 'lima2cli[mpi]', or --transport inline")
     check_programs(plan, origin.base, by_mpi=mpiexec is not None)
     plan.detector.check_machine()
+    sweep()  # what earlier runs have left is no room for this one
     placed = plan if mpiexec is not None else all_here(plan)
     check_memory(placed, shared=mpiexec is not None)
     check_files(placed, origin.base)
@@ -55,12 +58,13 @@ def run_plan(
     if mpiexec is None and any(it.said for it in plan.placements):
         message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
         emit({"type": "event", "event": "placement", "message": message})
-    signals = Signals()
+    signals, here = Signals(), Path.cwd()
     with settled(claim, emit) as settle, signals.installed():
         if mpiexec is not None:
             ended = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), claim.path.resolve(), emit, signals)
         else:
             ended = _run_inline(plan, origin.base, claim.path.resolve(), emit, signals)
+        os.chdir(here)  # which users' code may have changed
         directory, summary = as_seen(settle(ended[0])), ended[1]
     emit(done(directory, summary))
     return directory, summary, exit_code(summary, signals)
@@ -151,18 +155,23 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         signals.on_second = lambda: None
         raise EndedAtOnce
 
+    def order() -> Stop | None:
+        signals.keep()
+        return BY_USER if stop.is_set() else None
+
     signals.on_first, signals.on_second = stop.set, give_up
     if signals.received:
         stop.set()
-    directories = Directories(directory, emit)
-    try:
-        call_foreign(run_inline, plan, base, str(directory), directories, lambda: BY_USER if stop.is_set() else None)
-    except EndedAtOnce:
-        return conclude(plan, directories.all, AT_ONCE, "stopped")
-    except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
-        (directory / LOG).write_text(hide(traceback.format_exc()))
-        return conclude(plan, directories.all, f"{said(error)}; see {LOG}")
-    return conclude(plan, directories.all, "it was not closed")
+    with closing(Directories(directory, emit)) as directories:
+        reason, state = "it was not closed", "failed"
+        try:
+            call_foreign(run_inline, plan, base.resolve(), str(directory), directories, order)
+        except EndedAtOnce:
+            reason, state = AT_ONCE, "stopped"
+        except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
+            reason = f"{said(error)}; see {LOG}"
+            note(directories.all[0], hide(traceback.format_exc()))
+        return conclude(plan, directories.all, directories.gone() or reason, state)
 
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:

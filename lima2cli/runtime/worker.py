@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, cast
 
 from mpi4py import MPI
 
-from lima2cli.errors import EnvironmentUnfit
-from lima2cli.exit_codes import FAILED
+from lima2cli.errors import EnvironmentUnfit, UserCodeError
+from lima2cli.exit_codes import FAILED, FINE
 from lima2cli.foreign import call_foreign
+from lima2cli.lingering import leave
 from lima2cli.nodes.base import Delegate
 from lima2cli.plan.records import Placement
 from lima2cli.program.lower import lower
@@ -26,6 +27,7 @@ from lima2cli.runtime.job import LAUNCHED, Job, Launcher, Stop
 from lima2cli.runtime.placement import settle, touch
 from lima2cli.runtime.ranks import CONTROL_SLEEP_S, make_rank, memory_of, turn
 from lima2cli.transport.mpi import MpiPort
+from lima2cli.watch import WATCH
 
 if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
@@ -36,14 +38,23 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
+    WATCH.last_resort = _end
     if launcher is None:
         call_foreign(run_ranks, None, lambda event: None, lambda: None)
+        leave(FINE)
         return
     launcher.emit({"type": "ranks", "ranks": ranks})
     outcome = call_foreign(run_ranks, launcher.job, launcher.emit, launcher.order)
     launcher.close()
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)
+    leave(FINE)
+
+
+def _end(why: str) -> None:
+    """End this rank, and with it the job, since users' code in C does not return: the last line of the log says why."""
+    print(f"{UserCodeError.__name__}: {why}", file=sys.stderr, flush=True)
+    os._exit(FAILED)
 
 
 def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -> Outcome | None:
@@ -55,8 +66,8 @@ def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -
     made = None
     if job is not None:
         wiring, programs = lower(job.plan)
-        made = [(wiring, program, job.base, job.directory) for program in programs]
-    wiring, program, base, directory = world.scatter(made)
+        made = [(wiring, program, job.base, job.directory, job.plan.timeout_s) for program in programs]
+    wiring, program, base, directory, WATCH.timeout_s = world.scatter(made)
     placement = program.placement if isinstance(program, ReceiverProgram) else Placement()
     settle(placement)  # before memory and threads are made
     port = MpiPort(memory_of(wiring, Path(base)))
@@ -94,7 +105,7 @@ def join() -> tuple[WorkerProgram, MpiPort]:
             signal.signal(number, signal.SIG_IGN)  # rank 0 decides
         if not world.bcast(None):
             raise SystemExit(0)
-    wiring, program, base, _ = world.scatter(None)
+    wiring, program, base, _, WATCH.timeout_s = world.scatter(None)
     if not isinstance(program, WorkerProgram) or cast(Delegate, program.step.node).command is None:
         print(f"error: rank {world.Get_rank()} is no worker of a `command`: `lima2 plan` lists ranks", file=sys.stderr)
         world.Abort(FAILED)
