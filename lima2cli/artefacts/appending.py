@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.recover import reopenable
-from lima2cli.artefacts.room import MARGIN, Room, give_back
+from lima2cli.artefacts.room import MARGIN, Room, begin, give_back
 from lima2cli.errors import Lima2Error
 
 ROWS_KEPT = 4096
@@ -69,6 +69,7 @@ class AppendingFile:
 
         self.path, self._part = path, path + NOT_STARTED
         with disk_errors(path):
+            begin(self._part)
             self.h5 = h5py.File(self._part, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
         self._room = Room(self.h5)
 
@@ -162,6 +163,8 @@ def written(path: str, mode: str = "w", **options: Any) -> Iterator[Any]:
     import h5py
 
     with disk_errors(path):
+        if mode == "w":
+            begin(path)
         file = h5py.File(path, mode, rdcc_nbytes=CHUNK_CACHE_BYTES, **options)
         try:
             yield file

@@ -56,6 +56,17 @@ class Room:
             self._had = end
 
 
+def begin(path: str) -> None:
+    """Make sure that a new file of this name has room for its beginning; what was there is gone. OSError; then there is
+    no such file."""
+    with open(path, "wb") as file:
+        try:
+            allocate(file.fileno(), 0, MARGIN)
+        except OSError:
+            os.remove(path)
+            raise
+
+
 def give_back(path: str) -> None:
     """Free what was allocated beyond the end of a file. OSError."""
     os.truncate(path, os.path.getsize(path))
