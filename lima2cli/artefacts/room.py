@@ -50,10 +50,9 @@ class Room:
 
     def secure(self, margin: int = MARGIN) -> None:
         """Make sure that what the library holds can be written, and ``margin`` bytes more. OSError."""
-        end = int(self._h5.id.get_filesize()) + margin
-        if end > self._had:
-            allocate(self._h5.id.get_vfd_handle(), self._had, end)
-            self._had = end
+        end = int(self._h5.id.get_filesize())
+        allocate(self._h5.id.get_vfd_handle(), self._had, end + margin)
+        self._had = end  # the library cuts the file there when it flushes
 
 
 def begin(path: str) -> None:
