@@ -53,6 +53,13 @@ def size_text(size: float | None) -> str:
     return f"{_digits(whole / factor, 4)} {unit}"
 
 
+def volume_text(size: float | None) -> str:
+    """Return about how many bytes something has: 1.94 MiB, 13 bytes."""
+    if size is None:
+        return "?"
+    return _in_units(size, (*_BYTES, ("bytes", 1)), 3)
+
+
 def rate_text(bytes_per_s: float | None) -> str:
     """Return bytes per second, with a digit behind the point: 2.5 GB/s, 0.1 MB/s."""
     if bytes_per_s is None:

@@ -710,7 +710,7 @@ def test_a_memspace_is_ours_after_a_kill(transport: str, tmp_path: Path) -> None
         ("{run:x}", "bad-format"),
         ("{run!r}", "bad-format"),
         ("{name:>40}", "bad-format"),
-        ("a\\0b", "bad-format"),
+        ("a\\0b", "control-character"),
     ],
 )
 def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_path: Path) -> None:
@@ -719,7 +719,7 @@ def test_names_that_would_not_be_what_they_say(directory: str, rule: str, tmp_pa
 
 def test_a_memspace_in_the_home_directory_is_said_as_such(tmp_path: Path) -> None:
     refused(mapped("~/a.bin"), tmp_path, "home-directory")
-    refused(mapped("a\\0.bin"), tmp_path, "memspace-taken")
+    refused(mapped("a\\0.bin"), tmp_path, "control-character")
 
 
 def test_a_number_that_is_none_and_a_folder_that_is_none(tmp_path: Path) -> None:

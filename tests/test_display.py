@@ -94,7 +94,7 @@ def test_a_terminal_that_closes_is_no_wish_to_stop(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lima2cli", "run", "k.yaml", "--transport", "inline", "--progress", "json"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert '"start"' in process.stdout.readline()
+        assert any('"start"' in line for line in process.stdout)
         process.send_signal(signal.SIGHUP)
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 0

@@ -472,3 +472,15 @@ def test_spans_of_numbers(numbers: set[int]) -> None:
         named |= set(range(int(first), int(last or first) + 1))
     assert named <= numbers
     assert len(numbers - named) == (int(rest.split()[0]) if rest else 0)
+
+
+def test_a_damaged_index_of_chunks_is_a_damaged_file(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        data = file.create_dataset("data", (400, 4, 6), "u2", chunks=(1, 4, 6))
+        data[:] = 1
+        chunks = sorted(data.id.get_chunk_info(k).byte_offset for k in range(400))
+    with (tmp_path / "d.h5").open("r+b") as raw:
+        raw.seek(chunks[200])
+        raw.write(bytes(chunks[-1] - chunks[200]))  # nodes of the B-tree among them
+    with pytest.raises(FileProblem, match=r"d\.h5 cannot be read"):
+        FileStore(tmp_path).stack("d.h5")

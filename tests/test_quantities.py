@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2cli.declare import Quantity
-from lima2cli.human import count_text, frames_text, hertz_text, rate_text, seconds_text, size_text
+from lima2cli.human import count_text, frames_text, hertz_text, rate_text, seconds_text, size_text, volume_text
 from lima2cli.schema.quantities import check_quantity
 from lima2cli.units import UNITS, in_units, parse
 from tests.compiling import compiled
@@ -157,6 +157,10 @@ def test_a_beam_far_outside() -> None:
         (size_text(0), "0 bytes"),
         (size_text((1 << 40) - 1), "1 TiB"),
         (size_text(None), "?"),
+        (volume_text(2_029_200), "1.94 MiB"),
+        (volume_text(1000), "1000 bytes"),
+        (volume_text(0), "0 bytes"),
+        (volume_text(None), "?"),
         (seconds_text(2.59), "2.59 s"),
         (seconds_text(-0.0), "0 s"),
         (seconds_text(0), "0 s"),

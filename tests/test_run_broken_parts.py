@@ -228,6 +228,6 @@ def test_shared_memory_that_is_too_small_is_said_before_the_start(
     text = DETECTOR.replace("FAULT", "bad_frame: -1") + "nodes: {f: {input: A, io_hdf5: {}}}\n"
     ran = run_inline(text, tmp_path, monkeypatch, "--transport", "auto")
     assert ran.code == 12, ran.output
-    assert "(memspaces: receiver0.host 512 KiB + receiver1.host 512 KiB; MPI itself: 5 ranks x 5632 KiB)" in ran.output
-    assert "1 000 bytes are free" in ran.output
+    assert "(memspaces: receiver0.host 512 KiB + receiver1.host 512 KiB; MPI itself: 5 ranks x 5.5 MiB)" in ran.output
+    assert "1000 bytes are free" in ran.output
     assert not (tmp_path / "runs").exists()

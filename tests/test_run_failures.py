@@ -152,7 +152,7 @@ def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
         rank.kill()
     assert live.end().code == 10
     for path in ours() - before:
-        assert _mapped_by_a_process(path), f"{path} is left"
+        assert _mapped_by_a_process(path) or not Path("/dev/shm", path).exists(), f"{path} is left"
 
 
 def _mapped_by_a_process(name: str) -> bool:
@@ -292,10 +292,11 @@ def test_a_recording_that_is_cut_short_fails_the_run(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "frames.h5", "w") as file:
         data = np.random.default_rng(1).integers(0, 60000, (400, 32, 32), np.uint16)
         file.create_dataset("data", data=data, chunks=(1, 32, 32), compression="gzip")
-        ends = sorted(file["data"].id.get_chunk_info(k).byte_offset for k in range(400))
+        chunks = sorted((chunk.byte_offset, chunk.size) for chunk in map(file["data"].id.get_chunk_info, range(400)))
     with (tmp_path / "frames.h5").open("r+b") as raw:  # chunks of zeros, as a copy that was broken off has them
-        raw.seek(ends[200])
-        raw.write(bytes(ends[-1] - ends[200]))
+        for offset, size in chunks[200:]:
+            raw.seek(offset)
+            raw.write(bytes(size))
     text = "lima2: 1\ndetector: {replay: {file: frames.h5::/data}}\nnodes: {save: {input: data, io_hdf5: {}}}\n"
     ran = run(text, tmp_path, "inline")
     assert ran.code == 10, ran.output
@@ -313,7 +314,7 @@ def test_what_a_machine_cannot_hold_is_not_started(transport: str, tmp_path: Pat
     ran = run(text, tmp_path, transport)
     assert ran.code == 12, ran.output
     assert "error[environment-unfit]" in ran.output
-    assert "4096 GiB" in ran.output
+    assert "4 TiB" in ran.output
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,12 +1,14 @@
 """Which reader a file needs: by its suffix, else by its first bytes; and series of files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lima2cli.artefacts.fabio_files import FabioStack
-from lima2cli.artefacts.frame_files import Hdf5Stack, NumpyStack, OpenStack, open_hdf5
+from lima2cli.artefacts.frame_files import Hdf5Stack, NumpyStack, OpenStack, open_hdf5, unreadable
 from lima2cli.artefacts.hdf5_dataset import find_frames
 from lima2cli.artefacts.hdf5_declared import Declared, planned_frames
 from lima2cli.artefacts.series import files_of, is_pattern
@@ -87,15 +89,12 @@ def _open_hdf5(name: str, path: Path, inner: str | None) -> OpenStack:
     """A dataset, or the datasets of a group that follow one another."""
     said = name if inner is None else f"{name}::{inner}"
     file = open_hdf5(said, path)
-    try:
+    with _closed_on_error(said, file):
         found = find_frames(file, said, inner)
         if not found.group:
             assert found.paths[0] is not None
             return Hdf5Stack(name, file, found.paths[0])
         total = planned_frames(file, found.group)
-    except BaseException:
-        file.close()
-        raise
     file.close()
     known: dict[object, Declared] = {}
     members = [
@@ -108,11 +107,20 @@ def _open_hdf5(name: str, path: Path, inner: str | None) -> OpenStack:
 def _member(name: str, path: Path, inner: str, known: dict[object, Declared]) -> OpenStack:
     """A dataset of a file that holds several of a series; what is declared of the first is ``known`` of all."""
     file = open_hdf5(name, path)
-    try:
+    with _closed_on_error(name, file):
         find_frames(file, f"{name}::{inner}", inner)  # which says what is wrong with a link
         return Hdf5Stack(name, file, inner, known)
-    except BaseException:
+
+
+@contextmanager
+def _closed_on_error(name: str, file: Any) -> Iterator[None]:
+    """Close the file where something is raised; what the HDF5 library raises of a damaged one becomes `FileProblem`."""
+    try:
+        yield
+    except BaseException as error:
         file.close()
+        if isinstance(error, OSError | RuntimeError | KeyError):
+            raise unreadable(name, error) from error
         raise
 
 

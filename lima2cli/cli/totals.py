@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lima2cli.human import count_text, seconds_text, size_text
+from lima2cli.human import count_text, seconds_text, volume_text
 
 
 def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
@@ -20,7 +20,7 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
         rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "size", "file")]
         for name, channel in summary["channels"].items():
             counts = [count_text(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed")]
-            rows.append((name, *counts, size_text(channel["bytes"]), str(channel["dataset"] or "-")))
+            rows.append((name, *counts, volume_text(channel["bytes"]), str(channel["dataset"] or "-")))
         lines += ["", *table(rows)]
     for name, flow in summary["flows"].items():
         if flow["missing_frames"]:

@@ -203,8 +203,6 @@ def _check_formats(parsed: Iterable[tuple[str, str | None, str | None, str | Non
 def _check_end(directory: str, filled: str) -> None:
     """Raise ValueError where a field is undone by `..`, and where nothing is named."""
     parts = PurePath(filled).parts
-    if "\0" in directory:
-        raise ValueError("no name has a NUL in it")
     if not directory or parts[-1:] == ("..",):
         raise ValueError(f"`{directory}` names no directory that could be new")
     after = directory[directory.index("{") :] if "{" in directory.replace("{{", "") else ""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lima2cli.human import count_text, hertz_text, rate_text, seconds_text, size_text
+from lima2cli.human import count_text, hertz_text, rate_text, seconds_text, size_text, volume_text
 from lima2cli.invalid import words
 from lima2cli.plan.figures import gdt_figures, kernel_figures, kernel_role, link_figures, slack_s, unused_nodes, waiting
 from lima2cli.plan.records import Gdt, Placement, Plan
@@ -174,8 +174,8 @@ def _volume(plan: Plan) -> str:
         (
             it.node,
             "endless" if it.frames is None else f"{it.frames} frames",
-            f"{size_text(it.frame_bytes)} each",
-            "" if it.bytes is None else size_text(it.bytes),
+            f"{volume_text(it.frame_bytes)} each",
+            "" if it.bytes is None else volume_text(it.bytes),
             "before compression" if plan.channels[it.node].compression != "none" else "at most" if it.less else "",
         )
         for it in volumes(plan)

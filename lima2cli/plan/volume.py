@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lima2cli.artefacts.channel import Channel
-from lima2cli.human import size_text
+from lima2cli.human import volume_text
 from lima2cli.plan.records import Plan
 
 
@@ -29,10 +29,10 @@ class Volume:
         return None if self.frames is None else self.frames * self.frame_bytes
 
     def __str__(self) -> str:
-        each = size_text(self.frame_bytes)
+        each = volume_text(self.frame_bytes)
         if self.bytes is None:
             return f"{self.node} {each} a frame"
-        return f"{self.node} {self.frames} x {each} = {size_text(self.bytes)}"
+        return f"{self.node} {self.frames} x {each} = {volume_text(self.bytes)}"
 
 
 def volumes(plan: Plan) -> tuple[Volume, ...]:

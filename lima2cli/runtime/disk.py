@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.human import size_text
+from lima2cli.human import volume_text
 from lima2cli.plan.records import Plan
 from lima2cli.plan.volume import volumes
 from lima2cli.runtime.job_events import said
@@ -50,7 +50,7 @@ def needs(plan: Plan, base: Path) -> Iterator[Need]:
             path = base / region.path
             size = max(0, region.size - allocated(path))
             name = f"memspace {region.name} of {plan.receivers[region.receiver]}"
-            yield Need(f"{name} {size_text(size)}", size, False, existing(path.parent))
+            yield Need(f"{name} {volume_text(size)}", size, False, existing(path.parent))
 
 
 def check_disk(plan: Plan, base: Path) -> list[str]:
@@ -63,13 +63,15 @@ def check_disk(plan: Plan, base: Path) -> list[str]:
     for wanted in by_disk.values():
         folder, free = wanted[0].folder, shutil.disk_usage(wanted[0].folder).free
         sure, most = sum(it.bytes for it in wanted if not it.less), sum(it.bytes for it in wanted)
-        has = f"{folder.resolve()} has {size_text(free)} free"
+        has = f"{folder.resolve()} has {volume_text(free)} free"
         if sure > free:
             terms = " + ".join(it.words for it in wanted if not it.less)
-            raise EnvironmentUnfit(f"the run writes {size_text(sure)} ({terms}), {has}; another disk, or fewer frames")
+            raise EnvironmentUnfit(
+                f"the run writes {volume_text(sure)} ({terms}), {has}; another disk, or fewer frames"
+            )
         if most > free:
             terms = " + ".join(it.words for it in wanted)
-            warnings.append(f"the run writes up to {size_text(most)} before compression ({terms}), {has}")
+            warnings.append(f"the run writes up to {volume_text(most)} before compression ({terms}), {has}")
     return warnings
 
 
@@ -80,7 +82,7 @@ def free(plan: Plan) -> str:
 
 def _free(plan: Plan) -> str:
     folder = output_folder(plan.output_directory)
-    return f"{folder.resolve()} has {size_text(shutil.disk_usage(folder).free)} free"
+    return f"{folder.resolve()} has {volume_text(shutil.disk_usage(folder).free)} free"
 
 
 def tell_of_disk(plan: Plan, warnings: Sequence[str], emit: Callable[[dict[str, Any]], None]) -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.human import size_text
+from lima2cli.human import size_text, volume_text
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.placement import cpus_of, elsewhere, is_here
 from lima2cli.transport.mapped import objection
@@ -37,15 +37,15 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
         free, own = shutil.disk_usage(SHARED_MEMORY).free, MPI_RANK_BYTES * ranks
         if windows + own > free:
             raise EnvironmentUnfit(
-                f"the run needs {size_text(windows + own)} of /dev/shm (memspaces: {terms}; MPI itself: "
-                f"{ranks} ranks x {size_text(MPI_RANK_BYTES)}), {size_text(free)} are free; "
+                f"the run needs {volume_text(windows + own)} of /dev/shm (memspaces: {terms}; MPI itself: "
+                f"{ranks} ranks x {volume_text(MPI_RANK_BYTES)}), {volume_text(free)} are free; "
                 "make buffers smaller, or /dev/shm larger (mount -o remount,size=… /dev/shm)"
             )
     needed, available = windows + RANK_BYTES * ranks, available_memory()
     if available is not None and needed > available:
         raise EnvironmentUnfit(
-            f"the run needs {size_text(needed)} of memory (memspaces: {terms}; "
-            f"{ranks} ranks x {size_text(RANK_BYTES)}), {size_text(available)} are available"
+            f"the run needs {volume_text(needed)} of memory (memspaces: {terms}; "
+            f"{ranks} ranks x {size_text(RANK_BYTES)}), {volume_text(available)} are available"
         )
 
 
