@@ -110,11 +110,12 @@ def test_a_chunk_of_numbers_that_is_refused_is_not_shown(tmp_path: Path, monkeyp
         columns.write()
         columns.append((np.arange(5, 8), np.ones(3)))
 
-        def refuse(*_: Any) -> None:
+        def refuse(target: Any, *_: Any) -> None:
+            target.resize(7, axis=0)
             raise FULL
 
         with monkeypatch.context() as patch:
-            patch.setattr(appending, "_extend", lambda target, *_: (target.resize(7, axis=0), refuse()))
+            patch.setattr(appending, "_extend", refuse)
             with pytest.raises(OSError, match="No space"):
                 columns.write()
         assert len(file["a"]) == len(file["b"]) == 4
@@ -249,13 +250,13 @@ def test_ends_that_could_not_be_made_are_made_by_recover(tmp_path: Path, monkeyp
     assert ran.code == 10
     assert ran.summary["channels"]["save"]["dataset"] is None
     done = lima2("recover", str(ran.directory), cwd=tmp_path)
-    assert done.code == 0, done.output
-    assert "nothing to recover" not in done.output
+    assert done.returncode == 0, done.stderr
+    assert "nothing to recover" not in done.stdout
     assert ran.summary["channels"]["save"]["saved"] == 40
-    assert lima2("inspect", "--verify", str(ran.directory), cwd=tmp_path).code == 0
+    assert lima2("inspect", "--verify", str(ran.directory), cwd=tmp_path).returncode == 0
     again = lima2("recover", str(ran.directory), cwd=tmp_path)
-    assert again.code == 0
-    assert "nothing to recover" in again.output
+    assert again.returncode == 0
+    assert "nothing to recover" in again.stdout
 
 
 def test_the_summary_has_its_room(tmp_path: Path) -> None:
