@@ -37,17 +37,14 @@ def _mounts() -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [("files none", 1500), ("one file zstd", 800), ("sparse", 1000), ("common", 1700), ("common", 700)],
-)
-def test_what_was_saved_survives(kind: str, size: int) -> None:
+@pytest.mark.parametrize("kind", ["files none", "one file zstd", "common"])
+def test_what_was_saved_survives(kind: str) -> None:
     if not _mounts():
         pytest.skip("no right to mount a small disk")
-    command = [sys.executable, "-m", "tests.faults.disk", "--kinds", kind, "--sizes", str(size)]
+    command = [sys.executable, "-m", "tests.faults.disk", "--kinds", kind, "--sizes", "1700"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("1 disks"), done.stdout
+    assert done.stdout.startswith("1 disks, exit codes {10: 1}"), done.stdout
 
 
 class _Disk:
