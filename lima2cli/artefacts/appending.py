@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.hdf5_filters import load_filters
 from lima2cli.artefacts.recover import reopenable
+from lima2cli.artefacts.room import MARGIN, Room, begin, give_back
 from lima2cli.errors import Lima2Error
 
 ROWS_KEPT = 4096
@@ -68,12 +69,25 @@ class AppendingFile:
 
         self.path, self._part = path, path + NOT_STARTED
         with disk_errors(path):
+            begin(self._part)
             self.h5 = h5py.File(self._part, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+        self._room = Room(self.h5)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """The tree is being made; where that fails nothing is left of the file. OSError where the disk refuses."""
+        try:
+            with disk_errors(self.path):
+                yield
+        except BaseException:
+            self.discard()
+            raise
 
     def start(self) -> None:
         """The tree is complete: from here on a kill leaves a readable file."""
         try:
             with disk_errors(self.path):
+                self._room.secure()
                 self.h5.swmr_mode = True
                 os.replace(self._part, self.path)
         except OSError:
@@ -84,13 +98,18 @@ class AppendingFile:
 
     def discard(self) -> None:
         """Leave nothing of a file that was never started."""
-        with suppress(RuntimeError):
-            self.h5.close()
+        close_unwritten(self.h5)
         with suppress(OSError):
             os.remove(self._part)
 
+    def secure(self, margin: int = MARGIN) -> None:
+        """Make sure that the disk takes what the next flush will write. OSError; nothing is changed then."""
+        with disk_errors(self.path):
+            self._room.secure(margin)
+
     def flush(self) -> None:
         """Everything written so far to the operating system."""
+        self.secure()
         with disk_errors(self.path):
             self.h5.flush()
 
@@ -103,26 +122,67 @@ class AppendingFile:
             raise
         with disk_errors(self.path):
             self.h5.close()
+            give_back(self.path)
 
     def abandon(self) -> None:
-        """Close without another byte to the disk: the file stays as last flushed, made readable.
-
-        The library insists on writing what it holds, and a file that it can't close breaks it. So its descriptor is
-        pointed to memory for these writes.
-        """
+        """Close without another byte to the disk: the file stays as last flushed, made readable."""
         if not self.h5:
             return
-        memory = os.memfd_create("abandoned")
-        os.dup2(memory, self.h5.id.get_vfd_handle())
-        os.close(memory)
-        with suppress(RuntimeError):  # a limit on the size of files (ulimit -f) holds for memory too
-            self.h5.close()
+        close_unwritten(self.h5)
         with suppress(OSError, Lima2Error):  # on a disk that refuses writes `recover` has to do it later
+            give_back(self.path)
             reopenable(self.path)
 
 
+def close_unwritten(h5: Any) -> None:
+    """Close an HDF5 file without another byte to the disk.
+
+    The library insists on writing what it holds, and a file that it can't close breaks it. So its descriptor is
+    pointed to memory for these writes.
+    """
+    if not h5:
+        return
+    memory = os.memfd_create("abandoned")
+    os.dup2(memory, h5.id.get_vfd_handle())
+    os.close(memory)
+    with suppress(RuntimeError, OSError):  # a limit on the size of files (ulimit -f) holds for memory too
+        h5.close()
+
+
+WHOLE_MARGIN = 4 * CHUNK_CACHE_BYTES
+"""Bytes that a file may give out while it is closed: chunks of some datasets, compressed by the library."""
+
+
+@contextmanager
+def written(path: str, mode: str = "w", **options: Any) -> Iterator[Any]:
+    """An HDF5 file that is written as a whole, or (``r+``) changed: closed where all went well.
+
+    OSError where the disk refuses, in the system's words. A new file is removed then; of a change nothing reaches the
+    disk but chunks and what does not fit the library's caches.
+    """
+    import h5py
+
+    with disk_errors(path):
+        if mode == "w":
+            begin(path)
+        file = h5py.File(path, mode, rdcc_nbytes=CHUNK_CACHE_BYTES, **options)
+        try:
+            yield file
+            Room(file).secure(WHOLE_MARGIN)
+            file.flush()
+        except BaseException:
+            close_unwritten(file)
+            if mode == "w":
+                with suppress(OSError):
+                    os.remove(path)
+            raise
+        file.close()
+        give_back(path)
+
+
 class Columns:
-    """Datasets of one value per row, or one vector, appended to in large pieces.
+    """Datasets of one value per row, or one vector, appended to in large pieces, which reach the file before the length
+    that shows them.
 
     group    where they are made;  dtypes   numpy dtype name of each
     convert  from what is appended (int64 then) to what is written, for columns where that differs: once per write
@@ -144,6 +204,7 @@ class Columns:
             for name, dtype in dtypes.items()
             for more in [(long[name],) if name in long else ()]
         ]
+        self._last = [np.zeros(data.chunks, data.dtype) for data in self._sets]
         self._convert = [changed.get(name) for name in dtypes]
         self.kept_rows = min(_chunk_rows(dtype, 1 + long.get(name, 0) // 8) for name, dtype in dtypes.items())
         self._kept = [
@@ -180,11 +241,31 @@ class Columns:
         count = last - self.written
         if count <= 0:
             return
-        for target, kept, convert in zip(self._sets, self._kept, self._convert, strict=True):
-            target.resize(last, axis=0)
-            target[self.written : last] = convert(kept[:count]) if convert else kept[:count]
+        try:
+            for target, chunk, kept, convert in zip(self._sets, self._last, self._kept, self._convert, strict=True):
+                _extend(target, chunk, self.written, convert(kept[:count]) if convert else kept[:count])
+        except BaseException:
+            for target in self._sets:
+                target.resize(self.written, axis=0)
+            raise
+        for kept in self._kept:
             kept[: self.pending - count] = kept[count : self.pending].copy()
         self.written, self.pending = last, self.pending - count
+
+
+def _extend(target: Any, chunk: NDArray[Any], row: int, values: NDArray[Any]) -> None:
+    """Rows from ``row`` on to a dataset, directly to the file: what its length shows at the next flush is there then.
+
+    chunk   the last one of the dataset, which goes to the same place again
+    """
+    size, done = len(chunk), 0
+    target.resize(row + len(values), axis=0)
+    while done < len(values):
+        first, inside = divmod(row + done, size)
+        part = values[done : done + size - inside]
+        chunk[inside : inside + len(part)] = part
+        target.id.write_direct_chunk((first * size, *(0 for _ in target.shape[1:])), chunk)
+        done += len(part)
 
 
 def _chunk_rows(dtype: str, length: int = 1) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.appending import AppendingFile, Columns, disk_errors
+from lima2cli.artefacts.appending import WHOLE_MARGIN, AppendingFile, Columns, disk_errors, written
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.checksums import GROUP, make_sums
 from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, make_contiguous
@@ -22,6 +22,7 @@ from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.master_rows import write_flow, write_rows
 from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.room import allocate
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
 from lima2cli.artefacts.status import SAVED, Statuses
 from lima2cli.artefacts.tree import (
@@ -39,6 +40,13 @@ FILL_BYTES = 8 << 20
 """Of rows that are filled together."""
 
 
+ROW_BYTES = 8 + 8 + 1 + 1
+"""Of a row's number, time, statuses."""
+
+TREE_BYTES = WHOLE_MARGIN + (256 << 10)
+"""Of all else that completes a file."""
+
+
 def unfinished(channel: Channel, directory: str) -> str:
     """Path of the file while receivers write to it."""
     return os.path.join(directory, f"{master_file(channel.name, channel.node)}.part")
@@ -47,21 +55,30 @@ def unfinished(channel: Channel, directory: str) -> str:
 def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
     """Make the file with its tree and the dataset of all selected frames; the offset of its first byte.
 
-    OSError where the disk refuses.
+    What `complete_common` will add has its room on the disk then, behind the end of the file. OSError where the disk
+    refuses.
     """
-    import h5py
-
     path = unfinished(channel, directory)
     assert channel.selected is not None
-    options = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
-    with disk_errors(path), h5py.File(path, "w", libver=VERSIONS, **options) as file:
+    options: dict[str, Any] = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with written(path, libver=VERSIONS, **options) as file:
         detector = plant(file, channel, start_ns)
         plant_params(detector, channel)
         Record.of(channel, "master", start_ns=start_ns).write(file)
         shape = (channel.selected, channel.height, channel.width)
         data = make_contiguous(detector, "data", shape, channel.dtype, fill_value(channel))
         data.attrs["interpretation"] = "image"
-        return int(data.id.get_offset())
+        offset = int(data.id.get_offset())
+    with disk_errors(path):
+        _allocate_rows(path, channel.selected)
+    return offset
+
+
+def _allocate_rows(path: str, rows: int) -> None:
+    """Room behind the end of a file for what is told of its rows. OSError."""
+    with open(path, "r+b") as file:
+        end = os.fstat(file.fileno()).st_size
+        allocate(file.fileno(), end, end + rows * ROW_BYTES + TREE_BYTES)
 
 
 def written_rows_files(directory: str, name: str, node: str) -> list[str]:
@@ -76,7 +93,7 @@ class WrittenRows:
 
     def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
         self._file = AppendingFile(os.path.join(directory, f"{channel.name}_{channel.node}_{receiver}_rows.h5"))
-        with disk_errors(self._file.path):
+        with self._file.making():
             entry = plant_root(self._file.h5, channel.name, start_ns)
             Record.of(channel, "written", receiver, start_ns).write(self._file.h5)
             measurement = group(entry, "measurement", "NXcollection")
@@ -128,18 +145,21 @@ def complete_common(
     """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
 
     Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
-    OSError where a file can't be read or written; where it has its name by then, only the filling of rows failed.
+    A file that has its name already is left as it is. OSError where a file can't be read or written; then it does not
+    have its name, and can be completed later.
     """
     import h5py
 
     part, path = unfinished(channel, directory), os.path.join(directory, master_file(channel.name, channel.node))
+    if os.path.exists(path) and not os.path.exists(part):
+        return path
     told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
-    refused: OSError | None = None
     with ExitStack() as opened, disk_errors(part):
-        file = opened.enter_context(h5py.File(part, "r+", libver=VERSIONS))
         columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
         sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
         count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
+        _allocate_rows(part, count)
+        file = opened.enter_context(written(part, "r+", libver=VERSIONS))
         detector = file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
             if name in detector:  # it was broken off here before
@@ -154,17 +174,14 @@ def complete_common(
                 make_sums(detector, {"data": detector["data"]}, count, rows=1)["data"],
                 [_sums(channel, it) for it in columns],
             )
-        try:
-            _fill(detector, channel, sound, count)
-        except OSError as error:
-            refused = error
+        offset = int(detector["data"].id.get_offset() or 0)
+        absent = _absent(detector["frame_status"], sound, count)
     with disk_errors(part):
+        _fill(part, channel, offset, absent)
         cut_rows(part, f"{detector_path(channel)}/data", count)
     os.replace(part, path)
     for name in told:
         os.remove(name)
-    if refused is not None:
-        raise refused
     return path
 
 
@@ -200,13 +217,23 @@ def _last(channel: Channel, columns: Any) -> int:
     return int(rows_of(numbers[-1:], channel.rule.start, channel.rule.step).max(initial=-1))
 
 
-def _fill(detector: Any, channel: Channel, first_row: int, count: int) -> None:
-    """The fill value to rows from ``first_row`` on that were not saved; receivers have done so with those before."""
-    data, status, fill = detector["data"], detector["frame_status"], fill_value(channel)
-    most = max(1, FILL_BYTES // (channel.height * channel.width * data.dtype.itemsize))
+def _absent(status: Any, first_row: int, count: int) -> list[tuple[int, int]]:
+    """Runs (first, last + 1) of rows from ``first_row`` on that were not saved; receivers have filled those before."""
+    found: list[tuple[int, int]] = []
     for first, last in windows(max(0, count - first_row)):
         absent = np.flatnonzero(status[first + first_row : last + first_row] != SAVED) + first + first_row
-        for run in np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1):
-            for begin, end in windows(len(run), most):
-                with disk_errors(detector.file.filename):
-                    data[int(run[begin]) : int(run[end - 1]) + 1] = fill
+        runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1)
+        found.extend((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
+    return found
+
+
+def _fill(path: str, channel: Channel, offset: int, runs: Sequence[tuple[int, int]]) -> None:
+    """The fill value to runs of rows of the dataset that begins at ``offset``. OSError."""
+    row = np.full(channel.height * channel.width, fill_value(channel), channel.dtype).view(np.uint8)
+    most = max(1, FILL_BYTES // len(row))
+    piece = np.tile(row, max((min(most, last - first) for first, last in runs), default=0))
+    with open(path, "r+b") as file:
+        for first, last in runs:
+            for begin, end in windows(last - first, most):
+                file.seek(offset + (first + begin) * len(row))
+                file.write(piece[: (end - begin) * len(row)].data)

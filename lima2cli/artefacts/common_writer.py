@@ -42,6 +42,8 @@ class CommonWriter:
     Whoever has one calls `poll` again and again, and tells by `advance` and `finish` how far the frames are. Where
     something fails, `poll` raises OSError once; from then on this receiver saves nothing more, and must poll and tell
     all the same, since the others count on its part. A round of which any receiver's write failed is lost to all.
+
+    saved   frames of this receiver that are in the file
     """
 
     def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: Circle) -> None:
@@ -54,7 +56,7 @@ class CommonWriter:
         self._written: WrittenRows | None = None
         self._file: SharedFile | None = None
         self._pending: Pending | None = None
-        self._number = self._passed = 0
+        self._number = self._passed = self.saved = 0
         self._sound, self._ended, self._broken = True, False, False
         self._error: OSError | None = None
         self._state, self._told = _State.LAYING_OUT, circle.tell(self._lay_out())
@@ -211,6 +213,7 @@ class CommonWriter:
         rule = self._channel.rule
         try:
             self._written.append(rows * rule.step + rule.start, times, sums, sound)
+            self.saved += len(rows)
         except OSError as error:
             self._error = self._error or error
 

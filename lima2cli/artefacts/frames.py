@@ -230,7 +230,7 @@ class _FrameFile:
         self._frame = (channel.height, channel.width)
         self.complete = 0
         self._shown = self._start_ns = 0
-        with disk_errors(self._file.path):
+        with self._file.making():
             detector = plant(self._file.h5, channel, None)
             Record.of(channel, "frames", receiver).write(self._file.h5)
             self._data = detector.create_dataset(
@@ -290,6 +290,7 @@ class _FrameFile:
         """Rows whose data were written: first the data, then their numbers, so that a kill between leaves no gap."""
         if not self.pending:
             return
+        self._file.secure()
         with disk_errors(self._file.path):
             self._data.flush()
             self._columns.write(self._shown)

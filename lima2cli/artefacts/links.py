@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.artefacts.appending import VERSIONS, disk_errors
+from lima2cli.artefacts.appending import VERSIONS, written
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.link_names import link_names
 from lima2cli.artefacts.record import Record
@@ -34,7 +34,7 @@ def write_links(
     import h5py
 
     path = os.path.join(directory, f"{name}.h5")
-    with disk_errors(path), h5py.File(f"{path}.part", "w", libver=VERSIONS) as file:
+    with written(f"{path}.part", libver=VERSIONS) as file:
         entry = plant_root(file, name, None)
         write_flows(entry, flows)
         measurement = group(entry, "measurement", "NXcollection")

@@ -8,7 +8,6 @@ rows, window by window. Memory does not grow with the number of frames, as long 
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts import mapping
-from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, disk_errors
+from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, disk_errors, written
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.file_names import frame_file_names, master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
@@ -69,36 +68,29 @@ def write_master(
     left out, and then told of by an OSError that comes after the master was written. OSError too where it can't be
     written, ValueError where a file holds a frame that the flow does not select.
     """
-    import h5py
-
     path = os.path.join(directory, master_file(channel.name, channel.node))
     files, unreadable = _scan_all(channel, directory)
     count = max(rows or 0, 1 + max((file.last for file in files), default=-1))
     start_ns = next((file.start_ns for file in files), start_ns)
-    try:
-        with disk_errors(path), h5py.File(f"{path}.part", "w", libver=VERSIONS) as master:
-            detector = plant(master, channel, start_ns)
-            plant_params(detector, channel)
-            Record.of(channel, "master", start_ns=start_ns).write(master)
-            write_flow(detector, channel, count, statuses, totals)
-            write_flows(master[ENTRY], flows, unmatched)
-            receivers = _receivers(channel, directory, files)
-            shown = count
-            if channel.filtered:
-                shown, maps = write_kept_rows(detector, channel, receivers, len(files), count)
-                files = [replace(file, pieces=one.finish()) for file, one in zip(files, maps, strict=True)]
-            else:
-                write_rows(detector, channel, receivers, count, statuses)
-            if channel.sparse:
-                held = {file.name: file.rows for file in files}
-                names = by_receiver(held)
-                copy_rows(detector, channel, directory, [[(n, held[n]) for n in own] for own in names], count)
-            else:
-                write_virtual(detector, channel, files, shown)
-    except OSError:
-        with suppress(OSError):
-            os.remove(f"{path}.part")
-        raise
+    with written(f"{path}.part", libver=VERSIONS) as master:
+        detector = plant(master, channel, start_ns)
+        plant_params(detector, channel)
+        Record.of(channel, "master", start_ns=start_ns).write(master)
+        write_flow(detector, channel, count, statuses, totals)
+        write_flows(master[ENTRY], flows, unmatched)
+        receivers = _receivers(channel, directory, files)
+        shown = count
+        if channel.filtered:
+            shown, maps = write_kept_rows(detector, channel, receivers, len(files), count)
+            files = [replace(file, pieces=one.finish()) for file, one in zip(files, maps, strict=True)]
+        else:
+            write_rows(detector, channel, receivers, count, statuses)
+        if channel.sparse:
+            held = {file.name: file.rows for file in files}
+            names = by_receiver(held)
+            copy_rows(detector, channel, directory, [[(n, held[n]) for n in own] for own in names], count)
+        else:
+            write_virtual(detector, channel, files, shown)
     os.replace(f"{path}.part", path)
     if unreadable:
         raise OSError(f"{os.path.basename(path)} was written without {'; '.join(unreadable)}")

@@ -7,9 +7,16 @@ at every moment, so that after a kill nothing but these marks, and the recorded 
 
 import os
 import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lima2cli.artefacts.locks import lock
+from lima2cli.artefacts.rows import READ, windows
 from lima2cli.errors import FileProblem
+
+if TYPE_CHECKING:
+    from lima2cli.artefacts.record import Record
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -44,35 +51,91 @@ def reopenable(path: str) -> bool:
 
 
 def level(path: str) -> None:
-    """Cut the datasets of a frame file or a part of a table to as many rows as all of them have.
+    """Cut the datasets of a frame file or a part of a table to the rows that are whole in all of them.
 
-    A kill between the writing of frames and that of their numbers leaves frames that nothing is known of. OSError
-    where the file can't be read or written.
+    A kill between the writing of frames and that of their numbers leaves frames that nothing is known of; a full disk
+    may leave rows whose chunk was never written, and read as zeros. OSError where the file can't be read or written;
+    it stays as it is then.
     """
     import h5py
 
+    from lima2cli.artefacts.appending import written
     from lima2cli.artefacts.checksums import cut_sums
+    from lima2cli.artefacts.hdf5_filters import load_filters
     from lima2cli.artefacts.record import Record
     from lima2cli.artefacts.sparse_files import PARTS, cut_rows, is_sparse, whole_rows
     from lima2cli.artefacts.tree import ENTRY
 
-    with h5py.File(path, "r+", locking="best-effort") as file:
+    with h5py.File(path, locking="best-effort") as file:
         record = Record.read(file)
         if record is None or record.role not in ("frames", "rows", "written"):
             return
         entry = file[ENTRY]
-        where = entry[entry.attrs["default"]].parent if record.role == "frames" else entry["measurement"]
-        growing = [item for item in where.values() if isinstance(item, h5py.Dataset) and item.maxshape[:1] == (None,)]
-        rows = min((len(item) for item in growing), default=0)
-        if "data" in where and is_sparse(where["data"]):
-            rows = min(rows, whole_rows(where["data"]))
-            cut_rows(where["data"], rows)
+        where = entry[entry.attrs["default"]].parent.name if record.role == "frames" else entry["measurement"].name
+        growing = [item for item in file[where].values() if _grows(item)]
+        rows = min(map(written_rows, growing), default=0)
+        sparse = "data" in file[where] and is_sparse(file[where]["data"])
+        if sparse:
+            rows = min(rows, whole_rows(file[where]["data"]))
+        rows = _in_order(file[where]["frame_number"], rows) if _own(record, file[where]["frame_number"], rows) else 0
+        shown = {len(item) for item in growing} | ({len(file[where]["data/frame_ptr"]) - 1} if sparse else set())
+        if sparse:
+            pixels = int(file[where]["data/frame_ptr"][rows]) if rows else 0
+            shown |= {rows} if all(len(file[where][f"data/{n}"]) == pixels for n in ("index", "intensity")) else {-1}
+        if shown <= {rows}:
+            return
+    load_filters()  # the library writes the last chunk again
+    with written(path, "r+", locking="best-effort") as file:
+        if sparse:
+            cut_rows(file[where]["data"], rows)
             for name in PARTS:
-                cut_sums(where, name, len(where["data"][name]))
-        for item in growing:
-            if len(item) > rows:
-                cut_sums(where, item.name.rpartition("/")[2], rows)
+                cut_sums(file[where], name, len(file[where]["data"][name]))
+        for name, item in file[where].items():
+            if _grows(item) and len(item) > rows:
+                cut_sums(file[where], name, rows)
                 item.resize(rows, axis=0)
+
+
+def written_rows(data: Any) -> int:
+    """Rows of a growing dataset before the first whose chunk is not in the file. Of statuses none needs to be: 0 is
+    what they all are."""
+    count = len(data)
+    if not count or data.name.endswith("/frame_status"):
+        return count
+    size = data.chunks[0]
+    held = np.zeros(-(-count // size), bool)
+    end = os.path.getsize(data.file.filename)
+
+    def found(chunk: Any) -> None:
+        held[chunk.chunk_offset[0] // size] = chunk.byte_offset + chunk.size <= end
+
+    data.id.chunk_iter(found)
+    return count if held.all() else int(held.argmin()) * size
+
+
+def _grows(item: Any) -> bool:
+    return hasattr(item, "maxshape") and item.maxshape[:1] == (None,)
+
+
+def _own(record: "Record", numbers: Any, rows: int) -> bool:
+    """Whether the first frame is one that this receiver can have: zeros that were never written are not."""
+    if not rows or record.places or record.window != 1 or not record.receivers:
+        return True
+    row, rest = divmod(int(numbers[0]) - record.start, record.step)
+    return not rest and row >= 0 and record.receivers[row // record.blocks % len(record.receivers)] == record.receiver
+
+
+def _in_order(numbers: Any, rows: int) -> int:
+    """How many of the first rows come before one whose frame number falls: no writer writes such a row."""
+    last = -1
+    for first, end in windows(rows, READ):
+        piece = numbers[first:end].astype(np.int64)
+        falls = np.diff(piece, prepend=last) < 0
+        falls[1 if first == 0 else 0 :] |= piece[1 if first == 0 else 0 :] == 0
+        if falls.any():
+            return first + int(falls.argmax())
+        last = int(piece[-1])
+    return rows
 
 
 def lookup3(data: bytes) -> int:

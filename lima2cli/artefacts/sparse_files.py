@@ -20,6 +20,8 @@ from lima2cli.artefacts.checksums import ChunkSums, make_sums
 from lima2cli.artefacts.compression import filter_options
 from lima2cli.artefacts.frames import frame_file
 from lima2cli.artefacts.record import Record
+from lima2cli.artefacts.recover import written_rows
+from lima2cli.artefacts.room import MARGIN
 from lima2cli.artefacts.tree import fixed, group, plant, plant_start
 from lima2cli.spec import Array, Block, SparseBlock
 
@@ -82,7 +84,8 @@ def whole_rows(data: Any) -> int:
     """Rows of a group ``data`` whose pixels are all there; of a dataset ``data`` its rows."""
     if not is_sparse(data):
         return len(data)
-    return max(0, bisect_right(data["frame_ptr"], min(len(data["index"]), len(data["intensity"]))) - 1)
+    pixels = min(written_rows(data["index"]), written_rows(data["intensity"]))
+    return max(0, bisect_right(data["frame_ptr"], pixels, 0, written_rows(data["frame_ptr"])) - 1)
 
 
 def cut_rows(data: Any, count: int) -> None:
@@ -198,7 +201,8 @@ class _SparseFile:
         self._intensity: list[Array] = []
         self._held = self._start_ns = 0
         self._ends: list[NDArray[np.uint64]] = []
-        with disk_errors(self._file.path):
+        self._margin = MARGIN + CHUNK * (4 + np.dtype(channel.dtype).itemsize) + 8 * ROWS_KEPT  # the library's chunks
+        with self._file.making():
             detector = plant(self._file.h5, channel, None)
             Record.of(channel, "frames", receiver).write(self._file.h5)
             self._rows = Rows(detector, channel)
@@ -244,6 +248,7 @@ class _SparseFile:
         if not self._columns.pending:
             return
         self._write_pixels()
+        self._file.secure(self._margin)
         with disk_errors(self._file.path):
             self._rows.add_rows(np.concatenate(self._ends))
             self._columns.write()

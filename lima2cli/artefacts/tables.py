@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors
+from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors, written
 from lima2cli.artefacts.channel import TableChannel
 from lima2cli.artefacts.checksums import cover
 from lima2cli.artefacts.file_names import part_names, table_file
@@ -99,7 +99,7 @@ class TableWriter:
 
     def _open(self) -> Columns:
         self._file = file = AppendingFile(self._path)
-        with disk_errors(self._path):
+        with file.making():
             entry = plant_root(file.h5, self._channel.name, None)
             Record.of(self._channel, "rows", self._receiver).write(file.h5)
             measurement = group(entry, "measurement", "NXcollection")
@@ -127,7 +127,7 @@ def merge_tables(
             os.remove(part)
         return path
     with ExitStack() as opened, disk_errors(path):
-        file = opened.enter_context(h5py.File(f"{path}.part", "w", libver=VERSIONS))
+        file = opened.enter_context(written(f"{path}.part", libver=VERSIONS))
         entry = plant_root(file, channel.name, None)
         Record.of(channel, "table").write(file)
         write_flows(entry, flows, unmatched)

@@ -72,7 +72,7 @@ class BoundReduce:
     """
 
     def __init__(self, step: Step, program: ReceiverProgram, files: Files) -> None:
-        self.saved = 0
+        self.saved = self._appended = 0
         self._node = cast(Reduce, step.node)
         self._team = team(program.threads if self._node.strips else 1)
         self._reducers: list[Reducer] = [self._node.start(step.before, files) for _ in range(self._team.size)]
@@ -88,7 +88,7 @@ class BoundReduce:
 
     def begin(self, start_ns: int) -> None:
         """See `BoundSink.begin`."""
-        self.saved, self._kept, self._rows = 0, [], 0
+        self.saved, self._appended, self._kept, self._rows = 0, 0, [], 0
 
     def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
         parts = self._team.parts(len(block.numbers), math.prod(block.frames.shape[1:]))
@@ -112,12 +112,14 @@ class BoundReduce:
     def flush(self) -> None:
         self._finish()
         self._writer.flush()
+        self.saved = self._appended
 
     def close(self) -> None:
         try:
             self._finish()
         finally:
             self._writer.close()
+        self.saved = self._appended
 
     def _finish(self) -> None:
         if not self._kept:
@@ -130,7 +132,7 @@ class BoundReduce:
             length = self._table.lengths.get(name)
             columns[name] = fitted(columns[name], numbers, () if length is None else (length,), dtype, f"column {name}")
         self._writer.append(numbers, columns)
-        self.saved += len(numbers)
+        self._appended += len(numbers)
 
 
 class BoundSink(Writing):
@@ -149,7 +151,7 @@ class BoundSink(Writing):
 
     def begin(self, start_ns: int) -> None:
         """It begins; counts begin anew."""
-        self.saved = 0
+        self.begin_count()
         if isinstance(self._writer, EarlyWriter):
             self._writer.start(start_ns)
         else:

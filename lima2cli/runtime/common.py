@@ -1,6 +1,6 @@
 """A saving node whose receivers write one file together: a sink, and a node that waits for the other receivers."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lima2cli.artefacts.channel import Channel
 from lima2cli.nodes.io_hdf5 import IoHdf5
@@ -34,7 +34,8 @@ class BoundCommon(Writing):
 
     def begin(self, start_ns: int) -> None:
         """See `BoundSink.begin`."""
-        self.saved, self.frames = 0, None
+        self.begin_count()
+        self.frames = None
         self._writer = self._node.open_common(self._channel, self._directory, self._receiver, start_ns, self._circle)
 
     def arrive(self, source: str, what: Arrival) -> None:
@@ -46,6 +47,24 @@ class BoundCommon(Writing):
             self._writer.advance(what.last + 1)
         else:
             self._writer.finish(self._rule.selected(self.frames) or 0)
+
+    def commit(self, staged: Any) -> None:
+        """See `Writer.commit`; they are saved when their round is in the file."""
+        assert self._writer is not None
+        self._writer.commit(staged)
+
+    def flush(self) -> None:
+        """See `Writer.flush`."""
+        if self._writer is not None:
+            self._writer.flush()
+            self.saved = self._writer.saved
+
+    def close(self) -> None:
+        """End the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            self.saved = writer.saved
 
     def poll(self) -> Result | None:
         """See `Waiting`; OSError once."""

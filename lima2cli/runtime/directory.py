@@ -24,6 +24,7 @@ from lima2cli.runtime.ownership import (
     remove_run,
     take,
 )
+from lima2cli.runtime.summary import reserve_summary
 
 LATEST = "latest"
 
@@ -103,6 +104,7 @@ def make_another(directory: Path, template: str, names: RunNames) -> Claim:
     try:
         for file in (PIPELINE_FILE, PLAN_FILE):
             shutil.copyfile(directory / file, claim.path / file)
+        reserve_summary(claim.path)
     except OSError as error:
         raise EnvironmentUnfit(f"cannot write in {claim}: {error}") from error
     return claim

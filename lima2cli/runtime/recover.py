@@ -1,18 +1,21 @@
 """Recovery of a run that was broken off: the launcher was killed, the machine went down."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.broken import close_broken, write_missing
+from lima2cli.runtime.ends import link_file
 from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.origin import PLAN_FILE, Origin
 from lima2cli.runtime.ownership import is_live
-from lima2cli.runtime.summary import read_summary
+from lima2cli.runtime.summary import read_summary, write_summary
 
 REASON = "the run was broken off; its files were recovered"
 
@@ -28,11 +31,14 @@ def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
 def whole(directory: Path) -> dict[str, Any] | None:
     """The summary of a run that needs no recovery: it ended in order, and what its end made is there."""
     summary = _orderly(directory)
-    if summary is None:
-        return None
-    channels = [item["dataset"].partition("::")[0] for item in summary["channels"].values() if item["dataset"]]
-    ends = [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
-    return summary if all((directory / name).exists() for name in ends if name) else None
+    ends = [None] if summary is None else _ends(summary)
+    return summary if all(name is not None and (directory / name).exists() for name in ends) else None
+
+
+def _ends(summary: Mapping[str, Any]) -> list[str | None]:
+    """Names of the files that the end of a run made; None for each that could not be made."""
+    channels = [item["dataset"] and item["dataset"].partition("::")[0] for item in summary["channels"].values()]
+    return [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
 
 
 def refuse_live(directory: Path) -> None:
@@ -50,7 +56,8 @@ def _orderly(directory: Path) -> dict[str, Any] | None:
 def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Make the files readable, rebuild masters, tables and the linking file, and write the summary.
 
-    The summary of a run that ended in order stays: it knows more than the files. `problems` then are those of now.
+    The summary of a run that ended in order stays, but for what its end could not make: it knows more than the files.
+    `problems` then are those of now.
 
     figures   of the plan when the run began. `RunFailed` where ``plan`` is another: then nothing is touched.
     """
@@ -65,6 +72,23 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
     sweep()
     ended = _orderly(directory)
     if ended is not None:
-        return ended | {"problems": write_missing(plan, directory, ended)}
+        return mended(plan, directory, ended, write_missing(plan, directory, ended))
     before = read_summary(directory) or {}
     return close_broken(plan, directory, before.get("reason") or REASON, before.get("state") or "failed")
+
+
+def mended(plan: Plan, directory: Path, ended: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The summary of a run that ended in order, with what is now in the files of nodes whose end could not be made; it
+    is written where there are such."""
+    now = ended | {"problems": problems}
+    if None not in _ends(ended):
+        return now
+    found = inspect_run(str(directory))
+    for table, key in (("channels", "dataset"), ("tables", "file")):
+        now[table] = {
+            name: item if item[key] is not None else item | found[table].get(name, {})
+            for name, item in ended[table].items()
+        }
+    now["file"] = link_file(plan, directory)
+    write_summary(directory, now)
+    return now

@@ -28,6 +28,7 @@ from lima2cli.runtime.ownership import LOG, RunNames, has_saved, listed
 from lima2cli.runtime.placement import all_here
 from lima2cli.runtime.ranks import run_inline
 from lima2cli.runtime.saved_plan import plan_contents
+from lima2cli.runtime.summary import reserve_summary
 from lima2cli.secret import hide
 
 
@@ -140,6 +141,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     try:
         announce(claim.path)  # before the plan, which lists it among the runs
         origin.write(claim.path, plan_contents(plan))
+        reserve_summary(claim.path)
     except OSError as error:
         with suppress(OSError):
             claim.undo()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.flow_record import COUNTS
+from lima2cli.artefacts.room import allocate
 from lima2cli.errors import RunFailed
 from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
@@ -21,6 +22,8 @@ from lima2cli.runtime.usage import usage
 from lima2cli.secret import hidden
 
 VERSION = 1
+RESERVE_BYTES = 256 << 10
+"""Of a summary: one of many nodes, ranks and losses has some 100 KiB."""
 STATES = ("complete", "stopped", "failed")
 CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
 
@@ -141,18 +144,29 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
     }
 
 
+def reserve_summary(directory: Path) -> None:
+    """Have room for the summary on the disk, so that a disk that is full at the end has it. OSError."""
+    with _part(directory).open("ab") as file:
+        allocate(file.fileno(), 0, RESERVE_BYTES)
+
+
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``, last and in one step: where it is, all the rest is. Raises `RunFailed`."""
-    part = directory / f".{SUMMARY}.part"
+    part, text = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
     try:
-        with part.open("w") as file:
-            json.dump(hidden(dict(summary)), file, indent=1)
-            file.write("\n")
+        with part.open("r+b" if part.exists() else "wb") as file:  # where there is room for it
+            file.write(text)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         part.replace(directory / SUMMARY)
     except OSError as error:
         raise RunFailed(f"the run ended ({summary['state']}), but its summary cannot be written: {error}") from error
+
+
+def _part(directory: Path) -> Path:
+    """Where the summary is until it is whole."""
+    return directory / f".{SUMMARY}.part"
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

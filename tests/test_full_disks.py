@@ -1,0 +1,306 @@
+"""Disks that are full: what was saved is there, the HDF5 library lives on, and `lima2 recover` mends the rest."""
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from lima2cli.artefacts import appending, common_file, master, room
+from lima2cli.artefacts.common_file import complete_common, lay_out
+from lima2cli.artefacts.frames import FrameWriter
+from lima2cli.artefacts.recover import level
+from lima2cli.artefacts.tree import detector_path
+from lima2cli.runtime.summary import RESERVE_BYTES, read_summary, reserve_summary, write_summary
+from lima2cli.runtime.writing import Writing
+from tests.artefacts_samples import make_block, make_channel
+from tests.running import lima2, run
+
+ROOT = Path(__file__).parent.parent
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _mounts() -> bool:
+    """Whether this user may mount a small disk where nobody else sees it."""
+    own = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "--propagation", "private"]
+    try:
+        return not subprocess.run(
+            [*own, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True
+        ).returncode
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["files none", "one file zstd", "common"])
+def test_what_was_saved_survives(kind: str) -> None:
+    if not _mounts():
+        pytest.skip("no right to mount a small disk")
+    command = [sys.executable, "-m", "tests.faults.disk", "--kinds", kind, "--sizes", "1700"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("1 disks, exit codes {10: 1}"), done.stdout
+
+
+class _Disk:
+    """Refuses room while ``full``."""
+
+    full = False
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        had = room.allocate
+
+        def allocate(descriptor: int, first: int, last: int) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            had(descriptor, first, last)
+
+        for module in (room, common_file):
+            monkeypatch.setattr(module, "allocate", allocate)
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> _Disk:
+    return _Disk(monkeypatch)
+
+
+def _numbers(path: Path) -> list[int]:
+    with h5py.File(path) as file:
+        detector = file[detector_path(make_channel())]
+        assert len(detector["data"]) == len(detector["frame_number"]) == len(detector["frame_status"])
+        numbers: list[int] = detector["frame_number"][()].tolist()
+        np.testing.assert_array_equal(detector["data"][()], make_block(make_channel(), numbers).frames)
+        return numbers
+
+
+def _open_files() -> int:
+    return int(h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE))
+
+
+@pytest.mark.parametrize("before", [10, 4096, 5000])
+def test_rows_of_earlier_flushes_stay(tmp_path: Path, small_disk: _Disk, before: int) -> None:
+    """Also where rows of a second chunk of the index come."""
+    channel = make_channel(compression="none", frames_per_chunk=64)
+    writer = FrameWriter(channel, str(tmp_path), 0, 10**18)
+    writer.commit(writer.stage(make_block(channel, range(before))))
+    writer.flush()
+    small_disk.full = True
+    writer.commit(writer.stage(make_block(channel, range(before, before + 100))))
+    with pytest.raises(OSError, match="No space"):
+        writer.flush()
+    with pytest.raises(OSError, match="after an error"):
+        writer.commit(writer.stage(make_block(channel, range(before + 100, before + 200))))
+    writer.close()
+    assert _open_files() == 0
+    assert _numbers(tmp_path / "maze_save_0_00000.h5") == list(range(before))
+
+
+def test_a_chunk_of_numbers_that_is_refused_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        columns = appending.Columns(file, {"a": "uint64", "b": "float64"})
+        columns.append((np.arange(1, 5), np.ones(4)))
+        columns.write()
+        columns.append((np.arange(5, 8), np.ones(3)))
+
+        def refuse(target: Any, *_: Any) -> None:
+            target.resize(7, axis=0)
+            raise FULL
+
+        with monkeypatch.context() as patch:
+            patch.setattr(appending, "_extend", refuse)
+            with pytest.raises(OSError, match="No space"):
+                columns.write()
+        assert len(file["a"]) == len(file["b"]) == 4
+        columns.write()
+        assert file["a"][()].tolist() == list(range(1, 8))
+
+
+def _write(path: Path, size: int, disk: _Disk) -> None:
+    with appending.written(str(path)) as file:
+        file["x"] = np.arange(size)
+        file.create_group("y").attrs["z"] = "some"
+        disk.full = True
+
+
+def test_files_that_are_refused_leave_nothing(tmp_path: Path, small_disk: _Disk) -> None:
+    for size in (0, 1, 20_000):
+        with pytest.raises(OSError, match="No space"):
+            _write(tmp_path / "x.h5", size, small_disk)
+        assert list(tmp_path.iterdir()) == []
+        assert _open_files() == 0
+        with pytest.raises(OSError, match="No space"), appending.written(str(tmp_path / "x.h5")):
+            pytest.fail("there was no room for a beginning")
+        small_disk.full = False
+
+
+LEVEL = """
+import sys
+from lima2cli.artefacts.recover import level
+level(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd", "lz4", "bslz4", "blosc"])
+def test_frames_without_numbers_are_cut_whatever_compressed_them(tmp_path: Path, codec: str) -> None:
+    """In a process that has not loaded the filters."""
+    channel = make_channel(compression=codec, frames_per_chunk=8)
+    writer = FrameWriter(channel, str(tmp_path), 0, 10**18)
+    writer.commit(writer.stage(make_block(channel, range(30))))
+    writer.close()
+    path = tmp_path / "maze_save_0_00000.h5"
+    with h5py.File(path, "r+") as file:
+        file[f"{detector_path(channel)}/frame_number"].resize(21, axis=0)
+    environment = {key: value for key, value in os.environ.items() if key != "HDF5_PLUGIN_PATH"}
+    command = [sys.executable, "-c", textwrap.dedent(LEVEL), str(path)]
+    subprocess.run(command, check=True, env=environment | {"PYTHONPATH": str(ROOT)}, timeout=180)
+    assert _numbers(path) == list(range(21))
+    content = path.read_bytes()
+    level(str(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("zeros", "left"), [(25, 25), (1, 1), (0, 1)])
+def test_rows_whose_number_falls_back_to_zero_are_cut(tmp_path: Path, zeros: int, left: int) -> None:
+    """Frame 0 may be the first row, and no other."""
+    channel = make_channel(compression="none", frames_per_chunk=8)
+    writer = FrameWriter(channel, str(tmp_path), 0, 10**18)
+    writer.commit(writer.stage(make_block(channel, range(30))))
+    writer.close()
+    path = tmp_path / "maze_save_0_00000.h5"
+    with h5py.File(path, "r+") as file:
+        file[f"{detector_path(channel)}/frame_number"][zeros:] = 0
+    level(str(path))
+    assert _numbers(path) == list(range(left))
+
+
+def test_frame_zero_is_not_made_up_for_another_receiver(tmp_path: Path) -> None:
+    channel = make_channel(compression="none", frames_per_chunk=8, receivers=(0, 1), selected=60)
+    writer = FrameWriter(channel, str(tmp_path), 1, 10**18)
+    writer.commit(writer.stage(make_block(channel, range(1, 60, 2))))
+    writer.close()
+    path = tmp_path / "maze_save_1_00000.h5"
+    with h5py.File(path, "r+") as file:
+        file[f"{detector_path(channel)}/frame_number"][()] = 0
+    level(str(path))
+    assert _numbers(path) == []
+
+
+def test_rows_whose_chunk_was_never_written_are_cut(tmp_path: Path) -> None:
+    channel = make_channel(compression="none", frames_per_chunk=8)
+    writer = FrameWriter(channel, str(tmp_path), 0, 10**18)
+    writer.commit(writer.stage(make_block(channel, range(32))))
+    writer.close()
+    path = tmp_path / "maze_save_0_00000.h5"
+    with h5py.File(path, "r+") as file:
+        detector = file[detector_path(channel)]
+        for name in ("frame_number", "frame_time", "frame_status", "data"):
+            detector[name].resize(45, axis=0)
+        detector["frame_number"][:] = np.arange(45)
+    level(str(path))
+    assert _numbers(path) == list(range(32))
+
+
+def test_a_common_file_waits_for_room(tmp_path: Path, small_disk: _Disk) -> None:
+    channel = make_channel(compression="none", layout="common", selected=30)
+    small_disk.full = True
+    with pytest.raises(OSError, match="No space"):
+        lay_out(channel, str(tmp_path), 10**18)
+    small_disk.full = False
+    lay_out(channel, str(tmp_path), 10**18)
+    part = tmp_path / "maze_save_master.h5.part"
+    content = part.read_bytes()
+    small_disk.full = True
+    with pytest.raises(OSError, match="No space"):
+        complete_common(channel, str(tmp_path), rows=30)
+    assert part.read_bytes() == content
+    assert _open_files() == 0
+    small_disk.full = False
+    path = Path(complete_common(channel, str(tmp_path), rows=30))
+    content = path.read_bytes()
+    assert complete_common(channel, str(tmp_path), rows=30) == str(path)  # twice is as good as once
+    assert path.read_bytes() == content
+
+
+PIPELINE = """\
+lima2: 1
+name: k
+detector: {remu: {image: {width: 64, height: 48}, datasets: {data: {dtype: uint16}}, scene: {counter: {}}}}
+acquisition: {frames: 40}
+nodes:
+  save: {input: data, io_hdf5: {}}
+  count: {input: data, roi_counters: {rois: {all: {rect: {x: 0, y: 0, width: 8, height: 8}}}}}
+"""
+
+
+def test_ends_that_could_not_be_made_are_made_by_recover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(master, "written", full)
+        ran = run(PIPELINE, tmp_path, "inline")
+    assert ran.code == 10
+    assert ran.summary["channels"]["save"]["dataset"] is None
+    done = lima2("recover", str(ran.directory), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to recover" not in done.stdout
+    assert ran.summary["channels"]["save"]["saved"] == 40
+    assert lima2("inspect", "--verify", str(ran.directory), cwd=tmp_path).returncode == 0
+    again = lima2("recover", str(ran.directory), cwd=tmp_path)
+    assert again.returncode == 0
+    assert "nothing to recover" in again.stdout
+
+
+def test_the_summary_has_its_room(tmp_path: Path) -> None:
+    reserve_summary(tmp_path)
+    part = tmp_path / ".summary.json.part"
+    assert part.stat().st_blocks * 512 >= RESERVE_BYTES
+    place = part.stat().st_ino
+    summary = {"state": "complete", "some": "x" * 1000}
+    write_summary(tmp_path, summary)
+    made = tmp_path / "summary.json"
+    assert made.stat().st_ino == place
+    assert made.stat().st_blocks * 512 < RESERVE_BYTES
+    assert list(tmp_path.iterdir()) == [made]
+    assert read_summary(tmp_path) is None  # of that content it is none
+    write_summary(tmp_path, summary)  # where nothing was reserved
+
+
+class _Refusing:
+    """A writer whose flush fails."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def stage(self, block: Any) -> Any:
+        return block
+
+    def commit(self, staged: Any) -> int:
+        return int(staged)
+
+    def flush(self) -> None:
+        if self.full:
+            raise FULL
+
+    close = flush
+
+
+def test_only_what_was_flushed_is_told_saved() -> None:
+    writing, writer = Writing(), _Refusing()
+    writing._writer = writer
+    writing.commit(3)
+    assert writing.saved == 0
+    writing.flush()
+    assert writing.saved == 3
+    writing.commit(4)
+    writer.full = True
+    with pytest.raises(OSError, match="No space"):
+        writing.flush()
+    writer.full = False
+    writing.close()
+    assert writing.saved == 3
