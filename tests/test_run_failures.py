@@ -152,7 +152,7 @@ def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
         rank.kill()
     assert live.end().code == 10
     for path in ours() - before:
-        assert _mapped_by_a_process(path), f"{path} is left"
+        assert _mapped_by_a_process(path) or not Path("/dev/shm", path).exists(), f"{path} is left"
 
 
 def _mapped_by_a_process(name: str) -> bool:
