@@ -158,7 +158,7 @@ def test_the_readme_has_the_two_commands_once() -> None:
     assert [line for line in lines if line.startswith("python3")] == list(COMMANDS)
 
 
-NO_RULES = {"mpi-progress", "mpi-file", "best-effort", "run-directory"}
+NO_RULES = {"mpi-progress", "mpi-file", "best-effort", "run-directory", "site-packages"}
 """Texts of the code that look like rules."""
 
 
