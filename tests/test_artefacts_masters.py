@@ -373,7 +373,7 @@ def test_an_unreadable_chunk_is_told(run: Path) -> None:
         raw.seek(chunk.byte_offset + 12)
         raw.write(b"\xff" * (chunk.size - 12))
     assert inspect_run(str(run))["problems"] == []
-    damaged = "maze_save_1_00000.h5: frames 5, 7 are damaged: the bytes of data are not those that were written"
+    damaged = "maze_save_1_00000.h5: frames 5-7 step 2 are damaged: the bytes of data are not those that were written"
     assert inspect_run(str(run), verify=True)["problems"] == [damaged]
 
 

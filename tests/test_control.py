@@ -166,6 +166,7 @@ nodes: {{f: {{input: data, python: {{function: "fails.py:f"}}}}, save: {{input: 
 def test_what_cannot_be_bound_is_told_before_the_start(tmp_path: Path, transport: str) -> None:
     (tmp_path / "model.py").write_text(
         "class Model:\n    def __init__(self, spec):\n        raise OSError('no model')\n"
+        "    def __call__(self, frames, numbers):\n        return frames\n"
     )
     text = f"""
 lima2: 1

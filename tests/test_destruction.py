@@ -426,8 +426,12 @@ def test_a_run_whose_directory_goes_away_does_not_cost_the_one_before(how: str, 
     finally:
         ran = live.end()
     assert ran.code
-    assert contents(tmp_path / "runs" / "results.old") == before
-    assert "results.old" in ran.output
+    if how == "removed":
+        assert contents(tmp_path / "runs" / "results.old") == before
+        assert "results.old" in ran.output
+    else:  # the new run has its files where it went
+        summary = json.loads((tmp_path / "gone" / "summary.json").read_text())
+        assert summary["channels"]["save"]["saved"] > 0
 
 
 def test_a_run_of_another_machine_that_has_not_ended_is_not_removed(tmp_path: Path) -> None:

@@ -90,9 +90,8 @@ def test_rows_of_earlier_flushes_stay(tmp_path: Path, small_disk: _Disk, before:
     writer.commit(writer.stage(make_block(channel, range(before))))
     writer.flush()
     small_disk.full = True
-    writer.commit(writer.stage(make_block(channel, range(before, before + 100))))
     with pytest.raises(OSError, match="No space"):
-        writer.flush()
+        writer.commit(writer.stage(make_block(channel, range(before, before + 100))))
     with pytest.raises(OSError, match="after an error"):
         writer.commit(writer.stage(make_block(channel, range(before + 100, before + 200))))
     writer.close()

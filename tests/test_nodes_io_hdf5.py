@@ -35,6 +35,7 @@ def test_chunks(dtype: str, shape: tuple[int, int], parameters: dict[str, Any], 
         "compression": "bslz4",
         "frames_per_file": parameters.get("frames_per_file", 0),
         "frames_per_chunk": chunk,
+        "checksum": True,
     }
 
 

@@ -314,7 +314,7 @@ def test_rows_of_a_part_that_the_table_lacks_are_found_and_joined_again(tmp_path
             kept = columns[name][:15]
             del columns[name]
             columns[name] = kept
-    assert _problems(ran.directory) == [f"{part.name}: {table.name} does not have all of its rows"]
+    assert f"{part.name}: {table.name} does not have all of its rows" in _problems(ran.directory)
     (ran.directory / "pipeline.h5").unlink()
     assert lima2("recover", str(ran.directory), cwd=tmp_path).returncode == 0
     assert _problems(ran.directory) == []

@@ -441,7 +441,7 @@ def test_what_cannot_be_simulated_is_said(tmp_path: Path, options: tuple[str, ..
 
 
 def test_a_disk_is_not_filled_unasked(tmp_path: Path) -> None:
-    text = SLOW.replace("width: 32, height: 32", "width: 40000, height: 40000").replace("frames: 64}", "frames: 1}")
+    text = SLOW.replace("width: 32, height: 32", "width: 11000, height: 11000").replace("frames: 64}", "frames: 1}")
     (tmp_path / "large.yaml").write_text(text.replace("slow.py:slow", "numpy:copy"))
     done = lima2("simulate", "large.yaml", cwd=tmp_path)
     assert done.returncode == 12

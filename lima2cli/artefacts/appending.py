@@ -49,12 +49,18 @@ def disk_errors(path: str) -> Iterator[None]:
         if refused is not None:
             raise OSError(int(refused[1]), refused[2], path) from error
         if isinstance(error, OSError):
+            if error.errno is not None and error.filename is None:
+                raise OSError(error.errno, error.strerror, path) from error
             raise
         raise OSError(f"{path}: {error}") from error
 
 
 NOT_STARTED = ".new"
 """End of the names of files that have no rows yet."""
+
+
+AHEAD = 8 << 20
+"""Bytes of the disk that a growing file takes at once."""
 
 
 class AppendingFile:
@@ -89,6 +95,7 @@ class AppendingFile:
             with disk_errors(self.path):
                 self._room.secure()
                 self.h5.swmr_mode = True
+                self._room.cut()
                 os.replace(self._part, self.path)
         except OSError:
             self.discard()
@@ -102,16 +109,18 @@ class AppendingFile:
         with suppress(OSError):
             os.remove(self._part)
 
-    def secure(self, margin: int = MARGIN) -> None:
-        """Make sure that the disk takes what the next flush will write. OSError; nothing is changed then."""
+    def secure(self, more: int = 0) -> None:
+        """Make sure that the disk takes what the next flush will write, and a chunk of ``more`` bytes before it.
+        OSError; nothing is changed then."""
         with disk_errors(self.path):
-            self._room.secure(margin)
+            self._room.secure(MARGIN + more, AHEAD if more else 0)
 
     def flush(self) -> None:
         """Everything written so far to the operating system."""
         self.secure()
         with disk_errors(self.path):
             self.h5.flush()
+            self._room.cut()
 
     def close(self) -> None:
         """Flush and close. Where that fails the file is left as last flushed, and OSError raised."""

@@ -279,6 +279,7 @@ class _FrameFile:
     def write(self, rows: int, stored: Stored) -> None:
         """The chunk after the complete ones, of which ``rows`` rows count."""
         row = self.complete
+        self._file.secure(memoryview(stored.data).nbytes)  # else the library gives room out that is not there
         with disk_errors(self._file.path):
             self._data.id.set_extent((row + rows, *self._frame))
             self._data.id.write_direct_chunk((row, 0, 0), stored.data, stored.mask)
@@ -297,6 +298,7 @@ class _FrameFile:
             self._status.resize((self._columns.written,))
         self._file.flush()
         if self._sums is not None:  # behind the rows, so that none is there for a chunk that a kill may cut
+            self._file.secure()
             with disk_errors(self._file.path):
                 self._sums.write(self.complete // self._per_chunk)
 
@@ -323,5 +325,6 @@ class _FrameFile:
     def _end_sums(self) -> None:
         """The checksums of all chunks, also of the last."""
         if self._sums is not None:
+            self._file.secure()
             with disk_errors(self._file.path):
                 self._sums.write()

@@ -48,11 +48,25 @@ class Room:
     def __init__(self, h5: Any) -> None:
         self._h5, self._had = h5, 0
 
-    def secure(self, margin: int = MARGIN) -> None:
-        """Make sure that what the library holds can be written, and ``margin`` bytes more. OSError."""
-        end = int(self._h5.id.get_filesize())
-        allocate(self._h5.id.get_vfd_handle(), self._had, end + margin)
-        self._had = end  # the library cuts the file there when it flushes
+    def secure(self, margin: int = MARGIN, ahead: int = 0) -> None:
+        """Make sure that what the library holds can be written, and ``margin`` bytes more. OSError.
+
+        Where something has to be had, ``ahead`` bytes more are taken if the disk has them, so that this is seldom.
+        """
+        needed = int(self._h5.id.get_filesize()) + margin
+        if needed <= self._had:
+            return
+        descriptor = self._h5.id.get_vfd_handle()
+        try:
+            allocate(descriptor, self._had, needed + ahead)
+            self._had = needed + ahead
+        except OSError:
+            allocate(descriptor, self._had, needed)
+            self._had = needed
+
+    def cut(self) -> None:
+        """The library has flushed: it cuts the file where what it has given out ends."""
+        self._had = int(self._h5.id.get_filesize())
 
 
 def begin(path: str) -> None:

@@ -50,7 +50,7 @@ def _allowed(flow: Mapping[str, Any]) -> str:
 
 def _receivers(flows: Mapping[str, Any]) -> list[str]:
     """How frames and events were shared out; nothing for what was recomputed from files, which don't know."""
-    if not all("receivers" in flow for flow in flows.values()):
+    if not all({"receivers", "group_events", "end_events"} <= flow.keys() for flow in flows.values()):
         return []
     rows: list[tuple[str, ...]] = [("flow", "frames by receiver", "group events", "end events")]
     for name, flow in flows.items():

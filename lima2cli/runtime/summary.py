@@ -181,6 +181,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 def _sound(summary: Mapping[str, Any]) -> bool:
     """Whether it has what readers ask of it: states, counts and names of files, each of its type."""
     counts = {"flows": COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
+    of_one = {"number": 1, "of": 1}
     try:
         return (
             summary["state"] in STATES
@@ -196,6 +197,7 @@ def _sound(summary: Mapping[str, Any]) -> bool:
             and all(isinstance(it["dataset"], str | None) for it in _items(summary["channels"]))
             and all(isinstance(it["file"], str | None) for it in _items(summary["tables"]))
             and all(_ranges(it["missing_frames"]) for it in _items(summary["flows"]))
+            and all(isinstance(summary.get("acquisition", of_one)[key], int) for key in of_one)
         )
     except (KeyError, TypeError, AttributeError):
         return False
