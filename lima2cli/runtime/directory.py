@@ -1,11 +1,13 @@
 """The run directory: its name, and that no run ever writes into another's, or over what is not ours."""
 
 import datetime
+import fcntl
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Formatter
 
@@ -116,13 +118,14 @@ def _claim(
     fields = {"name": name, "date": f"{now:%Y-%m-%d}", "time": f"{now:%H%M%S}", "uuid": str(uuid.uuid4())}
     if not any(field == "run" for _, field, _, _ in Formatter().parse(template)):
         directory = Path(template.format(**fields))
-        if not os.path.lexists(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            return _fresh(directory, names)
-        if if_exists != "overwrite":
-            help = "give output.directory a {run} number, or if_exists: overwrite"
-            raise EnvironmentUnfit(f"{directory} exists; {help}")
-        return _overwrite(directory, names, inputs)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(directory.parent):
+            if not os.path.lexists(directory):
+                return _fresh(directory, names)
+            if if_exists != "overwrite":
+                help = "give output.directory a {run} number, or if_exists: overwrite"
+                raise EnvironmentUnfit(f"{directory} exists; {help}")
+            return _overwrite(directory, names, inputs)
     run = _last_run(template, fields) + 1
     while True:
         directory = Path(template.format(run=run, **fields))
@@ -131,6 +134,18 @@ def _claim(
             return _fresh(directory, names)
         except FileExistsError:
             run += 1  # another run was faster
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep other runs from putting directories in a folder aside, or in their place, meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fresh(directory: Path, names: RunNames) -> Claim:
@@ -173,7 +188,7 @@ def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim
 
 
 def _exchange(directory: Path, names: RunNames, lease: Lease) -> Claim:
-    """At no moment is there a directory of that name without a marker, which another run could take for its own."""
+    """Put the new directory, marked already, in the place of the old one, which is put aside."""
     fresh = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}")
     fresh.mkdir()
     own = mark(fresh, names)
