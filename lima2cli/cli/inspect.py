@@ -35,11 +35,12 @@ def inspect(
         from lima2cli.artefacts.accounting import inspect_run
         from lima2cli.cli.totals import show_summary
         from lima2cli.errors import UnreadableInput
+        from lima2cli.runtime.ownership import marked
 
         if not Path(directory).is_dir():
             raise UnreadableInput(f"no such directory: {directory}")
         found = inspect_run(directory, verify=verify)
-        if not found["flows"] and not any(Path(directory).glob("*.h5")):
+        if not found["flows"] and not any(Path(directory).glob("*.h5")) and not marked(Path(directory)):
             raise UnreadableInput(f"{directory} is no run directory: there is no file of a run in it")
         if format is InspectFormat.JSON:
             print(json.dumps(found, indent=2), flush=True)

@@ -68,9 +68,10 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
 
 
 def _held(process: Path) -> Iterator[Key]:
-    for major, minor, inode in MAPPING.findall((process / "maps").read_text(errors="replace")):
-        yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
+    """Files that are open are looked for first: one that is being mapped is closed after that, and is never missed."""
     for link in os.listdir(process / "fd"):
         with suppress(FileNotFoundError):
             status = os.stat(process / "fd" / link)
             yield status.st_dev, status.st_ino
+    for major, minor, inode in MAPPING.findall((process / "maps").read_text(errors="replace")):
+        yield os.makedev(int(major, 16), int(minor, 16)), int(inode)

@@ -70,6 +70,7 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
         )
     forget(directory)
     sweep()
+    sweep((directory / PLAN_FILE).stat().st_mtime_ns)  # what this run itself has left, be it ever so young
     ended = _orderly(directory)
     if ended is not None:
         return mended(plan, directory, ended, write_missing(plan, directory, ended))
