@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +32,7 @@ from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.ownership import LOG
 from lima2cli.runtime.patience import rank_name
 from lima2cli.runtime.placement import host_options
-from lima2cli.runtime.process import parent_of, processes_with
+from lima2cli.runtime.process import ending, parent_of, processes_with
 from lima2cli.runtime.whereabouts import Whereabouts
 from lima2cli.secret import hide, known
 
@@ -156,18 +156,21 @@ class Ranks:
 
     def _watch(self, processes: dict[int, int | str]) -> None:
         """Wait for the first process to end. mpiexec then ends the others, within milliseconds, and does not say which
-        was the first (the process that it names is any of them)."""
+        was the first (the process that it names is any of them). It may hear of an end before the system tells it: who
+        is seen to end is the first only where no other is about to."""
         poll, known = select.poll(), dict[int, int | str]()
-        with suppress(OSError, AttributeError):  # it has ended already; or this system has no such thing
+        with (
+            ExitStack() as opened,
+            suppress(OSError, AttributeError),
+        ):  # one has ended; or this system has no such thing
+            states = [opened.enter_context(open(f"/proc/{pid}/stat", "rb", buffering=0)) for pid in processes]
             for pid, who in processes.items():
-                known[os.pidfd_open(pid)] = who
-        for descriptor in known:
-            poll.register(descriptor, select.POLLIN)
-        ended = poll.poll() if len(known) == len(processes) else []
-        if len(ended) == 1:  # of several, seen too late, any may have been the first
-            self.first = known[ended[0][0]]
-        for descriptor in known:
-            os.close(descriptor)
+                known[descriptor := os.pidfd_open(pid)] = who
+                opened.callback(os.close, descriptor)
+                poll.register(descriptor, select.POLLIN)
+            ended = poll.poll()
+            if len(ended) == 1 and sum(map(ending, states)) == 1:  # of several, any may have been the first
+                self.first = known[ended[0][0]]
 
     def give_up(self) -> None:
         """End what has been started, unless all have joined."""

@@ -4,6 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+EXITING = 0x4
+"""PF_EXITING among the flags of a process (proc(5), stat, field 9)."""
 
 
 def started(pid: int) -> str:
@@ -24,6 +28,15 @@ def processes_with(variable: str, value: str) -> Iterator[int]:
             with suppress(OSError):
                 if wanted in Path("/proc", name, "environ").read_bytes().split(b"\0") and started(int(name)):
                     yield int(name)
+
+
+def ending(stat: IO[bytes]) -> bool:
+    """Whether a process has ended or is about to, by its open file ``/proc/PID/stat``."""
+    try:
+        fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & EXITING)
 
 
 def parent_of(pid: int) -> int | None:

@@ -202,7 +202,7 @@ def accounted(summary: dict[str, Any], found: mixed.Shown) -> list[str]:
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """The files of a run, but for its log; of those that are made at the end all but pixels, and when they were made."""
+    """The files of a run but its log; of those that its end makes all but pixels, and when they were made."""
     import h5py
 
     held: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Kill every kind of process of a run at random moments: ``python -m tests.faults.kills [--rounds 12] [--seed 1]``.
 
-The run has channels and tables of all kinds. After each kill: `lima2 inspect`, `recover` (twice) and `inspect --verify`;
-all rows are held against the scene, against what the progress called saved, and against the summary; whoever is blamed
+The run has channels and tables of all kinds. After each kill: `lima2 inspect`, `recover` (twice), `inspect --verify`.
+All rows are held against the scene, against what the progress called saved, and against the summary; whoever is blamed
 is who was killed; nothing is left.
 """
 

@@ -11,8 +11,8 @@ from lima2cli.runtime.announcement import PREFIX
 from lima2cli.runtime.leftovers import NAMES, SHARED, _used
 from lima2cli.runtime.process import processes_with
 
-MARK = "LIMA2_FAULTS"
-"""Set in the environment of what is started, and so of all that this starts."""
+MARK = "LIMA2_FAULTS_"
+"""Begins the name of a variable in the environment of what is started, and so of all that this starts."""
 
 PATIENCE_S = 90.0
 """Ranks without a launcher end in order."""
@@ -25,7 +25,7 @@ class Leavings:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.mark = uuid.uuid4().hex
+        self._mark = MARK + uuid.uuid4().hex
         self._folder = folder
         self._shared, self._sockets = _shared(), set(_sockets())
 
@@ -34,11 +34,11 @@ class Leavings:
         """For the processes that are started."""
         hidden = ("PMI", "HYDRA", "LIMA2_LAUNCHED")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-        return kept | {MARK: self.mark, "TMPDIR": str(self._folder)}
+        return kept | {self._mark: "1", "TMPDIR": str(self._folder)}
 
     def processes(self) -> list[int]:
         """Those that go on."""
-        return list(processes_with(MARK, self.mark))
+        return list(processes_with(self._mark, "1"))
 
     def left(self, patience_s: float = PATIENCE_S) -> list[str]:
         """In words; processes have ``patience_s`` to end."""

@@ -1,0 +1,214 @@
+"""The searches for faults themselves: a little of each, and that they find what is wrong."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lima2cli.runtime.launch import Ranks
+from lima2cli.runtime.process import ending
+from tests.faults import Outcome, __main__, kills, mixed, signals
+from tests.faults.job import JobRun, accounted
+from tests.faults.leavings import Leavings
+from tests.running import needs_mpi
+
+mpi = [pytest.mark.mpi, needs_mpi]
+
+
+@pytest.mark.parametrize("kind", [pytest.param(it, marks=mpi) for it in ("receiver", "all")])
+def test_a_kill_loses_nothing_that_was_saved(kind: str) -> None:
+    found = kills.kill(kind, random.Random(3), frames=240)
+    assert found.hit
+    assert found.wrong == []
+
+
+@pytest.mark.mpi
+@needs_mpi
+def test_a_launcher_killed_while_ranks_start_leaves_nothing(tmp_path: Path) -> None:
+    run = JobRun(tmp_path, frames=240)
+    run.wait("joining")
+    run.send(sorted(run.processes()), signal.SIGKILL)
+    assert len(run.sent) > 2
+    assert run.failures({-9}) == []
+    assert run.reason == "the run was broken off; its files were recovered"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(signals.Cell(*it), marks=mpi)
+        for it in (("TERM", "launcher", "running"), ("INT", "worker", "running"))
+    ],
+    ids=str,
+)
+def test_a_signal_means_what_it_says(cell: signals.Cell) -> None:
+    found = signals.send(cell, random.Random(5))
+    assert found.wrong == []
+    assert found.code == (143 if cell.signal == "TERM" else 0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+    """A small run without any fault, in one process."""
+    folder = tmp_path_factory.mktemp("mixed")
+    run = JobRun(folder, frames=24, rate=2000, worker=False)
+    assert run.launcher.wait(120) == 0
+    return run
+
+
+@pytest.mark.mpi
+@needs_mpi
+def test_what_is_fine_is_found_fine(finished: JobRun) -> None:
+    assert finished.failures({0}) == []
+    rows = mixed.shown(finished.directory, frames=24).rows
+    assert {name: len(it) for name, it in rows.items()} == {
+        name: 12 if name in ("sums", "joined") else 24 for name in [*mixed.CHANNELS, *mixed.TABLES]
+    }
+
+
+@pytest.mark.mpi
+@needs_mpi
+@pytest.mark.parametrize("node", [*mixed.CHANNELS, "counters", "profiles"])
+def test_wrong_pixels_are_seen(finished: JobRun, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(want: Callable[[int], Any]) -> Callable[[int], Any]:
+        return lambda number: want(number) + (number == 6)
+
+    if node in mixed.CHANNELS:
+        monkeypatch.setitem(mixed.CHANNELS, node, off(mixed.CHANNELS[node]))
+    else:
+        monkeypatch.setitem(mixed.TABLES, node, {"a_sum": off(mixed.TABLES[node]["a_sum"])})
+    wrong = mixed.shown(finished.directory, frames=24).wrong
+    assert len(wrong) == 1
+    assert wrong[0].startswith(f"{node}: ")
+    assert "6" in wrong[0]
+
+
+@pytest.mark.mpi
+@needs_mpi
+def test_lost_rows_and_wrong_codes_are_seen(finished: JobRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixed, "told", lambda output: {"packed": 25, "counters": 24})
+    assert finished.failures({10}) == ["exit code 0: ", "packed: 25 were called saved, 24 are there"]
+    finished.sent.append(("rank1", 9))
+    assert finished._blame("x: rank 1 (detector) was the first to end; see lima2.log") == []
+    assert finished._blame("x: rank 2 (receiver0) was the first to end; see lima2.log")
+    assert finished._blame("x: mpiexec was the first to end; see lima2.log")
+
+
+def test_sums_that_do_not_add_up_are_seen() -> None:
+    flow = {"expected": 9, "received": 7, "lost": 1, "dropped": 0, "missing": 0, "missing_frames": [[3, 3, 1]]}
+    channel = {"expected": 9, "saved": 7, "vetoed": 0, "dropped": 0, "lost": 1}
+    summary = {"flows": {"a": flow}, "channels": {"b": channel}, "tables": {"c": {"rows": 3}}}
+    found = accounted(summary, mixed.Shown({"b": set(range(6))}))
+    assert [it.partition(":")[0] for it in found] == ["flow a", "channel b", "b", "c"]
+
+
+def test_what_is_left_is_seen(tmp_path: Path) -> None:
+    leavings = Leavings(tmp_path)
+    assert leavings.left(0) == []
+    shared = Path("/dev/shm/mpich_shm_testoffaults")
+    with (
+        socket.socket(socket.AF_UNIX) as held,
+        subprocess.Popen(
+            [sys.executable, "-c", "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0lima2-testing');"
+             "print(flush=True); time.sleep(600)"],
+            env=leavings.environment, stdout=subprocess.PIPE,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            held.bind("\0lima2-of-others")
+            shared.write_bytes(b"x")
+            (tmp_path / "lima2-x").mkdir()
+            (tmp_path / "pytest-of-me").mkdir()
+            found = leavings.left(0)
+        finally:
+            shared.unlink()
+            process.kill()
+    words = [f"process {process.pid} is left", "socket lima2-testing is left", f"{shared} is left"]
+    assert [it.partition(": ")[0] for it in found] == [*words, f"{tmp_path / 'lima2-x'} is left"]
+
+
+SEARCH = """
+import os, pathlib, subprocess, tempfile
+from tests.faults import Outcome
+def search(seconds, seed):
+    assert seed == 7
+    {body}
+    return Outcome("made", 3, {failures}, f"made: 3 in {{seconds:g}} s")
+"""
+
+BODIES = {
+    "fine": ("pass", [], []),
+    "fails": ("pass", ["it broke"], ["made: it broke"]),
+    "leaves": ("tempfile.mkdtemp(prefix='lima2-')", [], ["made: left behind: "]),
+    "ends": ("os._exit(4)", [], ["made: the search itself ended with 4"]),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_one_command(name: str, tmp_path: Path) -> None:
+    body, failures, said = BODIES[name]
+    (tmp_path / "made.py").write_text(SEARCH.format(body=body, failures=failures))
+    command = [sys.executable, "-m", "tests.faults", "--minutes", "0.05", "--seed", "7", "--only", "made"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(tmp_path), "LIMA2_OWN_MOUNTS": "1"}, check=False,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("made: ")
+    assert done.returncode == bool(said), done.stderr
+    assert len(rest) == max(1, len(said))
+    assert all(line.startswith(text) for line, text in zip(rest, said or ["nothing broke a promise"], strict=True))
+
+
+def test_kills_and_signals_are_searches() -> None:
+    assert {"tests.faults.kills", "tests.faults.signals"} <= set(__main__.searches())
+
+
+@pytest.mark.mpi
+@needs_mpi
+def test_the_one_command_searches() -> None:
+    outcome, left = __main__.run("tests.faults.kills", 0.5, 2)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.tried, outcome.failures, left) == (1, [], [])
+    assert "kills: 1 (1 launcher;" in outcome.figures
+
+
+def test_who_is_about_to_end_is_seen() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process, open(f"/proc/{process.pid}/stat", "rb", buffering=0) as stat:
+        assert not ending(stat)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        stat.seek(0)
+        assert ending(stat)  # a zombie
+        process.wait()
+        stat.seek(0)
+        assert ending(stat)  # gone
+
+
+@pytest.mark.parametrize("about_to", [False, True])
+def test_nobody_is_named_where_another_was_about_to_end(about_to: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+    if about_to:
+        monkeypatch.setattr("lima2cli.runtime.launch.ending", lambda stat: True)
+    ranks = Ranks(others[0], "lima2-nothing")
+    others[1].kill()
+    ranks._watch({others[0].pid: 0, others[1].pid: 1})
+    others[0].kill()
+    for other in others:
+        other.wait()
+    assert ranks.first == (None if about_to else 1)
+
+
+def test_scenes_differ() -> None:
+    assert not np.array_equal(mixed.scene(1), mixed.scene(2))
