@@ -1,5 +1,6 @@
 """The searches for faults themselves: a little of each, and that they find what is wrong."""
 
+import io
 import os
 import random
 import signal
@@ -8,13 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
+from lima2cli.artefacts import appending
+from lima2cli.artefacts.common_file import WrittenRows, complete_common, laid_out, lay_out
+from lima2cli.runtime.broken import reopen_files
 from lima2cli.runtime.launch import Ranks
 from lima2cli.runtime.process import ending
+from tests.artefacts_samples import detector_group, make_block, make_channel
 from tests.faults import Outcome, __main__, kills, mixed, signals
 from tests.faults.job import JobRun, accounted
 from tests.faults.leavings import Leavings
@@ -23,9 +30,10 @@ from tests.running import needs_mpi
 mpi = [pytest.mark.mpi, needs_mpi]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(it, marks=mpi) for it in ("receiver", "all")])
-def test_a_kill_loses_nothing_that_was_saved(kind: str) -> None:
-    found = kills.kill(kind, random.Random(3), frames=240)
+@pytest.mark.mpi
+@needs_mpi
+def test_a_kill_loses_nothing_that_was_saved() -> None:
+    found = kills.kill("receiver", random.Random(3), frames=240)
     assert found.hit
     assert found.wrong == []
 
@@ -210,5 +218,65 @@ def test_nobody_is_named_where_another_was_about_to_end(about_to: bool, monkeypa
     assert ranks.first == (None if about_to else 1)
 
 
-def test_scenes_differ() -> None:
-    assert not np.array_equal(mixed.scene(1), mixed.scene(2))
+class _Killed(io.FileIO):
+    """A file whose process ends after some writes."""
+
+    left = 0
+
+    def write(self, data: Any) -> int:
+        if not _Killed.left:
+            os._exit(9)
+        _Killed.left -= 1
+        return super().write(data)
+
+
+def _complete_until(writes: int, channel: Any, folder: Path) -> None:
+    """Complete a common file in a process that ends at a write of the HDF5 library."""
+    pid = os.fork()
+    if pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        return
+    try:
+        _Killed.left, real = writes, h5py.File
+
+        def opened(name: str, mode: str = "r", **options: Any) -> h5py.File:
+            return real(_Killed(name, "r+b") if mode == "r+" else name, mode, **options)
+
+        vars(h5py)["File"] = opened
+        vars(appending)["Room"] = lambda file: SimpleNamespace(secure=lambda size: None)  # there is some
+        complete_common(channel, str(folder), rows=40)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("writes", [0, 2, 5, 9, 14, 20])
+def test_a_common_file_is_completed_after_a_kill_at_a_write(tmp_path: Path, writes: int) -> None:
+    channel = make_channel(compression="none", layout="common", selected=40)
+    offset = lay_out(channel, str(tmp_path), 10**18)
+    frames = make_block(channel, range(30)).frames
+    with (tmp_path / "maze_save_master.h5.part").open("r+b") as file:
+        file.seek(offset)
+        file.write(frames.tobytes())
+    told = WrittenRows(channel, str(tmp_path), 0, 10**18)
+    told.append(np.arange(30), np.arange(30) + 10**18, np.zeros(30, np.uint64), 30)
+    told.close()
+    _complete_until(writes, channel, tmp_path)
+    assert (tmp_path / "maze_save_master.h5.part.kept").exists()
+    with h5py.File(complete_common(channel, str(tmp_path), rows=40)) as done:
+        detector = detector_group(done)
+        np.testing.assert_array_equal(detector["data"][:30], frames)
+        assert detector["frame_status"][()].tolist() == [0] * 30 + [3] * 10
+    assert [path.name for path in tmp_path.iterdir()] == ["maze_save_master.h5"]
+
+
+def test_half_a_common_file_is_none(tmp_path: Path) -> None:
+    """A run was killed while the file was laid out: no frame has been taken for it."""
+    channel = make_channel(compression="none", layout="common", selected=40)
+    lay_out(channel, str(tmp_path), 10**18)
+    part = tmp_path / "maze_save_master.h5.part"
+    assert laid_out(channel, str(tmp_path))
+    part.rename(f"{part}.new")
+    os.truncate(f"{part}.new", 100)
+    assert not laid_out(channel, str(tmp_path))
+    assert reopen_files(tmp_path) == []
+    assert not list(tmp_path.iterdir())

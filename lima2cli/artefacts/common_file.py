@@ -8,16 +8,16 @@ named `master_file` when it is complete; before, ``.part`` is added.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.appending import WHOLE_MARGIN, AppendingFile, Columns, disk_errors, written
+from lima2cli.artefacts.appending import NOT_STARTED, WHOLE_MARGIN, AppendingFile, Columns, disk_errors, written
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.checksums import GROUP, make_sums
-from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, make_contiguous
+from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, keep, make_contiguous, restore
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
 from lima2cli.artefacts.master_rows import write_flow, write_rows
@@ -64,7 +64,7 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
     What `complete_common` will add has its room on the disk then, behind the end of the file. OSError where the disk
     refuses.
     """
-    path = unfinished(channel, directory)
+    path = unfinished(channel, directory) + NOT_STARTED  # half a file has never its name
     assert channel.selected is not None
     options: dict[str, Any] = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
     with written(path, libver=VERSIONS, **options) as file:
@@ -75,8 +75,13 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
         data = make_contiguous(detector, "data", shape, channel.dtype, fill_value(channel))
         data.attrs["interpretation"] = "image"
         offset = int(data.id.get_offset())
-    with disk_errors(path):
-        _allocate_rows(path, channel.selected)
+    try:
+        with disk_errors(path):
+            _allocate_rows(path, channel.selected)
+    except OSError:
+        os.remove(path)
+        raise
+    os.replace(path, path.removesuffix(NOT_STARTED))
     return offset
 
 
@@ -157,6 +162,7 @@ def complete_common(
     import h5py
 
     part, path = unfinished(channel, directory), os.path.join(directory, master_file(channel.name, channel.node))
+    restore(part)
     if os.path.exists(path) and not os.path.exists(part):
         return path
     told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
@@ -164,6 +170,8 @@ def complete_common(
         columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
         sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
         count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
+        with suppress(OSError):  # on a full disk what completes the file has its room, this has none
+            keep(part, f"{detector_path(channel)}/data")
         _allocate_rows(part, count)
         file = opened.enter_context(written(part, "r+", libver=VERSIONS))
         detector = file[detector_path(channel)]
@@ -186,6 +194,7 @@ def complete_common(
         _fill(part, channel, offset, absent)
         cut_rows(part, f"{detector_path(channel)}/data", count)
     os.replace(part, path)
+    restore(part)
     for name in told:
         os.remove(name)
     return path

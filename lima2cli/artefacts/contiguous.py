@@ -1,5 +1,6 @@
 """A dataset whose bytes are written by others than the HDF5 library: laid out first, cut afterwards."""
 
+import os
 import struct
 from typing import Any, BinaryIO
 
@@ -10,6 +11,12 @@ ALIGNMENT = 4096
 
 VERSIONS = ("earliest", "v108")
 """Format versions (low, high): object headers of version 1, which carry no checksum."""
+
+KEPT = ".kept"
+"""Added to the name of a file: what its completion may change."""
+
+_PLACES = struct.Struct("<QQ")
+"""Offset of the dataset's bytes; offset behind them."""
 
 
 def make_contiguous(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: Any) -> Any:
@@ -23,6 +30,36 @@ def make_contiguous(group: Any, name: str, shape: tuple[int, ...], dtype: str, f
     layout.set_fill_value(np.array(fill, dtype))
     space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
     return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, layout))
+
+
+def keep(path: str, dataset: str) -> None:
+    """Keep all bytes of a closed file but those of a dataset, in a file beside it, until `restore`. A process that is
+    killed while it changes a file leaves what no library opens. OSError."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        data = file[dataset].id
+        begin, end = int(data.get_offset() or 0), int(data.get_offset() or 0) + int(data.get_storage_size())
+    with open(path, "rb") as source, open(f"{path}{KEPT}.new", "wb") as kept:
+        kept.write(_PLACES.pack(begin, end) + source.read(begin))
+        source.seek(end)
+        kept.write(source.read())
+    os.replace(f"{path}{KEPT}.new", f"{path}{KEPT}")
+
+
+def restore(path: str) -> None:
+    """Undo what was changed since `keep`, where a file is still there, and forget what was kept. OSError."""
+    kept = f"{path}{KEPT}"
+    if os.path.exists(kept) and os.path.exists(path):
+        with open(kept, "rb") as source, open(path, "r+b") as file:
+            begin, end = _PLACES.unpack(source.read(_PLACES.size))
+            file.write(source.read(begin))
+            file.seek(end)
+            file.write(source.read())
+            file.truncate()
+    for name in (kept, f"{kept}.new"):
+        if os.path.exists(name):
+            os.remove(name)
 
 
 def cut_rows(path: str, dataset: str, rows: int) -> None:

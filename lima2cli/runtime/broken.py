@@ -83,7 +83,7 @@ def reopen_files(directory: Path) -> list[str]:
     beside them is not touched."""
     problems = []
     for path in (directory / name for name in sorted(own_files(directory))):
-        if path.name.endswith(f".h5{NOT_STARTED}"):  # no rows have come
+        if path.name.endswith((f".h5{NOT_STARTED}", f".h5.part{NOT_STARTED}")):  # no rows have come
             path.unlink(missing_ok=True)
         if path.suffix != ".h5":
             continue

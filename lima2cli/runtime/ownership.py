@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lima2cli import __version__
+from lima2cli.artefacts.contiguous import KEPT
 from lima2cli.artefacts.file_names import frame_file_names, master_file, part_names, table_file
 from lima2cli.artefacts.locks import lock
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
@@ -32,7 +33,7 @@ LOG = "lima2.log"
 FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))
 """Of every run."""
 
-UNFINISHED = (".new", ".part")
+UNFINISHED = (".new", KEPT, ".part")
 """Added to the names of HDF5 files that are being made."""
 
 SHOWN = 5

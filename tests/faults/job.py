@@ -105,6 +105,14 @@ class JobRun:
                 os.kill(there[name], number)
                 self.sent.append((name, number))
 
+    def kill_recovery(self, after_s: float) -> None:
+        """Start `lima2 recover`, and kill it."""
+        self.launcher.wait(LONGEST_S)
+        process = self._start("recover", str(self.directory), out="said", err="said.err")
+        time.sleep(after_s)
+        process.kill()
+        process.wait()
+
     def failures(self, codes: set[int]) -> list[str]:
         """What is not as it should be after the end; ``codes`` are those that the launcher may end with."""
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.faults import Outcome
 from tests.faults.job import JobRun
 
-KINDS = ("launcher", "mpiexec", "proxy", "control", "detector", "receiver", "worker", "two", "all")
+KINDS = ("launcher", "mpiexec", "proxy", "control", "detector", "receiver", "worker", "two", "all", "recover")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Round:
 def victims(kind: str, run: JobRun, chance: random.Random) -> list[str]:
     """The processes to kill, as the run calls them."""
     there = sorted(run.processes())
-    if kind == "all":
+    if kind in ("all", "recover"):
         return chance.sample(there, len(there))
     if kind == "two":
         return chance.sample(there, min(2, len(there)))
@@ -53,6 +53,8 @@ def kill(kind: str, chance: random.Random, *, frames: int = 900) -> Round:
         time.sleep(chance.uniform(0, {"joining": 1.5, "running": frames / 300, "finishing": 0.2}[found.phase]))
         run.send(victims(kind, run, chance), signal.SIGKILL)
         found.hit = [name for name, _ in run.sent]
+        for _ in range(2 * (kind == "recover")):
+            run.kill_recovery(chance.uniform(0.2, 1.5))
         died = {-9} if "launcher" in found.hit else {0, 10}
         found.wrong = run.failures(died)
         found.reason, found.known = run.reason, run.known
