@@ -1,6 +1,7 @@
 """The searches for faults themselves: a little of each, and that they find what is wrong."""
 
 import io
+import itertools
 import os
 import random
 import signal
@@ -27,15 +28,15 @@ from tests.faults.job import JobRun, accounted
 from tests.faults.leavings import Leavings
 from tests.running import needs_mpi
 
-mpi = [pytest.mark.mpi, needs_mpi]
-
 
 @pytest.mark.mpi
 @needs_mpi
-def test_a_kill_loses_nothing_that_was_saved() -> None:
-    found = kills.kill("receiver", random.Random(3), frames=240)
-    assert found.hit
-    assert found.wrong == []
+def test_a_kill_loses_nothing_that_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kills, "KINDS", ("receiver",))
+    outcome = kills.search(60, 3, rounds=1)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.tried, outcome.failures) == (1, [])
+    assert outcome.figures.startswith("kills: 1 (1 receiver; ")
 
 
 @pytest.mark.mpi
@@ -49,31 +50,48 @@ def test_a_launcher_killed_while_ranks_start_leaves_nothing(tmp_path: Path) -> N
     assert run.reason == "the run was broken off; its files were recovered"
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param(signals.Cell(*it), marks=mpi)
-        for it in (("TERM", "launcher", "running"), ("INT", "worker", "running"))
-    ],
-    ids=str,
-)
-def test_a_signal_means_what_it_says(cell: signals.Cell) -> None:
-    found = signals.send(cell, random.Random(5))
+@pytest.mark.mpi
+@needs_mpi
+def test_a_signal_means_what_it_says() -> None:
+    found = signals.send(signals.Cell("TERM", "launcher", "running"), random.Random(5))
     assert found.wrong == []
-    assert found.code == (143 if cell.signal == "TERM" else 0)
+    assert found.code == 143
+
+
+@pytest.mark.parametrize(
+    ("cell", "codes"),
+    [
+        (("INT", "launcher", "running"), {0, 130}),
+        (("HUP", "launcher", "finishing"), {0}),
+        (("STOP", "receiver", "running"), {0}),
+        (("INT", "worker", "running"), {0}),
+        (("QUIT", "launcher", "joining"), {0, -3}),
+        (("TERM", "detector", "running"), {0, 10}),
+        (("TERM", "launcher", "draining"), {0, 130}),
+    ],
+)
+def test_what_a_run_may_end_with(cell: tuple[str, str, str], codes: set[int]) -> None:
+    assert signals.Cell(*cell).codes == codes
+
+
+def test_all_signals_and_phases_are_tried() -> None:
+    first = list(itertools.islice(signals.cells(random.Random(1)), signals.SIZE))
+    assert len(set(first)) == signals.SIZE
+    launcher = {(it.signal, it.phase) for it in first if it.target == "launcher"}
+    assert launcher == set(itertools.product(signals.SIGNALS, signals.PHASES))
+    others = {(it.signal, it.target) for it in first if it.target != "launcher"}
+    assert others == set(itertools.product(signals.SIGNALS, signals.OTHERS))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> JobRun:
     """A small run without any fault, in one process."""
     folder = tmp_path_factory.mktemp("mixed")
-    run = JobRun(folder, frames=24, rate=2000, worker=False)
+    run = JobRun(folder, frames=24, rate=2000, worker=False, transport="inline")
     assert run.launcher.wait(120) == 0
     return run
 
 
-@pytest.mark.mpi
-@needs_mpi
 def test_what_is_fine_is_found_fine(finished: JobRun) -> None:
     assert finished.failures({0}) == []
     rows = mixed.shown(finished.directory, frames=24).rows
@@ -82,8 +100,6 @@ def test_what_is_fine_is_found_fine(finished: JobRun) -> None:
     }
 
 
-@pytest.mark.mpi
-@needs_mpi
 @pytest.mark.parametrize("node", [*mixed.CHANNELS, "counters", "profiles"])
 def test_wrong_pixels_are_seen(finished: JobRun, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def off(want: Callable[[int], Any]) -> Callable[[int], Any]:
@@ -99,8 +115,6 @@ def test_wrong_pixels_are_seen(finished: JobRun, node: str, monkeypatch: pytest.
     assert "6" in wrong[0]
 
 
-@pytest.mark.mpi
-@needs_mpi
 def test_lost_rows_and_wrong_codes_are_seen(finished: JobRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixed, "told", lambda output: {"packed": 25, "counters": 24})
     assert finished.failures({10}) == ["exit code 0: ", "packed: 25 were called saved, 24 are there"]
@@ -181,15 +195,6 @@ def test_the_one_command(name: str, tmp_path: Path) -> None:
 
 def test_kills_and_signals_are_searches() -> None:
     assert {"tests.faults.kills", "tests.faults.signals"} <= set(__main__.searches())
-
-
-@pytest.mark.mpi
-@needs_mpi
-def test_the_one_command_searches() -> None:
-    outcome, left = __main__.run("tests.faults.kills", 0.5, 2)
-    assert isinstance(outcome, Outcome)
-    assert (outcome.tried, outcome.failures, left) == (1, [], [])
-    assert "kills: 1 (1 launcher;" in outcome.figures
 
 
 def test_who_is_about_to_end_is_seen() -> None:

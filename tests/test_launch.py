@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lima2cli.runtime.job import Launcher, Lines
-from tests.running import PATIENCE_S, Live, lima2, needs_mpi
+from tests.running import PATIENCE_S, Live, lima2, mpiexec, needs_mpi
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
@@ -122,6 +122,48 @@ def test_the_death_of_the_launcher_is_no_wish_of_the_user(tmp_path: Path) -> Non
     summary = json.loads((tmp_path / "runs/k_0001/summary.json").read_text())
     assert summary["state"] == "failed"
     assert "killed" in summary["reason"]
+
+
+GOES = """
+import os, shutil
+def f(frames, numbers):
+    if 60 in numbers:
+        DO
+    return frames
+"""
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ('os.rename("runs/k_0001", "runs/moved")', "was renamed to"),
+        ('shutil.rmtree("runs/k_0001")', "was removed during the run; nothing of the run is kept"),
+    ],
+    ids=["renamed", "removed"],
+)
+def test_the_directory_of_a_job_that_was_joined_goes(do: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text(PRINTING.replace("frames: 40", "frames: 1200, rate: 300 Hz"))
+    (tmp_path / "u.py").write_text(GOES.replace("DO", do))
+    done = mpiexec(3, "run", "k.yaml", "--progress", "none", cwd=tmp_path)
+    assert done.returncode == 10, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "runs/moved").exists() == ("rename" in do)
+    if "rename" in do:
+        summary = json.loads((tmp_path / "runs/moved/summary.json").read_text())
+        assert summary["state"] == "failed"
+        channel = summary["channels"]["save"]
+        assert 0 < channel["saved"] == channel["expected"] < 1200
+
+
+def test_a_rank_that_aborts_the_job_is_named(tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text(PRINTING)
+    (tmp_path / "u.py").write_text(
+        GOES.replace("DO", "from mpi4py import MPI; MPI.COMM_WORLD.Abort(3)").replace("60", "17")
+    )
+    done = lima2("run", "k.yaml", "--progress", "none", cwd=tmp_path)
+    assert done.returncode == 10
+    assert "rank 2 (receiver0) ended the job (MPI_Abort)" in done.stderr
 
 
 def test_lines_are_cut_where_their_ends_are() -> None:

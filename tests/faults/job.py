@@ -27,14 +27,18 @@ BLAMED = re.compile(
 class JobRun:
     """A run of the mixed pipeline in a folder of its own: ``k.yaml``, ``runs/k_0001``."""
 
-    def __init__(self, folder: Path, *, frames: int = 900, rate: int = 300, worker: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, frames: int = 900, rate: int = 300, worker: bool = True, transport: str = "mpi"
+    ) -> None:
         self.folder, self.frames = folder, frames
         self.directory = folder / "runs/k_0001"
         (folder / "u.py").write_text(mixed.CODE)
         (folder / "k.yaml").write_text(mixed.pipeline(frames, rate, worker=worker))
         (folder / "tmp").mkdir()
         self.leavings = Leavings(folder / "tmp")
-        self.launcher = self._start("run", "k.yaml", "--progress", "json", out="out", err="err")
+        self.launcher = self._start(
+            "run", "k.yaml", "--transport", transport, "--progress", "json", out="out", err="err"
+        )
         self.sent: list[tuple[str, int]] = []
         self.reason, self.known = "", 0
 

@@ -40,7 +40,8 @@ class Cell:
         """Exit codes that the launcher may have; 0 where the run was over before."""
         number, first = int(Signals[f"SIG{self.signal}"]), {"INT": {130}, "TERM": {143}}
         if self.phase == "draining":  # Ctrl-C came before
-            return {130, 0} | (set() if self._survived else {-number, 10})
+            dies = self.target == "launcher" and not self._survived and self.signal not in first
+            return {130, 0} | ({-number} if dies else set())
         if self.target != "launcher":
             return {0} if self._survived else {0, 10}
         if self.phase == "starting":  # Python itself may not be there yet
