@@ -285,3 +285,24 @@ def test_half_a_common_file_is_none(tmp_path: Path) -> None:
     assert not laid_out(channel, str(tmp_path))
     assert reopen_files(tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["typer", "lima2cli.cli.border", "main"])
+def test_a_key_while_the_program_is_imported_shows_no_traceback(module: str) -> None:
+    """Ctrl-C in the middle of an import, and behind all of them."""
+    code = f"""
+import os, signal, sys
+import lima2cli.__main__ as program
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+if {module!r} == "main":
+    import lima2cli.cli
+    lima2cli.cli.app = lambda **_: os.kill(os.getpid(), signal.SIGINT)
+program.main()
+"""
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler)\n{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130 if module == "main" else -2, "")
