@@ -9,11 +9,11 @@ mpiexec has made it.
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from contextlib import suppress
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.placement import is_here
 
-DEVICE = "lo" if sys.platform == "linux" else "lo0"
+DEVICE = "lo"
 
 VARIABLES = (
     "HYDRA_IFACE",  # MPICH's mpiexec, and
@@ -35,6 +35,8 @@ VARIABLES = (
     "PRTE_MCA_prte_if_include",
     "PMIX_MCA_ptl_tcp_if_include",
 )
+
+SIOCGIFADDR = 0x8915
 
 PIDFD_GETFD = 438
 """The number of pidfd_getfd(2), on all architectures."""
@@ -53,7 +55,13 @@ def is_alone(plan: Plan) -> bool:
 
 
 def local_variables() -> Mapping[str, str]:
-    """What a run on this machine alone has in its environment besides."""
+    """What a run on this machine alone has in its environment besides; nothing where the loopback is not up, as in
+    a network namespace that nobody has set up."""
+    try:
+        with socket.socket() as probe:  # netdevice(7)
+            fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", DEVICE.encode()))
+    except OSError:
+        return {}
     return {name: DEVICE for name in VARIABLES if name not in os.environ}
 
 
@@ -67,7 +75,7 @@ class Confined:
 
     def _hold(self) -> None:
         end = time.monotonic() + START_S
-        with suppress(OSError):  # it has ended, or this is not allowed here
+        with suppress(OSError, AttributeError):  # it has ended, or this is not allowed here, or there is no such thing
             while time.monotonic() < end:
                 with self._lock:
                     if self._over or self._take():
