@@ -27,6 +27,7 @@ from typing import IO, Any
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
+from lima2cli.runtime.guard import functions_of
 from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.loopback import Confined, is_alone, local_variables
@@ -36,6 +37,7 @@ from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import parent_of, processes_with
 from lima2cli.runtime.whereabouts import Whereabouts
 from lima2cli.secret import hide, known
+from lima2cli.watch import hung_at
 
 PROXY = "the process of mpiexec that started the ranks"
 AT_ONCE = "ended at once by the user"
@@ -340,8 +342,10 @@ def _why(code: int, log: IO[bytes], ranks: Ranks, plan: Plan) -> str:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
     errors = [line for line in lines if ERROR.match(line)]
     aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
-    said = ""
-    if errors:
+    hung, said = hung_at("\n".join(lines), functions_of(plan)), ""
+    if hung:
+        said = f": {hung}"
+    elif errors:
         said = f": {errors[-1]}"
     elif len(set(aborted)) == 1:
         said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"

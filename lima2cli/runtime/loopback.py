@@ -128,7 +128,7 @@ def _listening(process: int, pid: int, name: str) -> socket.socket | None:
     except FileNotFoundError:
         return None
     try:
-        taken = socket.socket(fileno=_call("syscall", PIDFD_GETFD, process, int(name), 0))
+        taken = socket.socket(fileno=descriptor_of(process, int(name)))
     except OSError as error:
         if error.errno == errno.EBADF:  # closed meanwhile
             return None
@@ -139,13 +139,18 @@ def _listening(process: int, pid: int, name: str) -> socket.socket | None:
     return None
 
 
+def descriptor_of(process: int, number: int) -> int:
+    """A descriptor of another process, known by its pidfd, as one of this: of the same open file. Raises OSError."""
+    return call_c("syscall", PIDFD_GETFD, process, number, 0)
+
+
 def _unbind(taken: socket.socket) -> None:
     """Connect to nowhere (AF_UNSPEC), which ends listening and lets the address go; connect(2)."""
     nowhere = struct.pack("H14x", socket.AF_UNSPEC)
-    _call("connect", taken.fileno(), nowhere, len(nowhere))
+    call_c("connect", taken.fileno(), nowhere, len(nowhere))
 
 
-def _call(name: str, *arguments: object) -> int:
+def call_c(name: str, *arguments: object) -> int:
     """Call a function of the C library that Python does not offer. Raises OSError."""
     result: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
     if result < 0:

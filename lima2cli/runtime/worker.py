@@ -38,7 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
-    WATCH.last_resort = _end
+    WATCH.last_resort, WATCH.dump_to, WATCH.dump_ends = _end, sys.stderr.fileno(), True
     if launcher is None:
         call_foreign(run_ranks, None, lambda event: None, lambda: None)
         leave(FINE)
