@@ -56,6 +56,11 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())}".rstrip(": ")
 
 
+def is_foreign(kind: type) -> bool:
+    """Whether a class is of a package that others wrote."""
+    return not kind.__module__.startswith("lima2cli.")
+
+
 def place_of(frames: Iterable[tuple[str, int]]) -> str:
     """Of frames, files with lines, the innermost last: that of others' code which says most, as ``u.py:5: ``; empty
     where there is none."""

@@ -8,6 +8,7 @@ file, and may end the process.
 """
 
 import faulthandler
+import math
 import os
 import re
 import signal
@@ -29,7 +30,7 @@ LOOK_S, AGAIN_S, RESORT_S = 0.1, 1.0, 5.0
 ARM_S, SILENT_S = 1.0, 3.0
 """From one setting of the C thread to the next, and how long this one's may be late."""
 
-IMPORT_S, CALL_S = 45.0, 30.0
+IMPORT_S, CALL_S = 45.0, 25.0
 """How long an import or the making of an object, and a call for a block, may take at least."""
 
 
@@ -53,10 +54,11 @@ class _Call:
 
 
 class Watch:
-    """The calls of one process, in its main thread. ``timeout_s`` of the acquisition is the least that a call has."""
+    """The calls of one process, in its main thread. ``timeout_s`` of the acquisition is the least that a call has,
+    ``most_s`` the most that one for a block has."""
 
     def __init__(self) -> None:
-        self.timeout_s = 0.0
+        self.timeout_s, self.most_s = 0.0, math.inf
         self.last_resort: Callable[[str], None] = lambda text: None
         self.dump_to: int | None = None
         self.dump_ends = False
@@ -70,7 +72,8 @@ class Watch:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        call = _Call(what, max(self.timeout_s, least_s), time.monotonic())
+        limit_s = max(self.timeout_s, least_s)
+        call = _Call(what, limit_s if least_s > CALL_S else min(limit_s, self.most_s), time.monotonic())
         if self._thread is None or not self._thread.is_alive():
             self._arm(call, late=False)  # it may never have its turn
             self._thread = threading.Thread(target=self._look, name="lima2-watch", daemon=True)

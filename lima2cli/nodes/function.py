@@ -145,10 +145,8 @@ class Code:
 
     def __call__(self, frames: Array, numbers: NDArray[np.uint64]) -> Any:
         """What it returns for frames (n, height, width), which it can't write to, nor to their numbers."""
-        frames, numbers = frames.view(), numbers.view()
-        frames.flags.writeable = numbers.flags.writeable = False
         with self._told(frames_in_words(numbers), watch.CALL_S):
-            return call_foreign(self._called, frames, numbers, **self._params)
+            return call_foreign(self._called, read_only(frames), read_only(numbers), **self._params)
 
     def fit(self, output: Output, result: Any, numbers: NDArray[np.uint64], spec: FrameSpec, name: str) -> Array:
         """See `Output.fit`; what is returned may have code of its own, which is called then."""
@@ -177,6 +175,11 @@ class Code:
             raise UserCodeError(f"{words(error)} ({self.name}, {when})", frame) from error
         finally:
             standard_descriptors()
+
+
+def read_only(array: Array) -> Array:
+    """The same memory as an array that cannot be made writeable: others use it, too."""
+    return np.asarray(array.data.toreadonly())
 
 
 def words(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from lima2cli.artefacts.locks import unlock
 from lima2cli.errors import UserCodeError
 from lima2cli.exit_codes import FAILED
+from lima2cli.foreign import is_foreign
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.loopback import descriptor_of
@@ -108,7 +109,7 @@ def functions_of(plan: Plan) -> dict[str, str]:
 def calls_others(plan: Plan) -> bool:
     """Whether a plan has code that others wrote: functions, and kinds of packages."""
     kinds = [type(step.node) for step in plan.steps] + [type(plan.detector)]
-    return bool(functions_of(plan)) or any(not kind.__module__.startswith("lima2cli.") for kind in kinds)
+    return bool(functions_of(plan)) or any(map(is_foreign, kinds))
 
 
 def _heard(ears: int, parent: int) -> str:
