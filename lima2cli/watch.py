@@ -86,6 +86,11 @@ class Watch:
         finally:
             self._call = outer
 
+    @property
+    def used(self) -> bool:
+        """Whether there were any calls."""
+        return self._thread is not None
+
     def _look(self) -> None:
         rung = armed = looked = time.monotonic()
         armed_for: _Call | None = None

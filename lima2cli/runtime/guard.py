@@ -13,19 +13,23 @@ import select
 import signal
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from lima2cli.artefacts.locks import unlock
 from lima2cli.errors import UserCodeError
 from lima2cli.exit_codes import FAILED
-from lima2cli.foreign import is_foreign
+from lima2cli.foreign import is_foreign, place_of
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.loopback import descriptor_of
 from lima2cli.runtime.process import started
 from lima2cli.secret import hide
 from lima2cli.watch import ALIVE, WATCH, hung_at
+
+GONE = "the process was killed, or users' code ended it"
 
 PR_SET_PTRACER = 0x59616D61
 
@@ -38,7 +42,7 @@ class Guard:
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan, self._directory = plan, directory
-        self._child, self._pipe = 0, -1
+        self._child, self._pipe, self._process, self._exit = 0, -1, os.getpid(), os._exit
 
     def begin(self) -> None:
         """Fork the child, once; where that can't be done, or known, nobody watches."""
@@ -58,18 +62,27 @@ class Guard:
         library = ctypes.CDLL(None)
         library.signal(FAILED, library._exit)  # the number of the signal is then the exit code
         library.prctl(PR_SET_PTRACER, self._child, 0, 0, 0)  # it may take descriptors, under Yama too
-        self._pipe = mouth
+        self._pipe, self._exit = mouth, os._exit
+        os._exit = self._ended  # type: ignore[assignment]
         WATCH.last_resort, WATCH.dump_to = self._tell, mouth
 
     def _tell(self, why: str) -> None:
         os.write(self._pipe, f"{UserCodeError.__name__}: {why}\n".encode())
         time.sleep(60)  # the child takes it from here
 
+    def _ended(self, code: int) -> NoReturn:
+        """In place of ``os._exit``: what users' code says of its end is not what became of the run."""
+        if os.getpid() == self._process:
+            place = place_of((it.filename, it.lineno or 0) for it in traceback.extract_stack())
+            self._tell(f"{place}os._exit({code}) ended the process")
+        self._exit(code)
+
     def end(self) -> None:
         """All has returned."""
         if not self._child:
             return
         WATCH.rest()
+        os._exit = self._exit  # type: ignore[assignment]
         ctypes.CDLL(None).signal(FAILED, None)
         with suppress(OSError):
             os.close(self._pipe)
@@ -87,11 +100,9 @@ class Guard:
             if int(name) not in kept:
                 with suppress(OSError):
                     os.close(int(name))
-        text = _heard(ears, parent)
-        if not text:
-            return
-        process = os.getppid()
-        os.kill(process, signal.SIGSTOP)
+        text, process = _heard(ears, parent), self._process
+        if GONE not in text:
+            os.kill(process, signal.SIGSTOP)
         document = os.memfd_create("lima2-plan")
         os.write(document, pickle.dumps((self._plan, str(self._directory), text, process)))
         os.lseek(document, 0, os.SEEK_SET)
@@ -113,14 +124,14 @@ def calls_others(plan: Plan) -> bool:
 
 
 def _heard(ears: int, parent: int) -> str:
-    """What is told; nothing where the process has ended before."""
+    """What is told, or that the process is gone."""
     poll, text = select.poll(), b""
     poll.register(ears, select.POLLIN)
     poll.register(parent, select.POLLIN)
     while True:
         ready = dict(poll.poll(1000 * LAST_LINES_S if text else None))
         if parent in ready:
-            return ""
+            return f"{UserCodeError.__name__}: {GONE}"
         if not ready:
             return text.decode(errors="replace")
         more = os.read(ears, 1 << 16)
@@ -136,15 +147,19 @@ def main() -> None:
     """End the run of a process that does not end it."""
     plan, directory, text, process = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  of its own fork
     reason = hung_at(text, functions_of(plan)) or text
+    gone = GONE in text
     try:
         try:
-            _unlock(process, directory)
+            if not gone:
+                _unlock(process, directory)
         except (OSError, AttributeError):  # not allowed here: its files are locked until it has ended
             _end(process)
-        conclude(plan, [Path(directory)], reason)
-        print(f"failed: {hide(reason)}; files: {directory}", file=sys.stderr, flush=True)
+        _, summary = conclude(plan, [Path(directory)], reason)
+        if summary["reason"] == reason:  # else it had ended before
+            print(f"failed: {hide(reason)}; files: {directory}", file=sys.stderr, flush=True)
     finally:
-        _end(process)
+        if not gone:
+            _end(process)
 
 
 def _unlock(process: int, directory: str) -> None:

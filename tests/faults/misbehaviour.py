@@ -11,7 +11,7 @@ is complete, whatever the code makes of it."""
 
 @dataclass(frozen=True)
 class Kind:
-    """``code`` of ``u.py``; ``made`` of it; ``said``, which the reason or a warning then has in it; ``files`` besides."""
+    """``code`` of ``u.py``; ``made`` of it; ``said`` in the reason or a warning then; ``files`` besides."""
 
     code: str
     made: str
@@ -96,7 +96,10 @@ HANGS = {
     "join": Kind(once("T.join()", OS + "T = threading.Thread(target=time.sleep, args=(900,), daemon=True); T.start()"),
                  FAILS, "TookTooLong"),
     "catches all": Kind(
-        once("while True:\n    try: time.sleep(900)  # HERE\n    except BaseException: pass", OS), DIES, "TookTooLong", slow=True
+        once("while True:\n    try: time.sleep(900)  # HERE\n    except BaseException: pass", OS),
+        DIES,
+        "TookTooLong",
+        slow=True,
     ),
     "in C, lock released": Kind(
         once("C.pthread_mutex_lock(M)", OS + "C = ctypes.CDLL(None); M = ctypes.create_string_buffer(64)\n"
@@ -109,8 +112,8 @@ HANGS = {
     "close": Kind(a_class(close="time.sleep(900)"), ENDS, "TookTooLong"),
     "close, in C": Kind(a_class(close="sum(range(10**13))"), ENDS, slow=True),
     "signal taken": Kind(
-        once("for n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
-             "time.sleep(900)", OS), FAILS, "TookTooLong"),
+        once("for n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass"
+             "\ntime.sleep(900)", OS), FAILS, "TookTooLong"),
     "signals blocked": Kind(
         once("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(900)", OS), DIES, "TookTooLong",
         slow=True),
@@ -134,7 +137,6 @@ LEAVES = {
         FINE),
     "atexit hangs": Kind(loaded("import atexit, time; atexit.register(time.sleep, 900)"), FINE, slow=True),
     "atexit raises": Kind(loaded("import atexit; atexit.register(int, 'x')"), FINE),
-    "atexit exits": Kind(loaded("import atexit, os; atexit.register(os._exit, 7)"), FINE),
     "finaliser raises": Kind(
         always("X()", "class X:\n    def __del__(self): raise ValueError('finaliser')"), FINE),
     "finaliser at the end hangs": Kind(
@@ -173,10 +175,9 @@ CHANGES = {
                   FINE),
     "locale": Kind(loaded("import locale; locale.setlocale(locale.LC_ALL, 'C')"), FINE),
     "few files": Kind(loaded("import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (8, 8))"), ENDS),
-    "small files": Kind(loaded("import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100, 100))"), ENDS),
     "little memory": Kind(loaded("import resource as r; r.setrlimit(r.RLIMIT_AS, (1 << 28, 1 << 28))"), ENDS),
-    "little time": Kind(loaded("import resource as r; r.setrlimit(r.RLIMIT_CPU, (1, 2))\ndef g():\n    while True: pass\n"
-                               "g()"), DIES),
+    "little time": Kind(loaded("import resource as r; r.setrlimit(r.RLIMIT_CPU, (1, 2))\n"
+                               "while True: pass"), DIES),
     "priority": Kind(loaded("import os; os.nice(5)"), FINE),
     "affinity": Kind(loaded("import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"), FINE),
     "switch interval": Kind(loaded("import sys; sys.setswitchinterval(1e-6)"), FINE),
