@@ -64,7 +64,9 @@ def is_foreign(kind: type) -> bool:
 def place_of(frames: Iterable[tuple[str, int]]) -> str:
     """Of frames, files with lines, the innermost last: that of others' code which says most, as ``u.py:5: ``; empty
     where there is none."""
-    known = [(file, line) for file, line in frames if not file.startswith(("<", PACKAGE, IMPORTLIB))]
+    stack = list(frames)
+    called = next((at for at, (file, _) in enumerate(stack) if file.startswith(PACKAGE)), 0)  # by us, who by a script
+    known = [it for it in stack[called:] if not it[0].startswith(("<", PACKAGE, IMPORTLIB))]
     known = [it for it in known if not it[0].startswith(LIBRARIES)] or known
     return f"{Path(known[-1][0]).name}:{known[-1][1]}: " if known else ""
 

@@ -82,7 +82,7 @@ class Guard:
         if not self._child:
             return
         WATCH.rest()
-        os._exit = self._exit  # type: ignore[assignment]
+        os._exit = self._exit
         ctypes.CDLL(None).signal(FAILED, None)
         with suppress(OSError):
             os.close(self._pipe)

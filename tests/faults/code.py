@@ -197,7 +197,7 @@ class Round:
             self.faults.append(f"exit code {self.code}, and the state is {state}")
         if self.kind.said not in told:
             self.faults.append(f"{self.kind.said!r} is not said: {told[:400]}")
-        if made in (FAILS, DIES) and self.kind.said and not self.name.startswith("result: n"):
+        if made in (FAILS, DIES) and self.kind.said and not self.name.startswith(("result: n", "result: array")):
             line = next((at for at, text in enumerate(self.kind.code.splitlines(), 1) if "# HERE" in text), None)
             file = "lima2_mine.py" if self.where == "plugin" else "u.py"
             if line is not None and f"{file}:{line}" not in told:
