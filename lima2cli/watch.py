@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lima2cli.foreign import place_of
+from lima2cli.foreign import LIBRARIES, place_of
 from lima2cli.human import seconds_text
 
 SIGNAL = signal.SIGRTMIN + 7
@@ -157,7 +157,9 @@ def hung_at(text: str, functions: Mapping[str, str]) -> str | None:
     elif dumped:
         threads = re.split(r"^(?:Current t|T)hread .*$", text[dumped.end() :], flags=re.MULTILINE)
         stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(it)][::-1] for it in threads]
-        place = next(filter(None, map(place_of, reversed(stacks))), "")  # the main thread is the last
+        stacks = stacks[::-1]  # the main thread is the last
+        own = [[it for it in stack if not it[0].startswith(LIBRARIES)] for stack in stacks]
+        place = next(filter(None, map(place_of, [*own, *stacks])), "")
         words = f"{place}TookTooLong: it did not come back from C, and held the interpreter's lock"
     else:
         return None
