@@ -1,11 +1,15 @@
 """Threads of users' code that go on when all is done, and ends of processes that do not wait for them."""
 
+import atexit
 import os
 import sys
 import threading
 from concurrent.futures import thread as pools
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+from lima2cli.watch import CALL_S, WATCH, TookTooLong
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -26,9 +30,14 @@ def lingering() -> dict[str, str]:
 
 
 def leave(code: int) -> None:
-    """End this process with ``code``, without waiting, where threads of users' code go on; else return."""
-    if not lingering():
+    """End this process with ``code``, without waiting, where users' code was called, or threads of it go on; else
+    return. What it wants to do at the end has as long as a call."""
+    if not lingering() and not WATCH.used:
         return
+    if "mpi4py.MPI" not in sys.modules:  # ranks are ended by their launcher
+        sys.unraisablehook = _ignore  # else the interpreter prints a traceback of a handler that is late
+        with suppress(TookTooLong), WATCH.during("atexit", CALL_S):
+            atexit._run_exitfuncs()
     if (mpi := sys.modules.get("mpi4py.MPI")) is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     for stream in (sys.stdout, sys.stderr):
@@ -37,6 +46,10 @@ def leave(code: int) -> None:
         except (OSError, ValueError):  # whoever reads it has gone
             continue
     os._exit(code)
+
+
+def _ignore(unraisable: object) -> None:
+    """Nothing."""
 
 
 def _files(frame: FrameType | None) -> list[str]:

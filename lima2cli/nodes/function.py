@@ -21,19 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import lima2cli
 from lima2cli import watch
 from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, Misfit, UserCodeError
-from lima2cli.foreign import call_foreign, said, standard_descriptors
+from lima2cli.foreign import call_foreign, place_of, said, standard_descriptors
 from lima2cli.geometry import Rect
 from lima2cli.nodes.results import fitted
 from lima2cli.nodes.signature import LARGEST, Unfit, check_called, module_of
 from lima2cli.spec import DTYPES, MOST_PIXELS, Array, Files, FrameSpec, Invalid
 from lima2cli.view import View
-
-PACKAGE, IMPORTLIB = (str(Path(file).parent) for file in (lima2cli.__file__, importlib.__file__))
-"""Folders of code that is not the user's, and calls it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +145,18 @@ class Code:
 
     def __call__(self, frames: Array, numbers: NDArray[np.uint64]) -> Any:
         """What it returns for frames (n, height, width), which it can't write to, nor to their numbers."""
-        frames, numbers = frames.view(), numbers.view()
-        frames.flags.writeable = numbers.flags.writeable = False
         with self._told(frames_in_words(numbers), watch.CALL_S):
-            return call_foreign(self._called, frames, numbers, **self._params)
+            return call_foreign(self._called, read_only(frames), read_only(numbers), **self._params)
+
+    def fit(self, output: Output, result: Any, numbers: NDArray[np.uint64], spec: FrameSpec, name: str) -> Array:
+        """See `Output.fit`; what is returned may have code of its own, which is called then."""
+        try:
+            with self._told(f"the result for {frames_in_words(numbers)}", watch.CALL_S):
+                return call_foreign(output.fit, result, numbers, spec, name)
+        except UserCodeError as error:
+            if isinstance(error.__cause__, UserCodeError):  # it does not fit
+                raise error.__cause__ from error.__cause__.__cause__
+            raise
 
     def close(self) -> None:
         """Close an object of a class that has a method for it."""
@@ -173,14 +177,17 @@ class Code:
             standard_descriptors()
 
 
+def read_only(array: Array) -> Array:
+    """The same memory as an array that cannot be made writeable: others use it, too."""
+    return np.asarray(array.data.toreadonly())
+
+
 def words(error: BaseException) -> str:
     """An exception of the user's in one line: file, line, kind, message."""
     if isinstance(error, UserCodeError):  # it says where
         return str(error)
     trace = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in trace if not (frame.filename.startswith(("<frozen", PACKAGE, IMPORTLIB)))]
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
-    return f"{place}{said(error)}"
+    return f"{place_of((frame.filename, frame.lineno or 0) for frame in trace)}{said(error)}"
 
 
 def frames_in_words(numbers: NDArray[np.uint64]) -> str:

@@ -76,7 +76,7 @@ class _Call:
         """See `Transformer.step`."""
         try:
             returned = self._code(block.frames, block.numbers)
-            result = self._node.output.fit(returned, block.numbers, self._spec, self._node.function)
+            result = self._code.fit(self._node.output, returned, block.numbers, self._spec, self._node.function)
         except UserCodeError as error:
             if self._node.on_error == "stop":
                 raise

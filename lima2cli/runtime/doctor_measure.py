@@ -14,6 +14,7 @@ from pathlib import Path
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.human import seconds_text
 from lima2cli.runtime.launch import RANK_VARIABLES
+from lima2cli.runtime.loopback import Confined, local_variables
 
 START_S = 30.0
 """Two ranks that have not ended by then hang."""
@@ -40,10 +41,11 @@ def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", env=environment, start_new_session=True,
+            text=True, errors="replace", env={**environment, **local_variables()}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
+    Confined(process.pid)
     try:
         output, errors = process.communicate(timeout=timeout_s)
     except BaseException as error:

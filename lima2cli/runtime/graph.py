@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from lima2cli.errors import UserCodeError
-from lima2cli.foreign import call_foreign
+from lima2cli.foreign import call_foreign, is_foreign
+from lima2cli.nodes.function import words
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
 from lima2cli.runtime.bound import BoundReduce, BoundSink, BoundTransform, End, Paired, Single
@@ -29,6 +30,7 @@ from lima2cli.runtime.processing import OwnProcessing
 from lima2cli.runtime.timing import Timings
 from lima2cli.spec import Block, Files
 from lima2cli.transport.base import Port
+from lima2cli.watch import CALL_S, WATCH, TookTooLong
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +59,7 @@ class Graph:
         self._anew = [*self._transforms.values(), *self._paired.values(), *waits]
         self._together = {step.name for step in program.steps if step.circle}
         self._read = self._together.union(*(step.tables for step in program.steps))
+        self._foreign = {step.name for step in program.steps if is_foreign(type(step.node))}
         self._told_end = False
 
     def ready(self, directory: str) -> None:
@@ -172,6 +175,19 @@ class Graph:
             self._drop(name, frame, error)
         return None
 
+    def _bounded(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a node for a block; one that a package brings must return in time, as functions of users must. Raises
+        `UserCodeError` with the place in it."""
+        if name not in self._foreign:
+            return function(*args, **kwargs)
+        try:
+            with WATCH.during(name, CALL_S):
+                return call_foreign(function, *args, **kwargs)
+        except (UserCodeError, BlockFailed):
+            raise
+        except (Exception, TookTooLong) as error:
+            raise UserCodeError(words(error)) from error
+
     def _follow(self, name: str, result: Result) -> None:
         """What a node that has waited gives goes on."""
         course = Course(result.last, time.time_ns(), result.hold)
@@ -216,7 +232,9 @@ class Graph:
         return course.staged
 
     def _kernel(self, step: BoundStep, bound: Single, block: Block, course: Course) -> None:
-        staged = self._attempt(step.name, int(block.numbers[0]), self._staged, bound, block, course.received_ns)
+        staged = self._attempt(
+            step.name, int(block.numbers[0]), self._bounded, step.name, self._staged, bound, block, course.received_ns
+        )
         if staged is None:
             staged = (block if isinstance(bound, BoundSink | BoundCommon) else None), {}
         out, kept = staged
@@ -249,7 +267,7 @@ class Graph:
         if not given:
             return
         first = int(next(iter(given.values())).numbers[0])
-        out = self._attempt(step.name, first, bound.stage, given, course.rows)
+        out = self._attempt(step.name, first, self._bounded, step.name, bound.stage, given, course.rows)
         if out is not None:
             course.blocks[step.name] = out
             if isinstance(bound, BoundSelect) and step.sources[0] in course.held:

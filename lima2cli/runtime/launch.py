@@ -27,14 +27,17 @@ from typing import IO, Any
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
+from lima2cli.runtime.guard import functions_of
 from lima2cli.runtime.job import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runtime.leftovers import sweep
+from lima2cli.runtime.loopback import Confined, is_alone, local_variables
 from lima2cli.runtime.ownership import LOG
 from lima2cli.runtime.patience import rank_name
 from lima2cli.runtime.placement import host_options
 from lima2cli.runtime.process import ending, parent_of, processes_with
 from lima2cli.runtime.whereabouts import Whereabouts
 from lima2cli.secret import hide, known
+from lima2cli.watch import hung_at
 
 PROXY = "the process of mpiexec that started the ranks"
 AT_ONCE = "ended at once by the user"
@@ -137,14 +140,16 @@ class Ranks:
     ``first`` is who was the first to end, where that is sure: the number of a rank, or the name of another process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], job: str) -> None:
-        self._process, self._job = process, job
+    def __init__(self, process: subprocess.Popen[bytes], job: str, confined: Confined | None = None) -> None:
+        self._process, self._job, self._confined = process, job, confined
         self.joined = False
         self.first: int | str | None = None
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
         """Host and process of each rank: they are all there."""
         self.joined = True
+        if self._confined is not None:
+            self._confined.settle()
         if all(host == socket.gethostname() for host, _ in ranks):  # else one that is not seen may be the first
             processes: dict[int, int | str] = {pid: rank for rank, (_, pid) in enumerate(ranks)}
             processes[self._process.pid] = "mpiexec"
@@ -210,17 +215,17 @@ def run_with_mpiexec(
     """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
     directories, began_ns = Directories(directory, emit), time.time_ns()
     server = JobServer(Job(plan, str(base), str(directory)))
-    command = command_line(mpiexec, plan, base, [server.name])
+    command, alone = command_line(mpiexec, plan, base, [server.name]), is_alone(plan)
     with closing(directories), (directory / LOG).open("w+b") as log, closing(server):
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
                 stderr=subprocess.PIPE if known() else log,  # what has secrets in it does not reach the log as it is
-                env={**os.environ, LAUNCHED: server.name},
+                env={**os.environ, **(local_variables() if alone else {}), LAUNCHED: server.name},
             )  # fmt: skip
         except OSError as error:
             raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
-        ranks = Ranks(process, server.name)
+        ranks = Ranks(process, server.name, Confined(process.pid) if alone else None)
         signals.on_first, signals.on_second = lambda: server.stop(BY_USER), ranks.kill
         if signals.received:  # while they were being started
             server.stop(BY_USER)
@@ -340,8 +345,10 @@ def _why(code: int, log: IO[bytes], ranks: Ranks, plan: Plan) -> str:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
     errors = [line for line in lines if ERROR.match(line)]
     aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
-    said = ""
-    if errors:
+    hung, said = hung_at("\n".join(lines), functions_of(plan)), ""
+    if hung:
+        said = f": {hung}"
+    elif errors:
         said = f": {errors[-1]}"
     elif len(set(aborted)) == 1:
         said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"

@@ -6,11 +6,14 @@ receivers (`Gathering`, `Reduction`). What it gives begins a pass of its own.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
-from lima2cli.foreign import call_foreign
+from lima2cli.errors import UserCodeError
+from lima2cli.foreign import call_foreign, is_foreign
 from lima2cli.nodes.base import Delegate, Gather, Reduce, Sink
+from lima2cli.nodes.function import words
 from lima2cli.plan.records import Kernel, Step
 from lima2cli.program.records import ReceiverProgram
 from lima2cli.runtime.arrivals import Waiting
@@ -24,6 +27,7 @@ from lima2cli.runtime.pairing import BoundSelect, Pairing
 from lima2cli.runtime.processing import OwnProcessing
 from lima2cli.spec import Files, FrameSpec
 from lima2cli.transport.base import Port
+from lima2cli.watch import IMPORT_S, WATCH, TookTooLong
 
 
 class NodeFailed(Exception):
@@ -105,15 +109,14 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
         try:
             shared = bound.waiting.get(step.name)
             one: Bound | None = (
-                shared
-                if isinstance(shared, BoundCommon)
-                else call_foreign(_bind_kernel, kernel, step, nodes, program, files)
+                shared if isinstance(shared, BoundCommon) else _bound(kernel, step, nodes, program, files)
             )
         except PartFailed as failed:
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
             continue
-        except Exception as error:  # noqa: BLE001  files that have gone, code of the user's
-            bound.failures.append(NodeFailed(step.name, None, error))
+        except (Exception, TookTooLong) as error:  # noqa: BLE001  files that have gone, code of the user's
+            told = UserCodeError(words(error)) if is_foreign(type(step.node)) else error
+            bound.failures.append(NodeFailed(step.name, None, cast(Exception, told)))
             continue
         known.update(kernel.makes, kernel.ends)
         _add(bound, kernel, step, one, origins)
@@ -126,6 +129,14 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
         for name in processing.names:
             bound.passes[origins[name]].feeds.append((processing.name, name))
     return bound
+
+
+def _bound(
+    kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
+) -> Bound | None:
+    """Bind a kernel; one whose node a package brings must do so in time."""
+    with WATCH.during(step.name, IMPORT_S) if is_foreign(type(step.node)) else nullcontext():
+        return call_foreign(_bind_kernel, kernel, step, nodes, program, files)
 
 
 def _bind_kernel(

@@ -11,6 +11,9 @@ from lima2cli.plan.records import Plan
 SHORTEST_SILENCE_S = 30.0
 """Receivers, which tell twice a second how far they are, may be silent at least for so long."""
 
+LATER = 1.2
+"""Times the acquisition's timeout, in which a call of users' code is found that hangs."""
+
 PREPARATION_S = 300.0
 """A rank may take at least so long until it is ready: it reads calibrations, and imports users' code."""
 
@@ -33,7 +36,7 @@ def check_silence(plan: Plan, heard: Mapping[int, float], reason: str | None) ->
 
     heard   when each receiver, by rank, was last heard of (`time.monotonic`);  reason  for which the run is ending
     """
-    patience = max(plan.timeout_s, SHORTEST_SILENCE_S)
+    patience = max(LATER * plan.timeout_s, SHORTEST_SILENCE_S)
     silent = sorted(rank for rank, at in heard.items() if time.monotonic() - at > patience)
     if not silent:
         return

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lima2cli import watch
 from lima2cli.errors import UserCodeError
 from lima2cli.foreign import ExitError, call_foreign, said
-from lima2cli.nodes.function import frames_in_words, load, words
+from lima2cli.nodes.function import frames_in_words, load, read_only, words
 from lima2cli.program.records import Processing, ReceiverProgram
 from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Result
 from lima2cli.runtime.reader import FlowReader
@@ -71,9 +71,7 @@ class Receiver:
     def _blocks(self) -> Iterator[SourceBlock]:
         while (came := self._wait()) is not None:
             source, block = came
-            frames = block.frames.view()
-            frames.flags.writeable = False
-            yield SourceBlock(frames, block.numbers, block.times, block.stable, source=source)
+            yield SourceBlock(read_only(block.frames), block.numbers, block.times, block.stable, source=source)
 
     def lost(self, flow: str) -> NDArray[np.uint64]:
         """Numbers (n,) of the frames of a flow that this receiver should have and, as is known by now, never gets.
@@ -131,9 +129,11 @@ class OwnProcessing:
         if not self._kept:
             return None
         source, arrival = self._kept.popleft()
-        if arrival.block is not None and not self._over:
-            self._give((source, arrival.block))
-        arrival.done()
+        try:
+            if arrival.block is not None and not self._over:
+                self._give((source, arrival.block))
+        finally:
+            arrival.done()  # whatever became of it, it has come
         if arrival.last == END:
             self._open.discard(source)
             if not self._open and not self._over:

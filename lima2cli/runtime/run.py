@@ -20,6 +20,7 @@ from lima2cli.runtime.broken import conclude
 from lima2cli.runtime.directory import Claim, make_directory
 from lima2cli.runtime.disk import check_disk, tell_of_disk
 from lima2cli.runtime.environment import check_files, check_memory, check_placement, check_programs
+from lima2cli.runtime.guard import Guard, calls_others
 from lima2cli.runtime.job import BY_USER, Stop
 from lima2cli.runtime.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.runtime.leftovers import sweep
@@ -166,13 +167,18 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         stop.set()
     with closing(Directories(directory, emit)) as directories:
         reason, state = "it was not closed", "failed"
+        guard = Guard(plan, directory)
         try:
+            if calls_others(plan):
+                guard.begin()
             call_foreign(run_inline, plan, base.resolve(), str(directory), directories, order)
         except EndedAtOnce:
             reason, state = AT_ONCE, "stopped"
         except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
             reason = f"{said(error)}; see {LOG}"
             note(directories.all[0], hide(traceback.format_exc()))
+        finally:
+            guard.end()
         return conclude(plan, directories.all, directories.gone() or reason, state)
 
 

@@ -96,16 +96,18 @@ class Service:
         self._blocks, self._frames = self._blocks + 1, self._frames + len(numbers)
         return Given(frames, numbers, times, place, index)
 
-    def reply(self, given: Given, result: Any) -> None:
-        """Answer with what the user's code returned, which is looked at where frames are waited for."""
+    def reply(self, given: Given, result: Any, code: Code | None = None) -> None:
+        """Answer with what the user's code returned, which is looked at where frames are waited for; by ``code``, where
+        it is called there."""
         self._busy_ns += time.perf_counter_ns() - self._since_ns
         if not self._node.reply:
             self._send(given.place, (DONE, given.index))
             return
         after = self._program.step.after
         assert isinstance(after, FrameSpec)
+        about, output = (given.numbers, after, self.name), self._node.output
         try:
-            frames = self._node.output.fit(result, given.numbers, after, self.name)
+            frames = output.fit(result, *about) if code is None else code.fit(output, result, *about)
         except UserCodeError as error:
             self.fail(given, str(error), error.frame)
             return
@@ -118,7 +120,7 @@ class Service:
         except UserCodeError as error:
             self.fail(given, str(error))
         else:
-            self.reply(given, result)
+            self.reply(given, result, code)
 
     def fail(self, given: Given, why: str, frame: int | None = None) -> None:
         """Answer that there is no result, because of ``frame`` where it is known."""

@@ -33,12 +33,16 @@ if TYPE_CHECKING:
     from lima2cli.runtime.control import ControlRank, Emit
 
 
+SHARE = 0.8
+"""Of the time in which a worker must reply: what its code may take, so that it can still say where that hangs."""
+
+
 def main() -> None:
     """Run this rank's program until the control rank ends the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
-    WATCH.last_resort = _end
+    WATCH.last_resort, WATCH.dump_to, WATCH.dump_ends = _end, sys.stderr.fileno(), True
     if launcher is None:
         call_foreign(run_ranks, None, lambda event: None, lambda: None)
         leave(FINE)
@@ -68,6 +72,8 @@ def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -
         wiring, programs = lower(job.plan)
         made = [(wiring, program, job.base, job.directory, job.plan.timeout_s) for program in programs]
     wiring, program, base, directory, WATCH.timeout_s = world.scatter(made)
+    if isinstance(program, WorkerProgram):
+        WATCH.most_s = SHARE * WATCH.timeout_s
     placement = program.placement if isinstance(program, ReceiverProgram) else Placement()
     settle(placement)  # before memory and threads are made
     port = MpiPort(memory_of(wiring, Path(base)))
