@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.flow_record import COUNTS
-from lima2cli.artefacts.room import allocate
+from lima2cli.artefacts.room import advice, allocate
 from lima2cli.errors import RunFailed
 from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
@@ -144,10 +146,22 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
     }
 
 
-def reserve_summary(directory: Path) -> None:
-    """Have room for the summary on the disk, so that a disk that is full at the end has it. OSError."""
+def reserve_summary(directory: Path, ends: int = 0) -> None:
+    """Have room for the summary on the disk, and ``ends`` bytes for masters and tables, so that a disk that is full at
+    the end has it. OSError."""
     with _part(directory).open("ab") as file:
-        allocate(file.fileno(), 0, RESERVE_BYTES)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # of each file, not of what they are together
+        wanted = RESERVE_BYTES + ends
+        allocate(
+            file.fileno(), 0, wanted if limit == resource.RLIM_INFINITY else max(RESERVE_BYTES, min(wanted, limit))
+        )
+
+
+def release_ends(directory: Path) -> None:
+    """Give back the room for masters and tables, which are being written now; that for the summary stays. OSError."""
+    with suppress(FileNotFoundError), _part(directory).open("r+b") as file:
+        for _ in range(2):  # what lies beyond the end is freed when a file gets the length that it has
+            file.truncate(RESERVE_BYTES)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
@@ -161,7 +175,9 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         part.replace(directory / SUMMARY)
     except OSError as error:
-        raise RunFailed(f"the run ended ({summary['state']}), but its summary cannot be written: {error}") from error
+        help = "; ".join(["", *advice([str(error)], directory, whole=False)])
+        message = f"the run ended ({summary['state']}), but its summary cannot be written: {error}{help}"
+        raise RunFailed(message) from error
 
 
 def _part(directory: Path) -> Path:
