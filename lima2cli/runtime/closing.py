@@ -44,7 +44,7 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     write_ends(plan, held, flows, beside, directory, problems, outcome.start_ns or None)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
-    if problems and outcome.state == "complete":
+    if problems and outcome.state != "failed":
         outcome.state, outcome.reason = "failed", problems[0]
     failures = [failure.message for failure in outcome.failures]
     whole = ends_made({"channels": channels, "tables": tables, "file": link_file(plan, Path(directory))})

@@ -181,7 +181,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
-    if signals.received and summary["state"] != "complete":
+    if signals.received and summary["state"] == "stopped":
         return STOPPED + int(signal.Signals(signals.received[0]))
     if summary.get("overrun") or summary.get("losses"):
         return DATA_LOST

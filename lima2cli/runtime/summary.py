@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -147,14 +146,12 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
 
 
 def reserve_summary(directory: Path, ends: int = 0) -> None:
-    """Have room for the summary on the disk, and ``ends`` bytes for masters and tables, so that a disk that is full at
-    the end has it. OSError."""
+    """Have room for the summary on the disk, and ``ends`` bytes for masters and tables as far as it has them, so that a
+    disk that is full at the end has it. OSError where there is none for a summary."""
     with _part(directory).open("ab") as file:
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # of each file, not of what they are together
-        wanted = RESERVE_BYTES + ends
-        allocate(
-            file.fileno(), 0, wanted if limit == resource.RLIM_INFINITY else max(RESERVE_BYTES, min(wanted, limit))
-        )
+        allocate(file.fileno(), 0, RESERVE_BYTES)
+        with suppress(OSError):  # a run that just fits is none to refuse; `lima2 recover` makes what has no room then
+            allocate(file.fileno(), RESERVE_BYTES, RESERVE_BYTES + ends)
 
 
 def release_ends(directory: Path) -> None:

@@ -68,7 +68,7 @@ def scene(number: int) -> NDArray[np.uint16]:
 def pixels(kind: str, number: int) -> NDArray[Any]:
     """Of a frame that is saved."""
     if kind.startswith("summed"):
-        return np.stack([scene(number + k) for k in range(WINDOW)]).sum(axis=0, dtype=np.int64)
+        return np.asarray(np.stack([scene(number + k) for k in range(WINDOW)]).sum(axis=0, dtype=np.int64))
     return scene(number)
 
 
@@ -111,7 +111,7 @@ def _sparse(data: Any, row: int, number: int) -> bool:
     return np.array_equal(data["index"][first:last], at) and np.array_equal(data["intensity"][first:last], want[at])
 
 
-def shown(kind: str, directory: Path, wrong: list[str]) -> set[int]:
+def shown(kind: str, directory: Path, wrong: list[str], frames: int = FRAMES) -> set[int]:
     """Numbers of the frames that the master shows; wrong pixels and rows are told."""
     import h5py
     import hdf5plugin  # noqa: F401
@@ -120,7 +120,7 @@ def shown(kind: str, directory: Path, wrong: list[str]) -> set[int]:
     with h5py.File(directory / "k_save_master.h5") as file:
         detector = _detector(file)
         data, numbers, status = detector["data"], detector["frame_number"][()], detector["frame_status"][()]
-        if (np.diff(numbers.astype(np.int64)) <= 0).any() or (len(numbers) and numbers[-1] >= FRAMES):
+        if (np.diff(numbers.astype(np.int64)) <= 0).any() or (len(numbers) and numbers[-1] >= frames):
             wrong.append("rows of the master are made up")
         for row in np.flatnonzero(status == 0).tolist():
             number, sparse = int(numbers[row]), isinstance(data, h5py.Group)
