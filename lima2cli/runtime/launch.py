@@ -197,6 +197,33 @@ class Ranks:
         return list(processes_with(LAUNCHED, self._job))
 
 
+class Log:
+    """The log of a run, which the run does not need: what a disk does not take of it is left out. OSError where it can't
+    be made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / LOG).open("w+b", buffering=0)
+        self.fileno = self._file.fileno
+
+    def write(self, line: bytes) -> None:
+        """Add a line, its end with it."""
+        with suppress(OSError):
+            self._file.write(line)
+
+    def lines(self) -> list[str]:
+        """All that is in it; nothing where it can't be read any more."""
+        try:
+            self._file.seek(0)
+            return self._file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError):
+            self._file.close()
+
+
 LAST_LINES_S = 5.0
 """The last lines of ranks may take so long to reach the log."""
 
@@ -206,13 +233,17 @@ def run_with_mpiexec(
 ) -> tuple[Path, dict[str, Any]]:
     """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
     directories, began_ns = Directories(directory, emit), time.time_ns()
+    try:
+        log = Log(directory)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
     server = JobServer(Job(plan, str(base), str(directory)))
     command = command_line(mpiexec, plan, base, [server.name])
-    with closing(directories), (directory / LOG).open("w+b") as log, closing(server):
+    with closing(directories), closing(log), closing(server):
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-                stderr=subprocess.PIPE if known() else log,  # what has secrets in it does not reach the log as it is
+                stderr=subprocess.PIPE if known() else log.fileno(),  # what has secrets in it does not reach the log as it is
                 env={**os.environ, LAUNCHED: server.name},
             )  # fmt: skip
         except OSError as error:
@@ -251,7 +282,7 @@ def executable(program: tuple[str, ...]) -> list[str]:
     return [sys.executable if program[0] == "python" else program[0], *program[1:]]
 
 
-def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: IO[bytes]) -> int:
+def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: Log) -> int:
     """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended; the
     exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
     assert process.stdout is not None
@@ -296,14 +327,13 @@ def _end_rest(process: subprocess.Popen[bytes], ranks: Ranks, emit: Emit, *, wri
     return process.wait()
 
 
-def _log_hidden(stream: IO[bytes], log: IO[bytes]) -> threading.Thread:
+def _log_hidden(stream: IO[bytes], log: Log) -> threading.Thread:
     """Copy what ranks write to standard error to the log, secrets hidden, until they have ended."""
 
     def copy() -> None:
         with stream:
             for line in stream:
                 log.write(hide(line.decode(errors="replace")).encode())
-                log.flush()
 
     thread = threading.Thread(target=copy, name="log", daemon=True)
     thread.start()
@@ -320,7 +350,7 @@ def closing_after(thread: threading.Thread | None) -> Iterator[None]:
             thread.join(LAST_LINES_S)
 
 
-def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
+def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
     """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
     if MPIEXEC_SAYS.match(line):
         log.write(hide(line.decode(errors="replace")).encode() + b"\n")
@@ -328,10 +358,9 @@ def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
         emit({"type": "event", "event": "output", "message": text})
 
 
-def _why(code: int, log: IO[bytes], ranks: Ranks, plan: Plan) -> str:
+def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
     """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
-    log.seek(0)
-    lines = log.read().decode(errors="replace").splitlines()
+    lines = log.lines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"

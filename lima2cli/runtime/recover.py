@@ -9,7 +9,6 @@ from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.announcement import forget
 from lima2cli.runtime.broken import close_broken, even, write_missing
 from lima2cli.runtime.ends import end_files, ends_made, link_file
 from lima2cli.runtime.leftovers import sweep
@@ -63,7 +62,6 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
             f"the pipeline of {directory} compiles to something else today ({', '.join(changed)}); "
             "have the files that it reads changed?"
         )
-    forget(directory)
     sweep()
     ended = _orderly(directory)
     if ended is not None:

@@ -90,6 +90,13 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
         before, saved = claim.before, has_saved(ended)
         if before is None:
             return ended
+        try:
+            return settle_before(ended, before, saved)
+        except OSError as error:
+            tell(f"the run before is in {before}: {error}")
+            return ended
+
+    def settle_before(ended: Path, before: Path, saved: bool | None) -> Path:
         if saved:
             left = claim.keep()
             if left:
