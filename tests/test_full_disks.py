@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import typer
 
 from lima2cli.artefacts import appending, common_file, master, room
 from lima2cli.artefacts.common_file import complete_common, lay_out
@@ -20,12 +21,14 @@ from lima2cli.artefacts.frames import FrameWriter
 from lima2cli.artefacts.recover import BLOCK, level, reopenable
 from lima2cli.artefacts.tree import detector_path
 from lima2cli.check import check_text
+from lima2cli.cli.border import border
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.plan.volume import MOST_BYTES, end_bytes
 from lima2cli.runtime import summary
 from lima2cli.runtime.acquisition import Acquisition
 from lima2cli.runtime.directory import make_another
+from lima2cli.runtime.launch import Log
 from lima2cli.runtime.ownership import RunNames
 from lima2cli.runtime.recover import whole
 from lima2cli.runtime.summary import RESERVE_BYTES, read_summary, release_ends, reserve_summary, write_summary
@@ -348,12 +351,14 @@ def test_ends_that_could_not_be_made_are_made_by_recover(tmp_path: Path, monkeyp
     assert ran.summary["channels"]["save"]["saved"] == 40
     assert lima2("inspect", "--verify", str(ran.directory), cwd=tmp_path).returncode == 0
     assert ran.summary["channels"]["save"]["lost"] == 0
-    stale = {"version": 1, "host": socket.gethostname(), "pid": 1, "started": "long ago"}
-    (ran.directory / "control.json").write_text(json.dumps(stale))  # which a disk had kept from being removed
-    again = lima2("recover", str(ran.directory), cwd=tmp_path)
-    assert again.returncode == 0
-    assert "nothing to recover" in again.stdout
-    assert not (ran.directory / "control.json").exists()
+    stale = json.dumps({"version": 1, "host": socket.gethostname(), "pid": 1, "started": "long ago"})
+    for left in (stale, "", "\0\0"):  # which a disk had kept from being removed, or a machine that went down has left
+        for name in ("control.json", ".control.json.part"):
+            (ran.directory / name).write_text(left)
+        again = lima2("recover", str(ran.directory), cwd=tmp_path)
+        assert again.returncode == 0
+        assert "nothing to recover" in again.stdout
+        assert not [path for path in ran.directory.iterdir() if "control" in path.name]
 
 
 def test_frames_whose_numbers_had_no_room_are_cut_though_masters_are_there(tmp_path: Path) -> None:
@@ -440,6 +445,27 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int, mod
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in ran.directory.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize(("error", "code"), [(errno.EIO, 10), (errno.ENOSPC, 10), (errno.EDQUOT, 10), (errno.EBADF, 3)])
+def test_a_disk_that_refuses_is_no_bug(error: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, border(as_json=False, debug=False):
+        raise OSError(error, os.strerror(error), "runs/k/x.h5")
+    assert ended.value.exit_code == code
+    assert ("this is a bug" in capsys.readouterr().err) == (code == 3)
+
+
+def test_a_log_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.write(b"one\n")
+    assert log.lines() == ["one"]
+    os.dup2(os.open(tmp_path / "lima2.log", os.O_RDONLY), log.fileno())  # EBADF from now on
+    log.write(b"two\n")
+    assert log.lines() == ["one"]
+    os.dup2(os.open(tmp_path, os.O_RDONLY), log.fileno())
+    log.write(b"three\n")
+    assert log.lines() == []
+    log.close()
 
 
 class _Refusing:

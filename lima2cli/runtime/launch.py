@@ -198,8 +198,7 @@ class Ranks:
 
 
 class Log:
-    """The log of a run, which the run does not need: what a disk does not take of it is left out. OSError where it can't
-    be made."""
+    """The log of a run, which does not need it: what no disk takes is left out. OSError where it can't be made."""
 
     def __init__(self, directory: Path) -> None:
         self._file = (directory / LOG).open("w+b", buffering=0)
@@ -243,7 +242,8 @@ def run_with_mpiexec(
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-                stderr=subprocess.PIPE if known() else log.fileno(),  # what has secrets in it does not reach the log as it is
+                # what has secrets in it does not reach the log as it is
+                stderr=subprocess.PIPE if known() else log.fileno(),
                 env={**os.environ, LAUNCHED: server.name},
             )  # fmt: skip
         except OSError as error:
