@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from lima2cli.artefacts.room import allocate
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
@@ -197,12 +198,18 @@ class Ranks:
         return list(processes_with(LAUNCHED, self._job))
 
 
+LOG_BYTES = 1 << 16
+"""Kept on the disk for a log."""
+
+
 class Log:
     """The log of a run, which does not need it: what no disk takes is left out. OSError where it can't be made."""
 
     def __init__(self, directory: Path) -> None:
         self._file = (directory / LOG).open("w+b", buffering=0)
         self.fileno = self._file.fileno
+        with suppress(OSError):  # an mpiexec that cannot write there ends
+            allocate(self.fileno(), 0, LOG_BYTES)
 
     def write(self, line: bytes) -> None:
         """Add a line, its end with it."""
@@ -219,8 +226,8 @@ class Log:
 
     def close(self) -> None:
         """End it."""
-        with suppress(OSError):
-            self._file.close()
+        with suppress(OSError), self._file:
+            self._file.truncate(os.fstat(self.fileno()).st_size)  # gives back what was kept for it
 
 
 LAST_LINES_S = 5.0
