@@ -283,20 +283,24 @@ def test_rows_whose_chunk_was_never_written_are_cut(tmp_path: Path) -> None:
     assert _numbers(path) == list(range(32))
 
 
-def test_a_common_file_that_had_no_room_at_all_is_made_empty(tmp_path: Path, small_disk: _Disk) -> None:
+@pytest.mark.parametrize("rows", [3, 0, None])
+def test_a_common_file_that_had_no_room_at_all_is_made_empty(
+    tmp_path: Path, small_disk: _Disk, rows: int | None
+) -> None:
     channel = make_channel(compression="none", layout="common", selected=30)
     small_disk.full = True
     with pytest.raises(OSError, match="No space"):
         lay_out(channel, str(tmp_path), 10**18)
     with pytest.raises(OSError, match="No space"):
-        complete_common(channel, str(tmp_path), rows=3)
+        complete_common(channel, str(tmp_path), rows=rows)
     small_disk.full = False
-    path = Path(complete_common(channel, str(tmp_path), rows=3))
+    path = Path(complete_common(channel, str(tmp_path), rows=rows))
     assert list(tmp_path.iterdir()) == [path]
     with h5py.File(path) as file:
-        assert file[f"{detector_path(channel)}/frame_status"][()].tolist() == [3, 3, 3]
+        assert len(file[f"{detector_path(channel)}/data"]) == (rows or 0)
+        assert file[f"{detector_path(channel)}/frame_status"][()].tolist() == [3] * (rows or 0)
     content = path.read_bytes()
-    complete_common(channel, str(tmp_path), rows=3)
+    complete_common(channel, str(tmp_path), rows=rows)
     assert path.read_bytes() == content
 
 
