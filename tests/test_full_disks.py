@@ -1,7 +1,9 @@
 """Disks that are full: what was saved is there, the HDF5 library lives on, and `lima2 recover` mends the rest."""
 
 import errno
+import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,16 +13,28 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import typer
 
 from lima2cli.artefacts import appending, common_file, master, room
 from lima2cli.artefacts.common_file import complete_common, lay_out
 from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.recover import level
+from lima2cli.artefacts.recover import BLOCK, level, reopenable
 from lima2cli.artefacts.tree import detector_path
-from lima2cli.runtime.summary import RESERVE_BYTES, read_summary, reserve_summary, write_summary
+from lima2cli.check import check_text
+from lima2cli.cli.border import border
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.plan.records import Plan
+from lima2cli.plan.volume import MOST_BYTES, end_bytes
+from lima2cli.runtime import summary
+from lima2cli.runtime.acquisition import Acquisition
+from lima2cli.runtime.directory import make_another
+from lima2cli.runtime.launch import Log
+from lima2cli.runtime.ownership import RunNames
+from lima2cli.runtime.recover import whole
+from lima2cli.runtime.summary import RESERVE_BYTES, read_summary, release_ends, reserve_summary, write_summary
 from lima2cli.runtime.writing import Writing
 from tests.artefacts_samples import make_block, make_channel
-from tests.running import lima2, run
+from tests.running import EXAMPLES, lima2, run
 
 ROOT = Path(__file__).parent.parent
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -37,14 +51,79 @@ def _mounts() -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["files none", "one file zstd", "common"])
-def test_what_was_saved_survives(kind: str) -> None:
+def _searched(module: str, *options: str) -> str:
+    """What a search for faults says that finds none."""
     if not _mounts():
         pytest.skip("no right to mount a small disk")
-    command = [sys.executable, "-m", "tests.faults.disk", "--kinds", kind, "--sizes", "1700"]
+    command = [sys.executable, "-m", f"tests.faults.{module}", *options]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("1 disks, exit codes {10: 1}"), done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize(("kind", "size"), [("files none", "1700"), ("parts zstd", "2200"), ("common", "3000")])
+def test_what_was_saved_survives(kind: str, size: str) -> None:
+    said = _searched("disk", "--kinds", kind, "--sizes", size)
+    assert said.startswith("1 disks, exit codes {10: 1}"), said
+
+
+def test_what_was_saved_survives_by_mpi() -> None:
+    pytest.importorskip("mpi4py")
+    said = _searched("disk", "--kinds", "sparse bslz4", "--sizes", "2200", "--transport", "mpi")
+    assert said.startswith("1 disks, exit codes {10: 1}"), said
+
+
+@pytest.mark.parametrize("fault", ["fails", "no inodes"])
+def test_a_disk_that_refuses(fault: str) -> None:
+    if os.geteuid() or not os.path.exists("/dev/loop-control"):
+        pytest.skip("no right to make a file system")
+    assert _searched("refusals", "--faults", fault, "--transports", "inline") == "1 disks that refuse, 0 things wrong\n"
+
+
+def test_what_a_refusal_means() -> None:
+    full = f"save: {OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/k/x.h5')}"
+    assert room.advice(["some", full], "runs/k", whole=False) == [
+        "the disk is full: make room, then `lima2 recover runs/k` makes what is missing"
+    ]
+    assert room.advice([full], "runs/k", whole=True) == ["the disk is full: make room"]
+    assert room.advice(["[Errno 2] No such file", "[Errno 30] Read-only"], "k", whole=True)[0].startswith(
+        "the disk is r"
+    )
+    assert room.advice(["[Errno 2] No such file"], "k", whole=False) == []
+
+
+def _taken(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from lima2cli.artefacts.frames import FrameWriter
+from tests.artefacts_samples import make_block, make_channel
+channel = make_channel(compression="none", frames_per_chunk=8)
+writer = FrameWriter(channel, sys.argv[1], 0, 10**18)
+writer.commit(writer.stage(make_block(channel, range(24))))
+writer.flush()
+os._exit(9)
+"""
+
+
+def test_recover_gives_back_what_a_killed_writer_had_taken(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    path = tmp_path / "maze_save_0_00000.h5"
+    assert _taken(path) > path.stat().st_size + appending.AHEAD // 2
+    assert reopenable(str(path))
+    assert _taken(path) <= path.stat().st_size + BLOCK
+    assert _numbers(path) == list(range(24))
+    with path.open("r+b") as file:  # one that was ended, but for that
+        room.allocate(file.fileno(), path.stat().st_size, path.stat().st_size + (1 << 20))
+    content = path.read_bytes()
+    assert not reopenable(str(path))
+    assert _taken(path) <= path.stat().st_size + BLOCK
+    assert path.read_bytes() == content
 
 
 class _Disk:
@@ -204,6 +283,27 @@ def test_rows_whose_chunk_was_never_written_are_cut(tmp_path: Path) -> None:
     assert _numbers(path) == list(range(32))
 
 
+@pytest.mark.parametrize("rows", [3, 0, None])
+def test_a_common_file_that_had_no_room_at_all_is_made_empty(
+    tmp_path: Path, small_disk: _Disk, rows: int | None
+) -> None:
+    channel = make_channel(compression="none", layout="common", selected=30)
+    small_disk.full = True
+    with pytest.raises(OSError, match="No space"):
+        lay_out(channel, str(tmp_path), 10**18)
+    with pytest.raises(OSError, match="No space"):
+        complete_common(channel, str(tmp_path), rows=rows)
+    small_disk.full = False
+    path = Path(complete_common(channel, str(tmp_path), rows=rows))
+    assert list(tmp_path.iterdir()) == [path]
+    with h5py.File(path) as file:
+        assert len(file[f"{detector_path(channel)}/data"]) == (rows or 0)
+        assert file[f"{detector_path(channel)}/frame_status"][()].tolist() == [3] * (rows or 0)
+    content = path.read_bytes()
+    complete_common(channel, str(tmp_path), rows=rows)
+    assert path.read_bytes() == content
+
+
 def test_a_common_file_waits_for_room(tmp_path: Path, small_disk: _Disk) -> None:
     channel = make_channel(compression="none", layout="common", selected=30)
     small_disk.full = True
@@ -245,14 +345,46 @@ def test_ends_that_could_not_be_made_are_made_by_recover(tmp_path: Path, monkeyp
         ran = run(PIPELINE, tmp_path, "inline")
     assert ran.code == 10
     assert ran.summary["channels"]["save"]["dataset"] is None
+    assert ran.summary["channels"]["save"]["saved"] == 40  # in the frame files
+    help = f"the disk is full: make room, then `lima2 recover {ran.directory}` makes what is missing"
+    assert help in ran.summary["problems"]
+    assert f"problem: {help}" in ran.output
     done = lima2("recover", str(ran.directory), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing to recover" not in done.stdout
     assert ran.summary["channels"]["save"]["saved"] == 40
     assert lima2("inspect", "--verify", str(ran.directory), cwd=tmp_path).returncode == 0
-    again = lima2("recover", str(ran.directory), cwd=tmp_path)
-    assert again.returncode == 0
-    assert "nothing to recover" in again.stdout
+    assert ran.summary["channels"]["save"]["lost"] == 0
+    stale = json.dumps({"version": 1, "host": socket.gethostname(), "pid": 1, "started": "long ago"})
+    for left in (stale, "", "\0\0"):  # which a disk had kept from being removed, or a machine that went down has left
+        for name in ("control.json", ".control.json.part"):
+            (ran.directory / name).write_text(left)
+        again = lima2("recover", str(ran.directory), cwd=tmp_path)
+        assert again.returncode == 0
+        assert "nothing to recover" in again.stdout
+        assert not [path for path in ran.directory.iterdir() if "control" in path.name]
+
+
+def test_frames_whose_numbers_had_no_room_are_cut_though_masters_are_there(tmp_path: Path) -> None:
+    ran = run(PIPELINE, tmp_path, "inline")
+    assert whole(ran.directory) is not None
+    with h5py.File(ran.directory / "k_save_0_00000.h5", "r+") as file:
+        file[f"{detector_path(make_channel())}/frame_number"].resize(33, axis=0)
+    told = ran.summary | {"state": "failed", "reason": "save: the disk was full"}
+    (ran.directory / "summary.json").write_text(json.dumps(told))
+    assert whole(ran.directory) is None
+    assert lima2("recover", str(ran.directory), cwd=tmp_path).returncode == 0
+    assert whole(ran.directory) is not None
+    with h5py.File(ran.directory / "k_save_0_00000.h5") as file:
+        assert len(file[f"{detector_path(make_channel())}/data"]) == 33
+
+
+def test_of_partial_frames_as_many_are_told_as_are_whole() -> None:
+    plan = _planned((EXAMPLES / "parts.yaml").read_text())
+    acquisition = Acquisition("runs/k", {5, 6}, saved={5: {"raw": 40, "counters": 20}})
+    assert acquisition.saved_totals(plan) == {"raw": 0, "counters": 20}
+    acquisition.saved[6] = {"raw": 37, "counters": 20}
+    assert acquisition.saved_totals(plan) == {"raw": 37, "counters": 40}
 
 
 def test_the_summary_has_its_room(tmp_path: Path) -> None:
@@ -260,14 +392,84 @@ def test_the_summary_has_its_room(tmp_path: Path) -> None:
     part = tmp_path / ".summary.json.part"
     assert part.stat().st_blocks * 512 >= RESERVE_BYTES
     place = part.stat().st_ino
-    summary = {"state": "complete", "some": "x" * 1000}
-    write_summary(tmp_path, summary)
+    content = {"state": "complete", "some": "x" * 1000}
+    write_summary(tmp_path, content)
     made = tmp_path / "summary.json"
     assert made.stat().st_ino == place
     assert made.stat().st_blocks * 512 < RESERVE_BYTES
     assert list(tmp_path.iterdir()) == [made]
     assert read_summary(tmp_path) is None  # of that content it is none
-    write_summary(tmp_path, summary)  # where nothing was reserved
+    write_summary(tmp_path, content)  # where nothing was reserved
+
+
+def test_masters_and_tables_have_their_room(tmp_path: Path) -> None:
+    reserve_summary(tmp_path, 1 << 20)
+    part = tmp_path / ".summary.json.part"
+    assert _taken(part) >= RESERVE_BYTES + (1 << 20)
+    release_ends(tmp_path)
+    assert RESERVE_BYTES <= _taken(part) < 2 * RESERVE_BYTES
+    write_summary(tmp_path, {"state": "complete"})
+    assert _taken(tmp_path / "summary.json") < RESERVE_BYTES
+    release_ends(tmp_path)  # nothing is there
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def _planned(text: str) -> Plan:
+    plan = check_text(text, "k.yaml", Path(), cores=2, environment={}).plan
+    assert plan is not None
+    return plan
+
+
+def test_the_room_for_the_end_is_that_of_masters_and_tables(tmp_path: Path) -> None:
+    ran = run(PIPELINE, tmp_path, "inline")
+    made = [ran.directory / f"{name}.h5" for name in ("k", "k_save_master", "k_count")]
+    plan = _planned(PIPELINE)
+    assert sum(map(_taken, made)) + appending.WHOLE_MARGIN < end_bytes(plan) < 8 * sum(map(_taken, made)) + (1 << 20)
+    assert end_bytes(_planned(PIPELINE.replace("frames: 40", "frames: 1000000000"))) == MOST_BYTES
+
+
+def test_another_acquisition_without_room_leaves_nothing(tmp_path: Path, small_disk: _Disk, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise FULL
+
+    (tmp_path / "first").mkdir()
+    for name in ("pipeline.yaml", "plan.json"):
+        (tmp_path / "first" / name).touch()
+    monkeypatch.setattr(summary, "allocate", refuse)
+    with pytest.raises(EnvironmentUnfit, match="No space"):
+        make_another(tmp_path / "first", f"{tmp_path}/runs/k_{{run:04d}}", RunNames("k"))
+    assert not (tmp_path / "runs/k_0001").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o027, 0o640)])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        ran = run(PIPELINE, tmp_path, "inline")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in ran.directory.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize(("error", "code"), [(errno.EIO, 10), (errno.ENOSPC, 10), (errno.EDQUOT, 10), (errno.EBADF, 3)])
+def test_a_disk_that_refuses_is_no_bug(error: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, border(as_json=False, debug=False):
+        raise OSError(error, os.strerror(error), "runs/k/x.h5")
+    assert ended.value.exit_code == code
+    assert ("this is a bug" in capsys.readouterr().err) == (code == 3)
+
+
+def test_a_log_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.write(b"one\n")
+    assert log.lines() == ["one"]
+    os.dup2(os.open(tmp_path / "lima2.log", os.O_RDONLY), log.fileno())  # EBADF from now on
+    log.write(b"two\n")
+    assert log.lines() == ["one"]
+    os.dup2(os.open(tmp_path, os.O_RDONLY), log.fileno())
+    log.write(b"three\n")
+    assert log.lines() == []
+    log.close()
 
 
 class _Refusing:

@@ -64,8 +64,9 @@ def test_a_directory_that_is_removed_is_said_to_be(tmp_path: Path, transport: st
     assert "this is a bug" not in ran.output
 
 
-def test_a_directory_that_takes_no_more_files(tmp_path: Path) -> None:
-    live = Live(LONG, tmp_path, "inline")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_directory_that_takes_no_more_files(tmp_path: Path, transport: str) -> None:
+    live = Live(LONG, tmp_path, transport)
     live.wait_for_frames()
     directory = (tmp_path / "runs/k_0001").resolve()
     if subprocess.run(["chattr", "+i", directory], check=False, capture_output=True).returncode:

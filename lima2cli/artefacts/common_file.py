@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,8 @@ def complete_common(
     if os.path.exists(path) and not os.path.exists(part):
         return path
     told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
+    if not os.path.exists(part) and not told:  # the disk had no room for it: no frame was taken, which it says
+        lay_out(replace(channel, selected=max(1, rows or 0)), directory, start_ns or 0)
     with ExitStack() as opened, disk_errors(part):
         columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
         sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)

@@ -18,6 +18,9 @@ from lima2cli.errors import FileProblem
 if TYPE_CHECKING:
     from lima2cli.artefacts.record import Record
 
+BLOCK = 1 << 16
+"""Bytes that a file may take of a disk beyond its end because of how disks are divided."""
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -34,12 +37,16 @@ def reopenable(path: str) -> bool:
     with open(path, "r+b") as file:
         if not lock(file.fileno()):  # writers hold a shared lock for as long as they live
             raise FileProblem(f"{path} is open in another process")
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        if status.st_blocks * 512 > size + BLOCK:  # what a writer had taken of the disk beyond the end is given back
+            file.truncate(size)
         block = bytearray(file.read(48))
         if block[:8] == SIGNATURE and block[8:9] and block[8] < 2:
             return False
         if len(block) < 48 or block[:8] != SIGNATURE or block[8] not in (2, 3) or block[9] != 8:
             raise FileProblem(f"{path} is not an HDF5 file that lima2 has written")
-        (end,), size = struct.unpack_from("<Q", block, 28), os.fstat(file.fileno()).st_size
+        (end,) = struct.unpack_from("<Q", block, 28)
         if not block[11] and end <= size:
             return False
         block[11] = 0
@@ -57,19 +64,40 @@ def level(path: str) -> None:
     may leave rows whose chunk was never written, and read as zeros. OSError where the file can't be read or written;
     it stays as it is then.
     """
-    import h5py
-
     from lima2cli.artefacts.appending import written
     from lima2cli.artefacts.checksums import cut_sums
     from lima2cli.artefacts.hdf5_filters import load_filters
+    from lima2cli.artefacts.sparse_files import PARTS, cut_rows
+
+    found = uneven(path)
+    if found is None:
+        return
+    where, rows, sparse = found
+    load_filters()  # the library writes the last chunk again
+    with written(path, "r+", locking="best-effort") as file:
+        if sparse:
+            cut_rows(file[where]["data"], rows)
+            for name in PARTS:
+                cut_sums(file[where], name, len(file[where]["data"][name]))
+        for name, item in file[where].items():
+            if _grows(item) and len(item) > rows:
+                cut_sums(file[where], name, rows)
+                item.resize(rows, axis=0)
+
+
+def uneven(path: str) -> tuple[str, int, bool] | None:
+    """Of a frame file or a part of a table that has datasets of more rows than are whole in all of them: their group,
+    how many are, and whether frames are sparse. None where there is nothing to cut. OSError where it can't be read."""
+    import h5py
+
     from lima2cli.artefacts.record import Record
-    from lima2cli.artefacts.sparse_files import PARTS, cut_rows, is_sparse, whole_rows
+    from lima2cli.artefacts.sparse_files import is_sparse, whole_rows
     from lima2cli.artefacts.tree import ENTRY
 
     with h5py.File(path, locking="best-effort") as file:
         record = Record.read(file)
         if record is None or record.role not in ("frames", "rows", "written"):
-            return
+            return None
         entry = file[ENTRY]
         where = entry[entry.attrs["default"]].parent.name if record.role == "frames" else entry["measurement"].name
         growing = [item for item in file[where].values() if _grows(item)]
@@ -82,18 +110,7 @@ def level(path: str) -> None:
         if sparse:
             pixels = int(file[where]["data/frame_ptr"][rows]) if rows else 0
             shown |= {rows} if all(len(file[where][f"data/{n}"]) == pixels for n in ("index", "intensity")) else {-1}
-        if shown <= {rows}:
-            return
-    load_filters()  # the library writes the last chunk again
-    with written(path, "r+", locking="best-effort") as file:
-        if sparse:
-            cut_rows(file[where]["data"], rows)
-            for name in PARTS:
-                cut_sums(file[where], name, len(file[where]["data"][name]))
-        for name, item in file[where].items():
-            if _grows(item) and len(item) > rows:
-                cut_sums(file[where], name, rows)
-                item.resize(rows, axis=0)
+        return None if shown <= {rows} else (where, rows, sparse)
 
 
 def written_rows(data: Any) -> int:

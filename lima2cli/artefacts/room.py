@@ -8,7 +8,9 @@ are allocated first, and the disk refuses us, not the library.
 import ctypes
 import errno
 import os
+import re
 import resource
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -17,6 +19,20 @@ MARGIN = 1 << 16
 
 KEEP_SIZE = 1
 """FALLOC_FL_KEEP_SIZE of fallocate(2): the file does not look longer."""
+
+REFUSALS = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the quota of the disk is used up", "make room"),
+    errno.EROFS: ("the disk is read-only", "have it mounted for writing"),
+    errno.EIO: ("the disk fails", "look into the system's log, and copy what can be read"),
+    errno.EFBIG: ("a file may grow no larger", "raise its limit (`ulimit -f`)"),
+    errno.ESTALE: ("the file server does not know the files any more", "mount it again"),
+    errno.EPERM: ("files may not be changed", "have that allowed (`lsattr` shows why)"),
+    errno.EACCES: ("files may not be written", "have that allowed"),
+}
+"""Why a disk takes nothing more, and what a user can do."""
+
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
 
 UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 """File systems that cannot allocate."""
@@ -40,6 +56,21 @@ def allocate(descriptor: int, first: int, last: int) -> None:
             return
         if error != errno.EINTR:
             raise OSError(error, os.strerror(error))
+
+
+def refusal(*messages: str) -> tuple[str, str] | None:
+    """What it means that a disk refused, and what helps, of the first of these messages that tells of that."""
+    numbers = (int(number) for message in messages for number in _NUMBER.findall(message))
+    return next((REFUSALS[number] for number in numbers if number in REFUSALS), None)
+
+
+def advice(messages: Iterable[str], directory: object, *, whole: bool) -> list[str]:
+    """In a sentence: what to do where messages tell of a disk that refused. ``whole``: masters and tables are there."""
+    told = refusal(*messages)
+    if told is None:
+        return []
+    then = "" if whole else f", then `lima2 recover {directory}` makes what is missing"
+    return [f"{told[0]}: {told[1]}{then}"]
 
 
 class Room:

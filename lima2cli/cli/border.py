@@ -43,10 +43,21 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and (said := _refused(error)):
+            tell("run-failed", str(error), as_json, said, as_event=as_event)
+            raise typer.Exit(FAILED) from None
         message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
         help = "run again with --debug, and report what it prints"
         tell("internal-error", message, as_json, help, as_event=as_event)
         raise typer.Exit(BUG) from None
+
+
+def _refused(error: OSError) -> str | None:
+    """What helps where a disk refused, wherever that was: no bug of ours."""
+    from lima2cli.artefacts.room import refusal
+
+    meaning = refusal(str(error))
+    return None if meaning is None else ": ".join(meaning)
 
 
 def _rule(error: Lima2Error) -> str:

@@ -24,11 +24,13 @@ def recover(
         from lima2cli.cli.options import Format
         from lima2cli.cli.showing import show_all
         from lima2cli.cli.totals import show_summary
+        from lima2cli.runtime.announcement import forget
         from lima2cli.runtime.recover import origin_of, recover_run, refuse_live, whole
 
         path = Path(directory)
         origin, figures = origin_of(path)
         refuse_live(path)
+        forget(path)
         summary = whole(path)
         if summary is not None:
             print(f"{directory} ended in order ({summary['state']}): nothing to recover")

@@ -9,6 +9,21 @@ from lima2cli.artefacts.channel import Channel
 from lima2cli.human import volume_text
 from lima2cli.plan.records import Plan
 
+ROW_BYTES = 8 + 8 + 1 + 1 + 8
+"""Of a row in a master: number, time, statuses, and what maps it to a frame file or its checksum."""
+
+FILE_BYTES = 512
+"""Of a frame file in a master."""
+
+END_BYTES = 192 << 10
+"""Of a master, or a table, besides."""
+
+MARGIN_BYTES = 640 << 10
+"""That the HDF5 library has to have while one of them is written."""
+
+MOST_BYTES = 64 << 20
+"""Kept for the end of a run: what needs more `lima2 recover` makes."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -38,6 +53,22 @@ class Volume:
 def volumes(plan: Plan) -> tuple[Volume, ...]:
     """Of all channels."""
     return tuple(_volume(plan, name, channel) for name, channel in plan.channels.items())
+
+
+def end_bytes(plan: Plan) -> int:
+    """Bytes that masters and tables of one acquisition take, about: to be kept for the end of a run. What is copied
+    into masters of sparse frames, and what comes of an endless run, is not known before."""
+    size = MARGIN_BYTES + END_BYTES
+    for channel in plan.channels.values():
+        rows = channel.selected or 0
+        files = rows // channel.frames_per_file if channel.frames_per_file else 0
+        mask = 0 if channel.mask is None else 4 * channel.mask.size
+        size += END_BYTES + mask + rows * ROW_BYTES + (files + len(channel.receivers)) * FILE_BYTES
+    for table in plan.tables.values():
+        lengths = {"frame_number": 1, **dict.fromkeys(table.columns, 1), **table.lengths}
+        row = sum(n * np.dtype(table.columns.get(name, "uint64")).itemsize for name, n in lengths.items())
+        size += END_BYTES + (table.selected or 0) * row
+    return min(size, MOST_BYTES)
 
 
 def _volume(plan: Plan, name: str, channel: Channel) -> Volume:

@@ -81,13 +81,17 @@ class Acquisition:
             totals[gdt.flow] = min(totals.get(gdt.flow, counts[gdt.name]), counts[gdt.name])
         return totals
 
-    def saved_totals(self) -> dict[str, int]:
-        """Frames and rows that all receivers have written, by node."""
-        totals: dict[str, int] = {}
+    def saved_totals(self, plan: Plan) -> dict[str, int]:
+        """Frames and rows that all receivers have written, by node; of partial frames those of the one most behind."""
+        counts: dict[str, list[int]] = {}
         for saved in self.saved.values():
             for name, count in saved.items():
-                totals[name] = totals.get(name, 0) + count
-        return totals
+                counts.setdefault(name, []).append(count)
+        parts = {name: channel.parts for name, channel in plan.channels.items() if channel.parts > 1}
+        return {
+            name: sum(some) if name not in parts else min(some) if len(some) == parts[name] else 0
+            for name, some in counts.items()
+        }
 
 
 class Acquisitions:

@@ -61,8 +61,14 @@ def starting(told: dict[str, Any]) -> bool:
 
 
 def forget(directory: Path) -> None:
-    """Clear what a run that was broken off says of itself, where that can be."""
-    with suppress(UnreadableInput, OSError):
-        told = where(directory)
-        if told is not None and not elsewhere(told):
+    """Clear what a run that was broken off says of itself, where that can be; a part of it too, or what a machine that
+    went down has left."""
+    with suppress(OSError):
+        (directory / f".{FILE}.part").unlink(missing_ok=True)
+        try:
+            told = where(directory)
+            here = told is not None and not elsewhere(told)
+        except UnreadableInput:
+            here = os.access(directory / FILE, os.R_OK)  # it is damaged
+        if here:
             (directory / FILE).unlink(missing_ok=True)

@@ -10,13 +10,14 @@ from lima2cli.artefacts.channel import Channel, TableChannel
 from lima2cli.artefacts.flow_record import COUNTS, kept_flows
 from lima2cli.artefacts.inspection import Inspection
 from lima2cli.artefacts.record import Record
-from lima2cli.artefacts.recover import level, reopenable
+from lima2cli.artefacts.recover import level, reopenable, uneven
+from lima2cli.artefacts.room import advice
 from lima2cli.errors import FileProblem, RunFailed
 from lima2cli.plan.records import Gdt, Plan
 from lima2cli.runtime.announcement import forget
-from lima2cli.runtime.ends import link_file, write_ends
+from lima2cli.runtime.ends import ends_made, link_file, write_ends
 from lima2cli.runtime.ownership import own_files
-from lima2cli.runtime.summary import VERSION, read_summary, write_summary
+from lima2cli.runtime.summary import VERSION, read_summary, release_ends, write_summary
 
 
 def conclude(
@@ -31,8 +32,10 @@ def conclude(
         try:
             ended.append((directory, close_broken(plan, directory, reason, state) if summary is None else summary))
         except OSError as error:
-            help = f"`lima2 recover {directory}` ends it when that can be"
-            raise RunFailed(f"{reason}; its files cannot be ended: {error}; {help}") from error
+            help = advice([str(error)], directory, whole=False) or [
+                f"`lima2 recover {directory}` ends it when that can be"
+            ]
+            raise RunFailed(f"{reason}; its files cannot be ended: {error}; {help[0]}") from error
     return next((one for one in ended if one[1]["state"] != "complete"), ended[-1])
 
 
@@ -42,11 +45,12 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
     Frames that are in no file count as missing: nobody is left to tell what became of them.
     """
     problems = reopen_files(directory)
+    release_ends(directory)
     write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
     found = inspect_run(str(directory))
     flows = {gdt.flow: found["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
     channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
-    summary = {
+    summary: dict[str, Any] = {
         "version": VERSION,
         "state": state,
         "reason": reason,
@@ -63,6 +67,7 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
         "problems": problems + found["problems"],
         "warnings": found["warnings"],
     }
+    summary["problems"] += advice([reason, *summary["problems"]], directory, whole=ends_made(summary))
     write_summary(directory, summary)
     return summary
 
@@ -75,7 +80,7 @@ def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> li
     nodes = summary["channels"] | summary["tables"]
     beside = {name: {"unmatched": it["unmatched"]} for name, it in nodes.items() if "unmatched" in it}
     write_ends(plan, None, flows, beside, str(directory), problems)
-    return problems
+    return problems + advice(problems, directory, whole=False)
 
 
 def reopen_files(directory: Path) -> list[str]:
@@ -93,6 +98,15 @@ def reopen_files(directory: Path) -> list[str]:
         except (OSError, RuntimeError, KeyError, FileProblem) as error:
             problems.append(f"{path.name}: {error}")
     return problems
+
+
+def even(directory: Path) -> bool:
+    """Whether all that receivers have written in a directory can be read, and has as many numbers as frames."""
+    try:
+        files = [directory / name for name in own_files(directory) if name.endswith(".h5")]
+        return all(uneven(str(path)) is None for path in files)
+    except (OSError, RuntimeError, KeyError, FileProblem):
+        return False
 
 
 def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """How a run ends that all ranks have reported of: its files are completed, and it is counted what they hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.artefacts.counts import saved_frames, table_rows
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.master import frame_files
+from lima2cli.artefacts.room import advice
 from lima2cli.artefacts.tree import MEASUREMENT
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.accounts import (
@@ -19,9 +21,10 @@ from lima2cli.runtime.accounts import (
     given_up,
 )
 from lima2cli.runtime.acquisition import Outcome
-from lima2cli.runtime.ends import table_file, write_ends
+from lima2cli.runtime.broken import reopen_files
+from lima2cli.runtime.ends import ends_made, link_file, table_file, write_ends
 from lima2cli.runtime.shortfalls import losses
-from lima2cli.runtime.summary import content, write_summary
+from lima2cli.runtime.summary import content, release_ends, write_summary
 
 
 def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
@@ -35,11 +38,19 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
         name: _unmatched(plan, given_up(it.rule, it.unmatched, outcome, it.window), it.unmatched, outcome)
         for name, it in plan.tables.items()
     }
+    release_ends(Path(directory))
+    if outcome.failures:  # of a file that was given up numbers may be fewer than frames
+        problems += reopen_files(Path(directory))
     write_ends(plan, held, flows, beside, directory, problems, outcome.start_ns or None)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
-    if problems and outcome.state == "complete":
+    if problems and outcome.state != "failed":
         outcome.state, outcome.reason = "failed", problems[0]
+    failures = [failure.message for failure in outcome.failures]
+    whole = ends_made({"channels": channels, "tables": tables, "file": link_file(plan, Path(directory))})
+    if not whole:  # what is saved is saved without them, too
+        _count_saved(channels, tables, directory)
+    problems += advice([*failures, *problems], directory, whole=whole)
     outcome.losses = losses(plan, outcome, accounts)
     write_summary(Path(directory), content(plan, outcome, Path(directory), accounts, channels, tables, problems))
 
@@ -67,6 +78,18 @@ def _channel(
         "files": files,
         "bytes": sum((folder / file).stat().st_size for file in files),
     }
+
+
+def _count_saved(channels: Mapping[str, Any], tables: Mapping[str, Any], directory: str) -> None:
+    """Of nodes whose master or table could not be made: what the files of receivers hold."""
+    found = inspect_run(directory)
+    for name, channel in channels.items():
+        if channel["dataset"] is None and name in found["channels"]:
+            saved = min(found["channels"][name]["saved"], channel["lost"])
+            channel["saved"], channel["lost"] = saved, channel["lost"] - saved
+    for name, table in tables.items():
+        if table["file"] is None and name in found["tables"]:
+            table["rows"] = found["tables"][name]["rows"]
 
 
 def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Formatter
 
+from lima2cli.artefacts.room import advice
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.paths import held_in
 from lima2cli.runtime.origin import PIPELINE_FILE, PLAN_FILE
@@ -91,23 +92,27 @@ def make_directory(
     try:
         claim = _claim(template, name, if_exists, now, names or RunNames(name), inputs)
     except OSError as error:
-        raise EnvironmentUnfit(f"cannot make the run directory: {error}") from error
+        help = "; ".join(["", *advice([str(error)], template, whole=True)])
+        raise EnvironmentUnfit(f"cannot make the run directory: {error}{help}") from error
     if latest:
         _point_latest(claim.path)
     return claim
 
 
-def make_another(directory: Path, template: str, names: RunNames) -> Claim:
+def make_another(directory: Path, template: str, names: RunNames, ends: int = 0) -> Claim:
     """The directory of the next acquisition of a job, with the files that tell where its data come from, as in
-    ``directory``. Its path is absolute. Raises `EnvironmentUnfit`."""
+    ``directory``, and room for ``ends`` bytes at its end. Its path is absolute. Raises `EnvironmentUnfit`; nothing is
+    left then."""
     now = datetime.datetime.now().astimezone()
     claim = make_directory(template, names.name, "abort", now, names=names)
     claim.path = claim.path.resolve()
     try:
         for file in (PIPELINE_FILE, PLAN_FILE):
             shutil.copyfile(directory / file, claim.path / file)
-        reserve_summary(claim.path)
+        reserve_summary(claim.path, ends)
     except OSError as error:
+        with suppress(OSError):
+            claim.undo()
         raise EnvironmentUnfit(f"cannot write in {claim}: {error}") from error
     return claim
 

@@ -86,6 +86,17 @@ def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any
     return told
 
 
+def ends_made(summary: Mapping[str, Any]) -> bool:
+    """Whether the end of a run made all that a summary can name."""
+    return None not in end_files(summary)
+
+
+def end_files(summary: Mapping[str, Any]) -> list[str | None]:
+    """Names of the files that the end of a run made; None for each that could not be made."""
+    channels = [item["dataset"] and item["dataset"].partition("::")[0] for item in summary["channels"].values()]
+    return [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
+
+
 def link_file(plan: Plan, directory: Path) -> str | None:
     """The file that links all others; None where there is none."""
     name = f"{plan.name}.h5"

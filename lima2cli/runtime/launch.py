@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from lima2cli.artefacts.room import allocate
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.records import Plan
 from lima2cli.runtime.broken import conclude
@@ -205,6 +206,38 @@ class Ranks:
         return list(processes_with(LAUNCHED, self._job))
 
 
+LOG_BYTES = 1 << 16
+"""Kept on the disk for a log."""
+
+
+class Log:
+    """The log of a run, which does not need it: what no disk takes is left out. OSError where it can't be made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / LOG).open("w+b", buffering=0)
+        self.fileno = self._file.fileno
+        with suppress(OSError):  # an mpiexec that cannot write there ends
+            allocate(self.fileno(), 0, LOG_BYTES)
+
+    def write(self, line: bytes) -> None:
+        """Add a line, its end with it."""
+        with suppress(OSError):
+            self._file.write(line)
+
+    def lines(self) -> list[str]:
+        """All that is in it; nothing where it can't be read any more."""
+        try:
+            self._file.seek(0)
+            return self._file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError), self._file:
+            self._file.truncate(os.fstat(self.fileno()).st_size)  # gives back what was kept for it
+
+
 LAST_LINES_S = 5.0
 """The last lines of ranks may take so long to reach the log."""
 
@@ -214,13 +247,18 @@ def run_with_mpiexec(
 ) -> tuple[Path, dict[str, Any]]:
     """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
     directories, began_ns = Directories(directory, emit), time.time_ns()
+    try:
+        log = Log(directory)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
     server = JobServer(Job(plan, str(base), str(directory)))
     command, alone = command_line(mpiexec, plan, base, [server.name]), is_alone(plan)
-    with closing(directories), (directory / LOG).open("w+b") as log, closing(server):
+    with closing(directories), closing(log), closing(server):
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-                stderr=subprocess.PIPE if known() else log,  # what has secrets in it does not reach the log as it is
+                # what has secrets in it does not reach the log as it is
+                stderr=subprocess.PIPE if known() else log.fileno(),
                 env={**os.environ, **(local_variables() if alone else {}), LAUNCHED: server.name},
             )  # fmt: skip
         except OSError as error:
@@ -259,7 +297,7 @@ def executable(program: tuple[str, ...]) -> list[str]:
     return [sys.executable if program[0] == "python" else program[0], *program[1:]]
 
 
-def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: IO[bytes]) -> int:
+def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: Log) -> int:
     """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended; the
     exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
     assert process.stdout is not None
@@ -304,14 +342,13 @@ def _end_rest(process: subprocess.Popen[bytes], ranks: Ranks, emit: Emit, *, wri
     return process.wait()
 
 
-def _log_hidden(stream: IO[bytes], log: IO[bytes]) -> threading.Thread:
+def _log_hidden(stream: IO[bytes], log: Log) -> threading.Thread:
     """Copy what ranks write to standard error to the log, secrets hidden, until they have ended."""
 
     def copy() -> None:
         with stream:
             for line in stream:
                 log.write(hide(line.decode(errors="replace")).encode())
-                log.flush()
 
     thread = threading.Thread(target=copy, name="log", daemon=True)
     thread.start()
@@ -328,7 +365,7 @@ def closing_after(thread: threading.Thread | None) -> Iterator[None]:
             thread.join(LAST_LINES_S)
 
 
-def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
+def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
     """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
     if MPIEXEC_SAYS.match(line):
         log.write(hide(line.decode(errors="replace")).encode() + b"\n")
@@ -336,10 +373,9 @@ def _pass_on(line: bytes, emit: Emit, log: IO[bytes]) -> None:
         emit({"type": "event", "event": "output", "message": text})
 
 
-def _why(code: int, log: IO[bytes], ranks: Ranks, plan: Plan) -> str:
+def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
     """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
-    log.seek(0)
-    lines = log.read().decode(errors="replace").splitlines()
+    lines = log.lines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"

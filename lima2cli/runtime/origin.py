@@ -87,10 +87,19 @@ class Origin:
         }
 
     def write(self, directory: Path, contents: Mapping[str, Any]) -> None:
-        """Keep it with the plan's contents in a run directory. Raises OSError."""
-        (directory / PIPELINE_FILE).write_text(self.text)
+        """Keep it with the plan's contents in a run directory, on the disk itself: without them nothing recovers the
+        files, should the machine go down. Raises OSError."""
         kept = hidden({**contents, "source": self.source()})
-        (directory / PLAN_FILE).write_text(json.dumps(kept, indent=1) + "\n")
+        for name, text in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
+            with (directory / name).open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     @classmethod
     def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":

@@ -45,5 +45,5 @@ class Progress:
             "type": "progress",
             "seconds": (time.time_ns() - acquisition.outcome.start_ns) * 1e-9,
             "flows": {name: {"received": received, "lost": lost} for name, (received, lost) in flows.items()},
-            "saved": acquisition.saved_totals(),
+            "saved": acquisition.saved_totals(self._plan),
         }

@@ -77,6 +77,7 @@ def make_rank(
 def _control(
     program: ControlProgram, port: Port, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
 ) -> "ControlRank":
+    from lima2cli.plan.volume import end_bytes
     from lima2cli.runtime.closing import close_run
     from lima2cli.runtime.control import ControlRank
     from lima2cli.runtime.directory import Claim, make_another
@@ -93,7 +94,7 @@ def _control(
             raise RunFailed(f"{reason}the files of the run cannot be ended: {error}") from error
 
     def another() -> str:
-        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan)))
+        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan), end_bytes(plan)))
         return str(claims[-1])
 
     return ControlRank(program, port, emit, close, order, directory, another)

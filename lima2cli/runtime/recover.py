@@ -9,9 +9,8 @@ from lima2cli.artefacts.accounting import inspect_run
 from lima2cli.errors import RunFailed, UnreadableInput
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.records import Plan
-from lima2cli.runtime.announcement import forget
-from lima2cli.runtime.broken import close_broken, write_missing
-from lima2cli.runtime.ends import link_file
+from lima2cli.runtime.broken import close_broken, even, write_missing
+from lima2cli.runtime.ends import end_files, ends_made, link_file
 from lima2cli.runtime.leftovers import sweep
 from lima2cli.runtime.origin import PLAN_FILE, Origin
 from lima2cli.runtime.ownership import is_live
@@ -31,14 +30,9 @@ def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
 def whole(directory: Path) -> dict[str, Any] | None:
     """The summary of a run that needs no recovery: it ended in order, and what its end made is there."""
     summary = _orderly(directory)
-    ends = [None] if summary is None else _ends(summary)
-    return summary if all(name is not None and (directory / name).exists() for name in ends) else None
-
-
-def _ends(summary: Mapping[str, Any]) -> list[str | None]:
-    """Names of the files that the end of a run made; None for each that could not be made."""
-    channels = [item["dataset"] and item["dataset"].partition("::")[0] for item in summary["channels"].values()]
-    return [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
+    ends = [None] if summary is None else end_files(summary)
+    made = all(name is not None and (directory / name).exists() for name in ends)
+    return summary if made and summary is not None and (summary["state"] != "failed" or even(directory)) else None
 
 
 def refuse_live(directory: Path) -> None:
@@ -68,7 +62,6 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
             f"the pipeline of {directory} compiles to something else today ({', '.join(changed)}); "
             "have the files that it reads changed?"
         )
-    forget(directory)
     sweep()
     sweep((directory / PLAN_FILE).stat().st_mtime_ns)  # what this run itself has left, be it ever so young
     ended = _orderly(directory)
@@ -78,16 +71,24 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
     return close_broken(plan, directory, before.get("reason") or REASON, before.get("state") or "failed")
 
 
+def _joined(ended: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run told of a node, with what the files hold now: only the run knows why frames are not saved."""
+    now = ended | {key: found[key] for key in ("saved", "dataset", "files", "bytes", "rows", "file") if key in found}
+    if "lost" in now:
+        now["lost"] = now["expected"] - now["saved"] - now["vetoed"] - now["dropped"]
+    return now
+
+
 def mended(plan: Plan, directory: Path, ended: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """The summary of a run that ended in order, with what is now in the files of nodes whose end could not be made; it
     is written where there are such."""
     now = ended | {"problems": problems}
-    if None not in _ends(ended):
+    if ends_made(ended):
         return now
     found = inspect_run(str(directory))
     for table, key in (("channels", "dataset"), ("tables", "file")):
         now[table] = {
-            name: item if item[key] is not None else item | found[table].get(name, {})
+            name: item if item[key] is not None else _joined(item, found[table].get(name, {}))
             for name, item in ended[table].items()
         }
     now["file"] = link_file(plan, directory)

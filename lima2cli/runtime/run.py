@@ -10,10 +10,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lima2cli.artefacts.room import advice
 from lima2cli.errors import EndedAtOnce, EnvironmentUnfit
 from lima2cli.exit_codes import DATA_LOST, FAILED, FINE, STOPPED
 from lima2cli.foreign import call_foreign, said
 from lima2cli.plan.records import Plan
+from lima2cli.plan.volume import end_bytes
 from lima2cli.runtime import job_events
 from lima2cli.runtime.announcement import announce
 from lima2cli.runtime.broken import conclude
@@ -89,6 +91,13 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
         before, saved = claim.before, has_saved(ended)
         if before is None:
             return ended
+        try:
+            return settle_before(ended, before, saved)
+        except OSError as error:
+            tell(f"the run before is in {before}: {error}")
+            return ended
+
+    def settle_before(ended: Path, before: Path, saved: bool | None) -> Path:
         if saved:
             left = claim.keep()
             if left:
@@ -142,11 +151,12 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     try:
         announce(claim.path)  # before the plan, which lists it among the runs
         origin.write(claim.path, plan_contents(plan))
-        reserve_summary(claim.path)
+        reserve_summary(claim.path, end_bytes(plan))
     except OSError as error:
         with suppress(OSError):
             claim.undo()
-        raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
+        help = "; ".join(["", *advice([str(error)], claim, whole=True)])
+        raise EnvironmentUnfit(f"cannot write in the run directory: {error}{help}") from error
     return claim
 
 
@@ -184,7 +194,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
     """What the process ends with."""
-    if signals.received and summary["state"] != "complete":
+    if signals.received and summary["state"] == "stopped":
         return STOPPED + int(signal.Signals(signals.received[0]))
     if summary.get("overrun") or summary.get("losses"):
         return DATA_LOST

@@ -3,11 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.flow_record import COUNTS
-from lima2cli.artefacts.room import allocate
+from lima2cli.artefacts.room import advice, allocate
 from lima2cli.errors import RunFailed
 from lima2cli.plain import read_json_object
 from lima2cli.plan.records import Plan
@@ -144,10 +145,20 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
     }
 
 
-def reserve_summary(directory: Path) -> None:
-    """Have room for the summary on the disk, so that a disk that is full at the end has it. OSError."""
+def reserve_summary(directory: Path, ends: int = 0) -> None:
+    """Have room for the summary on the disk, and ``ends`` bytes for masters and tables as far as it has them, so that a
+    disk that is full at the end has it. OSError where there is none for a summary."""
     with _part(directory).open("ab") as file:
         allocate(file.fileno(), 0, RESERVE_BYTES)
+        with suppress(OSError):  # a run that just fits is none to refuse; `lima2 recover` makes what has no room then
+            allocate(file.fileno(), RESERVE_BYTES, RESERVE_BYTES + ends)
+
+
+def release_ends(directory: Path) -> None:
+    """Give back the room for masters and tables, which are being written now; that for the summary stays. OSError."""
+    with suppress(FileNotFoundError), _part(directory).open("r+b") as file:
+        for _ in range(2):  # what lies beyond the end is freed when a file gets the length that it has
+            file.truncate(RESERVE_BYTES)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
@@ -161,7 +172,9 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         part.replace(directory / SUMMARY)
     except OSError as error:
-        raise RunFailed(f"the run ended ({summary['state']}), but its summary cannot be written: {error}") from error
+        help = "; ".join(["", *advice([str(error)], directory, whole=False)])
+        message = f"the run ended ({summary['state']}), but its summary cannot be written: {error}{help}"
+        raise RunFailed(message) from error
 
 
 def _part(directory: Path) -> Path:

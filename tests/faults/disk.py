@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import json
 import os
+import pkgutil
+import random
 import shutil
 import signal
 import subprocess
@@ -19,51 +21,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from lima2cli.runtime.leftovers import _used
+from tests.faults import Outcome
+from tests.faults.disk_oracle import SAVE, TABLES, parts_of, pipeline, rows_of, seen, shown
 
 ENOUGH = 64 << 20
 """Bytes of a disk on which a run fits, and that of a recovery."""
 
 SIZES = 40
 PATIENCE_S = 120
-HEIGHT, WIDTH, FRAMES = 48, 64, 240
-
-CODECS = ("none", "gzip", "lz4", "zstd", "bslz4", "blosc")
-SAVE = {
-    **{f"files {codec}": f"io_hdf5: {{compression: {codec}, frames_per_file: 35}}" for codec in CODECS},
-    **{f"one file {codec}": f"io_hdf5: {{compression: {codec}, frames_per_chunk: 7}}" for codec in CODECS},
-    "common": "io_hdf5: {layout: common}",
-    "virtual": "io_hdf5: {layout: virtual, compression: lz4}",
-    "sparse": "io_hdf5: {compression: lz4, frames_per_file: 50}",
-}
-"""Kinds of channels."""
-
-
-def pipeline(kind: str, frames: int = FRAMES, rate: int = 800) -> str:
-    """A pipeline that saves in this way, by two receivers, and has a table."""
-    source = "some" if kind == "sparse" else "data"
-    sparse = "\n  some: {input: data, sparsify: {above: 60000}}" if kind == "sparse" else ""
-    return f"""\
-lima2: 1
-name: k
-detector:
-  remu: {{image: {{width: {WIDTH}, height: {HEIGHT}}}, datasets: {{data: {{dtype: uint16}}}}, scene: {{counter: {{}}}}}}
-acquisition: {{frames: {frames}, rate: {rate} Hz}}
-receivers: 2
-output: {{directory: ./k}}
-nodes:{sparse}
-  save: {{input: {source}, {SAVE[kind]}}}
-  count: {{input: data, roi_counters: {{rois: {{all: {{rect: {{x: 0, y: 0, width: {WIDTH}, height: {HEIGHT}}}}}}}}}}}
-"""
-
-
-def scene(number: int) -> NDArray[np.uint16]:
-    """Pixels of a frame of the scene ``counter``."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    return np.asarray((7919 * number + y * WIDTH + x) % 65536, np.uint16)
+GARBAGE = ("HDF5-DIAG", "Traceback", "this is a bug", "slist", "major:", "minor:", "Segmentation", "\\x00")
+"""In what a user is told."""
 
 
 @dataclass
@@ -74,7 +45,6 @@ class Found:
     size: int
     code: int = 0
     known: int = 0
-    recovered: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -91,6 +61,21 @@ def disk(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
 
 def void(_: object) -> None:
     """Nothing."""
+
+
+def preload() -> None:
+    """Import all that a run needs but MPI, once instead of in each process."""
+    import h5py  # noqa: F401
+    import hdf5plugin  # noqa: F401
+
+    import lima2cli
+
+    for module in pkgutil.walk_packages(lima2cli.__path__, "lima2cli."):
+        path = getattr(module.module_finder, "path", "")
+        text = Path(path, f"{module.name.rpartition('.')[2]}.py")
+        if "__main__" not in module.name and not (text.is_file() and "mpi4py" in text.read_text()):
+            with contextlib.suppress(ImportError):
+                __import__(module.name)
 
 
 def forked(arguments: Sequence[str], folder: Path, output: Path) -> int:
@@ -142,130 +127,96 @@ def _end_library() -> None:
     CDLL(h5py.h5.__file__).H5close()
 
 
-def seen(directory: Path) -> dict[int, NDArray[Any]]:
-    """Frames that any HDF5 reader finds in the frame files with their numbers, as far as they are right."""
-    import h5py
-    import hdf5plugin  # noqa: F401
-
-    found: dict[int, NDArray[Any]] = {}
-    for path in sorted(directory.glob("k_save_?_0*.h5")):
-        with contextlib.suppress(OSError, KeyError, RuntimeError), h5py.File(path, swmr=True) as file:
-            detector = _detector(file)
-            data = detector["data"]
-            if isinstance(data, h5py.Group):
-                numbers = detector["frame_number"][: len(data["frame_ptr"]) - 1]
-                found |= {int(n): np.zeros(0) for k, n in enumerate(numbers) if _sparse(data, k, int(n))}
-                continue
-            for number, frame in zip(detector["frame_number"][()], data, strict=False):
-                if np.array_equal(frame, scene(int(number))):
-                    found[int(number)] = frame
-    return found
-
-
-def _detector(file: Any) -> Any:
-    entry = file["entry_0000"]
-    return entry[str(entry.attrs["default"]).rpartition("/")[0]]
-
-
-def _sparse(data: Any, row: int, number: int) -> bool:
-    """Whether a row of sparse data has the pixels of a frame."""
-    first, last = (int(it) for it in data["frame_ptr"][row : row + 2])
-    if last > min(len(data["index"]), len(data["intensity"])):
-        return False
-    want = scene(number).ravel()
-    at = np.flatnonzero(want > 60000)
-    return np.array_equal(data["index"][first:last], at) and np.array_equal(data["intensity"][first:last], want[at])
-
-
-def recovered(directory: Path, wrong: list[str]) -> set[int]:
-    """Numbers of the frames that the master shows; wrong pixels and rows are told."""
-    import h5py
-    import hdf5plugin  # noqa: F401
-
-    shown: set[int] = set()
-    with h5py.File(directory / "k_save_master.h5") as file:
-        detector = _detector(file)
-        data, numbers, status = detector["data"], detector["frame_number"][()], detector["frame_status"][()]
-        if (np.diff(numbers.astype(np.int64)) <= 0).any() or (len(numbers) and numbers[-1] >= FRAMES):
-            wrong.append("rows of the master are made up")
-        for row in np.flatnonzero(status == 0).tolist():
-            number = int(numbers[row])
-            sparse = isinstance(data, h5py.Group)
-            if not (_sparse(data, row, number) if sparse else np.array_equal(data[row], scene(number))):
-                wrong.append(f"frame {number} has wrong pixels")
-            shown.add(number)
-    return shown
-
-
-def table_rows(directory: Path, wrong: list[str]) -> set[int]:
-    """Frames of the table, whose sums are held against the scene."""
-    import h5py
-
-    with h5py.File(directory / "k_count.h5") as file:
-        rows = file["entry_0000/measurement"]
-        numbers, sums = rows["frame_number"][()], rows["all_sum"][()]
-    if len(set(numbers.tolist())) < len(numbers):
-        wrong.append("the table has rows twice")
-    bad = [int(n) for n, total in zip(numbers, sums, strict=True) if total != scene(int(n)).sum(dtype=np.int64)]
-    if bad:
-        wrong.append(f"rows of the table are made up: frames {bad[:5]}")
-    return set(numbers.tolist())
-
-
 def attempt(kind: str, size: int, transport: str, folder: Path) -> Found:
     """One round; see the module."""
     found = Found(kind, size)
-    mounted, kept = folder / "disk", folder / "kept"
+    mounted, out = folder / "disk", folder / "out"
     mounted.mkdir(exist_ok=True)
     (folder / "k.yaml").write_text(pipeline(kind))
-    out = folder / "out"
-    for each in (out, kept):
-        shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
+    shared = set(os.listdir("/dev/shm"))
     with disk(mounted, size) as resize:
         run = ["run", str(folder / "k.yaml"), "--set", f"output.directory={mounted}/k"]
         found.code = forked([*run, "--transport", transport, "--progress", "json"], folder, out)
         directory = mounted / "k"
-        if found.code == 12 and not (directory / "plan.json").exists():
-            return found  # not even the plan fitted: nothing was started
-        if found.code not in (0, 10):
-            found.wrong.append(f"the run ended with {found.code}: {_last(out)}")
-        before, told = seen(directory), _told(out, directory)
+        _end(found, directory, out)
+        if transport == "mpi" and (left := _left_shared(shared)):
+            found.wrong.append(f"left in /dev/shm: {left}")
+        if found.code == 12:
+            return found  # there was no room for the start: nothing was started
+        known, told = seen(kind, directory), _told(out, directory)
+        rows = {table: parts_of(directory, table) for table in TABLES}
         resize(ENOUGH)
         code = forked(["recover", str(directory)], folder, out)
-        if kind == "common" and not told and not any(directory.glob("k_save_master.h5*")):
-            return found  # the disk was full before the file was laid out: no frame was taken for it
-        _compare(found, directory, before, told, code, out)
+        _compare(found, directory, known, told, code, out)
+        for table in TABLES if not code else ():
+            if (directory / f"k_{table}.h5").exists():
+                lost = rows[table] - rows_of(directory, table, found.wrong)
+                found.wrong += [f"rows of {table} are lost: {sorted(lost)[:5]}"] if lost else []
+            elif rows[table]:
+                found.wrong.append(f"there is no {table} of {len(rows[table])} rows")
         if not found.wrong:
             first = _contents(directory)
             if forked(["recover", str(directory)], folder, out) or _contents(directory) != first:
                 found.wrong.append(f"a second recover is not as good as one: {_last(out)}")
+        found.wrong += _left(directory)
+    said = out.read_text(errors="replace")
+    found.wrong += [f"users are told {it!r}: {_last(out)}" for it in GARBAGE if it in said]
     return found
 
 
-def _compare(found: Found, directory: Path, before: dict[int, Any], told: int, code: int, out: Path) -> None:
+def _end(found: Found, directory: Path, out: Path) -> None:
+    """How the run itself has ended: its code, what it said, and its summary."""
+    said = out.read_text(errors="replace")
+    if found.code not in (0, 10, 12):
+        found.wrong.append(f"the run ended with {found.code}: {_last(out)}")
+    if found.code == 12 and directory.exists():
+        found.wrong.append(f"it was not started and left {os.listdir(directory)}")
+    if found.code in (10, 12) and not ("disk is full" in said and "room" in said):
+        found.wrong.append(f"nothing says that the disk is full, and what to do: {_last(out)}")
+    if found.code == 10 and not (directory / "summary.json").exists():
+        found.wrong.append("it has no summary")
+
+
+def _compare(found: Found, directory: Path, known: set[int], told: int, code: int, out: Path) -> None:
+    """What recovery has made of the frames that were known."""
     if code:
         found.wrong.append(f"recover ended with {code}: {_last(out)}")
         return
-    shown = recovered(directory, found.wrong)
-    table_rows(directory, found.wrong)
-    found.known, found.recovered = max(told, len(before)), len(shown)
-    lost = sorted(set(before) - shown)
-    if lost or len(shown) < told:
-        found.wrong.append(
-            f"{told} were told saved, {len(before)} were in files, the master has {len(shown)}: {lost[:5]}"
-        )
     if forked(["inspect", "--verify", str(directory)], directory.parent, out):
         found.wrong.append(f"inspect: {_last(out)}")
-    summary = json.loads((directory / "summary.json").read_text())
-    if summary["channels"]["save"]["saved"] != len(shown):
-        found.wrong.append(f"the summary says {summary['channels']['save']['saved']} of {len(shown)}")
+    if not SAVE[found.kind]:
+        return
+    held = shown(found.kind, directory, found.wrong)
+    found.known = max(told, len(known))
+    lost = sorted(known - held)
+    if lost or len(held) < told:
+        found.wrong.append(f"{told} were told saved, {len(known)} in files, the master has {len(held)}: {lost[:5]}")
+    channel = json.loads((directory / "summary.json").read_text())["channels"]["save"]
+    if channel["saved"] != len(held):
+        found.wrong.append(f"the summary says {channel['saved']} of {len(held)}")
+    parts = [channel[it] for it in ("saved", "vetoed", "dropped", "lost")]
+    if None in parts or channel["expected"] != sum(parts):
+        found.wrong.append(f"losses without a name: {channel}")
+
+
+def _left_shared(before: set[str]) -> list[str]:
+    """Shared memory of MPI that is new, and that nobody, of other runs either, uses a second later."""
+    time.sleep(1 if set(os.listdir("/dev/shm")) - before else 0)
+    left = []
+    for name in set(os.listdir("/dev/shm")) - before:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"/dev/shm/{name}")
+            if name.startswith(("mpich", "ucx")) and not _used([(status.st_dev, status.st_ino)]):
+                left.append(name)
+    return left
 
 
 def _told(out: Path, directory: Path) -> int:
     """Frames that the progress or the summary said are saved."""
     events = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
     told = [event["saved"].get("save", 0) for event in events if event.get("type") == "progress"]
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         told.append(json.loads((directory / "summary.json").read_text())["channels"]["save"]["saved"])
     return max(told, default=0)
 
@@ -274,12 +225,22 @@ def _contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name != "lima2.log"}
 
 
+def _left(directory: Path) -> Iterator[str]:
+    """What nobody needs any more: files that are being made, and room beyond the ends of files."""
+    for path in directory.iterdir():
+        if path.name.endswith((".part", ".new")) or path.name == "control.json":
+            yield f"{path.name} is left"
+        status = path.stat()
+        if status.st_blocks * 512 > status.st_size + (64 << 10):
+            yield f"{path.name} of {status.st_size} bytes takes {status.st_blocks * 512}"
+
+
 def _last(out: Path) -> str:
-    return " | ".join(out.read_text().splitlines()[-6:])[-600:]
+    return " | ".join(out.read_text(errors="replace").splitlines()[-6:])[-600:]
 
 
-def used(kind: str, folder: Path) -> int:
-    """Bytes that a run takes of a disk that has enough."""
+def used(kind: str, folder: Path) -> tuple[int, int]:
+    """Bytes of the smallest disk on which a run starts, about, and of one that has enough for it."""
     (folder / "disk").mkdir(exist_ok=True)
     (folder / "k.yaml").write_text(pipeline(kind))
     (folder / "out").unlink(missing_ok=True)
@@ -288,14 +249,36 @@ def used(kind: str, folder: Path) -> int:
         code = forked([*arguments, "--transport", "inline"], folder, folder / "out")
         if code:
             raise SystemExit(f"{kind}: a run with room ends with {code}: {_last(folder / 'out')}")
-        return shutil.disk_usage(folder / "disk").used
+        most = shutil.disk_usage(folder / "disk").used
+    low, high = 0, most
+    while high - low > 131072:
+        middle = (low + high) // 2 // 4096 * 4096
+        with disk(folder / "disk", middle):
+            started = forked([*arguments, "--transport", "inline"], folder, folder / "out") != 12
+        low, high = (low, middle) if started else (middle, high)
+    return high, most
 
 
-def sizes(most: int, count: int = SIZES) -> list[int]:
-    """Sizes of a disk, in pages: half of them spread over all that is written, half near the end."""
-    spread = np.linspace(0.02 * most, 1.02 * most, count - count // 2)
-    end = most - 8192 * np.arange(count // 2)
-    return sorted({max(16, round(size / 4096)) * 4096 for size in (*spread, *end)}, key=lambda it: (it * 7919) % 10007)
+def sizes(least: int, most: int, chance: random.Random, count: int = SIZES) -> list[int]:
+    """Sizes of a disk, in pages: half of them spread over all that is written, at random places, a few where runs just
+    do not start, the rest near the end."""
+    spread = np.linspace(least, 1.02 * most, count // 2) + chance.random() * (most - least) / (count // 2)
+    start = least + 4096 * np.arange(-4, 4)
+    end = most - 8192 * np.arange(count - count // 2 - len(start)) + 4096 * chance.randrange(2)
+    chosen = [max(16, round(size / 4096)) * 4096 for size in (*spread, *start, *end)]
+    chance.shuffle(chosen)
+    return chosen
+
+
+def search(seconds: float, seed: int) -> Outcome:
+    """Rounds of all kinds for so long, in a namespace of mounts; none where that cannot be."""
+    command = [sys.executable, "-m", "tests.faults.disk", "--minutes", str(seconds / 60), "--seed", str(seed)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    *failures, figures = done.stdout.splitlines() or [f"no mounts here: {done.stderr[-300:]}"]
+    tried = int(figures.split()[0]) if figures[:1].isdigit() else 0
+    if done.returncode and tried and not failures:
+        failures = [done.stderr[-600:]]
+    return Outcome("disk", tried, failures, figures)
 
 
 def main() -> None:
@@ -305,22 +288,26 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=list(SAVE), help="only these kinds of channels")
     parser.add_argument("--sizes", nargs="*", type=int, help="of the disk, in KiB, instead of forty")
     parser.add_argument("--transport", default="inline", choices=("inline", "mpi"))
+    parser.add_argument("--seed", type=int, default=1, help="of the order and the sizes")
     arguments = parser.parse_args()
     if os.environ.get("LIMA2_OWN_MOUNTS") != "1":
         command = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "--propagation", "private"]
         environment = os.environ | {"LIMA2_OWN_MOUNTS": "1"}
         os.execvpe("unshare", [*command, sys.executable, "-m", "tests.faults.disk", *sys.argv[1:]], environment)
     until, bad, done, codes = time.monotonic() + 60 * arguments.minutes, 0, 0, dict[int, int]()
-    known = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        given = [1024 * size for size in arguments.sizes or ()]
-        tasks = {kind: given or sizes(used(kind, folder)) for kind in arguments.kinds}
-        for index in range(max(map(len, tasks.values()))):
-            for kind, chosen in tasks.items():
-                if index >= len(chosen) or time.monotonic() > until:
-                    continue
-                found = attempt(kind, chosen[index], arguments.transport, folder)
+    known, chance, given = 0, random.Random(arguments.seed), [1024 * size for size in arguments.sizes or ()]
+    kinds = list(arguments.kinds)
+    chance.shuffle(kinds)
+    preload()
+    with tempfile.TemporaryDirectory(prefix="lima2-faults-") as name:
+        folder, chosen = Path(name), dict[str, list[int]]()
+        for index in range(len(given) or SIZES):
+            for kind in kinds:
+                if time.monotonic() > until:
+                    break
+                if kind not in chosen:
+                    chosen[kind] = given or sizes(*used(kind, folder), chance)
+                found = attempt(kind, chosen[kind][index], arguments.transport, folder)
                 done, known = done + 1, known + found.known
                 codes[found.code] = codes.get(found.code, 0) + 1
                 for text in found.wrong:
