@@ -8,13 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.artefacts.checksums import READ_BYTES, Checked, Span
-from lima2cli.artefacts.inspection import Inspection
+from lima2cli.artefacts.inspection import Inspection, Unreadable
 from lima2cli.artefacts.master_rows import TOLD
 from lima2cli.artefacts.progressions import range_words, ranges
 from lima2cli.artefacts.sparse_files import PARTS, is_sparse
 
+SMALL_BYTES = 1 << 16
+"""Of a dataset that is read to see that it can be."""
+
 FrameNumbers = Callable[[int, int], NDArray[Any]]
 """The frames of rows ``first`` to ``last - 1``, by number."""
+
+
+def verify_structure(inspection: Inspection, name: str) -> None:
+    """Open every object of a file, and read what is small: HDF5 has checksums of its own metadata."""
+    import h5py
+
+    def look(_: str, item: Any) -> None:
+        dict(item.attrs)
+        if isinstance(item, h5py.Dataset) and item.shape is not None and not item.is_virtual:
+            if item.dtype.itemsize * prod(item.shape) <= SMALL_BYTES and item.chunks is None:
+                item[()]
+
+    try:
+        with inspection.open(name) as file:
+            dict(file.attrs)
+            file.visititems(look)
+    except Unreadable as error:
+        inspection.tell_of(name, f"a part of it can't be read: {error}")
 
 
 def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:

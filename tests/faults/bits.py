@@ -295,6 +295,10 @@ def search(seconds: float, seed: int, *, repeat: int = 0, show: Callable[[str], 
                     tried, found = tried + many, found + right
                     if right < many:
                         failures.append(f"{node}: {many - right} of {many} flipped bits in {what} were not found")
+            for node, directory in runs.items():
+                if time.monotonic() > end:
+                    break
+                many = repeat // 4 or 2
                 right, broken = anywhere(directory, node, many, rng)
                 show(f"{node:16} else found {right} of {many}, {many - right - len(broken)} change nothing")
                 other, seen = other + many, seen + right

@@ -26,10 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from lima2cli.check import Checked, check_text
-from lima2cli.cli import app
 from lima2cli.cli.options import Format
 from lima2cli.cli.showing import show_all
 from lima2cli.diagnostics import Findings
@@ -38,6 +35,7 @@ from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.show import show_plan
 from lima2cli.program.lower import lower
 from tests.faults import Outcome
+from tests.faults.apart import forked, reset_peak, status
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pipelines"
 
@@ -149,14 +147,14 @@ def _spoiled(text: str, draw: random.Random) -> str:
 
 def check(text: str, folder: Path) -> tuple[Tried, Checked | None]:
     """Do in this process all that `validate` and `plan` do, and hold it against the budget."""
-    _reset_peak()
+    reset_peak()
     before, ends = time.process_time(), signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, CPU_S * 12)
     problem, checked = None, None
     try:
         checked = check_text(text, "m.yaml", EXAMPLES, cores=2, environment=os.environ, here=folder)
         show_all([checked], Format.TEXT)
-        cpu, peak = time.process_time() - before, _peak()
+        cpu, peak = time.process_time() - before, status("VmHWM")
         if any(item.rule == "internal-error" for item in checked.findings):
             problem = "internal-error"
         if checked.plan is not None:
@@ -164,7 +162,7 @@ def check(text: str, folder: Path) -> tuple[Tried, Checked | None]:
             show_plan(checked.plan)
             json.dumps(plan_figures(checked.plan))
     except Exception as error:
-        cpu, peak = time.process_time() - before, _peak()
+        cpu, peak = time.process_time() - before, status("VmHWM")
         problem = f"{type(error).__name__}: {error}"[:500]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -175,25 +173,23 @@ def check(text: str, folder: Path) -> tuple[Tried, Checked | None]:
     return Tried(text, "validate", 0 if accepted else 1, problem, cpu, peak), checked
 
 
-def try_run(text: str, folder: Path) -> Tried:
-    """Run an accepted text inline for a few frames, in a process of its own, in a copy of the examples' folder."""
+def try_run(text: str, frames: int | None, folder: Path) -> Tried:
+    """Run an accepted text, which has so many frames (None: no end), inline for a few of them, in a process of its own, in a copy of the examples' folder."""
     own = folder / "run"
     shutil.copytree(EXAMPLES, own)
     (own / "m.yaml").write_text(text)
     few = ["run", "m.yaml", "--transport", "inline", "--progress", "none", "-s", "acquisition.timeout=2"]
-    acquisition = yaml.safe_load(text).get("acquisition")
-    frames = acquisition.get("frames", 0) if isinstance(acquisition, dict) else 0
-    if not isinstance(frames, int) or not 0 < frames <= 1000:
+    if frames is None or frames > 1000:
         few += ["-s", "acquisition.frames=6"]
     try:
-        changed, _ = _forked(["validate", "m.yaml", *few[6:]], own, CPU_S * 8)
-        if changed:  # another text, which is refused
+        if forked(["validate", "m.yaml", *few[6:]], own, CPU_S * 8).code:  # another text, which is refused
             return Tried(text, "validate", 0, None)
-        code, said = _forked(few, own, RUN_S)
+        ran = forked(few, own, RUN_S)
     finally:
         shutil.rmtree(own, ignore_errors=True)
-    wrong = code not in (0, 10, 11, 12, 130, 143, -9) or (code == 10 and STATIC.search(said) is not None)
-    return Tried(text, "run", code, said[-600:] if wrong else None)
+    wrong = ran.code not in (0, 10, 11, 12, 130, 143, -9)
+    wrong = wrong or (ran.code == 10 and STATIC.search(ran.said) is not None)
+    return Tried(text, "run", ran.code, ran.said[-600:] if wrong else None)
 
 
 def try_text(text: str, folder: Path, *, run: bool) -> Tried:
@@ -201,59 +197,16 @@ def try_text(text: str, folder: Path, *, run: bool) -> Tried:
     tried, checked = check(text, folder)
     if not run or tried.problem is not None or checked is None or checked.plan is None:
         return tried
-    return try_run(text, folder)
-
-
-def _forked(words: list[str], folder: Path, seconds: float) -> tuple[int, str]:
-    """Exit code and output of the program, in a copy of this process, which has all that it imports; -9: it took
-    longer."""
-    path = folder / "output"
-    pid = os.fork()
-    if not pid:
-        code = 3
-        try:
-            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            for stream in (1, 2):
-                os.dup2(output, stream)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            os.chdir(folder)
-            os.setsid()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
-            app(words, prog_name="lima2")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        except BaseException as error:
-            print(f"internal-error {type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    end, done = time.monotonic() + seconds, 0
-    while not done:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if not done and time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(status), path.read_bytes()[: 1 << 20].decode(errors="replace")
+    return try_run(text, checked.plan.frames, folder)
 
 
 def _late(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"no end after {CPU_S * 12:g} s")
 
 
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """The most resident bytes since the last reset."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
-
-
 def work(seed: int, texts: int, end: float, folder: Path, share: int, of: int) -> None:
     """Try every ``of``-th mutant; a line of JSON for each, a short one where all is well."""
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, resource.RLIM_INFINITY))
     accepted = 0
     for number, text in enumerate(mutants(seed)):
         if number >= texts or time.monotonic() > end:
@@ -265,7 +218,7 @@ def work(seed: int, texts: int, end: float, folder: Path, share: int, of: int) -
         found = [tried]
         if checked is not None and checked.plan is not None and tried.problem is None:
             if accepted % RUN_ONE_IN == share:
-                found.append(try_run(text, folder))
+                found.append(try_run(text, checked.plan.frames, folder))
             accepted += 1
         for one in found:
             line = {"what": one.what, "code": one.code, "cpu": one.cpu_s, "memory": one.memory}
