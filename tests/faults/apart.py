@@ -12,6 +12,10 @@ from pathlib import Path
 from lima2cli.cli import app
 
 
+WAITING = 10
+"""Times as long as it may compute a call may take: the machine may be busy."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """A call of the program. ``code``: exit code, negative the signal that ended it (-9: it took too long).
@@ -24,7 +28,7 @@ class Ended:
 
 
 def forked(words: list[str], folder: Path, seconds: float, addresses: int = 32 << 30) -> Ended:
-    """Call the program in ``folder``, for some seconds at most, with some bytes of address space."""
+    """Call the program in ``folder``, for some seconds of CPU time at most, with some bytes of address space."""
     output, cost = folder / "output", folder / "cost"
     cost.unlink(missing_ok=True)
     pid = os.fork()
@@ -32,20 +36,22 @@ def forked(words: list[str], folder: Path, seconds: float, addresses: int = 32 <
         code = 3
         try:
             _alone(output, folder, addresses)
+            most = int(seconds + time.process_time()) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
             reset_peak()
-            before = status("VmRSS")
+            before, begun = status("VmRSS"), time.process_time()
             try:
                 app(words, prog_name="lima2")
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-            cost.write_text(json.dumps([time.process_time(), status("VmHWM") - before]))
-        except BaseException as error:
+            cost.write_text(json.dumps([time.process_time() - begun, status("VmHWM") - before]))
+        except BaseException as error:  # noqa: BLE001 - a traceback is a fault to be reported
             print(f"internal-error {type(error).__name__}: {error}", file=sys.stderr)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    end, done = time.monotonic() + seconds, 0
+    end, done = time.monotonic() + WAITING * seconds, 0
     while not done:
         done, ended = os.waitpid(pid, os.WNOHANG)
         if not done and time.monotonic() > end:

@@ -2,9 +2,9 @@
 
     python -m tests.faults.files [--files 250] [--minutes n] [--seed n]
 
-A run directory with a damaged file, between two that are sound: `runs` lists all three, and no command that reads it ends
-with a traceback or another exit code than it should. An input of a user's, damaged: `validate` says what is wrong within
-its budget, or accepts it, and then the run ends as runs end.
+A run directory with a damaged file, between two that are sound: `runs` lists all three, and no command that reads it
+ends with a traceback or another exit code than it should. An input of a user's, damaged: `validate` says what is wrong
+within its budget, or accepts it, and then the run ends as runs end.
 """
 
 import argparse
@@ -159,7 +159,9 @@ def _bombs(path: Path, draw: random.Random) -> None:
             case "long":
                 file.create_dataset(name, (5, 2**31, 2**31), "u2", chunks=(1, 64, 64))
             case "flat":
-                file[name] = FRAMES.reshape(draw.choice(((-1,), (1, 1, 5, 8, 16), (5, 128), (0, 8, 16), (8, 0, 16))[:3]))
+                file[name] = FRAMES.reshape(
+                    draw.choice(((-1,), (1, 1, 5, 8, 16), (5, 128), (0, 8, 16), (8, 0, 16))[:3])
+                )
             case "strings":
                 file[name] = ["a", "b"] * 3
             case "compound":
@@ -175,7 +177,9 @@ def _bombs(path: Path, draw: random.Random) -> None:
                 file["entry/data"] = h5py.SoftLink("/entry/data")
                 more = {"a": h5py.SoftLink("/b"), "b": h5py.ExternalLink(path.name, "/a")}
             case "gzip":
-                file.create_dataset(name, (5, 8192, 8192), "u2", chunks=(1, 8192, 8192), compression="gzip", fillvalue=1)
+                file.create_dataset(
+                    name, (5, 8192, 8192), "u2", chunks=(1, 8192, 8192), compression="gzip", fillvalue=1
+                )
             case "many":
                 for number in range(2000):
                     file[f"entry/data/data_{number:06d}"] = h5py.ExternalLink(f"x{number}.h5", "/data")
@@ -193,7 +197,9 @@ def _bombs(path: Path, draw: random.Random) -> None:
                 file[name] = FRAMES
                 for key in ("signal", "interpretation", "NX_class", "default", "pixel_mask"):
                     for item in (file["entry"], file["entry/data"], file[name]):
-                        item.attrs[key] = draw.choice((1.5, "\udcff".encode(errors="replace"), np.arange(3000), "data", "/"))
+                        item.attrs[key] = draw.choice(
+                            (1.5, "\udcff".encode(errors="replace"), np.arange(3000), "data", "/")
+                        )
         for key, value in more.items():
             file[key] = value
 
@@ -245,8 +251,8 @@ def damaged_run(sound: Path, folder: Path, draw: random.Random) -> tuple[str, li
         (["runs"], (0,)),
         (["runs", "show", "k_0002"], (0, 2)),
         (["inspect", "runs/k_0002", "--verify"], (0, 2, 10, 11)),
-        (["stop", "runs/k_0002"], (2, 10)),
-        (["recover", "runs/k_0002"], (0, 2, 10, 11)),
+        (["stop", "runs/k_0002"], (1, 2, 10)),
+        (["recover", "runs/k_0002"], (0, 1, 2, 10, 11)),
         (["inspect", "runs/k_0002"], (0, 2, 10, 11)),
         (["runs"], (0,)),
     ]

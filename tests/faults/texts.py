@@ -161,7 +161,7 @@ def check(text: str, folder: Path) -> tuple[Tried, Checked | None]:
             lower(checked.plan)
             show_plan(checked.plan)
             json.dumps(plan_figures(checked.plan))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
         cpu, peak = time.process_time() - before, status("VmHWM")
         problem = f"{type(error).__name__}: {error}"[:500]
     finally:
@@ -174,7 +174,7 @@ def check(text: str, folder: Path) -> tuple[Tried, Checked | None]:
 
 
 def try_run(text: str, frames: int | None, folder: Path) -> Tried:
-    """Run an accepted text, which has so many frames (None: no end), inline for a few of them, in a process of its own, in a copy of the examples' folder."""
+    """Run an accepted text, of ``frames`` (None: no end), inline for a few of them, in a process of its own."""
     own = folder / "run"
     shutil.copytree(EXAMPLES, own)
     (own / "m.yaml").write_text(text)
