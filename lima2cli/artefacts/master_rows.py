@@ -13,7 +13,6 @@ from lima2cli.artefacts.rows import WINDOW, InOrder, windows
 from lima2cli.artefacts.status import INCOMPLETE, LOST, SAVED, Statuses, told
 from lima2cli.artefacts.tree import fixed, group, write_plain
 
-
 TOLD = ("frame_number", "frame_time", "frame_status", "frame_pixels")
 """Datasets with a value for each row."""
 

@@ -26,9 +26,10 @@ def verify_structure(inspection: Inspection, name: str) -> None:
 
     def look(_: str, item: Any) -> None:
         dict(item.attrs)
-        if isinstance(item, h5py.Dataset) and item.shape is not None and not item.is_virtual:
-            if item.dtype.itemsize * prod(item.shape) <= SMALL_BYTES and item.chunks is None:
-                item[()]
+        if not isinstance(item, h5py.Dataset) or item.shape is None or item.is_virtual or item.chunks is not None:
+            return
+        if item.dtype.itemsize * prod(item.shape) <= SMALL_BYTES:
+            item[()]
 
     try:
         with inspection.open(name) as file:

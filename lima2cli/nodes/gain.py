@@ -71,7 +71,7 @@ class Gain(Pixelwise):
         )
 
     def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Pedestal and divisor of each stage, of pixels or of all (3, 1, 1); the divisor is NaN where a pixel has no value."""
+        """Pedestal and divisor of each stage, of pixels or of all (3, 1, 1); the divisor is NaN where one has none."""
         pedestal = _of_stages(self.pedestal, spec, files, "pedestal", "sum")
         divisor = _of_stages(self.gain, spec, files, "gain", "mean")
         unusable = np.isnan(pedestal) | (divisor == 0)

@@ -25,7 +25,7 @@ Edge = tuple[Spec, ...]
 def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[str, FrameSpec]:
     """Frames as each GDT delivers them, by its name: gaps are masked, and pixels that the detector knows as defective.
 
-    Raises `Misfit` or `FileProblem` where the detector's pixel mask is unfit, or where all masks together are too large.
+    Raises `Misfit` or `FileProblem` where the detector's pixel mask is unfit, or all masks together are too large.
     """
     info = pipeline.detector
     defective = _defective(info, files)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lima2cli.cli import app
 
-
 WAITING = 10
 """Times as long as it may compute a call may take: the machine may be busy."""
 
