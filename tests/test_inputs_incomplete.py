@@ -1,6 +1,7 @@
 """Files that lack frames, in every format: that is found without reading them, and skipped where that is asked."""
 
 import gzip
+import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -527,3 +528,15 @@ def test_what_is_neither_edf_nor_cbf(tmp_path: Path) -> None:
     (tmp_path / "x.edf").write_bytes(b"II*\0" + bytes(1000))
     with FileStore(tmp_path) as store, pytest.raises(FileProblem, match="neither EDF nor CBF"):
         store.stack("x.edf")
+
+
+def test_bits_of_cbf_headers(tmp_path: Path) -> None:
+    """Such as those that hide where the pixels begin."""
+    sound, damaged, draw = inputs(tmp_path)["cbf"], tmp_path / "flipped.cbf", random.Random(3)
+    head, separator, pixels = sound.read_bytes().partition(b"\x0c\x1a\x04\xd5")
+    for _ in range(100):
+        changed = bytearray(head)
+        changed[draw.randrange(len(head))] ^= 1 << draw.randrange(8)
+        damaged.write_bytes(bytes(changed) + separator + pixels)
+        with FileStore(tmp_path) as store, suppress(FileProblem):
+            store.image(damaged.name)

@@ -41,9 +41,9 @@ class FabioStack(OpenStack):
         except ImportError:
             raise FileProblem(f"{name}: reading {path.suffix} files needs fabio: `pip install fabio`") from None
         try:
-            _check_head(path)
+            cbf = _check_head(path)
             with _complaints():
-                self._image = fabio.open(str(path))
+                self._image = _open_cbf(path) if cbf else fabio.open(str(path))
                 _check_size(self._image, path)
                 first: Array = np.asarray(self._image.get_frame(0).data)
                 count = int(self._image.nframes)
@@ -127,13 +127,41 @@ def _opened(path: Path) -> IO[bytes]:
     return bz2.open(path) if path.suffix.lower() == ".bz2" else path.open("rb")
 
 
-def _check_head(path: Path) -> None:
-    """Raise ValueError where a file does not begin as one of these formats does, or a CBF header has no end, for which
-    fabio would look for ever, or is for more pixels than there are bytes."""
+class _Ending:
+    """A stream that raises ValueError where it has ended: fabio would read on for ever."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.name = stream, stream.name
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at least one."""
+        found: bytes = self._stream.read(size)
+        if not found:
+            raise ValueError("its header has no end")
+        return found
+
+
+def _open_cbf(path: Path) -> Any:
+    from fabio.cbfimage import CbfImage
+
+    image = CbfImage()
+    read_header = image._read_binary_section_header
+    image._read_binary_section_header = lambda stream: read_header(_Ending(stream))
+    return image.read(str(path))
+
+
+def _check_head(path: Path) -> bool:
+    """Return whether a file is CBF, not EDF.
+
+    Raises ValueError where it does not begin as one of these does, where its header has no end, for which fabio would
+    look for ever, or is for more pixels than there are bytes.
+    """
     with _opened(path) as file:
         head = file.read(HEAD)
         if head.lstrip()[:1] == b"{":
-            return
+            if re.search(rb"Dim_0*(?:\d{2,}|[4-9])", head.partition(b"}")[0]):  # fabio counts up to it
+                raise ValueError("its header is for more than three dimensions")
+            return False
         if not head.startswith(b"###CBF"):
             raise ValueError("it is neither EDF nor CBF")
         begin = head.find(BINARY)
@@ -146,6 +174,7 @@ def _check_head(path: Path) -> None:
             raise ValueError(f"its header is for more pixels than its {length} bytes can hold")
         if path.suffix.lower() not in PACKED and begin + len(BINARY) + length > path.stat().st_size:
             raise ValueError(f"the file ends before its {length} bytes of pixels do")
+    return True
 
 
 def _check_size(image: Any, path: Path) -> None:
