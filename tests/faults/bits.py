@@ -196,11 +196,12 @@ def found_of(
 
 
 def _apart_from_each_other(there: list[Piece], rng: random.Random) -> list[Piece]:
-    """Pieces at random that have no frame in common with another of their file; of rows one of each file."""
+    """Pieces at random that have no frame in common with another of their file; of rows one of each file, of others so
+    few that a message lists them all."""
     chosen: list[Piece] = []
     for piece in rng.sample(there, min(len(there), 40)):
         own = [it for it in chosen if it.path == piece.path]
-        if not any(it.rows or piece.rows or it.frames & piece.frames for it in own):
+        if len(own) < 4 and not any(it.rows or piece.rows or it.frames & piece.frames for it in own):
             chosen.append(piece)
     return chosen
 
