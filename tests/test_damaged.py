@@ -148,3 +148,13 @@ def test_odd_requests_do_not_end_a_run(tmp_path: Path) -> None:
     ran = live.end()
     assert ran.summary["state"] == "stopped"
     assert sys.getrecursionlimit() <= 100_000  # DEEP is deeper than any parser may go
+
+
+@pytest.mark.parametrize("key", ["overrun", "rates", "resources", "losses", "latency_s", "acquisition", "channels"])
+@pytest.mark.parametrize("value", ["x", 7, [1], {"a": "b"}])
+def test_a_summary_with_values_of_other_types_is_shown_or_called_damaged(key: str, value: object, folder: Path) -> None:
+    path = folder / "runs/k_0002/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    for words in (("runs",), ("runs", "show", "k_0002")):
+        done = lima2(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr
