@@ -12,6 +12,7 @@ from lima2cli.config.references import with_named_inputs
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, once, suppress
 from lima2cli.document.substitute import Variables
+from lima2cli.paths import is_file
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.destinations import Inputs, check_destinations, commands
 from lima2cli.plan.records import Plan
@@ -93,7 +94,7 @@ def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
     named += [word for words in commands(pipeline) for word in words if word]
     for name in named:
         path = files.base / name
-        if path.is_file():
+        if is_file(path):
             inputs.setdefault(name, frozenset((path.resolve(),)))
     return inputs
 

@@ -13,6 +13,14 @@ def real(path: Path) -> Path:
         return path.absolute()
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; of no name that a file can have there is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def same(one: Path, other: Path) -> bool:
     """Whether two paths lead to one file or directory, links followed."""
     try:
@@ -35,4 +43,4 @@ def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:
     return [path for path in map(Path, paths) if inside(real(path))]
 
 
-__all__ = ["held_in", "real", "same"]
+__all__ = ["held_in", "is_file", "real", "same"]

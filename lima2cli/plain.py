@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LARGEST = 256 << 20
+LARGEST = 64 << 20
 """Bytes of a file that is read; those of lima2 are far smaller."""
 
 

@@ -17,7 +17,7 @@ from lima2cli.artefacts.recover import level, reopenable
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, write_all
-from tests.faults.bits import COMPRESSIONS, Piece, found_of, pieces, pipeline
+from tests.faults.bits import COMPRESSIONS, Piece, anywhere, found_of, pieces, pipeline, told
 from tests.running import TRANSPORTS, Ran, lima2, run
 
 KINDS = [f"{kind}_{name}" for name in COMPRESSIONS for kind in ("dense", "sparse", "virtual")]
@@ -42,6 +42,44 @@ def test_all_has_checksums_and_is_sound(tmp_path: Path, transport: str) -> None:
 @pytest.mark.parametrize("node", [*KINDS, "common", "table"])
 def test_a_flipped_bit_is_found_and_its_frames_are_named(ran: Ran, node: str) -> None:
     assert found_of(ran.directory, node, 3, random.Random(node))[0] == 3
+
+
+@pytest.mark.parametrize("node", ["dense_bslz4", "sparse_none", "virtual_none", "common"])
+def test_a_flipped_bit_in_what_is_told_of_rows_is_found(ran: Ran, node: str) -> None:
+    names = {piece.path.name.rpartition("_")[2] for piece in told(ran.directory, node)}
+    assert "master.h5" in names
+    assert found_of(ran.directory, node, 6, random.Random(node), told)[0] == 6
+
+
+@pytest.mark.parametrize("column", ["frame_number", "frame_time", "frame_status", "frame_pixels"])
+@pytest.mark.parametrize("node", ["dense_bslz4", "sparse_none", "common"])
+def test_each_column_of_a_master_is_covered(ran: Ran, node: str, column: str, tmp_path: Path) -> None:
+    """By one flipped bit of the first value, of which the file and the dataset are named."""
+    path = Path(shutil.copy(ran.directory / f"bits_{node}_master.h5", tmp_path))
+    with h5py.File(path) as file:
+        if column not in detector_group(file):
+            assert (column == "frame_pixels") == (node != "sparse_none")
+            return
+        offset = detector_group(file)[column].id.get_offset()
+    Piece(path, offset, 1, frozenset()).flip(0, 0)
+    problems = inspect_run(str(tmp_path), verify=True)["problems"]
+    assert any(path.name in it and f"the bytes of {column} are not those that were written" in it for it in problems)
+
+
+@pytest.mark.parametrize("node", ["dense_bslz4", "sparse_none", "virtual_none", "common", "table"])
+def test_bits_anywhere_kill_nobody_and_hide_nothing(ran: Ran, node: str) -> None:
+    assert anywhere(ran.directory, node, 4, random.Random(node))[1] == []
+
+
+def test_a_table_that_cannot_be_read_hides_no_other_file(ran: Ran, tmp_path: Path) -> None:
+    for name in ("bits_table.h5", "bits_dense_none_master.h5"):
+        shutil.copy(ran.directory / name, tmp_path)
+    with h5py.File(tmp_path / "bits_table.h5", "r+") as file:
+        del file["entry_0000/measurement/frame_number"]
+        file["entry_0000/measurement/frame_number"] = h5py.Empty("u8")
+    found = inspect_run(str(tmp_path), verify=True)
+    assert "dense_none" in found["channels"]
+    assert any(problem.startswith("bits_table.h5: it, or a file that belongs to it") for problem in found["problems"])
 
 
 def test_values_are_those_of_the_specification(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lima2cli.runtime.runs import look
+from tests.faults import files
 from tests.running import Live, lima2, run
 
 TEXT = """
@@ -30,6 +31,10 @@ CONTENTS = {
     "cut": '{"version": 1, "state": "complete", "flows": {"data": {"expected"',
     "deep": f'{{"state": {DEEP}}}',
     "binary": "\x00\x01\x02",
+    "null": "null",
+    "twice": "{}{}",
+    "not-finite": '{"version": 1, "state": NaN, "reason": Infinity, "flows": {}, "channels": {}, "tables": {}}',
+    "long-number": f'{{"version": {"9" * 5000}, "state": "complete"}}',
     "state": '{"version": 1, "state": ["complete"], "reason": "", "flows": {}, "channels": {}, "tables": {}}',
     "flows": '{"version": 1, "state": "complete", "reason": "", "flows": [1], "channels": 3, "tables": null}',
 }
@@ -99,7 +104,21 @@ def test_summaries_with_flipped_bytes_never_hide_a_run(folder: Path) -> None:
             assert done.returncode == 0, done.stderr + repr(bytes(damaged))
 
 
+def test_a_sample_of_damaged_files() -> None:
+    """More: ``python -m tests.faults.files``."""
+    outcome = files.search(1e9, 11, files=6)
+    assert (outcome.tried, outcome.failures) == (6, [])
+
+
 REQUESTS = {
+    "wide": b'{"do": [' + b"[]," * 1000 + b"[]]}",
+    "not-finite": b'{"do": "trigger", "count": NaN}',
+    "negative": b'{"do": "trigger", "count": -1}',
+    "true": b'{"do": "trigger", "count": true}',
+    "fraction": b'{"do": "trigger", "count": 1.5}',
+    "nothing": b"",
+    "surrogate": b'{"do": "\\ud800"}',
+    "escaped": b'{"do": "stop\\u0000"}',
     "deep": b"[" * 2000 + b"]" * 2000,
     "deep-object": b'{"do": ' * 500 + b"1" + b"}" * 500,
     "list": b"[]",
@@ -129,3 +148,13 @@ def test_odd_requests_do_not_end_a_run(tmp_path: Path) -> None:
     ran = live.end()
     assert ran.summary["state"] == "stopped"
     assert sys.getrecursionlimit() <= 100_000  # DEEP is deeper than any parser may go
+
+
+@pytest.mark.parametrize("key", ["overrun", "rates", "resources", "losses", "latency_s", "acquisition", "channels"])
+@pytest.mark.parametrize("value", ["x", 7, [1], {"a": "b"}])
+def test_a_summary_with_values_of_other_types_is_shown_or_called_damaged(key: str, value: object, folder: Path) -> None:
+    path = folder / "runs/k_0002/summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    for words in (("runs",), ("runs", "show", "k_0002")):
+        done = lima2(*words, cwd=folder)
+        assert done.returncode == 0, done.stderr

@@ -1,7 +1,10 @@
 """Files that lack frames, in every format: that is found without reading them, and skipped where that is asked."""
 
 import gzip
+import random
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from lima2cli.artefacts.lack import spans
 from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
 from lima2cli.spec import StackInfo
+from tests.faults.apart import reset_peak, status
+from tests.faults.files import inputs
 
 FRAMES = np.arange(1, 20 * 4 * 6 + 1, dtype=np.uint16).reshape(20, 4, 6)
 
@@ -491,3 +496,47 @@ def test_a_damaged_index_of_chunks_is_a_damaged_file(tmp_path: Path) -> None:
         raw.write(bytes(chunks[-1] - chunks[200]))  # nodes of the B-tree among them
     with pytest.raises(FileProblem, match=r"d\.h5 cannot be read"):
         FileStore(tmp_path).stack("d.h5")
+
+
+@pytest.mark.parametrize("kind", ["cbf", "edf", "tif", "npy"])
+def test_files_that_are_cut_anywhere_are_answered_at_once(kind: str, tmp_path: Path) -> None:
+    """In headers above all: a library that looks for the end of one looks for ever."""
+    sound = inputs(tmp_path)[kind]
+    data, damaged = sound.read_bytes(), tmp_path / f"cut{sound.suffix}"
+    for length in range(0, len(data), 37):
+        damaged.write_bytes(data[:length])
+        with FileStore(tmp_path) as store, suppress(FileProblem):
+            store.image(damaged.name)
+
+
+@pytest.mark.parametrize("kind", ["cbf", "edf"])
+@pytest.mark.parametrize("number", [b"99999999", b"0", b"-1", b"9" * 300])
+def test_headers_for_more_than_there_is(kind: str, number: bytes, tmp_path: Path) -> None:
+    """No memory is taken for pixels that no file has; every number of a header is tried."""
+    sound = inputs(tmp_path)[kind]
+    data, damaged = sound.read_bytes(), tmp_path / f"bomb{sound.suffix}"
+    for it in re.finditer(rb"\d+", data[:600]):
+        damaged.write_bytes(data[: it.start()] + number + data[it.end() :])
+        reset_peak()
+        before = status("VmRSS")
+        with FileStore(tmp_path) as store, suppress(FileProblem):
+            store.image(damaged.name)
+        assert status("VmHWM") - before < 100 << 20
+
+
+def test_what_is_neither_edf_nor_cbf(tmp_path: Path) -> None:
+    (tmp_path / "x.edf").write_bytes(b"II*\0" + bytes(1000))
+    with FileStore(tmp_path) as store, pytest.raises(FileProblem, match="neither EDF nor CBF"):
+        store.stack("x.edf")
+
+
+def test_bits_of_cbf_headers(tmp_path: Path) -> None:
+    """Such as those that hide where the pixels begin."""
+    sound, damaged, draw = inputs(tmp_path)["cbf"], tmp_path / "flipped.cbf", random.Random(3)
+    head, separator, pixels = sound.read_bytes().partition(b"\x0c\x1a\x04\xd5")
+    for _ in range(100):
+        changed = bytearray(head)
+        changed[draw.randrange(len(head))] ^= 1 << draw.randrange(8)
+        damaged.write_bytes(bytes(changed) + separator + pixels)
+        with FileStore(tmp_path) as store, suppress(FileProblem):
+            store.image(damaged.name)

@@ -170,9 +170,9 @@ def test_what_the_doctor_finds() -> None:
 @pytest.mark.usefixtures("machine")
 def test_memory_of_receivers_elsewhere_is_not_needed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "available_memory", lambda: 0)
-    with pytest.raises(EnvironmentUnfit, match=r"memspaces: a\.host .* b\.host .* c\.host [^;]*; 5 ranks"):
+    with pytest.raises(EnvironmentUnfit, match=r"memspaces: a\.host .* b\.host .* c\.host [^;]*; chunks[^;]*; 5 ranks"):
         environment.check_memory(plan(), shared=False)
-    with pytest.raises(EnvironmentUnfit, match=r"memspaces: b\.host [^a]* c\.host [^;]*; 4 ranks"):
+    with pytest.raises(EnvironmentUnfit, match=r"memspaces: b\.host [^;]*c\.host [^;]*; chunks[^;]*; 4 ranks"):
         environment.check_memory(plan("host: node17"), shared=False)
     with pytest.raises(EnvironmentUnfit, match=r"a\.host .* 5 ranks"):
         environment.check_memory(placement.all_here(plan("host: node17")), shared=False)

@@ -158,6 +158,8 @@ def _rebuild(path: Path, change: Callable[[list[Any]], list[Any]], rows: int | N
     that has a value for each row cut to ``rows``."""
     with h5py.File(path, "r+") as file:
         detector = file["entry_0000/instrument/remu"]
+        if "checksum" in detector:  # of what was there
+            del detector["checksum"]
         data = detector["data"]
         plist, shape = data.id.get_create_plist(), list(data.shape)
         maps = [

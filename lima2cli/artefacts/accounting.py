@@ -6,12 +6,14 @@ frames need not be in files, because nodes sum, join or choose them, it is then 
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lima2cli.artefacts.common_holding import Common
+from lima2cli.artefacts.file_names import master_file, table_file
 from lima2cli.artefacts.flow_record import COUNTS, FlowRecord, expected_rows, kept_flows, whole_windows
 from lima2cli.artefacts.frame_holding import Frames
 from lima2cli.artefacts.holdings import Holding, Table
@@ -20,8 +22,11 @@ from lima2cli.artefacts.progressions import Progressions, range_list
 from lima2cli.artefacts.rows import windows
 from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED, Status, told
 from lima2cli.artefacts.tree import MEASUREMENT
+from lima2cli.artefacts.verification import verify_structure
 
 VERSION = 1
+
+H = TypeVar("H", bound=Holding)
 
 
 def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
@@ -42,18 +47,20 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
 def _inspected(inspection: Inspection) -> dict[str, Any]:
     directory = inspection.directory
     flows = kept_flows(inspection)
-    channels: list[Holding] = [
-        (Common if record.layout == "common" else Frames)(inspection, record)
-        for record in inspection.records(("master", "frames", "written"))
-    ]
-    tables = [Table(inspection, record) for record in inspection.records(("table", "rows"))]
+    if inspection.verify:
+        for name in inspection.files:
+            verify_structure(inspection, name)
+    channels: list[Holding] = []
+    tables: list[Table] = []
+    for record in inspection.records(("master", "frames", "written")):
+        with _told(inspection, master_file(record.name, record.node)):
+            channels.append(_counted((Common if record.layout == "common" else Frames)(inspection, record), flows))
+    for record in inspection.records(("table", "rows")):
+        with _told(inspection, table_file(record.name, record.node)):
+            tables.append(_counted(Table(inspection, record), flows))
     holdings = [*channels, *tables]
     if not holdings:
         inspection.tell(f"{directory} holds no file of a run")
-    for holding in holdings:
-        _tell_flows(holding, flows)
-        holding.check_rows(flows)
-        holding.count()
     names = dict.fromkeys([*(flow for it in holdings for flow in it.record.flows), *flows])
     warnings: list[str] = []
     for node, count in inspection.unchecked.items():
@@ -67,6 +74,23 @@ def _inspected(inspection: Inspection) -> dict[str, Any]:
         "problems": inspection.problems,
         "warnings": warnings,
     }
+
+
+@contextmanager
+def _told(inspection: Inspection, name: str) -> Iterator[None]:
+    """What can't be read of the files of one node is a problem, and hides no other."""
+    try:
+        yield
+    except Unreadable as error:
+        inspection.tell_of(name, f"it, or a file that belongs to it, can't be read: {error}")
+
+
+def _counted(holding: H, flows: Mapping[str, FlowRecord]) -> H:
+    """A node's rows, looked at."""
+    _tell_flows(holding, flows)
+    holding.check_rows(flows)
+    holding.count()
+    return holding
 
 
 def _tell_flows(holding: Holding, flows: Mapping[str, FlowRecord]) -> None:

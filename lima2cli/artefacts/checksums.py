@@ -1,6 +1,7 @@
 """Checksums of stored data, by which a flipped bit is found.
 
-The group ``checksum`` beside the data has a dataset (k,) uint64 of the name of each dataset that is covered. Value k is
+The group ``checksum`` beside the data has a dataset (k,) uint64 of the name of each dataset that is covered: frames,
+and what is told of each row. Value k is
 the XXH3-64 of the bytes that the file holds of rows ``k*rows`` to ``(k+1)*rows - 1``, with ``rows`` an attribute: of a
 dataset in chunks a chunk as it is stored, compressed and padded; of one without chunks the values of these rows,
 little-endian. A chunk that may be written again has none yet, so that no value is ever wrong: not in a file that is
@@ -53,15 +54,16 @@ def make_sums(
 
     It grows, or has ``count`` values.
     """
-    made = group(parent, GROUP, "NXcollection")
+    made = parent[GROUP] if GROUP in parent else group(parent, GROUP, "NXcollection")
     made.attrs["algorithm"] = fixed(ALGORITHM)
-    shape: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (1024,)}
-    if count is not None:
-        shape = {"shape": (count,)}
     sums = {}
     for name, dataset in datasets.items():
+        each = dataset.chunks[0] if dataset.chunks else rows
+        shape: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (1024 if each < READ_ROWS else 64,)}
+        if count is not None:
+            shape = {"shape": (count,)}
         sums[name] = values = made.create_dataset(name, dtype="uint64", **shape)
-        values.attrs["rows"] = dataset.chunks[0] if dataset.chunks else rows
+        values.attrs["rows"] = each
         values.attrs["address"] = _address(dataset)
     return sums
 
@@ -100,6 +102,22 @@ class ChunkSums:
         self._values[self._written :] = np.array(self._pending[:count], np.uint64)
         del self._pending[:count]
         self._written += count
+
+
+class GrowingSums:
+    """The values of datasets that grow in chunks, each chunk as the file holds it once it is full and flushed.
+
+    ``sums`` as of `make_sums`, ``datasets`` by the same names.
+    """
+
+    def __init__(self, sums: Mapping[str, Any], datasets: Mapping[str, Any]) -> None:
+        self._sums = [(ChunkSums(values), datasets[name]) for name, values in sums.items()]
+
+    def write(self, *, last: bool = False) -> None:
+        """Write those of all full chunks, also of the last at the end; the file has been flushed."""
+        for sums, dataset in self._sums:
+            sums.seal(dataset, (len(dataset) + (dataset.chunks[0] - 1 if last else 0)) // dataset.chunks[0])
+            sums.write()
 
 
 def cover(parent: Any, datasets: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from lima2cli.artefacts.checksums import GROUP, make_sums
 from lima2cli.artefacts.contiguous import ALIGNMENT, VERSIONS, cut_rows, keep, make_contiguous, restore
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
-from lima2cli.artefacts.master_rows import write_flow, write_rows
+from lima2cli.artefacts.master_rows import cover_rows, write_flow, write_rows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.room import allocate
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
@@ -191,6 +191,8 @@ def complete_common(
                 make_sums(detector, {"data": detector["data"]}, count, rows=1)["data"],
                 [_sums(channel, it) for it in columns],
             )
+        if channel.checksum:
+            cover_rows(detector)
         offset = int(detector["data"].id.get_offset() or 0)
         absent = _absent(detector["frame_status"], sound, count)
     with disk_errors(part):

@@ -1,10 +1,14 @@
 """EDF and CBF, read by fabio where it is installed: frames, and what a header says of their pixels."""
 
+import bz2
+import gzip
 import logging
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -16,6 +20,17 @@ from lima2cli.spec import Array, Invalid
 PILATUS = (-2.0, -1.0)
 """Pixels that are defective, and gaps between modules."""
 
+PACKED = (".gz", ".bz2")
+
+HEAD = 1 << 20
+"""Bytes in which a header ends."""
+
+BINARY = b"\x0c\x1a\x04\xd5"
+"""What is between the header and the pixels of a CBF file."""
+
+MADE_UP = 16 << 20
+"""Bytes of a frame that may be missing from its file: it is then reported as cut off."""
+
 
 class FabioStack(OpenStack):
     """An image file that fabio reads, with one or several frames of the same shape."""
@@ -26,8 +41,10 @@ class FabioStack(OpenStack):
         except ImportError:
             raise FileProblem(f"{name}: reading {path.suffix} files needs fabio: `pip install fabio`") from None
         try:
+            cbf = _check_head(path)
             with _complaints():
-                self._image = fabio.open(str(path))
+                self._image = _open_cbf(path) if cbf else fabio.open(str(path))
+                _check_size(self._image, path)
                 first: Array = np.asarray(self._image.get_frame(0).data)
                 count = int(self._image.nframes)
         except Exception as error:
@@ -101,6 +118,71 @@ class FabioStack(OpenStack):
     def close(self) -> None:
         """See `OpenStack`."""
         self._image.close()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked."""
+    if path.suffix.lower() == ".gz":
+        return cast("IO[bytes]", gzip.open(path))
+    return bz2.open(path) if path.suffix.lower() == ".bz2" else path.open("rb")
+
+
+class _Ending:
+    """A stream that raises ValueError where it has ended: fabio would read on for ever."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.name = stream, stream.name
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at least one."""
+        found: bytes = self._stream.read(size)
+        if not found:
+            raise ValueError("its header has no end")
+        return found
+
+
+def _open_cbf(path: Path) -> Any:
+    from fabio.cbfimage import CbfImage
+
+    image = CbfImage()
+    read_header = image._read_binary_section_header
+    image._read_binary_section_header = lambda stream: read_header(_Ending(stream))
+    return image.read(str(path))
+
+
+def _check_head(path: Path) -> bool:
+    """Return whether a file is CBF, not EDF.
+
+    Raises ValueError where it does not begin as one of these does, where its header has no end, for which fabio would
+    look for ever, or is for more pixels than there are bytes.
+    """
+    with _opened(path) as file:
+        head = file.read(HEAD)
+        if head.lstrip()[:1] == b"{":
+            if re.search(rb"Dim_0*(?:\d{2,}|[4-9])", head.partition(b"}")[0]):  # fabio counts up to it
+                raise ValueError("its header is for more than three dimensions")
+            return False
+        if not head.startswith(b"###CBF"):
+            raise ValueError("it is neither EDF nor CBF")
+        begin = head.find(BINARY)
+        if begin < 0:
+            raise ValueError("its header has no end")
+        sizes = re.findall(rb"X-Binary-(?:Size-[A-Z][a-z]+-Dimension|Number-of-Elements): *(\d{1,18})", head[:begin])
+        pixels = [int(size) for size in sizes]
+        length = int(next(iter(re.findall(rb"X-Binary-Size: *(\d{1,18})", head[:begin])), 0))
+        if max([math.prod(pixels[-2:]), *pixels]) > length:  # a pixel takes a byte or more
+            raise ValueError(f"its header is for more pixels than its {length} bytes can hold")
+        if path.suffix.lower() not in PACKED and begin + len(BINARY) + length > path.stat().st_size:
+            raise ValueError(f"the file ends before its {length} bytes of pixels do")
+    return True
+
+
+def _check_size(image: Any, path: Path) -> None:
+    """Raise ValueError where the header of an EDF file is for far more bytes than there are: they would be made up."""
+    frame = image.get_frame(0)
+    size = math.prod(map(int, frame.shape)) * np.dtype(frame.dtype).itemsize
+    if size > max(MADE_UP, (1000 if path.suffix.lower() in PACKED else 4) * path.stat().st_size):
+        raise ValueError(f"its header is for {size} bytes, and the file has {path.stat().st_size}")
 
 
 @contextmanager

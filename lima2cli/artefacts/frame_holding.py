@@ -58,7 +58,7 @@ class Frames(Claimed):
         inspection = self._inspection
         try:
             self._claims = claims = Claims(inspection, self.record, self._master)
-            if claims.sparse and inspection.verify:
+            if inspection.verify:
                 with inspection.open(self._master) as file:
                     verify_frames(inspection, self.record.node, self._master, detector_of(file))
         except Unreadable as error:

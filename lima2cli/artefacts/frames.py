@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.checksums import ChunkSums, make_sums, summed
+from lima2cli.artefacts.checksums import ChunkSums, GrowingSums, make_sums, summed
 from lima2cli.artefacts.compression import Stored, encoder, filter_options
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import fill_value, fixed, plant, plant_start
@@ -252,8 +252,10 @@ class _FrameFile:
             detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
             self._per_chunk = chunk_frames(channel)
-            sums = make_sums(detector, {"data": self._data}) if channel.checksum else None
-            self._sums = None if sums is None else ChunkSums(sums["data"])
+            told = {name: detector[name] for name in ("frame_number", "frame_time")}
+            sums = make_sums(detector, {"data": self._data, **told}) if channel.checksum else {}
+            self._sums = ChunkSums(sums.pop("data")) if sums else None
+            self._row_sums = GrowingSums(sums, told)
 
     def start(self, start_ns: int) -> None:
         """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
@@ -301,6 +303,7 @@ class _FrameFile:
             self._file.secure()
             with disk_errors(self._file.path):
                 self._sums.write(self.complete // self._per_chunk)
+                self._row_sums.write()
 
     def close(self) -> None:
         """End the file; one that can't be ended stays as last flushed."""
@@ -328,3 +331,4 @@ class _FrameFile:
             self._file.secure()
             with disk_errors(self._file.path):
                 self._sums.write()
+                self._row_sums.write(last=True)

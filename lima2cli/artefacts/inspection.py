@@ -12,8 +12,8 @@ from lima2cli.artefacts.reading_apart import ReaderApart
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.tree import ENTRY
 
-Unreadable = (OSError, RuntimeError, KeyError, ValueError)
-"""What the HDF5 library raises on damaged files."""
+Unreadable = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What comes of damaged files: errors of the HDF5 library, and objects that are not what they should be."""
 
 
 @dataclass
@@ -68,6 +68,11 @@ class Inspection:
         """Names of the files that the end of a run makes: masters, tables, the linking file."""
         return [name for name, it in self._records.items() if it is None or it.role in ("master", "table")]
 
+    @property
+    def files(self) -> list[str]:
+        """Names of all HDF5 files that can be opened."""
+        return [name for name, it in self._records.items() if it is not None]
+
     @cached_property
     def _records(self) -> dict[str, Record | None]:
         """What each HDF5 file says of itself, by name; None where it says nothing."""
@@ -78,7 +83,7 @@ class Inspection:
             try:
                 with Inspection(self.directory, False).open(name) as file:
                     known[name] = Record.read(file)
-            except (OSError, RuntimeError, KeyError) as error:
+            except Unreadable as error:
                 self.tell(f"{name} can't be read: {error}")
         return known
 

@@ -20,7 +20,7 @@ from lima2cli.artefacts.appending import CHUNK_CACHE_BYTES, VERSIONS, disk_error
 from lima2cli.artefacts.channel import Channel
 from lima2cli.artefacts.file_names import frame_file_names, master_file
 from lima2cli.artefacts.flow_record import FlowRecord, write_flows
-from lima2cli.artefacts.master_rows import write_flow, write_kept_rows, write_rows
+from lima2cli.artefacts.master_rows import cover_rows, write_flow, write_kept_rows, write_rows
 from lima2cli.artefacts.record import Record
 from lima2cli.artefacts.rows import READ, InOrder, rows_of, windows
 from lima2cli.artefacts.sparse_files import whole_rows
@@ -91,6 +91,8 @@ def write_master(
             copy_rows(detector, channel, directory, [[(n, held[n]) for n in own] for own in names], count)
         else:
             write_virtual(detector, channel, files, shown)
+        if channel.checksum:
+            cover_rows(detector)
     os.replace(f"{path}.part", path)
     if unreadable:
         raise OSError(f"{os.path.basename(path)} was written without {'; '.join(unreadable)}")

@@ -7,10 +7,14 @@ import numpy as np
 
 from lima2cli.artefacts.appending import Columns
 from lima2cli.artefacts.channel import Channel
+from lima2cli.artefacts.checksums import cover
 from lima2cli.artefacts.mapping import Mapping as RowMapping
 from lima2cli.artefacts.rows import WINDOW, InOrder, windows
 from lima2cli.artefacts.status import INCOMPLETE, LOST, SAVED, Statuses, told
 from lima2cli.artefacts.tree import fixed, group, write_plain
+
+TOLD = ("frame_number", "frame_time", "frame_status", "frame_pixels")
+"""Datasets with a value for each row."""
 
 
 def write_rows(
@@ -62,6 +66,11 @@ def write_kept_rows(
         columns.append(((kept + first) * rule.step + rule.start, times[kept], status))
         columns.write()
     return columns.rows, maps
+
+
+def cover_rows(detector: Any) -> None:
+    """Checksums of what a master that is complete tells of its rows."""
+    cover(detector, {name: detector[name] for name in TOLD if name in detector})
 
 
 def write_flow(

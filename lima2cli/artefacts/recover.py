@@ -77,11 +77,13 @@ def level(path: str) -> None:
     with written(path, "r+", locking="best-effort") as file:
         if sparse:
             cut_rows(file[where]["data"], rows)
-            for name in PARTS:
+            for name in (*PARTS, "frame_ptr"):
                 cut_sums(file[where], name, len(file[where]["data"][name]))
         for name, item in file[where].items():
-            if _grows(item) and len(item) > rows:
-                cut_sums(file[where], name, rows)
+            if not _grows(item):
+                continue
+            cut_sums(file[where], name, rows)
+            if len(item) > rows:
                 item.resize(rows, axis=0)
 
 

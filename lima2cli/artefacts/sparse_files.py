@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lima2cli.artefacts.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
 from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.checksums import ChunkSums, make_sums
+from lima2cli.artefacts.checksums import GrowingSums, make_sums
 from lima2cli.artefacts.compression import filter_options
 from lima2cli.artefacts.frames import frame_file
 from lima2cli.artefacts.record import Record
@@ -49,8 +49,8 @@ class Rows:
         )
         self._ptr = made.create_dataset("frame_ptr", (1,), "uint64", maxshape=(None,), chunks=(ROWS_KEPT,))
         self._ptr[0] = 0
-        sums = make_sums(detector, {name: made[name] for name in PARTS}) if channel.checksum else {}
-        self._sums = [(ChunkSums(values), made[name]) for name, values in sums.items()]
+        covered = {name: made[name] for name in (*PARTS, "frame_ptr")}
+        self._sums = GrowingSums(make_sums(detector, covered) if channel.checksum else {}, covered)
 
     def add_pixels(self, index: Array, intensity: Array) -> None:
         """Pixels (m,) after those that are there."""
@@ -69,10 +69,7 @@ class Rows:
 
     def add_sums(self, *, last: bool = False) -> None:
         """Checksums of the chunks that are full, of a file that was flushed; of the last chunk, too, at the end."""
-        chunks = -(-self.pixels // CHUNK) if last else self.pixels // CHUNK
-        for sums, dataset in self._sums:
-            sums.seal(dataset, chunks)
-            sums.write()
+        self._sums.write(last=last)
 
 
 def is_sparse(data: Any) -> bool:
@@ -211,6 +208,8 @@ class _SparseFile:
                 {"frame_number": "uint64", "frame_time": "float64", "frame_pixels": "uint32"},
                 {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
+            told = {name: detector[name] for name in ("frame_number", "frame_time", "frame_pixels")}
+            self._row_sums = GrowingSums(make_sums(detector, told) if channel.checksum else {}, told)
             detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
 
@@ -257,12 +256,14 @@ class _SparseFile:
         self._file.flush()
         with disk_errors(self._file.path):
             self._rows.add_sums()
+            self._row_sums.write()
 
     def close(self) -> None:
         """End the file."""
         self.publish()
         with disk_errors(self._file.path):
             self._rows.add_sums(last=True)
+            self._row_sums.write(last=True)
         self._file.close()
 
     def abandon(self) -> None:

@@ -36,7 +36,12 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
 
         from lima2cli.runtime.runs import runs_in
 
-        rows = [_row(run) for run in runs_in(Path(directory))]
+        rows = []
+        for run in runs_in(Path(directory)):
+            try:
+                rows.append(_row(run))
+            except UNSOUND:
+                rows.append((run.directory.name, "damaged", "", ""))
         if not rows:
             print(f"no runs in {directory}")
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
@@ -57,7 +62,11 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
             for name, (received, lost) in found.told["flows"].items():
                 print(f"  {name}: {received} received, {lost} lost")
         elif found.told:
-            print(show_summary(found.directory, found.told), end="")
+            try:
+                text = show_summary(found.directory, found.told)
+            except UNSOUND:
+                text = f"{found.directory}: its summary is damaged; lima2 recover {found.directory}\n"
+            print(text, end="")
         elif found.state == "starting":
             print(f"{found.directory} is being started")
         else:
@@ -65,6 +74,10 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
 
 
 runs.command("stop")(stop)
+
+
+UNSOUND = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+"""What comes of a summary with values of other types than a run writes; one of them hides no other run."""
 
 
 def _row(run: "Run") -> tuple[str, str, str, str]:

@@ -56,6 +56,11 @@ class Node:
         """What is allowed and probably not meant, each as a `Misfit` that is not raised; asked after `infer`."""
         return ()
 
+    def looked_at(self, spec: FrameSpec) -> int:
+        """Pixels that the checks of this node look at when ``spec`` enters, beyond those of its mask; no check is made
+        before. Raises `Misfit`."""
+        return 0
+
     def in_strips(self, inputs: int) -> bool:
         """Whether with so many inputs it has a ``stage``, and so is computed strip by strip, see `nodes.chain`."""
         return False

@@ -59,19 +59,19 @@ class Gain(Pixelwise):
 
     def stage(self, spec: FrameSpec, files: Files) -> Formula:
         """See `Pixelwise.stage`."""
-        images = self._images(spec, files)
-        bad = np.isnan(images[1][0])
+        pedestal, divisor = self._images(spec, files)
+        bad, shape = np.isnan(divisor[0]), (STAGES, *spec.shape)
         return Formula(
             spec.dtype,
             "float32",
-            bad=bad if bad.any() else None,
+            bad=np.broadcast_to(bad, spec.shape) if bad.any() else None,
             make=_Charge,
-            images=images,
+            images=(np.broadcast_to(pedestal, shape), np.broadcast_to(divisor, shape)),
             nan_of=(NO_STAGE,),
         )
 
     def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Pedestal and divisor of each stage; the divisor is NaN where a pixel has no value."""
+        """Pedestal and divisor of each stage, of pixels or of all (3, 1, 1); the divisor is NaN where one has none."""
         pedestal = _of_stages(self.pedestal, spec, files, "pedestal", "sum")
         divisor = _of_stages(self.gain, spec, files, "gain", "mean")
         unusable = np.isnan(pedestal) | (divisor == 0)
@@ -82,12 +82,12 @@ class Gain(Pixelwise):
 def _of_stages(
     reference: str | tuple[float, ...], spec: FrameSpec, files: Files, key: str, binning: How
 ) -> NDArray[np.float64]:
-    """float64 (3, height, width) of a file, or of a number for each stage."""
+    """float64 (3, height, width) of a file, or (3, 1, 1) of a number for each stage."""
     if isinstance(reference, str):
         return stages(reference, STAGES, spec, files, key, binning)
     if len(reference) != STAGES:
         raise Misfit("calibration-shape", f"{len(reference)} numbers, {STAGES} are needed: one for each stage", (key,))
-    return np.full((STAGES, *spec.shape), np.array(reference, np.float64)[:, np.newaxis, np.newaxis])
+    return np.array(reference, np.float64)[:, np.newaxis, np.newaxis]
 
 
 class _Charge:

@@ -23,7 +23,7 @@ from lima2cli.declare import param
 from lima2cli.errors import Misfit
 from lima2cli.nodes import statistic_columns, statistics
 from lima2cli.nodes.base import Partial, Reduce, StripReducer
-from lima2cli.nodes.rois import COORDINATES, ROIS, regions
+from lima2cli.nodes.rois import COORDINATES, ROIS, looked_at, regions
 from lima2cli.nodes.statistic_columns import column
 from lima2cli.nodes.statistics import RegionSums, Sums
 from lima2cli.spec import Array, Block, Files, FrameSpec, TableSpec
@@ -42,6 +42,10 @@ class RoiCounters(Reduce):
     statistics: tuple[str, ...] = param(
         "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
     )
+
+    def looked_at(self, spec: FrameSpec) -> int:
+        """See `Node.looked_at`."""
+        return looked_at(self.rois, self.coordinates, spec)
 
     def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
         """See `Node.infer`."""

@@ -34,7 +34,7 @@ STRIP = 1 << 20
 """Pixels of an arc that are looked at in one step."""
 
 MOST_PIXELS = 1 << 26
-"""Pixels that the squares about all arcs of a node have together."""
+"""Pixels that the squares about all arcs of a node, and its rects in masked frames, have together."""
 
 COORDINATES = Choice(("input", "detector"))
 """Shape of the parameter ``coordinates``."""
@@ -123,8 +123,9 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
     view = _view(coordinates, spec)
     found, left = {}, MOST_PIXELS
     for name, roi in rois.items():
-        if isinstance(roi, ArcRoi) and (left := left - _reach(roi, view)) < 0:
-            message = f"up to ROI {name} arcs span over {MOST_PIXELS} pixels, all together: masks of them are kept"
+        if (left := left - _reach(roi, view, spec)) < 0:
+            which = "arcs span" if isinstance(roi, ArcRoi) else "regions of masked frames span"
+            message = f"up to ROI {name} {which} over {MOST_PIXELS} pixels, all together: masks of them are kept"
             raise Misfit("regions-too-large", message, ("rois", name, roi.kind), "fewer, or in several pipelines")
         try:
             shape = _rect(name, roi, view) if isinstance(roi, RectRoi) else _arc(name, roi, view)
@@ -144,8 +145,17 @@ def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dic
     return {name: rect for name, rect in counted.items() if rect != asked[name]}
 
 
-def _reach(roi: ArcRoi, view: View) -> int:
-    """Pixels of the square about an arc, as far as the frames show it."""
+def looked_at(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> int:
+    """Pixels that `regions` looks at; those of rects for a quarter, as their distances need not be known."""
+    view = _view(coordinates, spec)
+    return sum(_reach(roi, view, spec) // (1 if isinstance(roi, ArcRoi) else 4) for roi in rois.values())
+
+
+def _reach(roi: RectRoi | ArcRoi, view: View, spec: FrameSpec) -> int:
+    """Pixels of which a mask is made: of an arc the square about it, as far as the frames show it; a rect where frames
+    have a mask."""
+    if isinstance(roi, RectRoi):
+        return 0 if spec.mask is None else min(roi.width * roi.height, spec.mask.size)
     columns = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)[1]
     return len(columns) * len(_along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)[1])
 

@@ -39,7 +39,8 @@ def commands(pipeline: Pipeline) -> list[tuple[str, ...]]:
     """Programs of the user's, with their arguments, that nodes start."""
     nodes = [] if pipeline.nodes is POISON else [it.node for it in pipeline.nodes.values()]
     found = (attempt(lambda node=node: node.command) for node in nodes if isinstance(node, Delegate))  # type: ignore[misc]
-    return [words for words in found if words is not POISON and words is not None]
+    held = [words for words in found if words is not POISON and words is not None]
+    return [tuple(word for word in words if word is not POISON) for words in held]
 
 
 def _places(document: Document, inputs: Inputs) -> dict[str, Place]:

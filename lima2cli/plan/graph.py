@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Gather, Join, Node, Reduce, Select, Sink
 from lima2cli.plan.numbering import after, of_flow, paired
 from lima2cli.plan.records import Gdt, Numbering, Passage, Step
-from lima2cli.poison import POISON, attempt
+from lima2cli.poison import POISON, Poisoned, attempt
 from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.view import View
 
@@ -24,21 +25,41 @@ Edge = tuple[Spec, ...]
 def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[str, FrameSpec]:
     """Frames as each GDT delivers them, by its name: gaps are masked, and pixels that the detector knows as defective.
 
-    Raises `Misfit` or `FileProblem` where the detector's pixel mask is unfit.
+    Raises `Misfit` or `FileProblem` where the detector's pixel mask is unfit, or all masks together are too large.
     """
     info = pipeline.detector
     defective = _defective(info, files)
-    return {gdt.name: _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, defective) for gdt in gdts}
+    masks: dict[tuple[Any, ...], NDArray[np.bool_] | None] = {}
+    looked = _Looked()
+    found = {}
+    for gdt in gdts:
+        parts = tuple(Rect(part.x, part.y, part.width, part.height) for part in gdt.parts)
+        key = gdt.source, parts if gdt.gap_pixels else None  # of flows that show the same there is one mask
+        if key not in masks:
+            masks[key] = _flow_mask(info, gdt.source, key[1], defective)
+        found[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, masks[key])
+        looked.add(0, found[gdt.name])
+    return found
 
 
-def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, defective: NDArray[np.bool_] | None) -> FrameSpec:
-    """``source`` is the flow's, of which the GDT may deliver a part."""
+def _flow_mask(
+    info: DetectorInfo, source: Rect, parts: Sequence[Rect] | None, defective: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
+    """What is masked of the frames that show ``source``: what no part covers (None: nothing), and defective pixels."""
     mask = None
-    if gdt.gap_pixels:
-        mask = np.ones((gdt.source.height, gdt.source.width), dtype=bool)
-        for part in gdt.parts:
-            mask[Rect(part.x, part.y, part.width, part.height).within(gdt.source)] = False
-    spec = FrameSpec(
+    if parts is not None:
+        mask = np.ones((source.height, source.width), dtype=bool)
+        for part in parts:
+            mask[part.within(source)] = False
+    if defective is None:
+        return mask
+    own = defective[source.within(info.image)]
+    return own if mask is None else mask | own
+
+
+def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool_] | None) -> FrameSpec:
+    """``source`` is the flow's, of which the GDT may deliver a part."""
+    return FrameSpec(
         gdt.dtype,
         View(gdt.source),
         (info.width, info.height),
@@ -49,7 +70,6 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, defective: NDArray[np
         info.gap_value,
         base=info.base,
     )
-    return spec if defective is None else spec.masked(defective[gdt.source.within(info.image)])
 
 
 def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
@@ -72,6 +92,39 @@ LONGEST_WINDOW = 1 << 24
 """Frames that become one."""
 
 
+MOST_LOOKED_AT = 1 << 28
+"""Pixels of masks that are made and looked at when a pipeline is checked, all nodes together: what `validate` costs."""
+
+PASSING = 64
+"""Pixels of a mask that a node leaves as it is, of which one counts."""
+
+
+class _Looked:
+    """Pixels of masks that were looked at so far; those of one array are made once."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, NDArray[Any]] = {}
+        self._pixels, self._told = 0, False
+
+    def add(self, pixels: int, *specs: Any) -> None:
+        """Count pixels, and masks of frames; raises `Misfit` where all together are too many, once."""
+        self._pixels += pixels
+        for mask in (getattr(spec, "mask", None) for spec in specs):
+            if mask is None:
+                continue
+            made = mask
+            while isinstance(made.base, np.ndarray):
+                made = made.base
+            self._pixels += mask.size // PASSING if id(made) in self._masks else made.size
+            self._masks[id(made)] = made
+        if self._told:
+            raise Poisoned
+        if self._pixels > MOST_LOOKED_AT:
+            self._told = True
+            message = f"up to here masks and regions of the nodes have {self._pixels} pixels, at most {MOST_LOOKED_AT}"
+            raise Misfit("masks-too-large", message, (), "smaller regions, a smaller image, or several pipelines")
+
+
 @dataclass(frozen=True)
 class _Known:
     """What is known of everything that can be read, by name."""
@@ -79,6 +132,7 @@ class _Known:
     edges: dict[str, Edge]
     numberings: dict[str, Numbering]
     steps: dict[str, Step]
+    looked: "_Looked"
 
 
 def place_nodes(
@@ -91,6 +145,7 @@ def place_nodes(
         {flow: tuple(sources[gdt.name] for gdt in own) for flow, own in flows.items()},
         {flow: of_flow(own) for flow, own in flows.items()},
         {},
+        _Looked(),
     )
     receivers = tuple(pipeline.receivers)
     for name, it in pipeline.nodes.items():
@@ -120,7 +175,10 @@ def _place(
         return None
     edges = {place: frames for place, frames in entering.items() if not isinstance(frames, str)}
     try:
+        entered = [spec for frames in edges.values() for spec in frames]
+        known.looked.add(sum(map(node.looked_at, entered)), *entered)
         step = _step(it, edges, known, receivers, files)
+        known.looked.add(0, *(passage.after for passage in step.passages))
         for warning in (*_warnings(step, files), *_no_window(step)):
             findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
     except Misfit as misfit:

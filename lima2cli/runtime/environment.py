@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.human import size_text, volume_text
 from lima2cli.plan.records import Plan
@@ -41,12 +43,26 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
                 f"{ranks} ranks x {volume_text(MPI_RANK_BYTES)}), {volume_text(free)} are free; "
                 "make buffers smaller, or /dev/shm larger (mount -o remount,size=… /dev/shm)"
             )
-    needed, available = windows + RANK_BYTES * ranks, available_memory()
+    chunks, available = chunk_bytes(plan), available_memory()
+    needed = windows + chunks + RANK_BYTES * ranks
     if available is not None and needed > available:
         raise EnvironmentUnfit(
-            f"the run needs {volume_text(needed)} of memory (memspaces: {terms}; "
-            f"{ranks} ranks x {size_text(RANK_BYTES)}), {volume_text(available)} are available"
+            f"the run needs {volume_text(needed)} of memory (memspaces: {terms}; chunks of frames "
+            f"{volume_text(chunks)}; {ranks} ranks x {size_text(RANK_BYTES)}), {volume_text(available)} are available"
         )
+
+
+def chunk_bytes(plan: Plan) -> int:
+    """What receivers on this machine hold of chunks that they write: two that are filled in turn, one compressed."""
+    away, total = elsewhere(plan), 0
+    for channel in plan.channels.values():
+        if channel.layout == "common" or channel.sparse:
+            continue
+        limits = (channel.frames_per_chunk, channel.frames_per_file, channel.selected)
+        frames = min(limit for limit in limits if limit)
+        here = len(set(channel.receivers) - set(away))
+        total += 3 * here * frames * channel.height * channel.width * np.dtype(channel.dtype).itemsize
+    return total
 
 
 def check_programs(plan: Plan, base: Path, *, by_mpi: bool) -> None:
