@@ -1,6 +1,7 @@
 """Threads of users' code that go on when all is done, and ends of processes that do not wait for them."""
 
 import atexit
+import ctypes
 import os
 import sys
 import threading
@@ -38,13 +39,16 @@ def leave(code: int) -> None:
         sys.unraisablehook = _ignore  # else the interpreter prints a traceback of a handler that is late
         with suppress(TookTooLong), WATCH.during("atexit", CALL_S):
             atexit._run_exitfuncs()
-    if (mpi := sys.modules.get("mpi4py.MPI")) is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):  # whoever reads it has gone
             continue
+    if mpi is not None:  # MPICH takes leave of mpiexec in a handler of C's exit(3); without it mpiexec kills the others
+        ctypes.PyDLL(None).exit(code)
     os._exit(code)
 
 

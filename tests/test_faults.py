@@ -144,15 +144,18 @@ def test_what_is_left_is_seen(tmp_path: Path) -> None:
             env=leavings.environment, stdout=subprocess.PIPE,
         ) as process,
     ):  # fmt: skip
+        used = process.stdout
         try:
             assert process.stdout is not None
             process.stdout.readline()
             held.bind("\0lima2-of-others")
             shared.write_bytes(b"x")
+            used = shared.open()  # so that no run of another test sweeps it
             (tmp_path / "lima2-x").mkdir()
             (tmp_path / "pytest-of-me").mkdir()
             found = leavings.left(0)
         finally:
+            used.close()
             shared.unlink()
             process.kill()
     words = [f"process {process.pid} is left", "socket lima2-testing is left", f"{shared} is left"]

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from lima2cli.nodes.function import look
 from lima2cli.nodes.signature import Unfit, check_called, module_of
 from lima2cli.runtime.environment import chunk_bytes
 from tests.compiling import compiled, plan_of
-from tests.faults.texts import mutants, try_text
+from tests.faults.texts import mutants, try_run, try_text
 
 HEAD = "lima2: 1\ndetector: {remu: {image: {width: 16, height: 16}}}\n"
 DEEP = HEAD + "acquisition: {frames: 100000000}\n"
@@ -212,14 +211,21 @@ def test_the_budget(name: str, tmp_path: Path) -> None:
 
 def test_a_sample_of_mutants(tmp_path: Path) -> None:
     """More: ``python -m tests.faults.texts``."""
-    before, found = time.monotonic(), []
+    found = []
     for number, text in enumerate(islice(mutants(7), 60)):
         folder = tmp_path / str(number)
         folder.mkdir()
         found.append(try_text(text, folder, run=number < 12))
-    assert time.monotonic() > before
     assert [tried for tried in found if tried.problem is not None and "MiB" not in tried.problem] == []
-    assert {tried.what for tried in found} == {"validate", "run"}
+    assert "validate" in {tried.what for tried in found}  # no run where this process had taken much memory before
+
+
+def test_an_accepted_text_is_run(tmp_path: Path) -> None:
+    text = Path("examples/pipelines/minimal.yaml").read_text()
+    checked = check_text(text)
+    assert checked.plan is not None
+    ran = try_run(text, checked.plan.frames, tmp_path)
+    assert (ran.what, ran.problem) == ("run", None)
 
 
 @pytest.mark.parametrize("word", ["1", "[1]", "{}", "null", "é" * 200, '"a\\0b"'])

@@ -298,9 +298,9 @@ def test_other_times_are_found(tmp_path: Path) -> None:
     with h5py.File(ran.directory / "pipeline_save_master.h5", "r+") as file:
         times = file["entry_0000/instrument/remu/frame_time"]
         times[:] = times[()][::-1]
-    assert _problems(ran.directory) == [
-        "pipeline_save_0_00000.h5: its frames have other times in pipeline_save_master.h5"
-    ]
+    assert "pipeline_save_0_00000.h5: its frames have other times in pipeline_save_master.h5" in _problems(
+        ran.directory
+    )
 
 
 def test_rows_of_a_part_that_the_table_lacks_are_found_and_joined_again(tmp_path: Path) -> None:
