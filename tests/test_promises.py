@@ -222,9 +222,7 @@ def test_a_sample_of_mutants(tmp_path: Path) -> None:
 
 def test_an_accepted_text_is_run(tmp_path: Path) -> None:
     text = Path("examples/pipelines/minimal.yaml").read_text()
-    checked = check_text(text)
-    assert checked.plan is not None
-    ran = try_run(text, checked.plan.frames, tmp_path)
+    ran = try_run(text, None, tmp_path)
     assert (ran.what, ran.problem) == ("run", None)
 
 

@@ -53,12 +53,6 @@ def unfinished(channel: Channel, directory: str) -> str:
     return os.path.join(directory, f"{master_file(channel.name, channel.node)}.part")
 
 
-def laid_out(channel: Channel, directory: str) -> bool:
-    """Whether anything of the file is there; nothing is of a run that was ended before."""
-    paths = (unfinished(channel, directory), os.path.join(directory, master_file(channel.name, channel.node)))
-    return any(map(os.path.exists, paths)) or bool(written_rows_files(directory, channel.name, channel.node))
-
-
 def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
     """Make the file with its tree and the dataset of all selected frames; the offset of its first byte.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.artefacts.channel import Channel, TableChannel
-from lima2cli.artefacts.common_file import complete_common, laid_out
+from lima2cli.artefacts.common_file import complete_common
 from lima2cli.artefacts.counts import tells
 from lima2cli.artefacts.file_names import master_file
 from lima2cli.artefacts.flow_record import FlowRecord, cut_short, expected_rows, whole_windows
@@ -36,8 +36,6 @@ def write_ends(
     """
     folder = Path(directory)
     for name, channel in plan.channels.items():
-        if channel.layout == "common" and not laid_out(channel, directory):
-            continue
         write = complete_common if channel.layout == "common" else write_master
         own: dict[str, Any] = {"flows": _known(channel, flows), **beside.get(name, {})}
         try:
