@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from lima2cli.exit_codes import INTERRUPTED
+from lima2cli.errors import INTERRUPTED
 
 
 def main() -> None:

@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lima2cli.artefacts.stacks import FileStore
-from lima2cli.config.expansion import check_graph_file, expand, is_graph_file
-from lima2cli.config.parse import parse
-from lima2cli.config.pipeline import Pipeline
-from lima2cli.config.references import with_named_inputs
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, once, suppress
 from lima2cli.document.substitute import Variables
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.language.definitions import with_named_inputs
+from lima2cli.language.expansion import check_graph_file, expand, is_graph_file
+from lima2cli.language.parse import parse
+from lima2cli.language.pipeline import Pipeline
 from lima2cli.paths import is_file
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.destinations import Inputs, check_destinations, commands
-from lima2cli.plan.records import Plan
+from lima2cli.plan.ir import Plan
 
 
 @dataclass(frozen=True)

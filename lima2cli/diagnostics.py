@@ -1,34 +1,31 @@
-"""What is wrong with an input, where, and how to mend it: one record for every check.
-
-A diagnostic names a place by its path in the document (``("flows", "FullDet1", "buffers", "size")``).
-Lines and columns are looked up when it is shown, so that checks need not carry them.
-"""
+"""Mistakes in an input: one record for every check, names that are near, and values that are known to be bad."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, Unpack
+from difflib import get_close_matches
+from typing import Any, Literal, NoReturn, TypedDict, TypeVar, Unpack
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 Severity = Literal["error", "warning"]
 
 
-LONGEST = 800
+LONGEST_TEXT = 800
 """Characters of a message; of a longer one, which quotes a huge value, beginning and end are kept."""
 
-MOST = 1000
+MOST_MISTAKES = 1000
 """Findings of each severity that are kept; more would be read by nobody, and cost time to show."""
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"
 
 
 @dataclass(frozen=True)
 class Related:
     """A second place that explains the first, with a short label."""
 
-    at: Path
+    at: KeyPath
     label: str
 
 
@@ -46,7 +43,7 @@ class Diagnostic:
 
     rule: str
     message: str
-    at: Path = ()
+    at: KeyPath = ()
     severity: Severity = "error"
     on_key: bool = False
     notes: tuple[str, ...] = ()
@@ -69,7 +66,7 @@ class More(TypedDict, total=False):
     on_key: bool
 
 
-def _finding(severity: Severity, rule: str, message: str, at: Path, more: More) -> Diagnostic:
+def _finding(severity: Severity, rule: str, message: str, at: KeyPath, more: More) -> Diagnostic:
     notes, related = tuple(more.get("notes", ())), tuple(more.get("related", ()))
     return Diagnostic(rule, message, at, severity, more.get("on_key", False), notes, more.get("help"), related)
 
@@ -81,21 +78,21 @@ class Findings:
     items: list[Diagnostic] = field(default_factory=list)
     _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
 
-    def error(self, rule: str, message: str, at: Path, **more: Unpack[More]) -> None:
+    def error(self, rule: str, message: str, at: KeyPath, **more: Unpack[More]) -> None:
         """Add an error at a path of the document."""
         self.add(_finding("error", rule, message, at, more))
 
-    def warning(self, rule: str, message: str, at: Path, **more: Unpack[More]) -> None:
+    def warning(self, rule: str, message: str, at: KeyPath, **more: Unpack[More]) -> None:
         """Add a warning at a path of the document."""
         self.add(_finding("warning", rule, message, at, more))
 
     def add(self, diagnostic: Diagnostic) -> None:
         """Add a finding made elsewhere; of very many the rest is left out, and the last error says so."""
         count = self._counts[diagnostic.severity] = self._counts[diagnostic.severity] + 1
-        if count == MOST and diagnostic.severity == "error":
-            message = f"there are {MOST} mistakes: what follows is not shown"
+        if count == MOST_MISTAKES and diagnostic.severity == "error":
+            message = f"there are {MOST_MISTAKES} mistakes: what follows is not shown"
             diagnostic = Diagnostic("too-many-mistakes", message, diagnostic.at, span=diagnostic.span)
-        if count <= MOST:
+        if count <= MOST_MISTAKES:
             self.items.append(diagnostic)
 
     @property
@@ -105,3 +102,73 @@ class Findings:
 
     def __iter__(self) -> Iterator[Diagnostic]:
         return iter(self.items)
+
+
+NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+"""Flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
+
+KNOWN_NAMES, LONGEST_WORD = 200, 100
+"""Known names, and characters of a word, for which likeness is looked at; its cost grows with the product."""
+
+HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
+"""Machines, by name or address."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that ``word`` was probably meant to be, or None.
+
+    Case is ignored first, so that ``ctr1`` finds ``CTR1``.
+    """
+    names = list(known)
+    folded = {name.casefold(): name for name in reversed(names)}
+    if (same := folded.get(word.casefold())) is not None:
+        return same
+    if len(names) > KNOWN_NAMES or len(word) > LONGEST_WORD:
+        return None
+    close = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Help text for a mistyped name: the nearest one, else all that are known, else None."""
+    names = list(known)
+    best = nearest(word, names)
+    if best is not None and best != word:
+        return f"did you mean `{best}`?"
+    return f"known: {', '.join(names)}" if names else None
+
+
+T = TypeVar("T")
+
+
+class Poisoned(Exception):
+    """A check read a value that had been reported already."""
+
+
+class _Poison:
+    """Raises on every use except identity."""
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise Poisoned
+
+    def __repr__(self) -> str:
+        return "POISON"
+
+    __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __contains__ = __bool__ = _raise
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _raise
+    __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _raise
+    __round__ = __int__ = __float__ = __index__ = _raise
+    __lt__ = __le__ = __gt__ = __ge__ = __str__ = __format__ = _raise
+    __eq__ = __ne__ = _raise
+    __hash__ = _raise
+
+
+POISON: Any = _Poison()
+
+
+def attempt(compute: Callable[[], T]) -> T:
+    """``compute()``, or ``POISON`` where it read a poisoned value."""
+    try:
+        return compute()
+    except Poisoned:
+        return POISON  # type: ignore[no-any-return]

@@ -1,16 +1,4 @@
-"""The exceptions that cross a stage's border.
-
-Lima2Error
-├── UnreadableInput    a file that cannot be read or is not YAML at all        exit 2
-├── EnvironmentUnfit   this machine cannot run the plan; nothing was started   exit 12
-├── FileProblem        a data file that a pipeline names is missing or unfit
-├── RunFailed          a run that started and could not finish                 exit 10
-├── StateError         an operation that a detector's state refuses
-├── UserCodeError      code of the user's failed, or gave what was not declared
-└── Misfit             a node's parameters do not go with the data that it gets
-
-EndedAtOnce            the user ended the run at once; no Exception, so that nothing on the way takes it for a failure
-"""
+"""Exceptions that cross the border of a stage, and the exit codes of the program."""
 
 
 class Lima2Error(Exception):
@@ -59,7 +47,7 @@ class EndedAtOnce(BaseException):
     """The second Ctrl-C of a run whose ranks are all in one process."""
 
 
-class Misfit(Lima2Error):
+class NodeMisuse(Lima2Error):
     """A node's parameters don't go with the data that it gets; becomes a diagnostic at the parameter.
 
     ``key`` is the path below the node's kind, e.g. ``("rois", "door", "rect")``.
@@ -68,3 +56,22 @@ class Misfit(Lima2Error):
     def __init__(self, rule: str, message: str, key: tuple[str | int, ...] = (), help: str | None = None) -> None:
         super().__init__(message)
         self.rule, self.message, self.key, self.help = rule, message, key, help
+
+
+FINE = 0
+PROBLEMS = 1
+"""The input has problems."""
+USAGE = 2
+"""Wrong usage, or an unreadable file."""
+BUG = 3
+"""A mistake of ours."""
+FAILED = 10
+"""The run failed."""
+DATA_LOST = 11
+"""Data were lost although the pipeline forbids it."""
+UNFIT = 12
+"""This machine cannot run the plan; nothing was started."""
+STOPPED = 128
+"""To which the number of the signal is added that has stopped it."""
+INTERRUPTED = STOPPED + 2
+"""By Ctrl-C."""

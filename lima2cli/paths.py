@@ -1,8 +1,12 @@
-"""Paths by what they lead to: one file or directory may have several, through links, mounts and other names."""
+"""Files by what they lead to, locks of whole files (flock(2)), and JSON objects that others may have damaged."""
 
+import errno
+import fcntl
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def real(path: Path) -> Path:
@@ -41,6 +45,56 @@ def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:
         return known[path]
 
     return [path for path in map(Path, paths) if inside(real(path))]
+
+
+LARGEST = 64 << 20
+"""Bytes of a file that is read; those of lima2 are far smaller."""
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Read a JSON object. ValueError where it is none, one that is nested too deep, or no UTF-8."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it is no object but {type(found).__name__}")
+    return found
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object. OSError where it can't be read, ValueError as of `json_object`."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+    return json_object(data)
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""File systems without locks."""
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Lock an open file for this process alone; False where another one holds it. Where the file system has no locks
+    it counts as locked. OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Unlock a file for all that have it open by the same `open`. OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 __all__ = ["held_in", "is_file", "real", "same"]

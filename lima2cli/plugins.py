@@ -34,7 +34,7 @@ class PluginProblem(Lima2Error):
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provider:
     """Who brings a kind: a distribution and its version; None where it is built in."""
 
     distribution: str | None = None
@@ -54,7 +54,7 @@ class Kind(Generic[T]):
     """
 
     table: type[T] | None
-    origin: Origin = Origin()
+    origin: Provider = Provider()
     problem: PluginProblem | None = None
 
 
@@ -173,6 +173,6 @@ def _kind(table: Any) -> str:
     return str(getattr(table, "kind", None))
 
 
-def _origin(claim: "EntryPoint") -> Origin:
+def _origin(claim: "EntryPoint") -> Provider:
     name, version = (None, None) if claim.dist is None else (claim.dist.name, claim.dist.version)
-    return Origin(name or "an unnamed package", version or "")  # metadata may be incomplete
+    return Provider(name or "an unnamed package", version or "")  # metadata may be incomplete

@@ -10,6 +10,6 @@
 done before the detector starts, what it does after the last one before the run ends.
 """
 
-from lima2cli.runtime.processing import Receiver, SourceBlock
+from lima2cli.graph.user_program import Receiver, SourceBlock
 
 __all__ = ["Receiver", "SourceBlock"]

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.nodes.function import Code, words
-from lima2cli.runtime.ranks import LONGEST_SLEEP_S, SHORTEST_SLEEP_S
-from lima2cli.runtime.service import Given, Service
-from lima2cli.spec import Array, FrameSpec
+from lima2cli.frames import Array, FrameSpec
+from lima2cli.graph.offload import Given, Service
+from lima2cli.nodes.user_function import Code, words
+from lima2cli.ranks.loop import LONGEST_SLEEP_S, SHORTEST_SLEEP_S
 
 
 class Task:
@@ -89,7 +89,7 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        from lima2cli.runtime.worker import join
+        from lima2cli.job.rank_main import join
 
         program, self._port = join()
         self._service = Service(program, self._port)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.channel import Channel, TableChannel
-from lima2cli.artefacts.frames import FrameWriter
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.frames import Block, DatasetInfo, DetectorInfo
 from lima2cli.geometry import Rect, Rule
-from lima2cli.spec import Block, DatasetInfo, DetectorInfo
 from lima2cli.view import View
 
 START_NS = 10**18

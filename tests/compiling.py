@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lima2cli.artefacts.stacks import FileStore
-from lima2cli.config.parse import parse
 from lima2cli.diagnostics import Findings
 from lima2cli.document import load
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.language.parse import parse
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.figures import plan_figures
-from lima2cli.plan.records import Plan
+from lima2cli.plan.ir import Plan
 
 
 def compiled(text: str, base: Path = Path(), *, cores: int = 2) -> tuple[Plan | None, Findings]:

@@ -10,12 +10,12 @@ from random import Random
 
 import numpy as np
 
+from lima2cli.frames import Block
 from lima2cli.geometry import Rect, Rule
+from lima2cli.graph.collectives import UNDER_WAY, Collective, Gathering, Reduction
+from lima2cli.graph.waiting import END, Arrival, Lease, Result
 from lima2cli.nodes.base import Partial
-from lima2cli.runtime.arrivals import END, Arrival, Hold, Result
-from lima2cli.runtime.meeting import UNDER_WAY, Gathering, Meeting, Reduction
-from lima2cli.spec import Block
-from lima2cli.transport.base import Circle
+from lima2cli.transport.base import CollectiveGroup
 
 BLOCKS, WIDTH, ROWS, FILL, POISON = 3, 5, 2, 9, 0xDEAD
 
@@ -54,7 +54,7 @@ class Case:
 class Member:
     """One receiver: brings arrivals, keeps results. Memory is spoilt as soon as it is given back."""
 
-    def __init__(self, case: Case, rank: int, node: Meeting) -> None:
+    def __init__(self, case: Case, rank: int, node: Collective) -> None:
         self.case, self.rank, self.node = case, rank, node
         self.results: list[tuple[int, Result, list[int]]] = []
         self.given_back: list[int] = []
@@ -91,7 +91,7 @@ class Member:
             self.given_back.append(index)
             memory[...] = POISON
 
-        return Arrival(last, Block(frames, numbers, numbers + 1, True), hold=Hold(give_back))
+        return Arrival(last, Block(frames, numbers, numbers + 1, True), hold=Lease(give_back))
 
     def poll(self) -> bool:
         """One look; whether something came."""
@@ -143,13 +143,13 @@ def place(member: int) -> Rect:
     return Rect(1 + member * WIDTH, 0, WIDTH, ROWS)
 
 
-def members(case: Case, ranks: list[int], circles: Callable[[int], Circle], kind: str) -> list[Member]:
+def members(case: Case, ranks: list[int], circles: Callable[[int], CollectiveGroup], kind: str) -> list[Member]:
     """The nodes of some ranks."""
     found = []
     for rank in ranks:
         if kind == "gather":
             shape, places = (ROWS, 1 + case.size * WIDTH), [place(member) for member in range(case.size)]
-            node: Meeting = Gathering(circles(rank), case.rule, places, shape, "uint32", FILL)
+            node: Collective = Gathering(circles(rank), case.rule, places, shape, "uint32", FILL)
         else:
             node = Reduction(circles(rank), merged)
         found.append(Member(case, rank, node))
@@ -173,13 +173,13 @@ def main() -> None:
     """One rank of three; each at a pace of its own."""
     from mpi4py import MPI
 
-    from lima2cli.transport.mpi_circle import MpiCircle
+    from lima2cli.transport.mpi_collective import MpiCollectiveGroup
 
     world = MPI.COMM_WORLD
     wrong: list[str] = []
     for seed, kind in enumerate(("gather", "reduce")):
         case = Case(seed, world.size, 3 * UNDER_WAY, last_blocks=1)
-        circle = MpiCircle(world, range(world.size), seed)
+        circle = MpiCollectiveGroup(world, range(world.size), seed)
         own = members(case, [world.rank], lambda rank, circle=circle: circle, kind)  # type: ignore[misc]
         play(own, Random(100 * seed + world.rank))
         wrong += own[0].wrong()

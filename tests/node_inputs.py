@@ -8,9 +8,9 @@ import numpy as np
 
 from lima2cli.declare import Bad, Table
 from lima2cli.errors import FileProblem
+from lima2cli.frames import Array, Block, FrameReader, FrameSpec, StackInfo
 from lima2cli.geometry import Rect
-from lima2cli.nodes.kinds import node_kinds
-from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo
+from lima2cli.nodes.registry import node_kinds
 from lima2cli.testing.inputs import padded
 from lima2cli.view import View
 

@@ -108,7 +108,7 @@ def program(*arguments: str, cwd: Path) -> Done:
 
 def mpiexec(ranks: int, *arguments: str, cwd: Path) -> Done:
     """The program as ``ranks`` processes of one job."""
-    from lima2cli.runtime.launch import find_mpiexec
+    from lima2cli.job.launch import find_mpiexec
 
     return subprocess.run(
         [str(find_mpiexec()), "-n", str(ranks), sys.executable, "-m", "lima2cli", *arguments],
@@ -138,7 +138,7 @@ class Live:
         self.ranks = [
             child
             for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "lima2cli.runtime.worker" in child.cmdline() and "python" in Path(child.cmdline()[0]).name
+            if "lima2cli.job.rank_main" in child.cmdline() and "python" in Path(child.cmdline()[0]).name
         ]
         self.ranks.sort(key=lambda rank: int(rank.environ()["PMI_RANK"]))
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
-from lima2cli.artefacts.compression import COMPRESSIONS
-from lima2cli.artefacts.frames import FrameWriter, frames_per_chunk_auto
-from lima2cli.artefacts.recover import lookup3, reopenable
 from lima2cli.errors import FileProblem
+from lima2cli.files.appending import lookup3, reopenable
+from lima2cli.files.compression import COMPRESSIONS
+from lima2cli.files.frame_writer import FrameWriter, frames_per_chunk_auto
 from tests.artefacts_samples import detector_group, make_block, make_channel, write_all
 
 assert hdf5plugin  # registers the filters for h5py
@@ -132,7 +132,7 @@ def test_readers_find_the_image(tmp_path: Path) -> None:
 WRITES_FOREVER = """
     import itertools
     from tests.artefacts_samples import make_block, make_channel
-    from lima2cli.artefacts.frames import FrameWriter
+    from lima2cli.files.frame_writer import FrameWriter
     channel = make_channel(frames_per_chunk=4, compression="{compression}")
     writer = FrameWriter(channel, "{folder}", 0, 10**18)
     for i in itertools.count():
@@ -173,7 +173,7 @@ def test_a_kill_leaves_all_that_was_flushed(tmp_path: Path, compression: str) ->
 FILLS_THE_DISK = """
     import resource
     from tests.artefacts_samples import make_block, make_channel
-    from lima2cli.artefacts.frames import FrameWriter
+    from lima2cli.files.frame_writer import FrameWriter
     channel = make_channel(frames_per_chunk=4, compression="none", height=64, width=64)
     writer = FrameWriter(channel, "{folder}", 0, 10**18)
     if {limit}:

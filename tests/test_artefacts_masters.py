@@ -18,15 +18,14 @@ from hypothesis import strategies as st
 from nexusformat.nexus import nxload
 from silx.io import nxdata
 
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.links import write_links
-from lima2cli.artefacts.mapping import pieces, rows
-from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.progressions import ranges
-from lima2cli.artefacts.recover import reopenable
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
-from lima2cli.artefacts.tables import TableWriter, merge_tables
+from lima2cli.accounting.inspect_run import inspect_run
+from lima2cli.files.appending import reopenable
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.files.master import write_master
+from lima2cli.files.master_rows import pieces, rows
+from lima2cli.files.rows import DROPPED, INCOMPLETE, LOST, ranges
+from lima2cli.files.run_file import write_links
+from lima2cli.files.tables import TableWriter, merge_tables
 from lima2cli.geometry import locate
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, make_rule, make_table, write_all
 
@@ -283,9 +282,9 @@ def test_many_small_and_one_large_append(tmp_path: Path) -> None:
 TABLE_WRITES_FOREVER = """
 import itertools, sys
 import numpy as np
-from lima2cli.artefacts.progressions import ranges
-from lima2cli.artefacts.recover import reopenable
-from lima2cli.artefacts.tables import TableWriter
+from lima2cli.files.rows import ranges
+from lima2cli.files.appending import reopenable
+from lima2cli.files.tables import TableWriter
 from tests.artefacts_samples import make_table
 writer = TableWriter(make_table(), sys.argv[1], 0)
 for i in itertools.count():

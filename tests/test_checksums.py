@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import xxhash
 
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.recover import level, reopenable
-from lima2cli.artefacts.stacks import FileStore
+from lima2cli.accounting.inspect_run import inspect_run
 from lima2cli.errors import FileProblem
+from lima2cli.files.appending import level, reopenable
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.inputs.stacks import FileStore
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, write_all
 from tests.faults.bits import COMPRESSIONS, Piece, anywhere, found_of, pieces, pipeline, told
 from tests.running import TRANSPORTS, Ran, lima2, run
@@ -164,7 +164,7 @@ def test_old_files_are_read_by_a_process_that_may_die(tmp_path: Path, compressio
 
 
 def test_a_reader_that_dies_is_said_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lima2cli.artefacts import reading_apart
+    from lima2cli.files import inspection as reading_apart
 
     script = (
         "import json, os, sys\n"

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lima2cli.artefacts import compression as module
-from lima2cli.artefacts import hdf5_filters
-from lima2cli.artefacts.compression import COMPRESSIONS, encoder, filter_options
-from lima2cli.artefacts.hdf5_filters import FilterFunction, load_filters
+from lima2cli.files import compression as hdf5_filters
+from lima2cli.files import compression as module
+from lima2cli.files.compression import COMPRESSIONS, FilterFunction, encoder, filter_options, load_filters
 from tests.running import TRANSPORTS, program, run
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -95,7 +94,7 @@ def test_threads_share_an_encoder(compression: str) -> None:
 GROWS = """
     import resource, sys
     import numpy as np
-    from lima2cli.artefacts.compression import encoder
+    from lima2cli.files.compression import encoder
     chunk = np.random.default_rng(1).poisson(2, (1, 1024, 1024)).astype(np.uint16)
     if sys.argv[2] == "noise":
         chunk = np.frombuffer(np.random.default_rng(1).bytes(chunk.nbytes), np.uint16).reshape(chunk.shape)
@@ -162,7 +161,7 @@ def plugin_paths(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["own", "copies", "broken", "wrong", "empty", "missing", "file", "several", "unset"])
 def test_plugins_of_others_do_not_matter(tmp_path: Path, name: str) -> None:
     path = plugin_paths(tmp_path)[name]
-    code = "from lima2cli.artefacts.filters import filter_problems\nprint(set(filter_problems().values()))"
+    code = "from lima2cli.files.compression import filter_problems\nprint(set(filter_problems().values()))"
     assert python(code, HDF5_PLUGIN_PATH=path) == "{None}\n"
 
 
@@ -171,7 +170,7 @@ def test_hdf5plugin_was_imported_by_others() -> None:
     code = """
         import hdf5plugin
         assert set(hdf5plugin.get_config().registered_filters.values()) == {"unknown"}
-        from lima2cli.artefacts.filters import filter_problems
+        from lima2cli.files.compression import filter_problems
         print(set(filter_problems().values()))
     """
     assert python(code, HDF5_PLUGIN_PATH=hdf5plugin.PLUGIN_PATH) == "{None}\n"
@@ -179,7 +178,7 @@ def test_hdf5plugin_was_imported_by_others() -> None:
 
 def test_the_library_looks_where_it_was_told_to() -> None:
     code = """
-        from lima2cli.artefacts.hdf5_filters import load_filters
+        from lima2cli.files.compression import load_filters
         from h5py import h5pl
         load_filters()
         print([h5pl.get(i) for i in range(h5pl.size())])

@@ -9,16 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.declare import Bad, Table, Text, param
-from lima2cli.detectors.base import AcqParams, Operations, XferParams
-from lima2cli.detectors.kinds import detector_kinds
+from lima2cli.detectors.base import AcqParams, Operations, XferParams, detector_kinds
+from lima2cli.frames import Files, FrameSpec, TableSpec
 from lima2cli.geometry import Rect
+from lima2cli.inputs.stacks import FileStore
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.base import Map
-from lima2cli.nodes.kinds import node_kinds
 from lima2cli.nodes.python import Python
-from lima2cli.spec import Files, FrameSpec, TableSpec
+from lima2cli.nodes.registry import node_kinds
 from lima2cli.testing import DetectorTests, NodeTests, frame_spec
 from tests.node_inputs import MemoryFiles, node
 

@@ -15,15 +15,14 @@ import pytest
 
 from lima2cli.errors import RunFailed
 from lima2cli.geometry import Rect
-from lima2cli.runtime import patience
-from lima2cli.runtime.announcement import FILE
-from lima2cli.runtime.job import BY_USER
-from lima2cli.runtime.origin import Origin
-from lima2cli.runtime.ranks import run_inline
-from lima2cli.runtime.receiver import ReceiverRank
-from lima2cli.runtime.requests import Requests, ask
-from lima2cli.runtime.run import open_directory
-from lima2cli.runtime.runs import find_run, look
+from lima2cli.job.run import open_directory
+from lima2cli.ranks import progress as patience
+from lima2cli.ranks.loop import run_inline
+from lima2cli.ranks.receiver import ReceiverRank
+from lima2cli.runs.channel import BY_USER
+from lima2cli.runs.control_socket import FILE, Requests, ask
+from lima2cli.runs.directory import find_run, look
+from lima2cli.runs.saved_plan import Origin
 from tests.compiling import compiled
 from tests.running import TRANSPORTS, Live, Ran, counter, lima2, needs_mpi, run, truth
 

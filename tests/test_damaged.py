@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lima2cli.runtime.runs import look
+from lima2cli.runs.directory import look
 from tests.faults import files
 from tests.running import Live, lima2, run
 

@@ -207,10 +207,10 @@ def test_a_program_of_the_users_that_goes_wrong(tmp_path: Path, mode: str) -> No
 @pytest.mark.mpi
 @needs_mpi
 def test_a_program_that_does_not_join_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lima2cli.plan.records import Plan
-    from lima2cli.runtime import launch
-    from lima2cli.runtime.origin import Origin
-    from lima2cli.runtime.run import run_plan
+    from lima2cli.job import launch
+    from lima2cli.job.run import run_plan
+    from lima2cli.plan.ir import Plan
+    from lima2cli.runs.saved_plan import Origin
 
     (tmp_path / "idle.py").write_text("print('nothing to do')")
     monkeypatch.setattr(launch, "START_UP_S", 1.5)

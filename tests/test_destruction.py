@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
-from lima2cli.artefacts.backing import backing_files
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.inputs.stacks import backing_files
+from lima2cli.job import resources as disk
 from lima2cli.paths import held_in
-from lima2cli.runtime import disk
-from lima2cli.runtime.directory import Claim, make_directory
-from lima2cli.runtime.ownership import RunNames, is_live, remove_run
+from lima2cli.runs.directory import Claim, make_directory
+from lima2cli.runs.ownership import RunNames, is_live, remove_run
 from lima2cli.transport.mapped import map_file
 from tests.running import TRANSPORTS, Live, Ran, lima2, mpiexec, needs_mpi, program
 
@@ -342,7 +342,7 @@ def test_a_run_that_is_not_started_leaves_the_one_before(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("lima2cli.runtime.origin.Origin.write", full)
+    monkeypatch.setattr("lima2cli.runs.saved_plan.Origin.write", full)
     assert run(SAVES, tmp_path).code == 12
     assert contents(tmp_path) == before
 
@@ -356,7 +356,7 @@ def test_nor_does_one_whose_ranks_cannot_be_started(tmp_path: Path, monkeypatch:
     def none(*_: object, **__: object) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr("lima2cli.runtime.launch.subprocess.Popen", none)
+    monkeypatch.setattr("lima2cli.job.launch.subprocess.Popen", none)
     assert run(SAVES, tmp_path, "mpi").code == 12
     assert contents(tmp_path) == before
 
@@ -509,7 +509,7 @@ def test_recovery_touches_no_file_but_the_runs_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_said_to_hold_a_socket_is_not_emptied(tmp_path: Path) -> None:
-    from lima2cli.runtime.announcement import forget
+    from lima2cli.runs.control_socket import forget
 
     mine = tmp_path / "lima2-data"
     mine.mkdir()

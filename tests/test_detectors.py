@@ -8,17 +8,16 @@ import h5py
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.declare import Bad, Table
 from lima2cli.detectors import sources
-from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, XferParams
-from lima2cli.detectors.kinds import detector_kinds
+from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, XferParams, detector_kinds
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.detectors.sources import Recording
-from lima2cli.errors import FileProblem, Misfit, StateError
+from lima2cli.diagnostics import POISON, Poisoned
+from lima2cli.errors import FileProblem, NodeMisuse, StateError
+from lima2cli.frames import DatasetInfo, StackInfo
 from lima2cli.geometry import Rect
-from lima2cli.poison import POISON, Poisoned
-from lima2cli.spec import DatasetInfo, StackInfo
+from lima2cli.inputs.stacks import FileStore
 
 MAZE: dict[str, Any] = {
     "image": {"width": 500, "height": 500},
@@ -131,14 +130,14 @@ def rect(x: int, y: int, width: int, height: int) -> dict[str, int]:
     ],
 )
 def test_remu_parameters_that_contradict(store: FileStore, change: dict, rule: str, key: tuple, words: str) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         config("remu", SMALL | change).describe(store)
     assert (caught.value.rule, caught.value.key) == (rule, key)
     assert words in caught.value.message
 
 
 def test_unknown_dataset_gets_a_suggestion(store: FileStore) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         config("remu", MAZE | {"scenes": {"ctr2": {"gradient": {}}}}).describe(store)
     assert caught.value.help == "did you mean `CTR2`?"
 
@@ -278,10 +277,10 @@ def test_replay_describes_its_file(store: FileStore) -> None:
     assert info.datasets == (DatasetInfo("data", 0, "int32", 32, 9),)
     assert info.can_wait
     assert config("replay", {"file": "s.h5", "loop": True}).describe(store).datasets[0].frames is None
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         config("replay", {"file": "s.h5", "gap_value": 2**31}).describe(store)
     assert (caught.value.rule, caught.value.key) == ("gap-value", ("gap_value",))
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         config("replay", {"file": "s.h5", "modules": [rect(0, 0, 21, 1)]}).describe(store)
     assert (caught.value.rule, caught.value.key) == ("module-outside", ("modules", 0))
     with pytest.raises(FileProblem):

@@ -11,21 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2cli.check import check_text
-from lima2cli.config.capabilities import check_synchronisation, operated_detector
-from lima2cli.config.records import Acquisition
 from lima2cli.declare import Bad, Table
 from lima2cli.detectors import lifecycle
 from lima2cli.detectors.base import AcqParams, Capabilities, Operations, XferParams
-from lima2cli.detectors.capabilities import read_record, retrieve_capabilities, write_record
-from lima2cli.detectors.faults import Corrupted, Dead, Died, Dropped, Failed, Faults, Hot, Jitter, Late, parse_fault
+from lima2cli.detectors.capability_record import read_record, retrieve_capabilities, write_record
+from lima2cli.detectors.emulator_faults import (
+    Corrupted,
+    Dead,
+    Died,
+    Dropped,
+    Failed,
+    Faults,
+    Hot,
+    Jitter,
+    Late,
+    parse_fault,
+)
 from lima2cli.detectors.lifecycle import Lifecycle
 from lima2cli.detectors.operations import operate
 from lima2cli.detectors.remu import Remu
-from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.errors import Misfit, StateError
+from lima2cli.diagnostics import Diagnostic, Findings, attempt
+from lima2cli.errors import NodeMisuse, StateError
+from lima2cli.frames import DatasetInfo, DetectorInfo
 from lima2cli.geometry import Rect
-from lima2cli.poison import attempt
-from lima2cli.spec import DatasetInfo, DetectorInfo
+from lima2cli.language.checks import check_synchronisation, operated_detector
+from lima2cli.language.records import Acquisition
 from lima2cli.testing import NoFiles
 from tests.running import EXAMPLES, run
 
@@ -173,7 +183,7 @@ def test_a_record_comes_back_as_it_was_written() -> None:
     ],
 )
 def test_mistakes_of_a_record(change: dict[str, Any], rule: str, key: tuple[Any, ...]) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         read_record(RECORD | change, "eye")
     assert caught.value.key == key
     assert caught.value.rule == rule or change == {"datasets": {}}
@@ -225,7 +235,7 @@ def test_operated_modules_are_the_bins_that_they_cover(x: int, y: int, summed: i
 def test_a_roi_may_leave_modules_out() -> None:
     shown = operate(SENSOR, Operations(roi=Rect(6, 0, 6, 9)))
     assert [module.area for module in shown.modules] == [0, 48]
-    with pytest.raises(Misfit, match="no module covers a pixel"):
+    with pytest.raises(NodeMisuse, match="no module covers a pixel"):
         operate(SENSOR, Operations(roi=Rect(5, 0, 1, 9)))
 
 
@@ -385,7 +395,7 @@ def test_faults_of_the_command_line(text: str, fault: Any) -> None:
     ],
 )
 def test_mistyped_faults(text: str, rule: str, help: str | None) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         parse_fault(text)
     assert caught.value.rule == rule
     assert help in (None, caught.value.help)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lima2cli.cli.display import KEPT, Display
-from lima2cli.cli.progress import Progress
+from lima2cli.cli.display import KEPT, Display, ProgressStyle
 from tests.running import PATIENCE_S, mpi
 
 TEXT = """
@@ -108,7 +107,7 @@ def test_what_nobody_takes_is_bounded_and_said(
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     with os.fdopen(write, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        display = Display(Progress.JSON)
+        display = Display(ProgressStyle.JSON)
         for number in range(3 * KEPT):
             display({"type": "progress", "number": number})
         display({"type": "event", "event": "warning", "message": "the last"})

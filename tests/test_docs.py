@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lima2cli.check import Checked, check_text
-from lima2cli.config.manual import manual
 from lima2cli.document import show_text
+from lima2cli.language.manual import manual
 from tests.golden import agrees
 
 ROOT = Path(__file__).parents[1]

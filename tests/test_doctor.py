@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from lima2cli.artefacts.filters import filter_problems
+from lima2cli.doctor import Bandwidths, Check, Diagnosis, as_plain
+from lima2cli.doctor import machine as doctor_machine
+from lima2cli.doctor import machine as doctor_measure
+from lima2cli.doctor import pipeline as doctor_pipeline
+from lima2cli.doctor import pipeline as examine
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.human import rate_text
-from lima2cli.plan.records import Plan
-from lima2cli.runtime import doctor_machine, doctor_measure, doctor_pipeline, environment, examine
-from lima2cli.runtime.doctor import Check, Diagnosis, Measured, as_plain
+from lima2cli.files.compression import filter_problems
+from lima2cli.job import resources as environment
+from lima2cli.plan.ir import Plan
+from lima2cli.units import rate_text
 from tests.compiling import plan_of
 from tests.running import lima2, needs_mpi
 
@@ -38,7 +42,7 @@ def pipeline(overrun: str = "wait", compression: str = "none", size: str = "20 M
 
 
 def found(plan: Plan, put: float | None = 5e9, disk: float | None = 5e9) -> dict[str, Check]:
-    checks = doctor_pipeline.pipeline_checks(plan, Path(), Measured(put, disk), shared=True)
+    checks = doctor_pipeline.pipeline_checks(plan, Path(), Bandwidths(put, disk), shared=True)
     return {check.name: check for check in checks}
 
 

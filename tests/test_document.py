@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.diagnostics import Diagnostic, Findings, Path
+from lima2cli.diagnostics import Diagnostic, Findings, KeyPath
 from lima2cli.document import Document, Source, Span, events, load, show_text, suppress
-from lima2cli.document.scalars import resolve
+from lima2cli.document.yaml_tree import resolve
 
 MAZE = """\
 # a comment
@@ -529,5 +529,5 @@ def test_load_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_paths_of_lists_are_indices() -> None:
     document, _ = read("a: [[1], {b: 2}]")
     assert document is not None
-    paths: list[Path] = [(), ("a",), ("a", 0), ("a", 0, 0), ("a", 1), ("a", 1, "b")]
+    paths: list[KeyPath] = [(), ("a",), ("a", 0), ("a", 0, 0), ("a", 1), ("a", 1, "b")]
     assert sorted(document.values, key=str) == sorted(paths, key=str)

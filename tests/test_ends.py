@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.artefacts import rows
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.channel import Channel, TableChannel
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.mapping import Mapping, pieces
-from lima2cli.artefacts.mapping import rows as regular_rows
-from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.progressions import Progressions, range_list, ranges, ranges_of
-from lima2cli.artefacts.sources import Selection
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST
-from lima2cli.artefacts.tables import TableWriter, merge_tables
-from lima2cli.runtime.visits import Statuses, Visits
+from lima2cli.accounting.account import Visits, VisitStatuses
+from lima2cli.accounting.claims import Selection
+from lima2cli.accounting.inspect_run import inspect_run
+from lima2cli.files import rows
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.files.master import write_master
+from lima2cli.files.master_rows import RowMapping, pieces
+from lima2cli.files.master_rows import rows as regular_rows
+from lima2cli.files.rows import DROPPED, INCOMPLETE, LOST, Progressions, range_list, ranges, ranges_of
+from lima2cli.files.tables import TableWriter, merge_tables
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, make_rule, make_table, write_all
 from tests.compiling import compiled
 
@@ -33,7 +32,7 @@ def test_sequences_in_pieces_are_as_the_whole(numbers: set[int], cuts: list[int]
     whole = np.array(sorted(numbers), np.int64)
     parts = np.split(whole, sorted(cuts))
     assert ranges_of(parts) == ranges(whole)
-    mapping, source = Mapping(), np.arange(len(whole))
+    mapping, source = RowMapping(), np.arange(len(whole))
     for target, origin in zip(parts, np.split(source, sorted(cuts)), strict=True):
         mapping.add(target, origin, target % 3)
     assert mapping.finish() == pieces(whole, whole % 3)
@@ -71,7 +70,7 @@ def test_visits_are_the_frames_of_their_groups(data: st.DataObject, blocks: int,
     visits = Visits(rule, expected, tuple(given_))
     assert len(visits) == np.count_nonzero(want)
     first, last = sorted(data.draw(st.tuples(st.integers(0, expected), st.integers(0, expected))))
-    np.testing.assert_array_equal(Statuses(expected, ((LOST, visits),))[first:last], want[first:last])
+    np.testing.assert_array_equal(VisitStatuses(expected, ((LOST, visits),))[first:last], want[first:last])
 
 
 @settings(max_examples=8)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lima2cli.runtime import environment
+from lima2cli.job import resources as environment
 
 MIB = 1 << 20
 

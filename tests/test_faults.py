@@ -17,11 +17,11 @@ import h5py
 import numpy as np
 import pytest
 
-from lima2cli.artefacts import appending
-from lima2cli.artefacts.common_file import WrittenRows, complete_common, lay_out
-from lima2cli.runtime.broken import reopen_files
-from lima2cli.runtime.launch import Ranks
-from lima2cli.runtime.process import ending
+from lima2cli.files import appending
+from lima2cli.files.common_file import WrittenRows, complete_common, lay_out
+from lima2cli.job.launch import Ranks
+from lima2cli.runs.ending import reopen_files
+from lima2cli.runs.processes import ending
 from tests.artefacts_samples import detector_group, make_block, make_channel
 from tests.faults import Outcome, __main__, kills, mixed, signals
 from tests.faults.job import JobRun, accounted
@@ -215,7 +215,7 @@ def test_who_is_about_to_end_is_seen() -> None:
 def test_nobody_is_named_where_another_was_about_to_end(about_to: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     others = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     if about_to:
-        monkeypatch.setattr("lima2cli.runtime.launch.ending", lambda stat: True)
+        monkeypatch.setattr("lima2cli.job.launch.ending", lambda stat: True)
     ranks = Ranks(others[0], "lima2-nothing")
     others[1].kill()
     ranks._watch({others[0].pid: 0, others[1].pid: 1})

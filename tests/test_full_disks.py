@@ -15,24 +15,25 @@ import numpy as np
 import pytest
 import typer
 
-from lima2cli.artefacts import appending, common_file, master, room
-from lima2cli.artefacts.common_file import complete_common, lay_out
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.recover import BLOCK, level, reopenable
-from lima2cli.artefacts.tree import detector_path
+from lima2cli.accounting import summary
+from lima2cli.accounting.acquisitions import LiveAcquisition
+from lima2cli.accounting.summary import RESERVE_BYTES, read_summary, release_ends, reserve_summary, write_summary
 from lima2cli.check import check_text
 from lima2cli.cli.border import border
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.plan.records import Plan
-from lima2cli.plan.volume import MOST_BYTES, end_bytes
-from lima2cli.runtime import summary
-from lima2cli.runtime.acquisition import Acquisition
-from lima2cli.runtime.directory import make_another
-from lima2cli.runtime.launch import Log
-from lima2cli.runtime.ownership import RunNames
-from lima2cli.runtime.recover import whole
-from lima2cli.runtime.summary import RESERVE_BYTES, read_summary, release_ends, reserve_summary, write_summary
-from lima2cli.runtime.writing import Writing
+from lima2cli.files import appending, common_file, master
+from lima2cli.files import disk as room
+from lima2cli.files.appending import BLOCK, level, reopenable
+from lima2cli.files.common_file import complete_common, lay_out
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.files.nexus import detector_path
+from lima2cli.graph.operators import Writing
+from lima2cli.job.launch import Log
+from lima2cli.job.recovery import whole
+from lima2cli.plan.figures import MOST_BYTES, end_bytes
+from lima2cli.plan.ir import Plan
+from lima2cli.runs.directory import make_another
+from lima2cli.runs.ownership import RunNames
 from tests.artefacts_samples import make_block, make_channel
 from tests.running import EXAMPLES, lima2, run
 
@@ -99,7 +100,7 @@ def _taken(path: Path) -> int:
 KILLED = """
 import os, sys
 import numpy as np
-from lima2cli.artefacts.frames import FrameWriter
+from lima2cli.files.frame_writer import FrameWriter
 from tests.artefacts_samples import make_block, make_channel
 channel = make_channel(compression="none", frames_per_chunk=8)
 writer = FrameWriter(channel, sys.argv[1], 0, 10**18)
@@ -218,7 +219,7 @@ def test_files_that_are_refused_leave_nothing(tmp_path: Path, small_disk: _Disk)
 
 LEVEL = """
 import sys
-from lima2cli.artefacts.recover import level
+from lima2cli.files.appending import level
 level(sys.argv[1])
 """
 
@@ -381,7 +382,7 @@ def test_frames_whose_numbers_had_no_room_are_cut_though_masters_are_there(tmp_p
 
 def test_of_partial_frames_as_many_are_told_as_are_whole() -> None:
     plan = _planned((EXAMPLES / "parts.yaml").read_text())
-    acquisition = Acquisition("runs/k", {5, 6}, saved={5: {"raw": 40, "counters": 20}})
+    acquisition = LiveAcquisition("runs/k", {5, 6}, saved={5: {"raw": 40, "counters": 20}})
     assert acquisition.saved_totals(plan) == {"raw": 0, "counters": 20}
     acquisition.saved[6] = {"raw": 37, "counters": 20}
     assert acquisition.saved_totals(plan) == {"raw": 37, "counters": 40}

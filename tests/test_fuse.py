@@ -11,22 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.cli.plan import show_plan
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, FrameSpec, Invalid
+from lima2cli.graph.fused import BoundChain, PartFailed
+from lima2cli.kernels.chain import Chain, Recipe, StripReader, settle
+from lima2cli.kernels.formula import read_formula
+from lima2cli.kernels.statistics import RegionSums
+from lima2cli.kernels.strips import TILE_PIXELS, Pass, Stage, Turn
 from lima2cli.nodes.base import Reduce
-from lima2cli.nodes.chain import Chain, Recipe, StripReader, settle
 from lima2cli.nodes.expression import Expression, linear
 from lima2cli.nodes.flatfield import Flatfield
-from lima2cli.nodes.formula import read_formula
 from lima2cli.nodes.roi_flip_rot import RoiFlipRot
-from lima2cli.nodes.stages import Pass, Stage, Turn
-from lima2cli.nodes.statistics import RegionSums
-from lima2cli.nodes.tiles import TILE_PIXELS
 from lima2cli.plan.fuse import fuse_steps, verify
-from lima2cli.plan.records import Kernel, Plan
-from lima2cli.plan.show import show_plan
-from lima2cli.runtime.chain import BoundChain, PartFailed
-from lima2cli.runtime.ranks import run_inline
-from lima2cli.spec import Array, FrameSpec, Invalid
+from lima2cli.plan.ir import Kernel, Plan
+from lima2cli.ranks.loop import run_inline
 from tests.compiling import compiled, figures, plan_of
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
 from tests.running import EXAMPLES, lima2, run
@@ -222,7 +221,7 @@ def joined(
         use = node(kind, **{key: part_of(value, spec) if key == "roi" else value for key, value in parameters.items()})
         try:
             after = use.infer_all({"a": spec}, files) if isinstance(use, Expression) else use.infer(spec, files)
-        except Misfit:
+        except NodeMisuse:
             continue
         if isinstance(use, Expression):
             parts.append(use.stage({"a": spec}, files))

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
 from lima2cli.document import show_json, show_text
-from lima2cli.nodes.kinds import node_kinds
+from lima2cli.nodes.registry import node_kinds
 from lima2cli.plan.figures import plan_figures
-from lima2cli.runtime.origin import Origin
+from lima2cli.runs.saved_plan import Origin
 from tests.running import EXAMPLES, run
 
 HEAD = """\

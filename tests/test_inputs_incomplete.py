@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.artefacts.lack import spans
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
-from lima2cli.spec import StackInfo
+from lima2cli.frames import StackInfo
+from lima2cli.inputs.missing import spans
+from lima2cli.inputs.stacks import FileStore
 from tests.faults.apart import reset_peak, status
 from tests.faults.files import inputs
 

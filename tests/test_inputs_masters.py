@@ -9,9 +9,9 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
-from lima2cli.spec import Invalid
+from lima2cli.frames import Invalid
+from lima2cli.inputs.stacks import FileStore
 
 FRAMES = np.arange(1, 10 * 4 * 6 + 1, dtype=np.uint16).reshape(10, 4, 6)
 MASK = np.zeros((4, 6), np.uint32)

@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.declare import Bad, Table
-from lima2cli.detectors.assembler import Assembler
 from lima2cli.detectors.base import AcqParams, Detector, DetectorConfig, State, Warns, XferParams
-from lima2cli.detectors.datagrams import Datagrams, Inbox
 from lima2cli.detectors.jungfrau import Emulation, Jungfrau, JungfrauGrid
-from lima2cli.detectors.jungfrau_charge import codes, photon_bits
-from lima2cli.detectors.jungfrau_packets import ABSENT, PACKET, PACKETS, PIXELS
+from lima2cli.detectors.jungfrau_assembler import Assembler
+from lima2cli.detectors.jungfrau_emulator import codes, photon_bits
+from lima2cli.detectors.jungfrau_packets import ABSENT, PACKET, PACKETS, PIXELS, Datagrams, Inbox
 from lima2cli.detectors.scenes import CounterScene
-from lima2cli.errors import EnvironmentUnfit, Misfit, StateError
+from lima2cli.errors import EnvironmentUnfit, NodeMisuse, StateError
+from lima2cli.frames import Array
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array
 from lima2cli.testing import DetectorTests, NoFiles
 from tests.running import needs_mpi, run, truth
 
@@ -77,7 +76,7 @@ def test_it_describes_itself() -> None:
     ],
 )
 def test_parameters_that_contradict(data: dict[str, Any], rule: str, key: tuple[Any, ...], words: str) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         config(data).describe(NoFiles())
     assert (caught.value.rule, caught.value.key) == (rule, key)
     assert words in caught.value.message

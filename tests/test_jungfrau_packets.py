@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.detectors.assembler import Assembler
 from lima2cli.detectors.base import AcqParams, Detector, Warns, XferParams
-from lima2cli.detectors.datagrams import Inbox
-from lima2cli.detectors.jungfrau_gate import Gate
-from lima2cli.detectors.jungfrau_packets import PACKET, PACKETS
+from lima2cli.detectors.jungfrau_assembler import Assembler, Gate
+from lima2cli.detectors.jungfrau_packets import PACKET, PACKETS, Inbox
 from lima2cli.geometry import Rect
 from lima2cli.testing import NoFiles
 from tests.compiling import plan_of

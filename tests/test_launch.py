@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from lima2cli.runtime.job import Launcher, Lines
+from lima2cli.runs.channel import Launcher, Lines
 from tests.running import PATIENCE_S, Live, lima2, mpiexec, needs_mpi
 
 pytestmark = [pytest.mark.mpi, needs_mpi]

@@ -19,21 +19,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
-from lima2cli.artefacts import common_rounds
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.common_file import complete_common
-from lima2cli.artefacts.common_writer import CommonWriter
-from lima2cli.artefacts.flow_record import FlowRecord
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.status import DROPPED, INCOMPLETE, LOST, SAVED
+from lima2cli.accounting.inspect_run import inspect_run
+from lima2cli.files import common_writer as common_rounds
+from lima2cli.files.channel import Channel
+from lima2cli.files.common_file import complete_common
+from lima2cli.files.common_writer import CommonWriter
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.files.master import write_master
+from lima2cli.files.rows import DROPPED, INCOMPLETE, LOST, SAVED
+from lima2cli.files.run_file import FlowRecord
+from lima2cli.frames import Block
 from lima2cli.geometry import Rect
+from lima2cli.job.launch import find_mpiexec
 from lima2cli.nodes.io_hdf5 import check_common
-from lima2cli.runtime.launch import find_mpiexec
-from lima2cli.spec import Block
-from lima2cli.transport.inline_circle import CircleTable, InlineCircle
-from lima2cli.transport.shared_file import Stripes
+from lima2cli.transport.base import Stripes
+from lima2cli.transport.inline import CollectiveTable, InlineCollectiveGroup
 from tests.artefacts_samples import START_NS, detector_group, make_block, make_channel, write_all
 
 quiet = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -242,7 +242,7 @@ def test_partial_frames_can_be_filtered(tmp_path: Path) -> None:
 # common files
 
 
-class _Disk(InlineCircle):
+class _Disk(InlineCollectiveGroup):
     """A circle whose members' files may refuse to be opened or written."""
 
     refuses: str | None = None
@@ -264,7 +264,7 @@ def _common_channel(selected: int, receivers: tuple[int, ...], **more: Any) -> C
 
 def _writers(channel: Channel, folder: Path, refuses: dict[int, str] | None = None) -> dict[int, CommonWriter]:
     members = tuple(sorted(set(channel.receivers)))
-    table, writers = CircleTable(members), {}
+    table, writers = CollectiveTable(members), {}
     for receiver in members:
         circle = _Disk(table, receiver)
         circle.refuses = (refuses or {}).get(receiver)
@@ -485,8 +485,8 @@ OVER_MPI = """
 import sys
 from mpi4py import MPI
 from lima2cli.artefacts import common_rounds
-from lima2cli.artefacts.common_writer import CommonWriter
-from lima2cli.transport.mpi_circle import MpiCircle
+from lima2cli.files.common_writer import CommonWriter
+from lima2cli.transport.mpi_collective import MpiCircle
 from tests.artefacts_samples import START_NS, make_block, make_channel
 world = MPI.COMM_WORLD
 common_rounds.ROUND_BYTES = int(sys.argv[3])

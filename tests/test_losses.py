@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.runtime.shortfalls import allowed_losses, fewer_groups
+from lima2cli.accounting.shortfalls import allowed_losses, fewer_groups
 from tests.compiling import compiled, plan_of
 from tests.running import TRANSPORTS, Live, lima2, mpi, mpiexec, needs_mpi, run, truth
 

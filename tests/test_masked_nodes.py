@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect, Rule
-from lima2cli.invalid import NAN, carried, fits, kept, met, of_sums, valid_range
+from lima2cli.kernels.masked import NAN, carried, fits, kept, met, of_sums, valid_range
 from lima2cli.nodes.base import Reduce
-from lima2cli.spec import Array, FrameSpec, Invalid
 from lima2cli.testing.inputs import parts_of
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, spec_of, splits
 

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lima2cli.detectors.remu import Remu
+from lima2cli.frames import DetectorInfo, Files, Invalid
 from lima2cli.geometry import Rect
-from lima2cli.spec import DetectorInfo, Files, Invalid
 from tests.compiling import compiled, plan_of
 from tests.running import TRANSPORTS, Ran, covered, lima2, mpi, run
 from tests.test_run_real import STACK, frames_of, stack

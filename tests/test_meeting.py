@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lima2cli.graph.collectives import UNDER_WAY, Reduction
+from lima2cli.graph.waiting import END, Arrival
+from lima2cli.job.launch import find_mpiexec
 from lima2cli.nodes.base import Partial
-from lima2cli.runtime.arrivals import END, Arrival
-from lima2cli.runtime.launch import find_mpiexec
-from lima2cli.runtime.meeting import UNDER_WAY, Reduction
-from lima2cli.transport.inline_circle import CircleTable, InlineCircle
+from lima2cli.transport.inline import CollectiveTable, InlineCollectiveGroup
 from tests.meeting_checks import Case, members, play
 from tests.running import needs_mpi
 
@@ -23,8 +23,8 @@ from tests.running import needs_mpi
 @given(st.integers(1, 4), st.integers(0, 3 * UNDER_WAY), st.integers(1, 3), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_inline(kind: str, size: int, groups: int, last_blocks: int, seed: int) -> None:
-    case, table = Case(seed, size, groups, last_blocks), CircleTable(tuple(range(10, 10 + size)))
-    own = members(case, list(range(size)), lambda rank: InlineCircle(table, 10 + rank), kind)
+    case, table = Case(seed, size, groups, last_blocks), CollectiveTable(tuple(range(10, 10 + size)))
+    own = members(case, list(range(size)), lambda rank: InlineCollectiveGroup(table, 10 + rank), kind)
     play(own, Random(seed + 1))
     assert [text for member in own for text in member.wrong()] == []
 
@@ -40,13 +40,13 @@ def test_mpi() -> None:
 
 def test_a_merge_that_fails_ends_nothing_else() -> None:
     """It is told once for each group; the others go on with theirs, and the end comes."""
-    table = CircleTable((0, 1))
+    table = CollectiveTable((0, 1))
 
     def fail(one: Partial, other: Partial) -> Partial:
         raise ArithmeticError("no sum")
 
-    good = Reduction(InlineCircle(table, 0), lambda one, other: one)
-    bad = Reduction(InlineCircle(table, 1), fail)
+    good = Reduction(InlineCollectiveGroup(table, 0), lambda one, other: one)
+    bad = Reduction(InlineCollectiveGroup(table, 1), fail)
     for node in (good, bad):
         for number in range(3):
             node.arrive("f", Arrival(number, rows={"frame_number": np.array([number], np.uint64)}))

@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.runtime import environment
+from lima2cli.job import resources as environment
 from tests.compiling import plan_of
 from tests.running import lima2, program, run
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lima2cli.plan.records import Placement
-from lima2cli.runtime.job import LAUNCHED
-from lima2cli.runtime.loopback import DEVICE, VARIABLES, Confined, is_alone, local_variables
-from lima2cli.runtime.process import processes_with
+from lima2cli.job.loopback import DEVICE, VARIABLES, Confined, is_alone, local_variables
+from lima2cli.plan.ir import Placement
+from lima2cli.runs.channel import LAUNCHED
+from lima2cli.runs.processes import processes_with
 from tests.compiling import plan_of
 from tests.running import TRANSPORTS, Live, needs_mpi
 
@@ -119,7 +119,7 @@ def test_the_users_environment_stands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_loopback_nothing_is_asked_for() -> None:
     """In a network namespace that nobody has set up a run works as it did."""
-    code = "from lima2cli.runtime.loopback import local_variables; print(len(local_variables()))"
+    code = "from lima2cli.job.loopback import local_variables; print(len(local_variables()))"
     done = subprocess.run(["unshare", "-rn", sys.executable, "-c", code], check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no namespaces here: {done.stderr}")

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lima2cli.errors import FileProblem, Misfit
+from lima2cli.errors import FileProblem, NodeMisuse
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.nodes.calibration import bad_pixels, calibration
-from lima2cli.spec import Array, FrameSpec
+from lima2cli.nodes.pixelwise import bad_pixels, calibration
 from lima2cli.view import View
 from tests.node_inputs import MemoryFiles, spec_of
 
@@ -61,7 +61,7 @@ def test_bad_pixels_of_bool_nan_and_numbers() -> None:
 def test_another_shape_is_refused_naming_both(shape: tuple[int, ...]) -> None:
     reads: list[Callable[..., Any]] = [lambda *given: calibration(*given, "sum"), bad_pixels]
     for read in reads:
-        with pytest.raises(Misfit) as refused:
+        with pytest.raises(NodeMisuse) as refused:
             read("dark.h5::/d", PART, MemoryFiles({"dark.h5::/d": np.zeros(shape)}), "background")
         assert (refused.value.rule, refused.value.key) == ("calibration-shape", ("background",))
         if shape[0]:
@@ -71,14 +71,14 @@ def test_another_shape_is_refused_naming_both(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("image", [np.zeros((3, 4), complex), np.zeros((3, 4), "S3"), np.zeros((3, 4), bool)])
 def test_only_real_numbers_calibrate(image: Array) -> None:
-    with pytest.raises(Misfit, match="not real numbers") as refused:
+    with pytest.raises(NodeMisuse, match="not real numbers") as refused:
         calibration("i", PART, MemoryFiles(i=image), "image", "sum")
     assert refused.value.rule == "calibration-dtype"
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_are_finite(number: Any) -> None:
-    with pytest.raises(Misfit):
+    with pytest.raises(NodeMisuse):
         calibration(number, PART, MemoryFiles(), "image", "sum")
 
 

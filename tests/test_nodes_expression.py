@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import FrameSpec
 from lima2cli.geometry import Rect
+from lima2cli.kernels.formula import FUNCTIONS, names, read_formula
+from lima2cli.kernels.strips import TILE_PIXELS
 from lima2cli.nodes.expression import Expression, work_dtype
-from lima2cli.nodes.formula import FUNCTIONS, names, read_formula
-from lima2cli.nodes.tiles import TILE_PIXELS
-from lima2cli.spec import FrameSpec
 from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, padded, pixels, spec_of, splits
 
@@ -83,7 +83,7 @@ def computed(expr: str, frames: Mapping[str, Any], dtype: str | None = None) -> 
 )
 def test_what_a_formula_may_not_have(expr: str, words: str) -> None:
     specs = {"a": spec_of("uint16", 4, 5), "b": spec_of("uint16", 4, 5)}
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         Expression(expr=expr).infer_all(specs, FILES)
     assert (caught.value.rule, caught.value.key) == ("bad-expression", ("expr",))
     assert words in caught.value.message
@@ -253,8 +253,8 @@ def test_masks_are_joined_and_the_level_of_saturation_is_forgotten() -> None:
 
 
 def test_inputs_must_go_together() -> None:
-    def refused(other: FrameSpec) -> Misfit:
-        with pytest.raises(Misfit) as caught:
+    def refused(other: FrameSpec) -> NodeMisuse:
+        with pytest.raises(NodeMisuse) as caught:
             Expression(expr="a + b").infer_all({"a": spec_of("uint16", 4, 5), "b": other}, FILES)
         assert (caught.value.rule, caught.value.key) == ("edge-mismatch", ("inputs", "b"))
         return caught.value
@@ -268,7 +268,7 @@ def test_inputs_must_go_together() -> None:
 def test_an_input_that_is_not_used_is_told() -> None:
     specs = {name: spec_of("uint16", 4, 5) for name in "abc"}
     assert [item.key for item in Expression(expr="a + c").warnings_all(specs, FILES)] == [("inputs", "b")]
-    with pytest.raises(Misfit, match="16 inputs"):
+    with pytest.raises(NodeMisuse, match="16 inputs"):
         Expression(expr="i0").infer_all({f"i{i}": specs["a"] for i in range(17)}, FILES)
 
 

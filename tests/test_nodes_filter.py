@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.check import check_text
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, TableSpec
 from lima2cli.geometry import Rule
-from lima2cli.nodes.condition import evaluate, read_condition
-from lima2cli.nodes.filter import Filter
-from lima2cli.nodes.formula import FormulaError
-from lima2cli.spec import Array, TableSpec
+from lima2cli.kernels.formula import FormulaError
+from lima2cli.nodes.filter import Filter, evaluate, read_condition
 from tests.compiling import compiled
 from tests.node_inputs import MemoryFiles, node, spec_of
 
@@ -91,7 +90,7 @@ def test_refused(keep: str, words: str) -> None:
     with pytest.raises(FormulaError) as caught:
         read_condition(keep)
     assert words in str(caught.value)
-    with pytest.raises(Misfit) as misfit:
+    with pytest.raises(NodeMisuse) as misfit:
         _ = Filter(keep=keep).tables
     assert (misfit.value.rule, misfit.value.key) == ("bad-expression", ("keep",))
 
@@ -234,7 +233,7 @@ TABLE = TableSpec({"door_sum": "float64", "door_line": "float32"}, lengths={"doo
     ],
 )
 def test_columns_are_checked(keep: str, rule: str, message: str, help: str) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         node("filter", keep=keep).infer_rows(spec_of("uint16", 8, 8), {"counters": TABLE}, NONE)
     assert (caught.value.rule, caught.value.key) == (rule, ("keep",))
     assert message in caught.value.message

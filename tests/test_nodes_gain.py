@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
 from lima2cli.nodes.gain import Gain
 from tests.node_inputs import MemoryFiles, spec_of
 
@@ -53,13 +53,13 @@ def test_one_number_for_all_pixels_of_a_stage() -> None:
     spec, raw = spec_of("uint16", 3, 4), np.full((1, 3, 4), 0x4000 | 13600, np.uint16)
     node = Gain(pedestal=(3000, 15000, 15000), gain=(40, -1.4, -0.1))
     np.testing.assert_allclose(node.bind(spec, MemoryFiles({}))(raw), 1000, rtol=1e-6)
-    with pytest.raises(Misfit, match="2 numbers, 3 are needed"):
+    with pytest.raises(NodeMisuse, match="2 numbers, 3 are needed"):
         Gain(pedestal=(1, 2), gain=(1, 2, 3)).infer(spec, MemoryFiles({}))
 
 
 def test_what_does_not_fit() -> None:
     files = images(1, 3, 4) | {"two.npy": np.zeros((2, 3, 4))}
-    with pytest.raises(Misfit, match="uint16"):
+    with pytest.raises(NodeMisuse, match="uint16"):
         Gain(pedestal="pedestal.npy", gain="gain.npy").infer(spec_of("int32", 3, 4), MemoryFiles(files))
-    with pytest.raises(Misfit, match="holds 2 images, 3 are needed"):
+    with pytest.raises(NodeMisuse, match="holds 2 images, 3 are needed"):
         Gain(pedestal="two.npy", gain="gain.npy").infer(spec_of("uint16", 3, 4), MemoryFiles(files))

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.channel import Channel
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.files.channel import Channel
+from lima2cli.frames import DatasetInfo, DetectorInfo
 from lima2cli.geometry import Rule
-from lima2cli.spec import DatasetInfo, DetectorInfo
 from tests.node_inputs import MemoryFiles, block, node, pixels, spec_of
 
 NONE = MemoryFiles()
@@ -46,7 +46,7 @@ def test_chunks(dtype: str, shape: tuple[int, int], parameters: dict[str, Any], 
 )  # fmt: skip
 def test_a_common_file_is_one_plain_dataset(parameters: dict[str, Any], key: str) -> None:
     spec = spec_of("uint16", 2, 2)
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         node("io_hdf5", layout="common", **parameters).infer(spec, NONE)
     assert (refused.value.rule, refused.value.key) == ("layout-common", (key,))
     for compression in ({}, {"compression": "none"}):
@@ -56,7 +56,7 @@ def test_a_common_file_is_one_plain_dataset(parameters: dict[str, Any], key: str
 
 
 def test_a_chunk_larger_than_a_file_is_refused() -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         node("io_hdf5", frames_per_file=10, frames_per_chunk=11).infer(spec_of("uint16", 2, 2), NONE)
     assert refused.value.key == ("frames_per_chunk",)
     node("io_hdf5", frames_per_file=10, frames_per_chunk=10).infer(spec_of("uint16", 2, 2), NONE)

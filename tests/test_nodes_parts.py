@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Partial, Reduce, StripReducer
-from lima2cli.spec import Array, FrameSpec
 from lima2cli.view import View
 from tests.node_inputs import MemoryFiles, block, node, pixels, spec_of
 
@@ -177,13 +177,13 @@ def test_a_frame_is_received_with_its_last_part() -> None:
 
 
 def test_regions_outside_the_whole_frame_are_told_by_every_part() -> None:
-    from lima2cli.errors import Misfit
+    from lima2cli.errors import NodeMisuse
 
     frames = pixels("uint16", (1, 8, 12))
     spec = spec_of("uint16", 8, 12)
     part, _ = part_of(spec, frames, Rect(6, 0, 6, 8))
     use = node("roi_counters", rois={"r": {"rect": {"x": 1, "y": 1, "width": 12, "height": 6}}})
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         use.infer(part, NONE)
     assert caught.value.rule == "roi-outside"
     assert "12 x 8 at (0, 0) in coordinates of the input" in caught.value.message

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, FrameSpec
 from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, node, padded, pixels, spec_of, splits
 
@@ -118,7 +118,7 @@ def test_flat_zero_of_the_flat_itself_masks_without_background() -> None:
 @pytest.mark.parametrize("background", [None, 3])
 def test_flat_of_a_number_that_is_zero_is_refused(background: Any) -> None:
     use = node("flatfield", image=background or 0, background=background)
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         use.infer(spec_of("uint8", 2, 2), NONE)
     assert (refused.value.rule, refused.value.key) == ("calibration-value", ("image",))
 
@@ -184,7 +184,7 @@ def test_mask_fill_nan_in_float_frames() -> None:
     ("dtype", "fill"), [("uint16", "nan"), ("uint8", 256), ("uint8", -1), ("int32", 0.5), ("float32", 1e39)]
 )
 def test_mask_fill_must_fit_the_dtype(dtype: str, fill: Any) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         node("mask", image=1, fill=fill).infer(spec_of(dtype, 2, 2), NONE)
     assert (refused.value.rule, refused.value.key) == ("mask-fill", ("fill",))
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
+from lima2cli.kernels.strips import TILE_PIXELS
 from lima2cli.nodes.base import Partial
-from lima2cli.nodes.tiles import TILE_PIXELS
-from lima2cli.spec import Array, FrameSpec
 from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
 
@@ -213,14 +213,14 @@ def test_coordinates_of_the_detector() -> None:
 )
 def test_a_roi_outside_is_refused(coordinates: str, roi: Any) -> None:
     spec = FrameSpec("uint16", View(Rect(35, 204, 8, 6)), (500, 500))
-    with pytest.raises(Misfit, match="ROI door") as refused:
+    with pytest.raises(NodeMisuse, match="ROI door") as refused:
         node("roi_counters", rois={"door": roi}, coordinates=coordinates).infer(spec, NONE)
     assert (refused.value.rule, refused.value.key) == ("roi-outside", ("rois", "door", next(iter(roi))))
 
 
 @pytest.mark.parametrize("limits", [{"r1": 5, "r2": 5, "a1": 0, "a2": 90}, {"r1": 0, "r2": 5, "a1": 30, "a2": 30}])
 def test_an_empty_arc_is_refused(limits: dict[str, float]) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         node("roi_counters", rois={"a": {"arc": {"x": 4, "y": 4, **limits}}}).infer(spec_of("uint8", 9, 9), NONE)
     assert refused.value.rule == "roi-empty"
 
@@ -245,7 +245,7 @@ def test_columns_and_the_one_to_plot() -> None:
 
 def test_saturated_needs_a_known_saturation() -> None:
     rois = {"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         node("roi_counters", rois=rois, statistics=["saturated"]).infer(spec_of("uint8", 2, 2), NONE)
     assert (refused.value.rule, refused.value.key) == ("saturation-unknown", ("statistics",))
 

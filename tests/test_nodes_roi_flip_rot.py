@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.nodes.calibration import bad_pixels, calibration
-from lima2cli.nodes.rois import regions
-from lima2cli.spec import Array, FrameSpec
+from lima2cli.kernels.regions import regions
+from lima2cli.nodes.pixelwise import bad_pixels, calibration
 from lima2cli.view import View
 from tests.geometry_chains import CHAINS, Chain, do
 from tests.node_inputs import DTYPES, MemoryFiles, node, padded, pixels, spec_of
@@ -134,7 +134,7 @@ def test_nan_and_mask_and_saturation() -> None:
     ],
 )
 def test_misfits(given: dict[str, Any], rule: str, key: str) -> None:
-    with pytest.raises(Misfit) as refused:
+    with pytest.raises(NodeMisuse) as refused:
         written(**given).infer(spec_of("uint16", 17, 13), NONE)
     assert (refused.value.rule, refused.value.key) == (rule, (key,))
 
@@ -195,7 +195,7 @@ def test_rects_in_detector_coordinates_are_the_bins_inside(chain: Chain, rect: d
     inside[asked.within(Rect(0, 0, 0, 0))] = True
     expected = chain.oracle(inside, all)
     if not spec.view.area.contains(asked) or not expected.any():
-        with pytest.raises(Misfit) as refused:
+        with pytest.raises(NodeMisuse) as refused:
             use.infer(spec, NONE)
         assert refused.value.rule == ("roi-empty" if spec.view.area.contains(asked) else "roi-outside")
         return

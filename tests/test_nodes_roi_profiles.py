@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
-from lima2cli.artefacts.tables import TableWriter, merge_tables
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.files.tables import TableWriter, merge_tables
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, FrameSpec
 from tests.artefacts_samples import make_rule, make_table
 from tests.compiling import compiled
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
@@ -182,7 +182,7 @@ nodes: {p: {input: D, roi_profiles: {rois: {r: {arc: {x: 1, y: 1, r1: 0, r2: 3, 
 
 def test_saturation_must_be_known() -> None:
     use = node("roi_profiles", rois={"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}, statistics=ALL)
-    with pytest.raises(Misfit) as misfit:
+    with pytest.raises(NodeMisuse) as misfit:
         use.infer(spec_of("uint16", 2, 2), NONE)
     assert misfit.value.rule == "saturation-unknown"
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.artefacts.stacks import FileStore
-from lima2cli.errors import FileProblem, Misfit, UserCodeError
+from lima2cli.errors import FileProblem, NodeMisuse, UserCodeError
+from lima2cli.frames import DTYPES, Block, FrameSpec
 from lima2cli.geometry import Rect, Rule
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.kernels.strips import store
 from lima2cli.nodes.accumulate import Accumulate
-from lima2cli.nodes.base import Dropped, Transform
+from lima2cli.nodes.base import BlockDropped, Transform
 from lima2cli.nodes.python import Output, Python
-from lima2cli.nodes.stages import store
-from lima2cli.spec import DTYPES, Block, FrameSpec
 from lima2cli.view import View
 
 FILES = FileStore(Path())
@@ -185,7 +185,7 @@ def test_accumulate_numbers_its_frames() -> None:
     fewer, receivers, window = Accumulate(frames=4).numbering(two, (1, 1))
     assert (fewer.count, fewer.blocks, fewer.buffers, list(receivers), window) == (6, 1, 1, [1], 4)
     for node in (Accumulate(frames=4), Accumulate(frames=0)):
-        with pytest.raises(Misfit, match="several receivers"):
+        with pytest.raises(NodeMisuse, match="several receivers"):
             node.numbering(two, (0, 1))
 
 
@@ -256,9 +256,9 @@ def test_an_exception_stops_drops_or_passes(code: FileStore) -> None:
     spec = spec_of(FRAMES)
     with pytest.raises(UserCodeError, match=rf"user.py:{line}: ValueError: no light"):
         Python(function="user.py:fails").start(spec, code, rule()).step(BLOCK)
-    with pytest.raises(Dropped, match="no light"):
+    with pytest.raises(BlockDropped, match="no light"):
         Python(function="user.py:fails", on_error="drop").start(spec, code, rule()).step(BLOCK)
-    with pytest.raises(Dropped, match="no light") as given_up:
+    with pytest.raises(BlockDropped, match="no light") as given_up:
         Python(function="user.py:fails", on_error="pass").start(spec, code, rule()).step(BLOCK)
     assert given_up.value.instead is BLOCK
 
@@ -273,11 +273,11 @@ def test_what_a_function_may_not_do(code: FileStore) -> None:
 
 def test_what_is_not_there_is_told_before_the_run(code: FileStore) -> None:
     spec = spec_of(FRAMES)
-    with pytest.raises(Misfit, match="defines no treble"):
+    with pytest.raises(NodeMisuse, match="defines no treble"):
         Python(function="user.py:treble").infer(spec, code)
-    with pytest.raises(Misfit, match="no module nowhere_at_all"):
+    with pytest.raises(NodeMisuse, match="no module nowhere_at_all"):
         Python(function="nowhere_at_all:f").infer(spec, code)
     with pytest.raises(FileProblem, match=r"no file usr\.py"):
         Python(function="usr.py:double").infer(spec, code)
-    with pytest.raises(Misfit, match="can't be passed on"):
+    with pytest.raises(NodeMisuse, match="can't be passed on"):
         Python(function="user.py:row", output=Output(shape=(1, 3)), on_error="pass").infer(spec, code)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
 from lima2cli.geometry import Rule
+from lima2cli.plan.ir import Numbering
 from lima2cli.plan.numbering import paired
-from lima2cli.plan.records import Numbering
 
 NAMES = ("receiver0", "receiver1", "receiver2")
 
@@ -55,11 +55,11 @@ def flows(draw: st.DrawFn, *, parts: bool = False) -> dict[str, Numbering]:
     return inputs
 
 
-def outcome(inputs: dict[str, Numbering]) -> Numbering | Misfit:
+def outcome(inputs: dict[str, Numbering]) -> Numbering | NodeMisuse:
     """What comes of pairing them."""
     try:
         return paired(inputs, NAMES)
-    except Misfit as misfit:
+    except NodeMisuse as misfit:
         return misfit
 
 
@@ -81,7 +81,7 @@ def test_common_frames_and_their_receivers(inputs: dict[str, Numbering]) -> None
     frames = common_frames(inputs)
     apart = [f for f in frames if len({place(it, f)[0] for it in inputs.values()}) > 1]  # type: ignore[index]
     found = outcome(inputs)
-    if isinstance(found, Misfit):
+    if isinstance(found, NodeMisuse):
         assert found.rule == ("not-co-located" if frames else "edge-mismatch"), found.message
         if frames:
             assert apart
@@ -96,7 +96,7 @@ def test_common_frames_and_their_receivers(inputs: dict[str, Numbering]) -> None
         assert place(found, frame)[0] == place(inputs["a"], frame)[0]  # type: ignore[index]
 
 
-def check_proposal(inputs: dict[str, Numbering], misfit: Misfit) -> None:
+def check_proposal(inputs: dict[str, Numbering], misfit: NodeMisuse) -> None:
     """The order of local buffers that the help names is right."""
     said = re.fullmatch(r"of `flow_(\w)`, from which `(\w)` comes: buffers: \{at: \[(.*)\]\}", misfit.help or "")
     if said is None:
@@ -108,17 +108,17 @@ def check_proposal(inputs: dict[str, Numbering], misfit: Misfit) -> None:
     moved = replace(inputs[name], receivers=receivers)
     after = {key: moved if key == name else it for key, it in inputs.items()}
     again = outcome(after)
-    if isinstance(again, Misfit):  # of the next input, or of an earlier one where the first was moved
+    if isinstance(again, NodeMisuse):  # of the next input, or of an earlier one where the first was moved
         assert len(inputs) == 3
         assert again.key != misfit.key
 
 
 def test_a_proposal_is_made_where_there_is_one() -> None:
     one = numbering(0, 1, None, 2, (0, 1), "flow_a")
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         paired({"a": one, "b": numbering(0, 1, 12, 2, (1, 0), "flow_b")}, NAMES)
     assert caught.value.help == "of `flow_b`, from which `b` comes: buffers: {at: [receiver0.…, receiver1.…]}"
-    with pytest.raises(Misfit) as caught:  # one flow has frames of both at the same local buffer
+    with pytest.raises(NodeMisuse) as caught:  # one flow has frames of both at the same local buffer
         paired({"a": one, "b": numbering(0, 1, 12, 1, (1, 0), "flow_b")}, NAMES)
     assert "from which" not in (caught.value.help or "")
 
@@ -130,7 +130,7 @@ def test_groups_of_joined_parts(inputs: dict[str, Numbering]) -> None:
     are never larger than those that come, and all frames of such a group are of one group of the rule."""
     frames = common_frames(inputs)
     found = outcome(inputs)
-    if isinstance(found, Misfit):
+    if isinstance(found, NodeMisuse):
         assert found.rule == "edge-mismatch"
         return
     endless = all(it.selected is None for it in inputs.values())
@@ -150,7 +150,7 @@ def test_groups_of_parts_that_do_not_fit() -> None:
     assert (same.rule.blocks, same.selected) == (4, 10)
     halves = paired({"a": one, "b": numbering(4, 2, 10, 2, (0, 1), "flow_b", parts=True)}, NAMES)
     assert (halves.rule.start, halves.rule.step, halves.rule.blocks) == (4, 2, 2)
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         paired(
             {
                 "a": numbering(0, 3, None, 3, (0, 1), "flow_a", parts=True),

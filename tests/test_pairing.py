@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.artefacts.stacks import FileStore
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Block, FrameSpec
 from lima2cli.geometry import Rect, Rule
+from lima2cli.graph.joins import BoundJoin, BoundSelect, ExpectedFrames, Pairing, part_of
+from lima2cli.graph.waiting import END, Arrival, BlockFailed, Lease, Result
+from lima2cli.inputs.stacks import FileStore
 from lima2cli.nodes.expression import Expression
+from lima2cli.plan.ir import Numbering, Passage, Step
 from lima2cli.plan.numbering import paired
-from lima2cli.plan.records import Numbering, Passage, Step
-from lima2cli.runtime.arrivals import END, Arrival, BlockFailed, Hold, Result
-from lima2cli.runtime.due import Due
-from lima2cli.runtime.pairing import BoundJoin, BoundSelect, Pairing, part_of
-from lima2cli.spec import Block, FrameSpec
 from lima2cli.view import View
 
 RECEIVER, BEYOND = 0, 40
@@ -35,7 +34,7 @@ class Memory:
     given_back: list[int] = field(default_factory=list)
     made: int = 0
 
-    def block(self, numbers: list[int], factor: int) -> tuple[Block, Hold]:
+    def block(self, numbers: list[int], factor: int) -> tuple[Block, Lease]:
         """Frames whose pixels are the number times ``factor``."""
         own = np.array(numbers, np.uint64)
         frames = np.broadcast_to(own.astype(np.uint32)[:, None, None] * np.uint32(factor), (len(own), 2, 3)).copy()
@@ -45,7 +44,7 @@ class Memory:
             self.given_back.append(index)
             frames[...] = POISON
 
-        return Block(frames, own, own.copy(), True), Hold(give_back)
+        return Block(frames, own, own.copy(), True), Lease(give_back)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def bound(numberings: dict[str, Numbering], files: FileStore) -> BoundJoin:
 
 
 def pairing(case: Case, join: Any) -> Pairing:
-    return Pairing(join, {name: Due(it, RECEIVER) for name, it in case.numberings.items()})
+    return Pairing(join, {name: ExpectedFrames(it, RECEIVER) for name, it in case.numberings.items()})
 
 
 def polled(node: Pairing) -> Iterator[Result]:
@@ -147,7 +146,7 @@ def test_any_cut_and_any_order(case: Case, seed: int) -> None:
     with FileStore(Path()) as files:
         try:
             join, reference = bound(case.numberings, files), bound(case.numberings, files)
-        except Misfit:
+        except NodeMisuse:
             return
         memory = Memory()
         chance, names = Random(seed), sorted(case.numberings)
@@ -226,7 +225,7 @@ SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=8)
 def test_rows_cut_otherwise_than_frames(frames: list[int], rows: list[int], data: st.DataObject) -> None:
     """What is chosen is a view of memory that is held until the result is done with."""
     count, memory = min(sum(frames), sum(rows)), Memory()
-    due = {"f": Due(one(0, 1, count), RECEIVER), "t": Due(one(0, 1, count), RECEIVER)}
+    due = {"f": ExpectedFrames(one(0, 1, count), RECEIVER), "t": ExpectedFrames(one(0, 1, count), RECEIVER)}
     node = Pairing(cast(BoundSelect, _Chooser()), due)
     queues: dict[str, list[Arrival]] = {"f": [], "t": []}
     for name, sizes in (("f", frames), ("t", rows)):
@@ -277,7 +276,7 @@ class _Failing:
 def test_a_node_that_fails_goes_on_with_nothing() -> None:
     """All that waits behind it is told of every step, and memory is given back."""
     memory = Memory()
-    node = Pairing(cast(BoundJoin, _Failing()), {name: Due(one(0, 1, 6), RECEIVER) for name in "ab"})
+    node = Pairing(cast(BoundJoin, _Failing()), {name: ExpectedFrames(one(0, 1, 6), RECEIVER) for name in "ab"})
     lasts = []
     for number in range(6):
         for name in "ab":
@@ -298,9 +297,9 @@ def test_a_node_that_fails_goes_on_with_nothing() -> None:
 def test_frames_made_of_several() -> None:
     """They come with the last frame of their window, and are due with the first."""
     flow, window = one(0, 2, None), Numbering(Rule(0, 8, None, 1, 1, 50, 10), (RECEIVER,), None, ("f",), window=4)
-    due, origin = Due(window, RECEIVER), Due(flow, RECEIVER)
+    due, origin = ExpectedFrames(window, RECEIVER), ExpectedFrames(flow, RECEIVER)
     assert [due.reached(last, origin) for last in (0, 4, 6, 8, 12, 14)] == [-1, -1, 0, 2, 6, 8]
     assert due.reached(END, origin) == END
     assert due.reached(8, due) == 8
-    everything = Due(Numbering(Rule(0, 2, 1, 1, 1, 50, 10), (RECEIVER,), 1, ("f",), window=0), RECEIVER)
+    everything = ExpectedFrames(Numbering(Rule(0, 2, 1, 1, 1, 50, 10), (RECEIVER,), 1, ("f",), window=0), RECEIVER)
     assert [everything.reached(last, origin) for last in (0, 100, END)] == [-1, -1, END]

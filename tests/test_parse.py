@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
-from lima2cli.config.parse import name_of_file, parse
-from lima2cli.config.pipeline import Pipeline, Place
-from lima2cli.diagnostics import Diagnostic, Findings
+from lima2cli.diagnostics import POISON, Diagnostic, Findings
 from lima2cli.document import load
 from lima2cli.geometry import Rect
-from lima2cli.poison import POISON
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.language.parse import name_of_file, parse
+from lima2cli.language.pipeline import BufferPlace, Pipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +47,7 @@ def test_everything_has_a_default() -> None:
     assert [(flow.name, flow.dataset) for flow in pipeline.flows.values()] == [("A", 0), ("B", 1)]
     flow = pipeline.flows["B"]
     assert flow.source == Rect(0, 0, 64, 48)
-    assert flow.places == (Place(0, "host"),)
+    assert flow.places == (BufferPlace(0, "host"),)
     assert flow.overrun == "wait"
     assert not pipeline.nodes
     assert pipeline.output.directory == "runs/{name}_{run:04d}"
@@ -96,7 +95,7 @@ PLACES = HEAD + "receivers: {r0: {memspaces: {m: {host: }, g: {host: }}}, r1: {m
 )
 def test_places_of_local_buffers(at: str, places: tuple[tuple[int, str], ...]) -> None:
     pipeline = good(f"{PLACES}flows: {{f: {{dataset: A, buffers: {{{at}}}}}}}")
-    assert pipeline.flows["f"].places == tuple(Place(*place) for place in places)
+    assert pipeline.flows["f"].places == tuple(BufferPlace(*place) for place in places)
 
 
 def test_nodes_come_after_what_they_read_else_as_written() -> None:

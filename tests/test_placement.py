@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lima2cli.cli.plan import show_plan
+from lima2cli.doctor import Bandwidths, Check
+from lima2cli.doctor import pipeline as doctor_pipeline
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.plan.records import Placement, Plan
-from lima2cli.plan.show import show_plan
-from lima2cli.runtime import doctor_pipeline, environment, placement
-from lima2cli.runtime.doctor import Check, Measured
-from lima2cli.runtime.launch import command_line
+from lima2cli.job import resources as environment
+from lima2cli.job import resources as placement
+from lima2cli.job.launch import command_line
+from lima2cli.plan.ir import Placement, Plan
 from tests.compiling import compiled, figures, plan_of
 from tests.running import lima2, mpiexec, needs_mpi, program, run
 
@@ -144,7 +146,7 @@ def test_cpus_of_a_receiver(cpus: tuple[int, ...] | None, numa: int | None, expe
 
 
 def checked(made: Plan, *, by_mpi: bool = True) -> Check | None:
-    checks = doctor_pipeline.pipeline_checks(made, Path(), Measured(5e9, 5e9), shared=by_mpi)
+    checks = doctor_pipeline.pipeline_checks(made, Path(), Bandwidths(5e9, 5e9), shared=by_mpi)
     return next((check for check in checks if check.name == "placement"), None)
 
 

@@ -15,12 +15,11 @@ from typer.testing import CliRunner
 
 from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
-from lima2cli.config.schema import schema_text
-from lima2cli.detectors.base import DetectorConfig
-from lima2cli.detectors.kinds import DETECTORS
+from lima2cli.detectors.base import DETECTORS, DetectorConfig
 from lima2cli.diagnostics import Diagnostic
+from lima2cli.language.schema import schema_text
 from lima2cli.nodes.base import Node
-from lima2cli.nodes.kinds import NODES
+from lima2cli.nodes.registry import NODES
 from tests.running import TRANSPORTS, lima2, run
 
 ROOT = Path(__file__).parents[1]
@@ -435,4 +434,4 @@ def test_only_the_kinds_that_a_file_names_are_imported() -> None:
     places = {**DETECTORS.built_in, **NODES.built_in}
     found = {kind for kind, place in places.items() if place.partition(":")[0] in imported}
     assert found == {"remu", "checkpoint", "io_hdf5"}
-    assert not imported & {"lima2cli.artefacts.master", "lima2cli.program", "lima2cli.runtime"}
+    assert not imported & {"lima2cli.files.master", "lima2cli.program", "lima2cli.runtime"}

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lima2cli import watch
+from lima2cli import foreign as watch
 from lima2cli.errors import RunFailed
-from lima2cli.runtime import leftovers, patience
-from lima2cli.runtime.job import LAUNCHED
-from lima2cli.runtime.process import processes_with
-from lima2cli.runtime.whereabouts import Whereabouts
+from lima2cli.ranks import progress as patience
+from lima2cli.runs import processes as leftovers
+from lima2cli.runs.channel import LAUNCHED
+from lima2cli.runs.processes import Whereabouts, processes_with
 from tests.running import TRANSPORTS, Live, lima2, program, run, truth
 
 LONG = """
@@ -212,7 +212,7 @@ def test_code_that_asks_for_too_much_has_failed(tmp_path: Path, code: str, said:
 
 
 def test_ranks_that_never_get_ready_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lima2cli.runtime.receiver import ReceiverRank
+    from lima2cli.ranks.receiver import ReceiverRank
 
     monkeypatch.setattr(patience, "PREPARATION_S", 0.3)
     monkeypatch.setattr(ReceiverRank, "prepare", lambda self: None)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from lima2cli.check import check_text
-from lima2cli.diagnostics import MOST, Findings
-from lima2cli.errors import Misfit
-from lima2cli.nodes.function import look
-from lima2cli.nodes.signature import Unfit, check_called, module_of
-from lima2cli.runtime.environment import chunk_bytes
+from lima2cli.diagnostics import MOST_MISTAKES, Findings
+from lima2cli.errors import NodeMisuse
+from lima2cli.job.resources import chunk_bytes
+from lima2cli.nodes.user_function import UnfitFunction, check_called, look, module_of
 from tests.compiling import compiled, plan_of
 from tests.faults.texts import mutants, try_run, try_text
 
@@ -75,9 +74,9 @@ def test_messages_and_their_number_have_an_end() -> None:
     many = check_text(HEAD + f"metadata: {{title: '{'${' * 5000}'}}\n" + SAVE, "t", Path(), cores=1, environment={})
     assert [item.rule for item in many.findings][-1] == "too-many-mistakes"
     warned = Findings()
-    for _ in range(2 * MOST):
+    for _ in range(2 * MOST_MISTAKES):
         warned.warning("w", "w", ())
-    assert len(warned.items) == MOST
+    assert len(warned.items) == MOST_MISTAKES
     assert not warned.failed
     warned.error("e", "e", ())
     assert warned.failed
@@ -131,7 +130,7 @@ def test_functions_are_looked_at_in_their_text(name: str, params: dict[str, int]
     if said is None:
         check_called(module, name, params)
     else:
-        with pytest.raises(Unfit) as raised:
+        with pytest.raises(UnfitFunction) as raised:
             check_called(module, name, params)
         assert said in raised.value.message
 
@@ -158,7 +157,7 @@ def test_modules_of_packages() -> None:
     look("numpy.linalg:norm", None)  # type: ignore[arg-type]
     look("math:sqrt", None, {})  # type: ignore[arg-type]
     for reference in ("json:lods", "json.nothing:f", "nothing_there:f"):
-        with pytest.raises(Misfit) as raised:
+        with pytest.raises(NodeMisuse) as raised:
             look(reference, None)  # type: ignore[arg-type]
         assert raised.value.rule == "unknown-function"
 
@@ -195,8 +194,8 @@ def test_the_budget(name: str, tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(HOSTILE[name])
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (15, 20));"
-        "from lima2cli.cli.reading import check_file; from lima2cli.cli.showing import show_all;"
-        "from lima2cli.cli.options import Format; text = show_all([check_file('t.yaml')], Format.TEXT);"
+        "from lima2cli.cli.reading import check_file; from lima2cli.cli.reading import show_all;"
+        "from lima2cli.cli.border import Format; text = show_all([check_file('t.yaml')], Format.TEXT);"
         "status = open('/proc/self/status').read();"  # ru_maxrss would be at least that of the process that starts this
         "print(len(text), status.partition('VmHWM:')[2].split()[0])"
     )

@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2cli.declare import Quantity
-from lima2cli.human import count_text, frames_text, hertz_text, rate_text, seconds_text, size_text, volume_text
-from lima2cli.schema.quantities import check_quantity
-from lima2cli.units import UNITS, in_units, parse
+from lima2cli.declare.wording import check_quantity
+from lima2cli.units import (
+    UNITS,
+    count_text,
+    frames_text,
+    hertz_text,
+    in_units,
+    parse,
+    rate_text,
+    seconds_text,
+    size_text,
+    volume_text,
+)
 from tests.compiling import compiled
 
 

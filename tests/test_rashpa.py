@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.detectors.base import AcqParams, State, XferParams
-from lima2cli.detectors.capabilities import write_record
+from lima2cli.detectors.capability_record import write_record
 from lima2cli.detectors.librashpa import load
 from lima2cli.detectors.rashpa import Rashpa
-from lima2cli.errors import EnvironmentUnfit, FileProblem, Misfit, RunFailed, StateError
-from lima2cli.plan.listing import c_listing
-from lima2cli.plan.rashpa_calls import rashpa_calls
-from lima2cli.runtime import doctor_pipeline
-from lima2cli.runtime.doctor import Measured
+from lima2cli.doctor import Bandwidths
+from lima2cli.doctor import pipeline as doctor_pipeline
+from lima2cli.errors import EnvironmentUnfit, FileProblem, NodeMisuse, RunFailed, StateError
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.plan.rashpa_calls import c_listing, rashpa_calls
 from tests.compiling import compiled, plan_of
 from tests.golden import FOLDER, agrees
 from tests.running import EXAMPLES, TRANSPORTS, lima2, run
@@ -233,7 +232,7 @@ def test_the_doctor_says_that_no_frame_would_come(tmp_path: Path, library: str) 
     text = describe(tmp_path)
     for name, words in ((library, "receives no frame"), ("none.so", "none.so: cannot open")):
         plan = plan_of(text.replace("file: smartpix.json", f"file: smartpix.json, library: {name}"), tmp_path)
-        checks = doctor_pipeline.pipeline_checks(plan, tmp_path, Measured(1e10, 1e10), shared=False)
+        checks = doctor_pipeline.pipeline_checks(plan, tmp_path, Bandwidths(1e10, 1e10), shared=False)
         (found,) = [check for check in checks if check.name == "detector smartpix"]
         assert found.status == "problem"
         assert words in found.message
@@ -265,9 +264,9 @@ nodes: {{s: {{input: f, checkpoint: {{}}}}}}
     assert "rashpaManagerStop" in recorded.read_text()
 
 
-def rejected(tmp_path: Path, data: Any) -> Misfit | FileProblem:
+def rejected(tmp_path: Path, data: Any) -> NodeMisuse | FileProblem:
     (tmp_path / "it.json").write_text(data if isinstance(data, str) else json.dumps(data))
-    with pytest.raises((Misfit, FileProblem)) as caught:
+    with pytest.raises((NodeMisuse, FileProblem)) as caught:
         Rashpa(file="it.json").describe(FileStore(tmp_path))
     return caught.value
 
@@ -276,7 +275,7 @@ def test_records_that_are_unfit_are_told_at_the_file(tmp_path: Path) -> None:
     assert "is no capability record in JSON" in str(rejected(tmp_path, "{"))
     record = {"version": 1, "name": "x", "image": {"width": 8, "height": 8}, "datasets": {"d": {"dtype": "uint8"}}}
     wrong = rejected(tmp_path, record | {"datasets": {"d": {"dtype": "uint8", "bits": 9}}})
-    assert isinstance(wrong, Misfit)
+    assert isinstance(wrong, NodeMisuse)
     assert (wrong.rule, wrong.key) == ("dataset-bits", ("file",))
     assert "it.json" in wrong.message
     assert "/datasets/d/bits" in wrong.message

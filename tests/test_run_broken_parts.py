@@ -16,9 +16,9 @@ from lima2cli.declare import Integer, param
 from lima2cli.detectors.base import AcqParams, XferParams
 from lima2cli.detectors.emulated import EmulatedDetector
 from lima2cli.detectors.remu import Remu
+from lima2cli.frames import Array, DetectorInfo, Files, FrameSpec
+from lima2cli.job import launch, run
 from lima2cli.nodes.base import Map
-from lima2cli.runtime import launch, run
-from lima2cli.spec import Array, DetectorInfo, Files, FrameSpec
 from tests.running import Ran, truth
 
 
@@ -226,7 +226,7 @@ def test_shared_memory_that_is_too_small_is_said_before_the_start(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr("lima2cli.runtime.environment.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("lima2cli.job.resources.shutil.disk_usage", lambda path: Usage)
     monkeypatch.setattr(run, "find_mpiexec", lambda: "mpiexec")
     text = DETECTOR.replace("FAULT", "bad_frame: -1") + "nodes: {f: {input: A, io_hdf5: {}}}\n"
     ran = run_inline(text, tmp_path, monkeypatch, "--transport", "auto")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.runtime.directory import make_directory
+from lima2cli.runs.directory import make_directory
 from tests.running import Ran, lima2, run, truth
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)

@@ -264,8 +264,8 @@ def test_an_overrun_that_is_seen_only_at_the_end_is_no_success(tmp_path: Path) -
 def test_a_calibration_file_that_vanishes_fails_its_node_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is there for the compiler only: the run reads it again on the receivers."""
     from lima2cli.cli.reading import check_file
-    from lima2cli.runtime.origin import Origin
-    from lima2cli.runtime.run import run_plan
+    from lima2cli.job.run import run_plan
+    from lima2cli.runs.saved_plan import Origin
 
     np.save(tmp_path / "dark.npy", np.ones((64, 96), np.float32))
     text = OVERRUN.replace("POLICY", "wait").replace("FRAMES", "100").replace("  log: {input: F, checkpoint: {}}", "")

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2cli.errors import UnreadableInput
-from lima2cli.plan.differences import differences
-from lima2cli.runtime.saved_plan import looks_saved, read_plan
+from lima2cli.runs.saved_plan import differences, looks_saved, read_plan
 from tests.running import EXAMPLES, lima2
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

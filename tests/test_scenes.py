@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.detectors import scenes, sources
 from lima2cli.detectors.scenes import CounterScene, Frames, Gradient, Noise, Rings, largest, period
 from lima2cli.detectors.sources import Counter, Pool, leading
-from lima2cli.errors import FileProblem, Misfit, StateError
+from lima2cli.errors import FileProblem, NodeMisuse, StateError
+from lima2cli.frames import DTYPES, DatasetInfo
 from lima2cli.geometry import Rect
-from lima2cli.spec import DTYPES, DatasetInfo
+from lima2cli.inputs.stacks import FileStore
 
 NO_FILES = FileStore(Path())
 IMAGE = Rect(0, 0, 90, 150)  # several bands
@@ -231,7 +231,7 @@ def test_frames_scene_widens_and_cuts(store: FileStore) -> None:
     ],
 )
 def test_scenes_that_do_not_fit(store: FileStore, scene, data, image, rule, key, words) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(NodeMisuse) as caught:
         scene.check(data, image, store)
     assert (caught.value.rule, caught.value.key) == (rule, key)
     assert words in caught.value.message

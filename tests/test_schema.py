@@ -10,8 +10,6 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from lima2cli.cli import app
-from lima2cli.config.records import MEMSPACES, PipelineTable
-from lima2cli.config.schema import pipeline_schema, schema_text
 from lima2cli.declare import (
     Bad,
     Choice,
@@ -29,10 +27,10 @@ from lima2cli.declare import (
     Text,
     param,
 )
-from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.names import NAME
-from lima2cli.poison import POISON
-from lima2cli.schema.check import check
+from lima2cli.declare.checking import check
+from lima2cli.diagnostics import NAME, POISON, Diagnostic, Findings
+from lima2cli.language.records import MEMSPACES, PipelineTable
+from lima2cli.language.schema import pipeline_schema, schema_text
 from tests.golden import agrees
 
 ROOT = Path(__file__).parents[1]

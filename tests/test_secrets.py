@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
-from lima2cli.runtime.launch import find_mpiexec
+from lima2cli.job.launch import find_mpiexec
 from lima2cli.secret import HIDDEN, Secret, hide
 
 TOKEN = "hunter2-of-the-beamline"

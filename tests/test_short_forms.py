@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from lima2cli.check import check_text
-from lima2cli.config.schema import pipeline_schema
 from lima2cli.declare import Bad, Integer, Quantity, Table, closest, pair
+from lima2cli.declare.checking import check
 from lima2cli.detectors.base import PIXEL_SIZE, PixelSize
 from lima2cli.detectors.modules import GAP, Gap
 from lima2cli.diagnostics import Diagnostic, Findings
 from lima2cli.document import load
-from lima2cli.nodes.formula import read_formula
-from lima2cli.nodes.rois import RECTS, ROIS
+from lima2cli.kernels.formula import read_formula
+from lima2cli.kernels.regions import RECTS, ROIS
+from lima2cli.language.schema import pipeline_schema
 from lima2cli.plan.figures import plan_figures
-from lima2cli.schema.check import check
 from lima2cli.units import SPELLINGS, UNITS, scaled
 from tests.compiling import compiled
 from tests.running import TRANSPORTS, run, truth
@@ -212,7 +212,7 @@ def test_mistakes_in_short_forms(text: str, rule: str, at: str, help: str | None
 def test_a_mistake_is_shown_where_the_short_form_is() -> None:
     text = pipeline(nodes=node('expression: {expr: "dat * 2"}', "input: dat"))
     findings = Findings()
-    from lima2cli.config.references import with_named_inputs
+    from lima2cli.language.definitions import with_named_inputs
 
     document = load(text, "t.yaml", findings, environment={})
     assert document is not None
@@ -256,7 +256,7 @@ def test_words_bind_as_in_python(words: str, signs: str) -> None:
 
 def test_columns_of_two_regions_never_collide() -> None:
     """No statistic has an underscore, so that the last one ends the region's name."""
-    from lima2cli.nodes.statistic_columns import STATISTICS, columns
+    from lima2cli.kernels.statistics import STATISTICS, columns
     from tests.node_inputs import spec_of
 
     assert not any("_" in name for name in STATISTICS)

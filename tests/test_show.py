@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lima2cli.diagnostics import Diagnostic, Findings, Path, Related
+from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related
 from lima2cli.document import Document, Source, load, show_concise, show_github, show_json, show_sarif, show_text
 
 _LINES = {
@@ -19,7 +19,7 @@ _LINES = {
     43: "    buffers: {size: 16 KiB, at: [receiver0.dataMSpace]}",
 }
 MAZE = "".join(_LINES.get(number, "") + "\n" for number in range(1, 44))
-SIZE: Path = ("flows", "FullDet1", "buffers", "size")
+SIZE: KeyPath = ("flows", "FullDet1", "buffers", "size")
 
 TOO_SMALL = Diagnostic(
     "buffer-too-small",
@@ -54,7 +54,7 @@ def read(text: str = MAZE, *overrides: str) -> Document:
     return document
 
 
-def warning(at: Path, rule: str = "odd", message: str = "odd") -> Diagnostic:
+def warning(at: KeyPath, rule: str = "odd", message: str = "odd") -> Diagnostic:
     return Diagnostic(rule, message, at, "warning")
 
 
@@ -148,7 +148,7 @@ def test_without_a_document() -> None:
         ("a:\t b\n", ("a",), "1 | a:  b", "    ^"),
     ],
 )
-def test_marks(text: str, path: Path, line: str, marks: str) -> None:
+def test_marks(text: str, path: KeyPath, line: str, marks: str) -> None:
     lines = show_text(read(text), [warning(path)]).splitlines()
     assert lines[3:5] == [line, f"  | {marks}"]
 

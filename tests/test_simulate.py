@@ -11,19 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.check import Checked, check_text, compile_again
-from lima2cli.config.simulated import Simulation, simulated
-from lima2cli.detectors.jungfrau_charge import codes
-from lima2cli.detectors.jungfrau_scene import Charge
+from lima2cli.detectors.jungfrau_emulator import Charge, codes
 from lima2cli.detectors.remu import Remu
 from lima2cli.detectors.scenes import Gradient
-from lima2cli.plan.records import Plan
-from lima2cli.runtime.latency import Histogram, bin_of, bins_of, bounds, merged
-from lima2cli.runtime.rates import MOST_PROBES, Probe, enough_frames, max_rate, next_rate, whole_groups
-from lima2cli.runtime.timing import Pace
-from lima2cli.runtime.verdict import judge, warnings
-from lima2cli.spec import DatasetInfo
+from lima2cli.frames import DatasetInfo
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.messages import Histogram, Pace, bin_of, bins_of, bounds, merged
+from lima2cli.plan.ir import Plan
+from lima2cli.simulate.simulation import (
+    MOST_PROBES,
+    Probe,
+    Simulation,
+    enough_frames,
+    max_rate,
+    next_rate,
+    simulated,
+    whole_groups,
+)
+from lima2cli.simulate.verdict import judge, warnings
 from tests.running import EXAMPLES, lima2, needs_mpi
 
 NUMBERS = st.integers(0, 2**52)

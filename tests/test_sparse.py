@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
-from lima2cli.artefacts import sparse_master
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.channel import Channel
-from lima2cli.artefacts.compression import COMPRESSIONS
-from lima2cli.artefacts.counts import saved_frames
-from lima2cli.artefacts.master import write_master
-from lima2cli.artefacts.recover import level, reopenable
-from lima2cli.artefacts.sparse_files import CHUNK, SparseWriter
-from lima2cli.errors import Misfit
+from lima2cli.accounting.finish import saved_frames
+from lima2cli.accounting.inspect_run import inspect_run
+from lima2cli.errors import NodeMisuse
+from lima2cli.files import master as sparse_master
+from lima2cli.files.appending import level, reopenable
+from lima2cli.files.channel import Channel
+from lima2cli.files.compression import COMPRESSIONS
+from lima2cli.files.master import write_master
+from lima2cli.files.sparse_writer import CHUNK, SparseWriter
+from lima2cli.frames import Array, Block, FrameSpec, SparseBlock, SparseSpec
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, Block, FrameSpec, SparseBlock, SparseSpec
 from lima2cli.view import View
 from tests.artefacts_samples import START_NS, detector_group, make_channel
 from tests.compiling import compiled
@@ -112,13 +112,13 @@ def test_indices_are_those_of_the_detector(mirrored: bool, rotation: int) -> Non
 
 def test_binned_pixels_are_refused() -> None:
     spec = FrameSpec("uint16", View(Rect(0, 0, 8, 8)).bin(2, 2), (8, 8))
-    with pytest.raises(Misfit, match="binned"):
+    with pytest.raises(NodeMisuse, match="binned"):
         node("sparsify", above=1).infer(spec, NONE)
 
 
 def test_too_large_detectors_are_refused() -> None:
     spec = FrameSpec("uint16", View(Rect(0, 0, 8, 8)), (2**17, 2**16))
-    with pytest.raises(Misfit, match="uint32"):
+    with pytest.raises(NodeMisuse, match="uint32"):
         node("sparsify", above=1).infer(spec, NONE)
 
 
@@ -290,7 +290,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
 KILLED = """
     import os, signal, sys
     from tests.test_sparse import sparse_block, sparse_channel, START_NS
-    from lima2cli.artefacts.sparse_files import SparseWriter
+    from lima2cli.files.sparse_writer import SparseWriter
     writer = SparseWriter(sparse_channel(), sys.argv[1], 0, START_NS)
     for first in range(0, 5000, 10):
         writer.commit(writer.stage(sparse_block(range(first, first + 10))))
@@ -318,7 +318,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
 FILLS = """
     import resource, sys
     from tests.test_sparse import START_NS, sparse_block, sparse_channel
-    from lima2cli.artefacts.sparse_files import SparseWriter
+    from lima2cli.files.sparse_writer import SparseWriter
     writer = SparseWriter(sparse_channel(compression="none"), sys.argv[1], 0, START_NS)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
     try:

@@ -8,9 +8,9 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from lima2cli.artefacts.stacks import FileStore
 from lima2cli.errors import FileProblem
-from lima2cli.spec import StackInfo
+from lima2cli.frames import StackInfo
+from lima2cli.inputs.stacks import FileStore
 
 STACK = np.arange(5 * 4 * 6, dtype=np.uint16).reshape(5, 4, 6)
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lima2cli.nodes.tiles import TILE_PIXELS
-from lima2cli.spec import Array
+from lima2cli.frames import Array
+from lima2cli.kernels.strips import TILE_PIXELS
 from tests.node_inputs import DTYPES, padded, pixels, spec_of
 from tests.test_nodes_roi_counters import ALL, check, counters
 

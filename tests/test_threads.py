@@ -10,10 +10,10 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 
-from lima2cli.nodes.statistics import RegionSums
-from lima2cli.plan.show import show_plan
-from lima2cli.runtime.ranks import run_inline
-from lima2cli.spec import Array
+from lima2cli.cli.plan import show_plan
+from lima2cli.frames import Array
+from lima2cli.kernels.statistics import RegionSums
+from lima2cli.ranks.loop import run_inline
 from lima2cli.threads import PART_PIXELS, Team, team
 from tests.compiling import compiled, figures, plan_of
 

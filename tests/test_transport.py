@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lima2cli.runtime.launch import find_mpiexec
+from lima2cli.job.launch import find_mpiexec
 from lima2cli.transport.inline import InlineMemory, InlinePort
 from tests.running import needs_mpi
 from tests.transport_checks import check_inline, memory

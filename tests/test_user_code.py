@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lima2cli import watch
+from lima2cli import foreign as watch
 from lima2cli.foreign import place_of, said
-from lima2cli.nodes.function import read_only
+from lima2cli.nodes.user_function import read_only
 from tests.faults.code import Round, rounds
 from tests.faults.misbehaviour import KINDS, PLUGINS, PROCESSING, Kind, receiver_program
 from tests.running import mpi, needs_mpi

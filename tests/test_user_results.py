@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.errors import UserCodeError
-from lima2cli.nodes.results import fitted
-from lima2cli.spec import DTYPES
+from lima2cli.frames import DTYPES
+from lima2cli.nodes.user_function import fitted
 
 SOURCES = (*DTYPES, "bool", "float16", "longdouble", ">u2", ">i4", ">f8", "<u8")
 
@@ -112,8 +112,8 @@ def test_how_it_lies_in_memory_does_not_matter(result: Any) -> None:
 
 
 def test_nothing_is_copied_or_looked_at_where_nothing_has_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lima2cli.nodes.results._integers", None)
-    monkeypatch.setattr("lima2cli.nodes.results._floats", None)
+    monkeypatch.setattr("lima2cli.nodes.user_function._integers", None)
+    monkeypatch.setattr("lima2cli.nodes.user_function._floats", None)
     assert fitted(FRAMES, NUMBERS, (3, 4), "uint16", "f") is FRAMES
     for wider in ("uint32", "int32", "float32", "float64"):
         np.testing.assert_array_equal(fitted(FRAMES, NUMBERS, (3, 4), wider, "f"), FRAMES)

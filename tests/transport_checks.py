@@ -110,7 +110,7 @@ def check_inline(folder: Path) -> list[str]:
 
 def main() -> None:
     """One rank; rank 1 prints what was wrong, or that all is well."""
-    from lima2cli.transport.mpi import MpiPort
+    from lima2cli.transport.mpi_window import MpiPort
 
     port = MpiPort(memory(Path(sys.argv[1])))
     if port.rank == 0:

@@ -6,20 +6,16 @@ from typing import Annotated
 
 import typer
 
-from lima2cli.cli.control import stop, trigger
-from lima2cli.cli.detectors import detectors
 from lima2cli.cli.doctor import doctor
-from lima2cli.cli.inspect import inspect
-from lima2cli.cli.nodes import nodes
+from lima2cli.cli.inspect import inspect, recover
+from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.plan import plan
-from lima2cli.cli.recover import recover
 from lima2cli.cli.run import run
-from lima2cli.cli.runs import runs
-from lima2cli.cli.schema import schema
+from lima2cli.cli.runs import runs, stop, trigger
 from lima2cli.cli.simulate import simulate
-from lima2cli.cli.validate import validate
-from lima2cli.exit_codes import FAILED, FINE
-from lima2cli.lingering import leave
+from lima2cli.cli.validate import schema, validate
+from lima2cli.errors import FAILED, FINE
+from lima2cli.foreign import leave
 
 app = typer.Typer(
     name="lima2",

@@ -1,17 +1,30 @@
-"""Where exceptions end: exit codes and messages of the program."""
+"""The border of the program: options that commands share, exceptions to exit codes, files of `--output`."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from lima2cli.errors import EnvironmentUnfit, Lima2Error, RunFailed, UnreadableInput
-from lima2cli.exit_codes import BUG, FAILED, FINE, INTERRUPTED, PROBLEMS, UNFIT, USAGE
+from lima2cli.errors import (
+    BUG,
+    FAILED,
+    FINE,
+    INTERRUPTED,
+    PROBLEMS,
+    UNFIT,
+    USAGE,
+    EnvironmentUnfit,
+    Lima2Error,
+    RunFailed,
+    UnreadableInput,
+)
+from lima2cli.paths import same
 from lima2cli.secret import hide
-
-__all__ = ["FAILED", "FINE", "PROBLEMS", "UNFIT", "USAGE", "border", "tell"]
 
 _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
     (UnreadableInput, USAGE),
@@ -54,7 +67,7 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
 
 def _refused(error: OSError) -> str | None:
     """What helps where a disk refused, wherever that was: no bug of ours."""
-    from lima2cli.artefacts.room import refusal
+    from lima2cli.files.disk import refusal
 
     meaning = refusal(str(error))
     return None if meaning is None else ": ".join(meaning)
@@ -75,3 +88,59 @@ def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_
         typer.echo(show_events(None, found) if as_event else show_json(None, found) + "\n", nl=False)
     else:
         typer.echo(f"error[{rule}]: {message}" + (f"\n = help: {help}" if help else ""), err=True)
+
+
+class Format(StrEnum):
+    """How diagnostics are shown."""
+
+    TEXT = "text"
+    CONCISE = "concise"
+    JSON = "json"
+    GITHUB = "github"
+    SARIF = "sarif"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY.PATH=VALUE", help="Replace a value of the file; may be repeated."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")]
+NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Every node is a kernel of its own.", hidden=True)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", hidden=True)]
+
+
+OTHERS = (
+    ".yaml", ".yml", ".py", ".h5", ".hdf5", ".nxs", ".cxi", ".npy", ".npz", ".edf", ".cbf", ".tif", ".tiff", ".gz",
+    ".bz2", ".zip", ".tar", ".poni",
+)  # fmt: skip
+"""Suffixes of pipelines, programs, data and archives: what is there of these is not replaced by a listing."""
+
+
+def check_output(path: str, inputs: Iterable[str]) -> None:
+    """Raise `EnvironmentUnfit` where a file is there that must not be replaced. ``inputs`` are absolute paths, links
+    followed."""
+    from lima2cli.runs.ownership import names_of
+
+    file = Path(path)
+    if not file.exists():
+        return
+    target = file.resolve()
+    if any(same(file, Path(one)) for one in inputs):
+        raise EnvironmentUnfit(f"{path} is read by the pipeline; it is left alone")
+    if target.suffix.lower() in OTHERS:
+        raise EnvironmentUnfit(f"{path} exists, and {target.suffix} files are not replaced by what is printed here")
+    names = names_of(target.parent)
+    if names is not None and names.owns(target.name):
+        raise EnvironmentUnfit(f"{path} is a file of a run; it is left alone")
+
+
+def write_output(path: str, text: str, inputs: Iterable[str]) -> None:
+    """Write a text. Raises `EnvironmentUnfit`, see `check_output`, or where the system refuses."""
+    check_output(path, inputs)
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
+
+
+__all__ = ["FAILED", "FINE", "PROBLEMS", "UNFIT", "USAGE", "border", "tell"]

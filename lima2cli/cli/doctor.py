@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import FINE, PROBLEMS, UNFIT, border
-from lima2cli.cli.options import Debug, Overrides
+from lima2cli.cli.border import FINE, PROBLEMS, UNFIT, Debug, Overrides, border
 
 if TYPE_CHECKING:
-    from lima2cli.runtime.doctor import Check, Diagnosis
+    from lima2cli.doctor import Check, Diagnosis
 
 
 class DoctorFormat(StrEnum):
@@ -36,15 +35,14 @@ def doctor(
     with border(as_json=as_json, debug=debug):
         from pathlib import Path
 
-        from lima2cli.runtime.doctor import as_plain
-        from lima2cli.runtime.examine import examine
+        from lima2cli.doctor import as_plain
+        from lima2cli.doctor.pipeline import examine
 
         if file is None:
             found = examine()
         else:
-            from lima2cli.cli.options import Format
-            from lima2cli.cli.reading import check_pipeline
-            from lima2cli.cli.showing import show_all
+            from lima2cli.cli.border import Format
+            from lima2cli.cli.reading import check_pipeline, show_all
 
             checked = check_pipeline(file, overrides or ())
             if checked.plan is None:

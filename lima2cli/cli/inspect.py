@@ -1,4 +1,4 @@
-"""``lima2 inspect``."""
+"""``lima2 inspect`` and ``lima2 recover``."""
 
 import json
 from enum import StrEnum
@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lima2cli.cli.border import FAILED, FINE, border
-from lima2cli.cli.options import Debug
+from lima2cli.cli.border import FAILED, FINE, PROBLEMS, Debug, border
 
 
 class InspectFormat(StrEnum):
@@ -32,10 +31,10 @@ def inspect(
     with border(as_json=format is InspectFormat.JSON, debug=debug):
         from pathlib import Path
 
-        from lima2cli.artefacts.accounting import inspect_run
+        from lima2cli.accounting.inspect_run import inspect_run
         from lima2cli.cli.totals import show_summary
         from lima2cli.errors import UnreadableInput
-        from lima2cli.runtime.ownership import marked
+        from lima2cli.runs.ownership import marked
 
         if not Path(directory).is_dir():
             raise UnreadableInput(f"no such directory: {directory}")
@@ -47,3 +46,48 @@ def inspect(
         else:
             print(show_summary(Path(directory), found | {"state": "verified" if verify else "inspected"}), end="")
         raise typer.Exit(FAILED if verify and found["problems"] else FINE)
+
+
+def recover(
+    directory: Annotated[str, typer.Argument(metavar="PATH", help="A run directory, e.g. runs/latest.")],
+    debug: Debug = False,
+) -> None:
+    """Make the files of a broken run readable, and rebuild its masters, tables and summary.
+
+    A run that ended in order is left as it is. Exit code 0: readable now, 1: its pipeline cannot be compiled any more,
+    2: no run directory, 10: the run goes on, or some files stay unreadable.
+    """
+    with border(as_json=False, debug=debug):
+        from pathlib import Path
+
+        from lima2cli.check import check_text
+        from lima2cli.cli.border import Format
+        from lima2cli.cli.reading import show_all
+        from lima2cli.cli.totals import show_summary
+        from lima2cli.job.recovery import origin_of, recover_run, refuse_live, whole
+        from lima2cli.runs.control_socket import forget
+
+        path = Path(directory)
+        origin, figures = origin_of(path)
+        refuse_live(path)
+        forget(path)
+        summary = whole(path)
+        if summary is not None:
+            print(f"{directory} ended in order ({summary['state']}): nothing to recover")
+            raise typer.Exit(FINE)
+        checked = check_text(
+            origin.text,
+            origin.file,
+            origin.base,
+            cores=origin.cores,
+            environment=origin.variables(needed=False),
+            overrides=origin.overrides,
+            texts=origin.texts,
+            here=None,
+        )
+        if checked.plan is None:
+            typer.echo(show_all([checked], Format.TEXT), nl=False, err=True)
+            raise typer.Exit(PROBLEMS)
+        summary = recover_run(checked.plan, figures, path)
+        print(show_summary(path, summary), end="", flush=True)
+        raise typer.Exit(FAILED if summary["problems"] else FINE)

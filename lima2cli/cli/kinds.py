@@ -1,21 +1,141 @@
-"""What ``lima2 nodes`` and ``lima2 detectors`` have in common: listing kinds, and showing one."""
+"""``lima2 nodes`` and ``lima2 detectors``: kinds listed, and one shown with its parameters and capabilities."""
 
+import dataclasses
+import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import PROBLEMS, USAGE, tell
-from lima2cli.cli.capabilities import columns, default_record, facts
+from lima2cli.cli.border import PROBLEMS, USAGE, Debug, border, tell
+from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Short, Table, params
+from lima2cli.declare.wording import words
+from lima2cli.detectors.base import Capabilities, DetectorConfig
+from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.plugins import Kind
+from lima2cli.units import in_units
 
 if TYPE_CHECKING:
-    from lima2cli.config.descriptions import Description, Parameter
-    from lima2cli.plugins import Kind
+    from lima2cli.frames import DetectorInfo, Files
+
+
+def facts(can: "Capabilities") -> list[tuple[str, str]]:
+    """What a detector can do, a line each: what, and how far."""
+    many, (x, y) = "any number", can.granularity
+    parts = "no" if not can.extraction else "any" if (x, y) == (1, 1) else f"in units of {x} x {y} pixels"
+    return [
+        ("image", "any size" if can.largest is None else f"up to {can.largest[0]} x {can.largest[1]} pixels"),
+        ("dtypes", _named(can.dtypes, "not told")),
+        ("bit depths", _named(can.bit_depths, "any")),
+        ("datasets", str(can.datasets or many)),
+        ("modules", str(can.modules or many)),
+        ("data channels of a module", str(can.channels or many)),
+        ("triggers", _named(can.triggers, "none")),
+        ("frames per trigger", f"up to {can.frames_per_trigger}" if can.frames_per_trigger else many),
+        ("operations on frames", _named(can.operations, "none")),
+        ("binnings", _named([f"{one} x {other}" for one, other in can.binnings], "any") if _bins(can) else "none"),
+        ("exposures summed", _exposures(can)),
+        ("shutter", _yes(can.shutter)),
+        ("parts of the image", parts),
+        ("places modules in the frame", _yes(can.reconstruction)),
+        ("alignment", "any" if can.alignment is None else f"up to {can.alignment} bits"),
+        ("waits for receivers", _yes(can.can_wait)),
+        ("frames lie in memory of", _named(can.buffers, "none")),
+        ("memory is allocated by", f"the {can.owner}"),
+    ]
+
+
+def _bins(can: "Capabilities") -> bool:
+    return "binning" in can.operations
+
+
+def _exposures(can: "Capabilities") -> str:
+    if "accumulation" not in can.operations:
+        return "1"
+    return "any number" if can.accumulation is None else f"up to {can.accumulation}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _named(values: Sequence[Any], none: str) -> str:
+    return ", ".join(map(str, values)) or none
+
+
+SHORT = (
+    "triggers",
+    "operations on frames",
+    "datasets",
+    "bit depths",
+    "data channels of a module",
+    "waits for receivers",
+)
+"""What a list of kinds tells."""
+
+
+def compared(kinds: Mapping[str, "Capabilities"]) -> list[str]:
+    """A table of kinds, with what matters most of each."""
+    rows: list[tuple[str, ...]] = [("", *SHORT)]
+    for kind, can in kinds.items():
+        known = dict(facts(can))
+        rows.append((kind, *(known[name] for name in SHORT)))
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, as wide as what stands in it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def record_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
+    """The capability record of a configured detector, JSON."""
+    from lima2cli.detectors.capability_record import write_record
+
+    return json.dumps(write_record(info, config.retrieve(info)), indent=2, ensure_ascii=False)
+
+
+def configured_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
+    """A configured detector for people: what it is, its modules and datasets, and what it can do."""
+    count = len(info.modules)
+    head = f"{info.name}: {config.kind}, {info.width} x {info.height} pixels, {count} module{'s' * (count != 1)}"
+    versions = [f"{what} {version}" for what, version in info.versions.items()]
+    pitches = [in_units(pitch, "metres") for pitch in info.pixel_size or ()]
+    size = ["pixels of " + " x ".join(pitches)] if pitches else []
+    said = ["; ".join([*size, *versions])] if size or versions else []
+    datasets = [
+        ("dataset", "dtype", "bits", "threshold"),
+        *((it.name, it.dtype, str(it.bits), _energy(it.threshold_ev)) for it in info.datasets),
+    ]
+    modules = [("module", "place"), *((str(number), str(rect)) for number, rect in enumerate(info.modules))]
+    tables = (columns(datasets), columns(modules), columns([("capability", ""), *facts(config.retrieve(info))]))
+    return "\n".join([head, *said, *("\n" + "\n".join(table) for table in tables)])
+
+
+def _energy(threshold_ev: float | None) -> str:
+    return "" if threshold_ev is None else in_units(threshold_ev, "eV")
+
+
+def default_record(table: type, files: "Files") -> dict[str, Any] | None:
+    """The record of a kind with all defaults; None where these alone make no detector."""
+    from lima2cli.declare import params
+    from lima2cli.detectors.capability_record import write_record
+    from lima2cli.errors import NodeMisuse
+
+    if any(declared.required for declared in params(table).values()):
+        return None
+    config: DetectorConfig = table()
+    try:
+        info = config.described(files)
+    except NodeMisuse:
+        return None
+    return write_record(info, config.retrieve(info))
 
 
 class KindFormat(StrEnum):
@@ -25,12 +145,11 @@ class KindFormat(StrEnum):
     JSON = "json"
 
 
-Format = Annotated[KindFormat, typer.Option("--format", help="For people or for programs.")]
+KindFormatOption = Annotated[KindFormat, typer.Option("--format", help="For people or for programs.")]
 
 
 def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -> None:
     """A line for each kind; those that cannot be used are warned of."""
-    from lima2cli.config.descriptions import describe_kind
 
     found = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
     problems = [kind.problem for kind in kinds.values() if kind.problem is not None]
@@ -50,8 +169,7 @@ def show_kind(
     what: str, name: str, kinds: Mapping[str, "Kind[Any]"], format: KindFormat, later: Sequence[str] = ()
 ) -> None:
     """Everything that is known of one kind. Exit code 1: it cannot be used, 2: there is none."""
-    from lima2cli.config.descriptions import describe_kind
-    from lima2cli.names import did_you_mean
+    from lima2cli.diagnostics import did_you_mean
 
     as_json, kind = format is KindFormat.JSON, kinds.get(name)
     if kind is None:
@@ -69,8 +187,8 @@ def show_kind(
 
 
 def _as_json(found: "Description", table: type) -> str:
-    from lima2cli.artefacts.stacks import FileStore
     from lima2cli.declare import Table
+    from lima2cli.inputs.stacks import FileStore
 
     fields = asdict(found)
     if found.capabilities is None:
@@ -82,13 +200,13 @@ def _as_json(found: "Description", table: type) -> str:
 
 def _as_text(found: "Description") -> str:
     parts = [f"{found.kind}: {found.role}, {found.origin}", found.text.replace("``", "`")]
-    parts.append("\n".join(["Parameters", *map(_parameter, found.parameters)]))
+    parts.append("\n".join(["Parameters", *map(_parameter_text, found.parameters)]))
     if found.capabilities is not None:
         parts.append("\n".join(["Capabilities", *("  " + line for line in columns(facts(found.capabilities)))]))
     return "\n\n".join(parts)
 
 
-def _parameter(parameter: "Parameter") -> str:
+def _parameter_text(parameter: "Parameter") -> str:
     if parameter.required:
         default = "; required"
     else:
@@ -98,3 +216,203 @@ def _parameter(parameter: "Parameter") -> str:
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+ROLES: tuple[tuple[type, str], ...] = (
+    (Map, "map"),
+    (Join, "join"),
+    (Transform, "transform"),
+    (Pick, "sparse"),
+    (Select, "select"),
+    (Reduce, "table"),
+    (Gather, "gather"),
+    (Delegate, "delegate"),
+    (Sink, "sink"),
+    (DetectorConfig, "source"),
+)
+"""In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse
+frames, frames to some of them, frames to rows, parts of frames to whole frames, frames to what other processes reply,
+frames to files, frames."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key below a kind; ``key`` is its path, such as ``rois.<name>.rect.x``.
+
+    value    what may be written, in words;  unit   of a plain number, None where it has none
+    default  plain data, None where there is none
+    """
+
+    key: str
+    value: str
+    required: bool
+    default: Any
+    unit: str | None
+    doc: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A kind in words. ``line`` is one sentence, ``text`` everything, with formulae."""
+
+    kind: str
+    role: str
+    origin: str
+    line: str
+    text: str
+    parameters: tuple[Parameter, ...]
+    capabilities: Capabilities | None
+
+
+def describe_kind(name: str, kind: Kind[Any]) -> Description:
+    """The description of a kind that has a table."""
+    table = kind.table
+    assert table is not None
+    class_text = inspect.cleandoc(table.__doc__ or "")
+    return Description(
+        kind=name,
+        role=next(role for base, role in ROLES if issubclass(table, base)),
+        origin=str(kind.origin),
+        line=" ".join(class_text.split("\n\n")[0].split()),
+        text=_module_text(name, table) or class_text,
+        parameters=tuple(_parameters("", Table(table))),
+        capabilities=getattr(table, "capabilities", None),
+    )
+
+
+def _module_text(name: str, table: type) -> str:
+    """What a module says that is about this kind alone; else nothing."""
+    text = inspect.cleandoc(sys.modules[table.__module__].__doc__ or "")
+    head, _, said = text.partition(f" `{name}`: ")
+    return said[:1].upper() + said[1:] if head in ("Node", "Detector") else ""
+
+
+def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
+    """All keys that a value of this shape may have, outer ones first."""
+    if isinstance(shape, Table):
+        fields = {field.name: field for field in dataclasses.fields(shape.table)}
+        for key, declared in params(shape.table).items():
+            yield _parameter(path + key, declared, fields[key])
+            yield from _parameters(f"{path}{key}.", declared.shape)
+    elif isinstance(shape, OneKind):
+        for kind, table in shape.kinds().items():
+            yield from _parameters(f"{path}{kind}.", Table(table))
+    elif isinstance(shape, MapOf):
+        yield from _parameters(f"{path}<name>.", shape.item)
+    elif isinstance(shape, ListOf):
+        yield from _parameters(f"{path}<n>.", shape.item)
+    elif isinstance(shape, Either):
+        for option in shape.shapes[:1] if isinstance(shape, Short) else shape.shapes:
+            yield from _parameters(path, option)
+
+
+def _parameter(key: str, declared: Param, field: "dataclasses.Field[Any]") -> Parameter:
+    schema = declared.shape.schema()
+    default = None if declared.required else _plain(_default(field))
+    return Parameter(key, words(schema), declared.required, default, schema.get("x-unit"), declared.doc)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any) -> Any:
+    """A default as it would be written."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {value.kind: {}} if hasattr(value, "kind") else {}
+    if isinstance(value, dict):
+        return {name: _item(item) for name, item in value.items()}
+    return [_item(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _item(value: Any) -> Any:
+    """One of a list or map, with all its keys that have a value."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    said = {key: getattr(value, key) for key in params(type(value))}
+    said = {key: item for key, item in said.items() if item is not None}
+    return {value.kind: said} if hasattr(value, "kind") else said
+
+
+nodes = typer.Typer(help="The kinds of node: those built in, and those of installed packages.", no_args_is_help=True)
+
+
+@nodes.command("list")
+def list_nodes(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False) -> None:
+    """List the kinds of node: kind, role, who brings it, what it does."""
+    with border(as_json=format is KindFormat.JSON, debug=debug):
+        from lima2cli.nodes.registry import NODES
+
+        list_kinds(NODES.all(), "nodes", format)
+
+
+@nodes.command("show")
+def show_node(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as roi_counters.")],
+    format: KindFormatOption = KindFormat.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Show what a node does, with its formulae and parameters.
+
+    Exit code 0: fine, 1: the package that brings it is broken, 2: there is no such kind.
+    """
+    with border(as_json=format is KindFormat.JSON, debug=debug):
+        from lima2cli.nodes.registry import LANGUAGE, NODES
+
+        show_kind("node", kind, NODES.named([kind]), format, LANGUAGE)
+
+
+detectors = typer.Typer(
+    help="The kinds of detector: those built in, and those of installed packages.", no_args_is_help=True
+)
+
+
+@detectors.command("list")
+def list_detectors(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False) -> None:
+    """List the kinds of detector: kind, role, who brings it, what it is; then what each can do."""
+    with border(as_json=format is KindFormat.JSON, debug=debug):
+        from lima2cli.detectors.base import DETECTORS
+
+        kinds = DETECTORS.all()
+        list_kinds(kinds, "detectors", format)
+        known = {name: can for name, kind in kinds.items() if (can := getattr(kind.table, "capabilities", None))}
+        if format is KindFormat.TEXT:
+            print("\n" + "\n".join(compared(known)), flush=True)
+
+
+@detectors.command("show")
+def show_detector(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND | FILE", help="Such as remu; or a pipeline, whose detector is shown.")
+    ],
+    format: KindFormatOption = KindFormat.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Show a kind of detector: parameters, and what it can do whatever they are.
+
+    Of a pipeline (a name with a dot or a slash in it): its detector as it is configured; as JSON its capability record.
+
+    Exit code 0: fine, 1: the package that brings it is broken, or the pipeline has problems, 2: there is no such kind.
+    """
+    with border(as_json=format is KindFormat.JSON, debug=debug):
+        from lima2cli.detectors.base import DETECTORS
+
+        if "." in kind or "/" in kind:
+            _show_configured(kind, as_json=format is KindFormat.JSON)
+            return
+        show_kind("detector", kind, DETECTORS.named([kind]), format)
+
+
+def _show_configured(file: str, *, as_json: bool) -> None:
+    """The detector of a pipeline; what is wrong with the pipeline is told instead."""
+    import sys
+
+    from lima2cli.cli.border import Format as Diagnostics
+    from lima2cli.cli.reading import check_file, show_all
+
+    checked = check_file(file)
+    if checked.findings.failed or checked.pipeline is None:
+        print(show_all([checked], Diagnostics.TEXT), end="", file=sys.stderr, flush=True)
+        raise typer.Exit(PROBLEMS)
+    config, info = checked.pipeline.config, checked.pipeline.detector.sensor
+    print(record_text(config, info) if as_json else configured_text(config, info), flush=True)

@@ -1,14 +1,24 @@
-"""Files of the command line, read and checked."""
+"""Files of the command line, read and checked, and what was found in them as one output."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from lima2cli.check import Checked, check_text
+from lima2cli.cli.border import PROBLEMS, Format, tell
 from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.document import Source
+from lima2cli.document import Source, show_concise, show_events, show_github, show_json, show_sarif, show_text
 from lima2cli.errors import UnreadableInput
+from lima2cli.secret import hide
+
+if TYPE_CHECKING:
+    from lima2cli.runs.saved_plan import Origin
 
 
 def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
@@ -42,3 +52,73 @@ def read(file: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableInput(f"cannot read {file}: {reason}") from error
+
+
+def show_all(checked: Sequence[Checked], format: Format) -> str:
+    """All findings, secrets hidden; in text a line for each file without any, in JSON and SARIF one object."""
+    return hide(_show_all(checked, format))
+
+
+def _show_all(checked: Sequence[Checked], format: Format) -> str:
+    if format is Format.JSON:
+        return _joined([show_json(one.source, one.findings) for one in checked], "diagnostics")
+    if format is Format.SARIF:
+        return _joined([show_sarif(one.source, one.findings) for one in checked], "runs")
+    if format is Format.TEXT:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        texts = [show_text(one.source, one.findings, color) or f"{one.source.file}: fine\n" for one in checked]
+        return "\n".join(texts)
+    show = show_concise if format is Format.CONCISE else show_github
+    return "".join(show(one.source, one.findings) for one in checked)
+
+
+def _joined(texts: Sequence[str], key: str) -> str:
+    """JSON objects that differ in the list at one key, as one object with all their items."""
+    parts = [json.loads(text) for text in texts]
+    return json.dumps(parts[0] | {key: [item for part in parts for item in part[key]]}, indent=2) + "\n"
+
+
+def show_as_events(checked: Checked) -> str:
+    """All findings as events of a run, an object a line, secrets hidden."""
+    return hide(show_events(checked.source, checked.findings))
+
+
+SHOWN = 20
+"""Differences that are listed."""
+
+
+def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bool) -> "tuple[Checked, Origin]":
+    """The pipeline of a saved plan, compiled again as it was: with its values of ``--set``, variables and cores.
+
+    Where that gives another plan the differences are shown, and the command ends.
+    """
+    from lima2cli.check import check_text
+    from lima2cli.runs.saved_plan import compare, plan_contents, read_plan
+
+    origin, contents = read_plan(file)
+    if overrides:
+        raise UnreadableInput(f"{file} is a saved plan, which --set cannot change: make another from {origin.file}")
+    if origin.file == "-":
+        raise UnreadableInput(f"{file} was made from standard input: there is no file to compile again")
+    pipeline = str(origin.base / Path(origin.file).name)
+    text = read(pipeline)
+    checked = check_text(
+        text, pipeline, origin.base, cores=origin.cores,
+        environment=origin.variables(needed=True), overrides=origin.overrides, fuse=fuse,
+    )  # fmt: skip
+    found = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
+    if found:
+        listed = [f"  {difference}" for difference in found[:SHOWN]]
+        more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        message = "\n".join([f"{file} is stale: {pipeline} compiles to another plan today", *listed, *more])
+        tell(
+            "stale-plan",
+            message,
+            as_json=False,
+            help=f"look at `lima2 plan {pipeline}`, and save it with `--format json -o FILE`",
+            as_event=as_event,
+        )
+        raise typer.Exit(PROBLEMS)
+    if checked.plan is not None:
+        checked = replace(checked, plan=replace(checked.plan, inputs=(*checked.plan.inputs, str(Path(file).resolve()))))
+    return checked, replace(origin, text=text, file=pipeline, texts=checked.texts)

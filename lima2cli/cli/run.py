@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import FINE, PROBLEMS, border
-from lima2cli.cli.options import Debug, NoFuse, Overrides, Strict
-from lima2cli.cli.progress import Progress
+from lima2cli.cli.border import FINE, PROBLEMS, Debug, NoFuse, Overrides, Strict, border
+from lima2cli.cli.display import ProgressStyle
 
 if TYPE_CHECKING:
-    from lima2cli.plan.records import Plan
-    from lima2cli.runtime.origin import Origin
+    from lima2cli.plan.ir import Plan
+    from lima2cli.runs.saved_plan import Origin
 
 
 class Transport(StrEnum):
@@ -28,7 +27,7 @@ class Transport(StrEnum):
 
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE | PLAN | -", help="A pipeline or a saved plan; - for stdin.")],
-    progress: Annotated[Progress, typer.Option("--progress", help="How to tell of the run.")] = Progress.AUTO,
+    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to tell of the run.")] = ProgressStyle.AUTO,
     transport: Annotated[
         Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
     ] = Transport.AUTO,
@@ -47,11 +46,11 @@ def run(
     failed, 11: data were lost although the pipeline forbids it, 12: this machine cannot run it (nothing was started),
     130 and 143: stopped by a signal.
     """
-    with border(as_json=False, as_event=progress is Progress.JSON, debug=debug):
+    with border(as_json=False, as_event=progress is ProgressStyle.JSON, debug=debug):
         from lima2cli.cli.display import Display
         from lima2cli.cli.totals import show_summary
-        from lima2cli.runtime.joined import Leader, follow, job_rank
-        from lima2cli.runtime.run import note, run_plan
+        from lima2cli.job.mpi_join import Leader, follow, job_rank
+        from lima2cli.job.run import note, run_plan
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:
@@ -68,7 +67,7 @@ def run(
                     directory, summary, code = leader.run(plan, origin, display)
                 else:
                     directory, summary, code = run_plan(plan, origin, display, transport=transport.value)
-                if progress not in (Progress.JSON, Progress.NONE):
+                if progress not in (ProgressStyle.JSON, ProgressStyle.NONE):
                     display.print(show_summary(directory, summary))
             finally:
                 unseen = display.close()
@@ -79,9 +78,9 @@ def run(
 
 def _own_processing(reference: str) -> str:
     """The function that ``--receiver`` names, its file by its whole path. Raises `UnreadableInput`."""
-    from lima2cli.artefacts.stacks import FileStore
-    from lima2cli.errors import FileProblem, Misfit, UnreadableInput
-    from lima2cli.nodes.function import look
+    from lima2cli.errors import FileProblem, NodeMisuse, UnreadableInput
+    from lima2cli.inputs.stacks import FileStore
+    from lima2cli.nodes.user_function import look
 
     where, colon, name = reference.rpartition(":")
     if not colon or not where or not name.isidentifier():
@@ -89,35 +88,32 @@ def _own_processing(reference: str) -> str:
     try:
         with FileStore(Path()) as files:
             look(reference, files)
-    except (Misfit, FileProblem) as error:
+    except (NodeMisuse, FileProblem) as error:
         raise UnreadableInput(f"--receiver {reference}: {error}") from error
     return f"{Path(where).resolve()}:{name}" if where.endswith(".py") else reference
 
 
 def _plan_of(
-    file: str, overrides: list[str], strict: bool, progress: Progress, *, fuse: bool, own: str | None
+    file: str, overrides: list[str], strict: bool, progress: ProgressStyle, *, fuse: bool, own: str | None
 ) -> "tuple[Plan, Origin]":
     """The plan of a file, and what it comes from; problems are shown, and end the command."""
-    from lima2cli.cli.options import Format
-    from lima2cli.cli.reading import check_pipeline
-    from lima2cli.cli.saved import check_saved
-    from lima2cli.cli.showing import show_all, show_as_events
-    from lima2cli.runtime.origin import Origin
-    from lima2cli.runtime.saved_plan import looks_saved
+    from lima2cli.cli.border import Format
+    from lima2cli.cli.reading import check_pipeline, check_saved, show_all, show_as_events
+    from lima2cli.runs.saved_plan import Origin, looks_saved
 
     if looks_saved(file):
-        checked, origin = check_saved(file, overrides, fuse=fuse, as_event=progress is Progress.JSON)
+        checked, origin = check_saved(file, overrides, fuse=fuse, as_event=progress is ProgressStyle.JSON)
     else:
         checked = check_pipeline(file, overrides, fuse=fuse)
         origin = Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
     if own is not None:  # which reads what no node does
         checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
-        as_json = progress is Progress.JSON
+        as_json = progress is ProgressStyle.JSON
         shown = show_as_events(checked) if as_json else show_all([checked], Format.TEXT)
         typer.echo(shown, nl=False, err=not as_json)
         raise typer.Exit(PROBLEMS)
-    if progress is Progress.JSON:
+    if progress is ProgressStyle.JSON:
         print(show_as_events(checked), end="", flush=True)
     else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)

@@ -1,17 +1,59 @@
-"""``lima2 runs``: live and finished runs."""
+"""``lima2 runs``, ``lima2 stop`` and ``lima2 trigger``: live and finished runs, and requests to those that go on."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import border
-from lima2cli.cli.control import RunName, stop
-from lima2cli.cli.options import Debug
-from lima2cli.human import frames_text, seconds_text
+from lima2cli.cli.border import PROBLEMS, Debug, border
+from lima2cli.units import frames_text, seconds_text
 
 if TYPE_CHECKING:
-    from lima2cli.runtime.runs import Run
+    from lima2cli.runs.directory import Run
+
+
+RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A run directory, or its name below runs.")]
+
+
+def stop(run: RunName = "latest", debug: Debug = False) -> None:
+    """End a run cleanly, as the first Ctrl-C does where it was started; of repeated acquisitions no more begin.
+
+    Returns at once; the run then ends its files. Exit code 0: it will stop, 1: no run goes on there, 2: no run
+    directory, 10: the run was broken off, or does not answer.
+    """
+    with border(as_json=False, debug=debug):
+        directory, _ = asked(run, {"do": "stop"})
+        print(f"{directory} is being stopped")
+
+
+def trigger(
+    run: RunName = "latest",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many triggers.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Fire software triggers of a run with `acquisition.trigger: software`; each gives `frames_per_trigger` frames.
+
+    Triggers that come while frames of the last one are acquired follow them. Exit code 0: fired, 1: refused, such as
+    too many or before the start, 2: no run directory, 10: the run was broken off, or does not answer.
+    """
+    with border(as_json=False, debug=debug):
+        directory, answer = asked(run, {"do": "trigger", "count": count})
+        fired = answer["triggers"]
+        print(f"{directory}: {fired} {'trigger' if fired == 1 else 'triggers'} so far")
+
+
+def asked(run: str, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The directory of a run and what it answers; what it refuses ends the command with code 1."""
+    from lima2cli.runs.control_socket import ask
+    from lima2cli.runs.directory import find_run
+
+    directory = find_run(run)
+    answer = ask(directory, request)
+    if not answer.get("ok"):
+        typer.echo(f"error[refused]: {answer.get('message')}", err=True)
+        raise typer.Exit(PROBLEMS)
+    return str(directory), answer
+
 
 runs = typer.Typer(help="Live and finished runs.", rich_markup_mode=None, invoke_without_command=True)
 
@@ -34,7 +76,7 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
     with border(as_json=False, debug=debug):
         from pathlib import Path
 
-        from lima2cli.runtime.runs import runs_in
+        from lima2cli.runs.directory import runs_in
 
         rows = []
         for run in runs_in(Path(directory)):
@@ -54,7 +96,7 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
     """Show what became of every frame of a run, or how far a live one is. Exit code 0; 2: no run directory."""
     with border(as_json=False, debug=debug):
         from lima2cli.cli.totals import show_summary
-        from lima2cli.runtime.runs import find_run, look
+        from lima2cli.runs.directory import find_run, look
 
         found = look(find_run(run))
         if found.state == "live":

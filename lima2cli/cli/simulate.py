@@ -1,31 +1,30 @@
-"""``lima2 simulate``."""
+"""``lima2 simulate``, and its answer for people: does it keep up, and what breaks first."""
 
 import gc
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import FAILED, FINE, PROBLEMS, UNFIT, border
-from lima2cli.cli.options import Debug, Overrides, Strict
-from lima2cli.cli.progress import Progress
+from lima2cli.cli.border import FAILED, FINE, PROBLEMS, UNFIT, Debug, Overrides, Strict, border
+from lima2cli.cli.display import ProgressStyle
 from lima2cli.cli.run import Transport
-from lima2cli.errors import EnvironmentUnfit, UnreadableInput
-from lima2cli.exit_codes import DATA_LOST, STOPPED
-from lima2cli.human import seconds_text
+from lima2cli.cli.totals import ranges_text, table
+from lima2cli.errors import DATA_LOST, STOPPED, EnvironmentUnfit, UnreadableInput
+from lima2cli.simulate.simulation import MaxRate, Probe, Simulated
+from lima2cli.simulate.verdict import Verdict, hold_of
+from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
 
 if TYPE_CHECKING:
     from lima2cli.check import Checked
-    from lima2cli.config.simulated import Simulation
-    from lima2cli.detectors.faults import Faults
-    from lima2cli.plan.records import Plan
-    from lima2cli.runtime.origin import Origin
-    from lima2cli.runtime.rates import MaxRate, Probe
-    from lima2cli.runtime.simulation import Simulated, Simulator
+    from lima2cli.detectors.emulator_faults import Faults
+    from lima2cli.plan.ir import Plan
+    from lima2cli.runs.saved_plan import Origin
+    from lima2cli.simulate.simulation import Simulation, Simulator
 
 
 class SimulateFormat(StrEnum):
@@ -54,7 +53,7 @@ def simulate(
     output: Annotated[str | None, typer.Option("-o", "--output", help="Keep the files in this directory.")] = None,
     report: Annotated[str | None, typer.Option("--report", metavar="FILE", help="Write everything as JSON.")] = None,
     format: Annotated[SimulateFormat, typer.Option("--format", help="Of the answer.")] = SimulateFormat.TEXT,
-    progress: Annotated[Progress, typer.Option("--progress", help="How to tell of the run.")] = Progress.AUTO,
+    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to tell of the run.")] = ProgressStyle.AUTO,
     transport: Annotated[
         Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
     ] = Transport.AUTO,
@@ -67,14 +66,13 @@ def simulate(
     REMU plays hardware: it never waits. Exit code 0: it keeps up, 1: the file has problems, 10: the run failed, 11:
     it does not, 12: this machine cannot tell (the emulator was too slow, memory is missing), 130 and 143: stopped.
     """
-    as_json = format is SimulateFormat.JSON or progress is Progress.JSON
+    as_json = format is SimulateFormat.JSON or progress is ProgressStyle.JSON
     with border(as_json=as_json, debug=debug):
-        from lima2cli.cli.answer import show_answer
+        from lima2cli.cli.border import check_output, write_output
         from lima2cli.cli.display import Display
-        from lima2cli.cli.output import check_output, write_output
-        from lima2cli.runtime.joined import job_rank
-        from lima2cli.runtime.simulation import Simulator
-        from lima2cli.runtime.simulation import report as plain
+        from lima2cli.job.mpi_join import job_rank
+        from lima2cli.simulate.simulation import Simulator
+        from lima2cli.simulate.simulation import report as plain
 
         if job_rank() is not None:
             raise EnvironmentUnfit("simulate starts its own ranks: call it without mpiexec or srun")
@@ -93,8 +91,8 @@ def simulate(
         notes = _notes(checked, rate, wanted)
         for note in () if as_json else notes:
             typer.echo(f"note: {note}", err=True)
-        quiet = progress is Progress.AUTO and (find_max_rate or format is SimulateFormat.JSON)
-        shown = Progress.NONE if quiet else progress
+        quiet = progress is ProgressStyle.AUTO and (find_max_rate or format is SimulateFormat.JSON)
+        shown = ProgressStyle.NONE if quiet else progress
         keeps, bold = keep or output is not None, frames is not None
         display = Display(shown)
         simulator = Simulator(checked, origin, transport.value, keeps, bold, display)
@@ -106,7 +104,7 @@ def simulate(
         whole = plain(*found, file, notes)
         if report is not None:
             write_output(report, json.dumps(whole, indent=2) + "\n", checked.plan.inputs)
-        lines = None if progress is Progress.JSON else 2
+        lines = None if progress is ProgressStyle.JSON else 2
         print(json.dumps(whole, indent=lines) if as_json else show_answer(*found, file), flush=True)
         raise typer.Exit(_code(found[0], found[2]))
 
@@ -122,7 +120,7 @@ class _Wanted:
     output: str | None
 
     def at(self, period_s: float | None, frames: int) -> "Simulation":
-        from lima2cli.config.simulated import Simulation
+        from lima2cli.simulate.simulation import Simulation
 
         return Simulation(period_s, self.frames or frames, self.faults, self.saves, self.output)
 
@@ -131,9 +129,7 @@ def _run(
     simulator: "Simulator", wanted: _Wanted, plan: "Plan", *, search: bool, as_json: bool
 ) -> "tuple[Simulated, Sequence[Probe], MaxRate | None]":
     """One simulation, or as many as the search for a rate needs."""
-    from lima2cli.cli.answer import show_probe
-    from lima2cli.runtime.rates import enough_frames
-    from lima2cli.runtime.simulation import Unfit, find_max_rate
+    from lima2cli.simulate.simulation import SimulationUnfit, enough_frames, find_max_rate
 
     try:
         if not search:
@@ -146,7 +142,7 @@ def _run(
             wanted.period_s,
             lambda probe: None if as_json else typer.echo(show_probe(probe), err=True),
         )
-    except Unfit as unfit:
+    except SimulationUnfit as unfit:
         _show(unfit.checked, as_json)
         raise typer.Exit(PROBLEMS) from None
     return found
@@ -155,23 +151,23 @@ def _run(
 def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
     """The pipeline of a file; problems are shown, and end the command, warnings are shown."""
     from lima2cli.cli.reading import check_pipeline
-    from lima2cli.runtime.origin import Origin
+    from lima2cli.runs.saved_plan import Origin
 
     checked = check_pipeline(file, overrides)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         _show(checked, as_json)
         raise typer.Exit(PROBLEMS)
     if not as_json:
-        from lima2cli.cli.options import Format
-        from lima2cli.cli.showing import show_all
+        from lima2cli.cli.border import Format
+        from lima2cli.cli.reading import show_all
 
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
     return checked, Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
 
 
 def _show(checked: "Checked", as_json: bool) -> None:
-    from lima2cli.cli.options import Format
-    from lima2cli.cli.showing import show_all
+    from lima2cli.cli.border import Format
+    from lima2cli.cli.reading import show_all
 
     typer.echo(show_all([checked], Format.JSON if as_json else Format.TEXT), nl=False, err=not as_json)
 
@@ -208,9 +204,9 @@ def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults |
     """Those of the file, then those of the command line instead. Raises `UnreadableInput`."""
     from dataclasses import replace
 
-    from lima2cli.config.simulated import faults_of
-    from lima2cli.detectors.faults import Faults, parse_fault
-    from lima2cli.errors import Misfit
+    from lima2cli.detectors.emulator_faults import Faults, parse_fault
+    from lima2cli.errors import NodeMisuse
+    from lima2cli.simulate.simulation import faults_of
 
     assert checked.pipeline is not None
     faults = faults_of(checked.pipeline.config)
@@ -218,7 +214,7 @@ def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults |
         try:
             faults = (faults or Faults()).plus(parse_fault(text))
             faults.check(len(checked.pipeline.detector.modules))
-        except Misfit as misfit:
+        except NodeMisuse as misfit:
             help = f" ({misfit.help})" if misfit.help else ""
             raise UnreadableInput(f"--fault {text}: {misfit.message}{help}") from None
     return faults if seed is None or faults is None else replace(faults, seed=seed)
@@ -226,7 +222,7 @@ def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults |
 
 def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     """How the simulation differs from a run."""
-    from lima2cli.config.simulated import waiting_flows
+    from lima2cli.simulate.simulation import waiting_flows
 
     assert checked.pipeline is not None
     said, notes = checked.pipeline.acquisition, []
@@ -250,3 +246,109 @@ def _code(found: "Simulated", highest: "MaxRate | None") -> int:
     if highest is not None:
         return FINE if highest.hz is not None else DATA_LOST
     return {True: FINE, False: DATA_LOST, None: UNFIT}[found.verdict.kept_up]
+
+
+Row = tuple[str, ...]
+
+
+def show_probe(probe: Probe) -> str:
+    """A rate that was tried, in a line."""
+    word = {True: "keeps up", False: "does not keep up", None: "unknown"}[probe.kept_up]
+    sustained = "" if probe.kept_up else f", sustained {hertz_text(probe.sustained_hz)}"
+    return f"{hertz_text(probe.hz):>9}  {word}{sustained}"
+
+
+def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
+    """The answer first, then why, then the figures."""
+    summary, file = found.summary, found.plan.name if file == "-" else file
+    parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
+    if summary["seconds"] is not None:
+        measured = summary["resources"]
+        ranks = [] if found.inline else _ranks(summary)
+        for rows in (_buffers(measured), _latency(measured), _kernels(measured), ranks):
+            parts += ["", *table(rows)] if len(rows) > 1 else []
+    parts += ["", *(f"warning: {text}" for text in found.warnings)] if found.warnings else []
+    parts += ["", f"files: {found.directory}"] if found.directory is not None else []
+    return "\n".join(parts)
+
+
+def _headline(verdict: Verdict, file: str) -> str:
+    rate = "as fast as REMU sends" if verdict.asked_hz is None else f"at {hertz_text(verdict.asked_hz)}"
+    word = {True: "yes", False: "no", None: "unknown"}[verdict.kept_up]
+    return f"{file} keeps up {rate}: {word}, {verdict.reason}"
+
+
+def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
+    if highest.hz is None:
+        return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
+    if highest.bounded:
+        said = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
+        return f"{said}: {found.verdict.reason}"
+    return f"{file} keeps up with {hertz_text(highest.hz)}; the emulator could not send faster on this machine"
+
+
+def _why(found: Simulated) -> Iterator[str]:
+    verdict, summary = found.verdict, found.summary
+    asked = "" if verdict.asked_hz is None else f" of {hertz_text(verdict.asked_hz)}"
+    sent = "" if verdict.sent_hz is None else f"; sent {hertz_text(verdict.sent_hz)}"
+    yield f"  sustained     {hertz_text(verdict.sustained_hz)}{asked}{sent}"
+    if (slow := verdict.bottleneck) is not None:
+        nodes = ", ".join(slow.nodes) or "receiving and copying frames"
+        cost = f"{seconds_text(slow.frame_s)} a frame, {slow.share:.0%} of its time"
+        yield f"  bottleneck    {nodes} on {slow.place}: {cost}"
+    if (first := verdict.first_lost) is not None:
+        when = "" if first.time_s is None else f", {seconds_text(first.time_s)} after the start"
+        total = sum(flow["expected"] for flow in summary["flows"].values())
+        lost = f"{count_text(verdict.lost)} of {frames_text(total)}"
+        yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {lost}"
+    for name, flow in summary["flows"].items():
+        if flow["missing"] and not flow["lost"]:
+            which = ranges_text(flow["missing_frames"])
+            missing = f"{count_text(flow['missing'])} of {frames_text(flow['expected'])}"
+            yield f"  never came    {missing} of {name}: {which}"
+    if (behind := verdict.behind) is not None:
+        lasts = "" if behind.lasts_s is None else f": its buffers last {seconds_text(behind.lasts_s)}"
+        rates = f"{hertz_text(behind.in_hz)} come, {hertz_text(behind.out_hz)} leave"
+        yield f"  falls behind  {behind.flow} on {behind.receiver}: {rates}{lasts}"
+
+
+def _buffers(measured: Mapping[str, Any]) -> list[Row]:
+    """How full local buffers were at most; what is left of the time that they hold."""
+    rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
+    for flow, fills in measured["peak_fill"].items():
+        for receiver, fill in sorted(fills.items()):
+            hold = hold_of(measured, flow)
+            left = None if hold is None else hold * max(0.0, 1 - fill)
+            rows.append((flow, receiver, seconds_text(hold), f"{min(fill, 1):.0%}", seconds_text(left)))
+    return rows
+
+
+def _latency(measured: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("latency", "p50", "p99", "longest")]
+    for name, its in measured["latency"].items():
+        rows.append((name, *(seconds_text(its[key]) for key in ("p50_s", "p99_s", "max_s"))))
+    return rows
+
+
+def _kernels(measured: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [("nodes", "on", "frames", "a frame", "computing", "writing")]
+    for receiver, its in measured["receivers"].items():
+        for kernel in its["kernels"]:
+            cost, frames = kernel["stage_s"] + kernel["commit_s"], kernel["frames"]
+            each = seconds_text(cost / frames if frames else None)
+            times = (seconds_text(kernel["stage_s"]), seconds_text(kernel["commit_s"]))
+            rows.append((", ".join(kernel["nodes"]), receiver, count_text(frames), each, *times))
+    return rows
+
+
+def _ranks(summary: Mapping[str, Any]) -> list[Row]:
+    """What ranks have used of a core, and for how long they were busy: detector ranks with sending."""
+    rows: list[Row] = [("ranks", "CPU", "busy", "in Flush", "late by")]
+    measured, seconds = summary["resources"], summary["seconds"]
+    for rank, its in measured["detectors"].items():
+        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "put_s", "flush_s"))
+        rows.append((f"{rank} detector", *shares, seconds_text(its["behind_s"])))
+    for name, its in measured["receivers"].items():
+        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "busy_s"))
+        rows.append((f"{its['rank']} {name}", *shares, "-", "-"))
+    return rows

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lima2cli.human import count_text, seconds_text, volume_text
+from lima2cli.units import count_text, seconds_text, volume_text
 
 
 def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:

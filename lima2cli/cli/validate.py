@@ -1,11 +1,11 @@
-"""``lima2 validate``."""
+"""``lima2 validate`` and ``lima2 schema``."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from lima2cli.cli.border import FINE, PROBLEMS, USAGE, border
-from lima2cli.cli.options import Debug, Format, Overrides, Strict
+from lima2cli.cli.border import FINE, PROBLEMS, USAGE, Debug, Format, Overrides, Strict, border
 from lima2cli.errors import UnreadableInput
 
 
@@ -21,8 +21,7 @@ def validate(
     Exit code 0: fine, 1: there are problems, 2: a file cannot be read.
     """
     with border(as_json=format is Format.JSON, debug=debug):
-        from lima2cli.cli.reading import check_file, unreadable
-        from lima2cli.cli.showing import show_all
+        from lima2cli.cli.reading import check_file, show_all, unreadable
 
         checked, code = [], FINE
         for file in files:
@@ -35,3 +34,14 @@ def validate(
         severities = {item.severity for one in checked for item in one.findings}
         failed = "error" in severities or (strict and "warning" in severities)
         raise typer.Exit(code or (PROBLEMS if failed else FINE))
+
+
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of pipelines, with all kinds that are installed."""
+    with border(as_json=False, debug=debug):
+        from lima2cli.language.schema import complete_shape, schema_text
+
+        shape, problems = complete_shape()
+        for problem in problems:
+            print(f"warning[{problem.rule}]: {problem}", file=sys.stderr)
+        print(schema_text(shape), end="", flush=True)

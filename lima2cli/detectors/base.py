@@ -1,9 +1,4 @@
-"""The interface of detectors: configuration, static information, operations, monitoring, acquisition.
-
-Names and groups are those of the Lima2 detector interface. A detector plugin is two things: a
-`DetectorConfig`, the table that users write under ``detector:``, which describes the detector to the compiler;
-and a `Detector`, which runs in the detector ranks, one object per rank for the modules that the rank serves.
-"""
+"""The interface of detectors: configuration, information, operations, monitoring, acquisition; and their kinds."""
 
 import enum
 import math
@@ -15,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Either, ListOf, Number, Plausible, Quantity, Shape, Table, Text, pair, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, DetectorInfo, Files, Invalid
 from lima2cli.geometry import Rect
-from lima2cli.invalid import fits, words
-from lima2cli.spec import Array, DetectorInfo, Files, Invalid
+from lima2cli.kernels.masked import fits, words
+from lima2cli.plugins import Kinds
 
 if TYPE_CHECKING:
-    from lima2cli.detectors.calls import GdtCalls
+    from lima2cli.detectors.librashpa import GdtCalls
     from lima2cli.detectors.scenes import Scene
 
 
@@ -208,7 +204,7 @@ class DetectorConfig:
     )
 
     def described(self, files: Files) -> DetectorInfo:
-        """What `describe` gives, with the invalid values that users give. Raises as that, and `Misfit`
+        """What `describe` gives, with the invalid values that users give. Raises as that, and `NodeMisuse`
         (``invalid-value``)."""
         info = self.describe(files)
         if self.invalid is None:
@@ -217,14 +213,14 @@ class DetectorConfig:
         if not any(fits(rule, dataset.dtype) for dataset in info.datasets):
             dtypes = ", ".join(dict.fromkeys(dataset.dtype for dataset in info.datasets))
             message = f"`{words(rule)}` does not tell pixels of {dtypes} apart"
-            raise Misfit(
+            raise NodeMisuse(
                 "invalid-value", message, ("invalid",), "values that the pixels can have, and not all of these"
             )
         return replace(info, datasets=tuple(replace(dataset, invalid=rule) for dataset in info.datasets))
 
     def describe(self, files: Files) -> DetectorInfo:
         """Static information and capabilities. Raises `FileProblem` where they come from a file that is unfit,
-        `Misfit` where parameters contradict each other."""
+        `NodeMisuse` where parameters contradict each other."""
         raise NotImplementedError
 
     def retrieve(self, info: DetectorInfo) -> Capabilities:
@@ -324,3 +320,21 @@ class Warns(Protocol):
         Asked after `Detector.prepare` and after the last frame; told while the run goes on, and in its summary.
         """
         ...
+
+
+BUILT_IN: Mapping[str, str] = {
+    "remu": "lima2cli.detectors.remu:Remu",
+    "replay": "lima2cli.detectors.replay:Replay",
+    "smartpix": "lima2cli.detectors.smartpix:SmartPix",
+    "rashpa": "lima2cli.detectors.rashpa:Rashpa",
+    "jungfrau": "lima2cli.detectors.jungfrau:Jungfrau",
+}
+"""Where the tables of the built-in detectors are, by kind; one is imported where it is asked for."""
+
+DETECTORS: Kinds[DetectorConfig] = Kinds("detector", "lima2cli.detectors", DetectorConfig, BUILT_IN)
+"""All kinds of detector, those of installed packages among them."""
+
+
+def detector_kinds() -> Mapping[str, type[DetectorConfig]]:
+    """Tables of the built-in detectors by kind; all are imported."""
+    return DETECTORS.tables()

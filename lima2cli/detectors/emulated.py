@@ -6,18 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.detectors.base import AcqParams, State, XferParams
-from lima2cli.detectors.faults import Faults
+from lima2cli.detectors.emulator_faults import Faults, Struck, with_bad_pixels
 from lima2cli.detectors.lifecycle import Lifecycle
 from lima2cli.detectors.operations import operate, operated
-from lima2cli.detectors.sources import Pool, Source
-from lima2cli.detectors.struck import Struck, with_bad_pixels
+from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.errors import StateError
-from lima2cli.spec import Array, DetectorInfo
+from lima2cli.frames import Array, DetectorInfo
 
-Route = tuple[int, int]
+PartKey = tuple[int, int]
 """(dataset, module) indices."""
 
-OpenSources = Callable[[Sequence[Route]], Mapping[Route, Source]]
+OpenSources = Callable[[Sequence[PartKey]], Mapping[PartKey, PixelSource]]
 
 
 class EmulatedDetector:
@@ -33,7 +32,7 @@ class EmulatedDetector:
     ) -> None:
         self._told = told
         self._info, self._open_sources, self._faults = info, open_sources, faults
-        self._sources: Mapping[Route, Source] = {}
+        self._sources: Mapping[PartKey, PixelSource] = {}
         self._prepared: tuple[AcqParams, XferParams] | None = None
         self._life = Lifecycle()
 
@@ -70,7 +69,7 @@ class EmulatedDetector:
         jitter = None if faults.jitter is None else lambda numbers: faults.delays(numbers, period_ns)
         self._life.prepared(acq_params, recorded, faults.lag_ns(modules), jitter)
 
-    def _closed(self, routes: Sequence[Route]) -> dict[Route, Source]:
+    def _closed(self, routes: Sequence[PartKey]) -> dict[PartKey, PixelSource]:
         """What a detector sees whose shutter is closed: nothing."""
         shapes = [(self._info.datasets[d].dtype, self._info.modules[m]) for d, m in routes]
         return {

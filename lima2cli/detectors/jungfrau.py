@@ -41,16 +41,14 @@ from lima2cli.declare import (
     param,
 )
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.jungfrau_charge import FIXED_STAGE, codes, photon_bits
+from lima2cli.detectors.jungfrau_emulator import FIXED_STAGE, Charge, codes, photon_bits
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
-from lima2cli.detectors.jungfrau_scene import Charge
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
-from lima2cli.detectors.scene_kinds import SCENES
-from lima2cli.detectors.scenes import Rings, Scene
-from lima2cli.detectors.sources import Source
-from lima2cli.errors import EnvironmentUnfit, Misfit
+from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.sources import PixelSource
+from lima2cli.errors import EnvironmentUnfit, NodeMisuse
+from lima2cli.frames import DatasetInfo, DetectorInfo, Files, Invalid
 from lima2cli.geometry import Rect
-from lima2cli.spec import DatasetInfo, DetectorInfo, Files, Invalid
 
 if TYPE_CHECKING:
     from lima2cli.detectors.jungfrau_receiver import JungfrauDetector
@@ -198,7 +196,7 @@ class Jungfrau(DetectorConfig):
         turned = self.modules if isinstance(self.modules, JungfrauGrid) else self.modules[module]
         return turned.rotation == 180
 
-    def photons(self, info: DetectorInfo, modules: Sequence[int], files: Files) -> Mapping[int, Source]:
+    def photons(self, info: DetectorInfo, modules: Sequence[int], files: Files) -> Mapping[int, PixelSource]:
         """What modules see, where they are emulated: frames (n, 512, 1024) uint16 of each."""
         if self.emulate is None:
             return {}
@@ -215,13 +213,13 @@ class Jungfrau(DetectorConfig):
             return None
         for key in ("pedestal", "gain"):
             if (count := len(getattr(self.emulate, key))) != 3:
-                raise Misfit("calibration-shape", f"three stages have three values, not {count}", ("emulate", key))
+                raise NodeMisuse("calibration-shape", f"three stages have three values, not {count}", ("emulate", key))
         scene = self.emulate.scene
         try:
             return scene.check(self._photon_dataset(self.emulate), image, files)
-        except Misfit as misfit:
+        except NodeMisuse as misfit:
             place = ("emulate", "scene", scene.kind, *misfit.key)
-            raise Misfit(misfit.rule, misfit.message, place, misfit.help) from None
+            raise NodeMisuse(misfit.rule, misfit.message, place, misfit.help) from None
 
     def _rects(self) -> list[Rect]:
         if isinstance(self.modules, JungfrauGrid):
@@ -242,7 +240,7 @@ class Jungfrau(DetectorConfig):
         if not self.udp and self.emulate is not None:
             return
         if len(self.udp) != modules:
-            raise Misfit(
+            raise NodeMisuse(
                 "udp-ports",
                 f"there are {modules} modules, and ports for {len(self.udp)}",
                 ("udp",) if self.udp else (),
@@ -251,7 +249,7 @@ class Jungfrau(DetectorConfig):
         places = [(end.address, end.port) for end in self.udp]
         for i, place in enumerate(places):
             if place in places[:i]:
-                raise Misfit(
+                raise NodeMisuse(
                     "udp-ports", f"modules {places.index(place)} and {i} have the same port, {place[1]}", ("udp", i)
                 )
 

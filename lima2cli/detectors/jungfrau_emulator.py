@@ -1,21 +1,24 @@
-"""Modules of a JUNGFRAU that are not there: their packets, sent to the loopback at the pace of the acquisition."""
+"""Emulated JUNGFRAU modules: photons of a scene, coded as charge, in packets sent to the loopback."""
 
 import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.detectors.datagrams import Datagrams
-from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET, PACKETS, PIXELS, TICK_NS, VERSION
-from lima2cli.detectors.sources import Pool, Source
-from lima2cli.spec import Array
+from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET, PACKETS, PIXELS, TICK_NS, VERSION, Datagrams
+from lima2cli.detectors.scenes import Scene
+from lima2cli.detectors.sources import PixelSource, Pool
+from lima2cli.frames import Array, DatasetInfo, Files
+from lima2cli.geometry import Rect
 
 if TYPE_CHECKING:
     from lima2cli.detectors.jungfrau import Jungfrau
+
 
 DUTY = 0.8
 """Of a period in which packets are sent."""
@@ -26,7 +29,7 @@ SHORTEST_PAUSE_S = 0.5e-3
 class ModuleEmulator:
     """Sends the packets of one module in a thread of its own."""
 
-    def __init__(self, config: "Jungfrau", module: int, photons: Source) -> None:
+    def __init__(self, config: "Jungfrau", module: int, photons: PixelSource) -> None:
         """``photons`` are those that the module sees, frames (n, 512, 1024) uint16."""
         assert config.emulate is not None
         self.module, self._emulation, self._first = module, config.emulate, config.first_frame
@@ -115,3 +118,77 @@ def _send_all(sender: socket.socket, datagrams: Datagrams, run: range) -> None:
     first = run.start
     while first < run.stop:
         first += datagrams.send(sender.fileno(), first, run.stop - first)
+
+
+STAGE_BITS = np.array((0x0000, 0x4000, 0xC000), np.uint16)
+"""Of stages 0, 1, 2."""
+
+LARGEST_ADC = 0x3FFF
+
+FIXED_STAGE = {"dynamic": None, "forceswitchg1": 1, "forceswitchg2": 2, "fixg1": 1, "fixg2": 2, "fixg0": 0}
+"""The stage that all pixels take in the gain modes of slsDetectorPackage; None: each pixel its own."""
+
+PHOTONS = 1 << 16
+"""Numbers of photons that are coded: 0 to this - 1."""
+
+
+def codes(pedestal: Sequence[float], gain: Sequence[float], photon_energy: float, gain_mode: str) -> NDArray[np.uint16]:
+    """What a pixel sends for 0, 1, 2… photons, (65536,) uint16.
+
+    ``pedestal`` in ADU and ``gain`` in ADU per keV, of the three stages; ``photon_energy`` in eV.
+    """
+    kev = np.arange(PHOTONS) * photon_energy * 1e-3
+    adc = np.rint(np.asarray(pedestal)[:, np.newaxis] + np.asarray(gain)[:, np.newaxis] * kev)
+    fits = (adc >= 0) & (adc <= LARGEST_ADC)
+    fixed = FIXED_STAGE[gain_mode]
+    stage = np.where(fits.any(axis=0), fits.argmax(axis=0), 2) if fixed is None else np.full(PHOTONS, fixed)
+    chosen = np.take_along_axis(np.clip(adc, 0, LARGEST_ADC).astype(np.uint16), stage[np.newaxis], 0)[0]
+    coded: NDArray[np.uint16] = chosen | STAGE_BITS[stage]
+    return coded
+
+
+def photon_bits(coded: NDArray[np.uint16]) -> int:
+    """Bits of the numbers of photons that are below where ``coded`` (see `codes`) stays the same, at least 1."""
+    changes = np.flatnonzero(coded[1:] != coded[:-1])
+    return max(1, (int(changes[-1]) + 2).bit_length() - 1) if len(changes) else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charge(Scene):
+    """Photons of ``scene`` as raw frames; the other fields are those of `jungfrau_charge.codes`. Users write none."""
+
+    kind: ClassVar[str] = "charge"
+
+    scene: Scene
+    pedestal: tuple[float, ...]
+    gain: tuple[float, ...]
+    photon_energy: float
+    gain_mode: str
+
+    @property
+    def lossy(self) -> bool:
+        """See `Scene`."""
+        return self.scene.lossy
+
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
+        """See `Scene`."""
+        table = codes(self.pedestal, self.gain, self.photon_energy, self.gain_mode)
+        photons = DatasetInfo(dataset.name, dataset.index, "uint16", photon_bits(table))
+        made = self.scene.sources(photons, image, modules, files)
+        return [Pool(table[it.frames], it.absent) if isinstance(it, Pool) else _Coded(it, table) for it in made]
+
+
+class _Coded(PixelSource):
+    """Frames of a source that are coded as they are asked for."""
+
+    def __init__(self, photons: PixelSource, table: NDArray[np.uint16]) -> None:
+        self._photons, self._table = photons, table
+
+    def get(self, numbers: Sequence[int]) -> Array:
+        """See `PixelSource`."""
+        coded: Array = self._table[self._photons.get(numbers)]
+        return coded
+
+    def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
+        """See `PixelSource`."""
+        return self._photons.missing(numbers)

@@ -1,24 +1,15 @@
-"""The UDP packets of PSI's JUNGFRAU modules: header version 2 of slsDetectorPackage (4.0 and later), little endian.
+"""UDP packets of JUNGFRAU modules, header version 2 of slsDetectorPackage, and many datagrams per system call."""
 
-    offset  bytes
-    0       8      frameNumber    counts from 1 after power-up or as set (``nextframenumber``)
-    8       4      expLength      exposure, 100 ns
-    12      4      packetNumber   0 to 127, in the order of the rows
-    16      8      detSpec1       bunch ID
-    24      8      timestamp      start of the exposure since the start of the measurement, 100 ns
-    32      2      modId
-    34      2 + 2  row, column    of the module in the detector
-    38      2      detSpec2
-    40      4      detSpec3
-    44      2      detSpec4
-    46      1      detType        3 is JUNGFRAU
-    47      1      version        2
-    48      8192   four rows of 1024 pixels, uint16: gain bits in the top two, 14 bits of ADC
-
-Source: ``udpheader`` in the documentation of slsDetectorPackage.
-"""
+import ctypes
+import errno
+import os
+import select
+import socket
 
 import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.errors import EnvironmentUnfit
 
 ROWS, COLUMNS = 512, 1024
 """Pixels of a module."""
@@ -45,3 +36,125 @@ PACKET = np.dtype(
     ]
 )  # fmt: skip
 """One packet, 8240 bytes."""
+
+
+FORCE = 33
+"""SO_RCVBUFFORCE of Linux, which socket.py does not name: a size above net.core.rmem_max, for root."""
+
+
+MEMORY_INFO, DROPS = 55, 8
+"""SO_MEMINFO of Linux, which socket.py does not name: numbers of a socket (uint32), among them datagrams dropped."""
+
+LARGEST_BUFFER = (1 << 30) - 1
+"""Of a socket."""
+
+VECTOR = np.dtype([("base", np.uintp), ("length", np.uintp)])
+"""struct iovec."""
+
+HEADER = np.dtype(
+    [
+        ("name", np.uintp), ("name_length", np.uint32), ("vectors", np.uintp), ("vector_count", np.uintp),
+        ("control", np.uintp), ("control_length", np.uintp), ("flags", np.intc),
+    ],
+    align=True,
+)  # fmt: skip
+"""struct msghdr."""
+
+MESSAGE = np.dtype([("header", HEADER), ("length", np.uint32)], align=True)
+"""struct mmsghdr."""
+
+
+class Datagrams:
+    """Rows of ``memory``, (n, bytes) uint8, one datagram each."""
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        count, size = memory.shape
+        self._memory = memory  # the kernel reads or writes there
+        self._vectors = np.zeros(count, VECTOR)
+        self._vectors["base"] = memory.ctypes.data + memory.strides[0] * np.arange(count)
+        self._vectors["length"] = size
+        self._messages = np.zeros(count, MESSAGE)
+        header = self._messages["header"]
+        header["vectors"] = self._vectors.ctypes.data + VECTOR.itemsize * np.arange(count)
+        header["vector_count"] = 1
+        self._first = self._messages.ctypes.data
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.lengths: NDArray[np.uint32] = self._messages["length"]
+        """Bytes of each datagram received, as they were sent."""
+
+    def receive(self, descriptor: int) -> int:
+        """How many have come, from row 0 on; does not wait. Raises OSError."""
+        flags = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+        return self._call("recvmmsg", descriptor, 0, len(self._messages), flags, None)
+
+    def send(self, descriptor: int, first: int, count: int) -> int:
+        """Send rows ``first`` and following; how many went. Raises OSError."""
+        return self._call("sendmmsg", descriptor, first, count, 0)
+
+    def _call(self, name: str, descriptor: int, first: int, count: int, *rest: object) -> int:
+        start = ctypes.c_void_p(self._first + first * MESSAGE.itemsize)
+        done: int = getattr(self._libc, name)(descriptor, start, count, *rest)
+        if done >= 0:
+            return done
+        code = ctypes.get_errno()
+        if code in (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED):  # the last: nobody listened to an earlier one
+            return 0
+        raise OSError(code, os.strerror(code))
+
+
+class Inbox:
+    """A bound UDP socket and the datagrams that have come to it: rows of ``memory``, (n, bytes) uint8."""
+
+    def __init__(self, address: str, port: int, memory: NDArray[np.uint8], buffer: int) -> None:
+        """``buffer`` bytes of the kernel's memory are asked for. Raises `EnvironmentUnfit`."""
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind((address, port))
+        except OSError as error:
+            self._socket.close()
+            raise EnvironmentUnfit(f"cannot listen at {address}, UDP port {port}: {error.strerror}") from error
+        self.buffer = self._reserve(buffer)
+        """Bytes that the kernel does give."""
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._datagrams = Datagrams(memory)
+        self.lengths = self._datagrams.lengths
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Address and port."""
+        address, port = self._socket.getsockname()
+        return address, port
+
+    def _reserve(self, buffer: int) -> int:
+        asked = min(buffer, LARGEST_BUFFER)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, asked)
+        if (given := self._given()) < asked:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, FORCE, asked)
+            except PermissionError:
+                return given
+        return self._given()
+
+    def _given(self) -> int:
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # Linux reports twice what it takes
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that the kernel had no memory for, since the socket was opened; 0 where it does not tell."""
+        try:
+            told = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
+        except OSError:
+            return 0
+        numbers = np.frombuffer(told, np.uint32)
+        return int(numbers[DROPS]) if len(numbers) > DROPS else 0
+
+    def receive(self, patience_s: float) -> int:
+        """How many datagrams have come, from row 0 on; 0 after ``patience_s`` without any. Raises OSError."""
+        if not self._poll.poll(patience_s * 1e3):
+            return 0
+        return self._datagrams.receive(self._socket.fileno())
+
+    def close(self) -> None:
+        """Stop to listen."""
+        self._socket.close()

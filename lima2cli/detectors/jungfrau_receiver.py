@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.detectors.assembler import Assembler
 from lima2cli.detectors.base import AcqParams, State, XferParams
-from lima2cli.detectors.datagrams import LARGEST_BUFFER, Inbox
+from lima2cli.detectors.jungfrau_assembler import Assembler, Gate
 from lima2cli.detectors.jungfrau_emulator import ModuleEmulator
-from lima2cli.detectors.jungfrau_gate import Gate
-from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, PACKET
+from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, LARGEST_BUFFER, PACKET, Inbox
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.errors import StateError
-from lima2cli.human import counted_text, frames_text
-from lima2cli.spec import Array, DetectorInfo, Files
+from lima2cli.frames import Array, DetectorInfo, Files
+from lima2cli.units import counted_text, frames_text
 
 if TYPE_CHECKING:
     from lima2cli.detectors.jungfrau import Jungfrau

@@ -1,22 +1,59 @@
-"""librashpa through its C API, by cffi in ABI mode: nothing is compiled, the library is looked for at the run.
-
-No header of librashpa is public. What is declared here is our own reading:
-
-`DECK`      the calls of the four listings in the RASHPA deck (ESRF, 2020), with the types that the listings show.
-            They ignore what the setters return; so do we. Numbers are `long`: where the library reads an `int`, the
-            calling conventions of x86-64 and AArch64 give it the same value.
-`ASSUMED`   what the listings leave to the caller: how a manager is made and given back, how a receiver is found by
-            its name, how an acquisition is started and stopped. The least that there must be, under names of ours.
-`CONSTANTS` values of the constants, which no binary tells: single bits, in the order of the deck. Ours, too.
-
-A real librashpa may differ in all that is ours; this file is the one place to change then.
-"""
+"""librashpa through its C API, by cffi in ABI mode, and its calls as plain records."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lima2cli.detectors.calls import MANAGER, Argument, ByteCount, Call, Flags, GdtCalls, Handle, ReceiverHandle
 from lima2cli.errors import EnvironmentUnfit, RunFailed
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A pointer, by the name of the variable that holds it: the manager, or what an earlier call returned."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ReceiverHandle:
+    """A pointer to a receiver, by the receiver's name."""
+
+    receiver: str
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Constants of librashpa, joined by ``|``."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ByteCount:
+    """A number of bytes; the listings keep it in a variable of its own."""
+
+    size: int
+
+
+Argument = Handle | ReceiverHandle | Flags | ByteCount | str | int
+"""A str is a string of C."""
+
+
+@dataclass(frozen=True)
+class RashpaCall:
+    """One call; ``result`` names the variable that keeps what it returns, None where that is of no use."""
+
+    function: str
+    arguments: tuple[Argument, ...]
+    result: str | None = None
+
+
+GdtCalls = tuple[RashpaCall, ...]
+"""The calls that set up one data flow, in order; their results are known to each other only."""
+
+MANAGER = Handle("manager_pt")
+"""The caller's manager."""
+
 
 LIBRARY = "librashpa.so"
 
@@ -107,7 +144,7 @@ class Manager:
         """Give the manager back, and all that it made; only once."""
         self._library.rashpaManagerDestroy(self._manager)
 
-    def _make(self, call: Call, known: dict[str, Any]) -> None:
+    def _make(self, call: RashpaCall, known: dict[str, Any]) -> None:
         result = self._call(call.function, *(self._value(argument, known) for argument in call.arguments))
         if call.result is not None:
             known[call.result] = result

@@ -13,7 +13,7 @@ from lima2cli.errors import StateError
 ENDLESS = 2**62
 """More frames than any acquisition has."""
 
-Jitter = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+Delays = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """How much later than the clock says frames are, (n,) ns, less than a period."""
 
 
@@ -28,7 +28,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.state = State.IDLE
         self._lag_ns = 0
-        self._jitter: Jitter | None = None
+        self._jitter: Delays | None = None
         self._start_ns = 0
         self._period_ns: float | None = None
         self._frames = 0
@@ -43,7 +43,7 @@ class Lifecycle:
             raise StateError(f"cannot {operation} a detector that is {self.state.value}: it must be {allowed}")
 
     def prepared(
-        self, acq_params: AcqParams, recorded: int | None, lag_ns: int = 0, jitter: Jitter | None = None
+        self, acq_params: AcqParams, recorded: int | None, lag_ns: int = 0, jitter: Delays | None = None
     ) -> None:
         """IDLE, STOPPED → PREPARED.
 

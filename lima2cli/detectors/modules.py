@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lima2cli.declare import Either, Integer, ListOf, Shape, Table, pair, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DatasetInfo
 from lima2cli.geometry import Rect
-from lima2cli.spec import DatasetInfo
 
 LARGEST = 65536
 """Pixels of an image along one axis."""
@@ -65,7 +65,7 @@ MODULES: Shape = Either((Table(ModuleGrid), ListOf(Table(Module), minimum=1)))
 def lay_out_modules(modules: Modules, image: Rect) -> tuple[Rect, ...]:
     """The rectangles of all modules; None is one that covers the image.
 
-    Raises `Misfit` (module-outside, module-overlap) with a key that begins with ``modules``.
+    Raises `NodeMisuse` (module-outside, module-overlap) with a key that begins with ``modules``.
     """
     if modules is None:
         return (image,)
@@ -84,7 +84,7 @@ def _check_inside(rects: list[Rect], image: Rect, key: tuple[str | int, ...], nu
     for rect in rects:
         if not image.contains(rect):
             size = f"at least {rect.right} x {rect.bottom}"
-            raise Misfit(
+            raise NodeMisuse(
                 "module-outside",
                 f"module {number} ({rect}) lies beyond the image of {image.width} x {image.height} pixels",
                 key,
@@ -100,7 +100,7 @@ def _check_apart(rects: list[Rect]) -> None:
                 break  # so are all after it
             if (rects[i] & rects[j]).area:
                 first, second = sorted((i, j))
-                raise Misfit(
+                raise NodeMisuse(
                     "module-overlap",
                     f"modules {first} ({rects[first]}) and {second} ({rects[second]}) overlap",
                     ("modules", second),
@@ -108,7 +108,7 @@ def _check_apart(rects: list[Rect]) -> None:
 
 
 def check_gap_value(value: float, datasets: Sequence[DatasetInfo]) -> None:
-    """Raise `Misfit` (gap-value) where a dataset's dtype cannot hold the value of pixels without a module."""
+    """Raise `NodeMisuse` (gap-value) where a dataset's dtype cannot hold the value of pixels without a module."""
     for dataset in datasets:
         dtype = np.dtype(dataset.dtype)
         if dtype.kind == "f":
@@ -119,4 +119,4 @@ def check_gap_value(value: float, datasets: Sequence[DatasetInfo]) -> None:
         if not fits:
             message = f"{value} does not fit the pixels of dataset {dataset.name} ({dataset.dtype})"
             help = "nan goes with frames of floats only" if math.isnan(value) else None
-            raise Misfit("gap-value", message, ("gap_value",), help)
+            raise NodeMisuse("gap-value", message, ("gap_value",), help)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.detectors.base import Operations
-from lima2cli.detectors.sources import BLOCK_BYTES, Pool, Source
-from lima2cli.errors import Misfit
+from lima2cli.detectors.sources import BLOCK_BYTES, PixelSource, Pool
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Operated
 from lima2cli.geometry import Rect
-from lima2cli.invalid import MaskedSums, carried, of_sums
-from lima2cli.spec import Array, DatasetInfo, DetectorInfo, Operated
+from lima2cli.kernels.masked import MaskedSums, carried, of_sums
 from lima2cli.view import View
 
 
@@ -20,7 +20,7 @@ def operate(info: DetectorInfo, operations: Operations) -> DetectorInfo:
     """The detector as its own operations show it: size, modules, dtypes of sums, pixel size.
 
     A module keeps the bins all of whose pixels it covers; other bins are gaps. Sums of b bits become as wide as
-    ``b + ceil(log2(summed))`` bits need. Raises `Misfit` (binning-too-large, roi-outside, sum-too-wide, module-lost)
+    ``b + ceil(log2(summed))`` bits need. Raises `NodeMisuse` (binning-too-large, roi-outside, sum-too-wide, module-lost)
     with a key of `acquisition`.
     """
     if operations == Operations():
@@ -31,7 +31,7 @@ def operate(info: DetectorInfo, operations: Operations) -> DetectorInfo:
     modules = tuple(view.inside(module) for module in info.modules)
     if not any(module.area for module in modules):
         message = f"no module covers a pixel of the {width} x {height} that are left"
-        raise Misfit("module-lost", message, ("roi",) if operations.roi is not None else ("binning",))
+        raise NodeMisuse("module-lost", message, ("roi",) if operations.roi is not None else ("binning",))
     return replace(
         info,
         width=width,
@@ -49,14 +49,14 @@ def _view(info: DetectorInfo, operations: Operations) -> View:
     (x, y), image, roi = operations.binning, info.image, operations.roi
     if x > image.width or y > image.height:
         message = f"no bin of {x} x {y} pixels fits in an image of {image.width} x {image.height}"
-        raise Misfit("binning-too-large", message, ("binning",))
+        raise NodeMisuse("binning-too-large", message, ("binning",))
     view = View(image).bin(x, y)
     height, width = view.shape
     if roi is not None:
         if not Rect(0, 0, width, height).contains(roi):
             binned = f", binned {x} x {y}" if x * y > 1 else ""
             message = f"the part of the detector, {roi}, leaves its {width} x {height} pixels{binned}"
-            raise Misfit("roi-outside", message, ("roi",), help=f"x up to {width - 1}, y up to {height - 1}")
+            raise NodeMisuse("roi-outside", message, ("roi",), help=f"x up to {width - 1}, y up to {height - 1}")
         view = view.cut(roi)
     return view.flipped(operations.flip)
 
@@ -71,14 +71,14 @@ def _summed(dataset: DatasetInfo, summed: int, operations: Operations) -> Datase
     bits = dataset.bits + (summed - 1).bit_length()
     if bits > 64:
         message = f"sums of {summed} pixels of dataset {dataset.name} have up to {bits} bits; there are 64"
-        raise Misfit("sum-too-wide", message, ("accumulate",) if operations.accumulate > 1 else ("binning",))
+        raise NodeMisuse("sum-too-wide", message, ("accumulate",) if operations.accumulate > 1 else ("binning",))
     size = next(size for size in (1, 2, 4, 8) if size >= dtype.itemsize and 8 * size >= bits)
     wide = f"{'u' * (dtype.kind == 'u')}int{8 * size}"
     rule, _ = of_sums(dataset.invalid, dataset.dtype, wide)
     return replace(dataset, dtype=wide, bits=bits, frames=frames, invalid=rule)
 
 
-def operated(source: Source, info: DetectorInfo, dataset: int, module: int) -> Source:
+def operated(source: PixelSource, info: DetectorInfo, dataset: int, module: int) -> PixelSource:
     """The source of a module of ``info``, which `operate` made, from one of the same module of its sensor.
 
     What repeats is worked out beforehand, so that it costs nothing while frames are acquired.
@@ -90,13 +90,15 @@ def operated(source: Source, info: DetectorInfo, dataset: int, module: int) -> S
     return Pool(*made.all(len(source.frames)))
 
 
-class _Operated(Source):
+class _Operated(PixelSource):
     """See `operated`: what is worked out as it is asked for. A sum with an invalid pixel is none.
 
     ``before`` and ``after`` describe the dataset without and with the operations.
     """
 
-    def __init__(self, source: Source, how: Operated, number: int, before: DatasetInfo, after: DatasetInfo) -> None:
+    def __init__(
+        self, source: PixelSource, how: Operated, number: int, before: DatasetInfo, after: DatasetInfo
+    ) -> None:
         module, dtype = how.sensor.modules[number], after.dtype
         kept = how.view.behind(how.view.inside(module))
         self._source, self._exposures, self._dtype = source, how.exposures, dtype
@@ -108,14 +110,14 @@ class _Operated(Source):
         self._most = max(1, BLOCK_BYTES // frame_bytes)
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See `Source`."""
+        """See `PixelSource`."""
         numbers = numbers[: self._most]
         if self._exposures == 1:
             return self._shown(self._source.get(numbers))
         return np.stack([self._sum(int(number)) for number in numbers])
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """See `Source`: those of whose exposures one is."""
+        """See `PixelSource`: those of whose exposures one is."""
         exposures = np.asarray(numbers, np.int64)[:, np.newaxis] * self._exposures + np.arange(self._exposures)
         found = self._source.missing(exposures.ravel().tolist())
         return None if found is None else np.asarray(found.reshape(exposures.shape).any(axis=1))

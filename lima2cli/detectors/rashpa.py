@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Text, param
 from lima2cli.detectors.base import AcqParams, Capabilities, DetectorConfig, State, XferParams
-from lima2cli.detectors.capabilities import read_record
+from lima2cli.detectors.capability_record import read_record
 from lima2cli.detectors.librashpa import LIBRARY, Manager, load
 from lima2cli.detectors.lifecycle import Lifecycle
-from lima2cli.errors import FileProblem, Misfit, StateError
-from lima2cli.plain import read_json_object
-from lima2cli.spec import Array, DetectorInfo, Files
+from lima2cli.errors import FileProblem, NodeMisuse, StateError
+from lima2cli.frames import Array, DetectorInfo, Files
+from lima2cli.paths import read_json_object
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Rashpa(DetectorConfig):
         """See `DetectorConfig`. Such hardware never waits for a receiver, whatever the record says."""
         try:
             info, can = read_record(_read(files.path(self.file), self.file), self.kind)
-        except Misfit as misfit:
+        except NodeMisuse as misfit:
             where = "/".join(map(str, ("", *misfit.key)))
             message = f"{self.file}: {misfit.message} (at {where or '/'})"
-            raise Misfit(misfit.rule, message, ("file",), misfit.help) from None
+            raise NodeMisuse(misfit.rule, message, ("file",), misfit.help) from None
         told = {field.name: getattr(info, field.name) for field in fields(info)} | {"can_wait": False}
         told["name"] = self.name or info.name
         if self.pixel_size is not None:

@@ -9,16 +9,15 @@ import numpy as np
 from lima2cli import __version__
 from lima2cli.declare import THRESHOLD, Choice, Integer, MapOf, NumberOrNan, OneKind, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
-from lima2cli.detectors.emulated import EmulatedDetector, Route
-from lima2cli.detectors.faults import Faults
+from lima2cli.detectors.emulated import EmulatedDetector, PartKey
+from lima2cli.detectors.emulator_faults import Faults
 from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
-from lima2cli.detectors.scene_kinds import SCENES
-from lima2cli.detectors.scenes import Rings, Scene
-from lima2cli.detectors.sources import Source
-from lima2cli.errors import Misfit
+from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.sources import PixelSource
+from lima2cli.diagnostics import did_you_mean
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Files
 from lima2cli.geometry import Rect
-from lima2cli.names import did_you_mean
-from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files
 
 SCENE = OneKind("scene", lambda: SCENES)
 
@@ -75,7 +74,7 @@ class Remu(DetectorConfig):
         for name in self.scenes:
             if name not in self.datasets:
                 help = did_you_mean(name, self.datasets)
-                raise Misfit("unknown-dataset", f"there is no dataset {name}", ("scenes", name), help)
+                raise NodeMisuse("unknown-dataset", f"there is no dataset {name}", ("scenes", name), help)
         modules = lay_out_modules(self.modules, image)
         datasets = tuple(self._describe(index, name, image, files) for index, name in enumerate(self.datasets))
         check_gap_value(self.gap_value, datasets)
@@ -103,14 +102,14 @@ class Remu(DetectorConfig):
         if self.faults is not None:
             try:
                 self.faults.check(modules)
-            except Misfit as misfit:
-                raise Misfit(misfit.rule, misfit.message, ("faults", *misfit.key), misfit.help) from None
+            except NodeMisuse as misfit:
+                raise NodeMisuse(misfit.rule, misfit.message, ("faults", *misfit.key), misfit.help) from None
 
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """See `DetectorConfig`."""
 
-        def sources(routes: Sequence[Route]) -> dict[Route, Source]:
-            ready: dict[Route, Source] = {}
+        def sources(routes: Sequence[PartKey]) -> dict[PartKey, PixelSource]:
+            ready: dict[PartKey, PixelSource] = {}
             for dataset in info.datasets:
                 modules = [module for index, module in dict.fromkeys(routes) if index == dataset.index]
                 scene = self._scene(dataset.name)[0].among(info.datasets)
@@ -136,13 +135,13 @@ class Remu(DetectorConfig):
         available = 8 * np.dtype(dtype).itemsize
         if bits is not None and bits > available:
             message = f"dataset {name} has {bits} significant bits, and {dtype} holds {available}"
-            raise Misfit("dataset-bits", message, ("datasets", name, "bits"))
+            raise NodeMisuse("dataset-bits", message, ("datasets", name, "bits"))
         info = DatasetInfo(
             name, index, dtype, available if bits is None else bits, threshold_ev=self.datasets[name].threshold
         )
         scene, place = self._scene(name)
         try:
             frames = scene.check(info, image, files)
-        except Misfit as misfit:
-            raise Misfit(misfit.rule, misfit.message, (*place, scene.kind, *misfit.key), misfit.help) from None
+        except NodeMisuse as misfit:
+            raise NodeMisuse(misfit.rule, misfit.message, (*place, scene.kind, *misfit.key), misfit.help) from None
         return replace(info, frames=frames)

@@ -8,12 +8,12 @@ import numpy as np
 
 from lima2cli.declare import FileReference, Flag, Integer, NumberOrNan, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.emulated import EmulatedDetector, Route
+from lima2cli.detectors.emulated import EmulatedDetector, PartKey
 from lima2cli.detectors.modules import MODULES, Modules, check_gap_value, lay_out_modules
 from lima2cli.detectors.scenes import INCOMPLETE, INCOMPLETE_DOC, Frames, Scene, recorded
-from lima2cli.detectors.sources import Part, Recording, Source
+from lima2cli.detectors.sources import PixelSource, Recording, RecordingPart
+from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Files, FrameReader, StackInfo
 from lima2cli.geometry import Rect
-from lima2cli.spec import DTYPES, DatasetInfo, DetectorInfo, Files, FrameReader, StackInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class Replay(DetectorConfig):
         """See `DetectorConfig`."""
         readers: list[FrameReader] = []
 
-        def sources(routes: Sequence[Route]) -> dict[Route, Source]:
+        def sources(routes: Sequence[PartKey]) -> dict[PartKey, PixelSource]:
             reader = files.frames(self.file, skip=self._skips)
             readers[:] = [reader]
             recording = Recording(reader, info.datasets[0].dtype, loop=self.loop, gap=info.gap_value)
-            return {route: Part(recording, info.image, info.modules[route[1]]) for route in routes}
+            return {route: RecordingPart(recording, info.image, info.modules[route[1]]) for route in routes}
 
         return EmulatedDetector(info, sources, told=lambda: [text for it in readers for text in it.unread()])
 

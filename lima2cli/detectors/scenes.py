@@ -1,22 +1,30 @@
-"""What an emulated detector sees: the tables that users write, and how each is rendered.
+"""Scenes that emulated detectors see: the tables that users write, and how each is rendered."""
 
-A frame's content depends on the dataset, its number and the pixel alone, so that it is the same whatever part of
-it is rendered where. Counts of random scenes are drawn in bands of rows with a seed each for that reason.
-Scenes other than `counter` repeat after a few frames (`period`), which are rendered once.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import erfc, sqrt
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, FileReference, Flag, Integer, Number, param
-from lima2cli.detectors.sources import Counter, Part, Pool, Recording, Source
-from lima2cli.errors import FileProblem, Misfit
+from lima2cli.declare import (
+    PHOTON_ENERGY,
+    Choice,
+    Either,
+    FileReference,
+    Flag,
+    Integer,
+    ListOf,
+    Number,
+    Quantity,
+    Table,
+    param,
+)
+from lima2cli.detectors.sources import Counter, PixelSource, Pool, Recording, RecordingPart
+from lima2cli.errors import FileProblem, NodeMisuse
+from lima2cli.frames import Array, DatasetInfo, Files, StackInfo
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DatasetInfo, Files, StackInfo
 
 POOL_BYTES = 64 << 20
 """Rendered frames of one dataset of a whole image: as many as fit, at least 2, at most `MOST`."""
@@ -39,7 +47,7 @@ INCOMPLETE_DOC = "Frames that are not all there, or cannot be read: an error, or
 Pattern = Callable[[int, int], NDArray[np.float64]]
 """Relative intensity, 0 to 1, of rows from, to (exclusive): (rows, image width)."""
 
-Paint = Callable[[int, int, int], Array]
+Painter = Callable[[int, int, int], Array]
 """Pixels of rows from, to (exclusive) of a frame: (rows, image width)."""
 
 
@@ -62,7 +70,7 @@ class Scene:
     kind: ClassVar[str]
 
     def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
-        """How many frames there are, None without end. Raises `Misfit` or `FileProblem`."""
+        """How many frames there are, None without end. Raises `NodeMisuse` or `FileProblem`."""
         return None
 
     def among(self, datasets: Sequence[DatasetInfo]) -> "Scene":
@@ -74,7 +82,7 @@ class Scene:
         """Whether frames may be missing."""
         return False
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """The pixels of each of these modules, ready."""
         raise NotImplementedError
 
@@ -89,7 +97,7 @@ class Rings(Scene):
     intensity: float = param("Mean counts on the strongest ring.", Number(0, 1e9), 100)
     background: float = param("Mean counts between rings.", Number(0, 1e9), 2)
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
 
         paint = _poisson(self.seed, self.background, self.intensity, _rings(image), dataset)
@@ -105,7 +113,7 @@ class Gradient(Scene):
 
     kind: ClassVar[str] = "gradient"
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
         columns = np.arange(image.width)
 
@@ -125,7 +133,7 @@ class Noise(Scene):
     seed: int = param("Seed of the random numbers.", Integer(0), 1)
     mean: float = param("Mean counts of a pixel.", Number(0, 1e9), 10)
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
 
         def everywhere(top: int, bottom: int) -> NDArray[np.float64]:
@@ -146,14 +154,14 @@ class CounterScene(Scene):
     def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
         """See `Scene`."""
         if np.dtype(dataset.dtype).kind != "u":
-            raise Misfit(
+            raise NodeMisuse(
                 "scene-dtype",
                 f"a counter needs an unsigned dtype, and dataset {dataset.name} is {dataset.dtype}",
                 help="`gradient` goes with any dtype",
             )
         return None
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
         return [Counter(dataset, image, module) for module in modules]
 
@@ -179,13 +187,13 @@ class Frames(Scene):
         stack = recorded(files, self.file, skip=self.lossy)
         count, height, width = stack.shape
         if (width, height) != (image.width, image.height):
-            raise Misfit(
+            raise NodeMisuse(
                 "file-shape",
                 f"frames of {self.file} have {width} x {height} pixels, and the image {image.width} x {image.height}",
                 ("file",),
             )
         if not np.can_cast(stack.dtype, dataset.dtype, "safe"):
-            raise Misfit(
+            raise NodeMisuse(
                 "file-dtype",
                 f"{self.file} holds {stack.dtype}, which dataset {dataset.name} ({dataset.dtype}) cannot hold",
                 ("file",),
@@ -193,7 +201,7 @@ class Frames(Scene):
             )
         return None if self.loop else count
 
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[Source]:
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
         reader = files.frames(self.file, skip=self.lossy)
         count = reader.info.shape[0]
@@ -206,7 +214,7 @@ class Frames(Scene):
                     pool[number] = recording.get(range(number, number + 1))[0][module.within(image)]
             absent = recording.missing(range(count))
             return [Pool(pool, absent) for pool in pools]
-        return [Part(recording, image, module) for module in modules]
+        return [RecordingPart(recording, image, module) for module in modules]
 
 
 def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
@@ -217,7 +225,7 @@ def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
     return stack
 
 
-def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Paint) -> list[Source]:
+def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Painter) -> list[PixelSource]:
     """Pools of the modules, painted band by band; bands that no module touches are left out."""
     pools = [np.empty((period(dataset, image), m.height, m.width), dataset.dtype) for m in modules]
     for top in range(0, image.height, BAND):
@@ -230,7 +238,7 @@ def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Pa
     return [Pool(pool) for pool in pools]
 
 
-def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, dataset: DatasetInfo) -> Paint:
+def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, dataset: DatasetInfo) -> Painter:
     """Poisson counts of mean ``background + intensity * pattern``, cut at the largest value.
 
     Each pixel takes one of `SAMPLES` counts drawn for the nearest of `LEVELS` means, several times as fast as a
@@ -276,3 +284,89 @@ def _rings(image: Rect) -> Pattern:
         return found
 
     return rows
+
+
+MOST_COUNTS = 1e9
+"""Of a pixel, on average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmissionLine:
+    """Photons of one energy."""
+
+    energy: float = param("Energy of the photons.", PHOTON_ENERGY)
+    share: float = param("How many of them, relative to other lines.", Number(0), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisson(Scene):
+    """Photons with the statistics of counting, above the threshold of each dataset, repeating after a few frames."""
+
+    kind: ClassVar[str] = "poisson"
+    mean: float | str = param(
+        "Mean photons of a pixel, all energies together: a number, or an image (of a stack its average).",
+        Either((Number(0, MOST_COUNTS), FileReference())),
+        10,
+    )
+    lines: tuple[EmissionLine, ...] = param(
+        "Energies of the photons.", ListOf(Table(EmissionLine), minimum=1), (EmissionLine(energy=12400.0, share=1),)
+    )
+    resolution: float = param("Standard deviation of an energy as a pixel sees it.", Quantity("eV", above=0), 500.0)
+    seed: int = param("Seed of the random numbers.", Integer(0), 1)
+    thresholds_ev: tuple[float, ...] = ()  # of all datasets that see it, ascending
+
+    def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
+        """See `Scene`."""
+        if not any(line.share for line in self.lines):
+            raise NodeMisuse("no-photons", "all lines have a share of 0", ("lines",))
+        if isinstance(self.mean, str):
+            _, height, width = files.stack(self.mean).shape
+            if (width, height) != (image.width, image.height):
+                size = f"{image.width} x {image.height}"
+                message = f"{self.mean} has {width} x {height} pixels, and the image {size}"
+                raise NodeMisuse("file-shape", message, ("mean",))
+        return None
+
+    def among(self, datasets: Sequence[DatasetInfo]) -> Scene:
+        """See `Scene`."""
+        return replace(self, thresholds_ev=tuple(sorted({dataset.threshold_ev or 0.0 for dataset in datasets})))
+
+    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
+        """See `Scene`."""
+        own = dataset.threshold_ev or 0.0
+        counted = {threshold: self.above(threshold) for threshold in {*self.thresholds_ev, own} if threshold >= own}
+        from_top = sorted(counted, reverse=True)
+        parts = [counted[it] - (counted[from_top[i - 1]] if i else 0.0) for i, it in enumerate(from_top)]
+        mean = self._mean(image, files)
+
+        def paint(top: int, bottom: int, frame: int) -> Array:
+            counts = np.zeros((bottom - top, image.width), np.int64)
+            for threshold, part in zip(from_top, parts, strict=True):
+                stream = np.random.default_rng((self.seed, frame, top, round(threshold)))
+                counts += stream.poisson(mean[top:bottom] * part, counts.shape)
+            return np.minimum(counts, largest(dataset))
+
+        return render(dataset, image, modules, paint)
+
+    def _mean(self, image: Rect, files: Files) -> NDArray[np.float64]:
+        """Mean photons, (image height, 1 or image width). Raises `FileProblem` where they are no counts."""
+        if not isinstance(self.mean, str):
+            return np.full((image.height, 1), float(self.mean))
+        mean: NDArray[np.float64]
+        mean = np.asarray(files.image(self.mean), np.float64).reshape(-1, image.height, image.width).mean(axis=0)
+        if not ((mean >= 0) & (mean <= MOST_COUNTS)).all():
+            raise FileProblem(f"{self.mean} has values that are no mean counts: negative, NaN, or above 1e9")
+        return mean
+
+    def above(self, threshold_ev: float) -> float:
+        """Which part of all photons is counted above a threshold."""
+        whole = sum(line.share for line in self.lines)
+        return sum(line.share * _seen(threshold_ev - line.energy, self.resolution) for line in self.lines) / whole
+
+
+def _seen(beyond_ev: float, resolution_ev: float) -> float:
+    return erfc(beyond_ev / (sqrt(2) * resolution_ev)) / 2
+
+
+SCENES: Mapping[str, type[Scene]] = {it.kind: it for it in (Rings, Gradient, Noise, Poisson, CounterScene, Frames)}
+"""Tables of scenes by kind."""

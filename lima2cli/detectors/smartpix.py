@@ -17,13 +17,12 @@ from typing import ClassVar
 from lima2cli.declare import THRESHOLD, Choice, Integer, ListOf, Table, param
 from lima2cli.detectors.base import TRIGGERS, Capabilities, DetectorConfig, PixelSize
 from lima2cli.detectors.emulated import EmulatedDetector
-from lima2cli.detectors.faults import Faults
+from lima2cli.detectors.emulator_faults import Faults
 from lima2cli.detectors.modules import Gap, ModuleGrid
-from lima2cli.detectors.photons import Poisson
 from lima2cli.detectors.remu import SCENE, Dataset, ImageSize, Remu
-from lima2cli.detectors.scenes import Scene
-from lima2cli.errors import Misfit
-from lima2cli.spec import DetectorInfo, Files
+from lima2cli.detectors.scenes import Poisson, Scene
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DetectorInfo, Files
 
 MODULE = 512
 """Columns and rows of pixels of a module."""
@@ -86,7 +85,9 @@ class SmartPix(DetectorConfig):
         if len(self.thresholds) > counters:
             of = f"a depth of {self.depth} bits has {counters} counter{'s' * (counters > 1)}"
             help = "leave the others out" if counters == 2 else "give one threshold, or `depth: 12`"
-            raise Misfit("too-many-thresholds", f"{len(self.thresholds)} thresholds, and {of}", ("thresholds",), help)
+            raise NodeMisuse(
+                "too-many-thresholds", f"{len(self.thresholds)} thresholds, and {of}", ("thresholds",), help
+            )
         grid, gap = self.modules, Gap(x=GAP, y=GAP)
         return Remu(
             pixel_size=self.pixel_size or PixelSize(x=55e-6, y=55e-6),

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import StateError
+from lima2cli.frames import Array, DatasetInfo, FrameReader
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DatasetInfo, FrameReader
 
 BLOCK_BYTES = 8 << 20
 """Frames rendered or read at once, at least one."""
@@ -21,7 +21,7 @@ GROUP_BYTES = 256 << 20
 """Frames asked for at once are read at once up to here, so that all modules find them."""
 
 
-class Source(Protocol):
+class PixelSource(Protocol):
     """Frames of one module of one dataset; base of all sources."""
 
     def get(self, numbers: Sequence[int]) -> Array:
@@ -46,7 +46,7 @@ def leading(numbers: Sequence[int], period: int) -> range:
     return range(place, place + (count - 1) * step + 1, step)
 
 
-class Pool(Source):
+class Pool(PixelSource):
     """Frames rendered beforehand, (period, height, width); frame f is number ``f % period``, handed out uncopied.
 
     ``absent``, (period,) bool: those that there are not; None = all are there.
@@ -57,16 +57,16 @@ class Pool(Source):
         frames.setflags(write=False)
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See `Source`."""
+        """See `PixelSource`."""
         places = leading(numbers, len(self.frames))
         return self.frames[places.start : places.stop : places.step]
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """See `Source`."""
+        """See `PixelSource`."""
         return None if self.absent is None else self.absent[np.asarray(numbers, np.int64) % len(self.frames)]
 
 
-class Counter(Source):
+class Counter(PixelSource):
     """``(7919*f + 104729*d + y*width + x) mod 2**bits``: every pixel of every frame differs from its neighbours."""
 
     def __init__(self, dataset: DatasetInfo, image: Rect, module: Rect) -> None:
@@ -79,7 +79,7 @@ class Counter(Source):
         self._out: Array = np.empty((max(1, min(256, BLOCK_BYTES // self._first.nbytes)), *self._first.shape), dtype)
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See `Source`."""
+        """See `PixelSource`."""
         out = self._out[: len(numbers)]
         for frame, number in zip(out, numbers, strict=False):
             np.add(self._first, self._first.dtype.type(7919 * int(number) & self._mask), out=frame)
@@ -105,7 +105,7 @@ class Recording:
         self._blocks: deque[tuple[range, Array]] = deque()
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """(n, image height, image width), as `Source`. Raises `StateError` for a frame beyond the end."""
+        """(n, image height, image width), as `PixelSource`. Raises `StateError` for a frame beyond the end."""
         if not self._loop and int(numbers[0]) >= self._count:
             raise StateError(f"frame {numbers[0]} was asked for, and {self._count} are recorded")
         places = leading(numbers, self._count)
@@ -135,7 +135,7 @@ class Recording:
         return frames
 
 
-class Part(Source):
+class RecordingPart(PixelSource):
     """The rectangle of a recording that one module covers, uncopied."""
 
     def __init__(self, recording: Recording, image: Rect, module: Rect) -> None:
@@ -143,9 +143,9 @@ class Part(Source):
         self._index = (slice(None), *module.within(image))
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See `Source`."""
+        """See `PixelSource`."""
         return self._recording.get(numbers)[self._index]
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """See `Source`."""
+        """See `PixelSource`."""
         return self._recording.missing(numbers)

@@ -1,13 +1,25 @@
-"""Where things are written: spans, and a document that knows the place of every key and value."""
+"""Places of keys and values: spans, and a document that knows the place of everything in it."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lima2cli.diagnostics import Diagnostic, Path, Related
-from lima2cli.document.lines import line_starts, split_lines
+from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related
+
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, without their ends."""
+    return _BREAK.split(text)
+
+
+def line_starts(text: str) -> list[int]:
+    """Index of the first character of each line."""
+    return [0, *(found.end() for found in _BREAK.finditer(text))]
 
 
 class Span(NamedTuple):
@@ -84,20 +96,20 @@ class Document(Source):
     """
 
     data: Any
-    keys: Mapping[Path, Span]
-    values: Mapping[Path, Span]
-    overridden: Mapping[Path, str] = field(default_factory=dict)
-    bad: frozenset[Path] = frozenset()
-    copied: Mapping[Path, Path] = field(default_factory=dict)
+    keys: Mapping[KeyPath, Span]
+    values: Mapping[KeyPath, Span]
+    overridden: Mapping[KeyPath, str] = field(default_factory=dict)
+    bad: frozenset[KeyPath] = frozenset()
+    copied: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
     original: "Document | None" = None
     others: Mapping[str, "Document"] = field(default_factory=dict)
-    marks: Mapping[Path, tuple[Related, ...]] = field(default_factory=dict)
+    marks: Mapping[KeyPath, tuple[Related, ...]] = field(default_factory=dict)
 
     def named(self, file: str) -> Source:
         """See `Source.named`."""
         return next((other for other in self.others.values() if other.file == file), self)
 
-    def written(self, path: Path, on_key: bool = False) -> tuple["Document", Path]:
+    def written(self, path: KeyPath, on_key: bool = False) -> tuple["Document", KeyPath]:
         """The document that a value, or its key, was written in, and its path there."""
         source = (on_key and self._copied_from(path[:-1])) or self._copied_from(path)
         if source:
@@ -108,7 +120,7 @@ class Document(Source):
             return self.others[str(path[0])], path[1:]
         return self.original or self, path
 
-    def is_copy(self, path: Path) -> bool:
+    def is_copy(self, path: KeyPath) -> bool:
         """Whether what is at a path was copied there."""
         return bool(self._copied_from(path))
 
@@ -123,11 +135,11 @@ class Document(Source):
             marks = (Related((*self.copied[marked], *at[len(marked) :]), "it stands here"),)
         return (*diagnostic.related, *marks)
 
-    def _copied_from(self, path: Path) -> Path:
+    def _copied_from(self, path: KeyPath) -> KeyPath:
         """The longest leading part of a path that is known to be a copy."""
         return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.copied), ())
 
-    def place(self, path: Path, on_key: bool = False) -> Span:
+    def place(self, path: KeyPath, on_key: bool = False) -> Span:
         """The span to show for a path: that of the value, or of the key.
 
         A map or list that spans lines is shown by its key. Of a path that is absent, the key of the nearest
@@ -142,7 +154,7 @@ class Document(Source):
             return value
         return key if on_key or found != path or self._by_key(found) else value
 
-    def nearest(self, path: Path) -> Path:
+    def nearest(self, path: KeyPath) -> KeyPath:
         """The longest leading part of the path that exists."""
         while path and path not in self.values:
             path = path[:-1]
@@ -163,14 +175,31 @@ class Document(Source):
             span = self.place(at, diagnostic.on_key)
         return Place(self.file if override is None else "--set", span, override)
 
-    def value(self, path: Path) -> Any:
+    def value(self, path: KeyPath) -> Any:
         """The value at a path that exists."""
         found = self.data
         for step in path:
             found = found[step]
         return found
 
-    def _by_key(self, path: Path) -> bool:
+    def _by_key(self, path: KeyPath) -> bool:
         span = self.values[path]
         several = span.line != span.end_line or span.line != self.keys[path].line
         return several and isinstance(self.value(path), (dict, list))
+
+
+def once(document: Document, findings: Findings) -> Findings:
+    """The findings; of those of copies that show the same rule at the same place, the first one only.
+
+    What is found where the copies were taken from counts as the first.
+    """
+    seen = {(item.rule, document.locate(item)) for item in findings if not document.is_copy(item.at)}
+    left = Findings()
+    for item in findings:
+        here = (item.rule, document.locate(item))
+        if document.is_copy(item.at):
+            if here in seen:
+                continue
+            seen.add(here)
+        left.add(item)
+    return left

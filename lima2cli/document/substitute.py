@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lima2cli.names import nearest
+from lima2cli.diagnostics import nearest
 from lima2cli.secret import HIDDEN, SHORTEST, Secret
 
 _REFERENCE = re.compile(r"\$(?:\$|\{([^{}]*)(\}?))")

@@ -1,40 +1,222 @@
-"""Node `accumulate`: n consecutive selected frames become one.
-
-    sum    over the n frames: int64 for integers, float64 for floats
-    mean   float32, from the sum
-    max    the input's dtype
-
-``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped, NaN becomes 0;
-floats beyond the range of float32 become infinite. Sums of integers are exact; one beyond the range of int64 is clipped
-(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. The result is numbered
-and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
-way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
-is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
-
-Pixels that are masked in single frames (NaN, invalid values) do not count: `mean` and `max` are those of the frames
-that measured the pixel. A sum with a frame missing is no sum: the pixel is masked, as it is where no frame measured it.
-Masked pixels, those of the static mask too, are NaN, in integers what the first such frame holds there. Values above
-all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
-
-Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
-"""
+"""Node `accumulate`: n consecutive selected frames become one."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.declare import Choice, Integer, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DTYPES, Array, Block, Files, FrameSpec, Invalid
 from lima2cli.geometry import Rule
-from lima2cli.invalid import carried, met, of_sums, valid_range
+from lima2cli.kernels.masked import (
+    MaskedSums,
+    carried,
+    collision,
+    finder,
+    gap_in,
+    kept,
+    met,
+    of_sums,
+    unmarked,
+    valid_range,
+)
+from lima2cli.kernels.strips import store
 from lima2cli.nodes.base import Transform, Transformer
-from lima2cli.nodes.masked import collision, unmarked
-from lima2cli.nodes.masked_totals import MaskedTotal
-from lima2cli.nodes.totals import sum_dtype
-from lima2cli.spec import DTYPES, Array, Block, Files, FrameSpec, Invalid
+
+
+def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum":
+    """``sum``, ``mean`` or ``max`` of frames (height, width) of ``dtype``."""
+    if operation == "max":
+        return Largest(shape, dtype)
+    kind = WideSum if dtype in ("int64", "uint64") else Sum
+    return kind(shape, dtype, mean=operation == "mean")
+
+
+def sum_dtype(dtype: str) -> str:
+    """Wide enough for sums of many frames."""
+    return "float64" if np.dtype(dtype).kind == "f" else "int64"
+
+
+def narrowed(values: Array, dtype: "np.dtype[Any]") -> Array:
+    """A copy in ``dtype``: for integers rounded half to even and clipped to their range, NaN 0; for floats, infinite
+    beyond it."""
+    if dtype.kind == "f" or values.dtype == dtype:
+        with np.errstate(over="ignore"):
+            return values.astype(dtype)
+    if values.dtype.kind == "f":
+        out, work = np.empty(values.shape, dtype), values.copy()
+        work[np.isnan(work)] = 0
+        store(work, out)
+        return out
+    limits, own = np.iinfo(dtype), np.iinfo(values.dtype)
+    return np.clip(values, max(limits.min, own.min), min(limits.max, own.max)).astype(dtype)
+
+
+class Largest:
+    """The largest value of each pixel, (height, width)."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str) -> None:
+        self._largest: Array = np.zeros(shape, dtype)
+        self.count = 0
+
+    def clear(self) -> None:
+        """Begin a window."""
+        self.count = 0
+
+    def add(self, frames: Array) -> None:
+        """Frames (n, height, width) of the window."""
+        largest = frames.max(axis=0)
+        if self.count:
+            np.maximum(self._largest, largest, out=self._largest)
+        else:
+            self._largest[...] = largest
+        self.count += len(frames)
+
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """Of the window, of the caller's own; ``missing`` (height, width) frames do not count in a pixel."""
+        return narrowed(self._largest, dtype)
+
+
+class Sum:
+    """The sum of each pixel, or with ``mean`` the sum by the number of frames."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str, *, mean: bool) -> None:
+        self._sum: Array = np.zeros(shape, sum_dtype(dtype))
+        self._mean = mean
+        self.count = 0
+
+    def clear(self) -> None:
+        """See `Largest`."""
+        self._sum[...] = 0
+        self.count = 0
+
+    def add(self, frames: Array) -> None:
+        """See `Largest`."""
+        with np.errstate(all="ignore"):  # infinities
+            self._sum += frames.sum(axis=0, dtype=self._sum.dtype)
+        self.count += len(frames)
+
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """See `Largest`."""
+        return narrowed(self._sum / self._counted(missing) if self._mean else self._sum, dtype)
+
+    def _counted(self, missing: Array | None) -> Any:
+        return self.count if missing is None else self.count - missing
+
+
+class WideSum(Sum):
+    """The same of integers of 64 bits, whose sums need not be such: their upper and lower halves are summed apart."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str, *, mean: bool) -> None:
+        super().__init__(shape, dtype, mean=mean)
+        self._low: Array = np.zeros(shape, np.int64)
+
+    def clear(self) -> None:
+        """See `Largest`."""
+        super().clear()
+        self._low[...] = 0
+
+    def add(self, frames: Array) -> None:
+        """See `Largest`."""
+        low = frames & frames.dtype.type(2**32 - 1)
+        self._low += low.sum(axis=0, dtype=np.int64)
+        super().add((frames >> frames.dtype.type(32)).astype(np.int64))
+
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """See `Largest`."""
+        high, low = self._sum + (self._low >> 32), self._low & (2**32 - 1)
+        if self._mean or dtype.kind == "f":
+            total = high * 2.0**32 + low
+            return narrowed(total / self._counted(missing) if self._mean else total, dtype)
+        wide = np.dtype(f"{dtype.kind}8")
+        limits = np.iinfo(wide)
+        least, most = int(limits.min) >> 32, int(limits.max) >> 32
+        whole = (high.astype(wide) << wide.type(32)) | low.astype(wide)
+        whole[high < least], whole[high > most] = limits.min, limits.max
+        return narrowed(whole, dtype)
+
+
+class MaskedTotal:
+    """``sum``, ``mean`` or ``max`` of frames of ``spec`` that ends in the dtype of ``after``.
+
+    _missing  frames of the window in which a pixel was masked, (height, width)
+    _values   what the first of these held there; of pixels of the static mask what the first frame held
+    """
+
+    def __init__(self, operation: str, spec: FrameSpec, after: FrameSpec) -> None:
+        self._total, self._dtype = total_of(operation, spec.shape, spec.dtype), np.dtype(after.dtype)
+        self._float = np.dtype(spec.dtype).kind == "f"
+        self._neutral = lowest(np.dtype(spec.dtype)) if operation == "max" else np.dtype(spec.dtype).type(0)
+        self._find = finder(spec.invalid, spec.dtype)
+        self._sums = MaskedSums(spec.invalid, spec.dtype, after.dtype) if operation == "sum" else None
+        self._mask, self._gap = spec.mask, spec.gap
+        self._missing = np.zeros(spec.shape, np.int64)
+        self._values: Array = np.zeros(spec.shape, spec.dtype)
+        self._any_missing = False
+
+    @property
+    def count(self) -> int:
+        """Frames of the window so far."""
+        return self._total.count
+
+    def clear(self) -> None:
+        """Begin a window."""
+        self._total.clear()
+        if self._any_missing:
+            self._missing[...] = 0
+            self._any_missing = False
+
+    def add(self, frames: Array) -> None:
+        """Frames (n, height, width) of the window."""
+        if not self.count and self._mask is not None:
+            self._values[self._mask] = frames[0][self._mask]
+        found = None if self._find is None else self._find(frames)
+        if found is not None and found.any():
+            self._note(frames, found)
+            frames = np.where(found, self._neutral, frames)
+        self._total.add(frames)
+
+    def _note(self, frames: Array, found: NDArray[np.bool_]) -> None:
+        new = found.any(axis=0) & (self._missing == 0)
+        if self._mask is not None:
+            new &= ~self._mask
+        rows, columns = np.nonzero(new)
+        self._values[new] = frames[found.argmax(axis=0)[new], rows, columns]
+        self._missing += np.count_nonzero(found, axis=0)
+        self._any_missing = True
+
+    def result(self) -> Array:
+        """Of the window, of the caller's own."""
+        with np.errstate(all="ignore"):  # pixels that no frame measured
+            result = self._total.result(self._dtype, self._missing if self._any_missing else None)
+        masked = self._masked()
+        if masked is None:
+            return result
+        if self._dtype.kind == "f":
+            result[masked] = np.nan
+        elif self._float:
+            result[masked] = gap_in(self._gap, self._dtype.name)
+        else:
+            values = self._values[masked]
+            held = kept(values, self._dtype.name, self._gap) if self._sums is None else self._sums.held(values)
+            result[masked] = held
+        return result
+
+    def _masked(self) -> NDArray[np.bool_] | None:
+        """Pixels of the window without a result; None = all have one."""
+        if not self._any_missing:
+            return self._mask
+        masked = self._missing >= (1 if self._sums is not None else self.count)
+        return masked if self._mask is None else masked | self._mask
+
+
+def lowest(dtype: "np.dtype[Any]") -> Any:
+    """What no pixel is less than."""
+    return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +243,7 @@ class Accumulate(Transform):
         holds = math.nan if is_float else None if was_float else spec.holds
         return replace(spec, dtype=dtype, saturation=saturation, invalid=rule, holds=holds)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: what could be mistaken for a measurement, or for none."""
         after = self.infer(spec, files)
         if np.dtype(after.dtype).kind == "f":
@@ -87,7 +269,7 @@ class Accumulate(Transform):
             what = f"windows of {n} frames" if n else "all frames"
             help = f"blocks_per_group: a multiple of {n}, or one receiver" if n else "one receiver"
             message = f"{what} reach several receivers, in groups of {rule.blocks}"
-            raise Misfit("window-split", message, ("frames",), help)
+            raise NodeMisuse("window-split", message, ("frames",), help)
         if not n:
             return replace(rule, count=1, blocks=1, buffers=1), receivers[:1], 0
         count = None if rule.count is None else rule.count // n

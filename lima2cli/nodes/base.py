@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.channel import Channel
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.files.channel import Channel
+from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
 from lima2cli.geometry import Rule
-from lima2cli.nodes.function import Output
-from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
+from lima2cli.nodes.user_function import FunctionOutput
 
 Partial = dict[str, Array]
 """Partial results of a Reduce: arrays whose first axis is the row, at most one row per frame of the block.
@@ -49,16 +49,16 @@ class Node:
     parts: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> Spec:
-        """What leaves the node when ``spec`` enters. Raises `Misfit` or `FileProblem`."""
+        """What leaves the node when ``spec`` enters. Raises `NodeMisuse` or `FileProblem`."""
         raise NotImplementedError
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
-        """What is allowed and probably not meant, each as a `Misfit` that is not raised; asked after `infer`."""
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+        """What is allowed and probably not meant, each as a `NodeMisuse` that is not raised; asked after `infer`."""
         return ()
 
     def looked_at(self, spec: FrameSpec) -> int:
         """Pixels that the checks of this node look at when ``spec`` enters, beyond those of its mask; no check is made
-        before. Raises `Misfit`."""
+        before. Raises `NodeMisuse`."""
         return 0
 
     def in_strips(self, inputs: int) -> bool:
@@ -95,11 +95,11 @@ class Join(Node):
     wiring: ClassVar[Literal["input", "inputs"]] = "inputs"
 
     def infer_all(self, specs: Mapping[str, FrameSpec], files: Files) -> FrameSpec:
-        """What leaves the node when ``specs`` enter, by the names of the inputs. Raises `Misfit` (with a key
+        """What leaves the node when ``specs`` enter, by the names of the inputs. Raises `NodeMisuse` (with a key
         ``("inputs", name)`` where one of them is at fault) or `FileProblem`."""
         raise NotImplementedError
 
-    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[Misfit]:
+    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`."""
         return ()
 
@@ -123,7 +123,7 @@ class Pick(Node):
         raise NotImplementedError
 
 
-class Dropped(Exception):
+class BlockDropped(Exception):
     """A transform gives a block up, for a reason that the user allowed (``on_error: drop``), and is told of once.
 
     ``instead`` goes on in its place (``on_error: pass``); None = nothing, and its frames count as dropped.
@@ -139,7 +139,7 @@ class Transformer(Protocol):
 
     def step(self, block: Block) -> Block | None:
         """What becomes of a block; None where nothing is ready yet. Its arrays are the caller's to keep until the next
-        step. Raises `Dropped` for a block that is given up; any other exception fails the node."""
+        step. Raises `BlockDropped` for a block that is given up; any other exception fails the node."""
         ...
 
     def finish(self) -> Block | None:
@@ -163,7 +163,7 @@ class Transform(Node):
         """Numbers and places of the frames that leave, as the rule of a flow with a receiver for each local buffer,
         and how many that enter make one of them (0 = all).
 
-        Raises `Misfit` where frames that belong together reach different receivers.
+        Raises `NodeMisuse` where frames that belong together reach different receivers.
         """
         return rule, receivers, 1
 
@@ -240,11 +240,11 @@ class Select(Node):
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Names of the nodes whose rows it reads, each once. Raises `Misfit` where they can't be read."""
+        """Names of the nodes whose rows it reads, each once. Raises `NodeMisuse` where they can't be read."""
         raise NotImplementedError
 
     def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
-        """What leaves the node, which is ``spec``; ``tables`` are those of its nodes, by name. Raises `Misfit`."""
+        """What leaves the node, which is ``spec``; ``tables`` are those of its nodes, by name. Raises `NodeMisuse`."""
         raise NotImplementedError
 
     def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
@@ -266,7 +266,7 @@ class Gather(Node):
     strategy: str
 
     def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
-        """The whole frames that parts ``specs`` make, one for each receiver. Raises `Misfit`."""
+        """The whole frames that parts ``specs`` make, one for each receiver. Raises `NodeMisuse`."""
         raise NotImplementedError
 
     def filling(self, spec: FrameSpec) -> float:
@@ -288,7 +288,7 @@ class Delegate(Node):
     params: Mapping[str, Any]
     ranks: int
     reply: bool
-    output: Output
+    output: FunctionOutput
     on_error: str
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
@@ -357,6 +357,20 @@ class Sink(Node):
 
 
 __all__ = [
-    "Delegate", "Dropped", "Gather", "Join", "Map", "Node", "Partial", "Pick", "Reduce", "Reducer", "Rows", "Select",
-    "Sink", "Transform", "Transformer", "Writer",
+    "BlockDropped",
+    "Delegate",
+    "Gather",
+    "Join",
+    "Map",
+    "Node",
+    "Partial",
+    "Pick",
+    "Reduce",
+    "Reducer",
+    "Rows",
+    "Select",
+    "Sink",
+    "Transform",
+    "Transformer",
+    "Writer",
 ]  # fmt: skip

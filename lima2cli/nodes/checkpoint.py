@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Integer, param
+from lima2cli.frames import Block, Files, FrameSpec, TableSpec
 from lima2cli.nodes.base import Partial, Reduce, Reducer
-from lima2cli.spec import Block, Files, FrameSpec, TableSpec
 
 COLUMNS = ("detector_time", "receive_time", "latency")
 

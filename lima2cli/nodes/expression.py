@@ -1,28 +1,4 @@
-"""Node `expression`: a formula over the pixels of one or several inputs.
-
-    {inputs: {a: raw, b: flat}, expression: {expr: "where(b > 0.1, a / b, 0)"}}
-
-With a single input, `{input: raw, expression: {expr: "raw - 2"}}`, its own name is that of the variable.
-
-``expr`` may have the names of the inputs, numbers, ``+ - * / // % **``, comparisons, ``and or not`` of conditions (or
-``& | ~ ^``, with parentheses around comparisons) and the functions `where`, `minimum`, `maximum`, `abs`, `sqrt`,
-`exp`, `expm1`, `log`, `log10`, `log1p`, `sin`, `cos`, `tan`, `arcsin`, `arccos`, `arctan`, `arctan2`, `sinh`, `cosh`,
-`tanh`, `floor`, `ceil`, `isnan`, `isfinite`. All of them mean what they mean in numpy; a condition counts as 1 or 0. It
-is computed by numexpr, in as many threads as the receiver has.
-
-The result is float32, or float64 where an input is, or of ``dtype``; integers are rounded half to even and clipped to
-their range, NaN becomes the detector's gap value. Pixels are computed in float32 where it holds all inputs exactly
-(integers of up to 16 bits, float32) and the result is float32; else in float64, rounded once at the end. Integers
-beyond 2**53 are rounded before.
-
-Frames are paired by their number; those that are not in all inputs are left out and counted as unmatched. The same
-frame of all inputs is at one receiver, and they show the same part of the detector the same way.
-
-A pixel is masked where it is in any input, also in one that the formula does not use, by the static mask or in single
-frames. Whatever the formula says, it is NaN, in integers what the first input holds that is masked there (a warning
-where valid results could be mistaken for it). Only a formula that asks by `isnan` or `isfinite` sees the NaN of single
-frames, and decides. The saturation level is no longer known.
-"""
+"""Node `expression`: a formula over the pixels of one or several inputs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lima2cli.declare import Choice, Text, param
-from lima2cli.errors import Misfit
-from lima2cli.invalid import gap_in
-from lima2cli.nodes.base import Join
-from lima2cli.nodes.formula import (
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DTYPES, Array, Files, FrameSpec, Invalid
+from lima2cli.kernels.formula import (
     FormulaError,
     Name,
-    Number,
     Op,
+    Scalar,
     Tree,
     asks_for_nan,
     carries_nan,
@@ -48,11 +23,26 @@ from lima2cli.nodes.formula import (
     numbers,
     read_formula,
 )
-from lima2cli.nodes.joined import joined
-from lima2cli.nodes.masked import JoinedHoles, collision, joined_rule, unmarked
-from lima2cli.nodes.stages import Formula, Stage, Steps, store
-from lima2cli.nodes.tiles import tiles
-from lima2cli.spec import DTYPES, Array, Files, FrameSpec, Invalid
+from lima2cli.kernels.masked import JoinedHoles, collision, gap_in, joined_rule, unmarked
+from lima2cli.kernels.strips import Formula, Stage, Steps, store, tiles
+from lima2cli.nodes.base import Join
+
+
+def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
+    """The first, masked where any is; the saturation level is that of none. Raises `NodeMisuse` where they do not show the
+    same part of the detector the same way."""
+    (first, spec), *others = specs.items()
+    whole = replace(spec, saturation=None)
+    for name, other in others:
+        if other.shape != spec.shape:
+            message = f"`{first}` is {spec}, but `{name}` is {other}"
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "joined frames have one shape")
+        if (other.view, other.detector) != (spec.view, spec.detector):
+            message = f"`{first}` and `{name}` do not show the same part of the detector the same way"
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "cut, bin and turn both alike")
+        whole = whole.masked(other.mask)
+    return whole
+
 
 MOST_INPUTS = 16
 """Inputs of a formula; numpy iterates over 32 arrays at most."""
@@ -78,22 +68,22 @@ class Expression(Join):
         """See `Join.infer_all`."""
         if len(specs) > MOST_INPUTS:
             message = f"a formula has at most {MOST_INPUTS} inputs, not {len(specs)}"
-            raise Misfit("out-of-range", message, ("inputs",))
+            raise NodeMisuse("out-of-range", message, ("inputs",))
         self._tree(specs)
         target = self.dtype or _natural(specs)
         holds = math.nan if np.dtype(target).kind == "f" else None
         return replace(joined(specs), dtype=target, invalid=joined_rule(specs, target), holds=holds)
 
-    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[Misfit]:
+    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[NodeMisuse]:
         """See `Join.warnings_all`."""
         used = names(self._tree(specs))
         return [*self._doubtful(specs)] + [
-            Misfit("unused-input", f"`{name}` is not in the formula", ("inputs", name), "use it, or leave it out")
+            NodeMisuse("unused-input", f"`{name}` is not in the formula", ("inputs", name), "use it, or leave it out")
             for name in specs
             if name not in used
         ]
 
-    def _doubtful(self, specs: Mapping[str, FrameSpec]) -> Sequence[Misfit]:
+    def _doubtful(self, specs: Mapping[str, FrameSpec]) -> Sequence[NodeMisuse]:
         """Integer results that could be mistaken for pixels without a measurement, or the other way round."""
         target = self.dtype or _natural(specs)
         if np.dtype(target).kind == "f":
@@ -129,7 +119,7 @@ class Expression(Join):
         try:
             return read_formula(self.expr, specs)
         except FormulaError as error:
-            raise Misfit("bad-expression", str(error), ("expr",), error.help) from error
+            raise NodeMisuse("bad-expression", str(error), ("expr",), error.help) from error
 
 
 def _natural(specs: Mapping[str, FrameSpec]) -> str:
@@ -154,15 +144,15 @@ def linear(tree: Tree) -> Linear | None:
     as the formula does. None for all others."""
     if isinstance(tree, Name):
         return ()
-    if isinstance(tree, Number) or (tree.name != "neg" and tree.name not in _LINEAR):
+    if isinstance(tree, Scalar) or (tree.name != "neg" and tree.name not in _LINEAR):
         return None
     negative: Linear = ((np.multiply, -1.0),)
     *left, right = tree.args
     if not left:
         return _then(linear(right), negative)
-    if isinstance(right, Number):
+    if isinstance(right, Scalar):
         return _then(linear(left[0]), ((_LINEAR[tree.name], right.value),))
-    if not isinstance(left[0], Number) or tree.name == "div":
+    if not isinstance(left[0], Scalar) or tree.name == "div":
         return None
     if tree.name == "sub":
         return _then(linear(right), (*negative, (np.add, left[0].value)))
@@ -256,7 +246,7 @@ def compiled(tree: Tree, work: "np.dtype[Any]") -> Callable[..., Array]:
     def lower(part: Tree) -> Any:
         if isinstance(part, Name):
             return expressions.VariableNode(part.name, kind)
-        if isinstance(part, Number):
+        if isinstance(part, Scalar):
             with np.errstate(all="ignore"):
                 return expressions.ConstantNode(work.type(part.value), kind)
         return _lowered(part, [lower(arg) for arg in part.args], kind, expressions)

@@ -1,39 +1,106 @@
-"""Node `filter`: passes the frames whose counters satisfy a condition; the others are vetoed, and counted.
+"""Node `filter`: passes the frames whose counters satisfy a condition; the others are vetoed."""
 
-    counters: {input: data, roi_counters: {rois: {door: {rect: {x: 0, y: 10, width: 20, height: 30}}}}}
-    bright:   {input: data, filter: {keep: "counters.door_sum > 1e6 and counters.door_max < 65535"}}
-    save:     {input: bright, io_hdf5: {}}
-
-``keep`` is a condition on the columns of nodes that make tables, such as `roi_counters` and `checkpoint`, written
-``node.column``; their rows are paired with the frames by number, as frames are in joins. It may have numbers,
-comparisons (chained, too), `and`, `or`, `not` or ``& | ~ ^``, ``+ - * / // % **`` and the functions of `expression`.
-A ``-`` between letters or digits belongs to a name: put spaces around a minus. The column `frame_number` is in every
-table; columns with a vector per frame can't be used.
-
-All values are compared as float64, also those of float32 columns: 0.1 is then not the float32 nearest to it. Integers
-beyond 2**53 are rounded before. NaN (of an ROI without a pixel that counts) is neither less, nor greater, nor equal to
-anything: only `!=` is true. A frame for which one of the tables has no row (`checkpoint` with ``every``) is not kept.
-
-``every: n`` passes besides each n-th of the frames that the flow selects, the first among them, whatever their
-counters. Frames pass as they are; masks, regions and saturation stay.
-"""
-
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Integer, Text, param
-from lima2cli.errors import Misfit
+from lima2cli.diagnostics import did_you_mean
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Files, FrameSpec, TableSpec
 from lima2cli.geometry import Rule
-from lima2cli.names import did_you_mean
+from lima2cli.kernels.formula import (
+    FUNCTIONS,
+    PRIMITIVES,
+    FormulaError,
+    Name,
+    Reader,
+    Scalar,
+    Tree,
+    is_condition,
+    names,
+    read_text,
+)
 from lima2cli.nodes.base import Rows, Select
-from lima2cli.nodes.condition import evaluate, read_condition
-from lima2cli.nodes.formula import FormulaError, Tree, names
-from lima2cli.spec import Files, FrameSpec, TableSpec
+
+COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?:\.[A-Za-z](?:[\w-]*\w)?)+", re.ASCII)
+"""A column as users write it, in the text of a condition."""
+
+_HYPHEN = "\N{MIDDLE DOT}"
+"""Stands for a ``-`` of a name: Python takes it for a letter."""
+
+_LOGIC = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not}
+_COMPARED = {
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
+}  # fmt: skip
+_COMPUTED: Mapping[str, Any] = {**PRIMITIVES, **_LOGIC, **_COMPARED, "where": np.where}
+
+
+EXAMPLE = "write a comparison, such as counters.door_sum > 1e6"
+
+WRITTEN = "columns are written node.column"
+
+
+def read_condition(text: str) -> Tree:
+    """The tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
+    if _HYPHEN in text:
+        raise FormulaError(f"the formula cannot be read: it has a {_HYPHEN}, which is in no name")
+    tree = read_text(COLUMN.sub(lambda found: found[0].replace("-", _HYPHEN), text), _read_condition)
+    if not names(tree):
+        raise FormulaError("the condition looks at no column", EXAMPLE)
+    return tree
+
+
+def _read_condition(line: str, body: ast.expr) -> Tree:
+    tree = _Reader(line, ()).read(body)
+    if not is_condition(tree):
+        raise FormulaError("a condition is needed, not a number", EXAMPLE)
+    return tree
+
+
+class _Reader(Reader):
+    """Reads the syntax of one line."""
+
+    def _read(self, node: ast.expr) -> Tree:
+        if isinstance(node, ast.Attribute):
+            return self._column(node)
+        return super()._read(node)
+
+    def _column(self, node: ast.Attribute) -> Tree:
+        if isinstance(node.value, ast.Name):
+            return Name(f"{node.value.id}.{node.attr}".replace(_HYPHEN, "-"))
+        inner = node.value
+        while isinstance(inner, ast.Attribute):
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            raise self._refused(node, "a column has one point", f"{WRITTEN}, a minus with spaces around it")
+        raise self._refused(node, "a formula has no attributes", WRITTEN)
+
+    def _name(self, node: ast.Name) -> Tree:
+        if node.id in FUNCTIONS:
+            return super()._name(node)
+        raise self._refused(node, f"`{node.id}` is no column", WRITTEN)
+
+
+def evaluate(tree: Tree, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """Whether each row fulfils a condition, bool (n,); columns by name, each (n,)."""
+
+    def value(part: Tree) -> Any:
+        if isinstance(part, Name):
+            return columns[part.name]
+        if isinstance(part, Scalar):
+            return part.value
+        return _COMPUTED[part.name](*map(value, part.args))
+
+    with np.errstate(all="ignore"):
+        return np.asarray(value(tree), np.bool_)
+
 
 NUMBER = "frame_number"
 
@@ -50,20 +117,20 @@ class Filter(Select):
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """See `Select.tables`. Raises `Misfit`: ``bad-expression``."""
+        """See `Select.tables`. Raises `NodeMisuse`: ``bad-expression``."""
         return tuple(dict.fromkeys(node for node, _ in self._columns()))
 
     def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
-        """See `Select.infer_rows`. Raises `Misfit`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
+        """See `Select.infer_rows`. Raises `NodeMisuse`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
         for node, column in self._columns():
             table = tables[node]
             if column in table.lengths:
                 message = f"`{node}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
-                raise Misfit("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
+                raise NodeMisuse("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
             if column not in (*table.columns, NUMBER):
                 single = [name for name in table.columns if name not in table.lengths]
                 message = f"`{node}` has no column `{column}`"
-                raise Misfit("unknown-column", message, (self.names_in,), did_you_mean(column, single))
+                raise NodeMisuse("unknown-column", message, (self.names_in,), did_you_mean(column, single))
         return spec
 
     def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
@@ -96,7 +163,7 @@ class Filter(Select):
         try:
             return _read(self.keep)
         except FormulaError as error:
-            raise Misfit("bad-expression", str(error), (self.names_in,), error.help) from error
+            raise NodeMisuse("bad-expression", str(error), (self.names_in,), error.help) from error
 
 
 _read = lru_cache(maxsize=64)(read_condition)

@@ -18,11 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lima2cli.declare import param
-from lima2cli.errors import Misfit
-from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
-from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
-from lima2cli.nodes.stages import Affine
-from lima2cli.spec import Files, FrameSpec
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Files, FrameSpec
+from lima2cli.kernels.strips import Affine
+from lima2cli.nodes.pixelwise import IMAGE, RESULT, Pixelwise, calibration, mostly_masked, target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +44,12 @@ class Flatfield(Pixelwise):
         result = target(self.dtype, spec)
         if not isinstance(flat, np.ndarray):
             if flat == 0:
-                raise Misfit("calibration-value", "the flat field is 0 everywhere", ("image",))
+                raise NodeMisuse("calibration-value", "the flat field is 0 everywhere", ("image",))
             return Affine(source=spec.dtype, target=result, divisor=flat)
         bad = (flat == 0) | np.isnan(flat)
         return Affine(spec.dtype, result, divisor=flat, bad=bad if bad.any() else None)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: a flat field that masks most of the pixels."""
         what = "zeros and NaN of a flat field mask the pixel"
         return [*mostly_masked(self.stage(spec, files).bad, what, "image"), *super().warnings(spec, files)]

@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Number, param
-from lima2cli.errors import Misfit
-from lima2cli.nodes.calibration import stages
-from lima2cli.nodes.pixelwise import Pixelwise
-from lima2cli.nodes.stages import Formula
-from lima2cli.spec import Array, Files, FrameSpec
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, Files, FrameSpec
+from lima2cli.kernels.strips import Formula
+from lima2cli.nodes.pixelwise import Pixelwise, stages
 from lima2cli.view import How
 
 STAGES = 3
@@ -52,9 +51,9 @@ class Gain(Pixelwise):
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`."""
         if spec.dtype != "uint16":
-            raise Misfit("edge-mismatch", f"gain-switched pixels are uint16, these are {spec.dtype}")
+            raise NodeMisuse("edge-mismatch", f"gain-switched pixels are uint16, these are {spec.dtype}")
         if spec.view.binning != (1, 1):
-            raise Misfit("edge-mismatch", "gain-switched pixels can't be binned before their gain is known")
+            raise NodeMisuse("edge-mismatch", "gain-switched pixels can't be binned before their gain is known")
         return super().infer(spec, files)
 
     def stage(self, spec: FrameSpec, files: Files) -> Formula:
@@ -86,7 +85,9 @@ def _of_stages(
     if isinstance(reference, str):
         return stages(reference, STAGES, spec, files, key, binning)
     if len(reference) != STAGES:
-        raise Misfit("calibration-shape", f"{len(reference)} numbers, {STAGES} are needed: one for each stage", (key,))
+        raise NodeMisuse(
+            "calibration-shape", f"{len(reference)} numbers, {STAGES} are needed: one for each stage", (key,)
+        )
     return np.array(reference, np.float64)[:, np.newaxis, np.newaxis]
 
 

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lima2cli.artefacts.channel import Channel
 from lima2cli.declare import Choice, Either, Integer, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.files.channel import Channel
+from lima2cli.frames import Files, FrameSpec, SparseSpec
 from lima2cli.nodes.base import Sink, Writer
-from lima2cli.spec import Files, FrameSpec, SparseSpec
 
 if TYPE_CHECKING:
-    from lima2cli.artefacts.common_writer import CommonWriter
-    from lima2cli.transport.base import Circle
+    from lima2cli.files.common_writer import CommonWriter
+    from lima2cli.transport.base import CollectiveGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +70,25 @@ class IoHdf5(Sink):
             self._check_common(spec)
         if self.frames_per_file and self.frames_per_chunk != "auto" and self.frames_per_chunk > self.frames_per_file:
             message = f"a chunk of {self.frames_per_chunk} frames in files of {self.frames_per_file}"
-            raise Misfit("chunk-too-large", message, ("frames_per_chunk",), f"at most {self.frames_per_file}")
+            raise NodeMisuse("chunk-too-large", message, ("frames_per_chunk",), f"at most {self.frames_per_file}")
         return spec
 
     def _check_common(self, spec: FrameSpec) -> None:
         """A plain dataset is neither compressed nor in chunks."""
         if self.compression not in (None, "none"):
             help = "compression: none, or leave it out"
-            raise Misfit("layout-common", "a common file is not compressed", ("compression",), help)
+            raise NodeMisuse("layout-common", "a common file is not compressed", ("compression",), help)
         for key, given in (("frames_per_file", self.frames_per_file), ("frames_per_chunk", self.frames_per_chunk)):
             if given not in (0, "auto"):
                 message = f"a common file is one plain dataset: {key} means nothing"
-                raise Misfit("layout-common", message, (key,), "leave it out")
+                raise NodeMisuse("layout-common", message, (key,), "leave it out")
         if isinstance(spec, SparseSpec):
             message = "a common file holds dense frames, these are sparse"
-            raise Misfit("layout-common", message, ("layout",), "layout: files")
+            raise NodeMisuse("layout-common", message, ("layout",), "layout: files")
 
     def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
-        from lima2cli.artefacts.frames import frames_per_chunk_auto
+        from lima2cli.files.frame_writer import frames_per_chunk_auto
 
         chunk = self.frames_per_chunk
         if chunk == "auto":
@@ -107,18 +107,18 @@ class IoHdf5(Sink):
         if channel.layout == "common":
             raise ValueError(f"{channel.node} writes one file with other receivers")
         if channel.sparse:
-            from lima2cli.artefacts.sparse_files import SparseWriter
+            from lima2cli.files.sparse_writer import SparseWriter
 
             return SparseWriter(channel, directory, receiver, start_ns)
-        from lima2cli.artefacts.frames import FrameWriter  # brings in h5py, which no compiler needs
+        from lima2cli.files.frame_writer import FrameWriter  # brings in h5py, which no compiler needs
 
         return FrameWriter(channel, directory, receiver, start_ns)
 
     def open_common(
-        self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: "Circle"
+        self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: "CollectiveGroup"
     ) -> "CommonWriter":
         """The part of one receiver in the file of all of them, which are the members of ``circle``."""
-        from lima2cli.artefacts.common_writer import CommonWriter
+        from lima2cli.files.common_writer import CommonWriter
 
         return CommonWriter(channel, directory, receiver, start_ns, circle)
 
@@ -127,7 +127,7 @@ LARGEST_CHUNK = 1 << 32
 """Bytes that a chunk of HDF5 is smaller than."""
 
 
-def check_chunk(channel: Channel) -> Misfit | None:
+def check_chunk(channel: Channel) -> NodeMisuse | None:
     """What keeps the chunks of a channel from being chunks of HDF5."""
     frame = channel.height * channel.width * np.dtype(channel.dtype).itemsize
     size = frame * channel.frames_per_chunk
@@ -136,21 +136,21 @@ def check_chunk(channel: Channel) -> Misfit | None:
     most = (LARGEST_CHUNK - 1) // frame
     message = f"a chunk of {channel.frames_per_chunk} frames of {frame} bytes is too large: HDF5 takes less than 4 GiB"
     help = f"at most {most} frames_per_chunk" if most else "a smaller part of the image: `roi_flip_rot` before it"
-    return Misfit("chunk-too-large", message, ("frames_per_chunk",), help)
+    return NodeMisuse("chunk-too-large", message, ("frames_per_chunk",), help)
 
 
-def check_common(channel: Channel) -> Misfit | None:
+def check_common(channel: Channel) -> NodeMisuse | None:
     """What keeps a channel of ``layout: common`` from being one dataset that is laid out before the run."""
     if channel.layout != "common":
         return None
     files = "`files` writes each receiver's frames to files of its own, shown as one dataset by the master"
     if channel.selected is None:
         help = "acquisition.frames, or slices.count of the flow; " + files
-        return Misfit("layout-common", "a common file needs a known number of frames", ("layout",), help)
+        return NodeMisuse("layout-common", "a common file needs a known number of frames", ("layout",), help)
     if channel.filtered:
         message = "how many frames a filter lets pass is not known when the common file is made"
-        return Misfit("layout-common", message, ("layout",), files)
+        return NodeMisuse("layout-common", message, ("layout",), files)
     if channel.places:
         help = "layout: virtual, or `reconstruction` before it"
-        return Misfit("layout-common", "a common file holds whole frames, these are parts", ("layout",), help)
+        return NodeMisuse("layout-common", "a common file holds whole frames, these are parts", ("layout",), help)
     return None

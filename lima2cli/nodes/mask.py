@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lima2cli.declare import NumberOrNan, param
-from lima2cli.errors import Misfit
-from lima2cli.invalid import carried, words
-from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
-from lima2cli.nodes.pixelwise import Pixelwise
-from lima2cli.nodes.stages import Affine
-from lima2cli.spec import Files, FrameSpec, Invalid
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Files, FrameSpec, Invalid
+from lima2cli.kernels.masked import carried, words
+from lima2cli.kernels.strips import Affine
+from lima2cli.nodes.pixelwise import IMAGE, Pixelwise, bad_pixels, mostly_masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +42,26 @@ class Mask(Pixelwise):
         fill = fitting(self.fill, np.dtype(spec.dtype))
         return Affine(spec.dtype, spec.dtype, bad=bad_pixels(self.image, spec, files, "image"), fill=fill)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: a mask that was probably meant the other way round; filled pixels that then count."""
         found = list(mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image"))
         rule = spec.invalid
         if carried(rule, spec.dtype, spec.dtype) != Invalid() and self.masking(spec, files).leaves == Invalid():
             message = f"pixels of single frames that hold {words(rule)} become {self.fill:g}, and count from here on"
             help = "`fill: nan` keeps them apart" if spec.dtype[0] == "f" else f"`fill: {words(rule).split(', ')[0]}`"
-            found.append(Misfit("invalid-unmarked", message, ("fill",), help))
+            found.append(NodeMisuse("invalid-unmarked", message, ("fill",), help))
         return found
 
 
 def fitting(value: float, dtype: np.dtype[Any]) -> float:
-    """The fill value; raises `Misfit` where the dtype can't hold it."""
+    """The fill value; raises `NodeMisuse` where the dtype can't hold it."""
     if dtype.kind == "f":
         if math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
-            raise Misfit("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))
+            raise NodeMisuse("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))
         return value
     if not math.isfinite(value):
-        raise Misfit("mask-fill", f"{dtype} has no {value}", ("fill",), "nan goes with float frames only")
+        raise NodeMisuse("mask-fill", f"{dtype} has no {value}", ("fill",), "nan goes with float frames only")
     limits = np.iinfo(dtype)
     if value != int(value) or not limits.min <= value <= limits.max:
-        raise Misfit("mask-fill", f"{value:g} is no {dtype}", ("fill",), f"from {limits.min} to {limits.max}")
+        raise NodeMisuse("mask-fill", f"{value:g} is no {dtype}", ("fill",), f"from {limits.min} to {limits.max}")
     return int(value)

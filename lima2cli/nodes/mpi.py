@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lima2cli.declare import Anything, Choice, Flag, FunctionReference, Integer, ListOf, MapOf, Table, Text, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Files, FrameSpec
 from lima2cli.nodes.base import Delegate
-from lima2cli.nodes.function import Output, look
-from lima2cli.spec import Files, FrameSpec
+from lima2cli.nodes.user_function import FunctionOutput, look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Mpi(Delegate):
     params: Mapping[str, Any] = param("Keyword arguments.", MapOf(Anything(), r"^[A-Za-z_][A-Za-z0-9_]*$"), {})
     ranks: int = param("Processes, which take blocks in turn.", Integer(1, 1024), 1)
     reply: bool = param("Whether they reply; if not, the frames flow on unchanged.", Flag(), True)
-    output: Output = param("What they reply for each frame.", Table(Output), Output())
+    output: FunctionOutput = param("What they reply for each frame.", Table(FunctionOutput), FunctionOutput())
     on_error: str = param(
         "stop the run; drop the block and count it; or pass the input on unchanged.",
         Choice(("stop", "drop", "pass")),
@@ -55,15 +55,15 @@ class Mpi(Delegate):
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`; looks whether the function is there, without running anything."""
         if (self.command is None) == (self.function is None):
-            raise Misfit("command-or-function", "either `command` or `function` says what the processes do")
+            raise NodeMisuse("command-or-function", "either `command` or `function` says what the processes do")
         if self.function is not None:
             look(self.function, files, self.params)
         for i, argument in enumerate(self.command or ()):
             if argument == ":" or (i == 0 and argument.startswith("-")):
                 message = f"mpiexec would not take `{argument}` for a part of the command"
-                raise Misfit("bad-command", message, ("command", i), "write a script around it")
+                raise NodeMisuse("bad-command", message, ("command", i), "write a script around it")
         if self.reply:
             return self.output.infer(spec, self.on_error)
-        if self.output != Output():
-            raise Misfit("unused-output", "nothing is replied, so there is no output", ("output",), "reply: true")
+        if self.output != FunctionOutput():
+            raise NodeMisuse("unused-output", "nothing is replied, so there is no output", ("output",), "reply: true")
         return spec

@@ -31,10 +31,10 @@ from typing import Any, ClassVar
 
 from lima2cli.declare import Anything, Choice, FunctionReference, MapOf, Table, param
 from lima2cli.errors import UserCodeError
+from lima2cli.frames import Block, Files, FrameSpec
 from lima2cli.geometry import Rule
-from lima2cli.nodes.base import Dropped, Transform, Transformer
-from lima2cli.nodes.function import Code, Output, load, look
-from lima2cli.spec import Block, Files, FrameSpec
+from lima2cli.nodes.base import BlockDropped, Transform, Transformer
+from lima2cli.nodes.user_function import Code, FunctionOutput, load, look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Python(Transform):
         FunctionReference(),
     )
     params: Mapping[str, Any] = param("Keyword arguments.", MapOf(Anything(), r"^[A-Za-z_][A-Za-z0-9_]*$"), {})
-    output: Output = param("What it returns for each frame.", Table(Output), Output())
+    output: FunctionOutput = param("What it returns for each frame.", Table(FunctionOutput), FunctionOutput())
     on_error: str = param(
         "stop the run; drop the block and count it; or pass the input on unchanged.",
         Choice(("stop", "drop", "pass")),
@@ -81,7 +81,7 @@ class _Call:
             if self._node.on_error == "stop":
                 raise
             instead = block if self._node.on_error == "pass" else None
-            raise Dropped(f"it has failed (on_error: {self._node.on_error}): {error}", instead) from error
+            raise BlockDropped(f"it has failed (on_error: {self._node.on_error}): {error}", instead) from error
         return Block(result, block.numbers, block.times, False)
 
     def finish(self) -> None:

@@ -14,11 +14,11 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli.declare import Choice, NumberOrNan, param
-from lima2cli.errors import Misfit
-from lima2cli.invalid import gap_in
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import FrameSpec
+from lima2cli.kernels.masked import gap_in
 from lima2cli.nodes.base import Gather
 from lima2cli.nodes.mask import fitting
-from lima2cli.spec import FrameSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Reconstruction(Gather):
         whole = specs[0].whole
         if whole is None:
             help = "only flows with `dispatch: modules` have parts"
-            raise Misfit("edge-mismatch", "the frames are full already: there is nothing to reconstruct", (), help)
+            raise NodeMisuse("edge-mismatch", "the frames are full already: there is nothing to reconstruct", (), help)
         if self.fill is not None:
             fitting(self.fill, np.dtype(specs[0].dtype))
         mask = np.ones(whole.shape, bool)

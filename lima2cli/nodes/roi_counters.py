@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import param
-from lima2cli.errors import Misfit
-from lima2cli.nodes import statistic_columns, statistics
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, Block, Files, FrameSpec, TableSpec
+from lima2cli.kernels import statistics
+from lima2cli.kernels import statistics as statistic_columns
+from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, regions
+from lima2cli.kernels.statistics import RegionSums, Sums, column
 from lima2cli.nodes.base import Partial, Reduce, StripReducer
-from lima2cli.nodes.rois import COORDINATES, ROIS, looked_at, regions
-from lima2cli.nodes.statistic_columns import column
-from lima2cli.nodes.statistics import RegionSums, Sums
-from lima2cli.spec import Array, Block, Files, FrameSpec, TableSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class RoiCounters(Reduce):
         columns = statistic_columns.columns(rois, names, spec)
         return TableSpec(columns, statistic_columns.default(rois, names), statistic_columns.units(rois, names))
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""
         return statistic_columns.doubtful(self.rois, self.coordinates, spec)
 

@@ -22,14 +22,12 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli.declare import Choice, Integer, Table, pair, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, Files, FrameSpec, Invalid
 from lima2cli.geometry import Rect
-from lima2cli.invalid import MaskedSums, met, of_sums, valid_range
+from lima2cli.kernels.masked import MaskedSums, collision, met, of_sums, valid_range
+from lima2cli.kernels.strips import Turn, tile_shape, tiles
 from lima2cli.nodes.base import Map
-from lima2cli.nodes.masked import collision
-from lima2cli.nodes.stages import Turn
-from lima2cli.nodes.tiles import tile_shape, tiles
-from lima2cli.spec import Array, Files, FrameSpec, Invalid
 from lima2cli.view import FLIPS, View
 
 STRIP = 16
@@ -45,7 +43,7 @@ class Binning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class BinnedRect:
     """A rectangle, in binned pixels."""
 
     x: int = param("First column.", Integer(0))
@@ -61,7 +59,7 @@ class RoiFlipRot(Map):
     kind: ClassVar[str] = "roi_flip_rot"
 
     binning: Binning = param("Columns and rows summed into one pixel.", pair(Binning, Integer(1)), Binning())
-    roi: Part | None = param("The part that is kept, in binned pixels; default: all.", Table(Part), None)
+    roi: BinnedRect | None = param("The part that is kept, in binned pixels; default: all.", Table(BinnedRect), None)
     flip: str = param(
         "horizontal: left and right change places; vertical: top and bottom.",
         Choice(FLIPS),
@@ -85,7 +83,7 @@ class RoiFlipRot(Map):
             saturation=spec.saturation if bins == 1 else None,
         )
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: sums that may be values which mean that nothing was measured."""
         dtype = sum_dtype(spec.dtype, self.bins)
         if self.bins == 1 or np.dtype(dtype).kind == "f" or spec.invalid == Invalid():
@@ -138,12 +136,12 @@ class RoiFlipRot(Map):
         (height, width), x, y = spec.shape, self.binning.x, self.binning.y
         if x > width or y > height:
             message = f"no bin of {x} x {y} pixels fits in frames of {width} x {height}"
-            raise Misfit("binning-too-large", message, ("binning",))
+            raise NodeMisuse("binning-too-large", message, ("binning",))
         columns, rows, roi = width // x, height // y, self.roi
         if roi is not None and not Rect(0, 0, columns, rows).contains(Rect(roi.x, roi.y, roi.width, roi.height)):
             binned = f", binned {x} x {y}" if x * y > 1 else ""
             message = f"the part, {Rect(roi.x, roi.y, roi.width, roi.height)}, leaves the {columns} x {rows} px{binned}"
-            raise Misfit("roi-outside", message, ("roi",))
+            raise NodeMisuse("roi-outside", message, ("roi",))
 
 
 def sum_dtype(dtype: str, pixels: int) -> str:

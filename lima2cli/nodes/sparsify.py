@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Number, param
-from lima2cli.errors import Misfit
-from lima2cli.invalid import finder
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
+from lima2cli.kernels.masked import finder
+from lima2cli.kernels.strips import tiles
 from lima2cli.nodes.base import Pick
-from lima2cli.nodes.tiles import tiles
-from lima2cli.spec import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class Sparsify(Pick):
         """See `Node.infer`."""
         width, height = spec.detector
         if spec.view.binning != (1, 1):
-            raise Misfit("edge-mismatch", "binned pixels have no place of their own in the detector image")
+            raise NodeMisuse("edge-mismatch", "binned pixels have no place of their own in the detector image")
         if width * height > 2**32:
-            raise Misfit("edge-mismatch", f"the index of {width} x {height} pixels does not fit in uint32")
+            raise NodeMisuse("edge-mismatch", f"the index of {width} x {height} pixels does not fit in uint32")
         return SparseSpec(**{field.name: getattr(spec, field.name) for field in fields(FrameSpec)})
 
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Block], SparseBlock]:

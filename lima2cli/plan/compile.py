@@ -8,24 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.artefacts.channel import Channel, Source, TableChannel
-from lima2cli.config.pipeline import GraphNode, Pipeline
-from lima2cli.diagnostics import Findings
-from lima2cli.errors import FileProblem, Misfit
+from lima2cli.diagnostics import POISON, Findings, Poisoned, attempt
+from lima2cli.errors import FileProblem, NodeMisuse
+from lima2cli.files.channel import Channel, RowSource, TableChannel
+from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 from lima2cli.geometry import Rect
+from lima2cli.language.pipeline import GraphNode, Pipeline
 from lima2cli.nodes.base import Delegate, Reduce, Sink
 from lima2cli.nodes.io_hdf5 import check_chunk, check_common
-from lima2cli.plan.file_names import check_file_names
-from lima2cli.plan.flow_layout import frames_of
-from lima2cli.plan.flows import lay_out
+from lima2cli.plan.buffers import lay_out
+from lima2cli.plan.destinations import check_file_names, check_stored
 from lima2cli.plan.fuse import fuse_steps
-from lima2cli.plan.graph import flow_specs, place_nodes
-from lima2cli.plan.records import Gdt, Numbering, Placement, Plan, RankRole, Step
-from lima2cli.plan.skew import check_skew
-from lima2cli.plan.stored_names import check_stored
-from lima2cli.poison import POISON, Poisoned, attempt
+from lima2cli.plan.infer import flow_specs, place_nodes
+from lima2cli.plan.ir import Gdt, Numbering, Placement, Plan, RankRole, Step
+from lima2cli.plan.join_depth import check_skew
+from lima2cli.plan.layout import frames_of
 from lima2cli.secret import hide
-from lima2cli.spec import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 
 
 def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores: int, fuse: bool = True) -> Plan | None:
@@ -90,7 +88,7 @@ def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings:
     at = ("detector", pipeline.config.kind)
     try:
         return flow_specs(pipeline, gdts, files)
-    except Misfit as misfit:
+    except NodeMisuse as misfit:
         findings.error(misfit.rule, misfit.message, at, help=misfit.help)
     except FileProblem as problem:
         findings.error(problem.rule, str(problem), at)
@@ -182,7 +180,7 @@ def _period_at_receivers(pipeline: Pipeline, numbering: Numbering) -> float | No
     return None if period is None else period * numbering.rule.step * shared
 
 
-def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[Source, ...]:
+def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[RowSource, ...]:
     """Which frames the flows select that feed a node."""
     of = {gdt.flow: (gdt.rule.start, gdt.rule.step, gdt.selected) for gdt in gdts}
     return tuple(of[flow] for flow in numbering.flows)

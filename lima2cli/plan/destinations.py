@@ -1,20 +1,31 @@
-"""What a run will write: that it is nothing that the pipeline reads, and is written by one alone."""
+"""Files that a run will write: names that a file system takes, each written once, none read by the pipeline."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from string import Formatter
 from typing import Any
 
-from lima2cli.config.pipeline import Pipeline
-from lima2cli.config.records import FileMemspace
-from lima2cli.diagnostics import Findings, Related
-from lima2cli.diagnostics import Path as Place
+from lima2cli.declare.checking import everything
+from lima2cli.diagnostics import POISON, Findings, KeyPath, Related, attempt
+from lima2cli.diagnostics import KeyPath as Place
 from lima2cli.document import Document
-from lima2cli.nodes.base import Delegate
+from lima2cli.files.appending import NOT_STARTED
+from lima2cli.files.nexus import (
+    LONGEST_LINK,
+    OF_ENTRY,
+    OF_INSTRUMENT,
+    frame_file_names,
+    master_file,
+    part_names,
+    table_file,
+)
+from lima2cli.language.checks import LONGEST_NAME
+from lima2cli.language.pipeline import Pipeline
+from lima2cli.language.records import FileMemspace
+from lima2cli.nodes.base import Delegate, Reduce, Sink
 from lima2cli.paths import held_in, real, same
-from lima2cli.poison import POISON, attempt
-from lima2cli.schema.keys import everything
+from lima2cli.plan.ir import Step
 from lima2cli.transport.mapped import objection
 
 FREE = "for example `runs/{name}_{run:04d}`, which is new in every run"
@@ -137,6 +148,127 @@ def _filled(part: str, name: str) -> str:
         re.escape(literal) + ("" if field is None else re.escape(name) if field == "name" else "[^/]+")
         for literal, field, _, _ in Formatter().parse(part)
     )
+
+
+def check_file_names(name: str, steps: Sequence[Step], findings: Findings) -> None:
+    """Report names of nodes that come to the same file, or to none: too long, or told apart by case alone."""
+    saving = [step for step in steps if isinstance(step.node, Reduce | Sink)]
+    _check_clashes(name, saving, findings)
+    _check_lengths(name, [step.name for step in saving], findings)
+    _warn_of_case([step.name for step in saving], findings)
+
+
+def _check_lengths(name: str, nodes: Sequence[str], findings: Findings) -> None:
+    """The longest file of a node: a frame file that is not yet begun, of a long run on many receivers."""
+    for node in nodes:
+        length = len(f"{name}_{node}_1023_0000000.h5{NOT_STARTED}")
+        if length > LONGEST_NAME:
+            at: KeyPath = ("name",) if len(name) > len(node) else ("nodes", node)
+            message = (
+                f"files of node {_short(node)} would have names of {length} bytes, file systems take {LONGEST_NAME}"
+            )
+            help = f"`name` and the node's name together of at most {LONGEST_NAME - length + len(name) + len(node)} characters"
+            findings.error("name-too-long", message, at, on_key=at[0] == "nodes", help=help)
+            if at == ("name",):
+                return
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:39]}…"
+
+
+def _warn_of_case(nodes: Sequence[str], findings: Findings) -> None:
+    first: dict[str, str] = {}
+    for node in nodes:
+        other = first.setdefault(node.casefold(), node)
+        if other != node:
+            findings.warning(
+                "names-differ-in-case",
+                f"files of nodes {other} and {node} differ in case only",
+                ("nodes", node),
+                on_key=True,
+                notes=["where case does not count (disks of Windows and macOS) one replaces the other"],
+                help=f"give {node} another name",
+                related=[Related(("nodes", other), "the other")],
+            )
+
+
+def _check_clashes(name: str, steps: Sequence[Step], findings: Findings) -> None:
+    """A table ``{name}_{node}.h5`` is none of the numbered files, masters or parts of another node."""
+    for table in steps:
+        if not isinstance(table.node, Reduce):
+            continue
+        file = table_file(name, table.name)
+        for other in steps:
+            if _writes(name, other, file):
+                findings.error(
+                    "file-name-clash",
+                    f"nodes {table.name} and {other.name} would both write {file}",
+                    ("nodes", table.name),
+                    on_key=True,
+                    help=f"give {table.name} another name",
+                    related=[Related(("nodes", other.name), "writes it too")],
+                )
+
+
+def _writes(name: str, step: Step, file: str) -> bool:
+    """Whether ``file`` is the master, a frame file, or a receiver's part of the table of a node."""
+    if isinstance(step.node, Sink) and file == master_file(name, step.name):
+        return True
+    patterns = (frame_file_names(name, step.name), part_names(name, step.name))
+    return any(pattern.fullmatch(file) for pattern in patterns[isinstance(step.node, Reduce) :])
+
+
+def check_stored(pipeline: Pipeline, record: Mapping[str, Any], findings: Findings) -> None:
+    """Report names of the instrument and the detector that can't be those of groups, and keys of ``record`` (the stored
+    parts of the pipeline, as plain data) that are too long for names."""
+    for part in ("metadata", "nodes"):
+        for at in _keys(record[part], (part,)):
+            if len(str(at[-1]).encode()) > LONGEST_LINK:
+                _too_long(f"the key `{_shown(str(at[-1]))}`", at, findings, on_key=True)
+    _check_group("instrument", pipeline.metadata.instrument, ("metadata", "instrument"), OF_ENTRY, findings)
+    detector = pipeline.config
+    if detector.name is not None:
+        _check_group("detector", detector.name, ("detector", detector.kind, "name"), OF_INSTRUMENT, findings)
+
+
+def _check_group(what: str, name: str, at: KeyPath, taken: Collection[str], findings: Findings) -> None:
+    """Files have a group of this name beside those ``taken``."""
+    if name in taken:
+        findings.error(
+            "reserved-name",
+            f"the {what} can't be named `{name}`: files have something else of that name at the same place",
+            at,
+            notes=[f"reserved there: {', '.join(taken)}"],
+            help=f"another name, such as `{name}-1`",
+        )
+    elif not name.strip("."):
+        message = f"the {what} can't be named `{name}`: files have a group of its name, and this is none"
+        findings.error("reserved-name", message, at, help="leave it out, or a name with a letter or a digit")
+    elif len(name.encode(errors="replace")) > LONGEST_LINK:
+        _too_long(f"the {what}'s name", at, findings)
+
+
+def _too_long(what: str, at: KeyPath, findings: Findings, *, on_key: bool = False) -> None:
+    message = f"{what} is too long for a name in a file"
+    findings.error("name-too-long", message, at, on_key=on_key, help=f"at most {LONGEST_LINK} bytes")
+
+
+def _keys(value: Any, at: KeyPath) -> Iterator[KeyPath]:
+    """Places of all keys in plain data."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield (*at, key)
+            yield from _keys(item, (*at, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _keys(item, (*at, index))
+
+
+def _shown(text: str, most: int = 40) -> str:
+    """A text for people: without what can't be printed, and not too long."""
+    printed = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return printed if len(printed) <= most else f"{printed[:most]}…"
 
 
 __all__ = ["Inputs", "check_destinations", "commands"]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink
-from lima2cli.plan.records import Kernel, Step
+from lima2cli.plan.ir import Kernel, Step
 
-Steps = Mapping[str, Step]
+StepsByName = Mapping[str, Step]
 Kernels = tuple[Kernel, ...]
 
 
@@ -32,7 +32,7 @@ def fuse_steps(steps: Sequence[Step], *, on: bool = True) -> Kernels:
     return kernels
 
 
-def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
+def drop_unread(kernels: Kernels, steps: StepsByName) -> Kernels:
     """From the end of the data on, so that what only a left out map reads goes too."""
     read: set[str] = set()
     kept = []
@@ -43,7 +43,7 @@ def drop_unread(kernels: Kernels, steps: Steps) -> Kernels:
     return tuple(reversed(kept))
 
 
-def join_maps(kernels: Kernels, steps: Steps) -> Kernels:
+def join_maps(kernels: Kernels, steps: StepsByName) -> Kernels:
     """A chain stands where its first map stood, before all that read it. Within it cuts and flips go first, see
     `nodes.chain`."""
     readers = _readers(kernels)
@@ -57,7 +57,7 @@ def join_maps(kernels: Kernels, steps: Steps) -> Kernels:
     return tuple(joined)
 
 
-def join_reductions(kernels: Kernels, steps: Steps) -> Kernels:
+def join_reductions(kernels: Kernels, steps: StepsByName) -> Kernels:
     """Reductions of one pixel-wise result share its strips."""
     joined: list[Kernel] = []
     for kernel in kernels:
@@ -69,16 +69,21 @@ def join_reductions(kernels: Kernels, steps: Steps) -> Kernels:
     return tuple(joined)
 
 
-def keep_what_is_read(kernels: Kernels, steps: Steps) -> Kernels:
+def keep_what_is_read(kernels: Kernels, steps: StepsByName) -> Kernels:
     """What a kernel makes beyond its own use is what another one begins with."""
     readers = _readers(kernels)
     return tuple(replace(kernel, makes=tuple(name for name in kernel.makes if name in readers)) for kernel in kernels)
 
 
-PASSES: tuple[Callable[[Kernels, Steps], Kernels], ...] = (drop_unread, join_maps, join_reductions, keep_what_is_read)
+PASSES: tuple[Callable[[Kernels, StepsByName], Kernels], ...] = (
+    drop_unread,
+    join_maps,
+    join_reductions,
+    keep_what_is_read,
+)
 
 
-def verify(kernels: Kernels, steps: Steps) -> None:
+def verify(kernels: Kernels, steps: StepsByName) -> None:
     """What holds after every pass; AssertionError where the compiler is wrong.
 
     Each node is in one kernel at most, and all that save or count are in one; frames exist before they are read;
@@ -110,7 +115,7 @@ def _alone(step: Step) -> Kernel:
     return Kernel(step.flow, step.source, (step.name,), (), (step.name,), step.sources[1:])
 
 
-def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: Steps) -> int | None:
+def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: StepsByName) -> int | None:
     """Which is the pixel-wise kernel whose result this one reads."""
     at = (i for i, other in enumerate(others) if kernel.source in other.maps[-1:] and in_strips(other, steps))
     return next(at, None)
@@ -124,7 +129,7 @@ def _readers(kernels: Kernels) -> dict[str, int]:
     return counts
 
 
-def in_strips(kernel: Kernel, steps: Steps) -> bool:
+def in_strips(kernel: Kernel, steps: StepsByName) -> bool:
     """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and flips."""
     return bool(kernel.maps) and all(pixelwise(steps[name]) for name in kernel.maps)
 
@@ -134,6 +139,6 @@ def pixelwise(step: Step) -> bool:
     return step.node.in_strips(len(step.sources))
 
 
-def _takes_strips(kernel: Kernel, steps: Steps) -> bool:
+def _takes_strips(kernel: Kernel, steps: StepsByName) -> bool:
     nodes = [steps[name].node for name in kernel.nodes]
     return all(isinstance(node, Reduce) and node.strips for node in nodes)

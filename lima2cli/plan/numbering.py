@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import LARGEST
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
 from lima2cli.geometry import Rule
 from lima2cli.nodes.base import Delegate, Gather, Join, Select, Transform
-from lima2cli.plan.records import Gdt, Numbering, Step
+from lima2cli.plan.ir import Gdt, Numbering, Step
 
 LONGEST_PATTERN = 1 << 20
 """Frames that are compared to see whether two flows put them at the same receivers."""
@@ -26,7 +26,7 @@ def of_flow(gdts: Sequence[Gdt]) -> Numbering:
 
 
 def after(step: Step) -> Numbering:
-    """Of what leaves a node; raises `Misfit` where frames that belong together are apart."""
+    """Of what leaves a node; raises `NodeMisuse` where frames that belong together are apart."""
     came, node = step.numbering, step.node
     if isinstance(node, Gather):
         return replace(came, rule=replace(came.rule, buffers=len(came.receivers)), parts=False) if step.circle else came
@@ -41,7 +41,7 @@ def after(step: Step) -> Numbering:
     rule, receivers, window = node.numbering(came.rule, came.receivers)
     if window != 1 and came.filters:
         message = f"which frames `{came.filters[-1]}` lets pass is not known before: they don't make windows"
-        raise Misfit("edge-mismatch", message, (), "accumulate before the filter")
+        raise NodeMisuse("edge-mismatch", message, (), "accumulate before the filter")
     selected = 1 if not window else None if came.selected is None else came.selected // window
     return replace(
         came,
@@ -54,7 +54,7 @@ def after(step: Step) -> Numbering:
 
 
 def paired(numberings: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
-    """Of the frames that are in all inputs, by name; raises `Misfit` where they cannot be paired, or are not at the
+    """Of the frames that are in all inputs, by name; raises `NodeMisuse` where they cannot be paired, or are not at the
     same receivers. ``names`` are the receivers'."""
     (first, one), *others = numberings.items()
     unlike = {name: other for name, other in others if _numbers(other) != _numbers(one)}
@@ -80,7 +80,7 @@ def _numbers(it: Numbering) -> tuple[object, ...]:
 
 
 def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
-    """Of the frames that are in all; raises `Misfit`."""
+    """Of the frames that are in all; raises `NodeMisuse`."""
     rule, selected, before = one.rule, one.selected, [first]
     for name, other in others.items():
         _check_alike(first, one, name, other)
@@ -88,7 +88,7 @@ def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: 
         before.append(name)
         if other.everywhere and (rule.start, rule.step, selected) != (one.rule.start, one.rule.step, one.selected):
             message = f"`{name}` has no rows of some of the frames"
-            raise Misfit("edge-mismatch", message, ("inputs", name), "the same slices for both")
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "the same slices for both")
     bound = {name: other for name, other in others.items() if not other.everywhere}
     if not bound:
         return one
@@ -104,20 +104,20 @@ def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: 
 
 
 def _check_alike(first: str, one: Numbering, name: str, other: Numbering) -> None:
-    """Frames of the same sort, at the same receivers as far as these have parts of them; raises `Misfit`."""
+    """Frames of the same sort, at the same receivers as far as these have parts of them; raises `NodeMisuse`."""
     if one.window != 1 or other.window != 1:
         message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
-        raise Misfit("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
+        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
     if other.everywhere and set(one.receivers) <= set(other.receivers):
         return
     if other.everywhere or one.parts != other.parts or (one.parts and one.receivers != other.receivers):
         message = f"`{first}` and `{name}` do not have the same parts of frames at the same receivers"
-        raise Misfit("edge-mismatch", message, ("inputs", name), "reconstruct the frames before they are joined")
+        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "reconstruct the frames before they are joined")
 
 
 def _grouped(inputs: Mapping[str, Numbering], common: Rule) -> Rule:
     """Common frames of flows of parts, in groups: what comes of them at once is of one group of each flow, and must be
-    of one group here, for all of it is gathered at one receiver. Raises `Misfit`."""
+    of one group here, for all of it is gathered at one receiver. Raises `NodeMisuse`."""
     for rule in (it.rule for it in inputs.values()):
         span = rule.step * rule.blocks
         if common.step >= span:
@@ -127,7 +127,7 @@ def _grouped(inputs: Mapping[str, Numbering], common: Rule) -> Rule:
     said = ", ".join(f"`{name}`" for name in inputs)
     message = f"the groups of {said} overlap: it is not known where their frames would be gathered"
     help = "the same slices and blocks_per_group for all, or reconstruct the frames before they are joined"
-    raise Misfit("edge-mismatch", message, ("inputs", list(inputs)[-1]), help)
+    raise NodeMisuse("edge-mismatch", message, ("inputs", list(inputs)[-1]), help)
 
 
 def _one_round(rule: Rule, selected: int | None, inputs: Sequence[Numbering]) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Nu
     rule = Rule(start or 0, step, _count(start, step, a, a.count, b, b.count), 1, 1, 1, 1)
     if start is None or selected == 0 or start >= LARGEST or step >= LARGEST:
         message = f"`{name}` has no frame in common with {' and '.join(f'`{one}`' for one in before)}"
-        raise Misfit("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
+        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
     return rule, selected
 
 
@@ -183,7 +183,7 @@ def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
 
 def _apart(
     first: str, one: Numbering, name: str, other: Numbering, frames: NDArray[np.int64], names: Sequence[str]
-) -> Misfit:
+) -> NodeMisuse:
     """The same frame at different receivers."""
     here, there = _places(one, frames), _places(other, frames)
     at = int(np.flatnonzero(here != there)[0])
@@ -191,7 +191,7 @@ def _apart(
         f"frame {frames[at]} of `{first}` is on {names[here[at]]}, that of `{name}` on {names[there[at]]}: "
         "frames are joined where they are"
     )
-    return Misfit("not-co-located", message, ("inputs", name), _order(first, one, name, other, frames, names))
+    return NodeMisuse("not-co-located", message, ("inputs", name), _order(first, one, name, other, frames, names))
 
 
 def _order(

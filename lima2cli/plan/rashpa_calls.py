@@ -1,7 +1,19 @@
-"""A plan as the calls of librashpa that set up its data flows, in the order of the RASHPA deck (ESRF, 2020)."""
+"""A plan as the calls of librashpa that set up its data flows, and as a listing of them in C."""
 
-from lima2cli.detectors.calls import MANAGER, ByteCount, Call, Flags, GdtCalls, Handle, ReceiverHandle
-from lima2cli.plan.records import Gdt, Plan
+import json
+
+from lima2cli import __version__
+from lima2cli.detectors.librashpa import (
+    MANAGER,
+    Argument,
+    ByteCount,
+    Flags,
+    GdtCalls,
+    Handle,
+    RashpaCall,
+    ReceiverHandle,
+)
+from lima2cli.plan.ir import Gdt, Plan
 
 GDT, BUFFER = Handle("GDT"), Handle("buffer")
 
@@ -25,19 +37,62 @@ def _gdt_calls(plan: Plan, gdt: Gdt) -> GdtCalls:
         (ReceiverHandle(plan.receivers[buffer.receiver]), plan.regions[buffer.region].name) for buffer in gdt.buffers
     )
     return (
-        Call("rashpaManagerCreateGDT", (MANAGER, gdt.name, gdt.dataset_name), GDT.name),
+        RashpaCall("rashpaManagerCreateGDT", (MANAGER, gdt.name, gdt.dataset_name), GDT.name),
         _source(gdt),
-        Call("rashpaGDTSetAlignment", (GDT, *gdt.alignment)),
-        Call("rashpaGDTSetSourceSlices", (GDT, rule.start, ENDLESS if count is None else count, rule.step)),
-        Call("rashpaGDTSetRules", (GDT, rule.blocks, rule.start_slot, Flags((placement, cycle)))),
-        Call("rashpaGDTSetEvents", (GDT, gdt.group_event, events)),
-        Call("rashpaManagerGetGDTBuffer", (MANAGER, GDT, ByteCount(gdt.buffer_size)), BUFFER.name),
-        *(Call("rashpaBufferCreateLocalBufferInMemSpace", (BUFFER, *place)) for place in places),
+        RashpaCall("rashpaGDTSetAlignment", (GDT, *gdt.alignment)),
+        RashpaCall("rashpaGDTSetSourceSlices", (GDT, rule.start, ENDLESS if count is None else count, rule.step)),
+        RashpaCall("rashpaGDTSetRules", (GDT, rule.blocks, rule.start_slot, Flags((placement, cycle)))),
+        RashpaCall("rashpaGDTSetEvents", (GDT, gdt.group_event, events)),
+        RashpaCall("rashpaManagerGetGDTBuffer", (MANAGER, GDT, ByteCount(gdt.buffer_size)), BUFFER.name),
+        *(RashpaCall("rashpaBufferCreateLocalBufferInMemSpace", (BUFFER, *place)) for place in places),
     )
 
 
-def _source(gdt: Gdt) -> Call:
+def _source(gdt: Gdt) -> RashpaCall:
     if gdt.full:
-        return Call("rashpaGDTSetSourceFullImage", (GDT,))
+        return RashpaCall("rashpaGDTSetSourceFullImage", (GDT,))
     source = gdt.source
-    return Call("rashpaGDTSetSourceImage", (GDT, source.x, source.width, source.y, source.height))
+    return RashpaCall("rashpaGDTSetSourceImage", (GDT, source.x, source.width, source.y, source.height))
+
+
+TYPES = {"rashpaManagerCreateGDT": "rashpa_gdt_t *", "rashpaManagerGetGDTBuffer": "rashpa_buffer_t* "}
+"""Of results, written as in the deck."""
+
+BYTES = "lbuff_bytes"
+
+
+def c_listing(plan: Plan) -> str:
+    """C statements, one block per flow; ``manager_pt`` and one ``<receiver>_pt`` for each receiver are the caller's
+    (a ``-`` in a receiver's name becomes ``_``)."""
+    lines = [f"/* {plan.name}: GDT set-up by lima2 {__version__} */", ""]
+    for calls in rashpa_calls(plan):
+        statements = [line for call in calls for line in _statements(call)]
+        lines += ["{", *(f"    {line}" if line else "" for line in statements), "}", ""]
+    return "\n".join(lines)
+
+
+def _statements(call: RashpaCall) -> list[str]:
+    """A call, and before it the number of bytes that it is given."""
+    said = f"{call.function}({', '.join(map(_argument, call.arguments))});"
+    sizes = [argument.size for argument in call.arguments if isinstance(argument, ByteCount)]
+    before = [line for size in sizes for line in ("", f"ssize_t {BYTES} = {_bytes(size)};")]
+    return [*before, said if call.result is None else f"{TYPES[call.function]}{call.result} = {said}"]
+
+
+def _argument(argument: Argument) -> str:
+    if isinstance(argument, Handle):
+        return argument.name
+    if isinstance(argument, ReceiverHandle):
+        return f"{argument.receiver.replace('-', '_')}_pt"
+    if isinstance(argument, Flags):
+        return " | ".join(argument.names) or "0"
+    if isinstance(argument, ByteCount):
+        return BYTES
+    return json.dumps(argument) if isinstance(argument, str) else str(argument)
+
+
+def _bytes(size: int) -> str:
+    for factor, text in ((2**20, "(1024*1024)"), (2**10, "1024")):
+        if size % factor == 0:
+            return f"{size // factor}*{text}"
+    return str(size)

@@ -19,11 +19,11 @@ from lima2cli.detectors.base import (
     State,
     XferParams,
 )
-from lima2cli.detectors.capabilities import read_record, write_record
+from lima2cli.detectors.capability_record import read_record, write_record
 from lima2cli.detectors.operations import operate
 from lima2cli.errors import StateError
+from lima2cli.frames import Array, DetectorInfo, Files
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DetectorInfo, Files
 from lima2cli.testing.inputs import NoFiles, check_declaration, leave_out
 
 Route = tuple[int, int]

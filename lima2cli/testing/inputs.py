@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Table, params
 from lima2cli.errors import FileProblem
+from lima2cli.frames import Array, Block, FrameReader, FrameSpec, StackInfo, TableSpec
 from lima2cli.geometry import Rect
 from lima2cli.plugins import KIND
-from lima2cli.spec import Array, Block, FrameReader, FrameSpec, StackInfo, TableSpec
 from lima2cli.view import View
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.channel import Channel
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.files.channel import Channel
+from lima2cli.frames import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.geometry import Rect, Rule
 from lima2cli.nodes.base import (
     Delegate,
@@ -28,7 +29,6 @@ from lima2cli.nodes.base import (
     StripReducer,
     Transform,
 )
-from lima2cli.spec import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
 from lima2cli.testing.inputs import (
     COUNT,
     FIRST,
@@ -118,7 +118,7 @@ class NodeTests:
             return self.node.infer_parts(parts_of(spec))
         return self.node.infer(spec, files)
 
-    def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[Misfit]:
+    def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
         if isinstance(self.node, Join):
             return self.node.warnings_all(dict.fromkeys(self.inputs, spec), files)
         return self.node.warnings(spec, files)

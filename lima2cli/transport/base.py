@@ -1,20 +1,79 @@
-"""What a transport promises to the ranks.
-
-Memory: each memspace is a *region* of bytes of one rank, each rank has *control words* of 8 bytes. Any rank writes
-to both by one-sided operations; only the owner reads. Order is guaranteed by `flush` alone: what was written before
-it is at its target before anything after it. Messages between ranks are for control only, never for frames.
-"""
+"""The promises of a transport to the ranks: windows, mailboxes, collectives and files that are written together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.frames import Array
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array
-from lima2cli.transport.shared_file import SharedFile, Stripes
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Rows of a file that are dealt out to ranks, as one of them sees them.
+
+    Row k lies at ``offset + k*row_bytes``, and is the rank's own where ``(k // block) % count`` is among ``own``.
+    Own rows are counted from 0 in the order of the file.
+
+    block   rows of a stripe;  count   stripes until they are dealt out from the first again
+    own     at least one of these, increasing
+    """
+
+    offset: int
+    row_bytes: int
+    block: int
+    count: int
+    own: tuple[int, ...]
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        places = np.full(self.count, -1, np.int64)
+        places[list(self.own)] = np.arange(len(self.own))
+        return places
+
+    def index(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which own row each of these rows (n,) is. ValueError where one is another's."""
+        cycle, inside = np.divmod(rows, self.block * self.count)
+        stripe, row = np.divmod(inside, self.block)
+        place = self._places[stripe]
+        if (place < 0).any():
+            raise ValueError(f"row {rows[place < 0][0]} belongs to another rank")
+        index: NDArray[np.int64] = (cycle * len(self.own) + place) * self.block + row
+        return index
+
+    def rows(self, first: int, last: int) -> NDArray[np.int64]:
+        """The rows that the own rows ``first`` to ``last - 1`` are."""
+        stripe, row = np.divmod(np.arange(first, last, dtype=np.int64), self.block)
+        cycle, place = np.divmod(stripe, len(self.own))
+        rows: NDArray[np.int64] = (cycle * self.count + np.asarray(self.own, np.int64)[place]) * self.block + row
+        return rows
+
+    def below(self, row: int) -> int:
+        """How many own rows come before a row."""
+        cycle, inside = divmod(row, self.block * self.count)
+        part = sum(max(0, min(self.block, inside - stripe * self.block)) for stripe in self.own)
+        return cycle * len(self.own) * self.block + part
+
+
+class SharedFile(Protocol):
+    """A file that is there already, opened by all members of a circle to write to it together."""
+
+    def begin(self, first: int, rows: NDArray[np.uint8]) -> "Pending":
+        """Begin to write own rows (n, row_bytes), C-contiguous, of which the first is the ``first``-th own one.
+
+        A collective operation: every member takes part in each, in the same order; with no rows if it has none.
+        ``rows`` must stay as they are until it is done. Its ``done`` raises OSError where this member's part failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it; collective, and only when nothing is under way."""
+        ...
+
 
 Message = tuple[str, Any]
 """A kind and plain data."""
@@ -48,7 +107,7 @@ class Pending(Protocol):
         ...
 
 
-class Told(Pending, Protocol):
+class Agreement(Pending, Protocol):
     """``words`` (size,) uint64, once done: what each member told."""
 
     words: NDArray[np.uint64]
@@ -60,7 +119,7 @@ class Shared(Pending, Protocol):
     parts: list[NDArray[np.uint8]]
 
 
-class Circle(Protocol):
+class CollectiveGroup(Protocol):
     """The ranks that take part in one collective, which nobody else uses.
 
     Its members begin the same operations of a kind in the same order: the n-th `tell` of one belongs to the n-th of all
@@ -71,7 +130,7 @@ class Circle(Protocol):
     rank: int
     size: int
 
-    def tell(self, word: int) -> Told:
+    def tell(self, word: int) -> Agreement:
         """Tell all members a word, and hear those of all."""
         ...
 
@@ -90,7 +149,7 @@ class Circle(Protocol):
         ...
 
 
-class Line(Protocol):
+class Mailbox(Protocol):
     """Blocks of frames between some ranks, its members, which nobody else uses. What one member sends to another
     arrives in order."""
 
@@ -104,7 +163,7 @@ class Line(Protocol):
         ...
 
 
-class Lane(Protocol):
+class PutChannel(Protocol):
     """Writes rectangles of one shape into the slots of one region."""
 
     def put(self, frames: Array, offset: int) -> None:
@@ -127,7 +186,7 @@ class Port(Protocol):
         """Own region, writable bytes."""
         ...
 
-    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> Lane:
+    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> PutChannel:
         """A lane to a region for rectangles of ``rows`` rows of ``row_bytes``, rows ``pitch`` and slots ``stride``
         bytes apart."""
         ...
@@ -152,11 +211,11 @@ class Port(Protocol):
         """Make what others wrote to own memory visible to loads that follow."""
         ...
 
-    def circle(self, index: int) -> Circle:
+    def circle(self, index: int) -> CollectiveGroup:
         """A circle that this rank is a member of."""
         ...
 
-    def line(self, index: int) -> Line:
+    def line(self, index: int) -> Mailbox:
         """A line that this rank is a member of."""
         ...
 
@@ -173,4 +232,15 @@ class Port(Protocol):
         ...
 
 
-__all__ = ["Circle", "Lane", "Line", "MemorySpec", "Message", "Pending", "Port", "RegionSpec"]
+__all__ = [
+    "CollectiveGroup",
+    "Mailbox",
+    "MemorySpec",
+    "Message",
+    "Pending",
+    "Port",
+    "PutChannel",
+    "RegionSpec",
+    "SharedFile",
+    "Stripes",
+]

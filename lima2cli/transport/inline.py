@@ -1,16 +1,196 @@
-"""All ranks in one process: the reference that MPI must agree with, and the fall-back where there is no MPI."""
+"""All ranks in one process: the reference that MPI must agree with, and the fallback without MPI."""
 
-from collections import deque
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from lima2cli.spec import Array
-from lima2cli.transport.base import MemorySpec, Message, RegionSpec
-from lima2cli.transport.inline_circle import CircleTable, InlineCircle
-from lima2cli.transport.inline_line import InlineLine, LineTable
+from lima2cli.frames import Array
+from lima2cli.geometry import Rect
+from lima2cli.transport.base import MemorySpec, Message, RegionSpec, Stripes
 from lima2cli.transport.mapped import MappedFile, map_file
+
+
+class _Written:
+    """See `Pending`: of what is written when it begins."""
+
+    def __init__(self, error: OSError | None) -> None:
+        self._error = error
+
+    def done(self) -> bool:
+        """See `SharedFile.begin`."""
+        if self._error is not None:
+            raise self._error
+        return True
+
+
+class InlineFile:
+    """See `SharedFile`. OSError where the file can't be opened."""
+
+    def __init__(self, path: str, stripes: Stripes) -> None:
+        self._stripes = stripes
+        self._descriptor = os.open(path, os.O_WRONLY)
+
+    def begin(self, first: int, rows: NDArray[np.uint8]) -> _Written:
+        """See `SharedFile.begin`; a system call for each run of neighbours."""
+        stripes, error = self._stripes, None
+        own = stripes.rows(first, first + len(rows))
+        cuts = np.flatnonzero(np.diff(own) != 1) + 1
+        try:
+            for piece, row in zip(np.split(rows, cuts), own[np.concatenate(([0], cuts))[: len(own)]], strict=False):
+                write_whole(self._descriptor, piece, stripes.offset + int(row) * stripes.row_bytes)
+        except OSError as refused:
+            error = refused
+        return _Written(error)
+
+    def close(self) -> None:
+        """See `SharedFile.close`."""
+        os.close(self._descriptor)
+
+
+def write_whole(descriptor: int, piece: NDArray[np.uint8], offset: int) -> None:
+    """Write bytes at an offset, however often the system has to be asked. OSError."""
+    left = piece.reshape(-1).data
+    while len(left):
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+class _Operation:
+    """One operation; ``given`` by member. The last of them completes it."""
+
+    def __init__(self, size: int) -> None:
+        self.given: dict[int, Any] = {}
+        self._size = size
+
+    def complete(self) -> bool:
+        return len(self.given) == self._size
+
+    def all(self) -> list[Any]:
+        return [self.given[member] for member in sorted(self.given)]
+
+
+class CollectiveTable:
+    """What the members of one circle share: their operations by kind and number, until all have begun them."""
+
+    def __init__(self, members: tuple[int, ...]) -> None:
+        self.members = members
+        self._operations: dict[tuple[str, int], _Operation] = {}
+
+    def give(self, kind: str, number: int, member: int, what: Any) -> _Operation:
+        """Lay a contribution on the table."""
+        key = (kind, number)
+        operation = self._operations.setdefault(key, _Operation(len(self.members)))
+        operation.given[member] = what
+        if operation.complete():
+            del self._operations[key]
+        return operation
+
+
+class _Inline:
+    """An operation as a member sees it; ``finish`` is called once, when it is complete."""
+
+    def __init__(self, operation: _Operation, finish: Callable[[list[Any]], None]) -> None:
+        self._operation, self._finish, self._done = operation, finish, False
+        self.words: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self.parts: list[NDArray[np.uint8]] = []
+
+    def done(self) -> bool:
+        """See `Pending`."""
+        if not self._done and self._operation.complete():
+            self._finish(self._operation.all())
+            self._done = True
+        return self._done
+
+
+class InlineCollectiveGroup:
+    """See `Circle`."""
+
+    def __init__(self, table: CollectiveTable, rank: int) -> None:
+        self.rank, self.size = table.members.index(rank), len(table.members)
+        self._table = table
+        self._begun: dict[str, int] = defaultdict(int)
+
+    def tell(self, word: int) -> _Inline:
+        """See `Circle.tell`."""
+
+        def finish(words: list[int]) -> None:
+            told.words = np.array(words, np.uint64)
+
+        told = _Inline(self._give("tell", word), finish)
+        return told
+
+    def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> _Inline:
+        """See `Circle.share`."""
+
+        def finish(parts: list[NDArray[np.uint8]]) -> None:
+            shared.parts = parts
+
+        shared = _Inline(self._give("move", own.copy()), finish)
+        return shared
+
+    def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> _Inline:
+        """See `Circle.collect`. Whoever sees first that all is there copies, before anyone lets go of a part."""
+        operation = self._give("move", (part, whole if self.rank == root else None))
+
+        def finish(given: list[tuple[Array, Array | None]]) -> None:
+            target = given[root][1]
+            if target is None:  # another member was here before
+                return
+            for (piece, _), place in zip(given, places, strict=True):
+                target[(slice(None), *place.within(Rect(0, 0, target.shape[2], target.shape[1])))] = piece
+            operation.given[root] = (given[root][0], None)
+
+        return _Inline(operation, finish)
+
+    def open_file(self, path: str, stripes: Stripes) -> InlineFile:
+        """See `Circle.open_file`; nothing to wait for."""
+        return InlineFile(path, stripes)
+
+    def _give(self, kind: str, what: Any) -> _Operation:
+        number = self._begun[kind]
+        self._begun[kind] += 1
+        return self._table.give(kind, number, self.rank, what)
+
+
+Mail = tuple[int, Any, Array | None]
+
+
+class MailboxTable:
+    """What the members of one line share."""
+
+    def __init__(self, members: tuple[int, ...]) -> None:
+        self.members = members
+        self.mail: list[deque[Mail]] = [deque() for _ in members]
+
+
+class _Sent:
+    """See `Pending`: of what is sent when it begins."""
+
+    def done(self) -> bool:
+        """It is a copy that has been sent."""
+        return True
+
+
+class InlineMailbox:
+    """See `Line`."""
+
+    def __init__(self, table: MailboxTable, rank: int) -> None:
+        self._mail, self._member = table.mail, table.members.index(rank)
+
+    def send(self, member: int, head: Any, frames: Array | None = None) -> _Sent:
+        """See `Line.send`."""
+        self._mail[member].append((self._member, head, None if frames is None else frames.copy()))
+        return _Sent()
+
+    def receive(self) -> Mail | None:
+        """See `Line.receive`."""
+        mail = self._mail[self._member]
+        return mail.popleft() if mail else None
 
 
 class InlineMemory:
@@ -24,8 +204,8 @@ class InlineMemory:
             self.close()
             raise
         self.control = [np.zeros(count, np.uint64) for count in spec.control_words]
-        self.circles = [CircleTable(members) for members in spec.circles]
-        self.lines = [LineTable(members) for members in spec.lines]
+        self.circles = [CollectiveTable(members) for members in spec.circles]
+        self.lines = [MailboxTable(members) for members in spec.lines]
         self.mail: list[deque[tuple[int, Message]]] = [deque() for _ in spec.control_words]
 
     def _made(self, region: RegionSpec) -> NDArray[np.uint8]:
@@ -40,7 +220,7 @@ class InlineMemory:
             self._maps.pop().close()
 
 
-class InlineLane:
+class InlinePutChannel:
     """See `Lane`."""
 
     def __init__(self, memory: NDArray[np.uint8], rows: int, row_bytes: int, pitch: int, stride: int) -> None:
@@ -71,9 +251,9 @@ class InlinePort:
         """See `Port.memory`."""
         return self._memory.regions[region]
 
-    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> InlineLane:
+    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> InlinePutChannel:
         """See `Port.lane`."""
-        return InlineLane(self._memory.regions[region], rows, row_bytes, pitch, stride)
+        return InlinePutChannel(self._memory.regions[region], rows, row_bytes, pitch, stride)
 
     def store(self, rank: int, word: int, value: int) -> None:
         """See `Port.store`."""
@@ -94,13 +274,13 @@ class InlinePort:
     def sync(self) -> None:
         """Nothing to do: one process."""
 
-    def circle(self, index: int) -> InlineCircle:
+    def circle(self, index: int) -> InlineCollectiveGroup:
         """See `Port.circle`."""
-        return InlineCircle(self._memory.circles[index], self.rank)
+        return InlineCollectiveGroup(self._memory.circles[index], self.rank)
 
-    def line(self, index: int) -> InlineLine:
+    def line(self, index: int) -> InlineMailbox:
         """See `Port.line`."""
-        return InlineLine(self._memory.lines[index], self.rank)
+        return InlineMailbox(self._memory.lines[index], self.rank)
 
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`."""

@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.artefacts.locks import lock, unlock
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.paths import lock, unlock
 
 SUFFIX = ".lima2"
 VERSION = 1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from lima2cli.artefacts.compression import Encoder, Stored, encoder
+from lima2cli.files.compression import Encoder, Stored, encoder
 
 SIDE = 1024
 

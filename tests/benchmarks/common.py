@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from lima2cli.runtime.launch import find_mpiexec
+from lima2cli.job.launch import find_mpiexec
 
 CASES = ((256, 3000), (1024, 200), (2048, 50))
 """Side of the image and frames."""
@@ -20,13 +20,13 @@ WRITE = """
 import sys, time
 import numpy as np
 from mpi4py import MPI
-from lima2cli.artefacts.appending import load_libraries
-from lima2cli.artefacts.common_file import complete_common
-from lima2cli.artefacts.common_writer import CommonWriter
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.master import write_master
-from lima2cli.spec import Block
-from lima2cli.transport.mpi_circle import MpiCircle
+from lima2cli.files.appending import load_libraries
+from lima2cli.files.common_file import complete_common
+from lima2cli.files.common_writer import CommonWriter
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.files.master import write_master
+from lima2cli.frames import Block
+from lima2cli.transport.mpi_collective import MpiCircle
 from tests.artefacts_samples import START_NS, make_channel
 world = MPI.COMM_WORLD
 layout, folder, side, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -20,8 +20,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUME
 
 import numpy as np  # noqa: E402  after the threads
 
-from lima2cli.nodes.chain import Chain, settle  # noqa: E402
-from lima2cli.spec import Array  # noqa: E402
+from lima2cli.frames import Array  # noqa: E402
+from lima2cli.kernels.chain import Chain, settle  # noqa: E402
 from tests.node_inputs import MemoryFiles, block, node, spec_of  # noqa: E402
 
 CASES = (("uint16", 1, 2048), ("uint16", 16, 256), ("uint32", 1, 2048), ("float32", 1, 1024))

@@ -18,11 +18,11 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from lima2cli.artefacts.frames import FrameWriter
-from lima2cli.artefacts.stacks import FileStore
+from lima2cli.files.frame_writer import FrameWriter
+from lima2cli.graph.fused import BoundChain
+from lima2cli.inputs.stacks import FileStore
 from lima2cli.nodes.base import Reduce
-from lima2cli.plan.records import Plan
-from lima2cli.runtime.chain import BoundChain
+from lima2cli.plan.ir import Plan
 from tests.benchmarks.kernels import medians
 from tests.compiling import plan_of
 from tests.node_inputs import block

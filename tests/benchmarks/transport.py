@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from lima2cli.runtime.launch import find_mpiexec
+from lima2cli.job.launch import find_mpiexec
 from tests.running import run
 
 CASES = ((2048, 1500, 16, 0.75), (1024, 6000, 32, None), (256, 60_000, 64, None))

@@ -24,9 +24,9 @@ from typing import Any
 
 import h5py
 
-from lima2cli.artefacts.accounting import inspect_run
-from lima2cli.artefacts.hdf5_filters import load_filters
-from lima2cli.artefacts.master_rows import TOLD
+from lima2cli.accounting.inspect_run import inspect_run
+from lima2cli.files.compression import load_filters
+from lima2cli.files.master_rows import TOLD
 from tests.faults import Outcome
 
 COMPRESSIONS = ("bslz4", "none", "gzip", "lz4", "zstd", "blosc")

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from lima2cli.geometry import Rect
-from lima2cli.runtime.leftovers import NAMES, _used
-from lima2cli.runtime.process import processes_with
+from lima2cli.runs.processes import NAMES, _used, processes_with
 from tests.faults import Outcome
 from tests.faults.misbehaviour import DIES, FAILS, FINE, KINDS, PLUGINS, PROCESSING, Kind, plugin, receiver_program
 from tests.running import counter
@@ -47,7 +46,7 @@ nodes:
 """
 
 SHORTER = """
-import lima2cli.watch as watch
+import lima2cli.foreign as watch
 watch.IMPORT_S, watch.CALL_S = 1.6, 1.5
 watch.RESORT_S = 1.0
 """

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lima2cli.runtime.leftovers import _used
+from lima2cli.runs.processes import _used
 from tests.faults import Outcome
 from tests.faults.disk_oracle import SAVE, TABLES, parts_of, pipeline, rows_of, seen, shown
 
@@ -105,7 +105,7 @@ def forked(arguments: Sequence[str], folder: Path, output: Path) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     from lima2cli.cli import app
-    from lima2cli.runtime import run
+    from lima2cli.job import run
 
     vars(run)["check_disk"] = lambda *_: []  # as if others filled the disk when the run has begun
     try:

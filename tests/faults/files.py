@@ -306,7 +306,7 @@ def _rounds(folder: Path, draw: random.Random) -> Iterator[tuple[str, list[str]]
 
 def search(seconds: float, seed: int, *, files: int = 10**9) -> Outcome:
     """Damage files until time is up or there were so many."""
-    from lima2cli.artefacts.hdf5_filters import load_filters
+    from lima2cli.files.compression import load_filters
 
     load_filters()
     end, kinds, failures = time.monotonic() + seconds, Counter[str](), []

@@ -69,7 +69,7 @@ class JobRun:
                 words, environment = child.cmdline(), child.environ()
             except psutil.Error:
                 continue
-            if words and "lima2cli.runtime.worker" in words and "PMI_RANK" in environment:
+            if words and "lima2cli.job.rank_main" in words and "PMI_RANK" in environment:
                 found[f"rank{environment['PMI_RANK']}"] = pid
             elif words and Path(words[0]).name.startswith("mpiexec"):
                 found["mpiexec"] = pid

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lima2cli.runtime.announcement import PREFIX
-from lima2cli.runtime.leftovers import NAMES, SHARED, _used
-from lima2cli.runtime.process import processes_with
+from lima2cli.runs.control_socket import PREFIX
+from lima2cli.runs.processes import NAMES, SHARED, _used, processes_with
 
 MARK = "LIMA2_FAULTS_"
 """Begins the name of a variable in the environment of what is started, and so of all that this starts."""

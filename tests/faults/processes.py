@@ -22,9 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from lima2cli.runtime.job import LAUNCHED
-from lima2cli.runtime.leftovers import NAMES, _used
-from lima2cli.runtime.process import processes_with
+from lima2cli.runs.channel import LAUNCHED
+from lima2cli.runs.processes import NAMES, _used, processes_with
 
 LONGEST_S = 150.0
 
@@ -87,7 +86,7 @@ class Round:
             self.job = environment.get(LAUNCHED, self.job)
             if not words:
                 continue
-            if "lima2cli.runtime.worker" in words and "PMI_RANK" in environment:
+            if "lima2cli.job.rank_main" in words and "PMI_RANK" in environment:
                 rank = int(environment["PMI_RANK"])
                 found[roles[rank] if rank < len(roles) else "worker"] = child.pid
             elif Path(words[0]).name.startswith("mpiexec"):

@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lima2cli.runtime.job import LAUNCHED
-from lima2cli.runtime.process import processes_with
+from lima2cli.runs.channel import LAUNCHED
+from lima2cli.runs.processes import processes_with
 from tests.faults import Outcome
 from tests.faults.disk_oracle import pipeline, shown
 

@@ -27,13 +27,13 @@ from types import FrameType
 from typing import Any
 
 from lima2cli.check import Checked, check_text
-from lima2cli.cli.options import Format
-from lima2cli.cli.showing import show_all
+from lima2cli.cli.border import Format
+from lima2cli.cli.plan import show_plan
+from lima2cli.cli.reading import show_all
 from lima2cli.diagnostics import Findings
 from lima2cli.document import load
 from lima2cli.plan.figures import plan_figures
-from lima2cli.plan.show import show_plan
-from lima2cli.program.lower import lower
+from lima2cli.program import lower
 from tests.faults import Outcome
 from tests.faults.apart import forked, reset_peak, status
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from lima2cli.declare import Integer, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.emulated import EmulatedDetector, Route
-from lima2cli.detectors.sources import Source
+from lima2cli.detectors.emulated import EmulatedDetector, PartKey
+from lima2cli.detectors.sources import PixelSource
+from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Files
 from lima2cli.geometry import Rect
-from lima2cli.spec import Array, DatasetInfo, DetectorInfo, Files
 
 HIGH = 1000
 
@@ -49,13 +49,13 @@ class Bars(DetectorConfig):
     def open(self, info: DetectorInfo, files: Files) -> EmulatedDetector:
         """A detector with a clock, whose pixels `_Painter` makes."""
 
-        def sources(routes: Sequence[Route]) -> dict[Route, Source]:
+        def sources(routes: Sequence[PartKey]) -> dict[PartKey, PixelSource]:
             return {route: _Painter(self.bar, info.modules[route[1]]) for route in routes}
 
         return EmulatedDetector(info, sources)
 
 
-class _Painter(Source):
+class _Painter(PixelSource):
     """The frames of one module."""
 
     def __init__(self, bar: int, module: Rect) -> None:

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from lima2cli.declare import Number, param
-from lima2cli.errors import Misfit
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, Files, FrameSpec
 from lima2cli.nodes.base import Map
-from lima2cli.spec import Array, Files, FrameSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Threshold(Map):
         dtype = np.dtype(spec.dtype)
         if dtype.kind in "iu" and self.below > np.iinfo(dtype).max:
             message = f"all pixels of {dtype} are below {self.below:g}"
-            raise Misfit("threshold-value", message, ("below",), f"at most {np.iinfo(dtype).max}")
+            raise NodeMisuse("threshold-value", message, ("below",), f"at most {np.iinfo(dtype).max}")
         return spec
 
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:

@@ -1,0 +1,1 @@
+"""Accounting of every frame, from the reports of ranks and from files; summary, shortfalls, inspection."""

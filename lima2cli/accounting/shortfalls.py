@@ -1,0 +1,265 @@
+"""Shortfalls of a run: frames lost beyond what is allowed, rates below those asked for; and the figures measured."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lima2cli.accounting.account import FlowAccount
+from lima2cli.accounting.acquisitions import Outcome
+from lima2cli.files.rows import INCOMPLETE, LOST
+from lima2cli.messages import ReceiverReport, Spent, merged
+from lima2cli.plan.buffers import EVENTS_HZ, GROUPS
+from lima2cli.plan.ir import Gdt, Plan
+from lima2cli.plan.join_depth import held_frames
+from lima2cli.simulate.verdict import BUSY, HICCUP_S, KEPT_UP
+from lima2cli.units import grouped, seconds_text
+
+
+def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Plain data for ``resources`` of the summary."""
+    return {
+        "receivers": {
+            plan.receivers[number]: {
+                "rank": plan.rank_of_receiver(number),
+                "busy_s": report.measured.busy_s,
+                "cpu_s": report.measured.cpu_s,
+                "frames": _frames_of_detector(plan, report),
+                "kernels": _kernels(plan, report.measured.spent),
+            }
+            for number, report in sorted(outcome.receivers.items())
+        },
+        "latency": _latencies(plan, outcome),
+        "paces": {gdt.name: _paces(plan, gdt, outcome) for gdt in plan.gdts},
+        "hold_s": {gdt.name: None if plan.period_s is None else plan.period_s * held_frames(gdt) for gdt in plan.gdts},
+        "detectors": {
+            str(rank): {
+                "put_s": source.put_s,
+                "flush_s": source.flush_s,
+                "cpu_s": source.cpu_s,
+                "behind_s": None if plan.period_s is None else source.behind * plan.period_s,
+            }
+            for rank, source in sorted(outcome.sources.items())
+        },
+    }
+
+
+def first_lost(plan: Plan, flow: str, outcome: Outcome) -> dict[str, Any] | None:
+    """The first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
+    found = [
+        (int(gdt.rule.numbers(buffer, visit, 1)[0]), number)
+        for gdt in plan.gdts_of(flow)
+        for number, report in outcome.receivers.items()
+        for buffer, visit, _ in (report.flows[gdt.name].lost if gdt.name in report.flows else ())
+    ]
+    if not found:
+        return None
+    frame, number = min(found)
+    return {"frame": frame, "receiver": plan.receivers[number]}
+
+
+def _scale(gdt: Gdt, receiver: int) -> float:
+    """Frames of the detector for each frame of the flow that comes to a receiver, on average."""
+    own = sum(buffer.receiver == receiver for buffer in gdt.buffers)
+    return gdt.rule.step * len(gdt.buffers) / own
+
+
+def _frames_of_detector(plan: Plan, report: ReceiverReport) -> float:
+    """Frames of the detector for which the receiver did its part: those of the flow that has come farthest."""
+    paces = report.measured.paces
+    own = [gdt for gdt in plan.gdts if gdt.name in paces and report.receiver in gdt.receivers]
+    return max((paces[gdt.name].frames * _scale(gdt, report.receiver) for gdt in own), default=0.0)
+
+
+def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
+    """Results of a flow by receiver: frames, ``hz`` (see `Pace`), and for how long."""
+    figures = {}
+    for number, report in sorted(outcome.receivers.items()):
+        pace = report.measured.paces.get(gdt.name)
+        if pace is not None and number in gdt.receivers:
+            lost = sum(visits for _, _, visits in report.flows[gdt.name].lost) * gdt.rule.blocks
+            figures[plan.receivers[number]] = {
+                "frames": pace.frames,
+                "hz": pace.hz(lost * _scale(gdt, number)),
+                "seconds": (pace.last_ns - pace.first_ns) * 1e-9,
+            }
+    return figures
+
+
+def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Of all receivers together, by flow and by node that waits for others."""
+    found = [report.measured.paces for report in outcome.receivers.values()]
+    names = [*(gdt.name for gdt in plan.gdts), *(step.name for step in plan.steps)]
+    own = {name: [paces[name].latency for paces in found if name in paces] for name in names}
+    whole = {name: merged(histograms) for name, histograms in own.items() if histograms}
+    return {
+        name: {"p50_s": one.quantile(0.5), "p99_s": one.quantile(0.99), "max_s": one.largest * 1e-9}
+        for name, one in whole.items()
+    }
+
+
+def _kernels(plan: Plan, spent: Mapping[str, Spent]) -> list[dict[str, Any]]:
+    """By kernel, in the order of the data; what a table or file behind a kernel costs to write is the kernel's."""
+    left = dict(spent)
+    figures = []
+    for kernel in plan.kernels:
+        own = [left.pop(name) for name in kernel.nodes if name in left]
+        if own:
+            figures.append(_kernel(list(kernel.nodes), own))
+    return figures + [_kernel([name], [one]) for name, one in left.items()]
+
+
+def _kernel(nodes: list[str], own: list[Spent]) -> dict[str, Any]:
+    return {
+        "nodes": nodes,
+        "frames": max(one.frames for one in own),
+        "stage_s": sum(one.stage_ns for one in own) * 1e-9,
+        "commit_s": sum(one.commit_ns for one in own) * 1e-9,
+    }
+
+
+BRIDGED_S = 1.0
+"""Buffers that are too small should hold so long."""
+
+
+def allowed_losses(plan: Plan, flow: str, expected: int) -> int | None:
+    """Frames of a flow that may be lost; None = any."""
+    said = plan.allow_lost
+    if said is None:
+        return None if all(gdt.overrun == "continue" for gdt in plan.gdts_of(flow)) else 0
+    if isinstance(said, int):
+        return said
+    return math.floor(float(said.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
+
+
+def lost_frames(account: FlowAccount, state: str) -> int:
+    """Frames of a flow that were lost in a run that ended so."""
+    lost = account.counts[LOST] + account.counts[INCOMPLETE]
+    return lost - (account.expected - account.last_row()) if lost and state == "stopped" else lost
+
+
+def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+    """A sentence for each flow that lost more than is allowed; none of a run that has failed, whose reason is known."""
+    if outcome.state == "failed":
+        return []
+    sentences = []
+    for name, account in accounts.items():
+        skips = plan.info.sensor.skips and plan.allow_lost is None  # what is missing was asked to be left out
+        lost = account.counts[LOST] if skips else lost_frames(account, outcome.state)
+        allowed = allowed_losses(plan, name, account.expected)
+        if allowed is not None and lost > allowed:
+            share = f"{100 * lost / account.expected:.2g} %"
+            sentences.append(f"{name}: {lost} of {account.expected} frames lost ({share}), {allowed_text(allowed)}")
+    return sentences
+
+
+def allowed_text(allowed: int | None) -> str:
+    """In words."""
+    return "any may be" if allowed is None else f"{allowed or 'none'} may be"
+
+
+def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+    """Warnings: of frames that receivers were too slow for, each with a cure, and of a rate that was not reached."""
+    return [*_cures(plan, outcome, accounts), *_slow(plan, outcome)]
+
+
+def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Iterator[str]:
+    for name, account in accounts.items():
+        first = first_lost(plan, name, outcome) if account.counts[LOST] else None
+        if first is not None:
+            gdt = next(gdt for gdt in plan.gdts_of(name) if plan.receivers.index(first["receiver"]) in gdt.receivers)
+            yield f"{name}: {account.counts[LOST]} frames overwritten before {first['receiver']} used them: " + _cure(
+                plan, gdt, plan.receivers.index(first["receiver"]), outcome
+            )
+
+
+def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
+    """What would help one receiver of a flow."""
+    rule, report = gdt.rule, outcome.receivers[receiver]
+    rate = _frames_per_s(plan, gdt, receiver, outcome)
+    events = rate / rule.blocks
+    if gdt.group_event and events >= EVENTS_HZ:
+        return fewer_groups(rule.blocks, rule.slots, events)
+    busy = report.measured.busy_s / outcome.seconds if outcome.seconds else 0.0
+    if busy >= BUSY and rate:
+        used = report.flows[gdt.name].received / outcome.seconds
+        share = math.ceil(rate / used) if used else 2
+        what = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
+        return f"{what}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
+    frames = 4 * rule.slots
+    if plan.period_s is not None:
+        frames = max(frames, math.ceil(BRIDGED_S / (plan.period_s * rule.step * rule.buffers)))
+        return (
+            f"it was busy for {busy:.0%} of the time, so it paused for longer than its buffers hold, "
+            f"{seconds_text(plan.period_s * held_frames(gdt))}; `buffers: {{frames: {frames}}}` hold "
+            f"{seconds_text(frames * plan.period_s * rule.step * rule.buffers)}"
+        )
+    held = f"its buffers hold {rule.slots} frames, `buffers: {{frames: {frames}}}` more"
+    return f"it was busy for {busy:.0%} of the time; {held}"
+
+
+def fewer_groups(blocks: int, slots: int, events_hz: float) -> str:
+    """The cure of groups of ``blocks`` that come too often: larger ones, and buffers of more ``slots`` to hold them."""
+    came, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
+    larger *= math.floor(events_hz / EVENTS_HZ) + 1
+    if GROUPS * larger > slots:
+        return f"{came}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
+    return f"{came}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
+
+
+def _frames_per_s(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> float:
+    """Frames of a flow that came to a receiver each second."""
+    hz = achieved_hz(plan, outcome) or 0.0
+    own = sum(buffer.receiver == receiver for buffer in gdt.buffers)
+    return hz / gdt.rule.step * own / len(gdt.buffers)
+
+
+def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
+    """Frames per second as the modules served them; None where there were none."""
+    sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
+    if not outcome.frames or sent_ns <= outcome.start_ns:
+        return None
+    return outcome.frames / ((sent_ns - outcome.start_ns) * 1e-9 + (plan.period_s or 0.0))
+
+
+def own_hz(outcome: Outcome) -> float | None:
+    """Frames per second by the detector's own clock; None where there was one at most."""
+    elapsed_ns = outcome.last_ns - outcome.first_ns
+    return (outcome.frames - 1) / (elapsed_ns * 1e-9) if outcome.frames > 1 and elapsed_ns > 0 else None
+
+
+def _slow(plan: Plan, outcome: Outcome) -> Sequence[str]:
+    """A warning below the asked rate. Between triggers there is none. A detector that cannot wait is not held back by
+    anything, and may start after the run: its own clock counts."""
+    achieved = achieved_hz(plan, outcome) if plan.info.can_wait else own_hz(outcome)
+    if plan.period_s is None or achieved is None or plan.acquisition.trigger != "internal":
+        return []
+    ratio, late_s = achieved * plan.period_s, outcome.frames * (1 / achieved - plan.period_s)
+    if ratio >= KEPT_UP or (late_s < HICCUP_S and ratio > 0.5):
+        return []
+    rates = f"{_digits(achieved)} Hz of the {_digits(1 / plan.period_s)} Hz asked for"
+    return [f"{rates}: {_reason(plan, outcome, late_s)}"]
+
+
+def _digits(number: float) -> str:
+    """Four of them; of large numbers all, in groups of three."""
+    return f"{number:.4g}" if number < 9999.5 else grouped(round(number))
+
+
+def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
+    """What held the source back for ``late_s``."""
+    if not plan.info.can_wait:
+        return "so it is by the detector's own clock"
+    waits = [(seconds, name) for source in outcome.sources.values() for name, seconds in source.waited_s.items()]
+    waited, flow = max(waits, default=(0.0, ""))
+    if waited >= late_s / 2:
+        return f"the detector had to wait for receivers, {seconds_text(waited)} for those of {flow.partition('[')[0]}"
+    spent = outcome.frames / (achieved_hz(plan, outcome) or math.inf)
+    rank, source = max(outcome.sources.items(), key=lambda it: it[1].cpu_s)
+    if source.cpu_s >= spent / 2:
+        what = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
+        return f"{what}, {seconds_text(source.cpu_s / outcome.frames)} each"
+    if waited > 0:
+        return (
+            f"the detector had to wait for receivers for {seconds_text(waited)}, and for other programs of this machine"
+        )
+    return "receivers did not hold it back; the detector gave no more, or other programs used the machine"

@@ -1,1 +1,0 @@
-"""Files: frames read, frames and tables written, masters, accounting."""

@@ -1,0 +1,340 @@
+"""Mistakes in values, in words: "expected <words>, got <got>"."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lima2cli.declare import OutOfBounds, Quantity, Schema
+from lima2cli.diagnostics import NAME, Diagnostic, KeyPath, nearest
+from lima2cli.units import UNITS, in_units, plain_spelling
+
+Sort = Literal["map", "list", "text", "number", "flag", "nothing"]
+
+_SORTS: Mapping[str, Sort] = {
+    "object": "map",
+    "array": "list",
+    "string": "text",
+    "integer": "number",
+    "number": "number",
+    "boolean": "flag",
+    "null": "nothing",
+}
+
+_EXAMPLES = {
+    "bytes": "16 MiB",
+    "bits": "256 bit",
+    "seconds": "1 ms",
+    "hertz": "1 kHz",
+    "metres": "75 um",
+    "eV": "12.4 keV",
+}
+
+_PATTERNS = {
+    NAME: "a name: a letter, then letters, digits, - and _",
+}
+
+
+def sort(value: Any) -> Sort:
+    """The kind of YAML value."""
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, dict):
+        return "map"
+    if isinstance(value, list):
+        return "list"
+    return "nothing" if value is None else "text"
+
+
+def sorts(schema: Schema) -> frozenset[Sort]:
+    """The kinds of YAML value that a schema takes; all where it does not say."""
+    if "anyOf" in schema:
+        return frozenset().union(*(sorts(option) for option in schema["anyOf"]))
+    if "enum" in schema:
+        return frozenset(sort(value) for value in schema["enum"])
+    types = schema.get("type", list(_SORTS))
+    return frozenset(_SORTS[name] for name in ([types] if isinstance(types, str) else types))
+
+
+def words(schema: Schema) -> str:
+    """What the schema asks for."""
+    if "x-words" in schema:
+        return str(schema["x-words"])
+    if "x-unit" in schema:
+        unit = schema["x-unit"]
+        return f"a number of {unit}{_limits(schema['anyOf'][0])}, or a text such as `{_EXAMPLES[unit]}`"
+    if "anyOf" in schema:
+        return ", or ".join(words(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        values = [str(value) for value in schema["enum"]]
+        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
+    types = schema.get("type", "any")
+    return _words_of_type(types if isinstance(types, str) else types[0], schema)
+
+
+def _words_of_type(name: str, schema: Schema) -> str:
+    if name == "object":
+        return _words_of_map(schema)
+    if name == "array":
+        return "a list of at least one item" if schema.get("minItems") else "a list"
+    if name == "string":
+        return _PATTERNS.get(schema.get("pattern", ""), "a text")
+    plain = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+    return plain.get(name, "a value") + _limits(schema)
+
+
+def _words_of_map(schema: Schema) -> str:
+    beside = schema.get("x-beside", [])
+    keys = [key for key in schema.get("properties", {}) if key not in beside]
+    if "x-kind" in schema:
+        return f"a map with one kind of {schema['x-kind']} ({', '.join(keys)})"
+    if not keys:
+        return "a map of at least one named thing" if schema.get("minProperties") else "a map of named things"
+    return "a map with the keys " + ", ".join(keys)
+
+
+def _limits(schema: Schema) -> str:
+    low, high, above = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    if low is not None:
+        return f" of at least {low:g}"
+    if high is not None:
+        return f" of at most {high:g}"
+    return f" above {above:g}" if above is not None else ""
+
+
+def got(value: Any) -> str:
+    """What was written, shortened."""
+    kind = sort(value)
+    if kind == "text":
+        return f"text `{_short(str(value))}`" if value else "an empty text"
+    if kind in ("map", "list"):
+        return f"a {kind}" if value else f"an empty {kind}"
+    if kind == "flag":
+        return "true" if value else "false"
+    return "nothing" if kind == "nothing" else _short(f"{value}")
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+KINDS: Mapping[str, str] = {
+    "bytes": "a size", "bits": "an alignment", "seconds": "a time", "hertz": "a rate",
+    "metres": "a length", "eV": "an energy",
+}  # fmt: skip
+"""Quantities in words."""
+
+_WORDS: Mapping[str, tuple[str, float]] = {
+    "sec": ("seconds", 1), "secs": ("seconds", 1), "second": ("seconds", 1), "seconds": ("seconds", 1),
+    "msec": ("seconds", 1e-3), "usec": ("seconds", 1e-6), "nsec": ("seconds", 1e-9), "ps": ("seconds", 1e-12),
+    "mins": ("seconds", 60), "minute": ("seconds", 60), "minutes": ("seconds", 60), "hr": ("seconds", 3600),
+    "hour": ("seconds", 3600), "hours": ("seconds", 3600), "d": ("seconds", 86400), "day": ("seconds", 86400),
+    "days": ("seconds", 86400), "fps": ("hertz", 1), "ghz": ("hertz", 1e9), "pm": ("metres", 1e-12),
+    "micron": ("metres", 1e-6), "microns": ("metres", 1e-6), "km": ("metres", 1e3), "a": ("metres", 1e-10),
+    "angstrom": ("metres", 1e-10), "angstroms": ("metres", 1e-10), "metre": ("metres", 1), "metres": ("metres", 1),
+    "meter": ("metres", 1), "meters": ("metres", 1), "gev": ("eV", 1e9), "byte": ("bytes", 1), "bytes": ("bytes", 1),
+    "bits": ("bits", 1), "k": ("bytes", 2**10), "m": ("bytes", 2**20), "g": ("bytes", 2**30), "t": ("bytes", 2**40),
+    "pb": ("bytes", 10**15), "pib": ("bytes", 2**50), "mHz": ("hertz", 1e-3), "meV": ("eV", 1e-3),
+}  # fmt: skip
+"""Units that people write and the language has not, in small letters: quantity and factor."""
+
+_PLANCK = 1.2398419843320026e-6
+"""Energy times wavelength of a photon, in eV m."""
+
+_CONVERSIONS: Mapping[tuple[str, str], Callable[[float], float]] = {
+    ("seconds", "hertz"): lambda time: 1 / time,
+    ("hertz", "seconds"): lambda rate: 1 / rate,
+    ("metres", "eV"): lambda wavelength: _PLANCK / wavelength,
+    ("eV", "metres"): lambda energy: _PLANCK / energy,
+    ("bytes", "bits"): lambda size: 8 * size,
+    ("bits", "bytes"): lambda size: size / 8,
+}
+
+_TEXT = re.compile(
+    r"([0-9][0-9.,_' \u00a0\u2009\u202f]*|[.,][0-9]+)"  # a number, with groups of digits
+    r"((?:[eE][-+]?[0-9]+(?![0-9]))?)\s*([^\W\d_]*)\.?"
+)
+_TURNED = re.compile(r"([^\W\d_]+)\s*([0-9].*)")
+
+
+def quantity_of(schema: Schema) -> Quantity:
+    """The declaration that a schema came from."""
+    number = schema["anyOf"][0]
+    return Quantity(schema["x-unit"], number.get("minimum"), number.get("exclusiveMinimum"))
+
+
+def check_quantity(value: Any, schema: Any, at: KeyPath) -> Diagnostic:
+    """The diagnostic of a value that is known not to fit."""
+    if sort(value) not in ("number", "text"):
+        return Diagnostic("wrong-type", f"expected {words(schema)}, got {got(value)}", at)
+    quantity = quantity_of(schema)
+    try:
+        quantity.parse(value)
+    except OutOfBounds as problem:
+        return Diagnostic("out-of-range", f"expected {problem}", at)
+    except ValueError as problem:
+        help = _help(value, quantity) if isinstance(value, str) else None
+        return Diagnostic("bad-quantity", f"expected {problem}", at, help=help)
+    raise AssertionError(f"{value!r} is a fit quantity")
+
+
+def _help(text: str, quantity: Quantity) -> str | None:
+    """What was probably meant; texts that would be refused again are not proposed."""
+    text = plain_spelling(text).strip()
+    if (turned := _TURNED.fullmatch(text)) is not None:
+        text = f"{turned[2]} {turned[1]}"
+    parts = _TEXT.fullmatch(text)
+    if parts is None:
+        return None
+    numbers = [number + parts[2] for number in _numbers(parts[1])]
+    proposed = [text for number in numbers for text in _proposals(number, parts[3], quantity) if _fits(text, quantity)]
+    meant = f"did you mean {', or '.join(f'`{text}`' for text in dict.fromkeys(proposed))}?" if proposed else ""
+    kind, _ = _known(parts[3], quantity.unit)
+    if parts[3] and kind not in (None, quantity.unit):
+        of_another = f"{parts[3]} is a unit of {KINDS[str(kind)]}, {KINDS[quantity.unit]} is needed"
+        return f"{of_another}: {meant}" if meant else of_another
+    return meant or None
+
+
+def _fits(text: str, quantity: Quantity) -> bool:
+    try:
+        quantity.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(text: str) -> list[str]:
+    """Readings of a number with commas and groups of digits: 12,4 is 12.4; 1,000 may be either."""
+    plain = re.sub(r"[_'\s]", "", text)
+    if "," not in plain:
+        return [plain] if plain.count(".") < 2 else []
+    if "." in plain:
+        last = max(plain.rfind("."), plain.rfind(","))
+        return [re.sub("[.,]", "", plain[:last]) + "." + plain[last + 1 :]]
+    whole = plain.replace(",", "")
+    if plain.count(",") > 1:
+        return [whole]
+    point = plain.replace(",", ".").removesuffix(".")
+    return [whole, point] if re.fullmatch("[1-9][0-9]{0,2},[0-9]{3}", plain) else [point]
+
+
+def _proposals(number: str, unit: str, quantity: Quantity) -> Iterator[str]:
+    own = UNITS[quantity.unit]
+    if not unit or unit in own:
+        yield f"{number} {unit or next(name for name, factor in own.items() if factor == 1)}"
+        return
+    kind, factor = _known(unit, quantity.unit)
+    value = float(number) * factor
+    if kind == quantity.unit and factor in own.values():
+        yield f"{number} {next(name for name, one in own.items() if one == factor)}"
+    elif kind == quantity.unit:
+        yield in_units(value, kind)
+    elif kind is None and (meant := nearest(unit, own)) is not None:
+        yield f"{number} {meant}"
+    elif (convert := _CONVERSIONS.get((kind or "", quantity.unit))) is not None and value > 0:
+        yield in_units(convert(value), quantity.unit)
+
+
+def _known(unit: str, quantity: str) -> tuple[str | None, float]:
+    """Quantity and factor of a unit: as the language writes it, in letters of another case, in other words."""
+    exact = [(kind, factor) for kind, units in UNITS.items() for name, factor in units.items() if name == unit]
+    folded = [
+        (kind, factor)
+        for kind, units in UNITS.items()
+        for name, factor in units.items()
+        if name.casefold() == unit.casefold()
+    ]
+    words = [_WORDS[word] for word in (unit, unit.casefold()) if word in _WORDS]
+    found: list[tuple[str | None, float]] = [*exact, *words[: unit in _WORDS], *folded, *words]
+    return next((it for it in found if it[0] == quantity), found[0] if found else (None, 0.0))
+
+
+@dataclass(frozen=True)
+class SchemaFault:
+    """A value that breaks a keyword of the schema at a path."""
+
+    keyword: str
+    value: Any
+    schema: Schema
+    at: KeyPath
+
+
+def word(fault: SchemaFault) -> Diagnostic:
+    """The fault in words."""
+    return _WORDING[fault.keyword](fault)
+
+
+def _expected(fault: SchemaFault) -> str:
+    return f"expected {words(fault.schema)}, got {got(fault.value)}"
+
+
+def _wrong_type(fault: SchemaFault) -> Diagnostic:
+    return Diagnostic("wrong-type", _expected(fault), fault.at, help=_slip(fault.value, fault.schema))
+
+
+def _slip(value: Any, schema: Schema) -> str | None:
+    """The typical mistakes behind a value of another sort."""
+    found, wanted = sort(value), sorts(schema)
+    if found == "map" and "text" in wanted and len(value) == 1 and next(iter(value.values())) is None:
+        return f'quote it: "{{{next(iter(value))}}}"'
+    if found == "text" and "x-kind" in schema and value in schema["properties"]:
+        return f"write it as a map: {{{value}: {{}}}}"
+    if found == "text" and "flag" in wanted and value.lower() in ("yes", "no", "on", "off"):
+        return f"did you mean `{'true' if value.lower() in ('yes', 'on') else 'false'}`?"
+    if found in ("number", "flag") and wanted == {"text"} and "enum" not in schema:
+        return f'quote it: "{str(value).lower()}"'
+    return "write a list: [ … ]" if wanted == {"list"} else None
+
+
+def _out_of_range(fault: SchemaFault) -> Diagnostic:
+    return Diagnostic("out-of-range", _expected(fault), fault.at)
+
+
+def _too_many(fault: SchemaFault) -> Diagnostic:
+    most = fault.schema["maxItems" if fault.keyword == "maxItems" else "maxProperties"]
+    message = f"{len(fault.value)} are too many, at most {most} can stand here"
+    return Diagnostic("too-many", message, fault.at, on_key=True)
+
+
+def _unknown_value(fault: SchemaFault) -> Diagnostic:
+    known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
+    if not known or sort(fault.value) not in sorts(fault.schema):
+        return _wrong_type(fault)
+    meant = nearest(str(fault.value), known)
+    return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{meant}`?" if meant else None)
+
+
+def _bad_text(fault: SchemaFault) -> Diagnostic:
+    rule = "bad-name" if words(fault.schema).startswith("a name") else "bad-text"
+    return Diagnostic(rule, _expected(fault), fault.at)
+
+
+def _bad_name(fault: SchemaFault) -> Diagnostic:
+    name = str(fault.value)
+    dashed = re.sub("[^A-Za-z0-9]+", "-", name).strip("-")
+    help = f"for example `{dashed}`" if re.search(fault.schema["pattern"], dashed) else None
+    message = f"`{name}` is not {words(fault.schema | {'type': 'string'})}"
+    return Diagnostic("bad-name", message, fault.at, on_key=True, help=help)
+
+
+_WORDING: Mapping[str, Callable[[SchemaFault], Diagnostic]] = {
+    "type": _wrong_type,
+    "enum": _unknown_value,
+    "anyOf": _unknown_value,
+    "x-unit": lambda fault: check_quantity(fault.value, fault.schema, fault.at),
+    "propertyNames": _bad_name,
+    "pattern": _bad_text,
+    "minLength": _bad_text,
+    "minimum": _out_of_range,
+    "maximum": _out_of_range,
+    "exclusiveMinimum": _out_of_range,
+    "minItems": _out_of_range,
+    "maxItems": _too_many,
+    "maxProperties": _too_many,
+    "minProperties": _out_of_range,
+}

@@ -1,0 +1,233 @@
+"""The capability record of a configured detector, version 1: what it is and can do, as plain data for files.
+
+`lima2 detectors show` writes it, and detectors that describe themselves by such a file read it. Lengths are in metres,
+energies in eV, sizes in pixels, alignment in bits; ``null`` means that there is no limit, or that nothing is known.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lima2cli.declare import Bad, Choice, Flag, Integer, ListOf, MapOf, Number, NumberOrNan, Table, Text, param
+from lima2cli.declare.checking import check
+from lima2cli.detectors.base import (
+    INVALID,
+    OPERATIONS,
+    PIXEL_SIZE,
+    TRIGGERS,
+    Capabilities,
+    DetectorConfig,
+    InvalidLimits,
+    PixelSize,
+    written,
+)
+from lima2cli.detectors.modules import LARGEST, Module, check_gap_value, lay_out_modules
+from lima2cli.diagnostics import Findings
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Files, Invalid
+from lima2cli.geometry import Rect
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Columns and rows."""
+
+    width: int = param("Columns.", Integer(1, LARGEST))
+    height: int = param("Rows.", Integer(1, LARGEST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelStep:
+    """A number of pixels each way."""
+
+    x: int = param("Columns.", Integer(1, LARGEST), 1)
+    y: int = param("Rows.", Integer(1, LARGEST), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A dataset."""
+
+    dtype: str = param("Type of the pixels.", Choice(DTYPES))
+    bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
+    threshold: float | None = param("Photons of less energy are not counted, in eV.", Number(0), None)
+    invalid: tuple[float, ...] | InvalidLimits | None = param(
+        "Pixels of single frames that are no measurement: a list of values, or limits.", INVALID, None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Parts of the image that a flow may take."""
+
+    possible: bool = param("Whether it may take one at all.", Flag(), True)
+    granularity: PixelStep = param("Its place and size are multiples of these.", Table(PixelStep), PixelStep())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferMemory:
+    """Memory that frames are written to."""
+
+    memory: tuple[str, ...] = param("Kinds of it.", ListOf(Choice(("host", "gpu"))), ("host",))
+    owner: str = param("Who allocates it.", Choice(("receiver", "detector")), "receiver")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapabilityRecord:
+    """The capability record."""
+
+    version: int = param("Version of the record.", Choice((VERSION,)))
+    name: str = param("Name of the detector.", Text())
+    versions: Mapping[str, str] = param("Of hardware, firmware and software, by what they are of.", MapOf(Text()), {})
+    pixel_size: PixelSize | None = param("Pixel pitch in metres.", PIXEL_SIZE, None)
+    image: Size = param("Size of the whole image.", Table(Size))
+    modules: tuple[Module, ...] | None = param(
+        "Their rectangles in the image; default: one that covers it.", ListOf(Table(Module), minimum=1), None
+    )
+    datasets: Mapping[str, Stream] = param("Streams of frames, numbered as written.", MapOf(Table(Stream), minimum=1))
+    channels: int | None = param("Data channels of a module; default: any number.", Integer(1), None)
+    gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
+    saturation: float | None = param("Pixels at or above this value count as saturated.", Number(), None)
+    triggers: tuple[str, ...] = param("What starts frames.", ListOf(Choice(TRIGGERS), minimum=1), ("internal",))
+    frames_per_trigger: int | None = param("Most of them; default: any number.", Integer(1), None)
+    operations: tuple[str, ...] = param("What it does to frames itself.", ListOf(Choice(OPERATIONS)), ())
+    binnings: tuple[PixelStep, ...] = param("Binnings that there are; none: any.", ListOf(Table(PixelStep)), ())
+    accumulation: int | None = param("Most exposures of a frame; default: any number.", Integer(1), None)
+    shutter: bool = param("Whether it opens and closes one.", Flag(), False)
+    extraction: Extraction = param("Parts of the image that a flow may take.", Table(Extraction), Extraction())
+    reconstruction: bool = param("Whether modules write to their place in the full frame.", Flag(), True)
+    alignment: int | None = param("Most bits that blocks and rows can be aligned on.", Integer(1), None)
+    can_wait: bool = param("Whether it stands still until receivers have released memory.", Flag(), False)
+    buffers: BufferMemory = param("Memory that frames are written to.", Table(BufferMemory), BufferMemory())
+
+
+def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
+    """The record as plain data: maps, lists, text, numbers; what `read_record` reads."""
+    return {
+        "version": VERSION,
+        "name": info.name,
+        "versions": dict(info.versions),
+        "pixel_size": None if info.pixel_size is None else {"x": info.pixel_size[0], "y": info.pixel_size[1]},
+        "image": {"width": info.width, "height": info.height},
+        "modules": [{"x": m.x, "y": m.y, "width": m.width, "height": m.height} for m in info.modules],
+        "datasets": {
+            it.name: {
+                "dtype": it.dtype,
+                "bits": it.bits,
+                "threshold": it.threshold_ev,
+                "invalid": _invalid(it.invalid),
+            }
+            for it in info.datasets
+        },
+        "channels": info.channels,
+        "gap_value": "nan" if math.isnan(info.gap_value) else info.gap_value,
+        "saturation": info.saturation,
+        "triggers": list(can.triggers),
+        "frames_per_trigger": can.frames_per_trigger,
+        "operations": list(can.operations),
+        "binnings": [{"x": x, "y": y} for x, y in can.binnings],
+        "accumulation": can.accumulation,
+        "shutter": can.shutter,
+        "extraction": {
+            "possible": can.extraction,
+            "granularity": {"x": can.granularity[0], "y": can.granularity[1]},
+        },
+        "reconstruction": can.reconstruction,
+        "alignment": can.alignment,
+        "can_wait": info.can_wait,
+        "buffers": {"memory": list(can.buffers), "owner": can.owner},
+    }
+
+
+def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
+    """The detector of a record, and what it can do; ``kind`` is that of the table that names the record.
+
+    Raises `NodeMisuse` with the path of the mistake in the record as its key (rules of the schema such as unknown-key and
+    bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
+    """
+    if isinstance(data, dict) and isinstance(data.get("record"), dict):
+        data = data["record"]  # what `lima2 detectors show KIND --format json` prints
+    record = _checked(data)
+    image = Rect(0, 0, record.image.width, record.image.height)
+    datasets = tuple(_dataset(index, name, it) for index, (name, it) in enumerate(record.datasets.items()))
+    check_gap_value(record.gap_value, datasets)
+    info = DetectorInfo(
+        kind=kind,
+        name=record.name,
+        width=image.width,
+        height=image.height,
+        modules=lay_out_modules(record.modules, image),
+        datasets=datasets,
+        channels=record.channels,
+        gap_value=record.gap_value,
+        can_wait=record.can_wait,
+        pixel_size=None if record.pixel_size is None else (record.pixel_size.x, record.pixel_size.y),
+        saturation=record.saturation,
+        versions=record.versions,
+    )
+    return info, _capabilities(record, info)
+
+
+def _checked(data: Any) -> CapabilityRecord:
+    shape, findings, whole = Table(CapabilityRecord), Findings(), "capability record"
+    told = {whole: _without_nulls(data)}  # so that messages name it
+    check(told, {"type": "object", "properties": {whole: shape.schema()}}, findings)
+    for found in findings:
+        raise NodeMisuse(found.rule, found.message, found.at[1:], found.help)
+    record: CapabilityRecord = shape.read(told[whole], (), Bad())
+    return record
+
+
+def _without_nulls(data: Any) -> Any:
+    """The same without keys whose value is null: their defaults say so."""
+    if isinstance(data, Mapping):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return [_without_nulls(item) for item in data]
+    return data
+
+
+def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
+    whole = DatasetInfo(name, index, said.dtype, 64)
+    available = 8 * whole.pixel_bytes
+    if said.bits is not None and said.bits > available:
+        message = f"dataset {name} has {said.bits} significant bits, and {said.dtype} holds {available}"
+        raise NodeMisuse("dataset-bits", message, ("datasets", name, "bits"))
+    rule = said.invalid.rule if isinstance(said.invalid, InvalidLimits) else Invalid(said.invalid or ())
+    return replace(whole, bits=said.bits or available, threshold_ev=said.threshold, invalid=rule)
+
+
+def _invalid(rule: Invalid) -> Any:
+    """As a record has it."""
+    said = written(rule)
+    return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
+
+
+def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
+    promised = Capabilities(
+        triggers=record.triggers,
+        frames_per_trigger=record.frames_per_trigger,
+        operations=record.operations,
+        binnings=tuple((it.x, it.y) for it in record.binnings),
+        accumulation=record.accumulation,
+        shutter=record.shutter,
+        extraction=record.extraction.possible,
+        granularity=(record.extraction.granularity.x, record.extraction.granularity.y),
+        reconstruction=record.reconstruction,
+        alignment=record.alignment,
+        buffers=record.buffers.memory,
+        owner=record.buffers.owner,
+    )
+    return promised.of(info)
+
+
+def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[DetectorInfo, Capabilities]:
+    """What a configured detector is and can do: the step before any flow is laid out.
+
+    Raises `NodeMisuse` or `FileProblem` as `DetectorConfig.described` does.
+    """
+    info = config.described(files)
+    return info, config.retrieve(info)

@@ -1,0 +1,69 @@
+"""Whether this machine is fit to run pipelines, or one pipeline: findings with what would help, and a verdict."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CheckStatus = Literal["ok", "warning", "problem"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    status  problem: what was asked for cannot run here
+    part    ``machine`` or ``pipeline``
+    help    the cure, where there is something to cure
+    """
+
+    part: Literal["machine", "pipeline"]
+    name: str
+    status: CheckStatus
+    message: str
+    help: str | None = None
+
+
+@dataclass(frozen=True)
+class Bandwidths:
+    """Bandwidths in bytes per second, None where they could not be measured.
+
+    put   one-sided writes of one rank to the memory of another, in shared memory
+    disk  writes to a file where runs are saved, until they are on the disk
+    """
+
+    put: float | None = None
+    disk: float | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that was found."""
+
+    checks: tuple[Check, ...]
+    measured: Bandwidths = field(default_factory=Bandwidths)
+
+    @property
+    def fit(self) -> bool:
+        """Whether there is no problem."""
+        return all(check.status != "problem" for check in self.checks)
+
+    def count(self, status: CheckStatus) -> int:
+        """How many checks came to this."""
+        return sum(check.status == status for check in self.checks)
+
+
+def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
+    """What ``doctor --format json`` prints."""
+    return {
+        "version": VERSION,
+        "fit": diagnosis.fit,
+        "measured": {
+            "put_bytes_per_s": diagnosis.measured.put,
+            "disk_bytes_per_s": diagnosis.measured.disk,
+        },
+        "checks": [
+            {"part": it.part, "name": it.name, "status": it.status, "message": it.message, "help": it.help}
+            for it in diagnosis.checks
+        ],
+    }

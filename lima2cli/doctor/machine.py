@@ -1,0 +1,236 @@
+"""Checks of a machine, whatever runs on it: Python, MPI, memory, filters, limits, and short measurements."""
+
+import importlib.util
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lima2cli import __version__
+from lima2cli.detectors.librashpa import LIBRARY, load
+from lima2cli.doctor import Check, CheckStatus
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.job.launch import RANK_VARIABLES, find_mpiexec
+from lima2cli.job.loopback import Confined, local_variables
+from lima2cli.job.mpi_join import job_rank
+from lima2cli.job.resources import SHARED_MEMORY, available_memory, cores
+from lima2cli.units import rate_text, seconds_text, size_text
+
+START_S = 30.0
+"""Two ranks that have not ended by then hang."""
+
+DISK_S = 0.5
+DISK_BYTES = 256 << 20
+PIECE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class PutRate:
+    """What two ranks told: bytes per second, the MPI library, and the seconds from start to end."""
+
+    bytes_per_s: float
+    library: str
+    seconds: float
+
+
+def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
+    """Start two ranks that write to each other's memory. Raises `EnvironmentUnfit` where they fail or hang."""
+    command = [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py", "-m", "lima2cli.doctor.put_probe"]
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    begin = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", env={**environment, **local_variables()}, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
+    Confined(process.pid)
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise EnvironmentUnfit(f"two MPI ranks have not ended after {seconds_text(timeout_s)}") from None
+        raise
+    return _told(process.returncode, output, errors, time.monotonic() - begin)
+
+
+def _told(code: int, output: str, errors: str, seconds: float) -> PutRate:
+    for line in output.splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            said = json.loads(line)
+            if code == 0:
+                return PutRate(float(said["bytes_per_s"]), str(said["library"]), seconds)
+    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "nothing was said")
+    raise EnvironmentUnfit(f"two MPI ranks failed (exit code {code}): {last}")
+
+
+def measure_disk(folder: Path, seconds: float = DISK_S, limit: int = DISK_BYTES) -> float:
+    """Bytes per second written to a file of a folder until they are on the disk; the file is removed.
+
+    It ends after ``seconds`` or ``limit`` bytes, and what the disk then takes to hold them. Raises OSError.
+    """
+    piece = os.urandom(PIECE_BYTES // 4) * 4  # no file system can compress it
+    with tempfile.TemporaryFile(dir=folder, prefix=".lima2-doctor-", buffering=0) as file:
+        begin, written = time.perf_counter(), 0
+        while written < limit and time.perf_counter() - begin < seconds:
+            written += file.write(piece)
+            os.fdatasync(file.fileno())
+        return written / (time.perf_counter() - begin)
+
+
+PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin", "xxhash")
+OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
+"""Packages of the extras, by name."""
+
+FILES = 1024
+"""Open files that a process should be allowed: masters of long runs open many."""
+
+SLOW_START_S = 10.0
+
+RECEIVE_BUFFER = Path("/proc/sys/net/core/rmem_max")
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def _check(name: str, status: CheckStatus, message: str, help: str | None = None) -> Check:
+    return Check("machine", name, status, message, help)
+
+
+def machine_checks() -> Iterator[Check]:
+    """All but MPI, which takes seconds; see `mpi_check`."""
+    yield _packages()
+    yield _memory()
+    yield _shared_memory()
+    yield _check("CPUs", "ok", f"this process may use {cores()}")
+    yield _open_files()
+    yield from _filters()
+    yield _gpu()
+    yield _rashpa()
+    yield receive_buffer(None)
+
+
+def _packages() -> Check:
+    found = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
+    told = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    message = f"lima2 {__version__}, Python {platform.python_version()}, {told}"
+    if absent := [name for name in PACKAGES if not found[name]]:
+        return _check("packages", "problem", f"{message}; missing: {', '.join(absent)}", "pip install lima2cli")
+    return _check("packages", "ok", message)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def mpi_check() -> tuple[Check, float | None]:
+    """Two ranks started for a moment, and the bytes per second that one wrote to the memory of the other."""
+    install = "pip install 'lima2cli[mpi]'"
+    if importlib.util.find_spec("mpi4py") is None:
+        return _check("MPI", "warning", "mpi4py is not installed: runs go in one process, on one core", install), None
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        absent = "mpi4py is installed, and no mpiexec is beside Python or on the path"
+        return _check("MPI", "problem", absent, install), None
+    if job_rank() is not None:
+        return _check("MPI", "warning", "this is a rank of an MPI job: no ranks can be started from it"), None
+    try:
+        found = measure_put(mpiexec)
+    except EnvironmentUnfit as error:
+        cure = f"{mpiexec} must belong to the MPI that mpi4py uses; {install} brings both"
+        return _check("MPI", "problem", str(error), cure), None
+    rate = rate_text(found.bytes_per_s)
+    message = f"{found.library}, {mpiexec}; two ranks took {seconds_text(found.seconds)}; one-sided writes {rate}"
+    if found.seconds > SLOW_START_S:
+        cure = "is the host's own name resolved slowly, or Python read from a slow disk?"
+        return _check("MPI", "warning", message, cure), found.bytes_per_s
+    return _check("MPI", "ok", message), found.bytes_per_s
+
+
+def _memory() -> Check:
+    available = available_memory()
+    if available is None:
+        return _check("memory", "warning", "the system does not say how much there is")
+    return _check("memory", "ok", f"{size_text(available)} available")
+
+
+def _shared_memory() -> Check:
+    if not SHARED_MEMORY.is_dir():
+        return _check("/dev/shm", "warning", "there is none: MPI may move frames slowly", "mount a tmpfs there")
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    message = f"{size_text(usage.free)} of {size_text(usage.total)} free, for memspaces"
+    small = usage.total < 1 << 30
+    help = "mount -o remount,size=… /dev/shm; in a container --shm-size" if small else None
+    return _check("/dev/shm", "warning" if small else "ok", message, help)
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = "any number of" if soft == resource.RLIM_INFINITY else str(soft)
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        limit = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        return _check("open files", "warning", f"{allowed} per process", f"ulimit -n {limit}")
+    return _check("open files", "ok", f"{allowed} per process")
+
+
+def _filters() -> Iterator[Check]:
+    from lima2cli.files.compression import filter_problems, hdf5_versions
+
+    try:
+        versions, problems = hdf5_versions(), filter_problems()
+    except ImportError as error:
+        yield _check("HDF5", "problem", f"h5py cannot be imported: {error}", "pip install lima2cli")
+        return
+    good = ", ".join(name for name, problem in problems.items() if problem is None)
+    yield _check("HDF5", "ok", f"{versions}; written and read: {good or 'nothing'}")
+    for name, problem in problems.items():
+        if problem is not None:
+            yield _check(f"HDF5 {name}", "problem", problem, "pip install --force-reinstall hdf5plugin h5py")
+
+
+def _gpu() -> Check:
+    count = len(list(GPUS.iterdir())) if GPUS.is_dir() else 0
+    found = f"{count} found, which this version does not use" if count else "none found, and none needed"
+    return _check("GPU", "ok", f"{found}: gpu memspaces are in host memory where they have `fallback: host`")
+
+
+def _rashpa() -> Check:
+    """Only a pipeline with such a detector needs it."""
+    try:
+        load(LIBRARY)
+    except EnvironmentUnfit as error:
+        reason = str(error).partition(";")[0]
+        return _check("librashpa", "ok", f"not usable, which matters to RASHPA detectors only: {reason}")
+    return _check("librashpa", "ok", f"{LIBRARY} has all functions that lima2 assumes; their behaviour is not checked")
+
+
+def receive_buffer(needed: int | None) -> Check:
+    """The limit of the kernel's buffer for packets, against what a detector asks for (bytes)."""
+    try:
+        limit = int(RECEIVE_BUFFER.read_text())
+    except (OSError, ValueError):
+        return _check("UDP buffer", "ok" if needed is None else "warning", "the system does not say its limit")
+    message = f"net.core.rmem_max is {limit} bytes"
+    asked = "" if needed is None else f", the detector's packets need {needed}"
+    if needed is None:
+        return _check("UDP buffer", "ok", f"{message}; detectors that send packets need more than a default one")
+    if limit < needed:
+        help = f"sysctl -w net.core.rmem_max={needed}"
+        return Check("pipeline", "UDP buffer", "warning", message + asked, help)
+    return Check("pipeline", "UDP buffer", "ok", message + asked)

@@ -1,0 +1,353 @@
+"""One plain HDF5 file of all receivers: laid out before the run, completed after it."""
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.files.appending import NOT_STARTED, WHOLE_MARGIN, AppendingFile, Columns, disk_errors, written
+from lima2cli.files.channel import Channel
+from lima2cli.files.checksums import GROUP, make_sums
+from lima2cli.files.disk import allocate
+from lima2cli.files.master_rows import cover_rows, write_flow, write_rows
+from lima2cli.files.nexus import (
+    ENTRY,
+    MEASUREMENT,
+    ChannelRecord,
+    detector_path,
+    fill_value,
+    group,
+    master_file,
+    write_nexus,
+    write_params,
+    write_root,
+)
+from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
+from lima2cli.files.run_file import FlowRecord, write_flows
+
+ALIGNMENT = 4096
+"""The first byte lies at a multiple of it: what pages and stripes of file systems are multiples of."""
+
+VERSIONS = ("earliest", "v108")
+"""Format versions (low, high): object headers of version 1, which carry no checksum."""
+
+KEPT = ".kept"
+"""Added to the name of a file: what its completion may change."""
+
+_PLACES = struct.Struct("<QQ")
+"""Offset of the dataset's bytes; offset behind them."""
+
+
+def make_contiguous(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: Any) -> Any:
+    """A dataset whose place in the file is decided, and of which nothing is written."""
+    import h5py
+
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_fill_value(np.array(fill, dtype))
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, layout))
+
+
+def keep(path: str, dataset: str) -> None:
+    """Keep all bytes of a closed file but those of a dataset, in a file beside it, until `restore`. A process that is
+    killed while it changes a file leaves what no library opens. OSError."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        data = file[dataset].id
+        begin, end = int(data.get_offset() or 0), int(data.get_offset() or 0) + int(data.get_storage_size())
+    with open(path, "rb") as source, open(f"{path}{KEPT}.new", "wb") as kept:
+        kept.write(_PLACES.pack(begin, end) + source.read(begin))
+        source.seek(end)
+        kept.write(source.read())
+    os.replace(f"{path}{KEPT}.new", f"{path}{KEPT}")
+
+
+def restore(path: str) -> None:
+    """Undo what was changed since `keep`, where a file is still there, and forget what was kept. OSError."""
+    kept = f"{path}{KEPT}"
+    if os.path.exists(kept) and os.path.exists(path):
+        with open(kept, "rb") as source, open(path, "r+b") as file:
+            begin, end = _PLACES.unpack(source.read(_PLACES.size))
+            file.write(source.read(begin))
+            file.seek(end)
+            file.write(source.read())
+            file.truncate()
+    for name in (kept, f"{kept}.new"):
+        if os.path.exists(name):
+            os.remove(name)
+
+
+def cut_rows(path: str, dataset: str, rows: int) -> None:
+    """Make a contiguous dataset of a closed file shorter, in place; the bytes of the other rows stay unused.
+
+    The library can't. Its object header (HDF5 File Format Specification 3.0, IV.A.1.a, version 1): version, reserved
+    (1 byte each), number of messages (2), references (4), size (4), 4 bytes of padding; then messages: type, size (2
+    each), flags (1), 3 reserved, data. The dataspace message is of type 1: version 1, dimensions, flags (1 each), 5
+    reserved, then the sizes, and the maximal ones where bit 0 of the flags says so, 8 bytes each. The layout message
+    is of type 8: version 3, class 1 (contiguous), address and size, 8 bytes each.
+
+    OSError where the file can't be read or written, ValueError where it is another one.
+    """
+    import h5py
+
+    with h5py.File(path) as file:
+        shape, item = file[dataset].shape, file[dataset].dtype.itemsize
+        address = h5py.h5o.get_info(file[dataset].id).addr
+        base = file.id.get_create_plist().get_userblock()
+    if rows > shape[0]:
+        raise ValueError(f"{dataset} of {path} has {shape[0]} rows, not {rows}")
+    with open(path, "r+b") as raw:
+        messages = _messages(raw, base + address)
+        space, layout = messages.get(1), messages.get(8)
+        if space is None or layout is None or space[1][:2] != bytes((1, len(shape))) or layout[1][:2] != b"\3\1":
+            raise ValueError(f"{dataset} of {path} is no contiguous dataset of the kind that lima2 lays out")
+        for at in (8, 8 + 8 * len(shape)) if space[1][2] & 1 else (8,):
+            raw.seek(space[0] + at)
+            raw.write(struct.pack("<Q", rows))
+        if not rows:  # no bytes must have no address, which is written as all ones
+            raw.seek(layout[0] + 2)
+            raw.write(b"\xff" * 8)
+        raw.seek(layout[0] + 10)
+        raw.write(struct.pack("<Q", rows * item * int(np.prod(shape[1:], dtype=np.int64))))
+
+
+def _messages(raw: BinaryIO, address: int) -> dict[int, tuple[int, bytes]]:
+    """Of each type the place of the data of a message, and the data, in the first block of a header."""
+    raw.seek(address)
+    version, _, _, size = struct.unpack("<BxHII", raw.read(12))
+    found: dict[int, tuple[int, bytes]] = {}
+    if version != 1:
+        return found
+    at = address + 16
+    while at < address + 16 + size:
+        raw.seek(at)
+        kind, length = struct.unpack("<HH4x", raw.read(8))
+        found[kind] = (at + 8, raw.read(length))
+        at += 8 + length
+    return found
+
+
+FILL_BYTES = 8 << 20
+"""Of rows that are filled together."""
+
+
+ROW_BYTES = 8 + 8 + 1 + 1
+"""Of a row's number, time, statuses."""
+
+TREE_BYTES = WHOLE_MARGIN + (256 << 10)
+"""Of all else that completes a file."""
+
+
+def unfinished(channel: Channel, directory: str) -> str:
+    """Path of the file while receivers write to it."""
+    return os.path.join(directory, f"{master_file(channel.name, channel.node)}.part")
+
+
+def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
+    """Make the file with its tree and the dataset of all selected frames; the offset of its first byte.
+
+    What `complete_common` will add has its room on the disk then, behind the end of the file. OSError where the disk
+    refuses.
+    """
+    path = unfinished(channel, directory) + NOT_STARTED  # half a file has never its name
+    assert channel.selected is not None
+    options: dict[str, Any] = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with written(path, libver=VERSIONS, **options) as file:
+        detector = write_nexus(file, channel, start_ns)
+        write_params(detector, channel)
+        ChannelRecord.of(channel, "master", start_ns=start_ns).write(file)
+        shape = (channel.selected, channel.height, channel.width)
+        data = make_contiguous(detector, "data", shape, channel.dtype, fill_value(channel))
+        data.attrs["interpretation"] = "image"
+        offset = int(data.id.get_offset())
+    try:
+        with disk_errors(path):
+            _allocate_rows(path, channel.selected)
+    except OSError:
+        os.remove(path)
+        raise
+    os.replace(path, path.removesuffix(NOT_STARTED))
+    return offset
+
+
+def _allocate_rows(path: str, rows: int) -> None:
+    """Room behind the end of a file for what is told of its rows. OSError."""
+    with open(path, "r+b") as file:
+        end = os.fstat(file.fileno()).st_size
+        allocate(file.fileno(), end, end + rows * ROW_BYTES + TREE_BYTES)
+
+
+def written_rows_files(directory: str, name: str, node: str) -> list[str]:
+    """Names of the files in which receivers told what they wrote, by receiver."""
+    pattern = re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_rows\.h5")
+    found = [(int(match[1]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))]
+    return [file for _, file in sorted(found)]
+
+
+class WrittenRows:
+    """What one receiver wrote: number and time of each frame, and up to which row all is as it should be."""
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
+        self._file = AppendingFile(os.path.join(directory, f"{channel.name}_{channel.node}_{receiver}_rows.h5"))
+        with self._file.making():
+            entry = write_root(self._file.h5, channel.name, start_ns)
+            ChannelRecord.of(channel, "written", receiver, start_ns).write(self._file.h5)
+            measurement = group(entry, "measurement", "NXcollection")
+            self._sound = entry["channel"].create_dataset("sound_rows", (1,), "uint64")
+            self._columns = Columns(
+                measurement,
+                {"frame_number": "uint64", "frame_time": "float64", "checksum": "uint64"},
+                {"frame_time": lambda times_ns: (times_ns - start_ns) * 1e-9},
+            )
+        self._file.start()
+
+    def append(self, numbers: NDArray[Any], times: NDArray[Any], sums: NDArray[Any], sound: int) -> None:
+        """Frames (n,) that are in the file, their times (ns since the epoch) and checksums, and that row (0: as
+        before). OSError."""
+        with disk_errors(self._file.path):
+            self._columns.append((numbers, times, sums))
+            if sound:
+                self._sound[0] = sound
+            if self._columns.full:
+                self._columns.write()
+
+    def flush(self) -> None:
+        """Make it last. OSError."""
+        with disk_errors(self._file.path):
+            self._columns.write()
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the file. OSError; it then has what was flushed before."""
+        try:
+            self.flush()
+        except OSError:
+            self._file.abandon()
+            raise
+        self._file.close()
+
+
+def complete_common(
+    channel: Channel,
+    directory: str,
+    *,
+    rows: int | None = None,
+    statuses: Statuses | None = None,
+    totals: Mapping[str, Any] | None = None,
+    flows: Sequence[FlowRecord] = (),
+    unmatched: int | None = None,
+    start_ns: int | None = None,
+) -> str:
+    """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
+
+    Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
+    A file that has its name already is left as it is. OSError where a file can't be read or written; then it does not
+    have its name, and can be completed later.
+    """
+    import h5py
+
+    part, path = unfinished(channel, directory), os.path.join(directory, master_file(channel.name, channel.node))
+    restore(part)
+    if os.path.exists(path) and not os.path.exists(part):
+        return path
+    told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
+    if not os.path.exists(part) and not told:  # the disk had no room for it: no frame was taken, which it says
+        lay_out(replace(channel, selected=max(1, rows or 0)), directory, start_ns or 0)
+    with ExitStack() as opened, disk_errors(part):
+        columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
+        sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
+        count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
+        with suppress(OSError):  # on a full disk what completes the file has its room, this has none
+            keep(part, f"{detector_path(channel)}/data")
+        _allocate_rows(part, count)
+        file = opened.enter_context(written(part, "r+", libver=VERSIONS))
+        detector = file[detector_path(channel)]
+        for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
+            if name in detector:  # it was broken off here before
+                del detector[name]
+        if "flows" in file[ENTRY]:
+            del file[f"{ENTRY}/flows"]
+        write_flow(detector, channel, count, statuses, totals)
+        write_flows(file[ENTRY], flows, unmatched)
+        write_rows(detector, channel, [InOrder(_frames(channel, it)) for it in columns], count, statuses)
+        if channel.checksum and all("checksum" in it for it in columns):
+            _write_sums(
+                make_sums(detector, {"data": detector["data"]}, count, rows=1)["data"],
+                [_sums(channel, it) for it in columns],
+            )
+        if channel.checksum:
+            cover_rows(detector)
+        offset = int(detector["data"].id.get_offset() or 0)
+        absent = _absent(detector["frame_status"], sound, count)
+    with disk_errors(part):
+        _fill(part, channel, offset, absent)
+        cut_rows(part, f"{detector_path(channel)}/data", count)
+    os.replace(part, path)
+    restore(part)
+    for name in told:
+        os.remove(name)
+    return path
+
+
+def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
+    """Index among the selected frames, and time, of what a receiver wrote."""
+    held = min(len(column) for column in columns.values())
+    for first, last in windows(held, READ):
+        rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
+        yield rows, columns["frame_time"][first:last]
+
+
+def _sums(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
+    """Index among the selected frames, and checksum, of what a receiver wrote."""
+    held = min(len(column) for column in columns.values())
+    for first, last in windows(held, READ):
+        rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
+        yield rows, columns["checksum"][first:last]
+
+
+def _write_sums(values: Any, receivers: Sequence[Iterator[Sequence[NDArray[Any]]]]) -> None:
+    """The checksum of each frame that was saved, to its row; 0 where there is none."""
+    streams = [InOrder(receiver) for receiver in receivers]
+    for first, last in windows(len(values)):
+        held = np.zeros(last - first, np.uint64)
+        for stream in streams:
+            for rows, sums in stream.take(last):
+                held[rows - first] = sums
+        values[first:last] = held
+
+
+def _last(channel: Channel, columns: Any) -> int:
+    numbers = columns["frame_number"]
+    return int(rows_of(numbers[-1:], channel.rule.start, channel.rule.step).max(initial=-1))
+
+
+def _absent(status: Any, first_row: int, count: int) -> list[tuple[int, int]]:
+    """Runs (first, last + 1) of rows from ``first_row`` on that were not saved; receivers have filled those before."""
+    found: list[tuple[int, int]] = []
+    for first, last in windows(max(0, count - first_row)):
+        absent = np.flatnonzero(status[first + first_row : last + first_row] != SAVED) + first + first_row
+        runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1)
+        found.extend((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
+    return found
+
+
+def _fill(path: str, channel: Channel, offset: int, runs: Sequence[tuple[int, int]]) -> None:
+    """The fill value to runs of rows of the dataset that begins at ``offset``. OSError."""
+    row = np.full(channel.height * channel.width, fill_value(channel), channel.dtype).view(np.uint8)
+    most = max(1, FILL_BYTES // len(row))
+    piece = np.tile(row, max((min(most, last - first) for first, last in runs), default=0))
+    with open(path, "r+b") as file:
+        for first, last in runs:
+            for begin, end in windows(last - first, most):
+                file.seek(offset + (first + begin) * len(row))
+                file.write(piece[: (end - begin) * len(row)].data)

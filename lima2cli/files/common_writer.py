@@ -1,0 +1,320 @@
+"""Frames of one receiver into the file that all receivers of a channel write together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.files.channel import Channel
+from lima2cli.files.checksums import row_sums
+from lima2cli.files.common_file import WrittenRows, lay_out, unfinished
+from lima2cli.files.nexus import fill_value
+from lima2cli.files.rows import rows_of
+from lima2cli.frames import Array, Block
+from lima2cli.transport.base import CollectiveGroup, Pending, SharedFile, Stripes
+
+ROUND_BYTES = 8 << 20
+"""Of each receiver in a round, where it has an equal share: large enough for any file system."""
+
+SPARE = 4
+"""Rounds whose memory is kept for the next ones."""
+
+RoundPart = tuple["Round", Any, slice]
+"""A round, the places in it, and the part of a block that belongs there."""
+
+
+@dataclass(slots=True)
+class Round:
+    """Own frames (n, height, width) of consecutive rows, the ``first``-th own row the first of them.
+
+    filled   those that are there;  times   ns since the epoch;  whole   the memory, which may be longer
+    sums     checksums of the frames, where they are taken
+    """
+
+    first: int
+    whole: Array
+    frames: Array
+    times: NDArray[np.uint64]
+    filled: NDArray[np.bool_]
+    sums: NDArray[np.uint64]
+
+
+class Rounds:
+    """Rounds of ``rows`` consecutive rows of all receivers, up to ``total`` rows."""
+
+    def __init__(self, channel: Channel, stripes: Stripes, total: int) -> None:
+        self.stripes, self.total = stripes, total
+        self.rows = max(1, round(ROUND_BYTES * len(set(channel.receivers)) / stripes.row_bytes))
+        self._frame, self._dtype = (channel.height, channel.width), np.dtype(channel.dtype)
+        self._fill = fill_value(channel)
+        self._summed = channel.checksum
+        self._held: dict[int, Round] = {}
+        self._spare: list[Array] = []
+
+    def __len__(self) -> int:
+        """How many rounds hold frames."""
+        return len(self._held)
+
+    def last(self, number: int) -> int:
+        """The row after the last of a round."""
+        return min((number + 1) * self.rows, self.total)
+
+    def parts(self, rows: NDArray[np.int64]) -> Iterator[RoundPart]:
+        """The parts of a block of frames whose rows these are (n,), increasing."""
+        own, rounds = self.stripes.index(rows), rows // self.rows
+        for begin, end in pairwise([0, *(np.flatnonzero(np.diff(rounds)) + 1).tolist(), len(rows)]):
+            held = self._round(int(rounds[begin]))
+            places = own[begin:end] - held.first
+            neighbours = int(places[-1] - places[0]) == end - begin - 1
+            yield held, slice(int(places[0]), int(places[-1]) + 1) if neighbours else places, slice(begin, end)
+
+    def bytes(self, number: int) -> tuple[int, NDArray[np.uint8]]:
+        """The first own row of a round, and all of them (n, row_bytes); the fill value where there is no frame."""
+        first, last = self._own(number)
+        held = self._round(number)
+        held.frames[~held.filled] = self._fill
+        rows = held.frames[: last - first].view(np.uint8).reshape(last - first, self.stripes.row_bytes)
+        if self._summed:
+            held.sums[: len(rows)] = row_sums(rows)
+        return first, rows
+
+    def nothing(self, number: int) -> tuple[int, NDArray[np.uint8]]:
+        """As `bytes`, without any row."""
+        return self._own(number)[0], np.empty((0, self.stripes.row_bytes), np.uint8)
+
+    def end(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """Rows, times and checksums of the frames of a round, whose memory is given back."""
+        held = self._held.pop(number, None)
+        if held is None:
+            nothing = np.empty(0, np.uint64)
+            return np.empty(0, np.int64), nothing, nothing
+        self._spare = [*self._spare, held.whole][-SPARE:]
+        filled = held.filled
+        rows = self.stripes.rows(held.first, held.first + len(filled))[filled]
+        return rows, held.times[filled], held.sums[filled]
+
+    def _own(self, number: int) -> tuple[int, int]:
+        """Own rows of a round, (first, last + 1), counted among own rows."""
+        return self.stripes.below(number * self.rows), self.stripes.below(self.last(number))
+
+    def _round(self, number: int) -> Round:
+        """A round, in memory that was used before where there is such."""
+        if number not in self._held:
+            first, last = self._own(number)
+            fitting = [it for it in self._spare if len(it) >= last - first]
+            whole = fitting[0] if fitting else np.empty((last - first, *self._frame), self._dtype)
+            self._spare = [it for it in self._spare if it is not whole]
+            count = last - first
+            times, sums = np.zeros((2, count), np.uint64)
+            self._held[number] = Round(first, whole, whole[:count], times, np.zeros(count, bool), sums)
+        return self._held[number]
+
+
+HELD_ROUNDS = 4
+"""Rounds with frames in them from which on no more frames should be handed over."""
+
+WELL, FAILED, ABSENT = 0, 1, 2
+"""What a receiver tells of a round: its write went well, failed, or it has given up and wrote nothing."""
+
+
+class _State(Enum):
+    LAYING_OUT = auto()
+    OPENING = auto()
+    FILLING = auto()
+    READY = auto()
+    WRITING = auto()
+    TELLING = auto()
+    DONE = auto()
+
+
+class CommonWriter:
+    """Writes the frames that one receiver holds; see `Writer` in `lima2cli.nodes.base`.
+
+    Whoever has one calls `poll` again and again, and tells by `advance` and `finish` how far the frames are. Where
+    something fails, `poll` raises OSError once; from then on this receiver saves nothing more, and must poll and tell
+    all the same, since the others count on its part. A round of which any receiver's write failed is lost to all.
+
+    saved   frames of this receiver that are in the file
+    """
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: CollectiveGroup) -> None:
+        assert channel.selected is not None
+        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns
+        self._circle = circle
+        self._path = unfinished(channel, directory)
+        self._dtype, self._frame = np.dtype(channel.dtype), (channel.height, channel.width)
+        self._rounds = Rounds(channel, self._dealt(0), channel.selected)
+        self._written: WrittenRows | None = None
+        self._file: SharedFile | None = None
+        self._pending: Pending | None = None
+        self._number = self._passed = self.saved = 0
+        self._sound, self._ended, self._broken = True, False, False
+        self._error: OSError | None = None
+        self._state, self._told = _State.LAYING_OUT, circle.tell(self._lay_out())
+
+    @property
+    def full(self) -> bool:
+        """Whether no more frames should be handed over for now."""
+        return self._error is None and len(self._rounds) >= HELD_ROUNDS
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are over; only after `finish`."""
+        return self._state is _State.DONE
+
+    def stage(self, block: Block) -> NDArray[np.int64]:
+        """Copy frames (n, height, width) of the channel's dtype to their rounds; they count when committed."""
+        frames = block.frames
+        if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
+            raise ValueError(
+                f"frames of {frames.dtype} {frames.shape[1:]} for a channel of {self._dtype} {self._frame}"
+            )
+        rows = rows_of(block.numbers, self._channel.rule.start, self._channel.rule.step)
+        if self._error is None:
+            for held, places, some in self._rounds.parts(rows):
+                held.frames[places] = frames[some]
+                held.times[places] = block.times[some]
+        return rows
+
+    def commit(self, staged: NDArray[np.int64]) -> int:
+        """Count what was staged last; the number of frames. Those of this receiver left out before it are lost."""
+        if len(staged):
+            self._passed = max(self._passed, int(staged[-1]) + 1)
+        if self._error is not None or not len(staged):
+            return 0
+        for held, places, _ in self._rounds.parts(staged):
+            held.filled[places] = True
+        return len(staged)
+
+    def advance(self, number: int) -> None:
+        """All frames of this receiver with numbers below this one have passed: those not committed are lost."""
+        self._passed = max(self._passed, min(self._channel.rule.before(number), self._rounds.total))
+
+    def finish(self, rows: int) -> None:
+        """No frame comes any more; ``rows`` is the number of rows of the run, the same on all receivers."""
+        self._passed = self._rounds.total = min(self._rounds.total, rows)
+        self._ended = True
+
+    def poll(self) -> bool:
+        """Do what can be done without waiting; whether that was anything. OSError once, see the class."""
+        moved = False
+        while self._step():
+            moved = True
+        if self._error is not None and not self._broken:
+            self._broken = True
+            raise self._error
+        return moved
+
+    def flush(self) -> None:
+        """Make known what is in the file, also after a kill. OSError."""
+        if self._written is not None:
+            self._written.flush()
+
+    def close(self) -> None:
+        """End what is open; all receivers do so when they are `done`. A second call does nothing. OSError."""
+        file, self._file = self._file, None
+        written, self._written = self._written, None
+        if file is not None and self.done:
+            file.close()
+        if written is not None:
+            written.close()
+
+    def _lay_out(self) -> int:
+        """The offset of the dataset plus one, told by the first receiver; 0 where there is none."""
+        if self._circle.rank:
+            return 0
+        try:
+            return 1 + lay_out(self._channel, self._directory, self._start_ns)
+        except OSError as error:
+            self._error = error
+            return 0
+
+    def _step(self) -> bool:
+        """One step; whether there was one."""
+        if self._state is _State.FILLING:
+            return self._tell_ready()
+        if self._state is _State.WRITING:
+            return self._end_writing()
+        if self._state is _State.DONE or not self._told.done():
+            return False
+        after = {
+            _State.LAYING_OUT: self._open,
+            _State.OPENING: self._opened,
+            _State.READY: self._write,
+            _State.TELLING: self._settle,
+        }
+        after[self._state]()
+        return True
+
+    def _open(self) -> None:
+        offset, failed = int(self._told.words.max()) - 1, False
+        try:
+            if offset < 0:
+                raise OSError(f"{self._path}: another receiver could not make it")
+            self._rounds.stripes = self._dealt(offset)
+            self._file = self._circle.open_file(self._path, self._rounds.stripes)
+            self._written = WrittenRows(self._channel, self._directory, self._receiver, self._start_ns)
+        except OSError as error:
+            self._error, failed = self._error or error, True
+        self._state, self._told = _State.OPENING, self._circle.tell(FAILED if failed else WELL)
+
+    def _opened(self) -> None:
+        if self._told.words.any():  # on all receivers the end
+            self._error = self._error or OSError(f"{self._path}: another receiver could not open it")
+            self._state = _State.DONE
+        else:
+            self._state = _State.FILLING
+
+    def _tell_ready(self) -> bool:
+        """Whether all own rows of a round have passed."""
+        if self._number * self._rounds.rows >= self._rounds.total:
+            self._state = _State.DONE if self._ended else _State.FILLING
+            return self._ended
+        if self._passed < self._rounds.last(self._number):
+            return False
+        self._state, self._told = _State.READY, self._circle.tell(WELL)
+        return True
+
+    def _write(self) -> None:
+        assert self._file is not None
+        first, rows = (self._rounds.bytes if self._error is None else self._rounds.nothing)(self._number)
+        self._pending, self._state = self._file.begin(first, rows), _State.WRITING
+
+    def _end_writing(self) -> bool:
+        assert self._pending is not None
+        word = WELL if self._error is None else ABSENT
+        try:
+            if not self._pending.done():
+                return False
+        except OSError as error:
+            self._error, word = self._error or error, FAILED
+        self._state, self._told = _State.TELLING, self._circle.tell(word)
+        return True
+
+    def _settle(self) -> None:
+        """A round is over: what it has brought to the file is told there."""
+        words = self._told.words
+        self._sound = self._sound and not words.any()
+        rows, times, sums = self._rounds.end(self._number)
+        if (words == FAILED).any() or self._error is not None:
+            rows, times, sums = rows[:0], times[:0], sums[:0]
+        sound = self._rounds.last(self._number) if self._sound else 0
+        self._number, self._state = self._number + 1, _State.FILLING
+        assert self._written is not None
+        rule = self._channel.rule
+        try:
+            self._written.append(rows * rule.step + rule.start, times, sums, sound)
+            self.saved += len(rows)
+        except OSError as error:
+            self._error = self._error or error
+
+    def _dealt(self, offset: int) -> Stripes:
+        """Which rows are this receiver's."""
+        channel = self._channel
+        own = tuple(place for place, receiver in enumerate(channel.receivers) if receiver == self._receiver)
+        row_bytes = channel.height * channel.width * self._dtype.itemsize
+        return Stripes(offset, row_bytes, channel.rule.blocks, channel.rule.buffers, own)

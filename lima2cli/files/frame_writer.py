@@ -1,0 +1,333 @@
+"""Frames of one receiver into a sequence of HDF5 files.
+
+Frames are collected in whole chunks, compressed outside the library and written directly. What one call costs in
+Python is paid per block and per chunk, never per row.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.files.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
+from lima2cli.files.channel import Channel
+from lima2cli.files.checksums import ChunkSums, GrowingSums, make_sums, summed
+from lima2cli.files.compression import Stored, encoder, filter_options
+from lima2cli.files.nexus import ChannelRecord, fill_value, fixed, write_nexus, write_start
+from lima2cli.frames import Array, Block
+from lima2cli.threads import team
+
+CHUNK_BYTES = 1 << 20
+
+
+def frames_per_chunk_auto(height: int, width: int, itemsize: int, period_s: float | None = None) -> int:
+    """Frames of a chunk of about 1 MiB, at least 1.
+
+    With a period, no more than come in half a second: a chunk is written again whenever it is flushed half full, and
+    the space of its former copy is lost.
+    """
+    frames = max(1, round(CHUNK_BYTES / (height * width * itemsize)))
+    return frames if period_s is None else max(1, min(frames, int(0.5 / period_s)))
+
+
+def frame_file(channel: Channel, receiver: int, number: int) -> str:
+    """Name of the ``number``-th file of a receiver."""
+    return f"{channel.name}_{channel.node}_{receiver}_{number:05d}.h5"
+
+
+def chunk_frames(channel: Channel) -> int:
+    """Frames of a chunk: what was asked, where a file and the run have so many."""
+    return min(n for n in (channel.frames_per_chunk, channel.frames_per_file, channel.selected) if n)
+
+
+@dataclass(slots=True)
+class Staged:
+    """Frames ready to be written. ``chunks`` are (row, count, stored bytes) of those that they complete.
+
+    base    rows committed when they were staged;  fill   frames in the incomplete chunk after them
+    """
+
+    base: int
+    numbers: NDArray[np.uint64]
+    times: NDArray[np.uint64]
+    fill: int
+    chunks: list[tuple[int, int, Stored]] = field(default_factory=list)
+
+
+class FrameWriter:
+    """Writes the frames that one receiver holds, in the order they come; see `Writer` in `lima2cli.nodes.base`.
+
+    Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
+    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to tell it
+    before the first block. After an OSError nothing more is written: commit raises again, and close leaves the files
+    readable with what was written before. ``threads`` compress the chunks of a block.
+    """
+
+    threads = 1
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
+        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
+        self._dtype, self._frame = np.dtype(channel.dtype), (channel.height, channel.width)
+        self._per_file = channel.frames_per_file
+        self._per_chunk = chunk_frames(channel)
+        shape = (self._per_chunk, *self._frame)
+        encode = encoder(channel.compression, channel.dtype, shape)
+        self._encode = summed(encode) if channel.checksum else encode
+        self._direct = channel.compression == "none"  # the chunk itself is what is written
+        self._fill_value = fill_value(channel)
+        self._carry, self._spare = np.empty(shape, self._dtype), np.empty(shape, self._dtype)
+        self._fill = 0
+        self._rows = 0
+        self._file: _FrameFile | None = None
+        self._ahead = _FrameFile(channel, directory, receiver, 0) if start_ns is None else None
+        self._broken: OSError | None = None
+
+    def start(self, start_ns: int) -> None:
+        """The acquisition begins at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
+
+    def stage(self, block: Block) -> Staged:
+        """Compress the chunks that the block completes. Frames (n, height, width) of the channel's dtype."""
+        frames, base = block.frames, self._rows
+        if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
+            raise ValueError(
+                f"frames of {frames.dtype} {frames.shape[1:]} for a channel of {self._dtype} {self._frame}"
+            )
+        staged = Staged(base, block.numbers, block.times, self._fill)
+        done, count = 0, len(frames)
+        encode: list[Callable[[], Stored]] = []
+        rows: list[tuple[int, int]] = []
+        while done < count:
+            room = self._room(base + done)
+            part = frames[done : done + room]
+            if len(part) < room:
+                buffer = self._spare if encode else self._carry
+                buffer[staged.fill : staged.fill + len(part)] = part
+                staged.fill += len(part)
+            else:
+                encode.append(partial(self._encoded, part, staged.fill, block.stable))
+                rows.append((base + done - staged.fill, staged.fill + room))
+                staged.fill = 0
+            done += len(part)
+        stored = team(self.threads).each(encode)
+        staged.chunks = [(row, count, it) for (row, count), it in zip(rows, stored, strict=True)]
+        return staged
+
+    def commit(self, staged: Staged) -> int:
+        """Write what `stage` prepared last; the number of frames."""
+        if self._broken is not None:
+            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
+        if staged.base != self._rows:
+            raise ValueError("blocks are staged and committed one at a time")
+        try:
+            self._commit(staged)
+            if staged.chunks:
+                self._carry, self._spare = self._spare, self._carry
+            self._fill = staged.fill
+            self._rows += len(staged.numbers)
+            if self._file is not None and self._file.pending >= ROWS_KEPT:
+                self._publish(self._file)
+        except OSError as error:
+            self._broken = error
+            raise
+        return len(staged.numbers)
+
+    def flush(self) -> None:
+        """Make what was committed readable, an incomplete chunk too."""
+        if self._file is None or self._broken is not None:
+            return
+        try:
+            self._publish(self._file)
+        except OSError as error:
+            self._broken = error
+            raise
+
+    def close(self) -> None:
+        """End the files; a second call does nothing."""
+        file, self._file = self._file, None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.discard()
+        if file is None:
+            return
+        if self._broken is not None:
+            file.salvage()
+            return
+        try:
+            self._publish(file)
+        except OSError as error:
+            self._broken = error
+            file.salvage()
+            raise
+        file.close()
+
+    def _room(self, row: int) -> int:
+        """Frames that the chunk of a row still takes, from that row on."""
+        if not self._per_file:
+            return self._per_chunk - row % self._per_chunk
+        inside = row % self._per_file
+        return min(self._per_chunk - inside % self._per_chunk, self._per_file - inside)
+
+    def _encoded(self, part: Array, fill: int, stable: bool) -> Stored:
+        """What the file holds of a chunk; see `_chunk`."""
+        return self._encode(self._chunk(part, fill, stable))
+
+    def _chunk(self, part: Array, fill: int, stable: bool) -> Array:
+        """A whole chunk that ends with ``part``, padded where its file ends before it does."""
+        if not fill and len(part) == self._per_chunk:
+            if self._direct and not stable:
+                return part.copy()
+            return np.ascontiguousarray(part)
+        chunk = self._carry if fill else np.empty_like(self._carry)
+        chunk[fill : fill + len(part)] = part
+        chunk[fill + len(part) :] = self._fill_value
+        return chunk
+
+    def _publish(self, file: "_FrameFile") -> None:
+        if self._fill and file.pending:
+            self._carry[self._fill :] = self._fill_value
+            file.write(self._fill, self._encode(self._carry))
+        file.publish()
+
+    def _next_file(self, number: int) -> "_FrameFile":
+        file, self._ahead = self._ahead, None
+        if file is None:
+            file = _FrameFile(self._channel, self._directory, self._receiver, number)
+        file.start(self._start_ns)
+        return file
+
+    def _commit(self, staged: Staged) -> None:
+        """Rows and complete chunks to the files that they belong to."""
+        done, count, chunks = 0, len(staged.numbers), iter(staged.chunks)
+        chunk = next(chunks, None)
+        while done < count:
+            number, inside = divmod(staged.base + done, self._per_file) if self._per_file else (0, staged.base + done)
+            last = min(count, done + self._per_file - inside) if self._per_file else count
+            if self._file is None:
+                self._file = self._next_file(number)
+            file = self._file
+            file.log(staged.numbers[done:last], staged.times[done:last])
+            while chunk is not None and chunk[0] < staged.base + last:
+                file.write(chunk[1], chunk[2])
+                file.complete += chunk[1]
+                chunk = next(chunks, None)
+            if self._per_file and file.complete == self._per_file:
+                file.publish()
+                self._file = None
+                file.close()
+            done = last
+
+
+class _FrameFile:
+    """One file: ``complete`` rows lie in complete chunks. Methods raise OSError where the disk refuses."""
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
+        self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
+        self._frame = (channel.height, channel.width)
+        self.complete = 0
+        self._shown = self._start_ns = 0
+        with self._file.making():
+            detector = write_nexus(self._file.h5, channel, None)
+            ChannelRecord.of(channel, "frames", receiver).write(self._file.h5)
+            self._data = detector.create_dataset(
+                "data",
+                (0, *self._frame),
+                channel.dtype,
+                maxshape=(None, *self._frame),
+                chunks=(chunk_frames(channel), *self._frame),
+                fillvalue=fill_value(channel),
+                fill_time="never",
+                **filter_options(channel.compression, channel.dtype),
+            )
+            self._data.attrs["interpretation"] = "image"
+            self._columns = Columns(
+                detector,
+                {"frame_number": "uint64", "frame_time": "float64"},
+                {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
+            )
+            detector["frame_time"].attrs["units"] = fixed("s")
+            self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+            self._per_chunk = chunk_frames(channel)
+            told = {name: detector[name] for name in ("frame_number", "frame_time")}
+            sums = make_sums(detector, {"data": self._data, **told}) if channel.checksum else {}
+            self._sums = ChunkSums(sums.pop("data")) if sums else None
+            self._row_sums = GrowingSums(sums, told)
+
+    def start(self, start_ns: int) -> None:
+        """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
+        with disk_errors(self._file.path):
+            write_start(self._file.h5, start_ns)
+            ChannelRecord.write_start(self._file.h5, start_ns)
+        self._file.start()
+
+    def discard(self) -> None:
+        """Leave nothing of a file without frames."""
+        self._file.discard()
+
+    @property
+    def pending(self) -> int:
+        """Rows that are not published yet."""
+        return self._columns.pending
+
+    def log(self, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
+        """Number and time of rows to come; in memory until published."""
+        self._columns.append((numbers, times))
+
+    def write(self, rows: int, stored: Stored) -> None:
+        """The chunk after the complete ones, of which ``rows`` rows count."""
+        row = self.complete
+        self._file.secure(memoryview(stored.data).nbytes)  # else the library gives room out that is not there
+        with disk_errors(self._file.path):
+            self._data.id.set_extent((row + rows, *self._frame))
+            self._data.id.write_direct_chunk((row, 0, 0), stored.data, stored.mask)
+        self._shown = row + rows
+        if self._sums is not None:
+            self._sums.put(row // self._per_chunk, stored.checksum)
+
+    def publish(self) -> None:
+        """Rows whose data were written: first the data, then their numbers, so that a kill between leaves no gap."""
+        if not self.pending:
+            return
+        self._file.secure()
+        with disk_errors(self._file.path):
+            self._data.flush()
+            self._columns.write(self._shown)
+            self._status.resize((self._columns.written,))
+        self._file.flush()
+        if self._sums is not None:  # behind the rows, so that none is there for a chunk that a kill may cut
+            self._file.secure()
+            with disk_errors(self._file.path):
+                self._sums.write(self.complete // self._per_chunk)
+                self._row_sums.write()
+
+    def close(self) -> None:
+        """End the file; one that can't be ended stays as last flushed."""
+        try:
+            self._end_sums()
+        except OSError:
+            self._file.abandon()
+            raise
+        self._file.close()
+
+    def salvage(self) -> None:
+        """Close after an error: as much as the disk still takes, and never another error."""
+        try:
+            with disk_errors(self._file.path):
+                self._data.id.set_extent((self._shown, *self._frame))
+            self.publish()
+            self._end_sums()
+            self._file.close()
+        except OSError:  # told already by the call that failed first
+            self._file.abandon()
+
+    def _end_sums(self) -> None:
+        """The checksums of all chunks, also of the last."""
+        if self._sums is not None:
+            self._file.secure()
+            with disk_errors(self._file.path):
+                self._sums.write()
+                self._row_sums.write(last=True)

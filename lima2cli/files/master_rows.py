@@ -1,0 +1,260 @@
+"""Rows of a master: their mapping to rows of frame files, their number, time and status."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.files.appending import Columns
+from lima2cli.files.channel import Channel
+from lima2cli.files.checksums import cover
+from lima2cli.files.nexus import fill_value, fixed, group, write_plain
+from lima2cli.files.rows import INCOMPLETE, LOST, SAVED, WINDOW, InOrder, Progressions, Statuses, told, windows
+from lima2cli.geometry import Rect
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows ``target + i*target_stride + j`` come from ``source + i*source_stride + j``, i < count, j < block."""
+
+    target: int
+    source: int
+    count: int
+    block: int
+    target_stride: int
+    source_stride: int
+
+
+class RowMapping:
+    """Pieces of a file whose rows come in order, a few at a time; a regular file of any length is a few pieces.
+
+    Rows of one local buffer are regular where those of a receiver, which may own several, need not be: both are
+    tried, and the shorter list wins.
+    """
+
+    def __init__(self) -> None:
+        self._whole = _Runs()
+        self._split: dict[int, _Runs] = {}
+
+    def add(self, target: Indices, source: Indices, buffer: Indices | None = None) -> None:
+        """Source rows ``source[i]`` go to rows ``target[i]``, both (n,) and ascending, through local buffer (n,)."""
+        self._whole.add(target, source)
+        if buffer is not None:
+            for one in np.unique(buffer).tolist():
+                mine = buffer == one
+                self._split.setdefault(one, _Runs()).add(target[mine], source[mine])
+
+    def finish(self) -> list[Piece]:
+        """The pieces."""
+        whole = self._whole.finish()
+        if len(whole) <= 2 or not self._split:
+            return whole
+        split = [piece for _, runs in sorted(self._split.items()) for piece in runs.finish()]
+        return min(whole, split, key=len)
+
+
+def pieces(target: Indices, buffer: Indices | None = None) -> list[Piece]:
+    """Pieces that map source row i to row ``target[i]``; target (n,) without duplicates, in any order."""
+    order = np.argsort(target, kind="stable")
+    mapping = RowMapping()
+    mapping.add(target[order], order, None if buffer is None else buffer[order])
+    return mapping.finish()
+
+
+def rows(first: int, stride: int, count: int, block: int) -> Indices:
+    """Row indices of a regular selection, in order."""
+    starts = first + stride * np.arange(count, dtype=np.int64)
+    return np.add.outer(starts, np.arange(block, dtype=np.int64)).ravel()
+
+
+class _Runs:
+    """Two run-length encodings: rows into blocks of neighbours, equal blocks at equal distances into pieces."""
+
+    def __init__(self) -> None:
+        self._open = np.empty((0, 3), np.int64)  # the last block: first target row, first source row, length
+        self._blocks = Progressions(3, _joins)
+
+    def add(self, target: Indices, source: Indices) -> None:
+        if not len(target):
+            return
+        cuts = np.flatnonzero((np.diff(target) != 1) | (np.diff(source) != 1)) + 1
+        begin = np.concatenate(([0], cuts))
+        length = np.diff(np.concatenate((begin, [len(target)])))
+        blocks = np.stack((target[begin], source[begin], length), axis=1)
+        if len(self._open):
+            at, of, size = self._open[0]
+            if blocks[0, 0] == at + size and blocks[0, 1] == of + size:
+                blocks[0] = at, of, size + blocks[0, 2]
+            else:
+                blocks = np.concatenate((self._open, blocks))
+        self._blocks.add(blocks[:-1])
+        self._open = blocks[-1:]
+
+    def finish(self) -> list[Piece]:
+        self._blocks.add(self._open)
+        self._open = self._open[:0]
+        return [
+            Piece(at, of, count, block, at_step or block, of_step or block)
+            for at, of, block, at_step, of_step, _, count in self._blocks.finish().tolist()
+        ]
+
+
+def _joins(blocks: Indices, steps: Indices) -> NDArray[np.bool_]:
+    """Whether blocks (n, 3) and the ones that follow them by ``steps`` can be one piece."""
+    joins: NDArray[np.bool_] = (steps[:, 2] == 0) & (steps[:, 0] >= blocks[:, 2]) & (steps[:, 1] >= blocks[:, 2])
+    return joins
+
+
+RUNS = 64
+"""Blocks of rows that one mapping takes together."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A frame file: its receiver, its rows, the last selected frame (by index; -1: none), how its rows map, and the
+    run's start."""
+
+    name: str
+    receiver: int
+    rows: int
+    last: int
+    pieces: list[Piece]
+    start_ns: int | None
+
+
+def write_virtual(detector: Any, channel: Channel, files: Sequence[SourceFile], count: int) -> None:
+    """The dataset ``data`` (count, height, width), by names relative to the master."""
+    import h5py
+
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    target = h5py.h5s.create_simple((count, channel.height, channel.width))
+    source = f"{detector.name}/data".replace("%", "%%").encode()
+    for file in files:
+        place = channel.place(file.receiver)
+        own = Rect(0, 0, place.width, place.height)
+        available = h5py.h5s.create_simple((file.rows, own.height, own.width))
+        name = file.name.replace("%", "%%").encode()  # printf-style names would be patterns
+        for together in _together(file.pieces):
+            target.select_none()
+            available.select_none()
+            for piece in together:
+                _add(target, piece.target, piece.target_stride, piece, place)
+                _add(available, piece.source, piece.source_stride, piece, own)
+            layout.set_virtual(target, name, source, available)
+    dtype = np.dtype(channel.dtype)
+    layout.set_fill_value(np.array(fill_value(channel), dtype))
+    target.select_all()
+    made = h5py.h5d.create(detector.id, b"data", h5py.h5t.py_create(dtype), target, layout)
+    h5py.Dataset(made).attrs["interpretation"] = "image"
+
+
+def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces of a file that one mapping takes: their rows are in the same order in the file and in the dataset."""
+    held: list[Piece] = []
+    for piece in pieces:
+        if held and sum(it.count for it in held) + piece.count > RUNS:
+            yield held
+            held = []
+        held.append(piece)
+    if held:
+        yield held
+
+
+def _add(space: Any, first: int, stride: int, piece: Piece, place: Rect) -> None:
+    import h5py
+
+    ones = (1, 1)
+    space.select_hyperslab(
+        (first, place.y, place.x),
+        (piece.count, *ones),
+        (max(stride, piece.block), *ones),
+        (piece.block, place.height, place.width),
+        op=h5py.h5s.SELECT_OR,
+    )
+
+
+TOLD = ("frame_number", "frame_time", "frame_status", "frame_pixels")
+"""Datasets with a value for each row."""
+
+
+def write_rows(
+    detector: Any, channel: Channel, receivers: Sequence[InOrder], count: int, statuses: Statuses | None
+) -> None:
+    """A row for each of ``count`` selected frames, saved or not.
+
+    receivers   of each the frames in its files: index among the selected ones, time (seconds since the start)
+    """
+    number, time, state = _datasets(detector, count)
+    rule = channel.rule
+    for first, last in windows(count):
+        status, times = told(statuses, first, last), np.full(last - first, np.nan)
+        status[status == SAVED] = LOST  # unless it is found
+        parts = np.zeros(last - first, np.intp)
+        for receiver in receivers:
+            for rows, taken, *_ in receiver.take(last):
+                parts[rows - first] += 1
+                times[rows - first] = taken
+        status[parts > 0] = INCOMPLETE
+        status[parts >= channel.parts] = SAVED
+        number[first:last] = np.arange(first, last, dtype=np.uint64) * np.uint64(rule.step) + np.uint64(rule.start)
+        time[first:last] = times
+        state[first:last] = status
+
+
+def write_kept_rows(
+    detector: Any, channel: Channel, receivers: Sequence[InOrder], files: int, limit: int
+) -> tuple[int, list[RowMapping]]:
+    """A row for each frame below ``limit`` that is in files; how many there are, and how each of the files maps.
+
+    receivers   as of `write_rows`, and of each frame its row in its file, and the index of that file
+    """
+    columns = Columns(detector, {"frame_number": "uint64", "frame_time": "float64", "frame_status": "uint8"})
+    detector["frame_time"].attrs["units"] = fixed("s")
+    maps = [RowMapping() for _ in range(files)]
+    rule = channel.rule
+    for first, last in windows(limit):
+        parts, times = np.zeros(last - first, np.intp), np.full(last - first, np.nan)
+        taken = [piece for receiver in receivers for piece in receiver.take(last)]
+        for rows, time, *_ in taken:
+            parts[rows - first] += 1
+            times[rows - first] = time
+        place = columns.rows + np.cumsum(parts > 0) - 1
+        for rows, _, source, file in taken:
+            maps[int(file[0])].add(place[rows - first], source)
+        kept = np.flatnonzero(parts)
+        status = np.where(parts[kept] >= channel.parts, SAVED, INCOMPLETE)
+        columns.append(((kept + first) * rule.step + rule.start, times[kept], status))
+        columns.write()
+    return columns.rows, maps
+
+
+def cover_rows(detector: Any) -> None:
+    """Checksums of what a master that is complete tells of its rows."""
+    cover(detector, {name: detector[name] for name in TOLD if name in detector})
+
+
+def write_flow(
+    detector: Any, channel: Channel, count: int, statuses: Statuses | None, totals: Mapping[str, Any] | None
+) -> None:
+    """The account of the channel's flow; where the rows can't tell it, also what became of each selected frame."""
+    flow = group(detector, "flow", "NXcollection")
+    flow.attrs["told"] = statuses is not None  # else rows that are in no file are so for reasons that nobody knows
+    write_plain(flow, {"name": channel.flow, **(totals or {})})
+    if channel.filtered or channel.places:
+        chunks = (min(WINDOW, count),) if count else None
+        made = flow.create_dataset(
+            "frame_status", (count,), "uint8", chunks=chunks, compression="gzip" if chunks else None
+        )
+        for first, last in windows(count):
+            made[first:last] = told(statuses, first, last)
+
+
+def _datasets(detector: Any, count: int) -> tuple[Any, Any, Any]:
+    number = detector.create_dataset("frame_number", (count,), "uint64")
+    time = detector.create_dataset("frame_time", (count,), "float64")
+    time.attrs["units"] = fixed("s")
+    return number, time, detector.create_dataset("frame_status", (count,), "uint8")

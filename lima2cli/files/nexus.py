@@ -1,0 +1,424 @@
+"""Names in the files that are written: the NeXus tree in which silx, fabio and nexusformat find the images."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lima2cli
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.frames import Invalid
+from lima2cli.view import View
+
+LONGEST_LINK = 255
+"""Bytes of a name; HDF5 itself takes 64 KiB, people and programs do not."""
+
+
+def link_name(text: str) -> str:
+    """A name that HDF5 takes for one link: ``/`` would make several, and ``.`` is where one is."""
+    return text.replace("/", "-") if text.strip(".") else "unnamed"
+
+
+def link_names(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """A link's name for each of ``texts``, no two alike and none of ``taken``.
+
+    Texts that can be a name are one; to others, and to those that are taken, a number is added where they collide.
+    """
+    wanted = {text: link_name(text) for text in texts}
+    used = set(taken) | {text for text, name in wanted.items() if text == name}
+    names = {}
+    for text, name in wanted.items():
+        free = text == name and text not in taken
+        candidates = chain((name,), (f"{name}_{number}" for number in count(2)))
+        names[text] = name if free else next(it for it in candidates if it not in used)
+        used.add(names[text])
+    return names
+
+
+ENTRY = "entry_0000"
+MEASUREMENT = f"{ENTRY}/measurement"
+
+CREATOR = f"LIMA2-{lima2cli.__version__}"
+"""fabio recognises files by a root ``@creator`` that begins with LIMA."""
+
+
+OF_ENTRY = ("title", "start_time", "measurement", "sample", "extra", "channel", "flows")
+"""What files have in their entry, beside the instrument or the nodes, which users name."""
+
+INSTRUMENT = "instrument"
+"""Name of the NXinstrument group where nobody names the instrument."""
+
+OF_INSTRUMENT = ("name", "beam")
+"""What the instrument has beside the detector, which users name."""
+
+KEY = "key"
+"""Attribute of what could not have the name that a user gave it: that name."""
+
+
+def instrument_name(channel: Channel) -> str:
+    """Name of the NXinstrument group."""
+    return link_name(str(channel.metadata.get("instrument") or INSTRUMENT))
+
+
+def detector_path(channel: Channel) -> str:
+    """Path of the NXdetector group, which holds ``data``."""
+    return f"/{ENTRY}/{instrument_name(channel)}/{link_name(channel.detector.name)}"
+
+
+def group(parent: Any, name: str, nx_class: str) -> Any:
+    """A new group with its NX_class."""
+    made = parent.create_group(name)
+    made.attrs["NX_class"] = fixed(nx_class)
+    return made
+
+
+def fixed(text: str) -> Any:
+    """The value of an attribute, ASCII of a fixed length: readers in C take no other.
+
+    With room for a NUL at the end: read as a string of C, a text without loses its last letter.
+    """
+    return np.array(text.encode("ascii"), f"S{len(text) + 1}")
+
+
+def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
+    """Attributes of the root, and the entry: ``/entry_0000`` with title and start_time (ISO 8601, UTC)."""
+    file.attrs["NX_class"] = fixed("NXroot")
+    file.attrs["creator"] = CREATOR
+    file.attrs["default"] = ENTRY
+    file.attrs["file_name"] = file.filename.rpartition("/")[2].removesuffix(".part").removesuffix(".new")
+    file.attrs["file_time"] = datetime.now(UTC).isoformat()
+    entry = group(file, ENTRY, "NXentry")
+    if title:
+        entry["title"] = title
+    if start_ns is not None:
+        write_start(file, start_ns)
+    return entry
+
+
+def write_start(file: Any, start_ns: int) -> None:
+    """The start, ns since the epoch, in a file that was planted before it was known."""
+    file[ENTRY]["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
+
+
+def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
+    """The tree of a channel, all but the data; returns the NXdetector group that wants ``data``, sparse
+    frames also a dataset ``frame_pixels``, which is what is plotted of them.
+
+    start_ns   start of the run, ns since the epoch, None where unknown
+    """
+    meta = channel.metadata
+    entry = write_root(file, meta.get("title") or channel.name, start_ns)
+    instrument = group(entry, instrument_name(channel), "NXinstrument")
+    if meta.get("instrument", INSTRUMENT) != INSTRUMENT:
+        instrument["name"] = str(meta["instrument"])
+    detector = group(instrument, link_name(channel.detector.name), "NXdetector")
+    path = detector.name
+    plot = group(detector, "plot", "NXdata")
+    shown = "frame_pixels" if channel.sparse else "data"
+    plot.attrs["signal"] = shown
+    plot[shown] = _soft(f"{path}/{shown}")
+    if channel.sparse:
+        plot.attrs["axes"] = ["frame_number"]
+        plot["frame_number"] = _soft(f"{path}/frame_number")
+    group(entry, "measurement", "NXcollection")["data"] = _soft(f"{path}/data")
+    entry.attrs["default"] = f"{path.removeprefix(entry.name + '/')}/plot"
+    instrument.attrs["default"] = f"{path.rpartition('/')[2]}/plot"
+    detector.attrs["default"] = "plot"
+    if meta.get("photon_energy") is not None:
+        _quantity(group(instrument, "beam", "NXbeam"), "incident_energy", meta["photon_energy"], "eV")
+    if meta.get("sample"):
+        group(entry, "sample", "NXsample")["name"] = str(meta["sample"])
+    if meta.get("extra"):
+        write_plain(group(entry, "extra", "NXcollection"), meta["extra"])
+    _describe(detector, channel)
+    return detector
+
+
+def write_params(detector: Any, channel: Channel) -> None:
+    """What a master has beside: parameters and static information, for the record."""
+    params = group(detector, "params", "NXcollection")
+    write_plain(group(params, "acquisition", "NXcollection"), channel.acquisition)
+    write_plain(group(params, "processing", "NXcollection"), channel.processing)
+    info = channel.detector
+    facts = {
+        "kind": info.kind,
+        "name": info.name,
+        "width": info.width,
+        "height": info.height,
+        "modules": [[m.x, m.y, m.width, m.height] for m in info.modules],
+        "datasets": {d.name: {"dtype": d.dtype, "bits": d.bits, "threshold": d.threshold_ev} for d in info.datasets},
+        "channels_per_module": info.channels,
+        "gap_value": info.gap_value,
+        "saturation": info.saturation,
+        "versions": dict(info.versions),
+    }
+    write_plain(group(detector, "detector_information", "NXcollection"), facts)
+
+
+def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
+    """Plain data as datasets: maps become groups, lists of numbers arrays, other lists JSON; None is left out.
+
+    Whole numbers of more than 64 bits become their digits.
+    """
+    held = {str(key): value for key, value in data.items() if value is not None}
+    for key, name in link_names(held).items():
+        value = held[key]
+        if isinstance(value, Mapping):
+            write_plain(group(parent, name, "NXcollection"), value)
+        elif isinstance(value, list | tuple):
+            parent[name] = _array_or_json(value)
+        else:
+            parent[name] = str(value) if _beyond(value) else value
+        if name != key:
+            parent[name].attrs[KEY] = key
+
+
+def fill_value(channel: Channel) -> Any:
+    """What pixels hold that nobody wrote: what gaps hold, 0 where the frames' dtype can't hold it."""
+    dtype, gap = np.dtype(channel.dtype), channel.detector.gap_value if channel.hole is None else channel.hole
+    if dtype.kind == "f":
+        return dtype.type(gap)
+    limits = np.iinfo(dtype)
+    return dtype.type(int(gap)) if np.isfinite(gap) and limits.min <= gap <= limits.max else dtype.type(0)
+
+
+def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
+    """uint32 (height, width), 1 where a pixel is masked; None where all are good."""
+    return None if channel.mask is None or not channel.mask.any() else channel.mask.astype(np.uint32)
+
+
+def _describe(detector: Any, channel: Channel) -> None:
+    """Fields of NXdetector, and what was done to the image."""
+    info = channel.detector.sensor
+    view = channel.view if channel.detector.operated is None else channel.detector.operated.view.then(channel.view)
+    meta = channel.metadata
+    if info.pixel_size is not None:
+        x_size, y_size = reversed(info.pixel_size) if view.quarter else info.pixel_size
+        _quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
+        _quantity(detector, "y_pixel_size", y_size * view.pixel[1], "m")
+    if (exposure := channel.acquisition.get("exposure")) is not None:
+        _quantity(detector, "count_time", exposure, "s")
+    if meta.get("distance") is not None:
+        _quantity(detector, "distance", meta["distance"], "m")
+    if center := meta.get("beam_center"):
+        # relative to the pixels that are saved, as readers take it; the metadata count those of the detector
+        column, row = view.point(center["x"], center["y"])
+        _quantity(detector, "beam_center_x", column, "pixel")
+        _quantity(detector, "beam_center_y", row, "pixel")
+    _describe_invalid(detector, channel.invalid)
+    if channel.saturation is not None:
+        detector["saturation_value"] = channel.saturation
+    elif channel.invalid.above is not None:
+        detector["saturation_value"] = channel.invalid.above
+    if (mask := pixel_mask(channel)) is not None:
+        detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
+    of_sensor = channel.detector.base.then(channel.view)
+    write_plain(group(detector, "image_operation", "NXcollection"), _operation(of_sensor))
+
+
+def _describe_invalid(detector: Any, rule: Invalid) -> None:
+    """Which values of single pixels are no measurement: attributes of the detector; a lower limit as NeXus has it."""
+    if values := [value for value in rule.values if np.isfinite(value)]:
+        detector.attrs["invalid_values"] = values
+    for name, limit in (("invalid_below", rule.below), ("invalid_above", rule.above)):
+        if limit is not None:
+            detector.attrs[name] = limit
+    if rule.below is not None:
+        detector["underload_value"] = rule.below
+
+
+def _operation(view: View) -> dict[str, Any]:
+    """What leads from the detector's sensor to the saved image: cut (detector pixels), bin, flip, rotate clockwise."""
+    turned = view.mirrored and view.rotation >= 180  # horizontal and 180 degrees are vertical
+    return {
+        "origin": {"x": view.area.x, "y": view.area.y},
+        "width": view.area.width,
+        "height": view.area.height,
+        "binning": {"x": view.binning[0], "y": view.binning[1]},
+        "flip": "vertical" if turned else "horizontal" if view.mirrored else "none",
+        "rotation": view.rotation - 180 if turned else view.rotation,
+    }
+
+
+def _quantity(parent: Any, name: str, value: float, units: str) -> None:
+    parent[name] = float(value)
+    parent[name].attrs["units"] = fixed(units)
+
+
+def _beyond(value: Any) -> bool:
+    """Whether no integer of HDF5 holds a number."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+def _array_or_json(value: Any) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        return json.dumps(value, default=str)
+    return array if array.size and array.dtype.kind in "biuf" else json.dumps(value, default=str)
+
+
+def _soft(path: str) -> Any:
+    import h5py
+
+    return h5py.SoftLink(path)
+
+
+def master_file(name: str, node: str) -> str:
+    """Name of the master of a channel."""
+    return f"{name}_{node}_master.h5"
+
+
+def frame_file_names(name: str, node: str) -> re.Pattern[str]:
+    """What names of frame files look like, with groups for receiver and number."""
+    return re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_(\d{5,})\.h5")
+
+
+def part_names(name: str, node: str) -> re.Pattern[str]:
+    """What names of parts of a table look like."""
+    return re.compile(re.escape(f"{name}_{node}_") + r"\d+_rows\.h5")
+
+
+def table_file(name: str, node: str) -> str:
+    """Name of a whole table."""
+    return f"{name}_{node}.h5"
+
+
+SEQUENCES = ("receivers", "places", "sources")
+"""Attributes of several numbers."""
+
+
+@dataclass(frozen=True)
+class ChannelRecord:
+    """Attributes of the group ``channel`` of a file.
+
+    role       ``frames`` (of one receiver), ``master``, ``rows`` (of one receiver), ``table``
+    receiver   index, -1 in masters and tables
+    start, step, selected   numbers of the selected frames; ``selected`` -1 = endless
+    blocks     frames of a group;  receivers   index of the receiver of each local buffer, in rotation order
+    start_ns   start of the run, ns since the epoch, -1 unknown
+    layout     of a channel: files, common, virtual; else empty
+    places     of partial frames x, y, width and height of the part of each of ``receivers``, one after another
+    filtered   which of the selected frames reach the channel is not known before
+    flows      all flows that feed the node, ``flow`` the first of them
+    sources    of each of these first frame, step and number of the selected frames, one after another; -1 = endless
+    window     frames of the flow that make one row, 0 = all of them
+    complete   each frame that the flow receives should be a row
+    """
+
+    role: str
+    name: str
+    node: str
+    flow: str
+    receiver: int
+    start: int
+    step: int
+    selected: int
+    blocks: int
+    receivers: tuple[int, ...]
+    start_ns: int
+    layout: str = ""
+    places: tuple[int, ...] = ()
+    filtered: bool = False
+    flows: tuple[str, ...] = ()
+    sources: tuple[int, ...] = ()
+    window: int = 1
+    complete: bool = True
+
+    @property
+    def parts(self) -> int:
+        """Of how many receivers' frames a whole frame is made."""
+        return len(self.places) // 4 or 1
+
+    def source(self, flow: str) -> tuple[int, int, int]:
+        """First frame, step and number of the frames that a flow selects; -1 = endless."""
+        at = 3 * self.flows.index(flow)
+        start, step, selected = self.sources[at : at + 3]
+        return start, step, selected
+
+    def place(self, receiver: int) -> tuple[int, int, int, int] | None:
+        """x, y, width and height of the part that a receiver has of each frame; None of whole frames."""
+        if not self.places:
+            return None
+        at = 4 * self.receivers.index(receiver)
+        x, y, width, height = self.places[at : at + 4]
+        return x, y, width, height
+
+    def frames(self, sources: Iterable[tuple[int, int, int]]) -> int:
+        """How many frames of its flows make its rows, where these have ``sources``: first frame, step and number."""
+        last = min(start + (count - 1) * step if count else -1 for start, step, count in sources)
+        return max(0, (last - self.start) // (self.step // max(1, self.window)) + 1)
+
+    def rows(self, frames: int) -> int:
+        """How many rows so many frames make, a last incomplete window among them."""
+        return -(-frames // self.window) if self.window else min(1, frames)
+
+    @property
+    def planned(self) -> int:
+        """Rows by the plan; -1 = endless."""
+        if self.window < 2 or self.selected < 0:
+            return self.selected
+        return self.rows(self.frames(self.source(flow) for flow in self.flows))
+
+    @classmethod
+    def of(
+        cls, channel: Channel | TableChannel, role: str, receiver: int = -1, start_ns: int | None = None
+    ) -> "ChannelRecord":
+        """The record of a file of a channel."""
+        rule = channel.rule
+        frames = channel if isinstance(channel, Channel) else None
+        sources = channel.sources or ((rule.start, rule.step, channel.selected),)
+        return cls(
+            role=role,
+            name=channel.name,
+            node=channel.node,
+            flow=channel.flow,
+            receiver=receiver,
+            start=rule.start,
+            step=rule.step,
+            selected=-1 if channel.selected is None else channel.selected,
+            blocks=rule.blocks,
+            receivers=channel.receivers,
+            start_ns=-1 if start_ns is None else start_ns,
+            layout=frames.layout if frames else "",
+            places=tuple(n for p in frames.places for n in (p.x, p.y, p.width, p.height)) if frames else (),
+            filtered=bool(frames and frames.filtered),
+            flows=channel.flows or (channel.flow,),
+            sources=tuple(-1 if n is None else n for source in sources for n in source),
+            window=channel.window,
+            complete=channel.complete,
+        )
+
+    def write(self, file: Any) -> None:
+        """Into a file that has its entry."""
+        group(file[ENTRY], "channel", "NXcollection").attrs.update(asdict(self))
+
+    @staticmethod
+    def write_start(file: Any, start_ns: int) -> None:
+        """The start of the run, into a file that has its record."""
+        file[f"{ENTRY}/channel"].attrs["start_ns"] = start_ns
+
+    @classmethod
+    def read(cls, file: Any) -> "ChannelRecord | None":
+        """Of an open file; None where it is none of ours."""
+        if f"{ENTRY}/channel" not in file:
+            return None
+        attrs = file[f"{ENTRY}/channel"].attrs
+        values: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            if name not in attrs:
+                return None
+            value = attrs[name]
+            if name in SEQUENCES:
+                values[name] = tuple(map(int, value))
+            elif name == "flows":
+                values[name] = tuple(map(str, value))
+            else:
+                values[name] = getattr(value, "item", lambda v=value: v)()
+        return cls(**values)

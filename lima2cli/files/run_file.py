@@ -1,0 +1,267 @@
+"""The one file that a user opens, and the record of the flows of a run in it: ``/entry_0000/flows``."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lima2cli.files.appending import VERSIONS, written
+from lima2cli.files.inspection import Inspection, Unreadable
+from lima2cli.files.nexus import ENTRY, KEY, OF_ENTRY, ChannelRecord, group, link_names, write_root
+from lima2cli.files.rows import WINDOW, Status, Statuses, windows
+
+FLOWS = f"{ENTRY}/flows"
+
+COUNTS = ("expected", "received", "lost", "dropped", "missing")
+
+
+@dataclass(frozen=True, eq=False)
+class FlowRecord:
+    """The account of one flow, in frames. Of its slices `Statuses`: what became of its frames.
+
+    statuses   None where all were received
+    """
+
+    name: str
+    start: int
+    step: int
+    expected: int
+    received: int
+    lost: int
+    dropped: int
+    missing: int
+    statuses: Statuses | None = None
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The counts by their names."""
+        return {name: getattr(self, name) for name in COUNTS}
+
+    def __getitem__(self, rows: slice, /) -> Status:
+        """Of the frames of a slice."""
+        if self.statuses is not None:
+            return self.statuses[rows]
+        first, last, _ = rows.indices(self.expected)
+        return np.zeros(max(0, last - first), np.uint8)
+
+    def write(self, flows: Any) -> None:
+        """Into the group of all flows of a file."""
+        own = group(flows, self.name, "NXcollection")
+        for name, value in {"start": self.start, "step": self.step, **self.totals}.items():
+            own[name] = value
+        if self.received < self.expected:
+            chunks = (min(WINDOW, self.expected),)
+            made = own.create_dataset("frame_status", (self.expected,), "uint8", chunks=chunks, compression="gzip")
+            for first, last in windows(self.expected):
+                made[first:last] = self[first:last]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Statuses that are in a file; what the HDF5 library raises comes out of slices."""
+
+    directory: str
+    file: str
+    flow: str
+
+    def __getitem__(self, rows: slice, /) -> Status:
+        with Inspection(self.directory, False).open(self.file) as file:
+            status: Status = file[f"{FLOWS}/{self.flow}/frame_status"][rows]
+            return status
+
+
+def write_flows(entry: Any, flows: Iterable[FlowRecord], unmatched: int | None = None) -> None:
+    """The accounts of ``flows`` into the entry of a new file; of no flow nothing."""
+    kept = list(flows)
+    if not kept:
+        return
+    made = group(entry, "flows", "NXcollection")
+    if unmatched is not None:
+        made.attrs["unmatched"] = unmatched
+    for flow in kept:
+        flow.write(made)
+
+
+def kept_flows(inspection: Inspection) -> dict[str, FlowRecord]:
+    """The accounts of flows that the files of a directory hold, by name. That two of them differ is told."""
+    found: dict[str, tuple[str, FlowRecord]] = {}
+    for name in inspection.ends:
+        try:
+            with inspection.open(name) as file:
+                for flow, own in file.get(FLOWS, {}).items():
+                    start, step, *counts = (int(own[key][()]) for key in ("start", "step", *COUNTS))
+                    expected, received, lost, dropped, missing = counts
+                    record = FlowRecord(flow, start, step, expected, received, lost, dropped, missing)
+                    if record.received < record.expected:
+                        record = replace(record, statuses=_Kept(inspection.directory, name, flow))
+                    other, same = found.setdefault(flow, (name, record))
+                    if same.totals != record.totals:
+                        inspection.tell(f"{name}: its account of {flow} is not that of {other}")
+        except Unreadable as error:
+            inspection.tell_of(name, error)
+    return {flow: record for flow, (_, record) in found.items()}
+
+
+def kept_unmatched(inspection: Inspection, name: str) -> int | None:
+    """Frames that joins before the node of a file left out; None where it tells of none."""
+    try:
+        with inspection.open(name) as file:
+            value = file[FLOWS].attrs.get("unmatched") if FLOWS in file else None
+            return None if value is None else int(value)
+    except Unreadable:
+        return None  # what is wrong with the file is told by those who read its rows
+
+
+def cut_short(record: ChannelRecord, expected: Mapping[str, int]) -> bool:
+    """Whether fewer frames were expected of a flow that feeds a node, by name, than it selects: the run was stopped."""
+    selected = {name: record.source(name)[2] for name in record.flows}
+    return any(count < 0 or expected[name] < count for name, count in selected.items())
+
+
+def expected_rows(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
+    """How many rows a node should have after what its flows expected; None where one of them is not known."""
+    frames = _frames(record, flows)
+    if frames is None or record.window != 1:
+        return None if frames is None else record.rows(frames)
+    return frames if record.selected < 0 else min(frames, record.selected)
+
+
+def whole_windows(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
+    """How many of these rows a node can have: all but a last incomplete window. None where it is not known."""
+    frames = _frames(record, flows) if record.window > 1 else None
+    return None if frames is None else frames // record.window
+
+
+def _frames(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
+    """Frames that make the rows of a node; None where one of its flows is not known."""
+    own = [flows[name] for name in record.flows if name in flows]
+    if len(own) < len(record.flows):
+        return None
+    return record.frames((flow.start, flow.step, flow.expected) for flow in own)
+
+
+CHANNEL = ("data", "frame_number", "frame_time", "frame_status", "frame_pixels")
+"""What is linked of a channel, where there is such."""
+
+
+def write_links(
+    name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = (), flows: Sequence[FlowRecord] = ()
+) -> str:
+    """Write ``{name}.h5``; returns its path.
+
+    ``/entry_0000/<node>`` has, of a channel, ``data`` and its row by row datasets, ``plot`` (NXdata), and ``detector``,
+    all that its master has of it; of a table, its columns and ``plot``. ``/entry_0000/measurement/<node>`` is the
+    channel's data or the group of the table's columns, ``measurement/data`` the first channel's data. The default plot
+    is the first channel's image, without channels the first table's curve. Nodes of such names as the file has itself
+    get a number: see `link_names`.
+
+    channels, tables   paths of masters and merged tables; links are relative to ``directory``
+    flows              accounts of all flows of the run, as far as they are known
+
+    OSError where a file can't be read or written.
+    """
+    import h5py
+
+    path = os.path.join(directory, f"{name}.h5")
+    with written(f"{path}.part", libver=VERSIONS) as file:
+        entry = write_root(file, name, None)
+        write_flows(entry, flows)
+        measurement = group(entry, "measurement", "NXcollection")
+        linked = [(_Facts.read(target), os.path.relpath(target, directory)) for target in (*channels, *tables)]
+        nodes = link_names((facts.node for facts, _ in linked), OF_ENTRY)
+        first = next((facts.node for facts, _ in linked if facts.image), None)
+        aliases = link_names((facts.node for facts, _ in linked), () if first in (None, "data") else ("data",))
+        for facts, link in linked:
+            node = group(entry, nodes[facts.node], "NXcollection")
+            if nodes[facts.node] != facts.node:
+                node.attrs[KEY] = facts.node
+            for column in facts.datasets:
+                node[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
+            measurement[aliases[facts.node]] = h5py.ExternalLink(link, facts.shown)
+            if facts.node == first and "data" not in measurement:
+                measurement["data"] = h5py.ExternalLink(link, facts.shown)
+            if facts.plot:
+                _plot(node, facts, link)
+                if "default" not in entry.attrs:  # by two names at least: fabio takes the last but one
+                    entry.attrs["default"] = f"{nodes[facts.node]}/plot"
+            if facts.image:
+                _detector(node, facts, link)
+    os.replace(f"{path}.part", path)
+    return path
+
+
+def _plot(parent: Any, facts: "_Facts", link: str) -> None:
+    """The NXdata group of a master or table, by links to what it shows."""
+    import h5py
+
+    plot = group(parent, "plot", "NXdata")
+    for name, value in facts.plot.items():
+        plot.attrs[name] = value
+    for column in {facts.plot["signal"], *facts.plot.get("axes", ())} - {"."}:
+        plot[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
+    parent.attrs["default"] = "plot"
+
+
+def _detector(node: Any, facts: "_Facts", link: str) -> None:
+    """All that a master has of its detector, link by link: nexusformat can't read links and groups within a group that
+    is itself behind an external link."""
+    import h5py
+
+    detector = group(node, "detector", "NXdetector")
+    for name, attributes in facts.members.items():
+        if attributes is None:
+            detector[name] = h5py.ExternalLink(link, f"{facts.group}/{name}")
+        else:
+            made = group(detector, name, attributes["NX_class"].decode())
+            made.attrs.update({key: value for key, value in attributes.items() if key != "NX_class"})
+    _plot(detector, facts, link)
+
+
+def _members(parent: Any, before: str = "") -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """What is in a group, by its path: of groups that hold others their attributes, then what is in them."""
+    import h5py
+
+    for name in parent:
+        inner = parent[name] if parent.get(name, getclass=True) is h5py.Group else None
+        if inner is not None and any(inner.get(one, getclass=True) is h5py.Group for one in inner):
+            yield f"{before}{name}", dict(inner.attrs)
+            yield from _members(inner, f"{before}{name}/")
+        else:
+            yield f"{before}{name}", None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is linked of a master or table: the group of its datasets, the names of these, all that a master has of its
+    detector beside the plot (see `_members`), and signal and axes of this plot."""
+
+    node: str
+    group: str
+    datasets: tuple[str, ...]
+    members: dict[str, dict[str, Any] | None]
+    image: bool
+    plot: dict[str, Any]
+
+    @property
+    def shown(self) -> str:
+        """Path of what is the node's in ``measurement``."""
+        return f"{self.group}/data" if self.image else self.group
+
+    @classmethod
+    def read(cls, path: str) -> "_Facts":
+        import h5py
+
+        with h5py.File(path) as file:
+            record = ChannelRecord.read(file)
+            if record is None:
+                raise OSError(f"{path} is no master or table of a run")
+            entry, image = file[ENTRY], record.role == "master"
+            default = entry.attrs.get("default")
+            plot = {} if default is None else {k: v for k, v in entry[default].attrs.items() if k in ("signal", "axes")}
+            where = entry[default].parent if image else entry["measurement"]
+            names = CHANNEL if image else tuple(where)
+            names = tuple(name for name in names if name in where)
+            members = {name: it for name, it in _members(where) if name != "plot"} if image else {}
+            return cls(record.node, where.name, names, members, image, plot)

@@ -1,0 +1,203 @@
+"""Tables: rows of values, one per frame. Each receiver appends to a part; the parts become one file at the end."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors, written
+from lima2cli.files.channel import TableChannel
+from lima2cli.files.checksums import cover
+from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, group, part_names, table_file, write_root
+from lima2cli.files.rows import READ
+from lima2cli.files.run_file import FlowRecord, write_flows
+
+
+def part_file(channel: TableChannel, receiver: int) -> str:
+    """Name of the part of a receiver."""
+    return f"{channel.name}_{channel.node}_{receiver}_rows.h5"
+
+
+def part_files(directory: str, name: str, node: str) -> list[str]:
+    """Names of the parts of a table."""
+    return sorted(filter(part_names(name, node).fullmatch, os.listdir(directory)))
+
+
+class TableWriter:
+    """Appends the rows of one receiver, in memory at first; the file is made by the first rows.
+
+    OSError where the disk refuses; then append raises again, and close leaves what was written before readable.
+    """
+
+    def __init__(self, channel: TableChannel, directory: str, receiver: int) -> None:
+        self._channel, self._receiver = channel, receiver
+        self._path = os.path.join(directory, part_file(channel, receiver))
+        self._file: AppendingFile | None = None
+        self._columns: Columns | None = None
+        self._started = False
+        self._broken: OSError | None = None
+
+    def ready(self) -> None:
+        """Make the file ahead; one without rows is left out in the end."""
+        self._columns = self._open()
+
+    def append(self, numbers: NDArray[np.uint64], columns: Mapping[str, NDArray[Any]]) -> None:
+        """Rows of frames ``numbers`` (n,); ``columns`` (n,) or (n, length) each. KeyError where one is missing."""
+        if self._broken is not None:
+            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
+        try:
+            if self._columns is None:
+                self._columns = self._open()
+            if not self._started and self._file is not None:
+                self._file.start()
+                self._started = True
+            self._columns.append([numbers, *(columns[name] for name in self._channel.columns)])
+            if self._columns.full:
+                self.flush()
+        except OSError as error:
+            self._broken = error
+            raise
+
+    def flush(self) -> None:
+        """Make the rows so far readable by others, also after a kill."""
+        if self._file is None or self._columns is None or self._broken is not None or not self._columns.pending:
+            return
+        try:
+            with disk_errors(self._path):
+                self._columns.write()
+            self._file.flush()
+        except OSError as error:
+            self._broken = error
+            raise
+
+    def close(self) -> None:
+        """End the file; a second call does nothing."""
+        file = self._file
+        if file is None:
+            return
+        if not self._started:
+            self._file = None
+            file.discard()
+            return
+        if self._broken is not None:
+            self._file = None
+            file.abandon()
+            return
+        try:
+            self.flush()
+            file.close()
+        except OSError:
+            file.abandon()
+            raise
+        finally:
+            self._file = None
+
+    def _open(self) -> Columns:
+        self._file = file = AppendingFile(self._path)
+        with file.making():
+            entry = write_root(file.h5, self._channel.name, None)
+            ChannelRecord.of(self._channel, "rows", self._receiver).write(file.h5)
+            measurement = group(entry, "measurement", "NXcollection")
+            return Columns(
+                measurement, {"frame_number": "uint64", **self._channel.columns}, lengths=self._channel.lengths
+            )
+
+
+def merge_tables(
+    channel: TableChannel, directory: str, *, flows: Sequence[FlowRecord] = (), unmatched: int | None = None
+) -> str:
+    """The parts of all receivers as ``{name}_{node}.h5``, in frame order; the parts are removed. Returns its path.
+
+    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default
+    column over the frame number. Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
+    of `write_master`. Memory: some thousand values of each column of each part.
+    OSError where a file can't be read or written, or a part is not in order; then the parts stay.
+    """
+    import h5py
+
+    path = os.path.join(directory, table_file(channel.name, channel.node))
+    paths = [os.path.join(directory, name) for name in part_files(directory, channel.name, channel.node)]
+    if os.path.exists(path) and _rows(path) >= sum(map(_rows, paths)):  # merged before; what came after was broken off
+        for part in paths:
+            os.remove(part)
+        return path
+    with ExitStack() as opened, disk_errors(path):
+        file = opened.enter_context(written(f"{path}.part", libver=VERSIONS))
+        entry = write_root(file, channel.name, None)
+        ChannelRecord.of(channel, "table").write(file)
+        write_flows(entry, flows, unmatched)
+        measurement = group(entry, "measurement", "NXcollection")
+        parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
+        sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer
+        for name, dtype in {"frame_number": "uint64", **channel.columns}.items():
+            more = (channel.lengths[name],) if name in channel.lengths else ()
+            measurement.create_dataset(name, (sum(sizes), *more), dtype)
+        row, read = 0, max(1, READ // max(channel.lengths.values(), default=1))
+        for taken, order in _interleaved([part["frame_number"] for part in parts], sizes, read):
+            for name, column in measurement.items():
+                piece = np.concatenate(
+                    [part[name][first:last] for part, (first, last) in zip(parts, taken, strict=True)]
+                )
+                column[row : row + len(order)] = piece[order]
+            row += len(order)
+        cover(entry, dict(measurement.items()))
+        for name, unit in channel.units.items():
+            measurement[name].attrs["units"] = unit
+        _plot(entry, channel)
+    os.replace(f"{path}.part", path)
+    for part in paths:
+        os.remove(part)
+    return path
+
+
+def _rows(path: str) -> int:
+    """Whole rows of a table or of a part. OSError where it can't be read."""
+    import h5py
+
+    with disk_errors(path), h5py.File(path) as file:
+        return min(len(column) for column in file[MEASUREMENT].values())
+
+
+def _interleaved(
+    columns: Sequence[Any], sizes: Sequence[int], read: int
+) -> Iterator[tuple[list[tuple[int, int]], NDArray[np.intp]]]:
+    """Rows of each part that come next, (first, last + 1), and the order of the frames in them.
+
+    columns   of sorted frame numbers, of which the first ``sizes`` rows count;  read   rows of each at once
+    """
+    done = [0] * len(columns)
+    while any(first < size for first, size in zip(done, sizes, strict=True)):
+        held = [
+            column[first : min(size, first + read)] for column, first, size in zip(columns, done, sizes, strict=True)
+        ]
+        if any((numbers[1:] < numbers[:-1]).any() for numbers in held):
+            raise OSError("the rows of a part are not in frame order")
+        # up to where every part has been read
+        bound = min(
+            (numbers[-1] for numbers, first, size in zip(held, done, sizes, strict=True) if first + read < size),
+            default=np.uint64(2**64 - 1),
+        )
+        counts = [int(np.searchsorted(numbers, bound, "right")) for numbers in held]
+        taken = [numbers[:count] for numbers, count in zip(held, counts, strict=True)]
+        yield (
+            [(first, first + count) for first, count in zip(done, counts, strict=True)],
+            np.argsort(np.concatenate(taken), kind="stable"),
+        )
+        done = [first + count for first, count in zip(done, counts, strict=True)]
+
+
+def _plot(entry: Any, channel: TableChannel) -> None:
+    import h5py
+
+    default = channel.default or next(iter(channel.columns), None)
+    if default is None:
+        return
+    plot = group(entry, "plot", "NXdata")
+    for name in (default, "frame_number"):
+        plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
+    plot.attrs["signal"] = default
+    plot.attrs["axes"] = ["frame_number"] + ["."] * (default in channel.lengths)
+    entry.attrs["default"] = "plot"

@@ -1,0 +1,436 @@
+"""One flow as one receiver sees it: which groups are complete, in the order of the groups, without a copy."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from lima2cli.frames import Array, Block
+from lima2cli.messages import FlowCount
+from lima2cli.program import END_FULL, END_OK, END_WORDS, OwnBuffer, ReceiverFlow, end_mark
+from lima2cli.transport.base import Port
+
+RowRanges = list[tuple[int, int]]
+"""First and last index, among the selected frames, of consecutive ones."""
+
+
+class Failures:
+    """The words of one local buffer: ``words`` (positions * modules * blocks,) in the receiver's own memory."""
+
+    def __init__(self, words: NDArray[np.uint64], modules: int, blocks: int) -> None:
+        self._words = words.reshape(-1, modules, blocks)
+
+    def of(self, position: int, visits: int, blocks: int) -> NDArray[np.bool_] | None:
+        """Which of the first ``blocks`` blocks of the visits from ``position`` on lack a part; None = none."""
+        words = self._words[position : position + visits]
+        if not words.any():
+            return None
+        failed = np.asarray(words.any(axis=1)).ravel()[:blocks]
+        return failed if failed.any() else None
+
+    def usable(self, position: int, visits: int, last: int) -> int:
+        """How many of the leading visits have a whole block each; ``last`` is how many blocks the last visit has."""
+        words = self._words[position : position + visits]
+        if not words.any():
+            return visits
+        failed = np.array(words.any(axis=1))
+        failed[-1, last:] = True
+        whole = np.count_nonzero(~failed, axis=1)
+        return visits if whole.all() else int(whole.argmin())
+
+
+def without(block: Block, failed: NDArray[np.bool_]) -> Block:
+    """The frames of a block that are whole, copied."""
+    whole = ~failed
+    return Block(block.frames[whole], block.numbers[whole], block.times[whole], block.stable)
+
+
+def add_rows(rows: RowRanges, indices: NDArray[np.int64]) -> None:
+    """Note indices, in increasing order, after those that were noted before."""
+    for index in map(int, indices):
+        if rows and rows[-1][1] == index - 1:
+            rows[-1] = (rows[-1][0], index)
+        else:
+            rows.append((index, index))
+
+
+COMPLETE, OVERWRITTEN, NOT_WRITTEN = 0, 1, -1
+"""What can be seen of a visit."""
+
+
+class ReceiverBuffer:
+    """Visits count from 0 in each acquisition; in the words they go on, from ``base``.
+
+    frames    (positions * blocks, height, width), of the flow's dtype;  times  (positions * blocks,) uint64, ns
+    told      before this visit the receiver may look;  released, credited  before these it has given back, and said so
+    filled    how many visits after ``released`` were ever written at once
+    """
+
+    def __init__(self, own: OwnBuffer, flow: ReceiverFlow, port: Port) -> None:
+        gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
+        self.index, self._first, self._port = own.index, own.generations, port
+        self._position, self._modules = rule.position, flow.contributors
+        self.base = self.told = self.released = self.credited = self.filled = 0
+        self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
+        start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
+        memory = port.memory(own.region)[start:]
+        shape = (self.positions * rule.blocks, gdt.source.height, gdt.source.width)
+        bytes_shape = (*shape[:2], shape[2] * gdt.pixel_bytes)
+        raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
+        self.frames: Array = _pixels(raw, gdt.dtype)
+        self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
+        self.failures = None if own.failures is None else _failures(port, own.failures, self.positions, flow)
+        self._generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
+
+    def fill(self, value: float) -> None:
+        """What no module writes holds the gap value; and no page is touched for the first time during the run."""
+        self.frames[...] = value
+
+    def begin(self, base: int) -> None:
+        """An acquisition whose visit 0 is visit ``base`` in the words."""
+        self.base, self.told, self.released, self.filled = base, 0, 0, 0
+
+    def complete(self, visit: int, most: int) -> int:
+        """How many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
+        position = self._position(visit)
+        most = min(most, self.positions - position)
+        if most <= 0:
+            return 0
+        hint = self._generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
+        most = _leading(hint, self.base + visit, most)
+        return _leading(self._words(visit, most), self.base + visit, most) if most else 0
+
+    def state(self, visit: int) -> int:
+        """`COMPLETE`, `OVERWRITTEN` or `NOT_WRITTEN`."""
+        words, due = self._words(visit, 1), 2 * (self.base + visit) + 2
+        if int(words.max()) > due:
+            return OVERWRITTEN
+        return COMPLETE if int(words.min()) == due else NOT_WRITTEN
+
+    def writing(self, visit: int) -> int:
+        """The visit that is being written, or was written last, where ``visit`` was."""
+        return (int(self._words(visit, 1).max()) - 1) // 2 - self.base
+
+    def look_at_fill(self) -> bool:
+        """Whether more visits than ever are written and not given back; one plain load where they are not."""
+        before = self.filled
+        while self.filled < self.positions:
+            visit = self.released + self.filled
+            if int(self._generations[visit % self.positions, 0]) <= 2 * (self.base + visit):
+                break
+            self.filled += 1
+        return self.filled > before
+
+    def _words(self, visit: int, visits: int) -> NDArray[np.uint64]:
+        first = self._first + self._position(visit) * self._modules
+        return self._port.read(first, visits * self._modules).reshape(visits, self._modules)
+
+
+def _failures(port: Port, first: int, positions: int, flow: ReceiverFlow) -> Failures:
+    words = port.words(first, positions * flow.contributors * flow.gdt.rule.blocks)
+    return Failures(words, flow.contributors, flow.gdt.rule.blocks)
+
+
+def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
+    """Bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
+    return raw.view(dtype)
+
+
+def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
+    """How many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
+    if visits == 1:
+        return int(int(words.min()) >= 2 * visit + 2)
+    due = np.arange(2 * visit + 2, 2 * (visit + visits) + 2, 2, dtype=np.uint64)
+    written = words.min(axis=1) >= due
+    return visits if written.all() else int(written.argmin())
+
+
+BATCH_BYTES = 4 << 20
+"""A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early. Where
+several threads work on it, it may have a group for each."""
+
+EXPOSED_NS = 2_000_000
+"""Of flows that do not wait a batch has so many groups as are done in about this time: until then they lie where they
+may be overwritten."""
+
+DRIFT = 1.1
+"""By how much a group may seem to cost more than the one before, on a machine that others use, too."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive complete visits of one local buffer, as one block of frames.
+
+    failed  indices, among the selected frames, of those that the block lacks: a module failed to give its part
+    """
+
+    buffer: ReceiverBuffer
+    visit: int
+    visits: int
+    block: Block
+    released: bool = False
+    failed: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Consecutive visits that will not come: lost, or missing. ``lasts`` are the last frames of their groups."""
+
+    lasts: Iterator[int]
+
+
+class FlowReader:
+    """Gives batches in the order of groups until all are processed, lost or missing.
+
+    Batches may be released later and in another order than they came; their memory is given back in order.
+    ``single``: a batch is one group.
+    """
+
+    def __init__(self, flow: ReceiverFlow, port: Port, *, single: bool = False, threads: int = 1) -> None:
+        self.flow, self._port = flow, port
+        self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
+        self._buffers = [ReceiverBuffer(own, flow, port) for own in flow.buffers]
+        for buffer in self._buffers:
+            buffer.fill(self._gdt.gap_value)
+            buffer.frames.flags.writeable = False
+        self._epoch = 0 if self._gdt.selected is None else self._rule.epoch(self._gdt.selected)
+        self._held: deque[Batch] = deque()
+        self.begin(0)
+        block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
+        deep = max(1, self._rule.depth // 4)
+        batched = len(self._buffers) == 1 and not single
+        self._largest = max(1, min(max(BATCH_BYTES // block_bytes, threads), deep, 1024)) if batched else 1
+        self._most, self._visit_ns = self._largest if self._gdt.waits else 1, 0.0
+        self._credit_every = max(1, self._rule.depth // 8)
+        self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
+
+    def begin(self, acquisition: int) -> None:
+        """The first acquisition (0), or the next, once the one before is `free`. Visits begin anew; the words in
+        control memory go on."""
+        self._selected = self._gdt.selected
+        self._turn, self._ended = 0, False
+        self.count = FlowCount()
+        for buffer in self._buffers:
+            buffer.begin(acquisition * self._epoch)
+            if acquisition:
+                self._send_credits(buffer)
+
+    def limit(self, frames: int) -> None:
+        """The acquisition ends before frame ``frames``."""
+        self._selected = self._rule.selected(frames)
+
+    def end(self, status: str) -> None:
+        """All modules have stopped: nothing more will be written. ``status`` is what `end_status` gave then."""
+        self._ended = True
+        self.count.status = status
+        if self._gdt.end_event:
+            self.count.end_events += 1
+
+    @property
+    def read(self) -> bool:
+        """Whether every visit has come or is known not to come; some may still be held."""
+        return self._ended and self._next() is None
+
+    @property
+    def free(self) -> bool:
+        """Whether all memory of this acquisition has been given back."""
+        return self.read and not self._held
+
+    def _next(self) -> tuple[ReceiverBuffer, int] | None:
+        """The local buffer and visit that come next; None if there are no more."""
+        visit, turn = divmod(self._turn, len(self._buffers))
+        buffer = self._buffers[turn]
+        if self._rule.dropped(visit):
+            return None
+        if self._selected is not None and visit >= self._rule.visits(buffer.index, self._selected):
+            return None  # later ones of this receiver come after it in the order of groups
+        return buffer, visit
+
+    def poll(self) -> Batch | Absent | None:
+        """What comes next, if the receiver has been told of it. Counts what is lost."""
+        found = self._next()
+        if found is None:
+            return None
+        buffer, visit = found
+        if visit >= buffer.told and not self._look(buffer, visit):
+            return None
+        most = 1 if self._ended else min(buffer.told - visit, self._most)
+        state = COMPLETE if self._gdt.waits and not self._ended else buffer.state(visit)
+        visits = self._usable(buffer, visit, most) if state == COMPLETE else 0
+        if state == COMPLETE and not visits:
+            state = NOT_WRITTEN
+        if state == COMPLETE:
+            return self._batch(buffer, visit, visits)
+        lost = state == OVERWRITTEN
+        absent = self._overtaken(buffer, visit) if lost else 1
+        self._count_absent(self.count.lost if lost else self.count.missing, buffer, visit, absent)
+        self._turn += absent if len(self._buffers) == 1 else 1
+        if self._held:
+            self._held.append(Batch(buffer, visit, absent, self._nothing, True))
+        else:
+            self._give_back(buffer, visit + absent)
+        return Absent(self._last(buffer, one) for one in range(visit, visit + absent))
+
+    def _last(self, buffer: ReceiverBuffer, visit: int) -> int:
+        """Number of the last frame of a group."""
+        rule, group = self._rule, self._rule.group_of(buffer.index, visit)
+        return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
+
+    def _overtaken(self, buffer: ReceiverBuffer, visit: int) -> int:
+        """How many visits to give up where the writer has overtaken the receiver.
+
+        Those that are half a buffer behind the writer go with those that are gone: the oldest that is left would be
+        overwritten while it is read, again and again.
+        """
+        if len(self._buffers) > 1 or self._ended:
+            return 1
+        return max(1, buffer.writing(visit) - self._rule.depth // 2 - visit)
+
+    def _look(self, buffer: ReceiverBuffer, visit: int) -> bool:
+        """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
+        if self._ended:
+            self._tell_rest(buffer)
+            return True
+        period = self._gdt.group_event
+        if period == 0:
+            return False
+        full = None if self._selected is None else self._rule.full_visits(buffer.index, self._selected)
+        if period == 1:
+            told = visit + buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
+        else:
+            boundary = (visit // period + 1) * period - 1
+            whole = full is None or boundary < full
+            told = boundary + 1 if whole and buffer.complete(boundary, 1) else visit
+        if told <= visit:
+            return False
+        self.count.group_events += told // period - buffer.told // period
+        buffer.told = told
+        if buffer.look_at_fill():
+            self.count.peak_fill = max(self.count.peak_fill, buffer.filled / self._rule.depth)
+        return True
+
+    def _tell_rest(self, buffer: ReceiverBuffer) -> None:
+        """After the end everything is told; group events that nobody had looked at yet still count."""
+        assert self._selected is not None
+        period = self._gdt.group_event
+        if period:
+            full = self._rule.full_visits(buffer.index, self._selected)
+            boundary = full // period * period - 1
+            while boundary >= buffer.told and not buffer.complete(boundary, 1):
+                boundary -= period
+            self.count.group_events += max(0, (boundary + 1) // period - buffer.told // period)
+        buffer.told = self._rule.visits(buffer.index, self._selected)
+
+    def _usable(self, buffer: ReceiverBuffer, visit: int, visits: int) -> int:
+        """How many complete visits from ``visit`` on have a frame that no module failed to give, each."""
+        if buffer.failures is None:
+            return visits
+        visits = min(visits, buffer.positions - self._rule.position(visit))
+        last_group = self._rule.group_of(buffer.index, visit + visits - 1)
+        last = self._rule.blocks_of_group(last_group, self._selected)
+        self._port.sync()
+        return buffer.failures.usable(self._rule.position(visit), visits, last)
+
+    def _batch(self, buffer: ReceiverBuffer, visit: int, visits: int) -> Batch:
+        rule = self._rule
+        visits = min(visits, buffer.positions - rule.position(visit))
+        last_group = rule.group_of(buffer.index, visit + visits - 1)
+        blocks = (visits - 1) * rule.blocks + rule.blocks_of_group(last_group, self._selected)
+        first = rule.position(visit) * rule.blocks
+        self._port.sync()
+        times = buffer.times[first : first + blocks]
+        numbers = rule.numbers(buffer.index, visit, visits)[:blocks]
+        stable = self._gdt.waits or self._rule.bounded or self._ended
+        block = Block(buffer.frames[first : first + blocks], numbers, times if stable else times.copy(), stable)
+        batch = Batch(buffer, visit, visits, block)
+        self._leave_out_failed(batch, rule.position(visit), blocks)
+        self._turn += visits if len(self._buffers) == 1 else 1
+        self._held.append(batch)
+        return batch
+
+    def _leave_out_failed(self, batch: Batch, position: int, blocks: int) -> None:
+        """Keep the frames of a batch that are whole."""
+        failures = batch.buffer.failures
+        failed = None if failures is None else failures.of(position, batch.visits, blocks)
+        if failed is not None:
+            numbers = batch.block.numbers[failed].astype(np.int64)
+            batch.failed = self._rule.index(numbers)
+            batch.block = without(batch.block, failed)
+
+    def took(self, batch: Batch, elapsed_ns: int) -> None:
+        """For how long a batch was worked on: the next may be larger, or has to be smaller."""
+        if self._gdt.waits:
+            return
+        cost = max(1.0, elapsed_ns / batch.visits)
+        self._visit_ns = min(cost, DRIFT * self._visit_ns) if self._visit_ns else cost  # without the time of others
+        self._most = max(1, min(int(EXPOSED_NS / self._visit_ns), self._largest))
+
+    def intact(self, batch: Batch) -> bool:
+        """The second check, after the data were used: nothing was overwritten meanwhile, of which the first visit would
+        have been the first."""
+        if batch.block.stable:
+            return True
+        self._port.sync()
+        return batch.buffer.state(batch.visit) == COMPLETE
+
+    def ends(self, batch: Batch) -> NDArray[np.uint64]:
+        """The detector's times of the last frame of each group of a batch, (groups,) ns."""
+        times, blocks = batch.block.times, self._rule.blocks
+        return times[-1:] if batch.visits == 1 else times[blocks - 1 :: blocks]
+
+    def release(self, batch: Batch, intact: bool) -> None:
+        """Count a batch and give its memory back, once all before it were released."""
+        if intact:
+            self.count.received += len(batch.block.numbers)
+            if batch.failed is not None:
+                add_rows(self.count.incomplete, batch.failed)
+        else:
+            self._count_absent(self.count.lost, batch.buffer, batch.visit, batch.visits)
+        batch.released = True
+        while self._held and self._held[0].released:
+            first = self._held.popleft()
+            self._give_back(first.buffer, first.visit + first.visits)
+
+    def _give_back(self, buffer: ReceiverBuffer, visits: int) -> None:
+        buffer.released = visits
+        if buffer.released - buffer.credited >= self._credit_every:
+            self._send_credits(buffer)
+
+    def _send_credits(self, buffer: ReceiverBuffer) -> None:
+        for rank, word in self.flow.credits:
+            self._port.store(rank, word + buffer.index, buffer.base + buffer.released)
+        buffer.credited = buffer.released
+
+    def rest(self) -> None:
+        """Nothing to do: send the credits that were held back to send fewer of them."""
+        for buffer in self._buffers:
+            if buffer.credited < buffer.released:
+                self._send_credits(buffer)
+
+    def absent_numbers(self) -> NDArray[np.uint64]:
+        """Numbers of the frames that are lost or missing, as far as is known, in order."""
+        rule, selected = self._rule, self._selected
+        visits = [rule.numbers(*visits) for visits in (*self.count.lost, *self.count.missing)]
+        rows = [np.arange(first, last + 1, dtype=np.uint64) for first, last in self.count.incomplete]
+        numbers = np.concatenate([*visits, *(r * np.uint64(rule.step) + np.uint64(rule.start) for r in rows),
+                                  np.empty(0, np.uint64)])  # fmt: skip
+        end = 2**64 - 1 if selected is None else rule.frame(selected)
+        return np.sort(numbers[numbers < np.uint64(end)])
+
+    @staticmethod
+    def _count_absent(into: list[tuple[int, int, int]], buffer: ReceiverBuffer, visit: int, visits: int) -> None:
+        if into and into[-1][0] == buffer.index and into[-1][1] + into[-1][2] == visit:
+            into[-1] = (buffer.index, into[-1][1], into[-1][2] + visits)
+        else:
+            into.append((buffer.index, visit, visits))
+
+    def end_status(self, acquisition: int) -> str:
+        """The modules' end records of an acquisition, merged; to be asked before the next one starts. A lower mark
+        means that a module never wrote one."""
+        marks = self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS)[:, 0]
+        if int(marks.min()) < end_mark(acquisition, END_OK):
+            return "incomplete"
+        return "full" if int(marks.max()) == end_mark(acquisition, END_FULL) else "ok"

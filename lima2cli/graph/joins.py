@@ -1,0 +1,309 @@
+"""Joins and selections at work: frames of several inputs, and rows about them, paired by their numbers."""
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.frames import Array, Block, Files, FrameSpec
+from lima2cli.graph.fused import Spread
+from lima2cli.graph.waiting import END, Arrival, BlockFailed, Lease, Result
+from lima2cli.nodes.base import Join, Partial, Reduce, Select
+from lima2cli.plan.ir import Numbering, Step
+from lima2cli.plan.numbering import after, of_flow
+from lima2cli.program import ReceiverProgram
+
+
+class ExpectedFrames:
+    """The frames of one numbering, and those of them that are at one receiver."""
+
+    def __init__(self, numbering: Numbering, receiver: int) -> None:
+        self._rule, self._selected, self._window = numbering.rule, numbering.selected, numbering.window
+        everywhere = numbering.parts or numbering.everywhere
+        self._here = [everywhere or numbering.receivers[n] == receiver for n in range(self._rule.buffers)]
+
+    def after(self, last: int) -> int:
+        """The first of them with a number above ``last``; END if there is none."""
+        rule = self._rule
+        index = rule.before(last + 1)
+        group = rule.group(index)
+        ahead = next((n for n in range(rule.buffers) if self._here[rule.turn(group + n)[0]]), None)
+        if ahead is None:
+            return END
+        if ahead:
+            index = (group + ahead) * rule.blocks
+        return END if self._selected is not None and index >= self._selected else rule.frame(index)
+
+    def reached(self, last: int, origin: "ExpectedFrames") -> int:
+        """Up to where they have come when the frames of ``origin`` that they are made of have come up to ``last``.
+
+        A frame that is made of several has the number of the first, and comes with the last. -1 where none has.
+        """
+        if last == END or self._window == origin._window:
+            return last
+        return max(-1, last - (self._rule.step - origin._rule.step)) if self._window else -1
+
+
+def expected_frames(program: ReceiverProgram) -> Mapping[str, ExpectedFrames]:
+    """By flow and node."""
+    due = {flow.gdt.flow: ExpectedFrames(of_flow([flow.gdt]), program.receiver) for flow in program.flows}
+    for step in program.steps:
+        together = bool(step.circle) and isinstance(step.node, Reduce)  # whose rows all receivers of the circle get
+        due[step.name] = ExpectedFrames(replace(after(step), everywhere=together), program.receiver)
+    return due
+
+
+Numbers = NDArray[np.uint64]
+
+Blocks = Mapping[str, Block]
+PartialRows = Mapping[str, Partial]
+
+
+class Ranges:
+    """Frame numbers as ranges (first, last) of frames that follow each other in steps of ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.ranges: list[tuple[int, int]] = []
+
+    def add(self, numbers: Numbers) -> None:
+        """Numbers in increasing order."""
+        for number in numbers.tolist():
+            if self.ranges and number == self.ranges[-1][1] + self._step:
+                self.ranges[-1] = (self.ranges[-1][0], number)
+            else:
+                self.ranges.append((number, number))
+
+
+class BoundJoin:
+    """A join, bound. ``dropped`` are (first, last) numbers of frames that were not in all inputs and should have been;
+    ``beside`` counts those that are of one flow only.
+
+    Behind a filter they are not kept: what was vetoed is counted there.
+    """
+
+    def __init__(self, step: Step, files: Files, threads: int) -> None:
+        node = cast(Join, step.node)
+        self._inputs, self._sources = step.inputs, step.sources
+        self._function = Spread(lambda: node.bind_all(step.specs, files), cast(FrameSpec, step.after), threads)
+        self.beside = 0
+        self._rule, self._selected = step.numbering.rule, step.numbering.selected
+        self._unmatched = Ranges(self._rule.step)
+        self._notes = not step.numbering.filters
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self.beside, self._unmatched = 0, Ranges(self._rule.step)
+
+    @property
+    def dropped(self) -> list[tuple[int, int]]:
+        """See the class."""
+        return self._unmatched.ranges
+
+    def stage(self, blocks: Blocks, rows: PartialRows | None = None) -> Block | None:
+        """The result for blocks by source; None where no frame is in all."""
+        common = self._common(blocks)
+        if not len(common):
+            return None
+        given = {source: _only(block, common) for source, block in blocks.items()}
+        first = given[self._sources[0]]
+        frames = self._function({name: given[source].frames for name, source in self._inputs.items()})
+        return Block(frames, first.numbers, first.times, False)
+
+    def _common(self, blocks: Blocks) -> Numbers:
+        """Numbers that are in all inputs; the others are noted."""
+        numbers = [block.numbers for block in blocks.values()]
+        if len(blocks) < len(self._sources):
+            self._note(reduce(np.union1d, numbers, np.empty(0, np.uint64)))
+            return np.empty(0, np.uint64)
+        if all(np.array_equal(numbers[0], other) for other in numbers[1:]):
+            return numbers[0]
+        common = reduce(np.intersect1d, numbers)
+        self._note(np.setdiff1d(reduce(np.union1d, numbers), common))
+        return common
+
+    def _note(self, numbers: Numbers) -> None:
+        if not self._notes:
+            return
+        places = self._rule.place(numbers.astype(np.int64))
+        expected = places.selected
+        if self._selected is not None:
+            expected &= places.index < self._selected
+        self.beside += len(numbers) - int(np.count_nonzero(expected))
+        self._unmatched.add(numbers[expected])
+
+
+class BoundSelect:
+    """A selection, bound. ``vetoed`` counts the frames that did not pass."""
+
+    def __init__(self, step: Step, reduces: Mapping[str, Reduce]) -> None:
+        self.vetoed = 0
+        self._node, self._rule = cast(Select, step.node), step.numbering.rule
+        self._reduces = {name: reduces[name] for name in step.tables}
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self.vetoed = 0
+
+    def stage(self, blocks: Blocks, rows: PartialRows) -> Block | None:
+        """Those that pass; None where none does. Frames whose rows were lost are lost with them."""
+        block = next(iter(blocks.values()), None)
+        if block is None or not self._reduces.keys() <= rows.keys():
+            return None
+        columns = {name: reduce.finish(rows[name]) for name, reduce in self._reduces.items()}
+        known = self._with_rows(block.numbers, rows)
+        chosen = known & self._node.choose(block.numbers, self._rule, columns)
+        count = int(np.count_nonzero(chosen))
+        self.vetoed += int(np.count_nonzero(known)) - count
+        if not count:
+            return None
+        return block if count == len(chosen) else part_of(block, chosen)
+
+    def _with_rows(self, numbers: Numbers, rows: PartialRows) -> NDArray[np.bool_]:
+        """Which frames have all rows that they should have."""
+        known = np.ones(len(numbers), bool)
+        for name, node in self._reduces.items():
+            found = rows[name]["frame_number"]
+            if len(found) < len(numbers):
+                known &= np.isin(numbers, found) | (numbers % np.uint64(node.every) != 0)
+        return known
+
+
+def part_of(block: Block, chosen: NDArray[np.bool_]) -> Block:
+    """Some frames of a block: a view where they follow each other, else a copy."""
+    (places,) = np.nonzero(chosen)
+    which: slice | NDArray[np.bool_] = chosen
+    if len(places) and places[-1] - places[0] + 1 == len(places):
+        which = slice(int(places[0]), int(places[-1]) + 1)
+    return Block(block.frames[which], block.numbers[which], block.times[which], block.stable)
+
+
+def _only(block: Block, numbers: Numbers) -> Block:
+    """Frames of these numbers, which are some or all of the block's."""
+    return block if len(numbers) == len(block.numbers) else part_of(block, np.isin(block.numbers, numbers))
+
+
+class Pairing:
+    """Frames, and rows, that do not come together: each is kept until all sources that it is due from have come as
+    far; see `Waiting`.
+
+    It goes on to where any source has come, the same steps however the sources take turns: receivers that hold parts of
+    frames do the same.
+    """
+
+    def __init__(self, bound: BoundJoin | BoundSelect, due: Mapping[str, ExpectedFrames]) -> None:
+        self._bound: BoundJoin | BoundSelect | None = bound
+        self._due = due
+        self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
+        self.begin()
+
+    def begin(self) -> None:
+        """An acquisition: frames are numbered from 0 again."""
+        self._next = {source: each.after(-1) for source, each in self._due.items()}
+
+    @property
+    def sources(self) -> Collection[str]:
+        """What it reads."""
+        return self._due.keys()
+
+    def arrive(self, source: str, what: Arrival) -> None:
+        """See `Waiting`."""
+        if what.last < self._next[source]:  # no frame is due yet: it says nothing new
+            what.done()
+            return
+        self._next[source] = self._due[source].after(what.last)
+        self._kept[source].append(what)
+
+    def give_up(self) -> None:
+        """Give nothing any more; what comes is let go."""
+        self._bound = None
+
+    @property
+    def idle(self) -> bool:
+        """See `Waiting`."""
+        return not any(self._kept.values())
+
+    @property
+    def full(self) -> bool:
+        """See `Waiting`; what it keeps is limited by the local buffers, or by what the flows tell late."""
+        return False
+
+    def poll(self) -> Result | None:
+        """See `Waiting`. Raises `BlockFailed` where the node fails; it then goes on with nothing."""
+        heads = {source: kept[0] for source, kept in self._kept.items() if kept}
+        if not heads:
+            return None
+        last = min(head.last for head in heads.values())
+        if any(self._next[source] <= last for source, kept in self._kept.items() if not kept):
+            return None
+        blocks = {s: now for s, head in heads.items() if (now := _upto(head.block, last)) is not None}
+        rows = {s: _rows_upto(head.rows, last) for s, head in heads.items() if head.rows is not None}
+        out = self._paired(blocks, rows)
+        holds = [heads[s].hold for s in blocks if heads[s].hold is not None]
+        hold = Lease(partial(_all_done, [each.take() for each in holds if each is not None]))
+        for source, head in heads.items():
+            self._let_go(source, head, last)
+        return Result(last, block=out, hold=hold)
+
+    def _paired(self, blocks: Blocks, rows: PartialRows) -> Block | None:
+        if self._bound is None or not blocks:
+            return None
+        try:
+            return self._bound.stage(blocks, rows)
+        except Exception as error:
+            self.give_up()
+            raise BlockFailed(min(int(block.numbers[0]) for block in blocks.values()), error) from error
+
+    def _let_go(self, source: str, head: Arrival, last: int) -> None:
+        """Of what was used."""
+        if head.last == last:
+            self._kept[source].popleft().done()
+            return
+        if head.rows is not None:
+            head.rows = _rows_after(head.rows, last)
+        if head.block is not None:
+            head.block = _after(head.block, last)
+            if head.block is None:
+                head.done()
+
+
+def _all_done(holds: Sequence[Lease]) -> None:
+    for hold in holds:
+        hold.done()
+
+
+def _upto(block: Block | None, last: int) -> Block | None:
+    """Its frames up to ``last``."""
+    return None if block is None else _between(block, 0, _count(block.numbers, last))
+
+
+def _after(block: Block, last: int) -> Block | None:
+    """Its frames after ``last``."""
+    return _between(block, _count(block.numbers, last), len(block.numbers))
+
+
+def _between(block: Block, begin: int, end: int) -> Block | None:
+    if begin == end:
+        return None
+    if end - begin == len(block.numbers):
+        return block
+    return Block(block.frames[begin:end], block.numbers[begin:end], block.times[begin:end], block.stable)
+
+
+def _rows_upto(rows: Partial, last: int) -> Partial:
+    count = _count(rows["frame_number"], last)
+    return {key: value[:count] for key, value in rows.items()}
+
+
+def _rows_after(rows: Partial, last: int) -> Partial:
+    count = _count(rows["frame_number"], last)
+    return {key: value[count:] for key, value in rows.items()}
+
+
+def _count(numbers: Array, last: int) -> int:
+    """How many numbers are not above ``last``."""
+    return int(np.searchsorted(numbers, np.uint64(last), "right"))

@@ -1,0 +1,406 @@
+"""Delegation: blocks go to workers, other ranks of the run, and their replies go on through the graph."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli import messages
+from lima2cli import program as records
+from lima2cli.errors import UserCodeError
+from lima2cli.frames import Array, Block, Files, FrameSpec
+from lima2cli.graph.joins import Ranges
+from lima2cli.graph.waiting import Arrival, BlockFailed, Lease, Result
+from lima2cli.messages import Failure, WorkerReport, usage
+from lima2cli.nodes.base import Delegate
+from lima2cli.nodes.user_function import Code, load
+from lima2cli.plan.ir import Step
+from lima2cli.program import WorkerProgram
+from lima2cli.transport.base import Mailbox, Pending, Port
+from lima2cli.units import seconds_text
+
+BLOCK, ALIVE, REPLY, DONE, FAILED, LEFT = "block", "alive", "reply", "done", "failed", "left"
+
+UNDER_WAY = 2
+"""Blocks that a receiver has at one worker at the same time: one in work, the next at hand."""
+
+
+@dataclass(slots=True)
+class _Task:
+    """A block for a worker. ``result`` is what goes on instead of it, once it is ``settled``."""
+
+    arrival: Arrival
+    settled: bool = False
+    result: Block | None = None
+    own: bool = False
+    sent: float = 0.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker as a receiver sees it; ``heard`` is when it last gave a sign of life."""
+
+    member: int
+    tasks: dict[int, _Task] = field(default_factory=dict)
+    heard: float = 0.0
+    gone: bool = False
+
+
+class BoundDelegate:
+    """A node that delegates, at one receiver; see `Waiting`.
+
+    ``dropped`` are (first, last) numbers of frames given up, ``warnings`` what users should know, ``silent`` the ranks
+    of workers that did not reply in time; the last two are for the caller to clear.
+    """
+
+    def __init__(self, step: Step, delegation: records.Delegation, line: Mailbox, place: int) -> None:
+        assert isinstance(step.node, Delegate)
+        self._name, self._node, self._line, self._about = step.name, step.node, line, delegation
+        self._workers = [_Worker(m) for m in range(delegation.receivers, len(delegation.members))]
+        self._turn = place % len(self._workers)
+        self._order: deque[_Task] = deque()
+        self._unsent: deque[_Task] = deque()
+        self._sending: list[Pending] = []
+        self._abandoned: list[_Task] = []
+        self._step = step.numbering.rule.step
+        self._given_up = Ranges(self._step)
+        self._index = 0
+        self._failed: BlockFailed | None = None
+        self._stopped = self._told = False
+        self.warnings: list[str] = []
+        self.silent: list[int] = []
+
+    def begin(self) -> None:
+        """An acquisition: counts begin anew."""
+        self._given_up = Ranges(self._step)
+
+    @property
+    def dropped(self) -> list[tuple[int, int]]:
+        """See the class."""
+        return self._given_up.ranges
+
+    @property
+    def idle(self) -> bool:
+        """See `Waiting`."""
+        return not (self._order or self._unsent or any(worker.tasks for worker in self._workers))
+
+    @property
+    def full(self) -> bool:
+        """See `Waiting`."""
+        return len(self._unsent) >= UNDER_WAY
+
+    def arrive(self, source: str, what: Arrival) -> None:
+        """See `Waiting`."""
+        task = _Task(what)
+        if what.block is None or self._stopped:
+            task.settled = True
+            what.done()
+        elif self._node.reply:
+            self._unsent.append(task)
+        else:  # it goes on at once, and to a worker besides
+            self._unsent.append(_Task(Arrival(what.last, what.block, hold=_taken(what.hold))))
+            task.settled, task.result = True, what.block
+        self._order.append(task)
+
+    def poll(self) -> Result | None:
+        """See `Waiting`. Raises `BlockFailed` where a block has failed and ``on_error`` is stop; once."""
+        self._sending = [pending for pending in self._sending if not pending.done()]
+        self._hear()
+        self._look_at_clock()
+        self._send()
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+        return self._next()
+
+    def _next(self) -> Result | None:
+        if not self._order or not self._order[0].settled:
+            return None
+        task = self._order.popleft()
+        arrival, block = task.arrival, task.result
+        if block is None:
+            arrival.done()
+            return Result(arrival.last)
+        hold, arrival.hold = arrival.hold, None
+        if task.own:
+            return Result(arrival.last, block=block, hold=Lease(lambda: None))
+        return Result(arrival.last, block=block, hold=hold)
+
+    # Workers
+
+    def _send(self) -> None:
+        while self._unsent:
+            worker = self._next_worker()
+            if worker is None:
+                self._fail(self._unsent.popleft(), "no worker is left")
+                continue
+            if len(worker.tasks) >= UNDER_WAY:
+                return
+            task = self._unsent.popleft()
+            block = task.arrival.block
+            assert block is not None
+            head = (BLOCK, self._index, block.numbers.copy(), block.times.copy())
+            self._sending.append(self._line.send(worker.member, head, block.frames))
+            task.sent = time.monotonic()
+            worker.tasks[self._index] = task
+            self._index += 1
+            self._turn = (self._workers.index(worker) + 1) % len(self._workers)
+
+    def _next_worker(self) -> _Worker | None:
+        """Whose turn it is, of those that are there."""
+        around = self._workers[self._turn :] + self._workers[: self._turn]
+        return next((worker for worker in around if not worker.gone), None)
+
+    def _hear(self) -> None:
+        while (came := self._line.receive()) is not None:
+            member, (kind, *what), frames = came
+            worker = self._workers[member - self._about.receivers]
+            worker.heard = time.monotonic()
+            if kind == LEFT:
+                self._lose(worker, what[0])
+            elif kind != ALIVE and (task := worker.tasks.pop(what[0], None)) is not None:
+                self._settle(task, kind, what, frames)
+
+    def _settle(self, task: _Task, kind: str, what: list[Any], frames: Array | None) -> None:
+        """What a worker said of a block, which it has by now."""
+        if kind == FAILED:
+            self._tell_once(what[1])
+            self._fail(task, *what[1:])
+            return
+        if kind == REPLY and frames is not None and not self._stopped:
+            block = task.arrival.block
+            assert block is not None
+            task.result, task.own = Block(frames, block.numbers.copy(), block.times.copy()), True
+        task.settled = True
+        task.arrival.done()
+
+    def _look_at_clock(self) -> None:
+        now, limit = time.monotonic(), self._about.timeout_s
+        for worker in self._workers:
+            if worker.tasks and now - max(worker.heard, min(task.sent for task in worker.tasks.values())) > limit:
+                self.silent.append(self._about.members[worker.member])
+                self._lose(worker, f"it did not reply for {seconds_text(limit)}")
+
+    def _lose(self, worker: _Worker, why: str) -> None:
+        """A worker gets no more blocks. What was sent to it must stay in place as long as MPI may look at it."""
+        if worker.gone:
+            return
+        worker.gone = True
+        lost, worker.tasks = worker.tasks, {}
+        self._abandoned += lost.values()
+        why = f"rank {self._about.members[worker.member]}, a worker, is gone: {why}"
+        for task in lost.values():
+            self._fail(task, why)
+        if self._node.on_error != "stop":
+            self.warnings.append(f"{self._name}: {why}")
+        elif not self._stopped:
+            self._failed = BlockFailed(None, UserCodeError(why))
+            self._stop()
+
+    def _fail(self, task: _Task, why: str, frame: int | None = None) -> None:
+        """What ``on_error`` says."""
+        block = task.arrival.block
+        assert block is not None
+        task.settled = True
+        on_error = self._node.on_error
+        if on_error == "stop" and not self._stopped:
+            self._failed = BlockFailed(int(block.numbers[0]) if frame is None else frame, UserCodeError(why))
+            self._stop()
+        elif on_error == "pass" and self._node.reply and not self._stopped:
+            task.result = block
+        elif on_error == "drop" and self._node.reply and not self._stopped:
+            self._given_up.add(block.numbers)
+        if not self._node.reply:
+            task.arrival.done()
+
+    def _stop(self) -> None:
+        """Nothing goes on any more; what has been sent comes to its end."""
+        self._stopped = True
+        unsent, self._unsent = self._unsent, deque()
+        for task in unsent:
+            task.settled = True
+            task.arrival.done()
+
+    def _tell_once(self, why: str) -> None:
+        if self._node.on_error != "stop" and not self._told:
+            self._told = True
+            self.warnings.append(f"{self._name}: a worker has failed (on_error: {self._node.on_error}): {why}")
+
+
+def _taken(hold: Lease | None) -> Lease | None:
+    return None if hold is None else hold.take()
+
+
+@dataclass(slots=True)
+class Given:
+    """A block that a worker has been given, and where it comes from: ``place`` is the receiver's among those that the
+    node has. ``frames`` (n, height, width) are read-only."""
+
+    frames: Array
+    numbers: NDArray[np.uint64]
+    times: NDArray[np.uint64]
+    place: int
+    index: int
+
+
+class Service:
+    """One worker: ``take`` gives blocks one after the other, each of which is answered by `reply` or `fail`.
+
+    ended   nothing more will come: `finish`;  done  the run is over
+    """
+
+    def __init__(self, program: WorkerProgram, port: Port) -> None:
+        assert isinstance(program.step.node, Delegate)
+        self.ended = self.done = False
+        self._program, self._port, self._node = program, port, program.step.node
+        self._line = port.line(program.line)
+        self._sending: list[Pending] = []
+        self._left = self._finished = False
+        self._blocks = self._frames = self._failed = 0
+        self._since_ns = self._busy_ns = 0
+
+    @property
+    def name(self) -> str:
+        """What works here, for messages."""
+        return self._node.function or " ".join(self._node.command or ())
+
+    @property
+    def spec(self) -> FrameSpec:
+        """Of the frames that come."""
+        return self._program.step.before
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Of the node."""
+        return self._node.params
+
+    @property
+    def replies(self) -> bool:
+        """Whether the receivers wait for frames."""
+        return self._node.reply
+
+    def ready(self) -> None:
+        """Blocks may come."""
+        self._port.send(0, (messages.READY, None))
+
+    def unfit(self, why: str) -> None:
+        """It cannot work, which keeps the run from starting."""
+        failure = Failure(self._program.rank, f"{self._program.step.name}: {why}", self._program.step.name)
+        self._port.send(0, (messages.FAILED, failure))
+
+    def take(self) -> Given | None:
+        """The next block, if there is one and what was replied before has been sent; does not wait."""
+        while (mail := self._port.receive()) is not None:
+            self.ended |= mail[1][0] in (messages.ENDED, messages.QUIT)
+            self.done |= mail[1][0] == messages.QUIT
+        self._sending = [pending for pending in self._sending if not pending.done()]
+        came = None if self._sending else self._line.receive()
+        if came is None:
+            return None
+        place, (_, index, numbers, times), frames = came
+        assert frames is not None
+        if self._left:
+            return None  # nobody waits for a reply
+        self._tell_all((ALIVE,))
+        frames.flags.writeable = False
+        self._since_ns = time.perf_counter_ns()
+        self._blocks, self._frames = self._blocks + 1, self._frames + len(numbers)
+        return Given(frames, numbers, times, place, index)
+
+    def reply(self, given: Given, result: Any, code: Code | None = None) -> None:
+        """Answer with what the user's code returned, which is looked at where frames are waited for; by ``code``, where
+        it is called there."""
+        self._busy_ns += time.perf_counter_ns() - self._since_ns
+        if not self._node.reply:
+            self._send(given.place, (DONE, given.index))
+            return
+        after = self._program.step.after
+        assert isinstance(after, FrameSpec)
+        about, output = (given.numbers, after, self.name), self._node.output
+        try:
+            frames = output.fit(result, *about) if code is None else code.fit(output, result, *about)
+        except UserCodeError as error:
+            self.fail(given, str(error), error.frame)
+            return
+        self._sending.append(self._line.send(given.place, (REPLY, given.index), np.ascontiguousarray(frames)))
+
+    def answer(self, given: Given, code: Code) -> None:
+        """Answer with what code of the user's makes of the block."""
+        try:
+            result = code(given.frames, given.numbers)
+        except UserCodeError as error:
+            self.fail(given, str(error))
+        else:
+            self.reply(given, result, code)
+
+    def fail(self, given: Given, why: str, frame: int | None = None) -> None:
+        """Answer that there is no result, because of ``frame`` where it is known."""
+        self._failed += 1
+        self._send(given.place, (FAILED, given.index, why, frame))
+
+    def leave(self, why: str) -> None:
+        """Take no more blocks, before the end."""
+        if not (self._left or self.ended):
+            self._left = True
+            self._tell_all((LEFT, why))
+
+    def finish(self) -> None:
+        """Everything is done, once."""
+        if not self._finished:
+            self._finished = True
+            counts = (self._blocks, self._frames, self._failed)
+            busy_s = self._busy_ns * 1e-9
+            report = WorkerReport(self._program.rank, self._program.step.name, *counts, usage(), busy_s)
+            self._port.send(0, (messages.FINISHED, report))
+
+    def _tell_all(self, head: tuple[Any, ...]) -> None:
+        for place in range(self._program.receivers):
+            self._send(place, head)
+
+    def _send(self, place: int, head: tuple[Any, ...]) -> None:
+        self._sending.append(self._line.send(place, head))
+
+
+class WorkerRank:
+    """Serves a function of the user's; `step` is one block."""
+
+    def __init__(self, program: WorkerProgram, port: Port, files: Files) -> None:
+        self._service, self._node, self._files = Service(program, port), program.step.node, files
+        self._code: Code | None = None
+        self.done = False
+
+    def prepare(self) -> None:
+        """See `Rank.prepare`."""
+        service, node = self._service, self._node
+        assert isinstance(node, Delegate)
+        reference = node.function
+        assert reference is not None
+        try:
+            self._code = Code(reference, lambda: load(reference, self._files), service.spec, node.params)
+        except UserCodeError as error:
+            service.unfit(str(error))
+        else:
+            service.ready()
+
+    def step(self) -> bool:
+        """See `Rank.step`."""
+        given = self._service.take()
+        self.done = self._service.done
+        if given is not None and self._code is not None:
+            self._service.answer(given, self._code)
+        elif self._service.ended:
+            self._finish()
+        return given is not None
+
+    def _finish(self) -> None:
+        code, self._code = self._code, None
+        if code is not None:
+            try:
+                code.close()
+            except UserCodeError as error:
+                self._service.unfit(str(error))
+        self._service.finish()

@@ -1,0 +1,393 @@
+"""Starts the ranks of a plan, and stays outside of them: it handles signals, passes events on, and tells the truth
+when ranks die.
+
+Under MPI each rank is a process of ``mpiexec``; the launcher itself is no rank. Where MPI is not installed all
+ranks run in this process.
+"""
+
+import importlib.util
+import os
+import re
+import select
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any
+
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.files.disk import allocate
+from lima2cli.foreign import hung_at
+from lima2cli.job.guard import functions_of
+from lima2cli.job.loopback import Confined, is_alone, local_variables
+from lima2cli.job.resources import host_options
+from lima2cli.plan.ir import Plan
+from lima2cli.ranks.progress import rank_name
+from lima2cli.runs.channel import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
+from lima2cli.runs.ending import conclude
+from lima2cli.runs.ownership import LOG
+from lima2cli.runs.processes import Whereabouts, ending, parent_of, processes_with, sweep
+from lima2cli.secret import hide, known
+
+PROXY = "the process of mpiexec that started the ranks"
+AT_ONCE = "ended at once by the user"
+NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
+
+ORDERLY_END_S = 60.0
+"""Ranks that have lost their mpiexec may take so long to end in order."""
+
+LAST_WORDS_S = 5.0
+"""Ranks have so long to end after mpiexec has."""
+
+MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
+ERROR = re.compile(r"ssh: |[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
+"""The last line of a traceback, or why another machine was not reached."""
+
+ABORTED = re.compile(r"MPI_Abort\(.*\) - process (\d+)")
+"""What MPICH says of a rank that has ended the job."""
+
+START_UP_S = 60.0
+"""Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""
+
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+"""Set by mpiexec and srun in the processes that they start."""
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Signals:
+    """What the user asked for: the first signal stops the run cleanly, the second at once."""
+
+    received: list[int] = field(default_factory=list)
+    on_first: Callable[[], None] = lambda: None
+    on_second: Callable[[], None] = lambda: None
+
+    def handle(self, number: int, frame: object) -> None:
+        """Signal handler."""
+        self.received.append(number)
+        (self.on_first if len(self.received) == 1 else self.on_second)()
+
+    def keep(self) -> None:
+        """Take the signals again, where users' code in this process has taken them."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != self.handle:
+                signal.signal(number, self.handle)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
+        before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def find_mpiexec() -> str | None:
+    """The launcher of the MPI that this Python uses: beside the interpreter first, then on the path."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return None
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+class Directories:
+    """The run directories of a job, one for each acquisition: noted from its events, which are passed on."""
+
+    def __init__(self, first: Path, emit: Emit) -> None:
+        self._held, self._emit = [Whereabouts(first)], emit
+
+    @property
+    def all(self) -> list[Path]:
+        """Where they are now. Raises `RunFailed` where one was removed."""
+        return [one.found() for one in self._held]
+
+    def gone(self) -> str | None:
+        """In words, where one is no longer where it was."""
+        return next(filter(None, (one.gone() for one in self._held)), None)
+
+    def close(self) -> None:
+        """Let them go."""
+        for one in self._held:
+            one.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """An event of the control rank."""
+        if event["type"] == "directory":
+            with suppress(OSError):  # it went at once
+                self._held.append(Whereabouts(event["directory"]))
+        else:
+            self._emit(event)
+
+
+class Ranks:
+    """The processes of a job: mpiexec, what it has started, and what users' code has started besides. All on this
+    machine are known by the job's name in their environment.
+
+    ``first`` is who was the first to end, where that is sure: the number of a rank, or the name of another process.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], job: str, confined: Confined | None = None) -> None:
+        self._process, self._job, self._confined = process, job, confined
+        self.joined = False
+        self.first: int | str | None = None
+
+    def know(self, ranks: list[tuple[str, int]]) -> None:
+        """Host and process of each rank: they are all there."""
+        self.joined = True
+        if self._confined is not None:
+            self._confined.settle()
+        if all(host == socket.gethostname() for host, _ in ranks):  # else one that is not seen may be the first
+            processes: dict[int, int | str] = {pid: rank for rank, (_, pid) in enumerate(ranks)}
+            processes[self._process.pid] = "mpiexec"
+            for _, pid in ranks:
+                processes.setdefault(
+                    parent_of(pid) or self._process.pid, "the process of mpiexec that started the ranks"
+                )
+            threading.Thread(target=self._watch, args=(processes,), daemon=True).start()
+
+    def _watch(self, processes: dict[int, int | str]) -> None:
+        """Wait for the first process to end. mpiexec then ends the others, within milliseconds, and does not say which
+        was the first (the process that it names is any of them). It may hear of an end before the system tells it: who
+        is seen to end is the first only where no other is about to."""
+        poll, known = select.poll(), dict[int, int | str]()
+        with (
+            ExitStack() as opened,
+            suppress(OSError, AttributeError),
+        ):  # one has ended; or this system has no such thing
+            states = [opened.enter_context(open(f"/proc/{pid}/stat", "rb", buffering=0)) for pid in processes]
+            for pid, who in processes.items():
+                known[descriptor := os.pidfd_open(pid)] = who
+                opened.callback(os.close, descriptor)
+                poll.register(descriptor, select.POLLIN)
+            ended = poll.poll()
+            if len(ended) == 1 and sum(map(ending, states)) == 1:  # of several, any may have been the first
+                self.first = known[ended[0][0]]
+
+    def give_up(self) -> None:
+        """End what has been started, unless all have joined."""
+        if not self.joined:
+            self._process.terminate()  # mpiexec ends the others
+
+    def kill(self) -> None:
+        """End all at once; those, too, that are being started meanwhile."""
+        if self._process.poll() is None:
+            self._process.kill()
+        deadline = time.monotonic() + LAST_WORDS_S
+        while (pids := self.left()) and time.monotonic() < deadline:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def gone(self) -> None:
+        """Wait for the end of all, which may come after that of mpiexec; help where it doesn't come."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill()
+
+    def left(self) -> list[int]:
+        """Processes of the job on this machine."""
+        return list(processes_with(LAUNCHED, self._job))
+
+
+LOG_BYTES = 1 << 16
+"""Kept on the disk for a log."""
+
+
+class Log:
+    """The log of a run, which does not need it: what no disk takes is left out. OSError where it can't be made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = (directory / LOG).open("w+b", buffering=0)
+        self.fileno = self._file.fileno
+        with suppress(OSError):  # an mpiexec that cannot write there ends
+            allocate(self.fileno(), 0, LOG_BYTES)
+
+    def write(self, line: bytes) -> None:
+        """Add a line, its end with it."""
+        with suppress(OSError):
+            self._file.write(line)
+
+    def lines(self) -> list[str]:
+        """All that is in it; nothing where it can't be read any more."""
+        try:
+            self._file.seek(0)
+            return self._file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError), self._file:
+            self._file.truncate(os.fstat(self.fileno()).st_size)  # gives back what was kept for it
+
+
+LAST_LINES_S = 5.0
+"""The last lines of ranks may take so long to reach the log."""
+
+
+def run_with_mpiexec(
+    mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
+) -> tuple[Path, dict[str, Any]]:
+    """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
+    directories, began_ns = Directories(directory, emit), time.time_ns()
+    try:
+        log = Log(directory)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write in the run directory: {error}") from error
+    server = JobServer(Job(plan, str(base), str(directory)))
+    command, alone = command_line(mpiexec, plan, base, [server.name]), is_alone(plan)
+    with closing(directories), closing(log), closing(server):
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+                # what has secrets in it does not reach the log as it is
+                stderr=subprocess.PIPE if known() else log.fileno(),
+                env={**os.environ, **(local_variables() if alone else {}), LAUNCHED: server.name},
+            )  # fmt: skip
+        except OSError as error:
+            raise EnvironmentUnfit(f"cannot start {mpiexec}: {error}") from error
+        ranks = Ranks(process, server.name, Confined(process.pid) if alone else None)
+        signals.on_first, signals.on_second = lambda: server.stop(BY_USER), ranks.kill
+        if signals.received:  # while they were being started
+            server.stop(BY_USER)
+        patience = threading.Timer(START_UP_S, ranks.give_up)
+        patience.daemon = True
+        patience.start()
+        code = _attend(process, server, ranks, directories, log)
+        patience.cancel()
+        ranks.gone()
+        sweep(began_ns)
+        at_once = len(signals.received) > 1
+        reason = AT_ONCE if at_once else directories.gone() or _why(code, log, ranks, plan)
+        return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
+
+
+def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
+    """The command that starts the ranks of a plan, on their hosts: those of lima2 as one program, others with theirs
+    (MPMD)."""
+    # -P: the working directory is data; what lies there never stands for a module of the same name
+    own = [sys.executable, "-P", "-m", "mpi4py", "-m", "lima2cli.job.rank_main", *arguments]
+    programs: list[str] = []
+    for program, roles in groupby(plan.ranks, plan.command_of):
+        count = ["-n", str(len(list(roles)))]
+        programs += [":"] if programs else []
+        programs += [*count, *own] if program is None else [*count, "-wdir", str(base), *executable(program)]
+    return [mpiexec, *host_options(plan), *programs]
+
+
+def executable(program: tuple[str, ...]) -> list[str]:
+    """A command with the Python that runs this for ``python``."""
+    return [sys.executable if program[0] == "python" else program[0], *program[1:]]
+
+
+def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: Log) -> int:
+    """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended; the
+    exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
+    assert process.stdout is not None
+    output, lines, deadline = process.stdout, Lines(), None
+    errors = None if process.stderr is None else _log_hidden(process.stderr, log)
+    with selectors.DefaultSelector() as selector, closing_after(errors):
+        selector.register(output, selectors.EVENT_READ)
+        selector.register(server.listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                if key.fileobj is server.listener:
+                    if (caller := server.accept()) is not None:
+                        selector.register(caller, selectors.EVENT_READ)
+                elif key.fileobj is output:
+                    more = os.read(output.fileno(), 1 << 16)
+                    if not more:
+                        selector.unregister(output)
+                        output.close()
+                    for line in lines.feed(more) if more else lines.end():
+                        _pass_on(line, emit, log)
+                else:
+                    for event in server.events():
+                        ranks.know(event["ranks"]) if event["type"] == "ranks" else emit(event)
+                    if server.ended:  # all is written
+                        selector.unregister(key.fileobj)
+                        deadline = time.monotonic() + LAST_WORDS_S
+            if output.closed and (server.connection is None or server.ended):
+                return process.wait()
+            if output.closed and deadline is None:
+                server.stop(NO_MPIEXEC)
+                deadline = time.monotonic() + ORDERLY_END_S
+            elif deadline is not None and time.monotonic() > deadline:
+                return _end_rest(process, ranks, emit, written=server.ended)
+
+
+def _end_rest(process: subprocess.Popen[bytes], ranks: Ranks, emit: Emit, *, written: bool) -> int:
+    """End what goes on though the run is over: threads and children of users' code, ranks that hang in their end."""
+    if written and process.poll() is None:
+        message = f"warning: processes of the run did not end within {LAST_WORDS_S:g} s after it, and were ended"
+        emit({"type": "event", "event": "warning", "message": message})
+    ranks.kill()
+    return process.wait()
+
+
+def _log_hidden(stream: IO[bytes], log: Log) -> threading.Thread:
+    """Copy what ranks write to standard error to the log, secrets hidden, until they have ended."""
+
+    def copy() -> None:
+        with stream:
+            for line in stream:
+                log.write(hide(line.decode(errors="replace")).encode())
+
+    thread = threading.Thread(target=copy, name="log", daemon=True)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def closing_after(thread: threading.Thread | None) -> Iterator[None]:
+    """Wait for a thread at the end, a little: a process that ranks have left behind may hold its stream open."""
+    try:
+        yield
+    finally:
+        if thread is not None:
+            thread.join(LAST_LINES_S)
+
+
+def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
+    """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
+    if MPIEXEC_SAYS.match(line):
+        log.write(hide(line.decode(errors="replace")).encode() + b"\n")
+    elif text := line.decode(errors="replace").rstrip():
+        emit({"type": "event", "event": "output", "message": text})
+
+
+def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
+    """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
+    lines = log.lines()
+    workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
+    if not ranks.joined and workers:
+        return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
+    errors = [line for line in lines if ERROR.match(line)]
+    aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
+    hung, said = hung_at("\n".join(lines), functions_of(plan)), ""
+    if hung:
+        said = f": {hung}"
+    elif errors:
+        said = f": {errors[-1]}"
+    elif len(set(aborted)) == 1:
+        said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
+    elif isinstance(ranks.first, int):
+        said = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
+    elif ranks.first is not None:
+        said = f": {ranks.first} was the first to end"
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"

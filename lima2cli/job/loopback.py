@@ -1,0 +1,159 @@
+"""Runs on one machine listen on its loopback only, so that no other machine can reach them.
+
+MPI libraries and mpiexec are told so by their environment; what it says already stands. MPICH's mpiexec (hydra) has no
+such option for the socket at which it waits for its processes: it binds it to all addresses. The launcher therefore
+takes that socket itself (pidfd_getfd(2), Linux 5.6): at once it is held to the loopback device, and once all ranks have
+joined, when nobody else has to connect, it is bound to 127.0.0.1. Where the system does not allow that it stays as
+mpiexec has made it.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from lima2cli.job.resources import is_here
+from lima2cli.plan.ir import Plan
+
+DEVICE = "lo"
+
+VARIABLES = (
+    "HYDRA_IFACE",  # MPICH's mpiexec, and
+    "UCX_NET_DEVICES",  # its ranks, over UCX
+    "FI_TCP_IFACE",  # or libfabric
+    "FI_SOCKETS_IFACE",
+    "I_MPI_HYDRA_IFACE",  # Intel MPI
+    "OMPI_MCA_btl_tcp_if_include",  # Open MPI
+    "OMPI_MCA_oob_tcp_if_include",
+    "PRTE_MCA_prte_if_include",
+    "PMIX_MCA_ptl_tcp_if_include",
+)
+
+SIOCGIFADDR = 0x8915
+
+PIDFD_GETFD = 438
+"""The number of pidfd_getfd(2), on all architectures."""
+
+START_S = 5.0
+"""mpiexec listens within milliseconds; after so long it will not."""
+
+LOOK_S = 0.001
+
+BACKLOG = 128
+
+
+def is_alone(plan: Plan) -> bool:
+    """Whether all ranks run on this machine."""
+    return all(is_here(plan.placement_of(role).host) for role in plan.ranks)
+
+
+def local_variables() -> Mapping[str, str]:
+    """What a run on this machine alone has in its environment besides; nothing where the loopback is not up, as in
+    a network namespace that nobody has set up."""
+    try:
+        with socket.socket() as probe:  # netdevice(7)
+            fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", DEVICE.encode()))
+    except OSError:
+        return {}
+    return {name: DEVICE for name in VARIABLES if name not in os.environ}
+
+
+class Confined:
+    """The sockets at which an mpiexec that was just started listens, held to the loopback device."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._lock, self._held = pid, threading.Lock(), list[socket.socket]()
+        self._over = False
+        threading.Thread(target=self._hold, name="lima2-loopback", daemon=True).start()
+
+    def _hold(self) -> None:
+        end = time.monotonic() + START_S
+        with suppress(OSError, AttributeError):  # it has ended, or this is not allowed here, or there is no such thing
+            while time.monotonic() < end:
+                with self._lock:
+                    if self._over or self._take():
+                        return
+                time.sleep(LOOK_S)
+
+    def _take(self) -> bool:
+        """Hold the sockets that there are; whether there were any. Raises OSError."""
+        process = os.pidfd_open(self._pid)
+        try:
+            for name in os.listdir(f"/proc/{self._pid}/fd"):
+                taken = _listening(process, self._pid, name)
+                if taken is not None:
+                    self._held.append(taken)
+                    taken.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, DEVICE.encode())
+        finally:
+            os.close(process)
+        return bool(self._held)
+
+    def settle(self) -> None:
+        """Bind them to 127.0.0.1: all who have to connect have."""
+        with self._lock:
+            self._over = True
+            for taken in self._held:
+                with taken, suppress(OSError):
+                    if taken.family == socket.AF_INET and not taken.getsockname()[0].startswith("127."):
+                        self._bind(taken)
+            self._held.clear()
+
+    def _bind(self, taken: socket.socket) -> None:
+        """Listen at the same port of 127.0.0.1; mpiexec rests meanwhile, for 0.2 ms, so that it sees nothing of it."""
+        port = taken.getsockname()[1]
+        os.kill(self._pid, signal.SIGSTOP)
+        try:
+            _unbind(taken)
+            try:
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                taken.bind(("127.0.0.1", 0))
+            taken.listen(BACKLOG)
+        finally:
+            os.kill(self._pid, signal.SIGCONT)
+
+
+def _listening(process: int, pid: int, name: str) -> socket.socket | None:
+    """A descriptor of another process as a socket of this one, where it is one that listens for TCP."""
+    try:
+        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+            return None
+    except FileNotFoundError:
+        return None
+    try:
+        taken = socket.socket(fileno=descriptor_of(process, int(name)))
+    except OSError as error:
+        if error.errno == errno.EBADF:  # closed meanwhile
+            return None
+        raise
+    if taken.family in (socket.AF_INET, socket.AF_INET6) and taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return taken
+    taken.close()
+    return None
+
+
+def descriptor_of(process: int, number: int) -> int:
+    """A descriptor of another process, known by its pidfd, as one of this: of the same open file. Raises OSError."""
+    return call_c("syscall", PIDFD_GETFD, process, number, 0)
+
+
+def _unbind(taken: socket.socket) -> None:
+    """Connect to nowhere (AF_UNSPEC), which ends listening and lets the address go; connect(2)."""
+    nowhere = struct.pack("H14x", socket.AF_UNSPEC)
+    call_c("connect", taken.fileno(), nowhere, len(nowhere))
+
+
+def call_c(name: str, *arguments: object) -> int:
+    """Call a function of the C library that Python does not offer. Raises OSError."""
+    result: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

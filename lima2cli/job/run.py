@@ -1,0 +1,205 @@
+"""One run of a plan, from an empty directory to its summary, by whatever transport there is."""
+
+import datetime
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lima2cli.accounting.summary import reserve_summary
+from lima2cli.errors import DATA_LOST, FAILED, FINE, STOPPED, EndedAtOnce, EnvironmentUnfit
+from lima2cli.files.disk import advice
+from lima2cli.foreign import call_foreign, said
+from lima2cli.job.guard import Guard, calls_others
+from lima2cli.job.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
+from lima2cli.job.resources import (
+    all_here,
+    check_disk,
+    check_files,
+    check_memory,
+    check_placement,
+    check_programs,
+    tell_of_disk,
+)
+from lima2cli.plan.figures import end_bytes
+from lima2cli.plan.ir import Plan
+from lima2cli.ranks.loop import run_inline
+from lima2cli.runs import channel as job_events
+from lima2cli.runs.channel import BY_USER, Stop
+from lima2cli.runs.control_socket import announce
+from lima2cli.runs.directory import Claim, make_directory
+from lima2cli.runs.ending import conclude
+from lima2cli.runs.ownership import LOG, RunNames, has_saved, listed
+from lima2cli.runs.processes import sweep
+from lima2cli.runs.saved_plan import Origin, plan_contents
+from lima2cli.secret import hide
+
+
+def run_plan(
+    plan: Plan, origin: Origin, emit: Emit, *, transport: str, latest: bool = True
+) -> tuple[Path, dict[str, Any], int]:
+    """Run; gives the directory, the summary and the exit code.
+
+    ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``; ``latest``: the link of that name
+    beside the directory points to it from then on. Raises `EnvironmentUnfit` before anything is started, `RunFailed`
+    where not even the summary can be written.
+    """
+    mpiexec = find_mpiexec() if transport != "inline" else None
+    if transport == "mpi" and mpiexec is None:
+        raise EnvironmentUnfit("no MPI here: pip install 'lima2cli[mpi]', or --transport inline")
+    check_programs(plan, origin.base, by_mpi=mpiexec is not None)
+    plan.detector.check_machine()
+    sweep()  # what earlier runs have left is no room for this one
+    placed = plan if mpiexec is not None else all_here(plan)
+    check_memory(placed, shared=mpiexec is not None)
+    check_files(placed, origin.base)
+    warnings = check_disk(placed, origin.base)
+    check_placement(placed)
+    claim = open_directory(plan, origin, latest=latest)
+    tell_of_disk(plan, warnings, emit)
+    if transport == "auto" and mpiexec is None:
+        emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
+    if mpiexec is None and any(it.said for it in plan.placements):
+        message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
+        emit({"type": "event", "event": "placement", "message": message})
+    signals, here = Signals(), Path.cwd()
+    with settled(claim, emit) as settle, signals.installed():
+        if mpiexec is not None:
+            ended = run_with_mpiexec(mpiexec, plan, origin.base.resolve(), claim.path.resolve(), emit, signals)
+        else:
+            ended = _run_inline(plan, origin.base, claim.path.resolve(), emit, signals)
+        os.chdir(here)  # which users' code may have changed
+        directory, summary = as_seen(settle(ended[0])), ended[1]
+    emit(done(directory, summary))
+    return directory, summary, exit_code(summary, signals)
+
+
+@contextmanager
+def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
+    """While a run goes on in a directory. What this gives decides, when it has ended, which run stays there: the one
+    before has its place again where this one saved nothing. It takes where a run has ended, and says where that lies
+    now.
+
+    Of a run that could not be started nothing is left; one that is given up with another exception leaves the one
+    before where it was put.
+    """
+
+    def tell(message: str) -> None:
+        emit(job_events.said("overwrite", message))
+
+    def settle(ended: Path) -> Path:
+        before, saved = claim.before, has_saved(ended)
+        if before is None:
+            return ended
+        try:
+            return settle_before(ended, before, saved)
+        except OSError as error:
+            tell(f"the run before is in {before}: {error}")
+            return ended
+
+    def settle_before(ended: Path, before: Path, saved: bool | None) -> Path:
+        if saved:
+            left = claim.keep()
+            if left:
+                tell(f"{before} stays: it holds {listed(left)}")
+        elif saved is None:
+            tell(f"the run before is in {before}")
+        else:
+            ended = claim.give_back().resolve()
+            tell(f"nothing was saved: {claim} is the run before, {as_seen(ended)} what this one left")
+        return ended
+
+    try:
+        yield settle
+    except EnvironmentUnfit:
+        with suppress(OSError):
+            claim.undo()
+        raise
+    except BaseException:
+        if claim.before is not None:
+            tell(f"the run before is in {claim.before}")
+        raise
+    finally:
+        claim.release()
+
+
+def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The last event of a run: how it ended, and all that went wrong."""
+    told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
+    return {"type": "done", **told, "directory": str(directory)}
+
+
+def note(directory: Path, text: str) -> None:
+    """Add a line to the log of a run, where that can be written."""
+    with suppress(OSError), (directory / LOG).open("a", encoding="utf-8") as log:
+        log.write(f"{hide(text)}\n")
+
+
+def as_seen(directory: Path) -> Path:
+    """As users of this working directory name it."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory
+
+
+def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
+    """Make the run directory, with the pipeline and the plan in it. Raises `EnvironmentUnfit`; nothing is left then."""
+    now = datetime.datetime.now().astimezone()
+    claim = make_directory(
+        plan.output_directory, plan.name, plan.if_exists, now,
+        latest=latest, names=RunNames.of(plan), inputs=plan.inputs,
+    )  # fmt: skip
+    try:
+        announce(claim.path)  # before the plan, which lists it among the runs
+        origin.write(claim.path, plan_contents(plan))
+        reserve_summary(claim.path, end_bytes(plan))
+    except OSError as error:
+        with suppress(OSError):
+            claim.undo()
+        help = "; ".join(["", *advice([str(error)], claim, whole=True)])
+        raise EnvironmentUnfit(f"cannot write in the run directory: {error}{help}") from error
+    return claim
+
+
+def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, dict[str, Any]]:
+    """The second signal ends the run at once; files are then closed with what they have."""
+    stop = threading.Event()
+
+    def give_up() -> None:
+        signals.on_second = lambda: None
+        raise EndedAtOnce
+
+    def order() -> Stop | None:
+        signals.keep()
+        return BY_USER if stop.is_set() else None
+
+    signals.on_first, signals.on_second = stop.set, give_up
+    if signals.received:
+        stop.set()
+    with closing(Directories(directory, emit)) as directories:
+        reason, state = "it was not closed", "failed"
+        guard = Guard(plan, directory)
+        try:
+            if calls_others(plan):
+                guard.begin()
+            call_foreign(run_inline, plan, base.resolve(), str(directory), directories, order)
+        except EndedAtOnce:
+            reason, state = AT_ONCE, "stopped"
+        except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
+            reason = f"{said(error)}; see {LOG}"
+            note(directories.all[0], hide(traceback.format_exc()))
+        finally:
+            guard.end()
+        return conclude(plan, directories.all, directories.gone() or reason, state)
+
+
+def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
+    """What the process ends with."""
+    if signals.received and summary["state"] == "stopped":
+        return STOPPED + int(signal.Signals(signals.received[0]))
+    if summary.get("overrun") or summary.get("losses"):
+        return DATA_LOST
+    return FAILED if summary["state"] == "failed" else FINE

@@ -1,0 +1,249 @@
+"""Regions of interest of nodes: how they are written, and which pixels of a node's input they are.
+
+x to the right, y down, pixel centres at whole coordinates. With ``coordinates: input`` (0, 0) is the first pixel of
+the node's input; with ``detector`` it is the first pixel of the detector, and sizes and angles are the detector's too,
+however the frames were cut, binned, flipped and rotated. Of frames binned since, those pixels count that lie wholly
+inside a rect, and those whose centre lies in an arc.
+
+Of a part of frames, a region is that of the whole frame, cut: ``input`` counts from the first pixel of the whole frame.
+
+Written alone, `{x, y, width, height}` is a rect. A ring is an arc without angles: both are one from 0 to 360.
+
+rect   x <= column < x + width, y <= row < y + height
+arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anywhere. Angles are degrees from +x towards
+       +y (clockwise as seen); a sector may pass 360 (350 to 370, or 350 to 10), and a2 - a1 >= 360 is the full circle.
+       The pixel at the centre itself has angle 0. Pixels outside the input are left out.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Short, Table, param
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import FrameSpec
+from lima2cli.geometry import Rect
+from lima2cli.view import View
+
+STRIP = 1 << 20
+"""Pixels of an arc that are looked at in one step."""
+
+MOST_PIXELS = 1 << 26
+"""Pixels that the squares about all arcs of a node, and its rects in masked frames, have together."""
+
+COORDINATES = Choice(("input", "detector"))
+"""Shape of the parameter ``coordinates``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectRoi:
+    """A rectangle, in pixels."""
+
+    kind: ClassVar[str] = "rect"
+
+    x: int = param("First column.", Integer(0))
+    y: int = param("First row.", Integer(0))
+    width: int = param("Columns.", Integer(1))
+    height: int = param("Rows.", Integer(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArcRoi:
+    """A sector of a ring, in pixels and degrees."""
+
+    kind: ClassVar[str] = "arc"
+
+    x: float = param("Centre, to the right; may lie outside.", Number())
+    y: float = param("Centre, down; may lie outside.", Number())
+    r1: float = param("Inner radius, included.", Number(0))
+    r2: float = param("Outer radius, not included.", Number(above=0))
+    a1: float = param("First angle in degrees from +x, y down, included.", Number(), 0.0)
+    a2: float = param("Last angle in degrees, not included.", Number(), 360.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingRoi:
+    """A ring, in pixels: short for an arc without angles."""
+
+    kind: ClassVar[str] = "ring"
+
+    x: float = param("Centre, to the right; may lie outside.", Number())
+    y: float = param("Centre, down; may lie outside.", Number())
+    r1: float = param("Inner radius, included.", Number(0))
+    r2: float = param("Outer radius, not included.", Number(above=0))
+
+    def spelled_out(self) -> ArcRoi:
+        """The long form."""
+        return ArcRoi(x=self.x, y=self.y, r1=self.r1, r2=self.r2)
+
+
+def _roi(kinds: Mapping[str, type]) -> Short:
+    """A region of one of some kinds, or the rectangle alone."""
+    return Short((OneKind("ROI", lambda: kinds), Table(RectRoi)), lambda rect: rect, "the rectangle alone")
+
+
+KINDS: Mapping[str, type] = {"rect": RectRoi, "arc": ArcRoi, "ring": RingRoi}
+
+ROIS = MapOf(_roi(KINDS), minimum=1)
+"""Shape of the parameter ``rois``."""
+
+RECTS = MapOf(_roi({"rect": RectRoi}), minimum=1)
+"""The same where they must be rectangles."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoiPixels:
+    """The pixels of a ROI in arrays (n, height, width) of a node's input.
+
+    box     the rectangle that holds them; of width and height 0 where a part of frames shows none
+    pixels  bool (box.height, box.width), True = counts; None = all of the box
+    whole   the rectangle that holds those of the whole frame, counted as ``box`` is: the same, unless it is cut
+    """
+
+    box: Rect
+    pixels: NDArray[np.bool_] | None
+    whole: Rect
+
+    @property
+    def count(self) -> int:
+        """Number of pixels that count."""
+        return self.box.area if self.pixels is None else int(np.count_nonzero(self.pixels))
+
+
+def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, RoiPixels]:
+    """Where each ROI lies in frames of ``spec``, masked pixels left out (perhaps all of them).
+
+    Raises `NodeMisuse`: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
+    """
+    view = _view(coordinates, spec)
+    found, left = {}, MOST_PIXELS
+    for name, roi in rois.items():
+        if (left := left - _reach(roi, view, spec)) < 0:
+            which = "arcs span" if isinstance(roi, ArcRoi) else "regions of masked frames span"
+            message = f"up to ROI {name} {which} over {MOST_PIXELS} pixels, all together: masks of them are kept"
+            raise NodeMisuse("regions-too-large", message, ("rois", name, roi.kind), "fewer, or in several pipelines")
+        try:
+            shape = _rect(name, roi, view) if isinstance(roi, RectRoi) else _arc(name, roi, view)
+        except _Outside as outside:
+            where = "detector coordinates" if coordinates == "detector" else "coordinates of the input"
+            message = f"ROI {name}, {outside}, leaves the frames, {view.area} in {where}"
+            raise NodeMisuse("roi-outside", message, ("rois", name, roi.kind)) from None
+        found[name] = _unmasked(_shown(shape, spec), spec)
+    return found
+
+
+def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, Rect]:
+    """Rects whose edges cut through binned pixels: what counts of each, in the coordinates that it is given in."""
+    view = _view(coordinates, spec)
+    asked = {name: Rect(roi.x, roi.y, roi.width, roi.height) for name, roi in rois.items() if isinstance(roi, RectRoi)}
+    counted = {name: view.behind(view.inside(rect)) for name, rect in asked.items()}
+    return {name: rect for name, rect in counted.items() if rect != asked[name]}
+
+
+def looked_at(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> int:
+    """Pixels that `regions` looks at; those of rects for a quarter, as their distances need not be known."""
+    view = _view(coordinates, spec)
+    return sum(_reach(roi, view, spec) // (1 if isinstance(roi, ArcRoi) else 4) for roi in rois.values())
+
+
+def _reach(roi: RectRoi | ArcRoi, view: View, spec: FrameSpec) -> int:
+    """Pixels of which a mask is made: of an arc the square about it, as far as the frames show it; a rect where frames
+    have a mask."""
+    if isinstance(roi, RectRoi):
+        return 0 if spec.mask is None else min(roi.width * roi.height, spec.mask.size)
+    columns = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)[1]
+    return len(columns) * len(_along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)[1])
+
+
+class _Outside(Exception):
+    """A ROI that the frames don't show, in words."""
+
+
+def _view(coordinates: str, spec: FrameSpec) -> View:
+    """How the frames show what the coordinates count."""
+    view = spec.whole or spec.view
+    height, width = view.shape
+    return view if coordinates == "detector" else View(Rect(0, 0, width, height))
+
+
+def _rect(name: str, roi: RectRoi, view: View) -> RoiPixels:
+    asked = Rect(roi.x, roi.y, roi.width, roi.height)
+    if not view.area.contains(asked):
+        raise _Outside(str(asked))
+    box = view.inside(asked)
+    if not box.area:
+        x, y = view.binning
+        message = f"ROI {name}, {asked}, holds no whole bin of {x} x {y} pixels"
+        raise NodeMisuse("roi-empty", message, ("rois", name, "rect"))
+    return RoiPixels(box, None, box)
+
+
+@lru_cache(maxsize=256)
+def _arc(name: str, roi: ArcRoi, view: View) -> RoiPixels:
+    span = roi.a2 - roi.a1
+    if roi.r2 <= roi.r1 or span == 0:
+        limits = f"r from {roi.r1:g} to {roi.r2:g}, angle from {roi.a1:g} to {roi.a2:g}"
+        raise NodeMisuse("roi-empty", f"ROI {name} is empty: {limits}", ("rois", name, "arc"))
+    column, dx = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)
+    row, dy = _along(view.area.y - roi.y, view.binning[1], view.bins[1], roi.r2)
+    inside = np.empty((len(dy), len(dx)), np.bool_)
+    strip = max(1, STRIP // max(1, len(dx)))
+    for first in range(0, len(dy), strip):
+        inside[first : first + strip] = _in_arc(roi, span, dx, dy[first : first + strip, None])
+    if not inside.any():
+        raise _Outside(f"arc about ({roi.x:g}, {roi.y:g}), r from {roi.r1:g} to {roi.r2:g}")
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    tight = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    box = Rect(column + int(columns[0]), row + int(rows[0]), tight.shape[1], tight.shape[0])
+    return RoiPixels(view.placed(box), view.turn(tight), view.placed(box))
+
+
+def _in_arc(roi: ArcRoi, span: float, dx: NDArray[np.float64], dy: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which pixels of some rows count, bool (rows, columns), by their distances from the centre."""
+    radius = np.hypot(dx, dy)
+    inside = (roi.r1 <= radius) & (radius < roi.r2)
+    if span < 360:
+        inside &= (np.degrees(np.arctan2(dy, dx)) - roi.a1) % 360 < span % 360
+    return inside
+
+
+def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, NDArray[np.float64]]:
+    """The first bin that may be within ``radius``, and the distance of its centre and all others' from the arc's.
+
+    ``origin`` is that of the centre of the first detector pixel.
+    """
+    first = origin + (binning - 1) / 2
+    start = max(0, math.floor((-radius - first) / binning))
+    stop = min(bins, math.ceil((radius - first) / binning) + 1)
+    return start, np.asarray(np.arange(start, stop) * binning + first, np.float64)
+
+
+def _shown(region: RoiPixels, spec: FrameSpec) -> RoiPixels:
+    """What a part of frames shows of a region of the whole frame."""
+    if spec.whole is None:
+        return region
+    part = spec.whole.inside(spec.view.area)
+    assert (part.height, part.width) == spec.shape, "a part has whole pixels of the whole frame, turned the same way"
+    box = region.box & part
+    pixels = None if region.pixels is None else region.pixels[box.within(region.box)]
+    return RoiPixels(_moved(box, part), pixels, _moved(region.whole, part))
+
+
+def _moved(rect: Rect, part: Rect) -> Rect:
+    """In pixels of the part."""
+    return replace(rect, x=rect.x - part.x, y=rect.y - part.y)
+
+
+def _unmasked(region: RoiPixels, spec: FrameSpec) -> RoiPixels:
+    if spec.mask is None:
+        return region
+    box = region.box
+    good = ~spec.mask[box.y : box.bottom, box.x : box.right]
+    if region.pixels is not None:
+        good &= region.pixels
+    return replace(region, pixels=None if good.all() else good)

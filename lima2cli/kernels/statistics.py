@@ -1,0 +1,431 @@
+"""Sums over the pixels of a region, frame by frame, that merge exactly; and the statistics that are made of them."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.declare import Choice, ListOf
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import Array, FrameSpec
+from lima2cli.kernels.masked import finder
+from lima2cli.kernels.regions import RoiPixels, regions, unaligned
+from lima2cli.kernels.strips import TILE_PIXELS, tile_shape, tiles
+
+Sums = dict[str, Array]
+"""By key as above, arrays of one shape, (n,) or (n, regions)."""
+
+_PIXELS = (1, 2)
+_PIECE = 1024
+_LEAST, _MOST = 1e-24, 1e36  # squares that float32 holds well, however many they are
+
+
+def merge(one: Sums, other: Sums) -> Sums:
+    """The sums of both parts together; both have the same keys and shape."""
+    merged: Sums = {key: one[key] + other[key] for key in ("count", "sum", "saturated") if key in one}
+    if "m2" in one:
+        a, b = one["count"], other["count"]
+        share = a * (b / np.maximum(merged["count"], 1))
+        with np.errstate(all="ignore"):  # infinite means
+            apart = mean(other) - mean(one)
+            merged["m2"] = one["m2"] + other["m2"] + np.where(share > 0, apart * apart * share, 0.0)
+    if "min" in one:
+        merged["min"] = np.fmin(one["min"], other["min"])
+    if "max" in one:
+        merged["max"] = np.fmax(one["max"], other["max"])
+    return merged
+
+
+def together(parts: Sequence[Sums]) -> Sums:
+    """The sums of several parts, as `merge` pair by pair would give them."""
+    stacked = {key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]}
+    whole: Sums = {key: _in_order(stacked[key]) for key in ("count", "sum", "saturated") if key in stacked}
+    with np.errstate(all="ignore"):  # infinite means
+        if "m2" in stacked:
+            apart = np.where(stacked["count"] > 0, mean(stacked) - mean(whole), 0.0)
+            whole["m2"] = _in_order(stacked["m2"] + apart * apart * stacked["count"])
+    if "min" in stacked:
+        whole["min"] = np.fmin.reduce(stacked["min"], axis=0)
+    if "max" in stacked:
+        whole["max"] = np.fmax.reduce(stacked["max"], axis=0)
+    return whole
+
+
+def _in_order(values: Array) -> Array:
+    """Sums along the first axis, one after another, so that they don't depend on the number of columns."""
+    return np.asarray(np.cumsum(values, axis=0)[-1])
+
+
+def mean(sums: Sums) -> NDArray[np.float64]:
+    """float64; 0 where nothing counts."""
+    return np.asarray(sums["sum"] / np.maximum(sums["count"], 1))
+
+
+class RegionSums:
+    """Sums over one region of frames of ``spec``; ``keys`` says which are wanted beside count.
+
+    Frames come in strips: `begin` a block, then each `strip` of it, then `end`. Strips of one block are cut at the
+    same rows in all frames, and may come in any order. What counts in a large region is summed strip by strip; a
+    region of few pixels to the strip is collected first.
+    """
+
+    def __init__(self, region: RoiPixels, spec: FrameSpec, keys: Collection[str]) -> None:
+        self.dtype, self.keys, self.region = np.dtype(spec.dtype), keys, region
+        self.limit = saturation_limit(spec.saturation, self.dtype)
+        self.invalid = finder(spec.invalid, spec.dtype, nan=False)
+        strips = -(-region.box.height // tile_shape(*spec.shape)[1])
+        self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
+        self.cuts: dict[tuple[int, int], _Cut] = {}
+        self.wide = _wide(self.dtype, max(TILE_PIXELS, region.box.width))
+        self.scratch, self.spare = np.empty(0, np.uint8), np.empty(0, self.dtype)
+        self.collected = np.empty((0, region.count), self.dtype)
+        self.parts: dict[int, Sums] = {}
+        self.frames = 0
+
+    def begin(self, frames: int) -> None:
+        """Begin a block of so many frames."""
+        self.frames, self.parts = frames, {}
+        if self.collects and len(self.collected) < frames:
+            self.collected = np.empty((frames, self.region.count), self.dtype)
+
+    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width).
+
+        Under ``np.errstate(all="ignore")``, which is too slow to be entered for each strip.
+        """
+        box = self.region.box
+        top, bottom = max(rows.start, box.y), min(rows.stop, box.bottom)
+        if top >= bottom:
+            return
+        cut = self.cuts.get((top, rows.start))
+        if cut is None:
+            cut = self.cuts[top, rows.start] = _cut(
+                self.region, slice(top, bottom), rows.start, pixels.shape[2], self.collects
+            )
+        if not cut.size:
+            return
+        if self.collects:
+            cut.take(pixels, self.collected[frames, cut.before : cut.before + cut.size])
+        else:
+            self._keep(top, frames, self._strip(cut, pixels))
+
+    def end(self) -> Sums:
+        """Sums of each frame of the block, arrays (n,)."""
+        if not self.region.count:
+            return of_nothing((self.frames,), self.dtype, self.keys)
+        if self.collects:
+            with np.errstate(all="ignore"):
+                for deep, some in tiles(self.frames, self.region.count, 1):
+                    self._keep(some.start, deep, self._sums(self.collected[deep, None, some]))
+        parts = list(self.parts.values())
+        return parts[0] if len(parts) == 1 else together(parts)
+
+    def __call__(self, frames: Array) -> Sums:
+        """Sums of each frame of (n, height, width)."""
+        count, height, width = frames.shape
+        self.begin(count)
+        if self.collects:
+            self.strip(frames, slice(0, count), slice(0, height))
+        else:
+            with np.errstate(all="ignore"):  # inf - inf; squares beyond the range
+                for deep, tall in tiles(count, height, width):
+                    self.strip(frames[deep, tall], deep, tall)
+        return self.end()
+
+    def _keep(self, part: int, frames: slice, sums: Sums) -> None:
+        if frames.start == 0 and frames.stop == self.frames:
+            self.parts[part] = sums
+            return
+        whole = self.parts.get(part)
+        if whole is None:
+            whole = self.parts[part] = {name: np.empty(self.frames, value.dtype) for name, value in sums.items()}
+        for name, value in sums.items():
+            whole[name][frames] = value
+
+    def _strip(self, cut: "_Cut", pixels: Array) -> Sums:
+        if cut.whole:
+            return self._sums(pixels[:, cut.rows, cut.columns])
+        if self.spare.size < len(pixels) * cut.area:
+            self.spare = np.empty(len(pixels) * cut.area, self.dtype)
+        if cut.bad is None:
+            some = self.spare[: len(pixels) * cut.size].reshape(len(pixels), cut.size)
+            cut.take(pixels, some)
+            return self._sums(some[:, None, :])
+        box = pixels[:, cut.rows, cut.columns]
+        copy = self.spare[: box.size].reshape(box.shape)
+        np.copyto(copy, box)
+        flat = copy.reshape(len(copy), -1)
+        _put(flat, cut.bad, flat[:, cut.first, None])
+        return self._sums(copy, cut.bad)
+
+    def _sums(self, pixels: Array, bad: Array | None = None) -> Sums:
+        """Sums of (n, height, width) pixels. ``bad`` ones, by flat index, don't count: the caller has made them equal
+        to one that does, in an array of its own."""
+        frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
+        if self.invalid is not None and (found := self.invalid(pixels)).any():
+            there = ~found if self.dtype.kind != "f" else ~(found | np.isnan(pixels))
+            _put(there.reshape(frames, area), bad, False)
+            return self._sparse(pixels, there)
+        total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
+        count = area
+        if bad is not None:
+            count -= len(bad)
+            total -= len(bad) * pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
+        if self.dtype.kind == "f" and not np.isfinite(total).all():
+            _put(pixels.reshape(frames, area), bad, math.nan)
+            return self._sparse(pixels, ~np.isnan(pixels))
+        sums: Sums = {"count": np.full(frames, count), "sum": total}
+        if "m2" in self.keys:
+            sums["m2"] = self._squares(pixels, total / count, bad)
+        if "min" in self.keys:
+            sums["min"] = np.minimum.reduce(pixels, axis=_PIXELS)
+        if "max" in self.keys:
+            sums["max"] = np.maximum.reduce(pixels, axis=_PIXELS)
+        if "saturated" in self.keys:
+            sums["saturated"] = self._saturated(pixels)
+            if bad is not None:
+                sums["saturated"] -= self._saturated(pixels.reshape(frames, 1, area)[:, :, bad])
+        return sums
+
+    def _squares(self, pixels: Array, about: NDArray[np.float64], bad: Array | None) -> Array:
+        """Sums of (pixel - about)^2 where ``about`` is the mean. In float32 where it holds the pixels, which is half
+        the memory; differences of pixels near the mean are exact in it, others are as good as the pixels."""
+        if np.can_cast(self.dtype, np.float32):
+            near = about.astype(np.float32)
+            m2 = self._squares_in(near.dtype, pixels, near, bad)
+            m2 -= np.square(about - near) * (pixels[0].size - (0 if bad is None else len(bad)))
+            if self.dtype.kind != "f" or ((m2 > _LEAST) & (m2 < _MOST)).all():
+                return np.maximum(m2, 0.0)
+        return self._squares_in(np.dtype(np.float64), pixels, about, bad)
+
+    def _squares_in(self, work: np.dtype[Any], pixels: Array, about: Array, bad: Array | None) -> Array:
+        frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
+        if self.scratch.nbytes < pixels.size * work.itemsize:
+            self.scratch = np.empty(pixels.size * work.itemsize, np.uint8)
+        apart = self.scratch[: pixels.size * work.itemsize].view(work).reshape(pixels.shape)
+        if pixels.dtype != work:  # converting first is faster than ufuncs of mixed dtypes
+            np.copyto(apart, pixels)
+            pixels = apart
+        np.subtract(pixels, about[:, None, None], out=apart)
+        flat = apart.reshape(frames, area)
+        _put(flat, bad, 0.0)
+        return _squares(flat)
+
+    def _sparse(self, pixels: Array, there: NDArray[np.bool_]) -> Sums:
+        """Where some pixels do not count, or are infinite; ``there`` says which count."""
+        counts = np.count_nonzero(there, axis=_PIXELS)
+        zero, (low, high) = self.dtype.type(0), of_none(self.dtype)
+        total = np.where(there, pixels, zero).sum(axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
+        sums: Sums = {"count": counts, "sum": total}
+        if "m2" in self.keys:
+            apart = np.where(there, pixels - mean(sums)[:, None, None], 0.0)
+            sums["m2"] = np.square(apart).sum(axis=_PIXELS)
+        if "min" in self.keys:
+            sums["min"] = np.fmin.reduce(np.where(there, pixels, high), axis=_PIXELS)
+        if "max" in self.keys:
+            sums["max"] = np.fmax.reduce(np.where(there, pixels, low), axis=_PIXELS)
+        if "saturated" in self.keys:
+            sums["saturated"] = self._saturated(pixels, there)
+        return sums
+
+    def _saturated(self, pixels: Array, there: NDArray[np.bool_] | None = None) -> Array:
+        if self.limit is None:
+            return np.zeros(len(pixels), np.int64)
+        high = pixels >= self.limit
+        return np.asarray(np.count_nonzero(high if there is None else high & there, axis=_PIXELS))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The pixels of a region in a strip (n, rows, width).
+
+    rows, columns   the box that holds them
+    size            how many of its ``area`` count; ``before`` as many count in the rows above
+    index           of those that count, in the strip, flat; None where all count, or ``bad`` is shorter
+    bad             of those that don't, in the box, flat; ``first`` is one that counts
+    """
+
+    rows: slice
+    columns: slice
+    area: int
+    size: int
+    before: int
+    index: NDArray[np.intp] | None
+    bad: NDArray[np.intp] | None
+    first: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the box is all of them."""
+        return self.size == self.area
+
+    def take(self, pixels: Array, out: Array) -> None:
+        """Those that count, (n, size)."""
+        if self.whole:
+            out[...] = pixels[:, self.rows, self.columns].reshape(out.shape)
+            return
+        assert self.index is not None
+        for frame, row in zip(pixels.reshape(len(pixels), -1), out, strict=True):
+            np.take(frame, self.index, out=row, mode="clip")  # `raise` would take a detour, and so does an axis
+
+
+def _cut(region: RoiPixels, rows: slice, start: int, width: int, collects: bool) -> _Cut:
+    """Of a region, what lies in ``rows`` of frames of this width; the strip's first row is ``start``."""
+    box = region.box
+    inside, columns = slice(rows.start - start, rows.stop - start), slice(box.x, box.right)
+    area = (rows.stop - rows.start) * box.width
+    if region.pixels is None:
+        return _Cut(inside, columns, area, area, (rows.start - box.y) * box.width, None, None, 0)
+    good = region.pixels[rows.start - box.y : rows.stop - box.y]
+    before = int(np.count_nonzero(region.pixels[: rows.start - box.y]))
+    size = int(np.count_nonzero(good))
+    if not collects and 20 * (area - size) < area and size < area:
+        return _Cut(inside, columns, area, size, before, None, np.flatnonzero(~good), int(np.argmax(good)))
+    y, x = np.nonzero(good)
+    return _Cut(inside, columns, area, size, before, (y + inside.start) * width + x + box.x, None, 0)
+
+
+def _put(pixels: Array, index: Array | None, value: Any) -> None:
+    """Set some pixels of each of (n, pixels)."""
+    if index is None:
+        return
+    if len(pixels) == 1:  # much the faster
+        pixels[0][index] = value if np.ndim(value) == 0 else value[0, 0]
+    else:
+        pixels[:, index] = value
+
+
+def _squares(values: Array) -> Array:
+    """Sums of the squares of each of (n, pixels), C-contiguous, float64; in pieces short enough for float32 to add up,
+    and for the linear algebra to start no threads."""
+    frames, width = values.shape
+    pieces, size = width // _PIECE, values.itemsize
+    shape, strides = (frames, pieces, _PIECE), (width * size, _PIECE * size, size)
+    whole = np.ndarray(shape, values.dtype, values, strides=strides)
+    rest = values[:, pieces * _PIECE :]
+    return np.asarray(np.add.reduce(_dot(whole, whole), axis=1, dtype=np.float64) + _dot(rest, rest))
+
+
+def _dot(one: Array, other: Array) -> Array:
+    if hasattr(np, "vecdot"):
+        return np.asarray(np.vecdot(one, other))
+    return np.asarray(np.einsum("...i,...i->...", one, other))  # numpy 1; slower
+
+
+def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
+    """The narrowest dtype in which so many pixels can be summed; narrow sums are faster."""
+    if dtype.kind == "f" or dtype.itemsize == 8:
+        return np.dtype(np.float64)
+    largest = max(abs(limit) for limit in _range(dtype)) * pixels
+    narrow = np.dtype(f"{dtype.kind}4")
+    return narrow if largest <= np.iinfo(narrow).max else np.dtype(f"{dtype.kind}8")
+
+
+def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
+    """The lowest saturated value in the pixels' dtype; None where no pixel reaches it."""
+    if saturation is None:
+        return None
+    if dtype.kind == "f":
+        return dtype.type(saturation)
+    lowest, highest = _range(dtype)
+    level = max(math.ceil(saturation), lowest)
+    return None if level > highest else dtype.type(level)
+
+
+def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
+
+
+def of_nothing(shape: tuple[int, ...], dtype: np.dtype[Any], keys: Collection[str]) -> Sums:
+    """Sums of no pixel, arrays of this shape; ``keys`` as for `RegionSums`."""
+    low, high = of_none(dtype)
+    sums: Sums = {"count": np.zeros(shape, np.int64), "sum": np.zeros(shape)}
+    sums |= {"m2": np.zeros(shape), "saturated": np.zeros(shape, np.int64)}
+    sums |= {"min": np.full(shape, high, dtype), "max": np.full(shape, low, dtype)}
+    return {key: value for key, value in sums.items() if key in ("count", "sum") or key in keys}
+
+
+def of_none(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """``max`` and ``min`` of no pixel, in the pixels' dtype."""
+    low, high = (math.nan, math.nan) if dtype.kind == "f" else _range(dtype)
+    return dtype.type(low), dtype.type(high)
+
+
+STATISTICS = ("avg", "std", "min", "max", "sum", "saturated")
+
+DEFAULT = STATISTICS[:5]
+
+SHAPE = ListOf(Choice(STATISTICS), 1)
+"""Shape of the parameter ``statistics``."""
+
+_NEEDS = {
+    "avg": {"sum"},
+    "std": {"sum", "m2"},
+    "min": {"min"},
+    "max": {"max"},
+    "sum": {"sum"},
+    "saturated": {"saturated"},
+}
+
+_DTYPES = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "uint32"}
+
+
+def needs(names: Sequence[str]) -> frozenset[str]:
+    """The keys of `statistics` that these are made of, beside count."""
+    return frozenset().union(*(_NEEDS[name] for name in names))
+
+
+def columns(rois: Sequence[str], names: Sequence[str], spec: FrameSpec) -> dict[str, str]:
+    """Columns ``<roi>_<statistic>`` and their dtypes. Raises `NodeMisuse`: ``saturation-unknown``."""
+    if "saturated" in names and spec.saturation is None:
+        raise NodeMisuse(
+            "saturation-unknown",
+            "the saturation of these pixels is not known",
+            ("statistics",),
+            "give the detector its `saturation`, and count before pixels are binned, subtracted from or divided",
+        )
+    return {f"{roi}_{name}": _DTYPES.get(name, spec.dtype) for roi in rois for name in names}
+
+
+def units(rois: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Units of the columns, where they are known."""
+    return {f"{roi}_saturated": "pixels" for roi in rois if "saturated" in names}
+
+
+def default(rois: Sequence[str], names: Sequence[str]) -> str:
+    """The column to plot first: the first ROI's sum, or what there is."""
+    return f"{rois[0]}_{'sum' if 'sum' in names else names[0]}"
+
+
+def column(name: str, sums: Sums) -> NDArray[Any]:
+    """A statistic, of the shape of the sums."""
+    count = sums["count"]
+    if name == "avg":
+        return np.asarray(sums["sum"] / count, np.float32)
+    if name == "std":
+        return np.asarray(np.sqrt(sums["m2"] / count), np.float32)
+    if name == "sum":
+        return sums["sum"]
+    if name == "saturated":
+        return sums["saturated"].astype(np.uint32)
+    values = sums[name]
+    return values if values.dtype.kind == "f" or count.all() else np.where(count > 0, values, values.dtype.type(0))
+
+
+def doubtful(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> Sequence[NodeMisuse]:
+    """Regions of masked pixels only (a part of frames does not tell), and rects that cut through binned pixels."""
+    masked = [
+        NodeMisuse("roi-masked", f"all pixels of ROI {name} are masked", ("rois", name))
+        for name, region in regions(rois, coordinates, spec).items()
+        if not region.count and spec.whole is None
+    ]
+    x, y = spec.view.binning
+    whole = f"its edges cut through bins of {x} x {y} pixels; those wholly inside count"
+    return masked + [
+        NodeMisuse("roi-unaligned", f"of ROI {name} only {rect} counts", ("rois", name, "rect"), whole)
+        for name, rect in unaligned(rois, coordinates, spec).items()
+    ]

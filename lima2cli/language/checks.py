@@ -1,0 +1,286 @@
+"""Checks of parts of a pipeline: the detector's capabilities, placement, plausible values, the directory's name."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lima2cli.declare import Bad, Leaf, Plausible, Quantity, Shape
+from lima2cli.detectors.base import Capabilities, DetectorConfig
+from lima2cli.detectors.operations import operate
+from lima2cli.diagnostics import Findings, KeyPath, Poisoned, Related, attempt
+from lima2cli.errors import NodeMisuse
+from lima2cli.frames import MOST_PIXELS, DetectorInfo
+from lima2cli.geometry import Rect
+from lima2cli.language.pipeline import DataFlow
+from lima2cli.language.records import Acquisition, Metadata, Output, ReceiverTable
+from lima2cli.units import NUMBER, UNITS, in_units, plain_spelling
+
+AT: KeyPath = ("acquisition",)
+
+
+def check_description(config: DetectorConfig, info: DetectorInfo, findings: Findings) -> None:
+    """A detector that is configured beyond what its kind can do."""
+    can, at = config.capabilities, ("detector", config.kind)
+    if info.width * info.height > MOST_PIXELS:
+        message = f"an image of {info.width} x {info.height} pixels is too large: at most {MOST_PIXELS} in all"
+        findings.error("image-too-large", message, at)
+        raise Poisoned
+    if can is None:
+        return
+
+    def beyond(message: str, *key: str, help: str | None = None) -> None:
+        findings.error("beyond-capabilities", message, (*at, *key), help=help)
+
+    if can.largest is not None and (info.width > can.largest[0] or info.height > can.largest[1]):
+        most = f"{can.largest[0]} x {can.largest[1]}"
+        beyond(f"an image of {info.width} x {info.height} pixels: {config.kind} has at most {most}", "image")
+    for what, count, most_of in (
+        ("datasets", len(info.datasets), can.datasets),
+        ("modules", len(info.modules), can.modules),
+        ("channels", info.channels or 0, can.channels),
+    ):
+        if most_of is not None and count > most_of:
+            beyond(f"{count} {what}: {config.kind} has at most {most_of}", what)
+    for dataset in info.datasets:
+        if can.dtypes and dataset.dtype not in can.dtypes:
+            message = f"{config.kind} has no pixels of {dataset.dtype} (dataset {dataset.name})"
+            beyond(message, "datasets", dataset.name, "dtype", help="one of " + ", ".join(can.dtypes))
+        elif can.bit_depths and dataset.bits not in can.bit_depths:
+            message = f"{config.kind} has no pixels of {dataset.bits} bits (dataset {dataset.name})"
+            beyond(message, "datasets", dataset.name, "bits", help="one of " + ", ".join(map(str, can.bit_depths)))
+
+
+def operated_detector(said: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> DetectorInfo:
+    """The detector after the operations that an acquisition asks of it, which are checked."""
+    operations = said.operations
+    asked = {
+        "binning": operations.binning != (1, 1),
+        "roi": operations.roi is not None,
+        "flip": operations.flip != "none",
+        "accumulate": operations.accumulate > 1,
+    }
+    refused = [key for key, used in asked.items() if used and NAMES[key] not in can.operations]
+    for key in refused:
+        message = f"the detector {info.name} does no {NAMES[key]}"
+        findings.error(
+            "cannot-operate", message, (*AT, key), on_key=True, help=f"{INSTEAD[key]} does it in the receivers"
+        )
+    if can.binnings and asked["binning"] and "binning" not in refused and operations.binning not in can.binnings:
+        known = ", ".join(f"{x} x {y}" for x, y in can.binnings)
+        message = f"the detector {info.name} does not bin {operations.binning[0]} x {operations.binning[1]}"
+        findings.error("cannot-operate", message, (*AT, "binning"), help=f"it bins {known}")
+    if can.accumulation is not None and can.accumulation < operations.accumulate and "accumulate" not in refused:
+        message = f"{operations.accumulate} exposures a frame: the detector {info.name} sums at most {can.accumulation}"
+        findings.error("cannot-operate", message, (*AT, "accumulate"))
+    if refused:
+        raise Poisoned
+    try:
+        return operate(info, operations)
+    except NodeMisuse as misfit:
+        findings.error(misfit.rule, misfit.message, (*AT, *misfit.key), help=misfit.help)
+    raise Poisoned
+
+
+NAMES: Mapping[str, str] = {"binning": "binning", "roi": "roi", "flip": "flip", "accumulate": "accumulation"}
+"""Capabilities by the keys of `acquisition`."""
+
+INSTEAD: Mapping[str, str] = {
+    "binning": "the node `roi_flip_rot`",
+    "roi": "`source` of a flow",
+    "flip": "the node `roi_flip_rot`",
+    "accumulate": "the node `accumulate`",
+}
+
+
+def check_synchronisation(said: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
+    """Triggers and shutter."""
+    if said.trigger not in can.triggers:
+        message = f"the detector {info.name} has no {said.trigger} trigger"
+        findings.error("cannot-trigger", message, (*AT, "trigger"), help="one of " + ", ".join(can.triggers))
+    elif said.trigger == "internal" and said.frames_per_trigger > 1:
+        message = "with the internal trigger each frame starts by itself"
+        help = "trigger: software, external or gate; or leave `frames_per_trigger` out"
+        findings.error("frames-per-trigger", message, (*AT, "frames_per_trigger"), on_key=True, help=help)
+    elif can.frames_per_trigger is not None and said.frames_per_trigger > can.frames_per_trigger:
+        message = f"the detector {info.name} takes at most {can.frames_per_trigger} frames per trigger"
+        findings.error("frames-per-trigger", message, (*AT, "frames_per_trigger"))
+    if said.shutter != "auto" and not can.shutter:
+        message = f"the detector {info.name} has no shutter to hold {said.shutter}"
+        findings.error("cannot-shutter", message, (*AT, "shutter"), help="leave `shutter` out")
+
+
+def check_flows(flows: Mapping[str, DataFlow], can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
+    """Parts of the image, alignment, and placing of modules in full frames."""
+    for name, flow in flows.items():
+        at: KeyPath = ("flows", name)
+        for check in (_check_extraction, _check_alignment, _check_reconstruction):
+            attempt(lambda check=check, flow=flow, at=at: check(flow, can, info, at, findings))  # type: ignore[misc]
+
+
+def _check_extraction(flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
+    source, (x, y) = flow.source, can.granularity
+    if source == info.image:
+        return
+    if not can.extraction:
+        message = f"the detector {info.name} sends whole images only"
+        findings.error("cannot-extract", message, (*at, "source"), help="source: full, and the node `roi_flip_rot`")
+    elif source.x % x or source.width % x or source.y % y or source.height % y:
+        left, top = source.x // x * x, source.y // y * y
+        whole = Rect(left, top, -(-source.right // x) * x - left, -(-source.bottom // y) * y - top) & info.image
+        findings.error(
+            "cannot-extract",
+            f"the source of {at[-1]}, {source}, is not made of units of {x} x {y} pixels, as the detector needs it",
+            (*at, "source"),
+            help=f"{{x: {whole.x}, y: {whole.y}, width: {whole.width}, height: {whole.height}}} holds it",
+        )
+
+
+def _check_alignment(flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
+    if can.alignment is None:
+        return
+    for key in ("block", "row"):
+        if getattr(flow.said.alignment, key) > can.alignment:
+            message = f"the detector {info.name} aligns on at most {can.alignment} bits"
+            findings.error("cannot-align", message, (*at, "alignment", key))
+
+
+def _check_reconstruction(
+    flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings
+) -> None:
+    if can.reconstruction:
+        return
+    shares = getattr(flow, "shares", None) or (tuple(range(len(info.modules))),)
+    if any(sum((info.modules[module] & flow.source).area > 0 for module in share) > 1 for share in shares):
+        message = f"modules of the detector {info.name} do not place their parts in one frame"
+        help = "`dispatch: modules` to one receiver for each module, or a source that lies in one module"
+        findings.error("cannot-reconstruct", message, at, on_key=True, help=help)
+
+
+Users = dict[tuple[str | None, int], str]
+"""The receiver that takes a CPU, by host and number."""
+
+
+def check_placement(receivers: Mapping[str, ReceiverTable], findings: Findings) -> None:
+    """CPUs that a receiver lists twice, and those that several receivers of a host list."""
+    users: Users = {}
+    for name, receiver in receivers.items():
+        attempt(lambda n=name, it=receiver: _check_receiver(n, it, users, findings))  # type: ignore[misc]
+
+
+def _check_receiver(name: str, receiver: ReceiverTable, users: Users, findings: Findings) -> None:
+    cpus = receiver.cpus or ()
+    host = None if receiver.host == "localhost" else receiver.host
+    for index, cpu in enumerate(cpus):
+        if cpu in cpus[:index]:
+            findings.error("repeated-cpu", f"CPU {cpu} is listed twice", ("receivers", name, "cpus", index))
+    shared = [cpu for cpu in dict.fromkeys(cpus) if (host, cpu) in users]
+    if shared:
+        other = users[host, shared[0]]
+        listed = f"CPU{'s' * (len(shared) > 1)} {', '.join(map(str, shared))}"
+        findings.warning(
+            "shared-cpus",
+            f"{name} and {other} are both to run on {listed}{f' of {host}' if host else ''}: they will take turns",
+            ("receivers", name, "cpus"),
+            related=[Related(("receivers", other, "cpus"), other)],
+        )
+    for cpu in cpus:
+        users.setdefault((host, cpu), name)
+
+
+def warn_of_implausible(shape: Shape, data: Any, bad: Bad, findings: Findings) -> None:
+    """Report quantities that are not what they probably should be; ``data`` fit the shape but for ``bad``."""
+    for leaf in shape.leaves(data, ()):
+        quantity = leaf.shape
+        if isinstance(quantity, Quantity) and quantity.plausible is not None and not _within(leaf.at, bad):
+            _check_plausible(leaf, quantity, quantity.plausible, findings)
+
+
+def _within(at: KeyPath, bad: Bad) -> bool:
+    return any(at[:end] in bad for end in range(len(at) + 1))
+
+
+def _check_plausible(leaf: Leaf, quantity: Quantity, plausible: Plausible, findings: Findings) -> None:
+    value = quantity.parse(leaf.value)
+    if not value or plausible.least <= value <= plausible.most or (plausible.bare and isinstance(leaf.value, str)):
+        return
+    number, unit = _written(leaf.value, quantity.unit)
+    meant = list(_meant(number, unit, quantity.unit, plausible))
+    findings.warning(
+        "implausible",
+        f"`{leaf.at[-1]}` is {in_units(value, quantity.unit)}",
+        leaf.at,
+        notes=[
+            f"plausible are {in_units(plausible.least, quantity.unit)} to {in_units(plausible.most, quantity.unit)}"
+        ],
+        help=f"did you mean {', or '.join(f'`{text}`' for text in meant)}?" if meant else None,
+    )
+
+
+def _written(value: int | float | str, quantity: str) -> tuple[str, str]:
+    """The number and the unit of a value, the base unit where there is none."""
+    if not isinstance(value, str):
+        return f"{value:.15g}", next(unit for unit, factor in UNITS[quantity].items() if factor == 1)
+    found = re.fullmatch(rf"\s*({NUMBER})\s*(\S+)\s*", plain_spelling(value))
+    assert found is not None, "the value has been parsed"
+    return found[1], found[2]
+
+
+def _meant(number: str, unit: str, quantity: str, plausible: Plausible) -> Iterator[str]:
+    """The number with units that make it plausible, the nearest first; those with a factor of 1000 before others."""
+    units, written = UNITS[quantity], UNITS[quantity][unit]
+    fits = [one for one, factor in units.items() if plausible.least <= float(number) * factor <= plausible.most]
+    steps = {one: abs(math.log10(units[one] / written)) / 3 for one in fits}
+    thousands = [one for one in fits if abs(steps[one] - round(steps[one])) < 1e-6]
+    for one in sorted(thousands or fits, key=lambda one: steps[one])[:2]:
+        yield f"{number} {one}"
+
+
+def warn_of_beam_center(metadata: Metadata, info: DetectorInfo, findings: Findings) -> None:
+    """Report a beam centre that lies further from the image than the image is long."""
+    center, sensor = metadata.beam_center, info.sensor
+    if center is None:
+        return
+    pitches = sensor.pixel_size or (math.nan, math.nan)
+    axes = zip(("x", "y"), (center.x, center.y), (sensor.width, sensor.height), pitches, strict=True)
+    for key, value, length, pitch in axes:
+        if -length <= value <= 2 * length:
+            continue
+        findings.warning(
+            "implausible",
+            f"the beam centre is far outside of the image: {key} is {value:g}, the image has {length} pixels",
+            ("metadata", "beam_center", key),
+            notes=["the centre is in pixels, from the first one of the detector on"],
+            help=_in_pixels(value, length, pitch),
+        )
+
+
+def _in_pixels(value: float, length: int, pitch: float) -> str | None:
+    """The place in pixels, where it was probably written in um."""
+    pixels = value * UNITS["metres"]["um"] / pitch
+    return f"{value:g} um would be `{pixels:.6g}`" if 1 <= pixels < length else None
+
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file, on all file systems in use."""
+
+LONGEST_PATH = 4096 - 1024
+"""Bytes of a path; the rest is for the working directory and the files."""
+
+
+def check_directory_name(name: str, output: Output, findings: Findings) -> None:
+    """Report a run directory that no file system takes; one whose format is wrong has been reported."""
+    directory = str(output.directory)
+    try:
+        path = directory.format(name=name, run=9999, date="2025-01-31", time="12-00-00", uuid=32 * "0")
+    except (ValueError, LookupError, AttributeError):
+        return
+    longest = max(len(part.encode()) for part in path.split("/"))
+    if longest <= LONGEST_NAME and len(path.encode()) <= LONGEST_PATH:
+        return
+    at: KeyPath = ("name",) if "{name" in directory and longest <= LONGEST_NAME + len(name) else ("output", "directory")
+    if longest > LONGEST_NAME:
+        message = f"the run directory would have a name of {longest} bytes, file systems take {LONGEST_NAME}"
+    else:
+        message = f"the path of the run directory would have {len(path.encode())} bytes, more than {LONGEST_PATH}"
+    findings.error("name-too-long", message, at, help="a shorter one")

@@ -1,0 +1,346 @@
+"""The tables of the language: what a pipeline says, typed.
+
+Detectors, nodes and memspaces are kinds with tables of their own, declared where they live.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lima2cli.declare import (
+    PHOTON_ENERGY,
+    Anything,
+    Choice,
+    Either,
+    Flag,
+    Integer,
+    ListOf,
+    MapOf,
+    Number,
+    OneKind,
+    Plausible,
+    Quantity,
+    Table,
+    Text,
+    pair,
+    param,
+)
+from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations, detector_kinds
+from lima2cli.diagnostics import HOST, NAME
+from lima2cli.geometry import Rect
+from lima2cli.language.templates import Graph
+from lima2cli.nodes.registry import NodeEntry, NodeUse
+from lima2cli.view import FLIPS
+
+SHARE = r"^\s*(100(\.0*)?|[0-9]{1,2}(\.[0-9]*)?)\s*%\s*$"
+"""A percentage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roi:
+    """A rectangle of the image, in pixels: x to the right, y down, (0, 0) top left."""
+
+    x: int = param("First column.", Integer(0))
+    y: int = param("First row.", Integer(0))
+    width: int = param("Columns.", Integer(1))
+    height: int = param("Rows.", Integer(1))
+
+    @property
+    def rect(self) -> Rect:
+        """As a rectangle."""
+        return Rect(self.x, self.y, self.width, self.height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A position in the image, in pixels."""
+
+    x: float = param("To the right.", Number())
+    y: float = param("Down.", Number())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is known of the experiment; saved as NeXus."""
+
+    instrument: str = param("Name of the instrument.", Text(), "instrument")
+    title: str | None = param("Title of the measurement.", Text(may_hide=True), None)
+    photon_energy: float | None = param("Photon energy.", PHOTON_ENERGY, None)
+    distance: float | None = param(
+        "Sample to detector.", Quantity("metres", above=0, plausible=Plausible(1e-3, 100)), None
+    )
+    beam_center: Point | None = param(
+        "Where the direct beam hits the detector; centres of pixels are whole numbers.", Table(Point), None
+    )
+    sample: str | None = param("Name of the sample.", Text(may_hide=True), None)
+    extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binning:
+    """Columns and rows that become one pixel."""
+
+    x: int = param("Columns.", Integer(1), 1)
+    y: int = param("Rows.", Integer(1), 1)
+
+
+FRAME_TIME = Quantity("seconds", above=0, plausible=Plausible(1e-7, 60, bare=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """What to acquire."""
+
+    frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
+    period: float | None = param("Time from one frame to the next.", FRAME_TIME, None)
+    rate: float | None = param(
+        "Frames per second, instead of `period`.", Quantity("hertz", above=0, plausible=Plausible(1e-4, 1e7)), None
+    )
+    exposure: float | None = param("Exposure time of a frame.", FRAME_TIME, None)
+    timeout: float = param(
+        "The run fails when no frame has come for so long, beyond the period.",
+        Quantity("seconds", above=0, plausible=Plausible(1e-3, 3600, bare=True)),
+        10.0,
+    )
+    trigger: str = param(
+        "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
+    )
+    frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    allow_lost: int | str | None = param(
+        "Frames of a flow that may be lost, or a share of them such as `1 %`; beyond that the run has failed (exit "
+        "code 11). Default: none, any in flows of `overrun: continue`.",
+        Either((Integer(0), Text(SHARE, "a share of the frames from `0 %` to `100 %`"))),
+        None,
+    )
+    repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
+    accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
+    binning: Binning = param("Pixels that the detector sums to one.", pair(Binning, Integer(1)), Binning())
+    roi: Roi | None = param("The part that the detector keeps, in binned pixels; default: all.", Table(Roi), None)
+    flip: str = param("What the detector turns over, last of all.", Choice(FLIPS), "none")
+    shutter: str = param("auto: open while frames are acquired.", Choice(SHUTTERS), "auto")
+
+    @property
+    def operations(self) -> Operations:
+        """What the detector itself does to frames."""
+        roi = None if self.roi is None else self.roi.rect
+        return Operations(self.accumulate, (self.binning.x, self.binning.y), roi, self.flip)
+
+    def params(self, frames: int | None) -> AcqParams:
+        """What the detector is told; ``frames`` None = until stopped."""
+        return AcqParams(
+            frames=frames,
+            period_s=self.period_s,
+            trigger=self.trigger,
+            frames_per_trigger=self.frames_per_trigger,
+            exposure_s=self.exposure,
+            shutter=self.shutter,
+            operations=self.operations,
+        )
+
+    @property
+    def period_s(self) -> float | None:
+        """Seconds from one frame to the next; None = as fast as the slowest part allows."""
+        if self.period is not None:
+            return self.period
+        return None if self.rate is None else 1 / self.rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostMemspace:
+    """Host memory that modules write to by one-sided transfers."""
+
+    kind: ClassVar[str] = "host"
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemspace:
+    """Memory of a GPU."""
+
+    kind: ClassVar[str] = "gpu"
+    device: int = param("Number of the device.", Integer(0), 0)
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+    fallback: str | None = param(
+        "Kind of memory to use, with a warning, where no such device is.", Choice(("host",)), None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileMemspace:
+    """A memory-mapped file, made at the start of the run and left in place after it, for the next run to use again.
+
+    Beside it lies its marker, the same name with `.lima2` added. A file without one is left alone.
+    """
+
+    kind: ClassVar[str] = "file"
+    path: str = param("The file, relative to the pipeline's: a new one, or one that such a memspace has made.", Text())
+    size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
+
+
+Memspace = HostMemspace | GpuMemspace | FileMemspace
+
+MEMSPACES: Mapping[str, type] = {kind.kind: kind for kind in (HostMemspace, GpuMemspace, FileMemspace)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiverTable:
+    """One receiver: a process that owns memspaces and runs nodes."""
+
+    memspaces: Mapping[str, Memspace] = param(
+        "Named regions of memory.",
+        MapOf(OneKind("memspace", lambda: MEMSPACES), minimum=1),
+        {"host": HostMemspace()},
+    )
+    threads: int = param("Threads that compute and compress frames.", Integer(1, 256), 1)
+    host: str | None = param(
+        "Machine that it runs on; default: the one that starts the run.",
+        Text(HOST, "the name of a host, such as `node17`"),
+        None,
+    )
+    cpus: tuple[int, ...] | None = param(
+        "Numbers of the CPUs of its machine that it may use; default: all.", ListOf(Integer(0), minimum=1), None
+    )
+    numa: int | None = param("NUMA node of its machine whose CPUs and memory it uses; default: any.", Integer(0), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Layout of a block in its slot."""
+
+    block: int = param("Alignment of blocks: 1 or a multiple of 8.", Quantity("bits", minimum=1), 1)
+    row: int = param("Alignment of rows: 1 or a multiple of 8.", Quantity("bits", minimum=1), 1)
+    header: int = param(
+        "Bytes before the pixels; from 16 on they hold frame number and time.",
+        Quantity("bytes", minimum=0),
+        0,
+    )
+    footer: int = param("Bytes after the pixels, left as they are.", Quantity("bytes", minimum=0), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Which frames a flow takes: start, start + step, ..."""
+
+    start: int = param("First frame.", Integer(0), 0)
+    count: int | None = param("How many selected frames; default: all there are.", Integer(1), None)
+    step: int = param("From one selected frame to the next.", Integer(1), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How blocks are put into the local buffers."""
+
+    blocks_per_group: int | str = param(
+        "Consecutive blocks of one group, the unit of dispatch; auto, as without `rules`: the fewest that keep group "
+        "events of a receiver under 2 kHz, one where no rate is known.",
+        Either((Integer(1), Choice(("auto",)))),
+        1,
+    )
+    start_slot: int = param("Slots left free at the start of each local buffer.", Integer(0), 0)
+    placement: str = param(
+        "Groups one after another, or all in the same place.",
+        Choice(("concatenate", "overwrite")),
+        "concatenate",
+    )
+    cycle: str = param("When a buffer is full: start again, or drop.", Choice(("circular", "oneshot")), "circular")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """When receivers are told."""
+
+    group: int = param("An event every so many groups of a local buffer; 0 = none.", Integer(0), 1)
+    end: bool = param("An event at the end.", Flag(), True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffers:
+    """The local buffers of a flow."""
+
+    size: int | None = param("Bytes of each local buffer.", Quantity("bytes", above=0), None)
+    frames: int | None = param("Size each local buffer for so many frames, instead of `size`.", Integer(1), None)
+    at: tuple[str, ...] | str | None = param(
+        "`receiver.memspace` of each local buffer in rotation order, or a memspace's name: that of every "
+        "receiver that has it; default: every receiver's first.",
+        Either((ListOf(Text(), minimum=1), Text())),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleShares:
+    """Which modules go to which place."""
+
+    modules: tuple[tuple[int, ...], ...] = param(
+        "Module numbers for each place of `at`.", ListOf(ListOf(Integer(0), minimum=1), minimum=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
+
+    dataset: str | None = param(
+        "The dataset it takes frames of; default: the only one that the detector has.", Text(), None
+    )
+    source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
+    alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
+    slices: Slices = param("Which frames.", Table(Slices), Slices())
+    rules: Rules = param(
+        "Groups and placement; without it `{blocks_per_group: auto}`.", Table(Rules), Rules(blocks_per_group="auto")
+    )
+    events: Events = param("When receivers are told.", Table(Events), Events())
+    buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
+    dispatch: Any = param(
+        "Whole frames in turn, group by group; or of every frame each place gets some of the modules: even shares of "
+        "them in their order, or those listed.",
+        Either((Table(ModuleShares), Choice(("frames", "modules")))),
+        "frames",
+    )
+    overrun: str | None = param(
+        "When a receiver is too slow: the source waits, the run stops, or frames are lost and counted. "
+        "Default: wait where the source can wait, else stop.",
+        Choice(("wait", "stop", "continue")),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the run directory goes."""
+
+    directory: str = param(
+        "Relative to the working directory; {name}, {run} (the next free number), {date}, {time}, {uuid}.",
+        Text(),
+        "runs/{name}_{run:04d}",
+    )
+    if_exists: str = param(
+        "What to do where it exists; a run that has ended, and nothing else, is overwritten.",
+        Choice(("abort", "overwrite")),
+        "abort",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineTable:
+    """A pipeline: detector, data flows, receivers, processing graph."""
+
+    lima2: int = param("Version of the language.", Choice((1,)))
+    name: str | None = param("Name of the pipeline; default: the file's stem.", Text(NAME), None)
+    description: str | None = param("For people.", Text(may_hide=True), None)
+    metadata: Metadata = param("What is known of the experiment.", Table(Metadata), Metadata())
+    detector: DetectorConfig = param("The source of frames.", OneKind("detector", detector_kinds))
+    acquisition: Acquisition = param("What to acquire.", Table(Acquisition), Acquisition())
+    receivers: int | Mapping[str, ReceiverTable] = param(
+        "The receivers, by name; or their number.",
+        Either((Integer(1, 1024), MapOf(Table(ReceiverTable), minimum=1))),
+        1,
+    )
+    flows: Mapping[str, Flow] | None = param(
+        "The data flows; default: one full flow per dataset, named after it.",
+        MapOf(Table(Flow), minimum=1, maximum=256),
+        None,
+    )
+    graphs: Mapping[str, Graph] = param("Named processing graphs, for nodes to use.", MapOf(Table(Graph)), {})
+    nodes: Mapping[str, NodeUse] = param("The processing graph.", MapOf(NodeEntry()), {})
+    output: Output = param("Where files go.", Table(Output), Output())

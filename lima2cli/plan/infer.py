@@ -1,0 +1,307 @@
+"""The processing graph placed: shapes and dtypes along every edge, and what each node makes of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, attempt
+from lima2cli.errors import FileProblem, NodeMisuse
+from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec
+from lima2cli.geometry import Rect
+from lima2cli.language.pipeline import GraphNode, Pipeline
+from lima2cli.nodes.base import Gather, Join, Node, Reduce, Select, Sink
+from lima2cli.plan.ir import Gdt, Numbering, Passage, Step
+from lima2cli.plan.numbering import after, of_flow, paired
+from lima2cli.view import View
+
+Edge = tuple[Spec, ...]
+"""What travels along an edge: one for all receivers, or where these hold parts of frames one for each."""
+
+
+def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[str, FrameSpec]:
+    """Frames as each GDT delivers them, by its name: gaps are masked, and pixels that the detector knows as defective.
+
+    Raises `NodeMisuse` or `FileProblem` where the detector's pixel mask is unfit, or all masks together are too large.
+    """
+    info = pipeline.detector
+    defective = _defective(info, files)
+    masks: dict[tuple[Any, ...], NDArray[np.bool_] | None] = {}
+    looked = _Looked()
+    found = {}
+    for gdt in gdts:
+        parts = tuple(Rect(part.x, part.y, part.width, part.height) for part in gdt.parts)
+        key = gdt.source, parts if gdt.gap_pixels else None  # of flows that show the same there is one mask
+        if key not in masks:
+            masks[key] = _flow_mask(info, gdt.source, key[1], defective)
+        found[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, masks[key])
+        looked.add(0, found[gdt.name])
+    return found
+
+
+def _flow_mask(
+    info: DetectorInfo, source: Rect, parts: Sequence[Rect] | None, defective: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
+    """What is masked of the frames that show ``source``: what no part covers (None: nothing), and defective pixels."""
+    mask = None
+    if parts is not None:
+        mask = np.ones((source.height, source.width), dtype=bool)
+        for part in parts:
+            mask[part.within(source)] = False
+    if defective is None:
+        return mask
+    own = defective[source.within(info.image)]
+    return own if mask is None else mask | own
+
+
+def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool_] | None) -> FrameSpec:
+    """``source`` is the flow's, of which the GDT may deliver a part."""
+    return FrameSpec(
+        gdt.dtype,
+        View(gdt.source),
+        (info.width, info.height),
+        mask,
+        info.saturation,
+        None if gdt.place is None else View(source),
+        info.datasets[gdt.dataset].invalid,
+        info.gap_value,
+        base=info.base,
+    )
+
+
+def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
+    """The detector's own pixel mask, bool (height, width) of its image as its operations leave it; None without."""
+    if info.pixel_mask is None:
+        return None
+    image = files.image(info.pixel_mask)
+    bad = np.asarray((image != 0).any(axis=0) if image.ndim == 3 else image != 0)
+    sensor = info.sensor
+    if bad.shape != (sensor.height, sensor.width):
+        message = (
+            f"the pixel mask {info.pixel_mask} is {bad.shape[1]} x {bad.shape[0]}, "
+            f"the detector {sensor.width} x {sensor.height}"
+        )
+        raise NodeMisuse("calibration-shape", message)
+    return bad if info.operated is None else np.ascontiguousarray(info.operated.view.apply(bad, "any"))
+
+
+LONGEST_WINDOW = 1 << 24
+"""Frames that become one."""
+
+
+MOST_LOOKED_AT = 1 << 28
+"""Pixels of masks that are made and looked at when a pipeline is checked, all nodes together: what `validate` costs."""
+
+PASSING = 64
+"""Pixels of a mask that a node leaves as it is, of which one counts."""
+
+
+class _Looked:
+    """Pixels of masks that were looked at so far; those of one array are made once."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, NDArray[Any]] = {}
+        self._pixels, self._told = 0, False
+
+    def add(self, pixels: int, *specs: Any) -> None:
+        """Count pixels, and masks of frames; raises `NodeMisuse` where all together are too many, once."""
+        self._pixels += pixels
+        for mask in (getattr(spec, "mask", None) for spec in specs):
+            if mask is None:
+                continue
+            made = mask
+            while isinstance(made.base, np.ndarray):
+                made = made.base
+            self._pixels += mask.size // PASSING if id(made) in self._masks else made.size
+            self._masks[id(made)] = made
+        if self._told:
+            raise Poisoned
+        if self._pixels > MOST_LOOKED_AT:
+            self._told = True
+            message = f"up to here masks and regions of the nodes have {self._pixels} pixels, at most {MOST_LOOKED_AT}"
+            raise NodeMisuse("masks-too-large", message, (), "smaller regions, a smaller image, or several pipelines")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of everything that can be read, by name."""
+
+    edges: dict[str, Edge]
+    numberings: dict[str, Numbering]
+    steps: dict[str, Step]
+    looked: "_Looked"
+
+
+def place_nodes(
+    pipeline: Pipeline, gdts: tuple[Gdt, ...], sources: Mapping[str, FrameSpec], files: Files, findings: Findings
+) -> tuple[Step, ...]:
+    """Infer what flows along every edge; a node that misfits poisons only what hangs on it. ``sources``, by the name of
+    the GDT, are the frames of flows."""
+    flows = {flow: [gdt for gdt in gdts if gdt.flow == flow] for flow in dict.fromkeys(gdt.flow for gdt in gdts)}
+    known = _Known(
+        {flow: tuple(sources[gdt.name] for gdt in own) for flow, own in flows.items()},
+        {flow: of_flow(own) for flow, own in flows.items()},
+        {},
+        _Looked(),
+    )
+    receivers = tuple(pipeline.receivers)
+    for name, it in pipeline.nodes.items():
+        step = attempt(lambda n=name, i=it: _place(n, i, known, receivers, files, findings))  # type: ignore[misc]
+        if step is POISON or step is None:
+            continue
+        known.edges[name] = tuple(passage.after for passage in step.passages)
+        if isinstance(step.node, Gather) and step.circle:
+            known.edges[name] = known.edges[name][:1]
+        known.numberings[name] = after(step)
+        known.steps[name] = step
+    return tuple(known.steps.values())
+
+
+def _place(
+    name: str, it: GraphNode, known: _Known, receivers: Sequence[str], files: Files, findings: Findings
+) -> Step | None:
+    node = it.node
+    if node is POISON or any(source not in known.edges for source in (*it.reads.values(), *it.tables)):
+        return None
+    at: KeyPath = ("nodes", name)
+    entering = {place: _frames(node, source, known) for place, source in it.reads.items()}
+    for place, frames in entering.items():
+        if isinstance(frames, str):
+            findings.error("edge-mismatch", f"node {name} takes {frames}", (*at, *place))
+    if any(isinstance(frames, str) for frames in entering.values()):
+        return None
+    edges = {place: frames for place, frames in entering.items() if not isinstance(frames, str)}
+    try:
+        entered = [spec for frames in edges.values() for spec in frames]
+        known.looked.add(sum(map(node.looked_at, entered)), *entered)
+        step = _step(it, edges, known, receivers, files)
+        known.looked.add(0, *(passage.after for passage in step.passages))
+        for warning in (*_warnings(step, files), *_no_window(step)):
+            findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
+    except NodeMisuse as misfit:
+        notes = [f"input of {name}: {edge[0]}" for edge in edges.values()]
+        findings.error(misfit.rule, misfit.message, _misfit_place(at, node, misfit), help=misfit.help, notes=notes)
+        return None
+    except FileProblem as problem:
+        findings.error(problem.rule, str(problem), _file_place((*at, node.kind), node, problem))
+        return None
+    return step
+
+
+Specs = tuple[FrameSpec, ...]
+"""An edge of frames."""
+
+Entering = Mapping[KeyPath, Specs]
+"""What enters a node, by the place where it is named."""
+
+
+def _frames(node: Node, source: str, known: _Known) -> Specs | str:
+    """The frames of an edge; what is wrong in words where the node does not take them."""
+    edge = known.edges[source]
+    frames = tuple(spec for spec in edge if isinstance(spec, FrameSpec))
+    if not frames:
+        return f"frames, but {source} gives a {edge[0]}"
+    if isinstance(frames[0], SparseSpec) and not node.sparse:
+        return f"dense frames, but {source} gives sparse ones"
+    if not known.numberings[source].parts:
+        return frames
+    if not node.parts:
+        return f"full frames, but {source} gives parts of them: reconstruct them before"
+    virtual = isinstance(known.steps[source].node, Gather) if source in known.steps else False
+    if isinstance(node, Sink):
+        if getattr(node, "layout", "") == "virtual" or virtual:
+            return frames
+        return f"full frames, but {source} gives parts of them: `layout: virtual`, or a reconstruction before"
+    if virtual:
+        return f"frames of a receiver, but `strategy: virtual` of {source} shows them in the saved files only"
+    return frames
+
+
+def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[str], files: Files) -> Step:
+    node = it.node
+    numberings = {str(place[-1]): known.numberings[it.reads[place]] for place in entering}
+    numbering = next(iter(numberings.values())) if isinstance(node, Gather) else paired(numberings, receivers)
+    specs = [
+        {str(place[-1]): frames[min(i, len(frames) - 1)] for place, frames in entering.items()}
+        for i in range(max(len(frames) for frames in entering.values()))
+    ]
+    firsts = [next(iter(each.values())) for each in specs]
+    if isinstance(node, Join):
+        passages = tuple(Passage(f, node.infer_all(s, files), s) for f, s in zip(firsts, specs, strict=True))
+    elif isinstance(node, Gather):
+        whole = node.infer_parts(firsts)
+        passages = tuple(Passage(f, whole if node.strategy == "gather" else f) for f in firsts)
+    elif isinstance(node, Select):
+        numbering = _with_rows(numbering, it, known, receivers)
+        tables = {name: _rows(name, known) for name in it.tables}
+        passages = tuple(Passage(f, node.infer_rows(f, tables, files)) for f in firsts)
+    else:
+        passages = tuple(Passage(f, node.infer(f, files)) for f in firsts)
+    together = numbering.parts and (
+        isinstance(node, Reduce) or (isinstance(node, Gather) and node.strategy == "gather")
+    )
+    together = together or getattr(node, "layout", "") == "common"
+    return Step(
+        it.name,
+        node,
+        next(iter(it.reads.values())),
+        numbering.flows[0],
+        passages,
+        numbering,
+        it.inputs,
+        tuple(it.tables),
+        tuple(dict.fromkeys(numbering.receivers)) if together else (),
+    )
+
+
+def _rows(name: str, known: _Known) -> TableSpec:
+    spec = known.edges[name][0]
+    assert isinstance(spec, TableSpec)  # names of nodes without rows have been refused
+    return spec
+
+
+def _with_rows(numbering: Numbering, it: GraphNode, known: _Known, receivers: Sequence[str]) -> Numbering:
+    """Of the frames that have rows; raises `NodeMisuse`. Rows that receivers made together are known to all of these."""
+    for name in it.tables:
+        rows, circle = known.numberings[name], known.steps[name].circle
+        if circle:
+            rows = replace(rows, parts=False, everywhere=True)
+        try:
+            numbering = paired({"frames": numbering, name: rows}, receivers)
+        except NodeMisuse as misfit:
+            raise NodeMisuse(misfit.rule, misfit.message, ("keep",), misfit.help) from misfit
+    return numbering
+
+
+def _warnings(step: Step, files: Files) -> Sequence[NodeMisuse]:
+    if isinstance(step.node, Join):
+        return step.node.warnings_all(step.specs, files)
+    return step.node.warnings(step.before, files)
+
+
+def _no_window(step: Step) -> Sequence[NodeMisuse]:
+    """The warning ``window-too-long`` where no window of frames is ever whole. Raises `NodeMisuse` as `after` does."""
+    came, left = step.numbering, after(step)
+    if left.window > LONGEST_WINDOW:
+        message = f"a window of {left.window} frames is too long: each frame of one is accounted for"
+        raise NodeMisuse("window-too-long", message, ("frames",), f"at most {LONGEST_WINDOW}, or 0 for all")
+    if came.selected is None or left.selected != 0 or came.selected == 0:
+        return ()
+    window = left.window // max(1, came.window)
+    message = f"of {came.selected} frames no window of {window} is ever whole: {step.name} gives nothing"
+    return (NodeMisuse("window-too-long", message, ("frames",), f"at most {came.selected}, or 0 for all"),)
+
+
+def _misfit_place(at: KeyPath, node: Node, misfit: NodeMisuse) -> KeyPath:
+    """Below the node's kind; inputs stand beside it."""
+    return (*at, *misfit.key) if misfit.key[:1] == ("inputs",) else (*at, node.kind, *misfit.key)
+
+
+def _file_place(at: KeyPath, node: object, problem: FileProblem) -> KeyPath:
+    """The parameter whose reference the message names, else the node."""
+    for key, value in vars(node).items():
+        if isinstance(value, str) and value in str(problem):
+            return (*at, key)
+    return at

@@ -1,0 +1,306 @@
+"""The plan: what `compile_plan` decides, frozen. The runtime adds nothing to it but time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from lima2cli.detectors.base import AcqParams, DetectorConfig
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.frames import DetectorInfo, FrameSpec, Spec
+from lima2cli.geometry import BlockLayout, Rect, Rule
+from lima2cli.nodes.base import Delegate, Node
+
+Overrun = Literal["wait", "stop", "continue"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one module writes of each block: a rectangle in detector coordinates and its place in the slot (bytes)."""
+
+    module: int
+    x: int
+    y: int
+    width: int
+    height: int
+    offset_in_slot: int
+
+
+@dataclass(frozen=True)
+class LocalBuffer:
+    """A piece of a memspace: ``region`` numbers the memspaces of the plan, ``offset`` and ``size`` are bytes."""
+
+    receiver: int
+    region: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A memspace. ``kind`` is the one used, ``asked`` the one written (a GPU with a fallback)."""
+
+    receiver: int
+    name: str
+    kind: Literal["host", "file"]
+    asked: str
+    size: int
+    used: int
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Gdt:
+    """One compiled data flow, or what one place of it gets where it is dispatched by modules.
+
+    name, flow    its own, unique, and that of the data flow; the same where receivers get whole frames
+    place         the place of the flow that it is for, None where receivers get whole frames
+    group_event   an event every so many groups of a local buffer, 0 = none
+    selected      number of frames it takes, None without end
+    parts         of the contributing modules, by module number
+    waits         back-pressure by credits; else writing never waits and overruns are possible
+    """
+
+    name: str
+    flow: str
+    place: int | None
+    index: int
+    dataset: int
+    dataset_name: str
+    dtype: str
+    pixel_bytes: int
+    source: Rect
+    full: bool
+    layout: BlockLayout
+    rule: Rule
+    selected: int | None
+    group_event: int
+    end_event: bool
+    alignment: tuple[int, int, int, int]
+    buffer_size: int
+    buffers: tuple[LocalBuffer, ...]
+    parts: tuple[Part, ...]
+    gap_pixels: int
+    gap_value: float
+    overrun: Overrun
+
+    @property
+    def waits(self) -> bool:
+        """Whether modules wait for released memory."""
+        return self.overrun == "wait"
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Receivers that it reaches, each once, in rotation order."""
+        return tuple(dict.fromkeys(buffer.receiver for buffer in self.buffers))
+
+    @property
+    def header(self) -> bool:
+        """Whether slots begin with frame number and time."""
+        return self.alignment[2] >= 16
+
+
+@dataclass(frozen=True)
+class RankRole:
+    """What one MPI rank does: ``control``, ``detector`` (with its modules), ``receiver`` (with its index), or
+    ``worker`` (with the node that delegates to it)."""
+
+    rank: int
+    role: Literal["control", "detector", "receiver", "worker"]
+    modules: tuple[int, ...] = ()
+    receiver: int | None = None
+    worker: str | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a receiver runs; None = as it comes.
+
+    host  the machine, else the one that starts the ranks;  cpus  numbers of the CPUs that it may use
+    numa  number of the NUMA node whose CPUs and memory it uses
+    """
+
+    host: str | None = None
+    cpus: tuple[int, ...] | None = None
+    numa: int | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is not None, as plain data."""
+        named = {"host": self.host, "cpus": None if self.cpus is None else list(self.cpus), "numa": self.numa}
+        return {key: value for key, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Which frames travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
+
+    flows     data flows that all of them come from
+    parts     each of the receivers has a part of every frame
+    everywhere  of rows: each of the receivers has all of them
+    window    frames of the flow that make one of these, 0 = all of them
+    upstream  transforms that they have been through, which may have dropped some
+    unmatched joins that they have been through, and transforms before one on some of its inputs only: what these
+              dropped was not in all inputs
+    filters   selections that they have been through: which of the frames travel is known only during the run
+    """
+
+    rule: Rule
+    receivers: tuple[int, ...]
+    selected: int | None
+    flows: tuple[str, ...]
+    parts: bool = False
+    everywhere: bool = False
+    window: int = 1
+    upstream: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """What enters and leaves a node at one receiver, or at all of them; ``specs`` of a join by the names of inputs."""
+
+    before: FrameSpec
+    after: Spec
+    specs: Mapping[str, FrameSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node placed: it runs on every receiver that its frames reach. ``numbering`` is that of its input.
+
+    passages  one for all receivers, or where these hold parts of frames one for each, in the order of the numbering
+    flow      the data flow, of several the first, that its frames come from
+    inputs    of a join: what it reads, by the names of its inputs; ``source`` is the first of them
+    tables    nodes of which it reads rows
+    circle    receivers that do their part of each frame together; empty where each works alone
+    """
+
+    name: str
+    node: Node
+    source: str
+    flow: str
+    passages: tuple[Passage, ...]
+    numbering: Numbering
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    circle: tuple[int, ...] = ()
+
+    @property
+    def before(self) -> FrameSpec:
+        """What enters; parts of frames: at the first receiver."""
+        return self.passages[0].before
+
+    @property
+    def after(self) -> Spec:
+        """What leaves; parts of frames: at the first receiver."""
+        return self.passages[0].after
+
+    @property
+    def specs(self) -> Mapping[str, FrameSpec]:
+        """What enters a join, by the names of its inputs; parts of frames: at the first receiver."""
+        return self.passages[0].specs
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """All flows and nodes whose frames it reads, each once."""
+        return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
+
+    def at(self, receiver: int) -> "Step":
+        """As one receiver sees it."""
+        return self if len(self.passages) == 1 else replace(self, passages=(self._passage(receiver),))
+
+    def _passage(self, receiver: int) -> Passage:
+        return self.passages[self.numbering.receivers.index(receiver)]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Steps of a flow that are computed together, block by block.
+
+    source   the flow or node whose frames it reads
+    maps     one after another, by name
+    ends     what then reads the last of them (or the source): reductions, or one sink
+    makes    nodes of it whose frames are there for other kernels, whole: materialised
+    others   what it reads besides, where its only node is a join
+    """
+
+    flow: str
+    source: str
+    maps: tuple[str, ...]
+    ends: tuple[str, ...]
+    makes: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """All flows and nodes whose frames it reads, each once."""
+        return (self.source, *self.others)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all its nodes, in the order of the data."""
+        return self.maps + self.ends
+
+    @property
+    def fused(self) -> bool:
+        """Whether there are several."""
+        return len(self.nodes) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced.
+
+    info         the detector after its own operations;  acquisition  what it is told
+    threads      of each receiver;  placements  where each runs
+    repeat       acquisitions, one after another, each of ``frames`` frames
+    allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
+    processing   a program of the user's on the receivers, `file.py:main`; None without
+    sources      frames as each GDT delivers them, by its name
+    inputs       absolute paths of all files that it is compiled from, or that a run reads, links followed
+    """
+
+    name: str
+    detector: DetectorConfig
+    info: DetectorInfo
+    frames: int | None
+    period_s: float | None
+    timeout_s: float
+    receivers: tuple[str, ...]
+    regions: tuple[Region, ...]
+    gdts: tuple[Gdt, ...]
+    ranks: tuple[RankRole, ...]
+    steps: tuple[Step, ...]
+    kernels: tuple[Kernel, ...]
+    channels: Mapping[str, Channel]
+    tables: Mapping[str, TableChannel]
+    output_directory: str
+    if_exists: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    acquisition: AcqParams = AcqParams(None, None)
+    threads: tuple[int, ...] = ()
+    repeat: int = 1
+    allow_lost: int | str | None = None
+    processing: str | None = None
+    placements: tuple[Placement, ...] = ()
+    sources: Mapping[str, FrameSpec] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+    def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
+        """The GDT of a data flow; of one that is dispatched by modules those of its places."""
+        return tuple(gdt for gdt in self.gdts if gdt.flow == flow)
+
+    def rank_of_receiver(self, receiver: int) -> int:
+        """The MPI rank of a receiver."""
+        return next(role.rank for role in self.ranks if role.receiver == receiver)
+
+    def placement_of(self, role: RankRole) -> Placement:
+        """Where a rank runs."""
+        return Placement() if role.receiver is None else self.placements[role.receiver]
+
+    def command_of(self, role: RankRole) -> tuple[str, ...] | None:
+        """The program of the user's that is this rank; None where it is one of lima2."""
+        nodes = (step.node for step in self.steps if step.name == role.worker)
+        return next((node.command for node in nodes if isinstance(node, Delegate)), None)

@@ -1,1 +1,0 @@
-"""Plan to one program per rank."""

@@ -1,0 +1,374 @@
+"""The control rank: starts, stops and ends a run, and knows what became of every frame.
+
+It never blocks and moves no data. Normal end: modules are done, receivers are told so, files are closed. Stop (Ctrl-C,
+an overrun under `stop`, a failed rank): modules pause and say their next frame number; the highest, F, becomes the
+end of the acquisition: receivers learn it first, then every module serves all frames below F, so that blocks are whole.
+
+Where acquisitions are repeated, the next is prepared and starts as soon as the modules are done with one and the
+receivers' memory may be written again; what the receivers still have to save, and the masters, follow meanwhile.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lima2cli import messages
+from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcquisition, Outcome
+from lima2cli.errors import EnvironmentUnfit, RunFailed
+from lima2cli.files.appending import load_libraries
+from lima2cli.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
+from lima2cli.plan.ir import Plan
+from lima2cli.program import ControlProgram
+from lima2cli.ranks.progress import Answers, Progress, check_ready, check_silence
+from lima2cli.runs import channel as job_events
+from lima2cli.runs.channel import BY_USER, Stop
+from lima2cli.runs.processes import Whereabouts
+from lima2cli.transport.base import Port
+from lima2cli.units import seconds_text
+
+START_DELAY_NS = 2_000_000
+"""From the order to start to frame 0, so that all ranks have heard."""
+
+SHORTEST_PATIENCE_S = 10.0
+"""Modules that are told to pause have at least so long for what they are doing."""
+
+DIRECTORY_PERIOD_S = 0.5
+"""From one look at the run directory to the next."""
+
+ANSWERS = {
+    "preparing": messages.READY,
+    "running": messages.DONE,
+    "pausing": messages.NEXT,
+    "limiting": messages.LIMITED,
+    "serving": messages.DONE,
+    "ending": messages.FINISHED,
+    "leaving": messages.FINISHED,
+}
+"""The message that every rank that is waited for sends in a phase."""
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class ControlRank:
+    """Runs a `ControlProgram`.
+
+    emit       gets progress;  close   writes what ends an acquisition (masters, summary) in its directory
+    directory  of the first acquisition;  another   makes that of the next. Raises `EnvironmentUnfit`
+    """
+
+    def __init__(
+        self,
+        program: ControlProgram,
+        port: Port,
+        emit: Emit,
+        close: Callable[[Outcome, str], None],
+        order: Callable[[], Stop | None],
+        directory: str,
+        another: Callable[[], str],
+    ) -> None:
+        self.done = False
+        self._plan: Plan = program.plan
+        self._port, self._emit, self._order = port, emit, order
+        self._another = another
+        roles = self._plan.ranks
+        self._detectors = {role.rank for role in roles if role.role == "detector"}
+        self._receivers = {role.rank for role in roles if role.role == "receiver"}
+        self._workers = {role.rank for role in roles if role.role == "worker"}
+        self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
+        self._phase = "preparing"
+        self._acquisitions = Acquisitions(directory, self._receivers)
+        self._completion = Completion(close)
+        self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
+        self._progress = Progress(self._plan)
+        self._held = [Whereabouts(directory)]
+        self._looked = 0.0
+        self._stopped: Stop | None = None
+        self._next = 0
+        self._heard: dict[int, float] = {}
+        self._paused_at = time.monotonic()
+
+    @property
+    def _now(self) -> LiveAcquisition:
+        """The acquisition that started, or was announced, last."""
+        return self._acquisitions.now
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the last acquisition."""
+        return self._now.outcome
+
+    def prepare(self) -> None:
+        """What ends the run is written by this rank, which has nothing to do now."""
+        if self._plan.channels or self._plan.tables:
+            load_libraries()
+        try:
+            self._answers.listen(self._now.directory)
+        except OSError as error:
+            self._warn(f"this run can't be controlled from outside: {error}")
+
+    def close(self) -> None:
+        """After `done`, or where the run is given up: files that are being written come to their end."""
+        self._completion.shutdown()
+        self._answers.close()
+        for one in self._held:
+            one.close()
+        self._held.clear()
+
+    def step(self) -> bool:
+        """Handle all messages, then look at the clock: where turns are long there is always a message."""
+        handled = False
+        while not self.done and (mail := self._port.receive()) is not None:
+            self._handle(*mail)
+            handled = True
+        self._answers.poll(self._now, self._phase)
+        order = self._order()  # asked each time: what keeps the channel going
+        self._stopped = self._stopped or order or (BY_USER if self._answers.stop_asked else None)
+        self._look_at_files()
+        self._look_at_directory()
+        if self._phase == "running":
+            if self._stopped is not None:
+                self._pause(self._stopped.state, self._stopped.reason)
+            else:
+                self._look_at_clock()
+        elif self._phase == "pausing":
+            self._check_answers()
+        elif self._phase == "leaving":
+            self._check_workers()
+        else:
+            self._check_silence()
+        return handled
+
+    def _handle(self, rank: int, message: tuple[str, Any]) -> None:
+        kind, what = message
+        self._heard[rank] = time.monotonic()
+        if kind == messages.FAILED:
+            self._fail(what)
+        elif kind == messages.OVERRUN:
+            self._overrun(*what)
+        elif kind == messages.WARNED:
+            self._warn(what)
+        elif kind == messages.STATS:
+            told = self._acquisitions.of(what["acquisition"])
+            told.flows[rank], told.saved[rank] = what["flows"], what["saved"]
+        elif kind == messages.WAITING:
+            self._progress.moved()
+        elif kind == messages.NEXT:
+            self._next = max(self._next, what)
+        elif kind == messages.DONE:
+            self.outcome.sources[rank] = what
+        elif kind == messages.SILENT:
+            self.outcome.silent.add(what)
+        elif isinstance(what, WorkerReport):
+            self.outcome.workers[rank] = what
+        elif isinstance(what, ReceiverReport):
+            self._finished(rank, what)
+            return
+        if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
+            self._answered(rank)
+
+    def _answered(self, rank: int) -> None:
+        """One rank of those that are waited for; when all have answered, the next phase."""
+        self._waiting_for.discard(rank)
+        if self._waiting_for:
+            return
+        if self._phase == "preparing":
+            self._start_or_not()
+        elif self._phase == "pausing":
+            self._limit()
+        elif self._phase == "limiting":
+            self._serve_rest()
+        elif self._phase in ("running", "serving"):
+            self._end()
+        elif self._phase == "ending":
+            self._let_workers_go()
+        elif self._phase == "leaving":
+            self._finish()
+
+    def _tell(self, ranks: set[int], kind: str, what: Any) -> None:
+        for rank in sorted(ranks):
+            self._port.send(rank, (kind, what))
+
+    def _start_or_not(self) -> None:
+        if self._stopped is not None and self.outcome.state == "complete":
+            self.outcome.state, self.outcome.reason = self._stopped.state, self._stopped.reason
+        if self._acquisitions.faultless:
+            self._start()
+            return
+        self._phase = "ending"  # with what the receivers still have of earlier ones
+        self._waiting_for = self._acquisitions.behind
+        if len(self._acquisitions) == 1:
+            self._finish()
+        elif not self._waiting_for:
+            self._let_workers_go()
+
+    def _start(self) -> None:
+        outcome = self.outcome
+        outcome.start_ns = time.time_ns() + START_DELAY_NS
+        self._progress.begin()
+        self._next = 0
+        self._phase, self._waiting_for = "running", set(self._detectors)
+        self._emit(job_events.started(self._plan, self._now))
+        start = Start(outcome.number, outcome.start_ns, self._now.directory)
+        self._tell(self._receivers | self._detectors, messages.START, start)
+
+    def _check_answers(self) -> None:
+        """A module that hangs would hang the run: better that the ranks are ended, and files are as last flushed."""
+        if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
+            silent = ", ".join(map(str, sorted(self._waiting_for)))
+            raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
+
+    def _check_silence(self) -> None:
+        """A receiver that hangs, or that others wait for in a collective, would hang the run, and so would a rank that
+        never gets ready. Raises `RunFailed`."""
+        if self._phase == "preparing":
+            check_ready(
+                self._plan, {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in self._waiting_for}
+            )
+        awaited = {rank for one in self._acquisitions.begun for rank in one.waiting}
+        heard = {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in awaited}
+        check_silence(self._plan, heard, self.outcome.reason)
+
+    def _pause(self, state: str, reason: str) -> None:
+        self._paused_at = time.monotonic()
+        self.outcome.state, self.outcome.reason = state, reason
+        self._phase = "pausing"
+        self._waiting_for = set(self._detectors)
+        self._emit(job_events.said(state, reason))
+        self._tell(self._detectors, messages.PAUSE, None)
+
+    def _limit(self) -> None:
+        self._phase, self._waiting_for = "limiting", set(self._receivers)
+        self._tell(self._receivers, messages.LIMIT, self._next)
+
+    def _serve_rest(self) -> None:
+        """Modules serve what is below the limit; those that had served everything before have said so already."""
+        self._phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
+        broken = {failure.rank for failure in self.outcome.failures}
+        modules = frozenset(m for role in self._plan.ranks if role.rank in broken for m in role.modules)
+        self._tell(self._waiting_for, messages.LIMIT, (self._next, modules))
+        if not self._waiting_for:
+            self._end()
+
+    def _end(self) -> None:
+        stopped = self._phase == "serving"
+        self._acquisitions.end(self._next if stopped or self._plan.frames is None else self._plan.frames)
+        directory = None if stopped else self._directory_of_next()
+        self._tell(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
+        if directory is not None:
+            self._announce(directory)
+            return
+        self._phase, self._waiting_for = "ending", set(self._now.waiting)
+
+    def _directory_of_next(self) -> str | None:
+        """Of the acquisition that follows; None where none does."""
+        if self._stopped is not None or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
+            return None
+        try:
+            directory = self._another()
+            self._answers.announce(directory)
+            self._held.append(Whereabouts(directory))
+        except (EnvironmentUnfit, OSError) as error:
+            self.outcome.fail(f"no more acquisitions: {error}")
+            return None
+        return directory
+
+    def _announce(self, directory: str) -> None:
+        """Another acquisition, once all can."""
+        self._emit({"type": "directory", "directory": directory})
+        self._acquisitions.add(directory)
+        self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
+        self._paused_at = time.monotonic()
+        self._tell(self._waiting_for, messages.PREPARE, None)
+
+    def _finished(self, rank: int, report: ReceiverReport) -> None:
+        """A receiver has ended the files of an acquisition. Those of the last are completed when all ranks are done."""
+        acquisition = self._acquisitions.of(report.acquisition)
+        acquisition.outcome.receivers[report.receiver] = report
+        acquisition.waiting.discard(rank)
+        if not acquisition.waiting and acquisition is not self._now:
+            self._complete(acquisition)
+        if self._phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
+            self._answered(rank)
+
+    def _look_at_files(self) -> None:
+        """What has been written."""
+        for acquisition in self._completion.done():
+            if self._plan.repeat > 1:
+                self._emit(job_events.completed(self._plan, acquisition))
+        if self._phase == "closing" and self._completion.idle:
+            self._quit()
+
+    def _let_workers_go(self) -> None:
+        """Receivers have all that was replied."""
+        self._phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
+        self._paused_at = time.monotonic()
+        self._tell(self._waiting_for, messages.ENDED, None)
+        if not self._waiting_for:
+            self._finish()
+
+    def _check_workers(self) -> None:
+        """A worker may take its time to end, but not for ever: the run ends without it."""
+        if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
+            silent = ", ".join(map(str, sorted(self._waiting_for)))
+            self.outcome.warnings.append(f"rank {silent} (worker) did not end and was ended")
+            self.outcome.silent |= self._waiting_for
+            self._finish()
+
+    def _finish(self) -> None:
+        self._phase = "closing"
+        if self.outcome.start_ns:  # else it never started
+            self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
+        self._look_at_directory(now=True)
+        self._complete(self._now)
+
+    def _quit(self) -> None:
+        self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
+        self.done = True
+
+    def _look_at_directory(self, *, now: bool = False) -> None:
+        """From time to time, or ``now``: a run whose directory went is ended, as long as its open files take frames."""
+        if now or time.monotonic() - self._looked > DIRECTORY_PERIOD_S:
+            self._looked = time.monotonic()
+            if self.outcome.state == "complete" and (gone := self._held[-1].gone()):
+                self._fail_run(self.outcome, gone)
+
+    def _complete(self, acquisition: LiveAcquisition) -> None:
+        """Write what ends an acquisition, where its directory is now. Raises `RunFailed` where that was removed."""
+        acquisition.directory = str(self._held[acquisition.outcome.number].found())
+        self._completion.begin(acquisition)
+
+    def _fail(self, failure: Failure) -> None:
+        self._look_at_directory(now=True)
+        outcome = self._acquisitions.of(failure.acquisition).outcome
+        outcome.failures.append(failure)
+        self._emit(job_events.failed(failure))
+        self._fail_run(outcome, failure.message)
+        if self._phase == "serving" and failure.rank in self._detectors:
+            self._serve_rest()  # the others must not wait for what this one does not write
+
+    def _overrun(self, acquisition: int, flow: str, frame: int) -> None:
+        outcome = self._acquisitions.of(acquisition).outcome
+        outcome.overrun = True
+        self._fail_run(outcome, f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
+
+    def _fail_run(self, outcome: Outcome, reason: str) -> None:
+        """The first reason counts; what is under way goes on to its end, and no other acquisition follows."""
+        if outcome is not self.outcome:
+            outcome.fail(reason)
+        if self._phase == "running":
+            self._pause("failed", reason)
+        else:
+            self.outcome.fail(reason)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.outcome.warnings:
+            self.outcome.warnings.append(text)
+            self._emit(job_events.said("warning", f"warning: {text}"))
+
+    def _look_at_clock(self) -> None:
+        event = self._progress.event(self._now)
+        if event is None:
+            return
+        self._emit(event)
+        if self._progress.stuck:
+            self._pause("failed", f"no frame for {seconds_text(self._plan.timeout_s)}")

@@ -1,0 +1,381 @@
+"""A detector rank: its modules push their parts of frames into the receivers' memory."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lima2cli import messages
+from lima2cli.detectors.base import Detector, State, Warns
+from lima2cli.detectors.lifecycle import ENDLESS
+from lima2cli.foreign import call_foreign
+from lima2cli.frames import Array
+from lima2cli.geometry import Rect
+from lima2cli.messages import Failure, SourceReport, Start, usage
+from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
+from lima2cli.transport.base import Port, PutChannel
+from lima2cli.units import seconds_text
+
+GROUPS_PER_STEP = 8
+"""Groups served before the mail is looked at again."""
+
+WAITING_PERIOD_NS = 500_000_000
+
+
+class _Cursor:
+    """The next group of one flow. ``last`` is its last frame, None when all are served."""
+
+    def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
+        gdt = flow.gdt
+        self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
+        self.released = [0] * len(flow.targets)
+        self.begin(0)
+        width, layout = gdt.pixel_bytes, gdt.layout
+        self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
+        self.lanes: list[list[PutChannel]] = [
+            [port.lane(t.region, r.cut.height, r.cut.width * width, layout.pitch, layout.stride) for r in flow.routes]
+            for t in flow.targets
+        ]
+        self.headers = [port.lane(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets]
+
+    def begin(self, acquisition: int) -> None:
+        """Groups and counts begin anew; visits, as words tell them, go on from ``base``."""
+        self.base = acquisition * self.rule.epoch(self.gdt.selected) if acquisition and self.gdt.selected else 0
+        self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
+        self.written = [0] * len(self.flow.targets)
+        self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
+        self.broken = False
+
+    def aim(self, frames: int | None) -> None:
+        """Look at the group that is next when ``frames`` are acquired in all."""
+        rule = self.rule
+        self.blocks = rule.blocks_of_group(self.group, rule.selected(frames))
+        if not self.blocks:
+            self.last = -1
+            return
+        first = rule.frame(self.group * rule.blocks)
+        self.last = first + (self.blocks - 1) * rule.step
+        self.numbers = range(first, self.last + 1, rule.step)
+
+
+def _whole(cut: Rect, module: Rect) -> bool:
+    return (cut.width, cut.height) == (module.width, module.height)
+
+
+class DetectorRank:
+    """Runs a `DetectorProgram`; `step` does a little and says whether there was anything to do."""
+
+    def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
+        self.done = False
+        self._program, self._port, self._detector = program, port, detector
+        self._frames = program.acquisition.frames
+        self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
+        self._acquired, self._next = 0, 0
+        self._running = self._paused = self._reported = self._failed = False
+        self._number = self._put_ns = self._flush_ns = self._told_ns = self._first_ns = self._last_ns = 0
+        self._behind, self._cpu_s = 0, 0.0
+        self._warned: set[str] = set()
+
+    def prepare(self) -> None:
+        """Get the detector ready and say so, or that it failed."""
+        if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
+            self._warn()
+            self._port.send(0, (messages.READY, None))
+
+    def step(self) -> bool:
+        """Serve a few groups, or obey one message."""
+        if (mail := self._port.receive()) is not None:
+            self._obey(*mail[1])
+            return True
+        if not self._running or self._paused:
+            return False
+        try:
+            return call_foreign(self._serve_some)
+        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
+            due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
+            self._fail(error, min(due)[1] if due else None)
+            return True
+
+    def _serve_some(self) -> bool:
+        served = 0
+        while served < GROUPS_PER_STEP and self._serve():
+            served += 1
+        return served > 0
+
+    def _do(self, operation: Callable[[], None]) -> bool:
+        """Whether an operation of the detector succeeded; the control rank is told of a failure."""
+        try:
+            call_foreign(operation)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: Exception, frame: int | None = None) -> None:
+        self._failed = self._paused = True
+        modules = ", ".join(map(str, self._program.modules))
+        message = f"detector, modules {modules}: {error or type(error).__name__}"
+        self._port.send(0, (messages.FAILED, Failure(self._program.rank, message, frame=frame, detail=repr(error))))
+
+    def _obey(self, kind: str, what: object) -> None:
+        if kind == messages.START:
+            assert isinstance(what, Start)
+            self._start(what)
+        elif kind == messages.PREPARE:
+            self._running = False
+            if self._do(self._detector.stop):
+                self.prepare()
+        elif kind == messages.TRIGGER:
+            assert isinstance(what, int)
+            for _ in range(what):
+                self._do(self._detector.trigger)
+        elif kind == messages.PAUSE:
+            self._paused = True
+            if not self._failed:
+                self._do(self._detector.stop)
+            self._port.send(0, (messages.NEXT, self._next))
+        elif kind == messages.LIMIT:
+            assert isinstance(what, tuple)
+            self._limit(*what)
+        elif kind == messages.QUIT:
+            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
+            self.done = True
+
+    def _start(self, start: Start) -> None:
+        self._number, self._frames = start.number, self._program.acquisition.frames
+        self._acquired = self._next = self._behind = 0
+        self._put_ns = self._flush_ns = self._first_ns = self._last_ns = 0
+        self._cpu_s = usage().cpu_s
+        self._paused = self._reported = False
+        for cursor in self._cursors:
+            cursor.begin(start.number)
+            cursor.aim(self._frames)
+        self._running = self._do(lambda: self._detector.start(start.start_ns))
+
+    def _limit(self, frames: int, broken: frozenset[int]) -> None:
+        self._frames = self._acquired = frames
+        if self._reported:
+            return
+        if self._failed:
+            self._finish()  # what it has not written is missing, and the receivers will see that
+            return
+        self._paused = False
+        for cursor in self._cursors:
+            cursor.aim(frames)
+            cursor.broken = not broken.isdisjoint(part.module for part in cursor.gdt.parts)
+
+    def _serve(self) -> bool:
+        if self._reported:
+            return False
+        cursor = None
+        for one in self._cursors:
+            if one.last >= 0 and (cursor is None or one.last < cursor.last):
+                cursor = one
+        if cursor is None:
+            return self._finish()
+        if cursor.last >= self._acquired:
+            self._acquired = max(self._acquired, self._detector.nb_acq_frames())
+            if cursor.last >= self._acquired:
+                return False
+            self._behind = max(self._behind, self._acquired - 1 - cursor.last)  # due since somebody looked last
+        if not self._send_group(cursor):
+            if cursor.broken:  # a module that failed keeps this place from ever being released
+                cursor.last = -1
+            return False
+        self._next = max(self._next, cursor.last + 1)
+        cursor.group += 1
+        cursor.aim(self._frames)
+        return True
+
+    def _send_group(self, cursor: _Cursor) -> bool:
+        """Write one group to its place; False where memory isn't released yet."""
+        rule, flow, port = cursor.rule, cursor.flow, self._port
+        index, visit = rule.turn(cursor.group)
+        if rule.dropped(visit):
+            cursor.dropped += cursor.blocks
+            return True
+        if cursor.gdt.waits and not self._credit(cursor, index, cursor.base + visit):
+            return False
+        target, position = flow.targets[index], rule.position(visit)
+        base = target.offset + rule.group_offset(visit)
+        for route, lane, cut in zip(flow.routes, cursor.lanes[index], cursor.cuts, strict=True):
+            word = target.generations + position * flow.contributors + route.contributor
+            port.store(target.rank, word, 2 * (cursor.base + visit) + 1)
+            before = time.perf_counter_ns()
+            self._put(cursor, route.module, lane, cut, base + route.offset_in_slot)
+            if route.contributor == 0:
+                self._put_times(cursor, index, position, base)
+            if target.failures is not None:
+                words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
+                self._put_failures(cursor, route.module, target.rank, words)
+            flushing = time.perf_counter_ns()
+            lane.flush()
+            flushed = time.perf_counter_ns()
+            self._put_ns += flushed - before
+            self._flush_ns += flushed - flushing
+            port.store(target.rank, word, 2 * (cursor.base + visit) + 2)
+        cursor.written[index] += cursor.blocks
+        return True
+
+    def _put(
+        self, cursor: _Cursor, module: int, lane: PutChannel, cut: tuple[slice, slice] | None, offset: int
+    ) -> None:
+        numbers, dataset, sent = cursor.numbers, cursor.gdt.dataset, 0
+        while True:
+            frames: Array = self._detector.get_frames(dataset, module, numbers[sent:])
+            lane.put(frames if cut is None else frames[:, cut[0], cut[1]], offset + sent * cursor.gdt.layout.stride)
+            sent += len(frames)
+            if sent >= cursor.blocks:
+                return
+            lane.flush()  # the detector may use the memory of these frames for the next
+
+    def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
+        """Which frames of the group the module has failed to give, from word ``first`` on."""
+        missing = self._detector.missing(cursor.gdt.dataset, module, cursor.numbers)
+        words = np.zeros(len(cursor.numbers), np.uint64) if missing is None else missing.astype(np.uint64)
+        self._port.put_words(rank, first, words)
+
+    def _put_times(self, cursor: _Cursor, index: int, position: int, base: int) -> None:
+        """The detector's times of the group and, where asked for, the headers of its slots."""
+        target, numbers = cursor.flow.targets[index], cursor.numbers
+        times = self._detector.times(numbers)
+        self._first_ns, self._last_ns = self._first_ns or int(times[0]), max(self._last_ns, int(times[-1]))
+        self._port.put_words(target.rank, target.times + position * cursor.rule.blocks, times)
+        header = cursor.headers[index]
+        if header is not None:
+            fields = np.stack([np.asarray(numbers, np.uint64), times], axis=1).astype("<u8")
+            header.put(fields.view(np.uint8).reshape(len(fields), 1, 16), base)
+            header.flush()
+
+    def _credit(self, cursor: _Cursor, index: int, visit: int) -> bool:
+        """Whether the place of a visit has been released (visits of all acquisitions count on); counts the time spent
+        waiting for it."""
+        needed = visit - cursor.rule.depth + 1
+        if cursor.released[index] < needed:
+            cursor.released[index] = int(self._port.read(cursor.flow.credits + index, 1)[0])
+            if cursor.released[index] < needed:
+                self._wait(cursor)
+                return False
+        if cursor.waiting_since:
+            cursor.waited_ns += time.perf_counter_ns() - cursor.waiting_since
+            cursor.waiting_since = 0
+        return True
+
+    def _wait(self, cursor: _Cursor) -> None:
+        """Note since when, and tell now and then, so that slow receivers are not taken for a dead detector."""
+        now = time.perf_counter_ns()
+        if not cursor.waiting_since:
+            cursor.waiting_since = now
+        if now - max(cursor.waiting_since, self._told_ns) > WAITING_PERIOD_NS:
+            self._told_ns = now
+            self._port.send(0, (messages.WAITING, None))
+
+    def _warn(self) -> None:
+        """Pass on what the detector has to say that it has not said yet."""
+        for text in self._detector.warnings() if isinstance(self._detector, Warns) else ():
+            if text not in self._warned:
+                self._warned.add(text)
+                self._port.send(0, (messages.WARNED, text))
+
+    def _finish(self) -> bool:
+        self._warn()
+        for cursor in self._cursors:
+            self._write_end_records(cursor)
+        report = SourceReport(
+            self._program.rank,
+            {c.gdt.name: c.waited_ns * 1e-9 for c in self._cursors},
+            self._next,
+            {c.gdt.name: c.dropped for c in self._cursors},
+            time.time_ns(),
+            self._put_ns * 1e-9,
+            usage(),
+            self._flush_ns * 1e-9,
+            self._behind,
+            usage().cpu_s - self._cpu_s,
+            self._first_ns,
+            self._last_ns,
+        )
+        self._port.send(0, (messages.DONE, report))
+        self._reported = True
+        return True
+
+    def _write_end_records(self, cursor: _Cursor) -> None:
+        """One record per module and receiver; the mark last."""
+        flow = cursor.flow
+        for rank, first in flow.ends:
+            written = sum(n for n, t in zip(cursor.written, flow.targets, strict=True) if t.rank == rank)
+            body = np.array([written, cursor.dropped, self._next], np.uint64)
+            status = END_FULL if cursor.dropped else END_OK
+            for route in flow.routes:
+                word = first + route.contributor * (len(body) + 1)
+                self._port.put_words(rank, word + 1, body)
+                self._port.store(rank, word, end_mark(self._number, status))
+
+
+class CompliantRank:
+    """Runs a `DetectorProgram` without serving its flows; `step` obeys one message and looks at the clock."""
+
+    def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
+        self.done = False
+        self._program, self._port, self._detector = program, port, detector
+        self._deadline: float | None = None
+
+    def prepare(self) -> None:
+        """Set up the data flows and say so, or that it failed."""
+        if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
+            self._port.send(0, (messages.READY, None))
+
+    def step(self) -> bool:
+        """Obey one message, or find that no frame has come for too long."""
+        if (mail := self._port.receive()) is not None:
+            self._obey(*mail[1])
+            return True
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return False
+        self._fail(
+            f"no frame for {seconds_text(self._program.timeout_s)}: the data flows were set up and the detector "
+            "started, but this version of lima2 does not receive what a RASHPA detector writes"
+        )
+        return True
+
+    def _do(self, operation: Callable[[], None]) -> bool:
+        try:
+            call_foreign(operation)
+        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
+            self._fail(f"detector: {error or type(error).__name__}", repr(error))
+            return False
+        return True
+
+    def _fail(self, message: str, detail: str = "") -> None:
+        self._deadline = None
+        self._port.send(0, (messages.FAILED, Failure(self._program.rank, message, detail=detail)))
+
+    def _obey(self, kind: str, what: object) -> None:
+        if kind == messages.START:
+            assert isinstance(what, Start)
+            start_ns = what.start_ns
+            if self._do(lambda: self._detector.start(start_ns)):
+                self._deadline = time.monotonic() + self._program.timeout_s
+        elif kind == messages.PAUSE:
+            self._deadline = None
+            self._port.send(0, (messages.NEXT, self._stop()))
+        elif kind == messages.LIMIT:
+            assert isinstance(what, tuple)
+            self._report(what[0])
+        elif kind == messages.QUIT:
+            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
+            self.done = True
+
+    def _stop(self) -> int:
+        """Stop the detector; how many frames were due by then, 0 where that has no end."""
+        if self._detector.status() is not State.RUNNING:
+            return 0  # it never started
+        due = self._detector.nb_acq_frames()
+        self._do(self._detector.stop)
+        return 0 if due >= ENDLESS else due
+
+    def _report(self, served: int) -> None:
+        flows = {flow.gdt.name: 0 for flow in self._program.flows}
+        waited = dict.fromkeys(flows, 0.0)
+        report = SourceReport(self._program.rank, waited, served, flows, 0, 0.0, usage())  # nothing was sent
+        self._port.send(0, (messages.DONE, report))

@@ -1,0 +1,150 @@
+"""Programs to running ranks, and the loops that give them turns."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from lima2cli.accounting.acquisitions import Outcome
+from lima2cli.errors import RunFailed
+from lima2cli.foreign import WATCH
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.nodes.base import Delegate
+from lima2cli.plan.ir import Plan
+from lima2cli.program import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram, lower
+from lima2cli.transport.base import MemorySpec, Port, RegionSpec
+
+if TYPE_CHECKING:
+    from lima2cli.ranks.control import ControlRank, Emit
+    from lima2cli.runs.channel import Stop
+
+
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
+CONTROL_SLEEP_S = 5e-3
+
+
+class Rank(Protocol):
+    """A state machine that is given turns."""
+
+    done: bool
+
+    def prepare(self) -> None:
+        """Get ready and say so to the control rank."""
+        ...
+
+    def step(self) -> bool:
+        """Do one thing; False where there was none."""
+        ...
+
+
+def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
+    """What the transport is to make; paths of mapped memspaces are relative to the pipeline's file."""
+    regions = tuple(
+        RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
+        for region, owner in zip(wiring.regions, wiring.owners, strict=True)
+    )
+    return MemorySpec(regions, wiring.control_words, wiring.circles, wiring.lines)
+
+
+def make_rank(
+    program: Program, port: Port, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
+) -> Rank:
+    """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's.
+
+    What only other ranks need is not imported: there are many, and they start at the same time.
+    """
+    if isinstance(program, ControlProgram):
+        return _control(program, port, directory, emit, order)
+    if isinstance(program, DetectorProgram):
+        from lima2cli.ranks.detector import CompliantRank, DetectorRank
+
+        detector = program.detector.open(program.info.sensor, FileStore(base))
+        kind = CompliantRank if program.detector.writes_itself else DetectorRank
+        return kind(program, port, detector)
+    if isinstance(program, WorkerProgram):
+        from lima2cli.graph.offload import WorkerRank
+
+        if cast(Delegate, program.step.node).command is not None:
+            raise RunFailed(f"rank {program.rank} is a worker of {program.step.name}: start its command there")
+        return WorkerRank(program, port, FileStore(base))
+    from lima2cli.ranks.receiver import ReceiverRank
+
+    return ReceiverRank(program, port, FileStore(base), directory)
+
+
+def _control(
+    program: ControlProgram, port: Port, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
+) -> "ControlRank":
+    from lima2cli.plan.figures import end_bytes
+    from lima2cli.ranks.control import ControlRank
+    from lima2cli.runs.directory import Claim, make_another
+    from lima2cli.runs.ending import close_run
+    from lima2cli.runs.ownership import RunNames
+
+    plan = program.plan
+    claims: list[Claim] = []  # held as long as the rank lives
+
+    def close(outcome: Outcome, directory: str) -> None:
+        try:
+            close_run(plan, outcome, directory)
+        except OSError as error:
+            reason = f"{outcome.reason}; then " if outcome.reason else ""
+            raise RunFailed(f"{reason}the files of the run cannot be ended: {error}") from error
+
+    def another() -> str:
+        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan), end_bytes(plan)))
+        return str(claims[-1])
+
+    return ControlRank(program, port, emit, close, order, directory, another)
+
+
+def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGEST_SLEEP_S) -> None:
+    """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin."""
+    pause = shortest
+    while not rank.done:
+        if rank.step():
+            pause = shortest
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+
+def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]") -> Outcome:
+    """All ranks in this process, in turn: the reference."""
+    from lima2cli.transport.inline import InlineMemory, InlinePort
+
+    WATCH.timeout_s = plan.timeout_s
+    wiring, programs = lower(plan)
+    with closing(InlineMemory(memory_of(wiring, base))) as memory:
+        ranks = [
+            make_rank(program, InlinePort(number, memory), base, directory, emit, order)
+            for number, program in enumerate(programs)
+        ]
+        return _run_all(ranks)
+
+
+def _run_all(ranks: Sequence[Rank]) -> Outcome:
+    from lima2cli.ranks.control import ControlRank
+    from lima2cli.ranks.receiver import ReceiverRank
+
+    try:
+        for rank in ranks:
+            rank.prepare()
+        _take_turns(ranks)
+    except BaseException:
+        for rank in ranks:
+            if isinstance(rank, ReceiverRank | ControlRank):
+                rank.close()
+        raise
+    control = ranks[0]
+    assert isinstance(control, ControlRank)
+    control.close()
+    return control.outcome
+
+
+def _take_turns(ranks: Sequence[Rank]) -> None:
+    while not all(rank.done for rank in ranks):
+        worked = [rank.step() for rank in ranks if not rank.done]
+        if not any(worked):
+            time.sleep(SHORTEST_SLEEP_S)

@@ -1,0 +1,280 @@
+"""A receiver rank: takes complete groups from its memory, runs the nodes, gives the memory back."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from lima2cli import messages
+from lima2cli.files.appending import load_libraries
+from lima2cli.foreign import lingering
+from lima2cli.frames import Files
+from lima2cli.graph.executor import Executor, copy_of
+from lima2cli.graph.flow_reader import Absent, Batch, FlowReader
+from lima2cli.graph.user_program import start_processing
+from lima2cli.graph.waiting import Lease
+from lima2cli.messages import Ended, Failure, Measured, ReceiverReport, Start, usage
+from lima2cli.program import ReceiverProgram
+from lima2cli.transport.base import Port
+
+STATS_PERIOD_NS = 500_000_000
+
+
+@dataclass
+class _Order:
+    """An acquisition, as far as the control rank has told of it: frames before which it ends, and what the end records
+    of each flow said then."""
+
+    start: Start
+    frames: int | None = None
+    ended: tuple[str, ...] | None = None
+    last: bool = False
+
+
+class ReceiverRank:
+    """Runs a `ReceiverProgram`; `step` gives every flow one turn and says whether there was work.
+
+    Acquisitions are done one after the other. The next may be arriving while one is still being saved.
+    """
+
+    def __init__(self, program: ReceiverProgram, port: Port, files: Files, directory: str) -> None:
+        self.done = False
+        self._program, self._port, self._files, self._directory = program, port, files, directory
+        self._readers = [
+            FlowReader(flow, port, single=flow.gdt.place is not None, threads=program.threads) for flow in program.flows
+        ]
+        self._graph: Executor | None = None
+        self._orders: deque[_Order] = deque()
+        self._overran: set[str] = set()
+        self._asked = False
+        self._stats_ns = self._busy_ns = 0
+        self._cpu_s = 0.0
+        self._threads = lingering().keys()
+
+    @property
+    def _order(self) -> _Order | None:
+        """The acquisition that is processed."""
+        return self._orders[0] if self._orders else None
+
+    def prepare(self) -> None:
+        """Read calibrations, make kernels and files, load libraries; say that all is there, or what is not."""
+        if self._program.channels or self._program.tables:
+            load_libraries()
+        try:
+            own = start_processing(self._program, self._files, self._directory, self._readers)
+        except Exception as error:  # noqa: BLE001  user code may raise anything
+            self._port.send(0, (messages.FAILED, Failure(self._program.rank, str(error))))
+            return
+        self._graph = Executor(self._program, self._port, self._files, own)
+        self._graph.ready(self._directory)
+        if not self._report_failures(self._graph):
+            self._port.send(0, (messages.READY, None))
+
+    def step(self) -> bool:
+        """One turn."""
+        if (mail := self._port.receive()) is not None:
+            self._obey(*mail[1])
+            return True
+        worked = False
+        if self._graph is not None and self._order is not None:
+            before = time.perf_counter_ns()
+            worked = self._turn(self._graph, self._order)
+            now = time.perf_counter_ns()
+            self._busy_ns += now - before if worked else 0
+            if now - self._stats_ns > STATS_PERIOD_NS and self._order is not None:
+                self._stats_ns = now
+                self._tell(self._graph, self._order)
+        if self._asked and self._free():
+            self._asked = False
+            self._port.send(0, (messages.READY, None))
+        return worked
+
+    def _free(self) -> bool:
+        """Whether another acquisition may be written to the memory: sources that do not wait would destroy what is
+        still to be read."""
+        return all(reader.flow.gdt.waits for reader in self._readers) or self._order is None
+
+    def _turn(self, graph: Executor, order: _Order) -> bool:
+        """Every flow, and what waits in the graph, once."""
+        worked = False
+        for reader in self._readers:
+            came = None if graph.full(reader.flow.gdt.flow) else reader.poll()
+            if isinstance(came, Batch):
+                before = time.perf_counter_ns()
+                self._process(graph, reader, came)
+                reader.took(came, time.perf_counter_ns() - before)
+            elif came is not None:
+                self._skip(graph, reader, came)
+            else:
+                reader.rest()
+            worked |= came is not None
+            if reader.count.lost:
+                self._report_overrun(reader)
+        worked |= graph.poll()
+        self._report_failures(graph)
+        if order.ended is not None and not worked and self._over(graph, order):
+            self._finish(graph, order)
+        return worked
+
+    def _over(self, graph: Executor, order: _Order) -> bool:
+        assert order.frames is not None
+        return all(reader.read for reader in self._readers) and graph.drain(order.frames)
+
+    def _obey(self, kind: str, what: object) -> None:
+        """The end is told of the acquisition that started last, which is not always the one that is processed."""
+        if kind == messages.START:
+            assert isinstance(what, Start)
+            self._orders.append(_Order(what))
+            if len(self._orders) == 1:
+                self._begin(self._orders[0])
+        elif kind == messages.LIMIT:
+            assert isinstance(what, int)
+            order = self._orders[-1]
+            order.frames = what
+            self._look_at(order)
+            self._port.send(0, (messages.LIMITED, None))
+        elif kind == messages.ENDED:
+            assert isinstance(what, Ended)
+            order = self._orders[-1]
+            order.frames, order.last = what.frames, what.last
+            order.ended = tuple(reader.end_status(order.start.number) for reader in self._readers)
+            self._look_at(order)
+        elif kind == messages.PREPARE:
+            self._asked = True
+        elif kind == messages.QUIT:
+            if self._graph is not None:
+                self._graph.close()
+                self._graph.leave()  # what fails now is of a run that has failed, or has been told of
+            self.done = True
+
+    def _begin(self, order: _Order) -> None:
+        """The next acquisition in turn."""
+        assert self._graph is not None
+        self._overran.clear()
+        self._busy_ns, self._cpu_s = 0, usage().cpu_s
+        for reader in self._readers:
+            reader.begin(order.start.number)
+        if order.start.number:
+            self._graph.ready(order.start.directory)
+        self._graph.begin(order.start.start_ns)
+        self._look_at(order)
+        self._report_failures(self._graph)
+
+    def _look_at(self, order: _Order) -> None:
+        """What is known of the end of an acquisition; of one whose turn has not come, later."""
+        if order is not self._order:
+            return
+        for place, reader in enumerate(self._readers):
+            if order.frames is not None:
+                reader.limit(order.frames)
+            if order.ended is not None:
+                reader.end(order.ended[place])
+
+    def _process(self, graph: Executor, reader: FlowReader, batch: Batch) -> None:
+        """Nodes first, then the second check, then what lasts; the memory is given back whatever happens.
+
+        Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
+        and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
+        So it is where nodes wait, keep a state or are the user's: they never see data that may be torn.
+        """
+        flow, block, now = reader.flow.gdt.flow, batch.block, time.time_ns()
+        if block.stable:
+            hold = Lease(lambda: reader.release(batch, True))
+            graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
+            graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
+            hold.done()
+        elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
+            block = copy_of(block)
+            intact = reader.intact(batch)
+            reader.release(batch, intact)
+            if intact:
+                graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
+                graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
+            else:
+                graph.absent(flow, int(block.numbers[-1]))
+        else:
+            staged = graph.stage(flow, block, now)
+            intact = reader.intact(batch)
+            if intact:
+                graph.commit(staged, int(block.numbers[0]))
+                graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
+            reader.release(batch, intact)
+
+    def _skip(self, graph: Executor, reader: FlowReader, absent: Absent) -> None:
+        """What waits must know that these will not come."""
+        if graph.needs_stable:
+            for last in absent.lasts:
+                graph.absent(reader.flow.gdt.flow, last)
+
+    def _report_overrun(self, reader: FlowReader) -> None:
+        gdt = reader.flow.gdt
+        if gdt.overrun == "stop" and gdt.name not in self._overran:
+            self._overran.add(gdt.name)
+            buffer, visit, _ = reader.count.lost[0]
+            frame = int(gdt.rule.numbers(buffer, visit, 1)[0])
+            self._port.send(0, (messages.OVERRUN, (self._number, gdt.name, frame)))
+
+    @property
+    def _number(self) -> int | None:
+        return None if self._order is None else self._order.start.number
+
+    def _report_failures(self, graph: Executor) -> bool:
+        """Warnings, too; whether there were any failures."""
+        for text in graph.counts.warnings():
+            self._port.send(0, (messages.WARNED, text))
+        for rank in graph.counts.silent():
+            self._port.send(0, (messages.SILENT, rank))
+        failures = graph.failures()
+        for failed in failures:
+            detail = "; ".join(getattr(failed, "__notes__", []))
+            failure = Failure(self._program.rank, str(failed), failed.node, failed.frame, detail, self._number)
+            self._port.send(0, (messages.FAILED, failure))
+        return bool(failures)
+
+    def _report_threads(self) -> None:
+        """Threads that users' code has left: the process does not wait for them."""
+        functions = [(step.name, str(getattr(step.node, "function", None))) for step in self._program.steps]
+        for name, place in lingering().items():
+            if name in self._threads:  # of the program that has called lima2
+                continue
+            file = place.partition(":")[0]
+            nodes = [node for node, function in functions if Path(function.rpartition(":")[0]).name == file]
+            whose = f"{', '.join(nodes)}: " if nodes else ""
+            self._port.send(
+                0, (messages.WARNED, f"{whose}thread {name} did not end with the run (at {place}), and is ended")
+            )
+
+    def _tell(self, graph: Executor, order: _Order) -> None:
+        """Flush what was committed and tell the control rank how far this receiver is."""
+        graph.flush()
+        self._report_failures(graph)
+        flows = {}
+        for reader in self._readers:
+            lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
+            flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
+        stats = {"acquisition": order.start.number, "flows": flows, "saved": graph.counts.saved}
+        self._port.send(0, (messages.STATS, stats))
+
+    def close(self) -> None:
+        """End all files."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph.leave()
+            self._report_failures(self._graph)
+
+    def _finish(self, graph: Executor, order: _Order) -> None:
+        """An acquisition is read: end its files, report, go on with the next one, if that is there already."""
+        graph.close()
+        if order.last:
+            graph.leave()
+            self._report_threads()
+        self._report_failures(graph)
+        flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
+        nodes = graph.counts
+        counts = (nodes.saved, nodes.dropped, nodes.vetoed, nodes.beside)
+        measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.timings.spent, graph.timings.paces)
+        report = ReceiverReport(self._program.receiver, flows, *counts, usage(), measured, order.start.number)
+        self._port.send(0, (messages.FINISHED, report))
+        self._orders.popleft()
+        if self._orders:
+            self._begin(self._orders[0])

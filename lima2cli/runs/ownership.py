@@ -1,0 +1,245 @@
+"""Whose a run directory is.
+
+The first file of a run directory is its marker: it says which files the run may write there, and is locked while the
+run goes on. What has no marker is not ours and is left alone. Of what is ours only the files of the run are ever
+removed, by name, never a folder with all that is in it.
+"""
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from lima2cli import __version__
+from lima2cli.errors import EnvironmentUnfit, Lima2Error
+from lima2cli.files.common_file import KEPT
+from lima2cli.files.nexus import frame_file_names, master_file, part_names, table_file
+from lima2cli.paths import lock
+from lima2cli.plan.ir import Plan
+from lima2cli.runs.control_socket import FILE, ask, elsewhere, starting, where
+from lima2cli.runs.saved_plan import PIPELINE_FILE, PLAN_FILE
+
+MARKER = ".lima2-run"
+VERSION = 1
+SUMMARY = "summary.json"
+LOG = "lima2.log"
+
+FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))
+"""Of every run."""
+
+UNFINISHED = (".new", KEPT, ".part")
+"""Added to the names of HDF5 files that are being made."""
+
+SHOWN = 5
+"""Names listed in a message."""
+
+
+@dataclass(frozen=True)
+class RunNames:
+    """What the files of a run are named after: the pipeline, its channels and its tables."""
+
+    name: str
+    channels: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plan: Plan) -> "RunNames":
+        """Those of a plan."""
+        return cls(plan.name, tuple(plan.channels), tuple(plan.tables))
+
+    def owns(self, file: str) -> bool:
+        """Whether a run of these names may write a file of that name."""
+        if file in FILES:
+            return True
+        for suffix in UNFINISHED:
+            file = file.removesuffix(suffix)
+        whole = {f"{self.name}.h5", *(master_file(self.name, node) for node in self.channels)}
+        whole |= {table_file(self.name, node) for node in self.tables}
+        numbered = [frame_file_names(self.name, node) for node in self.channels]
+        numbered += [part_names(self.name, node) for node in (*self.channels, *self.tables)]
+        return file in whole or any(pattern.fullmatch(file) for pattern in numbered)
+
+    def as_plain(self) -> dict[str, Any]:
+        """What the marker says."""
+        names = {"name": self.name, "channels": list(self.channels), "tables": list(self.tables)}
+        return {"version": VERSION, "lima2": __version__, "run": str(uuid.uuid4()), **names}
+
+
+class Ownership:
+    """A marker that this process has locked, until `release` or its end."""
+
+    def __init__(self, file: IO[bytes], names: RunNames) -> None:
+        self._file, self.names = file, names
+
+    def release(self) -> None:
+        """Unlock it."""
+        self._file.close()
+
+
+def mark(directory: Path, names: RunNames) -> Ownership:
+    """Make a directory, empty so far, one of this run's. FileExistsError where another run was faster; OSError."""
+    file = (directory / MARKER).open("x+b")
+    try:
+        lock(file.fileno(), wait=True)  # nobody holds it for long: what is not yet written is no marker
+        file.write(json.dumps(names.as_plain()).encode() + b"\n")
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return Ownership(file, names)
+
+
+def take(directory: Path) -> Ownership:
+    """Lock the marker of a run that has ended. Raises `EnvironmentUnfit` where there is no marker, or it has not."""
+    path = directory / MARKER
+    try:
+        file = _opened(directory, os.O_RDWR)
+    except OSError as error:
+        message = f"{directory} is not a run directory of lima2 (no {MARKER}); it is left alone"
+        raise EnvironmentUnfit(message) from error
+    try:
+        if not lock(file.fileno()) or not _same(path, file.fileno()) or answers(directory):
+            raise EnvironmentUnfit(f"a run goes on in {directory}; it is left alone")
+        if unheard(directory):
+            raise EnvironmentUnfit(
+                f"a run of another machine has not ended in {directory}; it is left alone (`lima2 recover` ends it)"
+            )
+        names = _read(file)
+        if names is None:
+            raise EnvironmentUnfit(f"{path} is no marker of lima2: {directory} is left alone")
+    except BaseException:
+        file.close()
+        raise
+    return Ownership(file, names)
+
+
+def marked(directory: Path) -> bool:
+    """Whether a directory is a run directory of lima2."""
+    return names_of(directory) is not None
+
+
+def names_of(directory: Path) -> RunNames | None:
+    """What the files of a run directory are named after, None where it has no marker."""
+    try:
+        with _opened(directory, os.O_RDONLY) as file:
+            return _read(file)
+    except OSError:
+        return None
+
+
+def is_live(directory: Path) -> bool:
+    """Whether a run goes on in a directory, as far as this machine can tell."""
+    try:
+        with _opened(directory, os.O_RDWR) as file:
+            if not lock(file.fileno()):
+                return True
+    except OSError:
+        pass  # a run of an older version; one that nobody here may write to
+    return answers(directory)
+
+
+def answers(directory: Path) -> bool:
+    """Whether ``control.json`` tells of a run that is being started, or that answers."""
+    try:
+        told = where(directory)
+        return told is not None and (starting(told) or bool(ask(directory, {"do": "status"}).get("ok")))
+    except Lima2Error:
+        return False
+
+
+def unheard(directory: Path) -> bool:
+    """Whether ``control.json`` tells of a run of another machine, which cannot be asked and has no summary."""
+    try:
+        told = where(directory)
+    except Lima2Error:
+        return False
+    return told is not None and elsewhere(told) and not (directory / SUMMARY).exists()
+
+
+def foreign(directory: Path, names: RunNames) -> list[str]:
+    """What lies in a run directory and is not of the run: other names, and what is no regular file."""
+    with os.scandir(directory) as entries:
+        return sorted(it.name for it in entries if not (it.is_file(follow_symlinks=False) and names.owns(it.name)))
+
+
+def own_files(directory: Path) -> frozenset[str]:
+    """Names of the regular files in a directory that are of its run; all of them where it has no marker, as runs of
+    older versions have not."""
+    names = names_of(directory)
+    with os.scandir(directory) as entries:
+        files = [it.name for it in entries if it.is_file(follow_symlinks=False)]
+    return frozenset(file for file in files if names is None or names.owns(file))
+
+
+def remove_run(directory: Path) -> list[str]:
+    """Remove the files of a run, the marker last, and the directory; what others have put there stays, and is named.
+
+    OSError where the system refuses.
+    """
+    names = names_of(directory)
+    if names is None:
+        return sorted(os.listdir(directory))
+    others = foreign(directory, names)
+    for file in sorted(set(os.listdir(directory)).difference(others, (MARKER,))):
+        (directory / file).unlink()
+    if others:  # the marker stays, too
+        return others
+    (directory / MARKER).unlink()
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return sorted(os.listdir(directory))
+    return []
+
+
+def has_saved(directory: Path) -> bool | None:
+    """Whether the run in a directory, which has ended, has frames or rows in its files, or is complete without any;
+    None where its summary and its files do not agree, or there is none."""
+    names = names_of(directory)
+    try:
+        summary = json.loads((directory / SUMMARY).read_text())
+        counts = [channel["saved"] for channel in summary["channels"].values()]
+        counts += [table["rows"] or 0 for table in summary["tables"].values()]
+        complete = summary["state"] == "complete"
+        files = os.listdir(directory)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if complete or any(counts):
+        return True
+    patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
+    return None if names is None or any(it.fullmatch(file) for it in patterns for file in files) else False
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names for a message."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
+def _opened(directory: Path, flags: int) -> IO[bytes]:
+    """The marker of a directory; never through a link, and without waiting for what is no file. OSError."""
+    descriptor = os.open(directory / MARKER, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _read(file: IO[bytes]) -> RunNames | None:
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        said = json.loads(file.read(1 << 20))
+        if said["version"] == VERSION and isinstance(said["name"], str):
+            return RunNames(said["name"], tuple(map(str, said["channels"])), tuple(map(str, said["tables"])))
+    return None
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except OSError:
+        return False

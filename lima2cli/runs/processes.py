@@ -1,0 +1,159 @@
+"""Processes of a run, the shared memory that they leave when killed, and the directory that may move under them."""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from lima2cli.errors import RunFailed
+
+EXITING = 0x4
+"""PF_EXITING among the flags of a process (proc(5), stat, field 9)."""
+
+
+def started(pid: int) -> str:
+    """When a process was started (proc(5), stat, field 22); empty where it has ended, with all its files closed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(os.listdir(f"/proc/{pid}/task"))  # the first may have ended while others still hold the files
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" and threads <= 1 else fields[19]
+
+
+def processes_with(variable: str, value: str) -> Iterator[int]:
+    """Processes of this machine in whose environment a variable has a value: those of a job, whoever started them."""
+    wanted = f"{variable}={value}".encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            with suppress(OSError):
+                if wanted in Path("/proc", name, "environ").read_bytes().split(b"\0") and started(int(name)):
+                    yield int(name)
+
+
+def ending(stat: IO[bytes]) -> bool:
+    """Whether a process has ended or is about to, by its open file ``/proc/PID/stat``."""
+    try:
+        fields = stat.read().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & EXITING)
+
+
+def parent_of(pid: int) -> int | None:
+    """The process that has started another, or that has it now; None where that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+SHARED = Path("/dev/shm")
+NAMES = re.compile(r"(mpich|ucx)_shm_\w+")
+MAPPING = re.compile(r"^\S+ \S+ \S+ (\w+):(\w+) (\d+)", re.MULTILINE)
+
+OLD_S = 120.0
+"""No start takes so long."""
+
+Key = tuple[int, int]
+"""Device and inode."""
+
+
+def sweep(since_ns: int | None = None, folder: Path = SHARED) -> list[str]:
+    """Remove what no living process uses: files made since ``since_ns`` (`time.time_ns`), by default all old ones.
+    Returns their names; nothing is removed where it cannot be known."""
+    candidates = {}
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                ours = NAMES.fullmatch(entry.name) and status.st_uid == os.getuid() and entry.is_file()
+                made = status.st_ctime_ns
+                if ours and (made >= since_ns if since_ns is not None else made < time.time_ns() - OLD_S * 1e9):
+                    candidates[status.st_dev, status.st_ino] = entry.path
+    if not candidates:
+        return []
+    used = _used(candidates)
+    removed = []
+    for key, path in candidates.items():
+        if used is not None and key not in used:
+            with suppress(OSError):
+                os.unlink(path)
+                removed.append(Path(path).name)
+    return sorted(removed)
+
+
+def _used(keys: Iterable[Key]) -> set[Key] | None:
+    """Those of some files that any process has mapped or open; None where a process of this user cannot be asked."""
+    wanted, found = set(keys), set[Key]()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        process = Path("/proc", name)
+        try:
+            found |= wanted.intersection(_held(process))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        except PermissionError:
+            with suppress(OSError):
+                if name != "1" and process.stat().st_uid == os.getuid():  # 1 is no rank, where it cannot be asked
+                    return None
+        except OSError:
+            return None
+    return found
+
+
+def _held(process: Path) -> Iterator[Key]:
+    """Files that are open are looked for first: one that is being mapped is closed after that, and is never missed."""
+    for link in os.listdir(process / "fd"):
+        with suppress(FileNotFoundError):
+            status = os.stat(process / "fd" / link)
+            yield status.st_dev, status.st_ino
+    for major, minor, inode in MAPPING.findall((process / "maps").read_text(errors="replace")):
+        yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
+
+
+class Whereabouts:
+    """A directory that is held open, until `close`. ``path`` is where it was, absolute. OSError."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def now(self) -> Path | None:
+        """Where it is now; None where it was removed."""
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
+                return self.path
+        except OSError:  # nothing has that name any more
+            pass
+        return self._moved()
+
+    def _moved(self) -> Path | None:
+        try:
+            path = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
+            return path if os.path.samestat(os.stat(path), os.fstat(self._descriptor)) else None
+        except OSError:
+            return None
+
+    def gone(self) -> str | None:
+        """In words, where it is no longer where it was."""
+        now = self.now()
+        if now == self.path:
+            return None
+        became = "removed" if now is None else f"renamed to {now}"
+        return f"the run directory went: {self.path} was {became} during the run"
+
+    def found(self) -> Path:
+        """Where it is now. Raises `RunFailed` where it was removed."""
+        now = self.now()
+        if now is None:
+            raise RunFailed(f"{self.gone()}; nothing of the run is kept")
+        return now
+
+    def close(self) -> None:
+        """Let it go."""
+        os.close(self._descriptor)

@@ -1,1 +1,0 @@
-"""Ranks at work: frames move, nodes run."""

@@ -1,0 +1,385 @@
+"""Simulations of a pipeline with REMU as its detector: one run, or several until the highest rate is known."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any, ClassVar
+
+from lima2cli.check import Checked, compile_again
+from lima2cli.detectors.base import DetectorConfig, PixelSize, written
+from lima2cli.detectors.emulator_faults import Faults
+from lima2cli.detectors.modules import Module
+from lima2cli.detectors.operations import operate
+from lima2cli.detectors.remu import Dataset, ImageSize, Remu
+from lima2cli.detectors.scenes import Frames, Scene
+from lima2cli.doctor.pipeline import disk_room
+from lima2cli.errors import STOPPED, EnvironmentUnfit
+from lima2cli.frames import DetectorInfo
+from lima2cli.job.launch import Emit, find_mpiexec
+from lima2cli.job.run import run_plan
+from lima2cli.language.pipeline import DataFlow, GraphNode, Pipeline
+from lima2cli.language.records import Output
+from lima2cli.nodes.base import Sink
+from lima2cli.nodes.checkpoint import Checkpoint
+from lima2cli.plan.ir import Gdt, Plan
+from lima2cli.runs.ownership import remove_run
+from lima2cli.runs.saved_plan import Origin
+from lima2cli.simulate.verdict import BUSY, Verdict, judge, warnings
+
+SUFFIX = "{name}_sim_{run:04d}"
+"""Of the run directory of a simulation, which lies beside those of runs: on the same disk."""
+
+
+ANY_LOST = "100 %"
+"""What is lost is the answer of a simulation, not its failure."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What is asked of a simulation.
+
+    period_s   from frame to frame, None = as fast as REMU can;  frames  of the acquisition
+    faults     of the detector, None for none;  saves  whether frames are written
+    directory  of its files; None: beside the runs
+    """
+
+    period_s: float | None
+    frames: int
+    faults: Faults | None = None
+    saves: bool = True
+    directory: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountOnly(Checkpoint):
+    """In the place of a sink: which frames came, dense or sparse."""
+
+    sparse: ClassVar[bool] = True
+
+
+def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
+    """The pipeline as a simulation runs it. It must be without `POISON`.
+
+    REMU has the sensor of the detector (image, modules, datasets, channels, gap value, names), does what the detector
+    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves; nothing repeats;
+    no run is overwritten.
+    """
+    said = pipeline.acquisition
+    acquisition = replace(
+        said,
+        frames=asked.frames,
+        period=asked.period_s,
+        rate=None,
+        trigger="internal",
+        frames_per_trigger=1,
+        repeat=1,
+        allow_lost=ANY_LOST,
+    )
+    config, sensor = emulator(pipeline.config, pipeline.detector.sensor, asked.faults)
+    return replace(
+        pipeline,
+        config=config,
+        detector=operate(sensor, said.operations),
+        acquisition=acquisition,
+        flows={name: _unwaiting(flow) for name, flow in pipeline.flows.items()},
+        nodes=pipeline.nodes if asked.saves else {name: _unsaved(it) for name, it in pipeline.nodes.items()},
+        output=Output(directory=asked.directory or beside(pipeline.output.directory)),
+    )
+
+
+def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None) -> tuple[Remu, DetectorInfo]:
+    """REMU that plays a detector whose sensor is described, and the description of that."""
+    scenes = {name: _endless(scene) for name, scene in config.scenes_for(sensor).items()}
+    datasets = tuple(replace(dataset, frames=None) for dataset in sensor.datasets)
+    loses = (faults is not None and faults.lose_frames) or any(scene.lossy for scene in scenes.values())
+    played = replace(sensor, datasets=datasets, can_wait=False, can_fail=loses, operated=None)
+    pixels = sensor.pixel_size
+    remu = Remu(
+        name=sensor.name,
+        pixel_size=None if pixels is None else PixelSize(x=pixels[0], y=pixels[1]),
+        saturation=sensor.saturation,
+        invalid=written(datasets[0].invalid),
+        image=ImageSize(width=sensor.width, height=sensor.height),
+        datasets={it.name: Dataset(dtype=it.dtype, bits=it.bits, threshold=it.threshold_ev) for it in datasets},
+        modules=tuple(Module(x=m.x, y=m.y, width=m.width, height=m.height) for m in sensor.modules),
+        channels=sensor.channels,
+        gap_value=sensor.gap_value,
+        faults=faults,
+        scenes=scenes,
+    )
+    return remu, played
+
+
+def beside(directory: str) -> str:
+    """The directory of a simulation, as a template, from that of runs."""
+    return str(PurePath(directory).parent / SUFFIX)
+
+
+def faults_of(config: DetectorConfig) -> Faults | None:
+    """Those that the pipeline gives its detector."""
+    faults = getattr(config, "faults", None)
+    return faults if isinstance(faults, Faults) else None
+
+
+def waiting_flows(flows: Mapping[str, DataFlow]) -> list[str]:
+    """Names of the flows for which a run would wait."""
+    return [name for name, flow in flows.items() if flow.overrun == "wait"]
+
+
+def _endless(scene: Scene) -> Scene:
+    return replace(scene, loop=True) if isinstance(scene, Frames) else scene
+
+
+def _unwaiting(flow: DataFlow) -> DataFlow:
+    return replace(flow, overrun="continue") if flow.overrun == "wait" else flow
+
+
+def _unsaved(it: GraphNode) -> GraphNode:
+    """Frames that would be saved are noted instead, so that all that makes them is still computed."""
+    return replace(it, node=CountOnly()) if isinstance(it.node, Sink) else it
+
+
+SECONDS = 5.0
+"""Of frames, where nothing else is said."""
+
+UNPACED = 1000
+"""Frames without a period, where nothing else is said."""
+
+PROBE_S, PROBE_FRAMES = 1.5, 40
+"""Of frames for each rate that is tried, and so many at least."""
+
+CLOSE = 1.05
+"""Two rates of this ratio are close enough."""
+
+MOST_PROBES = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A rate that was tried. ``kept_up`` None: the emulator could not send so fast; ``capacity_hz``: see `Verdict`."""
+
+    hz: float
+    kept_up: bool | None
+    sustained_hz: float | None
+    capacity_hz: float | None
+
+
+@dataclass(frozen=True)
+class MaxRate:
+    """The highest rate that was found to be kept up with, None where there is none; ``bounded``: the next rate that was
+    tried was not kept up with, so that it is the pipeline's limit, and not the emulator's."""
+
+    hz: float | None
+    bounded: bool
+
+
+def next_rate(probes: Sequence[Probe], first: float) -> float | None:
+    """The rate to try next, None when it is known.
+
+    The first guess may be far off: what receivers were measured to do leads to the neighbourhood, then the interval is
+    halved, in ratios. A rate that fails although receivers had time left is tried once more: it may have been the
+    machine, which others use, too.
+    """
+    if not probes:
+        return first
+    if len(probes) >= MOST_PROBES:
+        return None
+    last = probes[-1]
+    guess = last.capacity_hz or last.sustained_hz or last.hz
+    if last.kept_up is False and last.hz < BUSY * guess and sum(probe.hz == last.hz for probe in probes) == 1:
+        return last.hz
+    low, high = bracket(probes)
+    if high is None:
+        return max(2 * last.hz, 0.9 * guess)
+    if low is None:
+        return min(0.9 * guess, high / 1.5)
+    if high / low <= CLOSE:
+        return None
+    middle = math.sqrt(low * high)
+    trusted = len(probes) % 2 == 0  # each other time only: what was measured may be far off
+    return min(middle, max(1.2 * low, 1.1 * guess)) if trusted and high > 1.5 * low else middle
+
+
+def bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
+    """The highest rate that was kept up with below the lowest that was not, and that one; None where there is none."""
+    kept = {probe.hz for probe in probes if probe.kept_up}
+    high = min((probe.hz for probe in probes if probe.hz not in kept), default=None)
+    return max((hz for hz in kept if high is None or hz < high), default=None), high
+
+
+def max_rate(probes: Sequence[Probe]) -> MaxRate:
+    """What has been found."""
+    low, high = bracket(probes)
+    return MaxRate(low, any(probe.hz == high and probe.kept_up is False for probe in probes))
+
+
+def enough_frames(plan: Plan, period_s: float | None) -> int:
+    """Frames after which an overrun has shown: of `SECONDS`, and twice what the buffers hold.
+
+    Where receivers are told at the end only, no more than the pipeline has: its buffers are made for these.
+    """
+    if plan.frames is not None and any(not gdt.group_event and not gdt.rule.bounded for gdt in plan.gdts):
+        return plan.frames
+    frames = UNPACED if period_s is None else math.ceil(SECONDS / period_s)
+    depth = max(gdt.rule.step * gdt.rule.blocks * gdt.rule.depth * gdt.rule.buffers for gdt in plan.gdts)
+    return whole_groups(plan.gdts, max(frames, 2 * depth))
+
+
+def probe_frames(plan: Plan, hz: float) -> int:
+    """Frames to try a rate with."""
+    return min(enough_frames(plan, 1 / hz), whole_groups(plan.gdts, max(PROBE_FRAMES, math.ceil(PROBE_S * hz))))
+
+
+def whole_groups(gdts: Sequence[Gdt], frames: int) -> int:
+    """So many frames or a few more, that no flow has a group that no event would tell of, and each has two groups."""
+    rules = [gdt.rule for gdt in gdts]
+    start = max(rule.start for rule in rules)
+    groups = max(gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * max(1, gdt.group_event) for gdt in gdts)
+    need = [
+        rule.step * rule.blocks * rule.buffers * gdt.group_event
+        for gdt, rule in zip(gdts, rules, strict=True)
+        if not gdt.end_event and not rule.bounded
+    ]
+    unit = math.lcm(*need) if need else 1
+    return start + -(-max(frames - start, 2 * groups) // unit) * unit
+
+
+VERSION = 1
+
+FIRST_GUESS_HZ = 100.0
+"""Tried first where no rate is said."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulation that was run.
+
+    plan       that was run;  directory  of its files, None where they were removed;  code  of the run's end
+    cores      of this machine;  inline  whether all ranks took turns in one process
+    """
+
+    plan: Plan
+    verdict: Verdict
+    summary: Mapping[str, Any]
+    directory: Path | None
+    code: int
+    cores: int
+    inline: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed for another reason than lost frames."""
+        return self.summary["state"] == "failed" and not self.summary["overrun"]
+
+
+class SimulationUnfit(Exception):
+    """The simulated pipeline does not compile, as with a number of frames that leaves a group half full."""
+
+    def __init__(self, checked: Checked) -> None:
+        super().__init__("the simulated pipeline does not compile")
+        self.checked = checked
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """Runs simulations of one pipeline that was checked.
+
+    keep   their files stay;  bold   also where the disk may not hold them
+    """
+
+    checked: Checked
+    origin: Origin
+    transport: str
+    keep: bool
+    bold: bool
+    emit: Emit
+
+    def run(self, asked: Simulation) -> Simulated:
+        """One. Raises `SimulationUnfit`, and what `run_plan` raises."""
+        assert self.checked.pipeline is not None
+        pipeline = simulated(self.checked.pipeline, asked)
+        checked = compile_again(self.checked, pipeline, self.origin.base, cores=self.origin.cores)
+        if checked.plan is None:
+            raise SimulationUnfit(checked)
+        room = disk_room(checked.plan)
+        if room.status != "ok" and not self.bold:
+            raise EnvironmentUnfit(f"{room.message}; give fewer --frames, or --no-save")
+        directory, summary, code = run_plan(
+            checked.plan, self.origin, self.emit, transport=self.transport, latest=False
+        )
+        broken = summary["seconds"] is None
+        kept = self.keep or (summary["state"] == "failed" and not summary["overrun"])
+        kept = kept or bool(remove_run(directory))
+        cores, inline = self.origin.cores, self.transport == "inline" or find_mpiexec() is None
+        return Simulated(
+            checked.plan,
+            _broken(summary, checked.plan) if broken else judge(summary),
+            summary,
+            directory if kept else None,
+            code,
+            cores,
+            inline,
+            () if broken else tuple(warnings(summary, cores, inline=inline)),
+        )
+
+
+def _broken(summary: Mapping[str, Any], plan: Plan) -> Verdict:
+    """Ranks died, and nobody is left to tell what they have measured."""
+    asked = None if plan.period_s is None else 1 / plan.period_s
+    reason = "the simulation was stopped" if summary["state"] == "stopped" else f"the run failed: {summary['reason']}"
+    return Verdict(None, reason, asked, None, None, None, 0, None, None, None)
+
+
+def find_max_rate(
+    simulator: Simulator,
+    asked: Callable[[float, int], Simulation],
+    plan: Plan,
+    period_s: float | None,
+    told: Callable[[Probe], None],
+) -> tuple[Simulated, Sequence[Probe], MaxRate]:
+    """Try one rate after another; gives the simulation to learn from, all that was tried, and what was found.
+
+    That simulation is the one at the lowest rate that was not kept up with; else, and after a failure, the last.
+
+    ``asked``  the simulation at a rate, with so many frames;  ``told``  of each that was tried
+    """
+    probes: list[Probe] = []
+    first = FIRST_GUESS_HZ if period_s is None else 1 / period_s
+    runs: dict[float, Simulated] = {}
+    last = None
+    while (hz := next_rate(probes, first)) is not None:
+        last = simulator.run(asked(hz, probe_frames(plan, hz)))
+        if last.failed or last.code > STOPPED:
+            return last, probes, max_rate(probes)
+        runs[hz], found = last, last.verdict
+        probes.append(Probe(hz, found.kept_up, found.sustained_hz, found.capacity_hz))
+        told(probes[-1])
+    high = bracket(probes)[1]
+    learnt = last if high is None else runs[high]
+    assert learnt is not None
+    return learnt, probes, max_rate(probes)
+
+
+def report(
+    found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str, notes: Sequence[str]
+) -> dict[str, Any]:
+    """All of it as plain data: what ``--report`` writes."""
+    searched: dict[str, Any] = {}
+    if highest is not None:
+        searched = {"max_rate_hz": highest.hz, "max_rate_bounded": highest.bounded}
+        searched["probes"] = [asdict(probe) for probe in probes]
+    return {
+        "version": VERSION,
+        "file": file,
+        **asdict(found.verdict),
+        **searched,
+        "ranks": len(found.plan.ranks),
+        "cores": found.cores,
+        "inline": found.inline,
+        "warnings": list(found.warnings),
+        "notes": list(notes),
+        "directory": None if found.directory is None else str(found.directory),
+        "summary": dict(found.summary),
+    }

@@ -1,0 +1,267 @@
+"""What a simulation has shown: whether the pipeline keeps up, and what breaks first. Pure, from the summary of a run.
+
+**No** where frames were lost, or where results came ever later: what is left of the buffers is then a matter of time.
+**Yes** where neither was so, and frames were sent at the rate that was asked for. **Unknown** (None) where the emulator
+could not send so fast, or was held up by transfers: hardware would have sent, and nobody knows what then.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lima2cli.units import seconds_text
+
+BUSY = 0.85
+"""Share of its time from which a receiver has none left."""
+
+KEPT_UP = 0.99
+"""Share of a rate below which it is not that rate."""
+
+HICCUP_S = 0.05
+"""What a machine with other programs on it may be late once, without a meaning."""
+
+BLOCKED = 0.1
+"""Share of its time that a module may be blocked in Flush: a transfer that is not there when it should be."""
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """The kernel that takes the largest share of the time of the busiest receiver, or of the one that lost frames; or
+    the worker of a node that is busier than that.
+
+    place    the receiver, or ``worker`` with the number of its rank
+    nodes    of the kernel; empty where receiving itself takes longest: looking for groups, copies
+    share    of the time of the place;  frame_s  seconds for each frame that the kernel was given
+    """
+
+    place: str
+    nodes: tuple[str, ...]
+    share: float
+    frame_s: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The first frame that was lost. ``time_s``: when another took its place, since the start of the run; None where
+    frames have no period."""
+
+    flow: str
+    frame: int
+    receiver: str
+    time_s: float | None
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A flow whose results leave a receiver more slowly than its frames come, both in frames of the detector per
+    second. ``lasts_s``: so long its buffers last, None where that is not known."""
+
+    flow: str
+    receiver: str
+    in_hz: float
+    out_hz: float
+    lasts_s: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found. Rates are of frames of the detector per second, None where there is none.
+
+    kept_up       yes, no, or None: unknown;  reason  in one sentence
+    asked_hz      None = as fast as REMU can;  sent_hz  by the emulator;  sustained_hz  by the slowest receiver
+    capacity_hz   what the busiest receiver could take if it never paused: an estimate
+    lost          frames of all flows that were overwritten before they were used
+    """
+
+    kept_up: bool | None
+    reason: str
+    asked_hz: float | None
+    sent_hz: float | None
+    sustained_hz: float | None
+    capacity_hz: float | None
+    lost: int
+    first_lost: Lost | None
+    behind: Behind | None
+    bottleneck: Bottleneck | None
+
+
+def judge(summary: Summary) -> Verdict:
+    """What the summary of a simulation says; of one that failed for another reason than lost frames nothing."""
+    rates, measured = summary["rates"], summary["resources"]
+    asked, sent = rates.get("asked_hz"), rates.get("achieved_hz")
+    lost, first = sum(flow["lost"] for flow in summary["flows"].values()), first_lost(summary, asked)
+    in_hz = min((hz for hz in (asked, sent) if hz is not None), default=None)
+    behind = None if in_hz is None else falls_behind(measured, in_hz)
+    slow = behind.receiver if first is None and behind is not None else first.receiver if first else None
+    kept_up, reason = _answer(summary, first, behind, asked, sent)
+    return Verdict(
+        kept_up=kept_up,
+        reason=reason,
+        asked_hz=asked,
+        sent_hz=sent,
+        sustained_hz=sustained(measured, in_hz),
+        capacity_hz=capacity(summary),
+        lost=lost,
+        first_lost=first,
+        behind=behind,
+        bottleneck=bottleneck(measured, summary.get("workers", ()), summary["seconds"], slow),
+    )
+
+
+def _answer(
+    summary: Summary, first: Lost | None, behind: Behind | None, asked: float | None, sent: float | None
+) -> tuple[bool | None, str]:
+    """Whether it kept up, and why that is so."""
+    if first is not None and _burst(summary, first, asked):
+        return None, f"frame {first.frame} of {first.flow} was lost in a burst: the emulator had been late"
+    if first is not None:
+        return False, _lost_words(summary, first, asked)
+    if summary["state"] == "stopped":
+        return None, "the simulation was stopped"
+    if summary["state"] == "failed":
+        return None, f"the run failed: {summary['reason']}"
+    if behind is not None:
+        return False, f"{behind.receiver} falls behind with {behind.flow}: nothing is lost yet, but buffers fill"
+    blocked = blocked_share(summary)
+    if blocked > BLOCKED:
+        return None, f"modules were blocked in transfers for {blocked:.0%} of the time; hardware would not have waited"
+    if asked is not None and (sent is None or _late(summary["frames"], asked, sent)):
+        return None, "the emulator could not send faster on this machine"
+    return True, "no frame was lost, and results came as fast as frames"
+
+
+def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
+    words = f"frame {first.frame} of {first.flow} was overwritten before {first.receiver} used it"
+    if summary.get("overrun"):
+        words += ", and the run stopped"
+    can = capacity(summary)
+    if asked is not None and can is not None and can * BUSY > asked:
+        words += "; it has time left on average, so that larger buffers would help"
+    return words
+
+
+def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
+    """Whether frames were lost that an emulator had sent late and all at once, to a receiver that has time left."""
+    can, hold = capacity(summary), hold_of(summary["resources"], first.flow)
+    if asked is None or can is None or hold is None or can * BUSY < asked:
+        return False
+    return late_by(summary["resources"]) > hold / 2
+
+
+def late_by(measured: Summary) -> float:
+    """Seconds that detector ranks were behind their clock at most."""
+    late: float = max((rank["behind_s"] or 0.0 for rank in measured["detectors"].values()), default=0.0)
+    return late
+
+
+def _late(frames: int, asked: float, sent: float) -> bool:
+    return sent < KEPT_UP * asked and frames / sent - frames / asked > HICCUP_S
+
+
+def blocked_share(summary: Summary) -> float:
+    """Share of the run that the worst detector rank was blocked in Flush."""
+    ranks = summary["resources"]["detectors"].values()
+    blocked: float = max((rank["flush_s"] for rank in ranks), default=0.0) / summary["seconds"]
+    return blocked
+
+
+def first_lost(summary: Summary, asked: float | None) -> Lost | None:
+    """Of all flows."""
+    found = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
+    if not found:
+        return None
+    frame, name = min(found)
+    hold = hold_of(summary["resources"], name)
+    time_s = None if asked is None else frame / asked + (hold or 0.0)
+    return Lost(name, frame, summary["flows"][name]["first_lost"]["receiver"], time_s)
+
+
+def hold_of(measured: Summary, flow: str) -> float | None:
+    """For how long the local buffers of a data flow hold its frames; of one dispatched by modules those of a place."""
+    return next((hold for name, hold in measured["hold_s"].items() if name.partition("[")[0] == flow), None)
+
+
+def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(flow, receiver, figures) where a rate is known."""
+    for flow, receivers in measured["paces"].items():
+        for receiver, pace in receivers.items():
+            if pace["hz"] is not None:
+                yield flow, receiver, pace
+
+
+def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
+    """The flow and receiver whose results leave most slowly, if that is more slowly than frames come."""
+    found = None
+    for flow, receiver, pace in _paces(measured):
+        out_hz = pace["hz"]
+        late_s = pace["seconds"] * (1 - out_hz / in_hz)
+        if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (found is None or out_hz < found.out_hz):
+            hold = measured["hold_s"].get(flow)
+            lasts = None if hold is None else hold * in_hz / (in_hz - out_hz)
+            found = Behind(flow, receiver, in_hz, out_hz, lasts)
+    return found
+
+
+def sustained(measured: Summary, most: float | None) -> float | None:
+    """Frames of the detector per second whose results left the slowest receiver; None where nothing did."""
+    found = [pace["hz"] for _, _, pace in _paces(measured)]
+    return min([*found, *([] if most is None else [most])]) if found else None
+
+
+def capacity(summary: Summary) -> float | None:
+    """Frames of the detector per second of work of the busiest receiver, or worker; None where there was none."""
+    receivers = [it for it in summary["resources"]["receivers"].values() if it["busy_s"] > 0 and it["frames"]]
+    found = [it["frames"] / it["busy_s"] for it in receivers]
+    busiest = max((it["busy_s"] or 0.0 for it in summary.get("workers", ())), default=0.0)
+    if found and busiest > 0:
+        found.append(max(it["frames"] for it in receivers) / busiest)
+    return min(found, default=None)
+
+
+def bottleneck(
+    measured: Summary, workers: Sequence[Summary], seconds: float, receiver: str | None
+) -> Bottleneck | None:
+    """Of the receiver that is named, else of the busiest; and of all workers."""
+    receivers = measured["receivers"]
+    if not receivers:
+        return None
+    if receiver is None or receiver not in receivers:
+        receiver = max(receivers, key=lambda name: receivers[name]["busy_s"])
+    its = receivers[receiver]
+    most = max((kernel["frames"] for kernel in its["kernels"]), default=its["frames"])
+    costs: list[tuple[tuple[str, ...], float, float]] = [((), its["busy_s"] - sum(map(_cost, its["kernels"])), most)]
+    costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
+    nodes, cost, frames = max(costs, key=lambda it: it[1])
+    found = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
+    for its in workers:
+        busy = its["busy_s"] or 0.0
+        if its["frames"] and busy / seconds > found.share:
+            found = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
+    return found
+
+
+def _cost(kernel: Mapping[str, Any]) -> float:
+    cost: float = kernel["stage_s"] + kernel["commit_s"]
+    return cost
+
+
+def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[str]:
+    """What the figures are worth. ``inline``: the ranks were given turns in one process."""
+    ranks = summary["resources"]["ranks"]
+    found = []
+    if inline:
+        found.append("all ranks took turns in one process: the figures are those of less than one core")
+    elif len(ranks) > cores:
+        found.append(
+            f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
+        )
+    if (late := late_by(summary["resources"])) > HICCUP_S:
+        found.append(
+            f"the emulator was late by up to {seconds_text(late)}: frames came in bursts that hardware has not"
+        )
+    missing = sum(flow["missing"] for flow in summary["flows"].values())
+    if missing:
+        found.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
+    return found
