@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.graph.waiting import Result
-
 SUB = 16
 """Bins of an octave."""
 
@@ -153,14 +151,11 @@ class Timings:
         """What a node has cost until now; to be added to."""
         return self.spent[name]
 
-    def took(self, name: str, nanoseconds: int, result: Result) -> None:
-        """What a node that waits has cost, to give this."""
+    def took(self, name: str, nanoseconds: int, frames: int) -> None:
+        """Add the cost of a result of a node that waits, and its frames."""
         spent = self.of(name)
         spent.stage_ns += nanoseconds
-        if result.block is not None:
-            spent.frames += len(result.block.numbers)
-        elif result.rows is not None:
-            spent.frames += len(result.rows["frame_number"])
+        spent.frames += frames
 
     def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
         """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""

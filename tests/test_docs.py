@@ -12,8 +12,8 @@ import pytest
 
 from lima2cli.check import Checked, check_text
 from lima2cli.document import show_text
-from lima2cli.language.manual import manual
 from tests.golden import agrees
+from tests.manual import manual
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath
-from lima2cli.document import Document, Source, Span, events, load, show_text, suppress
+from lima2cli.document import Document, Source, Span, load, show_text, suppress, yaml_tree
 from lima2cli.document.yaml_tree import resolve
 
 MAZE = """\
@@ -114,7 +114,7 @@ def test_nan_and_empty() -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_places(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     document, problems = read(MAZE)
     assert document is not None
     assert problems == []
@@ -137,7 +137,7 @@ def test_places(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_spans_hold_what_was_read(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     document, _ = read(MAZE)
     assert document is not None
     checked = 0
@@ -218,7 +218,7 @@ def test_depth_is_judged_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Whatever limits and look-ahead a parser has, and whatever is wrong behind the place."""
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     assert rules(piece * count + end) == [("yaml-too-deep", (1, alone))]
     assert rules("- - " + piece * count + end) == [("yaml-too-deep", (1, in_lists))]
     if in_map is not None:  # what begins a line only is a mistake there
@@ -227,7 +227,7 @@ def test_depth_is_judged_here(
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_depth_by_lines(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     assert rules("".join(f"{' ' * i}a:\n" for i in range(1200))) == [("yaml-too-deep", (65, 65))]
     assert rules("[\n" * 2000) == [("yaml-too-deep", (65, 1))]
     assert data("[" * 64 + "]" * 64) is not None
@@ -246,7 +246,7 @@ def test_depth_by_lines(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_brackets_in_texts_are_not_nested(text: str, loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     assert [rule for rule, _ in rules(text.format("[" * 100))] == ["yaml-syntax"]
 
 
@@ -311,7 +311,7 @@ SYNTAX = [
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(("text", "place", "message"), SYNTAX, ids=lambda value: repr(value)[:30])
 def test_syntax(loader: type, text: str, place: tuple[int, int], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     document, problems = read(text)
     assert document is None
     (problem,) = problems
@@ -464,7 +464,7 @@ _ALL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$"))
 @given(value=_json(_ALL), indent=st.sampled_from([None, 0, 2]))
 def test_json_as_python_writes_it(loader: type, value: Any, indent: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "_LOADER", loader)
+        patch.setattr(yaml_tree, "_LOADER", loader)
         assert data(json.dumps(value, indent=indent)) == value
 
 
@@ -491,7 +491,7 @@ def test_json_with_tabs_and_other_lines(value: Any) -> None:
 )  # fmt: skip
 def test_surrogates(loader: type, text: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Escapes are some only in double quotes."""
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     if value is None:
         assert rules(f"a: {text}") == [("yaml-syntax", (1, 12))]
     else:
@@ -500,7 +500,7 @@ def test_surrogates(loader: type, text: str, value: str | None, monkeypatch: pyt
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_half_of_a_surrogate(loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_LOADER", loader)
+    monkeypatch.setattr(yaml_tree, "_LOADER", loader)
     text = '{"a": "\\ud83d\\ude00 \\uDE00",\n "\\ud83d": 1, "b": "\\ud83d\\ude00", "c": *x}'
     document, problems = read(text)
     assert document is not None

@@ -92,8 +92,8 @@ def test_windows_smaller_than_the_run_change_nothing(
     statuses[sorted(lost)] = [(LOST, DROPPED, INCOMPLETE)[k % 3] for k in sorted(lost)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows.windows, "__defaults__", (11,))
-        for module in ("master", "tables", "holdings"):
-            patch.setattr(f"lima2cli.artefacts.{module}.READ", 4)
+        for module in ("files.master", "files.tables", "accounting.holdings"):
+            patch.setattr(f"lima2cli.{module}.READ", 4)
         path = write_master(channel, str(folder), rows=60, statuses=statuses, totals={"expected": 60})
         merged = merge_tables(table, str(folder))
         found = inspect_run(str(folder))

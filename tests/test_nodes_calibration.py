@@ -9,7 +9,7 @@ import pytest
 from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.nodes.pixelwise import bad_pixels, calibration
+from lima2cli.nodes.calibration import bad_pixels, calibration
 from lima2cli.view import View
 from tests.node_inputs import MemoryFiles, spec_of
 

@@ -12,7 +12,7 @@ from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
 from lima2cli.kernels.regions import regions
-from lima2cli.nodes.pixelwise import bad_pixels, calibration
+from lima2cli.nodes.calibration import bad_pixels, calibration
 from lima2cli.view import View
 from tests.geometry_chains import CHAINS, Chain, do
 from tests.node_inputs import DTYPES, MemoryFiles, node, padded, pixels, spec_of

@@ -17,7 +17,8 @@ from lima2cli.inputs.stacks import FileStore
 from lima2cli.kernels.strips import store
 from lima2cli.nodes.accumulate import Accumulate
 from lima2cli.nodes.base import BlockDropped, Transform
-from lima2cli.nodes.python import Output, Python
+from lima2cli.nodes.python import Python
+from lima2cli.nodes.user_function import FunctionOutput
 from lima2cli.view import View
 
 FILES = FileStore(Path())
@@ -234,7 +235,7 @@ def test_a_function_gets_blocks_and_parameters(code: FileStore) -> None:
     result = node.start(spec_of(FRAMES), code, rule()).step(BLOCK)
     assert result is not None
     np.testing.assert_array_equal(result.frames, FRAMES * 3)
-    node = Python(function="user.py:row", output=Output(dtype="float32", shape=(1, 3)))
+    node = Python(function="user.py:row", output=FunctionOutput(dtype="float32", shape=(1, 3)))
     assert node.infer(spec_of(FRAMES), code).shape == (1, 3)
     result = node.start(spec_of(FRAMES), code, rule()).step(BLOCK)
     assert result is not None
@@ -280,4 +281,4 @@ def test_what_is_not_there_is_told_before_the_run(code: FileStore) -> None:
     with pytest.raises(FileProblem, match=r"no file usr\.py"):
         Python(function="usr.py:double").infer(spec, code)
     with pytest.raises(NodeMisuse, match="can't be passed on"):
-        Python(function="user.py:row", output=Output(shape=(1, 3)), on_error="pass").infer(spec, code)
+        Python(function="user.py:row", output=FunctionOutput(shape=(1, 3)), on_error="pass").infer(spec, code)

@@ -434,4 +434,10 @@ def test_only_the_kinds_that_a_file_names_are_imported() -> None:
     places = {**DETECTORS.built_in, **NODES.built_in}
     found = {kind for kind, place in places.items() if place.partition(":")[0] in imported}
     assert found == {"remu", "checkpoint", "io_hdf5"}
-    assert not imported & {"lima2cli.files.master", "lima2cli.program", "lima2cli.runtime"}
+    assert not imported & {
+        "lima2cli.files.master",
+        "lima2cli.program",
+        "lima2cli.graph",
+        "lima2cli.ranks",
+        "lima2cli.job",
+    }

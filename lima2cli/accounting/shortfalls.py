@@ -11,8 +11,16 @@ from lima2cli.messages import ReceiverReport, Spent, merged
 from lima2cli.plan.buffers import EVENTS_HZ, GROUPS
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.plan.join_depth import held_frames
-from lima2cli.simulate.verdict import BUSY, HICCUP_S, KEPT_UP
 from lima2cli.units import grouped, seconds_text
+
+BUSY = 0.85
+"""Share of its time from which a receiver has none left."""
+
+KEPT_UP = 0.99
+"""Share of a rate below which it is not that rate."""
+
+HICCUP_S = 0.05
+"""A machine with other programs on it may be late once by this, without a meaning."""
 
 
 def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from lima2cli.accounting.finish import link_file
 from lima2cli.accounting.shortfalls import achieved_hz, allowed_losses, first_lost, measured_figures, shortfalls
 from lima2cli.errors import RunFailed
 from lima2cli.files.disk import advice, allocate
+from lima2cli.files.nexus import SUMMARY
 from lima2cli.files.run_file import COUNTS
 from lima2cli.messages import Usage, usage
 from lima2cli.paths import read_json_object
 from lima2cli.plan.ir import Plan
-from lima2cli.runs.ownership import SUMMARY
 from lima2cli.secret import hidden
 
 VERSION = 1

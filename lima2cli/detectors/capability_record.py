@@ -145,7 +145,7 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
 def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
     """The detector of a record, and what it can do; ``kind`` is that of the table that names the record.
 
-    Raises `NodeMisuse` with the path of the mistake in the record as its key (rules of the schema such as unknown-key and
+    Raises `NodeMisuse` with the path of the mistake in the record as its key (rules of the schema, as unknown-key and
     bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
     """
     if isinstance(data, dict) and isinstance(data.get("record"), dict):

@@ -183,7 +183,7 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def parse_fault(text: str) -> Fault:
     """A fault as it is written on command lines: ``KIND`` or ``KIND:key=value,key=value``, values as in YAML.
 
-    Raises `NodeMisuse` (fault-syntax, unknown-fault, or a rule of the schema such as unknown-key or missing-key), with the
+    Raises `NodeMisuse` (fault-syntax, unknown-fault, or a rule of the schema: unknown-key, missing-key), with the
     key in question as its key.
     """
     kind, _, rest = text.partition(":")

@@ -20,7 +20,7 @@ def operate(info: DetectorInfo, operations: Operations) -> DetectorInfo:
     """The detector as its own operations show it: size, modules, dtypes of sums, pixel size.
 
     A module keeps the bins all of whose pixels it covers; other bins are gaps. Sums of b bits become as wide as
-    ``b + ceil(log2(summed))`` bits need. Raises `NodeMisuse` (binning-too-large, roi-outside, sum-too-wide, module-lost)
+    ``b + ceil(log2(summed))`` bits need. Raises `NodeMisuse`: binning-too-large, roi-outside, sum-too-wide, module-lost
     with a key of `acquisition`.
     """
     if operations == Operations():

@@ -73,7 +73,7 @@ class YamlNode:
     override  text of the ``--set`` that made it
     """
 
-    content: "Scalar | dict[str, Node] | list[YamlNode]"
+    content: "Scalar | dict[str, YamlNode] | list[YamlNode]"
     span: Span
     keys: dict[str, Span] = field(default_factory=dict)
     size: int = 1

@@ -16,6 +16,9 @@ from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.frames import Invalid
 from lima2cli.view import View
 
+SUMMARY = "summary.json"
+"""The file of a run that is written last."""
+
 LONGEST_LINK = 255
 """Bytes of a name; HDF5 itself takes 64 KiB, people and programs do not."""
 

@@ -225,7 +225,7 @@ class Executor:
             result = self._attempt(name, None, self._waiting[name].poll)
             if result is not None:
                 worked = True
-                self.timings.took(name, time.perf_counter_ns() - before, result)
+                self.timings.took(name, time.perf_counter_ns() - before, result.frames)
                 self._follow(name, result)
         return worked
 

@@ -80,7 +80,7 @@ class Writing:
 
 
 class BoundCommon(Writing):
-    """See `Waiting`, and `BoundSink` in `lima2cli.graph.operators`. ``frames`` is the end of the acquisition, once known.
+    """See `Waiting` and `BoundSink`. ``frames`` is the end of the acquisition, once known.
 
     After an error it saves nothing more and goes on to take part.
     """

@@ -64,6 +64,13 @@ class Result:
     own: bool = False
     hold: Lease | None = None
 
+    @property
+    def frames(self) -> int:
+        """How many frames the result is, or has rows about."""
+        if self.block is not None:
+            return len(self.block.numbers)
+        return 0 if self.rows is None else len(self.rows["frame_number"])
+
 
 class BlockFailed(Exception):
     """What a node that waits had to do for a block has failed; ``frame`` is the first of the block, None where it was

@@ -1,4 +1,23 @@
-"""Node `accumulate`: n consecutive selected frames become one."""
+"""Node `accumulate`: n consecutive selected frames become one.
+
+    sum    over the n frames: int64 for integers, float64 for floats
+    mean   float32, from the sum
+    max    the input's dtype
+
+``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped, NaN becomes 0;
+floats beyond the range of float32 become infinite. Sums of integers are exact; one beyond the range of int64 is clipped
+(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. The result is numbered
+and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
+way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
+is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
+
+Pixels that are masked in single frames (NaN, invalid values) do not count: `mean` and `max` are those of the frames
+that measured the pixel. A sum with a frame missing is no sum: the pixel is masked, as it is where no frame measured it.
+Masked pixels, those of the static mask too, are NaN, in integers what the first such frame holds there. Values above
+all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
+
+Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
+"""
 
 import math
 from collections.abc import Sequence

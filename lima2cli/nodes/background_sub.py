@@ -18,7 +18,8 @@ import numpy as np
 from lima2cli.declare import param
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.pixelwise import IMAGE, RESULT, Pixelwise, calibration, target
+from lima2cli.nodes.calibration import IMAGE, calibration
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,28 @@
-"""Node `expression`: a formula over the pixels of one or several inputs."""
+"""Node `expression`: a formula over the pixels of one or several inputs.
+
+    {inputs: {a: raw, b: flat}, expression: {expr: "where(b > 0.1, a / b, 0)"}}
+
+With a single input, `{input: raw, expression: {expr: "raw - 2"}}`, its own name is that of the variable.
+
+``expr`` may have the names of the inputs, numbers, ``+ - * / // % **``, comparisons, ``and or not`` of conditions (or
+``& | ~ ^``, with parentheses around comparisons) and the functions `where`, `minimum`, `maximum`, `abs`, `sqrt`,
+`exp`, `expm1`, `log`, `log10`, `log1p`, `sin`, `cos`, `tan`, `arcsin`, `arccos`, `arctan`, `arctan2`, `sinh`, `cosh`,
+`tanh`, `floor`, `ceil`, `isnan`, `isfinite`. All of them mean what they mean in numpy; a condition counts as 1 or 0. It
+is computed by numexpr, in as many threads as the receiver has.
+
+The result is float32, or float64 where an input is, or of ``dtype``; integers are rounded half to even and clipped to
+their range, NaN becomes the detector's gap value. Pixels are computed in float32 where it holds all inputs exactly
+(integers of up to 16 bits, float32) and the result is float32; else in float64, rounded once at the end. Integers
+beyond 2**53 are rounded before.
+
+Frames are paired by their number; those that are not in all inputs are left out and counted as unmatched. The same
+frame of all inputs is at one receiver, and they show the same part of the detector the same way.
+
+A pixel is masked where it is in any input, also in one that the formula does not use, by the static mask or in single
+frames. Whatever the formula says, it is NaN, in integers what the first input holds that is masked there (a warning
+where valid results could be mistaken for it). Only a formula that asks by `isnan` or `isfinite` sees the NaN of single
+frames, and decides. The saturation level is no longer known.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +53,7 @@ from lima2cli.nodes.base import Join
 
 
 def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
-    """The first, masked where any is; the saturation level is that of none. Raises `NodeMisuse` where they do not show the
+    """The first, masked where any is; the saturation level is that of none. `NodeMisuse` where they do not show the
     same part of the detector the same way."""
     (first, spec), *others = specs.items()
     whole = replace(spec, saturation=None)

@@ -1,4 +1,22 @@
-"""Node `filter`: passes the frames whose counters satisfy a condition; the others are vetoed."""
+"""Node `filter`: passes the frames whose counters satisfy a condition; the others are vetoed, and counted.
+
+    counters: {input: data, roi_counters: {rois: {door: {rect: {x: 0, y: 10, width: 20, height: 30}}}}}
+    bright:   {input: data, filter: {keep: "counters.door_sum > 1e6 and counters.door_max < 65535"}}
+    save:     {input: bright, io_hdf5: {}}
+
+``keep`` is a condition on the columns of nodes that make tables, such as `roi_counters` and `checkpoint`, written
+``node.column``; their rows are paired with the frames by number, as frames are in joins. It may have numbers,
+comparisons (chained, too), `and`, `or`, `not` or ``& | ~ ^``, ``+ - * / // % **`` and the functions of `expression`.
+A ``-`` between letters or digits belongs to a name: put spaces around a minus. The column `frame_number` is in every
+table; columns with a vector per frame can't be used.
+
+All values are compared as float64, also those of float32 columns: 0.1 is then not the float32 nearest to it. Integers
+beyond 2**53 are rounded before. NaN (of an ROI without a pixel that counts) is neither less, nor greater, nor equal to
+anything: only `!=` is true. A frame for which one of the tables has no row (`checkpoint` with ``every``) is not kept.
+
+``every: n`` passes besides each n-th of the frames that the flow selects, the first among them, whatever their
+counters. Frames pass as they are; masks, regions and saturation stay.
+"""
 
 import ast
 import re

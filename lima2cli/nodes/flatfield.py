@@ -21,7 +21,8 @@ from lima2cli.declare import param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.pixelwise import IMAGE, RESULT, Pixelwise, calibration, mostly_masked, target
+from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
+from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
 
 @dataclass(frozen=True, kw_only=True)

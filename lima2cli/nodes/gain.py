@@ -23,7 +23,8 @@ from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Numbe
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Files, FrameSpec
 from lima2cli.kernels.strips import Formula
-from lima2cli.nodes.pixelwise import Pixelwise, stages
+from lima2cli.nodes.calibration import stages
+from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.view import How
 
 STAGES = 3

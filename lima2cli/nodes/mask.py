@@ -24,7 +24,8 @@ from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Files, FrameSpec, Invalid
 from lima2cli.kernels.masked import carried, words
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.pixelwise import IMAGE, Pixelwise, bad_pixels, mostly_masked
+from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
+from lima2cli.nodes.pixelwise import Pixelwise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,21 @@
-"""Maps that compute each pixel from the same pixel of the raw frame, and calibration images in their shape."""
+"""Maps that compute each pixel from the same pixel of the raw frame: one description, one kernel.
+
+The description, a `Stage`, is pure, so that a compiler can put neighbours together (see `chain`).
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lima2cli.declare import Choice, Either, FileReference, Number
+from lima2cli.declare import Choice
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Files, FrameSpec, Invalid
 from lima2cli.kernels.chain import Chain, settle
 from lima2cli.kernels.masked import collision, met, valid_range
 from lima2cli.kernels.strips import Affine, Stage
 from lima2cli.nodes.base import Map
-from lima2cli.view import How, View
 
 RESULT = Choice(("float32", "keep"))
 """Shape of the parameter ``dtype``: float32, or the dtype of the input."""
@@ -102,95 +103,3 @@ def reach(stage: Affine) -> tuple[float, float]:
     if not len(first):
         return 0.0, 0.0
     return float(np.rint(min(first.min(), last.min()))), float(np.rint(max(first.max(), last.max())))
-
-
-IMAGE = Either((Number(), FileReference()))
-"""Shape of a parameter that takes a calibration image."""
-
-
-def calibration(
-    reference: float | str, spec: FrameSpec, files: Files, key: str, binning: How
-) -> float | NDArray[np.float64]:
-    """A number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
-
-    ``binning`` says what binned pixels have of an image of the detector: the ``sum``, or the ``mean``.
-    NaN pixels stay NaN (one NaN in a stack makes the pixel NaN). Raises `FileProblem`, and `NodeMisuse`
-    (``calibration-shape``, ``calibration-dtype``, ``calibration-value``) at the parameter ``key``.
-    """
-    if not isinstance(reference, str):
-        return _finite(reference, key)
-    part = _part(reference, spec, files, key, binning, kinds="iuf")
-    if part.ndim == 3:
-        return np.asarray(part.mean(axis=0, dtype=np.float64))
-    return np.ascontiguousarray(part, dtype=np.float64)
-
-
-def stages(reference: str, count: int, spec: FrameSpec, files: Files, key: str, binning: How) -> NDArray[np.float64]:
-    """float64 (count, height, width) of ``spec``: one image for each gain stage. Raises as `calibration`."""
-    found = files.stack(reference).shape[0]
-    if found != count:
-        message = f"{reference} holds {found} image{'s' * (found != 1)}, {count} are needed: one for each gain stage"
-        raise NodeMisuse("calibration-shape", message, (key,), f"({count}, height, width)")
-    return np.ascontiguousarray(_part(reference, spec, files, key, binning, kinds="iuf"), dtype=np.float64)
-
-
-def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) -> NDArray[np.bool_] | None:
-    """bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
-
-    None where nothing is bad. Raises as `calibration`; images of bool are allowed too.
-    """
-    if not isinstance(reference, str):
-        bad = np.full(spec.shape, _finite(reference, key) != 0)
-    else:
-        part = _part(reference, spec, files, key, "any", kinds="biuf")
-        bad = np.asarray((part != 0).any(axis=0) if part.ndim == 3 else part != 0)
-    return bad if bad.any() else None
-
-
-def mostly_masked(bad: NDArray[np.bool_] | None, what: str, key: str) -> Sequence[NodeMisuse]:
-    """The warning ``mask-most`` where more than half of the pixels are bad; ``what`` says which count as such."""
-    share = 0.0 if bad is None else float(bad.mean())
-    if share <= 0.5:
-        return ()
-    return (NodeMisuse("mask-most", f"{share:.0%} of the pixels are masked", (key,), what),)
-
-
-def _finite(number: float, key: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise NodeMisuse("calibration-value", f"a calibration image can't be {value}", (key,))
-    return value
-
-
-def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How, kinds: str) -> Array:
-    """The pixels of ``spec``, (height, width) or (n, height, width), in the file's dtype where nothing is binned."""
-    info = files.stack(reference)
-    count, height, width = info.shape
-    if np.dtype(info.dtype).kind not in kinds:
-        raise NodeMisuse("calibration-dtype", f"{reference} holds {info.dtype}, not real numbers", (key,))
-    if info.view is not None and count and info.view.shape == (height, width):
-        return _recorded(reference, info.view, spec, files, key, binning)
-    detector_width, detector_height = spec.detector
-    whole = (height, width) == (detector_height, detector_width)
-    shape = (spec.whole or spec.view).shape
-    if count < 1 or not (whole or (height, width) == shape):
-        message = (
-            f"{reference} is {width} x {height}, the frames are {shape[1]} x {shape[0]}, "
-            f"the whole detector {detector_width} x {detector_height}"
-            if count
-            else f"{reference} holds no image"
-        )
-        raise NodeMisuse("calibration-shape", message, (key,), "an image of one of these two shapes fits")
-    image = files.image(reference)
-    return spec.view.apply(image, binning) if whole else image[(..., *spec.place)]
-
-
-def _recorded(reference: str, view: View, spec: FrameSpec, files: Files, key: str, binning: How) -> Array:
-    """The pixels of ``spec`` from images that show the sensor as ``view`` does."""
-    target = spec.of_sensor(spec.view)
-    part = view.shown_as(files.image(reference), target, binning)
-    if part is None:
-        message = f"{reference} shows {view} of the detector, the frames show {target}"
-        help = "record it without cutting and binning, or as the frames are"
-        raise NodeMisuse("calibration-view", message, (key,), help)
-    return part

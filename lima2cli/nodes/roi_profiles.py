@@ -1,4 +1,21 @@
-"""Node `roi_profiles`: statistics along one axis of regions of interest, frame by frame."""
+"""Node `roi_profiles`: statistics along one axis of regions of interest, frame by frame.
+
+`horizontal` profiles run from left to right and have a value per column, over the rows of the ROI; `vertical` ones run
+from top to bottom and have a value per row, over its columns:
+
+      1 2 0 │ 3
+      4 0 1 │ 5      vertical sum: 3, 5, 1
+      0 0 1 │ 1
+      ──────┘
+      5 2 2          horizontal sum: 5, 2, 2
+
+Left and right, columns and rows are those of the frames that enter the node, also with ``coordinates: detector``; the
+first value is that of the ROI's first column or row there.
+
+Columns `<roi>_<statistic>` of the table hold a vector per frame, (frames, length). Statistics, their dtypes, and what
+counts are as for `roi_counters`, line by line: masked pixels (of the static mask, NaN, invalid values) don't count; of
+a line without any pixel that counts avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -167,7 +167,8 @@ def _check_lengths(name: str, nodes: Sequence[str], findings: Findings) -> None:
             message = (
                 f"files of node {_short(node)} would have names of {length} bytes, file systems take {LONGEST_NAME}"
             )
-            help = f"`name` and the node's name together of at most {LONGEST_NAME - length + len(name) + len(node)} characters"
+            longest = LONGEST_NAME - length + len(name) + len(node)
+            help = f"`name` and the node's name together of at most {longest} characters"
             findings.error("name-too-long", message, at, on_key=at[0] == "nodes", help=help)
             if at == ("name",):
                 return

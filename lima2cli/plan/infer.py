@@ -263,7 +263,7 @@ def _rows(name: str, known: _Known) -> TableSpec:
 
 
 def _with_rows(numbering: Numbering, it: GraphNode, known: _Known, receivers: Sequence[str]) -> Numbering:
-    """Of the frames that have rows; raises `NodeMisuse`. Rows that receivers made together are known to all of these."""
+    """Of the frames that have rows; `NodeMisuse`. Rows that receivers made together are known to all of these."""
     for name in it.tables:
         rows, circle = known.numberings[name], known.steps[name].circle
         if circle:

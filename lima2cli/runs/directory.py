@@ -16,10 +16,10 @@ from typing import Any
 from lima2cli.accounting.summary import read_summary, reserve_summary
 from lima2cli.errors import EnvironmentUnfit, RunFailed, UnreadableInput
 from lima2cli.files.disk import advice
+from lima2cli.files.nexus import SUMMARY
 from lima2cli.paths import held_in
 from lima2cli.runs.control_socket import ask, starting, where
 from lima2cli.runs.ownership import (
-    SUMMARY,
     Ownership,
     RunNames,
     foreign,

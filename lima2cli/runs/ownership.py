@@ -18,7 +18,7 @@ from typing import IO, Any
 from lima2cli import __version__
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.files.common_file import KEPT
-from lima2cli.files.nexus import frame_file_names, master_file, part_names, table_file
+from lima2cli.files.nexus import SUMMARY, frame_file_names, master_file, part_names, table_file
 from lima2cli.paths import lock
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import FILE, ask, elsewhere, starting, where
@@ -26,7 +26,6 @@ from lima2cli.runs.saved_plan import PIPELINE_FILE, PLAN_FILE
 
 MARKER = ".lima2-run"
 VERSION = 1
-SUMMARY = "summary.json"
 LOG = "lima2.log"
 
 FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))

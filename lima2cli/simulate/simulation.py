@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
+from lima2cli.accounting.shortfalls import BUSY
 from lima2cli.check import Checked, compile_again
 from lima2cli.detectors.base import DetectorConfig, PixelSize, written
 from lima2cli.detectors.emulator_faults import Faults
@@ -25,7 +26,7 @@ from lima2cli.nodes.checkpoint import Checkpoint
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.runs.ownership import remove_run
 from lima2cli.runs.saved_plan import Origin
-from lima2cli.simulate.verdict import BUSY, Verdict, judge, warnings
+from lima2cli.simulate.verdict import Verdict, judge, warnings
 
 SUFFIX = "{name}_sim_{run:04d}"
 """Of the run directory of a simulation, which lies beside those of runs: on the same disk."""

@@ -9,16 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.accounting.shortfalls import BUSY, HICCUP_S, KEPT_UP
 from lima2cli.units import seconds_text
-
-BUSY = 0.85
-"""Share of its time from which a receiver has none left."""
-
-KEPT_UP = 0.99
-"""Share of a rate below which it is not that rate."""
-
-HICCUP_S = 0.05
-"""What a machine with other programs on it may be late once, without a meaning."""
 
 BLOCKED = 0.1
 """Share of its time that a module may be blocked in Flush: a transfer that is not there when it should be."""

@@ -14,11 +14,11 @@ from lima2cli.detectors.scenes import SCENES
 from lima2cli.kernels import regions as rois
 from lima2cli.language.records import PipelineTable
 from lima2cli.language.templates import Template
-from lima2cli.nodes import pixelwise as calibration
+from lima2cli.nodes import calibration
 from lima2cli.nodes.registry import LANGUAGE, NodeEntry, node_kinds
 from lima2cli.units import UNITS
 
-NOTE = "<!-- Made from the declarations in the code by lima2cli/config/manual.py. -->\n\n"
+NOTE = "<!-- Made from the declarations in the code by tests/manual.py. -->\n\n"
 
 PAGES = {"detector": "[a detector](detectors.md)", "scene": "[a scene](detectors.md#scenes)"}
 """Kinds that are described elsewhere."""
