@@ -21,8 +21,8 @@ Each window must lie on one receiver: several receivers need ``blocks_per_group`
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ from lima2cli.kernels.masked import (
     valid_range,
 )
 from lima2cli.kernels.strips import store
-from lima2cli.nodes.base import Transform, Transformer
+from lima2cli.nodes.base import Transform, Transformer, node
 
 
 def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum":
@@ -238,11 +238,9 @@ def lowest(dtype: "np.dtype[Any]") -> Any:
     return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("accumulate")
 class Accumulate(Transform):
     """Makes one frame of several."""
-
-    kind: ClassVar[str] = "accumulate"
 
     frames: int = param("Frames of a window; 0 = all of the run.", Integer(0))
     operation: str = param("What is made of them.", Choice(("sum", "mean", "max")), "sum")

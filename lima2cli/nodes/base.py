@@ -1,7 +1,16 @@
-"""The kinds of node, and what each promises.
+"""The roles of nodes, and what each promises.
 
-A node is one file and one frozen dataclass: its parameters, declared by `param`, and no state. State lives in
-what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays a node gets are read-only to it.
+A node is one file and one class, which `node` gives its kind: parameters, declared by `param`, and no state. State is
+in what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays that a node gets are read-only to it.
+
+    @node("threshold")
+    class Threshold(Map):
+        '''Set pixels below a level to zero.'''
+
+        below: float = param("Pixels below this value become 0.", Number(0))
+
+        def apply(self, frames: Array) -> Array:
+            return np.where(frames < self.below, 0, frames)
 
 Map        a block of frames to a block of frames, pixel by pixel or geometry
 Join       blocks of the same frames from several inputs to one block of frames, pixel by pixel
@@ -14,17 +23,19 @@ Delegate   a block of frames to what other processes make of it
 Sink       a block of frames to a file
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.errors import NodeMisuse
+from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.channel import Channel
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
 from lima2cli.geometry import Rule
+from lima2cli.kernels.masked import JoinedHoles, carried, finder
 from lima2cli.nodes.user_function import FunctionOutput
 
 Partial = dict[str, Array]
@@ -66,24 +77,80 @@ class Node:
         return False
 
 
+N = TypeVar("N", bound=Node)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def node(kind: str) -> Callable[[type[N]], type[N]]:
+    """Make a class a node of this kind: a frozen dataclass, whose fields are given by keyword."""
+
+    def decorate(cls: type[N]) -> type[N]:
+        cls.kind = kind
+        return dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
+
 class Map(Node):
     """Block of frames in, block of frames out.
 
     Masked pixels (`FrameSpec.mask`, and of single frames `FrameSpec.invalid`) are NaN in results of floats, in integers
     what they held: no value is made up for them.
+
+    A map that computes each pixel in its place has `apply`, and an `infer` of its own where the dtype changes or the
+    saturation does; all others have `infer` and `bind`.
     """
 
+    def apply(self, frames: Array) -> Array:
+        """Return the result for frames (n, h, w), which are read-only: as many, of the same shape.
+
+        What it makes of masked pixels does not matter: these are put right behind it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither `apply` nor `bind`")
+
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
-        """See `Node.infer`."""
-        raise NotImplementedError
+        """See `Node.infer`: frames like those that enter; of floats, masked pixels are NaN."""
+        if np.dtype(spec.dtype).kind != "f":
+            return spec
+        return replace(spec, invalid=carried(spec.invalid, spec.dtype, spec.dtype), holds=math.nan)
 
     def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
-        """The function (n, h, w) → (n, h', w') for frames of ``spec``.
+        """Return the function (n, h, w) → (n, h', w') for frames of ``spec``.
 
         What it returns stays valid until its next call only, so that it may keep one output array; where there is
         nothing to do it returns the very array that it was given.
+
+        Raises:
+            NotImplementedError: there is no `apply`, or `infer` says that frames show something else.
         """
-        raise NotImplementedError
+        after = self.infer(spec, files)
+        if type(self).apply is Map.apply or (after.view, after.shape) != (spec.view, spec.shape):
+            raise NotImplementedError(
+                f"{type(self).__name__} lacks `bind`: `apply` is for pixels that stay in their place"
+            )
+        return _Applied(self.apply, spec, after)
+
+
+class _Applied:
+    """A function of frames, as `Map.apply` is one, and behind it what masked pixels get."""
+
+    def __init__(self, apply: Callable[[Array], Array], before: FrameSpec, after: FrameSpec) -> None:
+        self._apply, self._after = apply, after
+        self._masks = before.mask is not None or finder(before.invalid, before.dtype) is not None
+        self._holes = JoinedHoles({"": before}, after.dtype, frozenset())
+
+    def __call__(self, frames: Array) -> Array:
+        """Return the result for frames (n, h, w). Raises `UserCodeError` where it is not as inferred."""
+        given = frames.view()
+        given.flags.writeable = False
+        out = self._apply(given)
+        if out.shape != frames.shape or out.dtype != self._after.dtype:
+            wanted = f"{self._after.dtype} {frames.shape}, as `infer` says"
+            raise UserCodeError(f"`apply` has returned {out.dtype} {out.shape}, not {wanted}")
+        if self._masks:
+            out = out if out.flags.writeable else out.copy()
+            self._holes.put({"": frames}, out, slice(None))
+        return out
 
 
 class Join(Node):
@@ -359,6 +426,7 @@ class Sink(Node):
 __all__ = [
     "BlockDropped",
     "Delegate",
+    "EarlyWriter",
     "Gather",
     "Join",
     "Map",
@@ -370,7 +438,10 @@ __all__ = [
     "Rows",
     "Select",
     "Sink",
+    "StripReducer",
+    "ThreadedWriter",
     "Transform",
     "Transformer",
     "Writer",
+    "node",
 ]  # fmt: skip

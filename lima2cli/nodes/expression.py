@@ -26,7 +26,7 @@ frames, and decides. The saturation level is no longer known.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -49,7 +49,7 @@ from lima2cli.kernels.formula import (
 )
 from lima2cli.kernels.masked import JoinedHoles, collision, gap_in, joined_rule, unmarked
 from lima2cli.kernels.strips import Formula, Stage, Steps, store, tiles
-from lima2cli.nodes.base import Join
+from lima2cli.nodes.base import Join, node
 
 
 def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
@@ -72,11 +72,10 @@ MOST_INPUTS = 16
 """Inputs of a formula; numpy iterates over 32 arrays at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("expression")
 class Expression(Join):
     """Computes a formula over the pixels of its inputs."""
 
-    kind: ClassVar[str] = "expression"
     parts: ClassVar[bool] = True
 
     expr: str = param("The formula; its names are those of `inputs`.", Text())

@@ -21,7 +21,6 @@ counters. Frames pass as they are; masks, regions and saturation stay.
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -45,7 +44,7 @@ from lima2cli.kernels.formula import (
     names,
     read_text,
 )
-from lima2cli.nodes.base import Rows, Select
+from lima2cli.nodes.base import Rows, Select, node
 
 COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?:\.[A-Za-z](?:[\w-]*\w)?)+", re.ASCII)
 """A column as users write it, in the text of a condition."""
@@ -123,11 +122,10 @@ def evaluate(tree: Tree, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[
 NUMBER = "frame_number"
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("filter")
 class Filter(Select):
     """Passes the frames whose counters satisfy a condition."""
 
-    kind: ClassVar[str] = "filter"
     parts: ClassVar[bool] = True
 
     keep: str = param("The condition, about columns of tables: `counters.door_sum > 1e6`.", Text())
@@ -140,14 +138,14 @@ class Filter(Select):
 
     def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
         """See `Select.infer_rows`. Raises `NodeMisuse`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
-        for node, column in self._columns():
-            table = tables[node]
+        for source, column in self._columns():
+            table = tables[source]
             if column in table.lengths:
-                message = f"`{node}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
+                message = f"`{source}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
                 raise NodeMisuse("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
             if column not in (*table.columns, NUMBER):
                 single = [name for name in table.columns if name not in table.lengths]
-                message = f"`{node}` has no column `{column}`"
+                message = f"`{source}` has no column `{column}`"
                 raise NodeMisuse("unknown-column", message, (self.names_in,), did_you_mean(column, single))
         return spec
 
@@ -163,8 +161,8 @@ class Filter(Select):
         """Which frames have a row in each table, and these satisfy the condition."""
         there = np.ones(len(numbers), np.bool_)
         at: dict[str, NDArray[np.intp]] = {}
-        for node in self.tables:
-            at[node], found = _places(numbers, rows[node][NUMBER])
+        for source in self.tables:
+            at[source], found = _places(numbers, rows[source][NUMBER])
             there &= found
         columns = {
             f"{node}.{name}": rows[node][name][at[node][there]].astype(np.float64) for node, name in self._columns()

@@ -18,7 +18,6 @@ Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks tha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,18 +26,17 @@ from lima2cli.declare import Choice, Either, Integer, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.files.channel import Channel
 from lima2cli.frames import Files, FrameSpec, SparseSpec
-from lima2cli.nodes.base import Sink, Writer
+from lima2cli.nodes.base import Sink, Writer, node
 
 if TYPE_CHECKING:
     from lima2cli.files.common_writer import CommonWriter
     from lima2cli.transport.base import CollectiveGroup
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("io_hdf5")
 class IoHdf5(Sink):
     """Saves frames in HDF5 files."""
 
-    kind: ClassVar[str] = "io_hdf5"
     early: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
     parts: ClassVar[bool] = True

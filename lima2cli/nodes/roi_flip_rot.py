@@ -17,7 +17,6 @@ goes with them: calibration images, ROIs in detector coordinates and the saved g
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from lima2cli.frames import Array, Files, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import MaskedSums, collision, met, of_sums, valid_range
 from lima2cli.kernels.strips import Turn, tile_shape, tiles
-from lima2cli.nodes.base import Map
+from lima2cli.nodes.base import Map, node
 from lima2cli.view import FLIPS, View
 
 STRIP = 16
@@ -52,11 +51,9 @@ class BinnedRect:
     height: int = param("Rows.", Integer(1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("roi_flip_rot")
 class RoiFlipRot(Map):
     """Bins, cuts, flips and rotates, in this order."""
-
-    kind: ClassVar[str] = "roi_flip_rot"
 
     binning: Binning = param("Columns and rows summed into one pixel.", pair(Binning, Integer(1)), Binning())
     roi: BinnedRect | None = param("The part that is kept, in binned pixels; default: all.", Table(BinnedRect), None)

@@ -33,7 +33,7 @@ from lima2cli.kernels.masked import finder
 from lima2cli.kernels.regions import COORDINATES, RECTS, RoiPixels, looked_at, regions
 from lima2cli.kernels.statistics import Sums, column
 from lima2cli.kernels.strips import tiles
-from lima2cli.nodes.base import Partial, Reduce, StripReducer
+from lima2cli.nodes.base import Partial, Reduce, StripReducer, node
 
 
 class LineSums:
@@ -181,11 +181,10 @@ class _Tile:
         return np.asarray(np.count_nonzero(high if self.there is None else high & self.there, axis=self.axis))
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("roi_profiles")
 class RoiProfiles(Reduce):
     """Statistics along one axis of regions of interest."""
 
-    kind: ClassVar[str] = "roi_profiles"
     strips: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
