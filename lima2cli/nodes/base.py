@@ -36,6 +36,7 @@ from lima2cli.files.channel import Channel
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
 from lima2cli.geometry import Rule
 from lima2cli.kernels.masked import JoinedHoles, carried, finder
+from lima2cli.kernels.strips import Stage, Turn
 from lima2cli.nodes.user_function import FunctionOutput
 
 Partial = dict[str, Array]
@@ -51,13 +52,14 @@ class Node:
     """Base of all nodes. ``kind`` is the key that users write, ``wiring`` the one beside it that names what is read.
 
     ``sparse``: it takes sparse frames, too. ``parts``: it takes parts of frames, too, each receiver its own; a `Reduce`
-    then merges what it makes of them.
+    then merges what it makes of them. ``turns``: its `stage_of` is a `Turn`, which moves pixels and computes none.
     """
 
     kind: ClassVar[str]
     wiring: ClassVar[Literal["input", "inputs"]] = "input"
     sparse: ClassVar[bool] = False
     parts: ClassVar[bool] = False
+    turns: ClassVar[bool] = False
 
     def infer(self, spec: FrameSpec, files: Files) -> Spec:
         """What leaves the node when ``spec`` enters. Raises `NodeMisuse` or `FileProblem`."""
@@ -73,8 +75,15 @@ class Node:
         return 0
 
     def in_strips(self, inputs: int) -> bool:
-        """Whether with so many inputs it has a ``stage``, and so is computed strip by strip, see `nodes.chain`."""
+        """Return whether with so many inputs it has a `stage_of`, and so is computed strip by strip."""
         return False
+
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage | Turn:
+        """Return what is done to each strip of frames; asked for where it is `in_strips`.
+
+        ``specs`` are those of the inputs, by name, which all read the same frames. Raises as `infer` does.
+        """
+        raise NotImplementedError
 
 
 N = TypeVar("N", bound=Node)

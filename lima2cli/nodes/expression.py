@@ -127,8 +127,8 @@ class Expression(Join):
             through = frozenset(names(tree)) if carries_nan(tree) else frozenset()
         return _Evaluation(strips, JoinedHoles(specs, target.dtype, through), target)
 
-    def stage(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
-        """What is done to frames where all inputs are the same one, perhaps by several names."""
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
+        """See `Node.stage_of`: all inputs are the same one, perhaps by several names."""
         spec = next(iter(specs.values()))
         target, tree = self.infer_all(specs, files).dtype, self._tree(specs)
         work, steps = work_dtype(tree, specs, target), linear(tree)

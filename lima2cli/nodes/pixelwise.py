@@ -4,7 +4,7 @@ The description, a `Stage`, is pure, so that a compiler can put neighbours toget
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,11 @@ class Pixelwise(Map):
     def in_strips(self, inputs: int) -> bool:
         """See `Node.in_strips`."""
         return True
+
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
+        """See `Node.stage_of`."""
+        (spec,) = specs.values()
+        return self.masking(spec, files)
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`. The saturation goes through the same arithmetic where it is one value for all pixels."""

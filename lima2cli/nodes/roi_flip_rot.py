@@ -15,8 +15,9 @@ goes with them: calibration images, ROIs in detector coordinates and the saved g
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -54,6 +55,8 @@ class BinnedRect:
 @node("roi_flip_rot")
 class RoiFlipRot(Map):
     """Bins, cuts, flips and rotates, in this order."""
+
+    turns: ClassVar[bool] = True
 
     binning: Binning = param("Columns and rows summed into one pixel.", pair(Binning, Integer(1)), Binning())
     roi: BinnedRect | None = param("The part that is kept, in binned pixels; default: all.", Table(BinnedRect), None)
@@ -113,8 +116,8 @@ class RoiFlipRot(Map):
         """See `Node.in_strips`."""
         return self.upright
 
-    def stage(self) -> Turn:
-        """What is done to frames that stay `upright`."""
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Turn:
+        """See `Node.stage_of`: frames stay `upright`."""
         return Turn(self.turned)
 
     def turned(self, view: View) -> View:
