@@ -61,8 +61,10 @@ def sum_dtype(dtype: str) -> str:
 
 
 def narrowed(values: Array, dtype: "np.dtype[Any]") -> Array:
-    """A copy in ``dtype``: for integers rounded half to even and clipped to their range, NaN 0; for floats, infinite
-    beyond it."""
+    """Return a copy in ``dtype``.
+
+    Integers are rounded half to even and clipped to their range, NaN is 0; floats are infinite beyond their range.
+    """
     if dtype.kind == "f" or values.dtype == dtype:
         with np.errstate(over="ignore"):
             return values.astype(dtype)
@@ -234,7 +236,7 @@ class MaskedTotal:
 
 
 def lowest(dtype: "np.dtype[Any]") -> Any:
-    """What no pixel is less than."""
+    """Return a value that no pixel is less than."""
     return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
 
 

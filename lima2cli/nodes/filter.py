@@ -65,7 +65,7 @@ WRITTEN = "columns are written node.column"
 
 
 def read_condition(text: str) -> Tree:
-    """The tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
+    """Return the tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
     if _HYPHEN in text:
         raise FormulaError(f"the formula cannot be read: it has a {_HYPHEN}, which is in no name")
     tree = read_text(COLUMN.sub(lambda found: found[0].replace("-", _HYPHEN), text), _read_condition)
@@ -172,7 +172,7 @@ class Filter(Select):
         return kept
 
     def _columns(self) -> Sequence[tuple[str, str]]:
-        """The columns that the condition is about, each with its node."""
+        """Return the columns that the condition is about, each with its node."""
         return [(node, column) for node, _, column in (name.partition(".") for name in names(self._tree()))]
 
     def _tree(self) -> Tree:
@@ -187,7 +187,7 @@ _read = lru_cache(maxsize=64)(read_condition)
 
 
 def _places(numbers: NDArray[np.uint64], among: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """The index of each number among increasing ones, and whether it is there."""
+    """Return the index of each number among increasing ones, and whether it is there."""
     at = np.searchsorted(among, numbers)
     found = at < len(among)
     found[found] = among[at[found]] == numbers[found]

@@ -54,7 +54,7 @@ class Mask(Pixelwise):
 
 
 def fitting(value: float, dtype: np.dtype[Any]) -> float:
-    """The fill value; raises `NodeMisuse` where the dtype can't hold it."""
+    """Return the fill value. Raises `NodeMisuse` where the dtype can't hold it."""
     if dtype.kind == "f":
         if math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
             raise NodeMisuse("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))

@@ -145,7 +145,7 @@ class RoiFlipRot(Map):
 
 
 def sum_dtype(dtype: str, pixels: int) -> str:
-    """numpy name of the dtype that holds the sum of so many pixels of ``dtype``."""
+    """Return the numpy name of the dtype that holds the sum of so many pixels of ``dtype``."""
     kind, own = np.dtype(dtype).kind, np.dtype(dtype).itemsize
     if pixels == 1 or kind == "f":
         return dtype
@@ -175,7 +175,7 @@ class _Kernel:
             self.copy = _copy_turned if view.quarter else np.copyto
 
     def __call__(self, frames: Array) -> Array:
-        """The result for a block."""
+        """Return the result for a block."""
         count = len(frames)
         if count > len(self.out):
             self.out = np.empty((count, *self.view.shape), self.out.dtype)
@@ -209,7 +209,7 @@ class _Kernel:
 
 
 def _add(parts: Sequence[Array], out: Array) -> None:
-    """The sum of two or more arrays, in the dtype of ``out``."""
+    """Return the sum of two or more arrays, in the dtype of ``out``."""
     np.add(parts[0], parts[1], out=out, dtype=out.dtype)
     for part in parts[2:]:
         np.add(out, part, out=out, dtype=out.dtype)

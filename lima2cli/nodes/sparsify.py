@@ -97,7 +97,7 @@ def detector_index(spec: FrameSpec) -> NDArray[np.uint32]:
 
 
 def _level(above: float, dtype: "np.dtype[Any]") -> Any:
-    """What pixels are compared with, in their own dtype; None where all are above it."""
+    """Return the threshold in the dtype of the pixels; None where all are above it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return dtype.type(above)
