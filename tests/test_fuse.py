@@ -22,7 +22,6 @@ from lima2cli.kernels.strips import TILE_PIXELS, Pass, Stage, Turn
 from lima2cli.nodes.base import Reduce
 from lima2cli.nodes.expression import Expression, linear
 from lima2cli.nodes.flatfield import Flatfield
-from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.fuse import fuse_steps, verify
 from lima2cli.plan.ir import Kernel, Plan
 from lima2cli.ranks.loop import run_inline
@@ -223,11 +222,10 @@ def joined(
             after = use.infer_all({"a": spec}, files) if isinstance(use, Expression) else use.infer(spec, files)
         except NodeMisuse:
             continue
+        parts.append(use.stage_of({"a": spec}, files))
         if isinstance(use, Expression):
-            parts.append(use.stage({"a": spec}, files))
             frames = use.bind_all({"a": spec}, files)({"a": frames})
         else:
-            parts.append(use.stage() if isinstance(use, RoiFlipRot) else use.masking(spec, files))
             frames = use.bind(spec, files)(frames)
         spec = after
     return settle(parts, before.dtype, *before.shape), spec, frames

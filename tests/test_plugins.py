@@ -20,6 +20,7 @@ from lima2cli.diagnostics import Diagnostic
 from lima2cli.language.schema import schema_text
 from lima2cli.nodes.base import Node
 from lima2cli.nodes.registry import NODES
+from lima2cli.testing import NoFiles, frame_spec
 from tests.running import TRANSPORTS, lima2, run
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,7 @@ def test_lists_say_who_brings_what(tmp_path: Path) -> None:
     nodes = lima2("nodes", "list", cwd=tmp_path).stdout.splitlines()
     assert [re.split("  +", line) for line in nodes if line.startswith(("threshold", "mask"))] == [
         ["mask", "map", "built in", "Marks and fills defective pixels."],
-        ["threshold", "map", "lima2-example 0.3", "Sets low pixels to 0."],
+        ["threshold", "map", "lima2-example 0.3", "Set pixels below a level to zero."],
     ]
     detectors = json.loads(lima2("detectors", "list", "--format", "json", cwd=tmp_path).stdout)
     assert detectors["detectors"][-1] == {
@@ -154,7 +155,13 @@ def test_the_guide_shows_the_example() -> None:
     page = (ROOT / "docs" / "how-to" / "write-a-node.md").read_text()
     blocks = re.findall(r"^```(?:python|toml)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     files = ("lima2_example/threshold.py", "pyproject.toml", "tests/test_conformance.py")
-    assert blocks == [(EXAMPLE / file).read_text() for file in files]
+    assert blocks[1:] == [(EXAMPLE / file).read_text() for file in files]
+    smallest: dict[str, Any] = {"__name__": "smallest"}
+    exec(blocks[0], smallest)
+    six = [line for line in blocks[0].partition("@node")[2].splitlines() if line]
+    assert len(six) == 6
+    made = smallest["Threshold"](below=5).bind(frame_spec("uint8", 1, 3), NoFiles())(np.array([[[4, 5, 6]]], np.uint8))
+    assert (made.tolist(), made.dtype) == ([[[0, 5, 6]]], np.uint8)
 
 
 @pytest.mark.usefixtures("installed")

@@ -15,8 +15,6 @@ from lima2cli.cli.display import ProgressStyle
 from lima2cli.cli.run import Transport
 from lima2cli.cli.totals import ranges_text, table
 from lima2cli.errors import DATA_LOST, STOPPED, EnvironmentUnfit, UnreadableInput
-from lima2cli.simulate.simulation import MaxRate, Probe, Simulated
-from lima2cli.simulate.verdict import Verdict, hold_of
 from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
 
 if TYPE_CHECKING:
@@ -24,7 +22,8 @@ if TYPE_CHECKING:
     from lima2cli.detectors.emulator_faults import Faults
     from lima2cli.plan.ir import Plan
     from lima2cli.runs.saved_plan import Origin
-    from lima2cli.simulate.simulation import Simulation, Simulator
+    from lima2cli.simulate.simulation import MaxRate, Probe, Simulated, Simulation, Simulator
+    from lima2cli.simulate.verdict import Verdict
 
 
 class SimulateFormat(StrEnum):
@@ -251,14 +250,14 @@ def _code(found: "Simulated", highest: "MaxRate | None") -> int:
 Row = tuple[str, ...]
 
 
-def show_probe(probe: Probe) -> str:
+def show_probe(probe: "Probe") -> str:
     """A rate that was tried, in a line."""
     word = {True: "keeps up", False: "does not keep up", None: "unknown"}[probe.kept_up]
     sustained = "" if probe.kept_up else f", sustained {hertz_text(probe.sustained_hz)}"
     return f"{hertz_text(probe.hz):>9}  {word}{sustained}"
 
 
-def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
+def show_answer(found: "Simulated", probes: "Sequence[Probe]", highest: "MaxRate | None", file: str) -> str:
     """The answer first, then why, then the figures."""
     summary, file = found.summary, found.plan.name if file == "-" else file
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
@@ -272,13 +271,13 @@ def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | No
     return "\n".join(parts)
 
 
-def _headline(verdict: Verdict, file: str) -> str:
+def _headline(verdict: "Verdict", file: str) -> str:
     rate = "as fast as REMU sends" if verdict.asked_hz is None else f"at {hertz_text(verdict.asked_hz)}"
     word = {True: "yes", False: "no", None: "unknown"}[verdict.kept_up]
     return f"{file} keeps up {rate}: {word}, {verdict.reason}"
 
 
-def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
+def _highest(found: "Simulated", highest: "MaxRate", file: str) -> str:
     if highest.hz is None:
         return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
     if highest.bounded:
@@ -287,7 +286,7 @@ def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
     return f"{file} keeps up with {hertz_text(highest.hz)}; the emulator could not send faster on this machine"
 
 
-def _why(found: Simulated) -> Iterator[str]:
+def _why(found: "Simulated") -> Iterator[str]:
     verdict, summary = found.verdict, found.summary
     asked = "" if verdict.asked_hz is None else f" of {hertz_text(verdict.asked_hz)}"
     sent = "" if verdict.sent_hz is None else f"; sent {hertz_text(verdict.sent_hz)}"
@@ -314,6 +313,8 @@ def _why(found: Simulated) -> Iterator[str]:
 
 def _buffers(measured: Mapping[str, Any]) -> list[Row]:
     """How full local buffers were at most; what is left of the time that they hold."""
+    from lima2cli.simulate.verdict import hold_of
+
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
     for flow, fills in measured["peak_fill"].items():
         for receiver, fill in sorted(fills.items()):

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lima2cli import __version__
@@ -133,6 +132,8 @@ def _packages() -> Check:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # it takes as long to import as much of lima2
+
     try:
         return version(package)
     except PackageNotFoundError:

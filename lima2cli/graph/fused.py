@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import cast
 
 import numpy as np
 
@@ -11,9 +10,6 @@ from lima2cli.frames import Array, Block, Files, FrameSpec
 from lima2cli.kernels.chain import Chain, StripReader, settle
 from lima2cli.kernels.strips import Stage, Turn
 from lima2cli.nodes.base import Partial, StripReducer
-from lima2cli.nodes.expression import Expression
-from lima2cli.nodes.pixelwise import Pixelwise
-from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.ir import Kernel, Step
 from lima2cli.threads import team
 
@@ -88,11 +84,8 @@ def concatenated(partials: Sequence[Partial]) -> Partial:
 
 
 def _part(step: Step, files: Files) -> Stage | Turn:
-    node = step.node
     try:
-        if isinstance(node, Expression):
-            return node.stage(step.specs, files)
-        return node.stage() if isinstance(node, RoiFlipRot) else cast(Pixelwise, node).masking(step.before, files)
+        return step.node.stage_of(step.specs or {step.source: step.before}, files)
     except Exception as error:
         raise PartFailed(step.name, error) from error
 

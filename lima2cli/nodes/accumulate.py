@@ -21,8 +21,8 @@ Each window must lie on one receiver: several receivers need ``blocks_per_group`
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ from lima2cli.kernels.masked import (
     valid_range,
 )
 from lima2cli.kernels.strips import store
-from lima2cli.nodes.base import Transform, Transformer
+from lima2cli.nodes.base import Transform, Transformer, node
 
 
 def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum":
@@ -61,8 +61,10 @@ def sum_dtype(dtype: str) -> str:
 
 
 def narrowed(values: Array, dtype: "np.dtype[Any]") -> Array:
-    """A copy in ``dtype``: for integers rounded half to even and clipped to their range, NaN 0; for floats, infinite
-    beyond it."""
+    """Return a copy in ``dtype``.
+
+    Integers are rounded half to even and clipped to their range, NaN is 0; floats are infinite beyond their range.
+    """
     if dtype.kind == "f" or values.dtype == dtype:
         with np.errstate(over="ignore"):
             return values.astype(dtype)
@@ -234,15 +236,13 @@ class MaskedTotal:
 
 
 def lowest(dtype: "np.dtype[Any]") -> Any:
-    """What no pixel is less than."""
+    """Return a value that no pixel is less than."""
     return dtype.type(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min)
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("accumulate")
 class Accumulate(Transform):
     """Makes one frame of several."""
-
-    kind: ClassVar[str] = "accumulate"
 
     frames: int = param("Frames of a window; 0 = all of the run.", Integer(0))
     operation: str = param("What is made of them.", Choice(("sum", "mean", "max")), "sum")

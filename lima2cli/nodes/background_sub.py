@@ -10,7 +10,6 @@ are computed like any other; the saturation level moves with a background that i
 image.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +17,15 @@ import numpy as np
 from lima2cli.declare import param
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
+from lima2cli.nodes.base import node
 from lima2cli.nodes.calibration import IMAGE, calibration
 from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("background_sub")
 class BackgroundSub(Pixelwise):
     """Subtracts a background."""
 
-    kind: ClassVar[str] = "background_sub"
     parts: ClassVar[bool] = True
 
     image: Any = param("The background: a number, or a file.", IMAGE)

@@ -32,7 +32,7 @@ IMAGE = Either((Number(), FileReference()))
 def calibration(
     reference: float | str, spec: FrameSpec, files: Files, key: str, binning: How
 ) -> float | NDArray[np.float64]:
-    """A number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
+    """Return a number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
 
     ``binning`` says what binned pixels have of an image of the detector: the ``sum``, or the ``mean``.
     NaN pixels stay NaN (one NaN in a stack makes the pixel NaN). Raises `FileProblem`, and `NodeMisuse`
@@ -56,7 +56,7 @@ def stages(reference: str, count: int, spec: FrameSpec, files: Files, key: str, 
 
 
 def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) -> NDArray[np.bool_] | None:
-    """bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
+    """Return bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
 
     None where nothing is bad. Raises as `calibration`; images of bool are allowed too.
     """
@@ -69,7 +69,7 @@ def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) 
 
 
 def mostly_masked(bad: NDArray[np.bool_] | None, what: str, key: str) -> Sequence[NodeMisuse]:
-    """The warning ``mask-most`` where more than half of the pixels are bad; ``what`` says which count as such."""
+    """Return the warning ``mask-most`` where more than half of the pixels are bad; ``what`` says which count as bad."""
     share = 0.0 if bad is None else float(bad.mean())
     if share <= 0.5:
         return ()
@@ -84,7 +84,7 @@ def _finite(number: float, key: str) -> float:
 
 
 def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How, kinds: str) -> Array:
-    """The pixels of ``spec``, (height, width) or (n, height, width), in the file's dtype where nothing is binned."""
+    """Return the pixels of ``spec``, (height, width) or (n, height, width); in the file's dtype without binning."""
     info = files.stack(reference)
     count, height, width = info.shape
     if np.dtype(info.dtype).kind not in kinds:
@@ -107,7 +107,7 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How,
 
 
 def _recorded(reference: str, view: View, spec: FrameSpec, files: Files, key: str, binning: How) -> Array:
-    """The pixels of ``spec`` from images that show the sensor as ``view`` does."""
+    """Return the pixels of ``spec`` from images that show the sensor as ``view`` does."""
     target = spec.of_sensor(spec.view)
     part = view.shown_as(files.image(reference), target, binning)
     if part is None:

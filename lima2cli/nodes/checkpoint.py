@@ -10,7 +10,6 @@ latency         receive_time - detector_time, from the nanosecond clocks, before
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,16 +17,15 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Integer, param
 from lima2cli.frames import Block, Files, FrameSpec, TableSpec
-from lima2cli.nodes.base import Partial, Reduce, Reducer
+from lima2cli.nodes.base import Partial, Reduce, Reducer, node
 
 COLUMNS = ("detector_time", "receive_time", "latency")
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("checkpoint")
 class Checkpoint(Reduce):
     """Logs when frames were acquired and received."""
 
-    kind: ClassVar[str] = "checkpoint"
     parts: ClassVar[bool] = True
 
     every: int = param("Log the frames whose number is a multiple of this.", Integer(1), 1)

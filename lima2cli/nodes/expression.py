@@ -26,7 +26,7 @@ frames, and decides. The saturation level is no longer known.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -49,12 +49,15 @@ from lima2cli.kernels.formula import (
 )
 from lima2cli.kernels.masked import JoinedHoles, collision, gap_in, joined_rule, unmarked
 from lima2cli.kernels.strips import Formula, Stage, Steps, store, tiles
-from lima2cli.nodes.base import Join
+from lima2cli.nodes.base import Join, node
 
 
 def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
-    """The first, masked where any is; the saturation level is that of none. `NodeMisuse` where they do not show the
-    same part of the detector the same way."""
+    """Return the first, masked where any is, without saturation level.
+
+    Raises:
+        NodeMisuse: they do not show the same part of the detector the same way.
+    """
     (first, spec), *others = specs.items()
     whole = replace(spec, saturation=None)
     for name, other in others:
@@ -72,11 +75,10 @@ MOST_INPUTS = 16
 """Inputs of a formula; numpy iterates over 32 arrays at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("expression")
 class Expression(Join):
     """Computes a formula over the pixels of its inputs."""
 
-    kind: ClassVar[str] = "expression"
     parts: ClassVar[bool] = True
 
     expr: str = param("The formula; its names are those of `inputs`.", Text())
@@ -128,8 +130,8 @@ class Expression(Join):
             through = frozenset(names(tree)) if carries_nan(tree) else frozenset()
         return _Evaluation(strips, JoinedHoles(specs, target.dtype, through), target)
 
-    def stage(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
-        """What is done to frames where all inputs are the same one, perhaps by several names."""
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
+        """See `Node.stage_of`: all inputs are the same one, perhaps by several names."""
         spec = next(iter(specs.values()))
         target, tree = self.infer_all(specs, files).dtype, self._tree(specs)
         work, steps = work_dtype(tree, specs, target), linear(tree)
@@ -151,7 +153,7 @@ def _natural(specs: Mapping[str, FrameSpec]) -> str:
 
 
 def work_dtype(tree: Tree, specs: Mapping[str, FrameSpec], target: str) -> "np.dtype[Any]":
-    """dtype of the arithmetic."""
+    """Return the dtype of the arithmetic."""
     exact = all(np.can_cast(specs[name].dtype, np.float32) for name in names(tree))
     largest = float(np.finfo(np.float32).max)
     fits = all(abs(value) <= largest for value in numbers(tree) if np.isfinite(value))
@@ -164,8 +166,10 @@ _LINEAR: Mapping[str, np.ufunc] = {"add": np.add, "sub": np.subtract, "mul": np.
 
 
 def linear(tree: Tree) -> Linear | None:
-    """A formula that only adds numbers to one input and multiplies with them, step after step: these steps, which round
-    as the formula does. None for all others."""
+    """Return the steps of a formula that only adds numbers to one input and multiplies with them; None for all others.
+
+    The steps round as the formula does.
+    """
     if isinstance(tree, Name):
         return ()
     if isinstance(tree, Scalar) or (tree.name != "neg" and tree.name not in _LINEAR):
@@ -197,7 +201,7 @@ class _Strips:
         self._scratch: dict[int, Array] = {}
 
     def __call__(self, strips: Sequence[Array], out: Array) -> None:
-        """The result for strips (n, rows, width) of each of ``names``."""
+        """Return the result for strips (n, rows, width) of each of ``names``."""
         given = [self._taken(i, strip) for i, strip in enumerate(strips)]
         if self._work == self._target and out.flags.c_contiguous:
             self._compute(*given, out=out)
@@ -243,7 +247,7 @@ class _Evaluation:
         self._out: Array = np.empty((0, *target.shape), target.dtype)
 
     def __call__(self, frames: Mapping[str, Array]) -> Array:
-        """The result for frames (n, height, width) of each input."""
+        """Return the result for frames (n, height, width) of each input."""
         count = len(next(iter(frames.values())))
         if count > len(self._out):
             self._out = np.empty((count, *self._out.shape[1:]), self._out.dtype)
@@ -255,7 +259,7 @@ class _Evaluation:
 
 
 def compiled(tree: Tree, work: "np.dtype[Any]") -> Callable[..., Array]:
-    """numexpr's function of arrays of dtype ``work``, in the order of `names`, that takes ``out``.
+    """Return numexpr's function of arrays of dtype ``work``, in the order of `names`, that takes ``out``.
 
     It is made of numexpr's own nodes, typed, and not from text. For one thread: it has registers, which two that run
     at the same time would both write to.
@@ -288,7 +292,7 @@ _CONDITIONS = {"gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne", "and": "and", "or
 
 
 def _lowered(op: Op, args: list[Any], kind: str, expressions: Any) -> Any:
-    """An operation in numexpr's terms."""
+    """Translate an operation into numexpr's terms."""
     if op.name in _OPERATORS:
         return expressions.OpNode(op.name, args, kind)
     if op.name in _REVERSED:

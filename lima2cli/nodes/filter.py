@@ -21,7 +21,6 @@ counters. Frames pass as they are; masks, regions and saturation stay.
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -45,7 +44,7 @@ from lima2cli.kernels.formula import (
     names,
     read_text,
 )
-from lima2cli.nodes.base import Rows, Select
+from lima2cli.nodes.base import Rows, Select, node
 
 COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?:\.[A-Za-z](?:[\w-]*\w)?)+", re.ASCII)
 """A column as users write it, in the text of a condition."""
@@ -66,7 +65,7 @@ WRITTEN = "columns are written node.column"
 
 
 def read_condition(text: str) -> Tree:
-    """The tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
+    """Return the tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
     if _HYPHEN in text:
         raise FormulaError(f"the formula cannot be read: it has a {_HYPHEN}, which is in no name")
     tree = read_text(COLUMN.sub(lambda found: found[0].replace("-", _HYPHEN), text), _read_condition)
@@ -123,11 +122,10 @@ def evaluate(tree: Tree, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[
 NUMBER = "frame_number"
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("filter")
 class Filter(Select):
     """Passes the frames whose counters satisfy a condition."""
 
-    kind: ClassVar[str] = "filter"
     parts: ClassVar[bool] = True
 
     keep: str = param("The condition, about columns of tables: `counters.door_sum > 1e6`.", Text())
@@ -140,14 +138,14 @@ class Filter(Select):
 
     def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
         """See `Select.infer_rows`. Raises `NodeMisuse`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
-        for node, column in self._columns():
-            table = tables[node]
+        for source, column in self._columns():
+            table = tables[source]
             if column in table.lengths:
-                message = f"`{node}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
+                message = f"`{source}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
                 raise NodeMisuse("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
             if column not in (*table.columns, NUMBER):
                 single = [name for name in table.columns if name not in table.lengths]
-                message = f"`{node}` has no column `{column}`"
+                message = f"`{source}` has no column `{column}`"
                 raise NodeMisuse("unknown-column", message, (self.names_in,), did_you_mean(column, single))
         return spec
 
@@ -163,8 +161,8 @@ class Filter(Select):
         """Which frames have a row in each table, and these satisfy the condition."""
         there = np.ones(len(numbers), np.bool_)
         at: dict[str, NDArray[np.intp]] = {}
-        for node in self.tables:
-            at[node], found = _places(numbers, rows[node][NUMBER])
+        for source in self.tables:
+            at[source], found = _places(numbers, rows[source][NUMBER])
             there &= found
         columns = {
             f"{node}.{name}": rows[node][name][at[node][there]].astype(np.float64) for node, name in self._columns()
@@ -174,7 +172,7 @@ class Filter(Select):
         return kept
 
     def _columns(self) -> Sequence[tuple[str, str]]:
-        """The columns that the condition is about, each with its node."""
+        """Return the columns that the condition is about, each with its node."""
         return [(node, column) for node, _, column in (name.partition(".") for name in names(self._tree()))]
 
     def _tree(self) -> Tree:
@@ -189,7 +187,7 @@ _read = lru_cache(maxsize=64)(read_condition)
 
 
 def _places(numbers: NDArray[np.uint64], among: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """The index of each number among increasing ones, and whether it is there."""
+    """Return the index of each number among increasing ones, and whether it is there."""
     at = np.searchsorted(among, numbers)
     found = at < len(among)
     found[found] = among[at[found]] == numbers[found]

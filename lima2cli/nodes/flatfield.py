@@ -12,7 +12,6 @@ is one number, and is unknown after an image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,15 +20,15 @@ from lima2cli.declare import param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
+from lima2cli.nodes.base import node
 from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
 from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("flatfield")
 class Flatfield(Pixelwise):
     """Divides by a flat field."""
 
-    kind: ClassVar[str] = "flatfield"
     parts: ClassVar[bool] = True
 
     image: Any = param("The flat field: a number, or a file; its zeros and NaN mask the pixel.", IMAGE)

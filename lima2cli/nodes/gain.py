@@ -13,7 +13,6 @@ gain of 0. Pixels for which that is so in stage 0 are masked for good. Masked pi
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Numbe
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Files, FrameSpec
 from lima2cli.kernels.strips import Formula
+from lima2cli.nodes.base import node
 from lima2cli.nodes.calibration import stages
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.view import How
@@ -36,11 +36,10 @@ STAGE_OF_BITS = np.array([0, 1, -1, 2])
 IMAGES = Either((ListOf(Number(), STAGES), FileReference()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("gain")
 class Gain(Pixelwise):
     """Turns gain-switched raw pixels into charge or photons."""
 
-    kind: ClassVar[str] = "gain"
     parts: ClassVar[bool] = True
 
     pedestal: str | tuple[float, ...] = param("Pedestals in ADU: a file (3, height, width), or three numbers.", IMAGES)

@@ -18,7 +18,6 @@ Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks tha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,18 +26,17 @@ from lima2cli.declare import Choice, Either, Integer, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.files.channel import Channel
 from lima2cli.frames import Files, FrameSpec, SparseSpec
-from lima2cli.nodes.base import Sink, Writer
+from lima2cli.nodes.base import Sink, Writer, node
 
 if TYPE_CHECKING:
     from lima2cli.files.common_writer import CommonWriter
     from lima2cli.transport.base import CollectiveGroup
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("io_hdf5")
 class IoHdf5(Sink):
     """Saves frames in HDF5 files."""
 
-    kind: ClassVar[str] = "io_hdf5"
     early: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
     parts: ClassVar[bool] = True
@@ -74,7 +72,7 @@ class IoHdf5(Sink):
         return spec
 
     def _check_common(self, spec: FrameSpec) -> None:
-        """A plain dataset is neither compressed nor in chunks."""
+        """Refuse compression and chunks in a plain dataset."""
         if self.compression not in (None, "none"):
             help = "compression: none, or leave it out"
             raise NodeMisuse("layout-common", "a common file is not compressed", ("compression",), help)
@@ -117,7 +115,7 @@ class IoHdf5(Sink):
     def open_common(
         self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: "CollectiveGroup"
     ) -> "CommonWriter":
-        """The part of one receiver in the file of all of them, which are the members of ``circle``."""
+        """Open the part of one receiver in the file of all of them, which are the members of ``circle``."""
         from lima2cli.files.common_writer import CommonWriter
 
         return CommonWriter(channel, directory, receiver, start_ns, circle)
@@ -128,7 +126,7 @@ LARGEST_CHUNK = 1 << 32
 
 
 def check_chunk(channel: Channel) -> NodeMisuse | None:
-    """What keeps the chunks of a channel from being chunks of HDF5."""
+    """Return what keeps the chunks of a channel from being chunks of HDF5."""
     frame = channel.height * channel.width * np.dtype(channel.dtype).itemsize
     size = frame * channel.frames_per_chunk
     if channel.layout == "common" or channel.sparse or size < LARGEST_CHUNK:
@@ -140,7 +138,7 @@ def check_chunk(channel: Channel) -> NodeMisuse | None:
 
 
 def check_common(channel: Channel) -> NodeMisuse | None:
-    """What keeps a channel of ``layout: common`` from being one dataset that is laid out before the run."""
+    """Return what keeps a channel of ``layout: common`` from being one dataset, laid out before the run."""
     if channel.layout != "common":
         return None
     files = "`files` writes each receiver's frames to files of its own, shown as one dataset by the master"

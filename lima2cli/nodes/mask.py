@@ -14,7 +14,6 @@ that is NaN or an invalid value itself. A warning says so.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,15 +23,15 @@ from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Files, FrameSpec, Invalid
 from lima2cli.kernels.masked import carried, words
 from lima2cli.kernels.strips import Affine
+from lima2cli.nodes.base import node
 from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
 from lima2cli.nodes.pixelwise import Pixelwise
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("mask")
 class Mask(Pixelwise):
     """Marks and fills defective pixels."""
 
-    kind: ClassVar[str] = "mask"
     parts: ClassVar[bool] = True
 
     image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
@@ -55,7 +54,7 @@ class Mask(Pixelwise):
 
 
 def fitting(value: float, dtype: np.dtype[Any]) -> float:
-    """The fill value; raises `NodeMisuse` where the dtype can't hold it."""
+    """Return the fill value. Raises `NodeMisuse` where the dtype can't hold it."""
     if dtype.kind == "f":
         if math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
             raise NodeMisuse("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))

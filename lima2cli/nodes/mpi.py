@@ -20,21 +20,18 @@ or has not replied, gets no more blocks. A worker that is killed ends the run, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lima2cli.declare import Anything, Choice, Flag, FunctionReference, Integer, ListOf, MapOf, Table, Text, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Files, FrameSpec
-from lima2cli.nodes.base import Delegate
+from lima2cli.nodes.base import Delegate, node
 from lima2cli.nodes.user_function import FunctionOutput, look
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("mpi")
 class Mpi(Delegate):
     """Delegates processing to other MPI processes."""
-
-    kind: ClassVar[str] = "mpi"
 
     command: tuple[str, ...] | None = param(
         "A program that joins the run, and its arguments; or `function`.", ListOf(Text(may_hide=True), 1), None

@@ -4,7 +4,7 @@ The description, a `Stage`, is pure, so that a compiler can put neighbours toget
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,12 +25,17 @@ class Pixelwise(Map):
     """A map that does the same to frames as its `Stage` says, whose ``bad`` pixels are masked from there on."""
 
     def stage(self, spec: FrameSpec, files: Files) -> Stage:
-        """What is done to frames of ``spec``; ``bad`` are those that it masks itself. Raises as `infer`."""
+        """Return what is done to frames of ``spec``; ``bad`` are pixels that it masks itself. Raises as `infer`."""
         raise NotImplementedError
 
     def in_strips(self, inputs: int) -> bool:
         """See `Node.in_strips`."""
         return True
+
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
+        """See `Node.stage_of`."""
+        (spec,) = specs.values()
+        return self.masking(spec, files)
 
     def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
         """See `Node.infer`. The saturation goes through the same arithmetic where it is one value for all pixels."""
@@ -49,7 +54,7 @@ class Pixelwise(Map):
         return Chain(settle([self.masking(spec, files)], spec.dtype, *spec.shape))
 
     def masking(self, spec: FrameSpec, files: Files) -> Stage:
-        """What is done, with all that is masked: before, and by this map."""
+        """Return what is done, with all that is masked: before, and by this map."""
         return self.stage(spec, files).of(spec)
 
     def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
@@ -58,7 +63,7 @@ class Pixelwise(Map):
 
 
 def level(stage: Stage, saturation: float | None) -> float | None:
-    """What a pixel of value ``saturation`` becomes; None where that differs from pixel to pixel or is not known."""
+    """Return what a pixel of value ``saturation`` becomes; None where that differs between pixels or is unknown."""
     if not isinstance(stage, Affine):
         return None
     if saturation is None or stage.copies:
@@ -75,7 +80,7 @@ def level(stage: Stage, saturation: float | None) -> float | None:
 
 
 def target(dtype: str, spec: FrameSpec) -> str:
-    """The dtype of the result, from the parameter declared as `RESULT`."""
+    """Return the dtype of the result, from the parameter declared as `RESULT`."""
     return spec.dtype if dtype == "keep" else dtype
 
 
@@ -89,7 +94,7 @@ def doubtful(stage: Stage) -> Sequence[NodeMisuse]:
 
 
 def reach(stage: Affine) -> tuple[float, float]:
-    """The least and the largest that valid pixels of integers can become, rounded."""
+    """Return the least and the largest that valid pixels of integers can become, rounded."""
     if np.dtype(stage.source).kind == "f":
         return -math.inf, math.inf
     low, high = valid_range(stage.invalid, stage.source)

@@ -26,22 +26,19 @@ the name and what it takes; nothing of the user's is run before the run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lima2cli.declare import Anything, Choice, FunctionReference, MapOf, Table, param
 from lima2cli.errors import UserCodeError
 from lima2cli.frames import Block, Files, FrameSpec
 from lima2cli.geometry import Rule
-from lima2cli.nodes.base import BlockDropped, Transform, Transformer
+from lima2cli.nodes.base import BlockDropped, Transform, Transformer, node
 from lima2cli.nodes.user_function import Code, FunctionOutput, load, look
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("python")
 class Python(Transform):
     """Delegates processing to a Python function."""
-
-    kind: ClassVar[str] = "python"
 
     function: str = param(
         "`module:name`, or `file.py:name`, relative to the pipeline's file.",

@@ -8,8 +8,7 @@ virtual  nothing moves: parts are saved as they are, by an `io_hdf5` that comes 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,15 +16,13 @@ from lima2cli.declare import Choice, NumberOrNan, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import FrameSpec
 from lima2cli.kernels.masked import gap_in
-from lima2cli.nodes.base import Gather
+from lima2cli.nodes.base import Gather, node
 from lima2cli.nodes.mask import fitting
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("reconstruction")
 class Reconstruction(Gather):
     """Parts of frames to full frames."""
-
-    kind: ClassVar[str] = "reconstruction"
 
     strategy: str = param(
         "Collect full frames, at each receiver in turn; or show them so in the master only.",

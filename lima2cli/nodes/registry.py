@@ -59,9 +59,9 @@ INPUT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
 def with_inputs(entry: Any, kinds: Mapping[str, Any]) -> Any:
-    """A node as it is written long: a join reads ``inputs``; one ``input`` is called by its own name in it.
+    """Return a node in its long form: a join reads ``inputs``, in which one ``input`` has its own name.
 
-    A name that no variable can have is called ``input``.
+    A name that no variable can have becomes ``input``.
     """
     joins = isinstance(entry, dict) and isinstance(entry.get("input"), str) and "inputs" not in entry
     if not joins or not any(getattr(kinds.get(key), "wiring", "") == "inputs" for key in entry):
@@ -83,8 +83,10 @@ _USE: Schema = {
 
 @dataclass(frozen=True)
 class NodeUse:
-    """A node of the graph and what it reads: flows or nodes, each by its place below the node, ``("input",)`` or
-    ``("inputs", name)``."""
+    """A node of the graph, and the flows and nodes that it reads.
+
+    Each of these is named by its place below the node, ``("input",)`` or ``("inputs", name)``.
+    """
 
     reads: Mapping[KeyPath, str]
     node: Node
@@ -97,7 +99,7 @@ class NodeEntry(Shape):
     kinds: Callable[[], Mapping[str, Any]] = node_kinds
 
     def schema(self) -> Schema:
-        """What it reads, and exactly one kind."""
+        """Return the schema: what it reads, and exactly one kind."""
         tables = self.kinds()
         kinds = kind_schemas(tables)
         one = {"type": "string", "description": "The flow or node that it reads."}

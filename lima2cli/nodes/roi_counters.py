@@ -13,7 +13,6 @@ Where no pixel counts: avg and std are NaN, sum and saturated 0, min and max NaN
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,14 +25,13 @@ from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
 from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, regions
 from lima2cli.kernels.statistics import RegionSums, Sums, column
-from lima2cli.nodes.base import Partial, Reduce, StripReducer
+from lima2cli.nodes.base import Partial, Reduce, StripReducer, node
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("roi_counters")
 class RoiCounters(Reduce):
     """Statistics of regions of interest."""
 
-    kind: ClassVar[str] = "roi_counters"
     strips: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 

@@ -15,7 +15,7 @@ goes with them: calibration images, ROIs in detector coordinates and the saved g
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,7 +27,7 @@ from lima2cli.frames import Array, Files, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import MaskedSums, collision, met, of_sums, valid_range
 from lima2cli.kernels.strips import Turn, tile_shape, tiles
-from lima2cli.nodes.base import Map
+from lima2cli.nodes.base import Map, node
 from lima2cli.view import FLIPS, View
 
 STRIP = 16
@@ -52,11 +52,11 @@ class BinnedRect:
     height: int = param("Rows.", Integer(1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("roi_flip_rot")
 class RoiFlipRot(Map):
     """Bins, cuts, flips and rotates, in this order."""
 
-    kind: ClassVar[str] = "roi_flip_rot"
+    turns: ClassVar[bool] = True
 
     binning: Binning = param("Columns and rows summed into one pixel.", pair(Binning, Integer(1)), Binning())
     roi: BinnedRect | None = param("The part that is kept, in binned pixels; default: all.", Table(BinnedRect), None)
@@ -116,8 +116,8 @@ class RoiFlipRot(Map):
         """See `Node.in_strips`."""
         return self.upright
 
-    def stage(self) -> Turn:
-        """What is done to frames that stay `upright`."""
+    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Turn:
+        """See `Node.stage_of`: frames stay `upright`."""
         return Turn(self.turned)
 
     def turned(self, view: View) -> View:
@@ -145,7 +145,7 @@ class RoiFlipRot(Map):
 
 
 def sum_dtype(dtype: str, pixels: int) -> str:
-    """numpy name of the dtype that holds the sum of so many pixels of ``dtype``."""
+    """Return the numpy name of the dtype that holds the sum of so many pixels of ``dtype``."""
     kind, own = np.dtype(dtype).kind, np.dtype(dtype).itemsize
     if pixels == 1 or kind == "f":
         return dtype
@@ -175,7 +175,7 @@ class _Kernel:
             self.copy = _copy_turned if view.quarter else np.copyto
 
     def __call__(self, frames: Array) -> Array:
-        """The result for a block."""
+        """Return the result for a block."""
         count = len(frames)
         if count > len(self.out):
             self.out = np.empty((count, *self.view.shape), self.out.dtype)
@@ -209,7 +209,7 @@ class _Kernel:
 
 
 def _add(parts: Sequence[Array], out: Array) -> None:
-    """The sum of two or more arrays, in the dtype of ``out``."""
+    """Return the sum of two or more arrays, in the dtype of ``out``."""
     np.add(parts[0], parts[1], out=out, dtype=out.dtype)
     for part in parts[2:]:
         np.add(out, part, out=out, dtype=out.dtype)

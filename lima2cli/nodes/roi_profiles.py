@@ -33,7 +33,7 @@ from lima2cli.kernels.masked import finder
 from lima2cli.kernels.regions import COORDINATES, RECTS, RoiPixels, looked_at, regions
 from lima2cli.kernels.statistics import Sums, column
 from lima2cli.kernels.strips import tiles
-from lima2cli.nodes.base import Partial, Reduce, StripReducer
+from lima2cli.nodes.base import Partial, Reduce, StripReducer, node
 
 
 class LineSums:
@@ -83,7 +83,7 @@ class LineSums:
             self._keep(self.whole, sums, frames, inside)
 
     def end(self) -> Sums:
-        """Sums of each line of each frame of the block, arrays (n, length)."""
+        """Return sums of each line of each frame of the block, arrays (n, length)."""
         with np.errstate(all="ignore"):  # infinite means
             for top in sorted(self.parts):
                 self.whole = statistics.merge(self.whole, self.parts[top]) if self.whole else self.parts[top]
@@ -95,7 +95,7 @@ class LineSums:
         return sums
 
     def __call__(self, frames: Array) -> Sums:
-        """Sums of each line of each of (n, height, width)."""
+        """Return sums of each line of each of (n, height, width)."""
         box = self.region.box
         self.begin(len(frames))
         with np.errstate(all="ignore"):  # inf - inf; squares beyond float64
@@ -111,7 +111,7 @@ class LineSums:
             kept[key][frames, lines] = values
 
     def _sums(self, pixels: Array, good: NDArray[np.bool_] | None) -> Sums:
-        """Sums of each line of (n, height, width) pixels, (n, lines); ``good`` (height, width) says which count."""
+        """Return sums (n, lines) of pixels (n, height, width); ``good`` (height, width) are those that count."""
         there: NDArray[np.bool_] | None = good
         if self.invalid is not None and (found := self.invalid(pixels)).any():
             there = ~found if good is None else ~found & good
@@ -139,8 +139,10 @@ class LineSums:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Pixels (n, height, width), those that count, of a shape that spreads over them (None: all), and the axis along
-    which they are summed."""
+    """Pixels (n, height, width), and the axis along which they are summed.
+
+    ``there``: those that count, of a shape that spreads over the pixels; None = all.
+    """
 
     pixels: Array
     there: NDArray[np.bool_] | None
@@ -158,7 +160,7 @@ class _Tile:
         return self._lines(np.count_nonzero(self.there, axis=self.axis - 3))
 
     def wide(self, memory: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A copy in float64, 0 where a pixel doesn't count."""
+        """Return a copy in float64, 0 where a pixel doesn't count."""
         wide = memory.reshape(self.pixels.shape)
         np.copyto(wide, self.pixels)
         self.clear(wide)
@@ -170,7 +172,7 @@ class _Tile:
             np.copyto(values, 0.0, where=~self.there)
 
     def filled(self, value: Any) -> Array:
-        """The pixels, ``value`` of their dtype where they don't count."""
+        """Return the pixels, ``value`` of their dtype where they don't count."""
         return self.pixels if self.there is None else np.where(self.there, self.pixels, value)
 
     def reaching(self, limit: Any) -> Array:
@@ -181,11 +183,10 @@ class _Tile:
         return np.asarray(np.count_nonzero(high if self.there is None else high & self.there, axis=self.axis))
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("roi_profiles")
 class RoiProfiles(Reduce):
     """Statistics along one axis of regions of interest."""
 
-    kind: ClassVar[str] = "roi_profiles"
     strips: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
@@ -276,7 +277,7 @@ def _partial(numbers: NDArray[np.uint64], sums: Sequence[Sums]) -> Partial:
 
 
 def _by_roi(partial: Partial) -> list[Sums]:
-    """The sums of each ROI, in their order."""
+    """Return the sums of each ROI, in their order."""
     found: dict[str, Sums] = {}
     for name, values in partial.items():
         number, _, key = name.partition(" ")

@@ -14,7 +14,7 @@ are refused. Sparse frames are saved by `io_hdf5`; other nodes take dense frames
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,14 +25,13 @@ from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
 from lima2cli.kernels.masked import finder
 from lima2cli.kernels.strips import tiles
-from lima2cli.nodes.base import Pick
+from lima2cli.nodes.base import Pick, node
 
 
-@dataclass(frozen=True, kw_only=True)
+@node("sparsify")
 class Sparsify(Pick):
     """Keeps the pixels above a threshold, as sparse frames."""
 
-    kind: ClassVar[str] = "sparsify"
     parts: ClassVar[bool] = True
 
     above: float = param("Pixels greater than this are kept.", Number())
@@ -98,7 +97,7 @@ def detector_index(spec: FrameSpec) -> NDArray[np.uint32]:
 
 
 def _level(above: float, dtype: "np.dtype[Any]") -> Any:
-    """What pixels are compared with, in their own dtype; None where all are above it."""
+    """Return the threshold in the dtype of the pixels; None where all are above it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return dtype.type(above)

@@ -26,7 +26,7 @@ from lima2cli.view import View
 
 
 def fitted(result: Any, numbers: NDArray[np.uint64], shape: tuple[int, ...], dtype: str, name: str) -> Array:
-    """``result`` of ``name`` as an array (n, *shape) of ``dtype`` for the frames ``numbers`` (n,).
+    """Return ``result`` of ``name`` as an array (n, *shape) of ``dtype`` for the frames ``numbers`` (n,).
 
     Raises `UserCodeError` where it has another shape, or a value that the dtype has not, with the frame of the first.
     """
@@ -54,7 +54,7 @@ def _fitted(result: Any, numbers: NDArray[np.uint64], shape: tuple[int, ...], ta
 
 
 def _as_array(result: Any) -> tuple[Array, NDArray[np.bool_] | None]:
-    """The values, and which of them are masked; None = none."""
+    """Return the values, and which of them are masked; None = none."""
     several = isinstance(result, list | tuple) and any(isinstance(one, np.ma.MaskedArray) for one in result)
     try:
         array = np.ma.array(result) if several else np.asanyarray(result)
@@ -107,7 +107,7 @@ def _raise_first(
 
 
 def _range(target: "np.dtype[Any]") -> str:
-    """What a dtype has."""
+    """Return the range of a dtype, in words."""
     if target.kind == "f":
         return f"{target} has numbers up to {np.finfo(target).max:g}"
     limits = np.iinfo(target)
@@ -158,8 +158,11 @@ def module_of(source: bytes, path: str) -> ModuleText:
 def check_called(
     module: ModuleText, name: str, params: Mapping[str, Any], passed: frozenset[str] = frozenset()
 ) -> None:
-    """Raise `UnfitFunction` where ``name`` can't be called as ``f(frames, numbers, **params)``, or as a class ``C(spec,
-    **params)`` whose objects are called with frames and numbers. ``passed``: names on the way to this one."""
+    """Raise `UnfitFunction` where ``name`` can't be called as ``f(frames, numbers, **params)``.
+
+    A class is called as ``C(spec, **params)``, its objects with frames and numbers. ``passed``: names on the way to
+    this one.
+    """
     how = module.bound.get(name, [])
     if len(how) != 1:
         return
@@ -210,7 +213,7 @@ def _and(params: Mapping[str, Any]) -> str:
 
 
 def _signature(args: ast.arguments) -> inspect.Signature:
-    """The signature of a definition; any value stands for a default."""
+    """Return the signature of a definition; any value stands for a default."""
     kinds = inspect.Parameter
     plain = [*args.posonlyargs, *args.args]
     first = len(plain) - len(args.defaults)
@@ -301,7 +304,7 @@ class FunctionOutput:
         return FrameSpec(dtype, View(Rect(0, 0, columns, rows)), (columns, rows))
 
     def fit(self, result: Any, numbers: NDArray[np.uint64], spec: FrameSpec, name: str) -> Array:
-        """What ``name`` returned for the frames ``numbers`` (n,) as frames of ``spec``, (n, height, width).
+        """Return the result of ``name`` for the frames ``numbers`` (n,) as frames of ``spec``, (n, height, width).
 
         Raises `UserCodeError` where it is not what was declared; see `nodes.results`.
         """
@@ -337,7 +340,7 @@ def look(reference: str, files: Files, params: Mapping[str, Any] | None = None) 
 
 
 def _source_of(module: str) -> str | None:
-    """The file of a module's text, None where it has none; no package is imported. Raises `NodeMisuse`."""
+    """Return the file of a module's source, None without one; no package is imported. Raises `NodeMisuse`."""
     found, places, name = None, None, ""
     for part in module.split("."):
         name = f"{name}.{part}" if name else part
@@ -355,7 +358,7 @@ def _source_of(module: str) -> str | None:
 
 
 def load(reference: str, files: Files) -> Callable[..., Any]:
-    """What a reference names; TypeError where it can't be called, and whatever the module raises."""
+    """Return what a reference names. Raises TypeError where it can't be called, and whatever the module raises."""
     where, _, name = reference.rpartition(":")
     module = _module(files.path(where)) if where.endswith(".py") else importlib.import_module(where)
     found: Any = getattr(module, name)
@@ -384,7 +387,7 @@ class Code:
         self._called = called
 
     def __call__(self, frames: Array, numbers: NDArray[np.uint64]) -> Any:
-        """What it returns for frames (n, height, width), which it can't write to, nor to their numbers."""
+        """Call it with frames (n, height, width), which it can't write to, nor to their numbers."""
         with self._told(frames_in_words(numbers), watch.CALL_S):
             return call_foreign(self._called, read_only(frames), read_only(numbers), **self._params)
 
@@ -420,12 +423,12 @@ class Code:
 
 
 def read_only(array: Array) -> Array:
-    """The same memory as an array that cannot be made writeable: others use it, too."""
+    """Return the same memory as an array that cannot be made writeable: others use it, too."""
     return np.asarray(array.data.toreadonly())
 
 
 def words(error: BaseException) -> str:
-    """An exception of the user's in one line: file, line, kind, message."""
+    """Return an exception of the user's in one line: file, line, kind, message."""
     if isinstance(error, UserCodeError):  # it says where
         return str(error)
     trace = traceback.extract_tb(error.__traceback__)
@@ -439,7 +442,7 @@ def frames_in_words(numbers: NDArray[np.uint64]) -> str:
 
 
 def _module(path: str) -> ModuleType:
-    """A file as a module of its own; its folder is not put on the path."""
+    """Import a file as a module of its own; its folder is not put on the path."""
     spec = importlib.util.spec_from_file_location(f"lima2_user_{Path(path).stem}", path)
     assert spec is not None
     assert spec.loader is not None

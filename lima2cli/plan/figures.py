@@ -9,7 +9,6 @@ import numpy as np
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.files.channel import Channel
 from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
-from lima2cli.nodes.roi_flip_rot import RoiFlipRot
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
 from lima2cli.units import volume_text
@@ -276,7 +275,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
             **({"inputs": list(kernel.sources)} if kernel.others else {}),
             "nodes": list(kernel.nodes),
             "fused": kernel.fused,
-            "first": [name for name in kernel.maps[1:] if isinstance(nodes[name], RoiFlipRot)],
+            "first": [name for name in kernel.maps[1:] if nodes[name].turns],
             "strips": list(kernel.ends) if kernel.fused else [],
             "materialised": [name for name in kernel.makes if not isinstance(nodes[name], Sink)],
         }

@@ -1,4 +1,4 @@
-"""What every node and every detector must keep, as tests that a package inherits.
+"""Conformance tests of nodes and detectors: the promises of each role, as tests that a package inherits.
 
     class TestThreshold(NodeTests):
         node = Threshold(below=100)

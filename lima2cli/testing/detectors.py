@@ -57,12 +57,12 @@ class DetectorTests:
 
     @pytest.fixture
     def info(self, files: Files) -> DetectorInfo:
-        """What the detector says of itself."""
+        """Return the description of the detector."""
         return self.config.describe(files)
 
     @pytest.fixture
     def detector(self, info: DetectorInfo, files: Files) -> Iterator[Detector]:
-        """The detector, idle."""
+        """Return the detector, idle."""
         detector = self.config.open(info, files)
         yield detector
         detector.reset()

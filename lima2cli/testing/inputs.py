@@ -1,4 +1,4 @@
-"""What nodes are given in conformance tests."""
+"""Inputs of nodes in conformance tests."""
 
 import pickle
 import re
@@ -20,36 +20,36 @@ from lima2cli.view import View
 
 
 class NoFiles:
-    """`Files` that has none."""
+    """`Files` without a file."""
 
     def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
-        """Raises `FileProblem`."""
+        """Raise `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
     def image(self, reference: str) -> Array:
-        """Raises `FileProblem`."""
+        """Raise `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
     def frames(self, reference: str, *, skip: bool = False) -> FrameReader:
-        """Raises `FileProblem`."""
+        """Raise `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
     def backing(self, reference: str) -> tuple[str, ...]:
-        """None."""
+        """Return no file."""
         return ()
 
     def path(self, reference: str) -> str:
-        """Raises `FileProblem`."""
+        """Raise `FileProblem`."""
         raise FileProblem(f"{reference}: no such file", "file-missing")
 
 
 def frame_spec(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:
-    """Full frames of a detector of this size; ``more``: mask, saturation."""
+    """Return full frames of a detector of this size; ``more``: mask, saturation, invalid."""
     return FrameSpec(dtype, View(Rect(0, 0, width, height)), (width, height), **more)
 
 
 def parts_of(spec: FrameSpec) -> tuple[FrameSpec, FrameSpec]:
-    """The upper and the lower part of whole frames, as two receivers hold them."""
+    """Return the upper and the lower part of whole frames, as two receivers hold them."""
     height, width = spec.shape
     upper, lower = (
         replace(
@@ -64,7 +64,7 @@ def parts_of(spec: FrameSpec) -> tuple[FrameSpec, FrameSpec]:
 
 
 def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:
-    """Read-only frames (count, height, width) over the whole range of the dtype, its limits among them.
+    """Return read-only frames (count, height, width) over the whole range of the dtype, its limits among them.
 
     Floats are up to 10000 either way, with one NaN.
     """
@@ -83,7 +83,7 @@ def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:
 
 
 def random_rows(table: TableSpec, numbers: NDArray[np.uint64], seed: int = 1) -> dict[str, NDArray[Any]]:
-    """Read-only rows of these frames, all columns of a table and ``frame_number``: small values, floats with a NaN."""
+    """Return read-only rows of these frames, all columns and ``frame_number``: small values, floats with a NaN."""
     random = np.random.default_rng(seed)
     rows = {"frame_number": numbers.copy()}
     for name, dtype in table.columns.items():
@@ -97,7 +97,7 @@ def random_rows(table: TableSpec, numbers: NDArray[np.uint64], seed: int = 1) ->
 
 
 def padded(frames: Array) -> Array:
-    """The same frames, read-only, with gaps between rows and between frames, as aligned slots have them."""
+    """Return the same frames, read-only, with gaps between rows and between frames, as in aligned slots."""
     count, height, width = frames.shape
     memory = np.zeros((count, height + 2, width + 5), frames.dtype)
     view = memory[:, 1 : height + 1, 2 : width + 2]
@@ -111,7 +111,7 @@ FIRST, STEP = 10, 2
 
 
 def frame_block(frames: Array, begin: int = 0, end: int | None = None) -> Block:
-    """Frames ``begin`` to ``end`` of a flow that selects every second one from number 10 on; one each ms."""
+    """Return frames ``begin`` to ``end`` of a flow that selects every second one from number 10 on; one each ms."""
     part = frames[begin:end]
     numbers = FIRST + STEP * np.arange(begin, begin + len(part), dtype=np.uint64)
     return Block(part, numbers, np.uint64(10**18) + numbers * np.uint64(1_000_000))
@@ -124,12 +124,12 @@ COUNT = 7
 
 
 def blocks(frames: Array, cuts: Sequence[int]) -> list[Block]:
-    """The frames as consecutive blocks."""
+    """Return the frames as consecutive blocks."""
     return [frame_block(frames, begin, end) for begin, end in pairwise([0, *cuts, len(frames)])]
 
 
 def leave_out(tests: type, prefixes: Sequence[str]) -> None:
-    """Make pytest pass by the tests that begin so. TypeError where a class that they were left out of needs them."""
+    """Hide the tests that begin so from pytest. Raises TypeError where a base class lacks tests that this one needs."""
     for name in [name for name in dir(tests) if name.startswith("test_")]:
         if name.startswith(tuple(prefixes)):
             setattr(tests, name, None)
@@ -138,7 +138,7 @@ def leave_out(tests: type, prefixes: Sequence[str]) -> None:
 
 
 def check_declaration(value: Any) -> None:
-    """A frozen dataclass with a kind, whose fields are parameters with a doc; it can be sent to other processes."""
+    """Assert that it is a frozen dataclass with a kind, whose fields are parameters with a doc, and can be pickled."""
     table = type(value)
     assert re.fullmatch(KIND, table.kind), "kinds are written in small letters, digits and _"
     assert (table.__doc__ or "").strip(), "the class has a docstring: its first paragraph stands in lists"
@@ -153,7 +153,7 @@ def check_declaration(value: Any) -> None:
 
 
 def same_spec(one: Any, other: Any) -> bool:
-    """Whether two specs say the same."""
+    """Return whether two specs are equal."""
     if type(one) is not type(other):
         return False
     if not isinstance(one, FrameSpec):

@@ -1,4 +1,4 @@
-"""What every node keeps."""
+"""Conformance tests of nodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -79,12 +79,12 @@ class NodeTests:
     specs: ClassVar[Sequence[FrameSpec]]
 
     def __init_subclass__(cls) -> None:
-        """Leave out what is promised by other roles."""
+        """Leave out the tests of other roles."""
         if hasattr(cls, "node"):
             leave_out(cls, [prefix for role, prefix in ROLES if not isinstance(cls.node, role)])
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Each test with each spec, and with each way to cut frames into blocks."""
+        """Run each test with each spec, and with each way to cut frames into blocks."""
         if "spec" in metafunc.fixturenames:
             metafunc.parametrize("spec", self.specs, ids=str)
         if "cuts" in metafunc.fixturenames:
@@ -92,11 +92,11 @@ class NodeTests:
 
     @pytest.fixture
     def files(self) -> Files:
-        """Files that parameters name; override it."""
+        """Return the files that parameters name; override it."""
         return NoFiles()
 
     def read_back(self, directory: Path) -> Array | None:
-        """What a sink has saved, (n, height, width); None: not looked at. Override it."""
+        """Return the frames that a sink has saved, (n, height, width); None: not looked at. Override it."""
         return None
 
     def test_it_is_declared(self) -> None:
@@ -170,7 +170,7 @@ class NodeTests:
     # Joins
 
     def _given(self, spec: FrameSpec) -> dict[str, Array]:
-        """The same frames of each input, with other pixels."""
+        """Return the same frames of each input, with other pixels."""
         return {name: random_frames(spec, COUNT, seed) for seed, name in enumerate(self.inputs, 1)}
 
     def _joined(self, spec: FrameSpec, files: Files, given: Mapping[str, Array], cuts: Sequence[int] = ()) -> Array:
@@ -202,14 +202,14 @@ class NodeTests:
     # Transforms
 
     def _transformed(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
-        """Frames, numbers and times of all that comes out."""
+        """Return frames, numbers and times of all that comes out."""
         after = self.node.infer(spec, files)
         assert isinstance(after, FrameSpec)
         transformer = cast(Transform, self.node).start(spec, files, RULE)
         found = [(np.empty((0, *after.shape), after.dtype), np.empty(0, np.uint64), np.empty(0, np.uint64))]
 
         def keep(out: Block | None) -> None:
-            """Valid until the next step only."""
+            """Copy a result, which is valid until the next step only."""
             if out is not None:
                 found.append((out.frames.copy(), out.numbers.copy(), out.times.copy()))
 
@@ -243,7 +243,7 @@ class NodeTests:
     # Sparse frames
 
     def _picked(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
-        """Pixels per frame, index and intensity of all that comes out."""
+        """Return pixels per frame, index and intensity of all that comes out."""
         pick = cast(Pick, self.node).bind(spec, files)
         found = []
         for block in given:

@@ -9,12 +9,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from lima2cli.declare import Integer, param
-from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.emulated import EmulatedDetector, PartKey
-from lima2cli.detectors.sources import PixelSource
-from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Files
-from lima2cli.geometry import Rect
+from lima2cli import (
+    Array,
+    Capabilities,
+    DatasetInfo,
+    DetectorConfig,
+    DetectorInfo,
+    EmulatedDetector,
+    Files,
+    Integer,
+    PartKey,
+    PixelSource,
+    Rect,
+    param,
+)
 
 HIGH = 1000
 
