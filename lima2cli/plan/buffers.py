@@ -45,7 +45,7 @@ class _Open:
     @property
     def most(self) -> int:
         """Blocks of the largest group; at least a window, which may be too large for the buffer."""
-        groups = max(GROUPS, self.flow.said.events.group)
+        groups = max(GROUPS, self.flow.config.events.group)
         return max(1, min(most_slots(it) for it in self.layouts) // groups // self.window) * self.window
 
     def blocks(self, span: int) -> int:
@@ -54,7 +54,7 @@ class _Open:
 
     def fits(self, blocks: int, burst: int | None) -> bool:
         """Whether groups of so many blocks waste no frames; ``burst``: acquired frames of a trigger."""
-        rule, selected, events = self.layouts[0].rule, self.layouts[0].selected, self.flow.said.events
+        rule, selected, events = self.layouts[0].rule, self.layouts[0].selected, self.flow.config.events
         span = blocks * self.step
         if burst is not None and (burst % span or rule.start % span):
             return False
@@ -70,7 +70,7 @@ def choose_groups(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]]
     """Blocks per group of the flows that leave it open; ``single`` are all flows in groups of one block."""
     windows, joins = _read_together(pipeline)
     left = {name: _Open(layouts[0].flow, layouts, _window(layouts[0].flow, windows.get(name, 1)))
-            for name, layouts in single.items() if layouts[0].flow.said.rules.blocks_per_group == "auto"}  # fmt: skip
+            for name, layouts in single.items() if layouts[0].flow.config.rules.blocks_per_group == "auto"}  # fmt: skip
     if not left:
         return {}
     said = pipeline.acquisition
@@ -99,7 +99,7 @@ def _alike(flows: Sequence[_Open], given: Sequence[FlowLayout], span: int, burst
     """
     smallest = [one.window for one in flows]
     starts = {it.rule.start for it in (*given, *(one.layouts[0] for one in flows))}
-    spans = {it.rule.step * int(it.flow.said.rules.blocks_per_group) for it in given}
+    spans = {it.rule.step * int(it.flow.config.rules.blocks_per_group) for it in given}
     unit = lcm(*(one.step * one.window for one in flows))
     if len(starts) > 1 or len(spans) > 1:
         return smallest
@@ -123,7 +123,7 @@ def _shortest_span(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]
 
     def given(receiver: int) -> float:
         return sum(
-            rate * _share(it[0].flow, receiver) / (it[0].rule.step * int(it[0].flow.said.rules.blocks_per_group))
+            rate * _share(it[0].flow, receiver) / (it[0].rule.step * int(it[0].flow.config.rules.blocks_per_group))
             for name, it in single.items()
             if name not in left
         )
@@ -143,7 +143,7 @@ def _shortest_span(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]
 def _share(flow: DataFlow, receiver: int) -> float:
     """Group events at a receiver for each group of a flow."""
     own = sum(place.receiver == receiver for place in flow.places)
-    period = flow.said.events.group
+    period = flow.config.events.group
     if not period:
         return 0.0
     return own / period / (1 if flow.shares is not None else len(flow.places))
@@ -267,7 +267,7 @@ def gap_pixels(source: Rect, parts: tuple[Part, ...]) -> int:
 
 def gdt_of(pipeline: Pipeline, index: int, it: FlowLayout, buffers: tuple[LocalBuffer, ...]) -> Gdt:
     """The compiled flow."""
-    flow, table, info = it.flow, it.flow.said, pipeline.detector
+    flow, table, info = it.flow, it.flow.config, pipeline.detector
     dataset = info.datasets[flow.dataset]
     alignment = table.alignment
     return Gdt(

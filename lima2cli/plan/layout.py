@@ -65,7 +65,7 @@ def parts_of(source: Rect, modules: Mapping[int, Rect], layout: BlockLayout, pix
 
 def most_slots(it: FlowLayout) -> int:
     """Slots that a local buffer has for groups, or may get where the pipeline does not give its size."""
-    rule, said = it.rule, it.flow.said.buffers
+    rule, said = it.rule, it.flow.config.buffers
     slots = it.size // rule.stride
     if said.size is None and said.frames is None and not rule.bounded:
         slots = max(slots, rule.start_slot + HOLD_BYTES // rule.stride)
@@ -77,7 +77,7 @@ def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None, b
 
     ``blocks`` per group, where the flow does not say how many.
     """
-    info, table = pipeline.detector, flow.said
+    info, table = pipeline.detector, flow.config
     share = range(len(info.modules)) if place is None or flow.shares is None else flow.shares[place]
     source = flow.source if place is None else share_box(share, info, flow.source)
     pixel_bytes = info.datasets[flow.dataset].pixel_bytes
@@ -160,16 +160,16 @@ def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Fin
     what = "a block" if rule.blocks == 1 and not rule.start_slot else f"a group of {rule.blocks} blocks"
     if rule.start_slot:
         what += f" after {rule.start_slot} free slots"
-    alignment = it.flow.said.alignment
+    alignment = it.flow.config.alignment
     aligned = f", aligned on {alignment.block} bits" if alignment.block > 1 else ""
     pixels = f"{source.width} x {source.height} px x {dataset.pixel_bytes} bytes ({dataset.dtype}){aligned}"
-    key = "size" if it.flow.said.buffers.size is not None else "frames"
+    key = "size" if it.flow.config.buffers.size is not None else "frames"
     helps = f"at least {grouped(needed)} bytes"
     larger = 2**24 // rule.stride
     if larger > rule.start_slot + rule.blocks:
         helps += f"; 16 MiB holds {larger} {'frame' if larger == 1 else 'frames'}"
     related = (
-        [Related(("detector", pipeline.config.kind, "image"), "full image")] if it.flow.said.source == "full" else []
+        [Related(("detector", pipeline.config.kind, "image"), "full image")] if it.flow.config.source == "full" else []
     )
     findings.error(
         "buffer-too-small",
@@ -192,7 +192,7 @@ def _check_parts(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Find
 
 def _check_events(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Findings) -> None:
     """Data that no event tells of, or that would be overwritten before any event can tell of it."""
-    rule, events, selected, name = it.rule, it.flow.said.events, it.selected, it.flow.name
+    rule, events, selected, name = it.rule, it.flow.config.events, it.selected, it.flow.name
     if rule.groups_per_buffer < 1:
         return
     where = (*at, "events")
@@ -223,7 +223,7 @@ def _check_events(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Fin
 
 
 def _check_rest(it: FlowLayout, where: KeyPath, findings: Findings) -> None:
-    rule, selected, period = it.rule, it.selected or 0, it.flow.said.events.group
+    rule, selected, period = it.rule, it.selected or 0, it.flow.config.events.group
     rest = selected % rule.blocks
     if rest:
         findings.error(
