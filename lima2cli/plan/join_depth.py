@@ -70,7 +70,7 @@ def check_skew(steps: Sequence[Step], gdts: Sequence[Gdt], findings: Findings) -
             short = skew is not None and (skew.frames is None or skew.frames > held_frames(gdt))
             if skew is not None and short and not gdt.rule.bounded and gdt.flow not in reported:
                 reported.add(gdt.flow)
-                _tell(step, gdt, skew, findings)
+                _report(step, gdt, skew, findings)
 
 
 def skew_at(step: Step, gdt: Gdt, gdts: Sequence[Gdt]) -> Skew | None:
@@ -129,7 +129,7 @@ def _first_untold(gdt: Gdt) -> int | None:
     return min(first, default=None)
 
 
-def _tell(step: Step, gdt: Gdt, skew: Skew, findings: Findings) -> None:
+def _report(step: Step, gdt: Gdt, skew: Skew, findings: Findings) -> None:
     at: KeyPath = ("flows", gdt.flow, "buffers")
     findings.error(
         "join-too-shallow",
