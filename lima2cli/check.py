@@ -1,6 +1,4 @@
-"""The one compiler behind all commands: a pipeline that `validate` accepts is never rejected by `run` for a static
-reason.
-"""
+"""The one compiler behind all commands: `run` never rejects, for a static reason, what `validate` accepts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,9 +88,7 @@ def check_text(
 
 
 def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
-    """Return all files that a run reads, by reference: files asked for, the pipeline itself, and files that commands
-    name.
-    """
+    """Return all files that a run reads, by reference: those asked for, the pipeline itself, those of commands."""
     inputs = files.inputs()
     named = [] if file == "-" else [Path(file).name]
     named += [word for words in commands(pipeline) for word in words if word]

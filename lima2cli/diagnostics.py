@@ -58,7 +58,7 @@ class Diagnostic:
 
 
 class More(TypedDict, total=False):
-    """Further fields that a check may give besides rule, message and place; see `Diagnostic`."""
+    """Fields that a check may give in addition to rule, message and place; see `Diagnostic`."""
 
     notes: Sequence[str]
     help: str | None

@@ -90,8 +90,8 @@ def place_of(frames: Iterable[tuple[str, int]]) -> str:
 
 
 def standard_descriptors() -> None:
-    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and everything
-    that is printed.
+    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and with it
+    everything that is printed.
     """
     for descriptor in range(3):
         try:
@@ -242,9 +242,9 @@ def hung_at(text: str, functions: Mapping[str, str]) -> str | None:
         words = message[1]
     elif dumped:
         threads = re.split(r"^(?:Current t|T)hread .*$", text[dumped.end() :], flags=re.MULTILINE)
-        stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(it)][::-1] for it in threads]
+        stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(thread)][::-1] for thread in threads]
         stacks = stacks[::-1]  # the main thread is the last
-        own = [[it for it in stack if not it[0].startswith(LIBRARIES)] for stack in stacks]
+        own = [[thread for thread in stack if not thread[0].startswith(LIBRARIES)] for stack in stacks]
         place = next(filter(None, map(place_of, [*own, *stacks])), "")
         words = f"{place}TookTooLong: it did not come back from C, and held the interpreter's lock"
     else:

@@ -328,13 +328,9 @@ class FrameReader(Protocol):
         ...
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Return a mask, (len(numbers),) bool, of frames that are not all there; None = none of them. Asked after
-        `read`.
-        """
+        """Return a mask, (len(numbers),) bool, of incomplete frames; None = none of them. Asked after `read`."""
         ...
 
     def unread(self) -> Sequence[str]:
-        """Return the reasons why frames thought to be there could not be read, and are `missing`; a few of those so
-        far.
-        """
+        """Return reasons, a few, why frames thought to be there could not be read so far, and are `missing`."""
         ...

@@ -199,9 +199,7 @@ class Rule:
 
     @cached_property
     def bounded(self) -> bool:
-        """Return True for concatenate + oneshot: nothing is ever overwritten, and frames that no longer fit are
-        dropped.
-        """
+        """Return True for concatenate + oneshot: nothing is ever overwritten, frames that do not fit are dropped."""
         return not self.overwrite and not self.circular
 
     def frame(self, index: N) -> N:

@@ -106,12 +106,10 @@ class Spent:
 
 @dataclass(slots=True)
 class Pace:
-    """Results of a flow at one receiver: count of frames, and number and time of the last frame of the first and last
-    batch.
+    """Results of a flow at one receiver: count of frames, and the last frames of its first and its last batch.
 
-    Times are ns since the epoch.
-
-    latency     from the detector's time of the last frame of each group to its result
+    first, last  their numbers; with ``_ns`` the time of their results, ns since the epoch
+    latency      from the detector's time of the last frame of each group to its result
     """
 
     frames: int = 0
@@ -134,10 +132,10 @@ class Pace:
             self.latency.add_all(now_ns - times.astype(np.int64))
 
     def hz(self, lost: float) -> float | None:
-        """Return the detector's frames per second that were completed, of which ``lost`` were not; None without two
-        batches.
+        """Return the detector's frames per second that were completed; None without two batches.
 
-        Frames that never arrived count: they do not keep a receiver from keeping up.
+        ``lost`` of them were not completed. Frames that never arrived count: they do not keep a receiver from keeping
+        up.
         """
         seconds = (self.last_ns - self.first_ns) * 1e-9
         return max(0.0, self.last - self.first - lost) / seconds if seconds > 0 else None

@@ -187,9 +187,7 @@ Program = ControlProgram | DetectorProgram | ReceiverProgram | WorkerProgram
 def processing_of(
     plan: Plan, receiver: int, gdts: Sequence[Gdt], kernels: Sequence[Kernel], steps: Mapping[str, Step]
 ) -> Processing | None:
-    """Return the user's program on one receiver, which has these flows, kernels and steps; None where the plan has
-    none.
-    """
+    """Return the user's program on one receiver with these flows, kernels and steps; None where there is none."""
     if plan.processing is None:
         return None
     sources = {gdt.flow: plan.sources[gdt.name] for gdt in gdts}
@@ -213,9 +211,7 @@ class _Words:
 
 
 def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
-    """Return one program per rank, by rank number, and the memory that they share. Every plan that compiles can be
-    lowered.
-    """
+    """Return one program per rank, by rank number, and the memory that they share; every compiled plan has them."""
     words = _lay_out_words(plan)
     owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
     circles = tuple(tuple(plan.rank_of_receiver(r) for r in step.circle) for step in _together(plan))

@@ -62,9 +62,7 @@ class View:
         return replace(self, area=self.behind(part))
 
     def bin(self, x: int, y: int) -> "View":
-        """Return the view with bins of x columns and y rows of the shown image; trailing ones that fill no bin are left
-        out.
-        """
+        """Return the view with bins of x columns and y rows of the shown image, without incomplete trailing bins."""
         height, width = self.shape
         whole = self.cut(Rect(0, 0, width // x * x, height // y * y))
         along, down = (y, x) if self.quarter else (x, y)
@@ -103,9 +101,7 @@ class View:
         return Rect(self.area.x + bins.x * x, self.area.y + bins.y * y, bins.width * x, bins.height * y)
 
     def inside(self, part: Rect) -> Rect:
-        """Return the shown pixels all of whose detector pixels lie in ``part``; of width or height 0 where there is
-        none.
-        """
+        """Return the shown pixels with all detector pixels in ``part``; of width or height 0 where there is none."""
         x, y = self.binning
         part = part & self.area
         left, top = -(-(part.x - self.area.x) // x), -(-(part.y - self.area.y) // y)
@@ -119,8 +115,7 @@ class View:
         return _spanned(self._turned(part.x, part.y), self._turned(part.right - 1, part.bottom - 1))
 
     def apply(self, image: NDArray[Any], how: How) -> NDArray[Any]:
-        """Return an image of the whole detector (…, height, width) as shown; a numpy view of it where nothing is
-        binned.
+        """Return an image of the whole detector (…, height, width) as shown; a numpy view where nothing is binned.
 
         ``sum`` and ``mean`` of bins are float64, NaN where a pixel is; ``any`` is bool.
         """
@@ -173,9 +168,7 @@ class View:
 
 
 def binned(images: NDArray[Any], binning: tuple[int, int], how: How) -> NDArray[Any]:
-    """Return images (…, height, width), a whole number of bins (x, y) each way, with one pixel per bin; see
-    `View.apply`.
-    """
+    """Return images (…, height, width), a whole number of bins (x, y) each way, one pixel per bin; see `View.apply`."""
     x, y = binning
     if (x, y) == (1, 1):
         return images

@@ -85,7 +85,7 @@ class Worker:
 
     name    of the program, in messages;  params  of the node;  spec  the `FrameSpec` of what comes in
 
-    Raises `EnvironmentUnfit` where there is no run to join. A program that ends before the run, by an exception or not,
+    Raises: EnvironmentUnfit where there is no run to join. A program that ends before the run, by an exception or not,
     is missed by the receivers, and the node's ``on_error`` says what that means.
     """
 

@@ -234,8 +234,8 @@ def _proposals(number: str, unit: str, quantity: Quantity) -> Iterator[str]:
         yield f"{number} {next(name for name, one in own.items() if one == factor)}"
     elif kind == quantity.unit:
         yield in_units(value, kind)
-    elif kind is None and (meant := nearest(unit, own)) is not None:
-        yield f"{number} {meant}"
+    elif kind is None and (proposal := nearest(unit, own)) is not None:
+        yield f"{number} {proposal}"
     elif (convert := _CONVERSIONS.get((kind or "", quantity.unit))) is not None and value > 0:
         yield in_units(convert(value), quantity.unit)
 
@@ -251,7 +251,7 @@ def _known(unit: str, quantity: str) -> tuple[str | None, float]:
     ]
     words = [_WORDS[word] for word in (unit, unit.casefold()) if word in _WORDS]
     readings: list[tuple[str | None, float]] = [*exact, *words[: unit in _WORDS], *folded, *words]
-    return next((it for it in readings if it[0] == quantity), readings[0] if readings else (None, 0.0))
+    return next((reading for reading in readings if reading[0] == quantity), readings[0] if readings else (None, 0.0))
 
 
 @dataclass(frozen=True)
@@ -305,8 +305,8 @@ def _unknown_value(fault: SchemaFault) -> Diagnostic:
     known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
     if not known or sort(fault.value) not in sorts(fault.schema):
         return _wrong_type(fault)
-    meant = nearest(str(fault.value), known)
-    return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{meant}`?" if meant else None)
+    near = nearest(str(fault.value), known)
+    return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{near}`?" if near else None)
 
 
 def _bad_text(fault: SchemaFault) -> Diagnostic:

@@ -72,9 +72,7 @@ class Source:
 
 
 class Place(NamedTuple):
-    """The place that a diagnostic points at. ``override`` is the string of the ``--set`` that wrote the value, else
-    None.
-    """
+    """The place that a diagnostic points at. ``override``: the ``--set`` that wrote the value, else None."""
 
     file: str
     span: Span
@@ -195,13 +193,13 @@ def once(document: Document, findings: Findings) -> Findings:
 
     A finding at the place that copies were taken from counts as the first.
     """
-    seen = {(item.rule, document.locate(item)) for item in findings if not document.is_copy(item.at)}
+    shown = {(item.rule, document.locate(item)) for item in findings if not document.is_copy(item.at)}
     left = Findings()
     for item in findings:
         here = (item.rule, document.locate(item))
         if document.is_copy(item.at):
-            if here in seen:
+            if here in shown:
                 continue
-            seen.add(here)
+            shown.add(here)
         left.add(item)
     return left

@@ -61,9 +61,7 @@ def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def show_events(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """Return the diagnostics as events of a run, one JSON object a line: ``type`` is error, or event where the run goes
-    on.
-    """
+    """Return the diagnostics as events of a run, one JSON object a line; ``type`` is error, or event if it goes on."""
     lines = []
     for item in _entries(source, diagnostics):
         if item["severity"] == "error":
@@ -142,9 +140,7 @@ def _escape(text: str, more: str = "") -> str:
 
 
 def _arrange(source: Source, diagnostics: Iterable[Diagnostic]) -> list[_Shown]:
-    """Return the diagnostics in file order, those of the command line last; each mistake once, though aliases repeat
-    it.
-    """
+    """Return the diagnostics in file order, those of the command line last; each mistake once despite aliases."""
     shown: dict[tuple[object, ...], _Shown] = {}
     for item in diagnostics:
         place = _locate(source, item)

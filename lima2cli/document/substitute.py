@@ -49,9 +49,7 @@ class Variables(Mapping[str, str]):
 
 
 def substitute(text: str, environment: Mapping[str, str], report: Report) -> str:
-    """Return ``text`` with its references replaced, a `Secret` where one is; a reference without value is reported and
-    kept.
-    """
+    """Return ``text`` with references replaced, a `Secret` where one is; one without value is reported and kept."""
     variables = Variables.of(environment)
     parts, shown, values, end = list[str](), list[str](), list[str](), 0
     for reference in _REFERENCE.finditer(text):

@@ -173,9 +173,9 @@ def _first_character(trouble: Trouble) -> _Finding | None:
         char = "a backtick" if trouble.char == "`" else f"`{trouble.char}`"
         return f"a text cannot begin with {char}", trouble.at, 1, "quote it"
     if "escape" in trouble.problem:
-        found = trouble.text.find("\\", max(trouble.at - 1, 0))
+        backslash = trouble.text.find("\\", max(trouble.at - 1, 0))
         help = "write `\\\\` for a backslash, or use single quotes"
-        return f"`{trouble.text[found : found + 2]}` is no escape sequence", found, 2, help
+        return f"`{trouble.text[backslash : backslash + 2]}` is no escape sequence", backslash, 2, help
     return None
 
 

@@ -66,7 +66,7 @@ def kind(value: object) -> str:
 class YamlNode:
     """A value with its place. Aliases make a node appear several times; it is never changed once complete.
 
-    keys      place of each key, in a map
+    keys      place of each key, in a mapping
     size      number of nodes, this one and all below, aliases expanded
     height    number of collections on the longest way down, this one included
     bad       a mistake in it has been reported
@@ -112,8 +112,7 @@ def to_document(source: Source, root: YamlNode, failed: Mapping[KeyPath, str]) -
 
 
 def put(root: YamlNode, steps: tuple[str, ...], node: YamlNode, key_span: Span) -> YamlNode:
-    """Return a copy of the tree with ``node`` at the place that ``steps`` lead to; missing mappings on the way are
-    created.
+    """Return a copy of the tree with ``node`` where ``steps`` lead to; missing mappings on the way are created.
 
     A step into a list is an index.
 
@@ -161,7 +160,9 @@ class Surrogates:
         used = {int(match[1], 16) for match in _HALF.finditer(text.lower())} | {ord(char) for char in set(text)}
         free = (code for code in _PRIVATE if code not in used)
         stand_ins = dict(zip(written, free, strict=False))  # more than there are would be refused by the parser
-        self.parsed = _ESCAPE.sub(lambda it: f"\\u{stand_ins[it[0]]:04x}" if it[0] in stand_ins else it[0], text)
+        self.parsed = _ESCAPE.sub(
+            lambda half: f"\\u{stand_ins[half[0]]:04x}" if half[0] in stand_ins else half[0], text
+        )
         back = {}
         for escape, code in stand_ins.items():
             back[chr(code)] = chr(int(escape[2:], 16))  # where it was an escape
@@ -173,8 +174,8 @@ class Surrogates:
         """Return a value of the parser with escapes put back: pairs are characters, a half alone is left as it is."""
         if not self._back:
             return value
-        value = self._stand_in.sub(lambda it: self._back[it[0]], value)
-        return _PAIR.sub(lambda it: it[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
+        value = self._stand_in.sub(lambda pair: self._back[pair[0]], value)
+        return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
 
 
 def is_half(value: str) -> bool:
@@ -306,10 +307,10 @@ class _Builder:
         if self._expects_key():
             self._key(value, plain, span)
             return
-        seen = len(self._findings.items)
+        reported = len(self._findings.items)
         if "$" in value:
             value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
-        bad = bad or len(self._findings.items) > seen
+        bad = bad or len(self._findings.items) > reported
         node = YamlNode(
             value if isinstance(value, Secret) or not plain else resolve(value),
             span,

@@ -57,7 +57,7 @@ def follow(file: Any, path: str) -> ResolvedObject:
             raise KeyError(f"there is no {done}/{name}")
         target = link.path
         if isinstance(link, h5py.ExternalLink):
-            file = here[name].file  # HDF5 knows where it looks for it
+            file = here[name].file  # HDF5 itself finds the file
             files.append(file.filename)
             target = f"/{target}"
         base = "" if target.startswith("/") else done
@@ -139,9 +139,7 @@ class Survey:
     def _source(
         self, dataset: Any, name: str, source: Any, target: Numbers, origin: "Numbers | None", depth: int
     ) -> tuple[Numbers, str]:
-        """Return the ``target`` rows that lack something of their source, and the reason; ``origin`` None: all its
-        rows.
-        """
+        """Return the ``target`` rows that lack something of their source, and the reason; ``origin`` None: all rows."""
         nothing = target[:0]
         inner = source.dset_name.replace("%%", "%")
         result = self._look(dataset.file.filename, name, inner, depth)
@@ -191,9 +189,7 @@ class Survey:
         return result
 
     def _external(self, dataset: Any, count: int) -> Missing | None:
-        """Return the lack of raw files, one after another; HDF5 looks for them from the working directory, and reads
-        zeros behind them.
-        """
+        """Return the lack of raw files; HDF5 looks for them from the working directory, and reads zeros behind."""
         needed, frame = dataset.dtype.itemsize * math.prod(dataset.shape), _frame_bytes(dataset)
         rows, reasons, first = np.zeros(count, bool), [], 0
         for name, offset, size in dataset.external:
@@ -268,8 +264,7 @@ def _counted(name: str, number: int) -> str:
 
 
 def mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers, Numbers, Numbers | None]]":
-    """Yield, for one mapping, the name of each file, rows of the virtual dataset with their pixels, and those of the
-    file.
+    """Yield files of one mapping: name, rows of the virtual dataset with their pixels, and rows of the file.
 
     Names may count files, ``part_%b.h5``: such a mapping stands for as many as fit.
     """
@@ -347,6 +342,6 @@ def _wide_enough(shape: tuple[int, ...], source: Any) -> bool:
     if len(space.shape) != len(shape):
         return False
     if _endless(space):
-        return True  # it is as long as its source
+        return True  # the dataset is as long as its source
     last = space.get_select_bounds()[1]
     return all(n < h for n, h in zip(last[1:], shape[1:], strict=True))

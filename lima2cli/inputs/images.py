@@ -70,10 +70,9 @@ class FabioStack(OpenStack):
             self.declare(Invalid(PILATUS))
 
     def _cut(self, name: str, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Return the frames that are not whole, (count,) bool, one more where the file ends in a header or in bytes of
-        no frame.
+        """Return the frames that are not whole, (count,) bool, and one more where the file ends between frames.
 
-        fabio fills them with zeros.
+        Such an end is in a header or in bytes of no frame. fabio fills these frames with zeros.
         """
         from fabio.edfimage import EdfImage
 
@@ -96,9 +95,7 @@ class FabioStack(OpenStack):
         return np.append(rows, True) if more else rows
 
     def _cut_together(self, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Return the frames behind one header that are not whole, (count,) bool; all of a packed file, where one is
-        not.
-        """
+        """Return the frames behind one header that are not whole, (count,) bool; all of a cut packed file."""
         frame, incomplete = self._image.get_frame(0), bool(getattr(self._image, "incomplete_file", False))
         if not incomplete or path.suffix.lower() != ".edf" or _compressed(frame):
             return np.full(count, incomplete)

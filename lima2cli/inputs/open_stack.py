@@ -225,8 +225,8 @@ KEPT_REASONS = 8
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a series, in its file. ``open`` is None where it is missing; ``frames`` is its count of frames, None:
-    it must be opened.
+    """A member of a series, in its file. ``open`` is None where it is missing; ``frames`` is its count of frames, None
+    where it must be opened first.
     """
 
     name: str
@@ -270,14 +270,12 @@ class SeriesStack(OpenStack):
             raise FileProblem(f"{name}: nothing of it is there", "file-missing")
         raise FileProblem(f"{name}: {problem}", problem.rule, problem.help)
 
-    def _counted(
-        self, first_stack: OpenStack, first: int, holes: str
-    ) -> tuple[list[int], list[Missing | None], list[str]]:
+    def _counted(self, example: OpenStack, first: int, holes: str) -> tuple[list[int], list[Missing | None], list[str]]:
         """Return the count of frames of each member, their lacks, and all files."""
         counts: list[int] = []
         lacks: list[Missing | None] = []
-        files: list[str] = list(first_stack.files)
-        nominal = first_stack.info.shape[0]
+        files: list[str] = list(example.files)
+        nominal = example.info.shape[0]
         for number, member in enumerate(self._members):
             count, lack = nominal, None
             if member.open is None:

@@ -319,9 +319,7 @@ def _plotted(group: Any, path: str) -> "str | Series | None":
 
 
 def recorded_view(dataset: Any) -> View | None:
-    """Return the view of the detector in frames that lima2 saved, by the ``image_operation`` next to them; None
-    without.
-    """
+    """Return the view of frames that lima2 saved, by the ``image_operation`` next to them; None without one."""
     import h5py
 
     name, file = dataset.name, dataset.file

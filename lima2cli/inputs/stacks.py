@@ -78,9 +78,7 @@ def _named(path: Path, name: str) -> Iterator[Path]:
 
 
 def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
-    """Yield the targets of a path, step by step: the first link that leads elsewhere takes the rest of the path with
-    it.
-    """
+    """Yield the targets of a path, step by step: the first link that leads elsewhere takes the rest with it."""
     import h5py
 
     here, steps = file["/"], [step for step in inner.split("/") if step]
@@ -125,8 +123,9 @@ def _expanded(path: Path, name: str) -> Iterator[Path]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    """Return True if a file is HDF5 by its first bytes, or by its name where it has a user block. Nothing but regular
-    files is opened.
+    """Return True if a file is HDF5 by its first bytes, or by its name where it has a user block.
+
+    Only regular files are opened.
     """
     with suppress(OSError):
         if path.is_file():
@@ -188,7 +187,7 @@ def _kind(name: str, path: Path) -> Sequence[str]:
     try:
         with path.open("rb") as file:
             head = file.read(16)
-            for at in (0, 512, 1024, 2048):  # HDF5 may stand behind a block of the user's
+            for at in (0, 512, 1024, 2048):  # HDF5 may follow a user block
                 file.seek(at)
                 if file.read(8) == b"\x89HDF\r\n\x1a\n":
                     return HDF5
@@ -227,7 +226,7 @@ def _member(name: str, path: Path, inner: str, known: dict[object, Declared]) ->
     """Open a dataset of a file that holds several of a series; the first one's declarations are ``known`` of all."""
     file = open_hdf5(name, path)
     with _closed_on_error(name, file):
-        find_frames(file, f"{name}::{inner}", inner)  # which says what is wrong with a link
+        find_frames(file, f"{name}::{inner}", inner)  # raises for a broken link
         return Hdf5Stack(name, file, inner, known)
 
 

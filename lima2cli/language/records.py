@@ -278,7 +278,7 @@ class ModuleShares:
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
+    """A data flow (GDT): which part of which frames goes where, and how receivers are notified."""
 
     dataset: str | None = param(
         "The dataset it takes frames of; default: the only one that the detector has.", Text(), None
@@ -307,7 +307,7 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the run directory goes."""
+    """The place of the run directory."""
 
     directory: str = param(
         "Relative to the working directory; {name}, {run} (the next free number), {date}, {time}, {uuid}.",

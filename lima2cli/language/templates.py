@@ -34,9 +34,7 @@ class Template(Shape):
 
 
 def _or_parameter(schema: Schema) -> Schema:
-    """Return a schema that also takes a parameter. ``x-parameter`` is for our check, which knows the parameters'
-    stand-ins.
-    """
+    """Return a schema that also takes a parameter. ``x-parameter`` is for our check, which knows stand-ins."""
     shown = {key: schema[key] for key in ("description", "default") if key in schema}
     inner = _inside({key: value for key, value in schema.items() if key not in shown})
     plain_text = inner.get("type") == "string" and "pattern" not in inner

@@ -152,8 +152,7 @@ def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) ->
 
 
 def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
-    """Return the cycles, each from its first node in file order along the data: where ``a`` reads ``b``, b comes before
-    a.
+    """Return the cycles, each from its first node in file order, along the data: a reader comes after its source.
 
     Without the nodes of these cycles the graph has none.
     """
@@ -177,7 +176,7 @@ def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
 
 def _report_cycle(cycle: list[str], edges: Mapping[str, Edges], findings: Findings) -> None:
     def place(name: str, before: str) -> KeyPath:
-        """Where a node names the one before."""
+        """Return the place where a node names the one before."""
         read = edges[name]
         if read is POISON:  # of another cycle, too
             return ("nodes", name)

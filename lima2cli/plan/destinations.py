@@ -102,9 +102,9 @@ def _check_memspaces(
     within = attempt(lambda: _directories(str(pipeline.output.directory), str(pipeline.name), here))
     for at, label, path, host in _mapped(pipeline):
         file = real(base / path)
-        other = next((it for it in checked if it[3] == host and same(it[0], file)), None)
+        other = next((one for one in checked if one[3] == host and same(one[0], file)), None)
         checked.append((file, at, label, host))
-        reference = next((it for it, files in inputs.items() if any(same(one, file) for one in files)), None)
+        reference = next((name for name, files in inputs.items() if any(same(one, file) for one in files)), None)
         related: list[Related] = []
         help = "give it a file of its own; it is made where it is not there"
         if path.startswith("~"):

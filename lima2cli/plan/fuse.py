@@ -133,9 +133,7 @@ def _readers(kernels: Kernels) -> dict[str, int]:
 
 
 def in_strips(kernel: Kernel, steps: StepsByName) -> bool:
-    """Return True if the kernel's maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts,
-    flips.
-    """
+    """Return True if its maps are computed strip by strip: pixel-wise, formulae of one source, cuts and flips."""
     return bool(kernel.maps) and all(pixelwise(steps[name]) for name in kernel.maps)
 
 

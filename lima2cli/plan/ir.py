@@ -160,9 +160,7 @@ class Numbering:
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """The specs that enter and leave a node at one receiver, or at all of them; ``specs`` of a join by the names of
-    inputs.
-    """
+    """The specs that enter and leave a node at one receiver, or at all; ``specs`` of a join by the names of inputs."""
 
     before: FrameSpec
     after: Spec
@@ -226,7 +224,7 @@ class Kernel:
     maps     one after another, by name
     ends     what then reads the last of them (or the source): reductions, or one sink
     makes    nodes of it whose frames are there for other kernels, whole: materialised
-    others   what it reads besides, where its only node is a join
+    others   further sources, where its only node is a join
     """
 
     flow: str

@@ -14,7 +14,7 @@ DEFAULT_FRAMES = 256
 """Fewest frames of a local buffer for which the pipeline gives no size."""
 
 HOLD_S, HOLD_BYTES = 0.5, 24 << 20
-"""And at least so many seconds of frames, as long as they take no more memory than this."""
+"""Fewest seconds of frames in such a buffer, too, as long as they take no more memory than this."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def frames_of(pipeline: Pipeline) -> int | None:
 
 
 def parts_of(source: Rect, modules: Mapping[int, Rect], layout: BlockLayout, pixel_bytes: int) -> tuple[Part, ...]:
-    """Return the modules' parts of a source: row y of I goes to ``payload + (y - source.y)*pitch + (I.x -
-    source.x)*bpp``.
+    """Return the modules' parts of a source.
+
+    Row y of I goes to ``payload + (y - source.y)*pitch + (I.x - source.x)*bpp``.
     """
     parts = []
     for number, module in modules.items():

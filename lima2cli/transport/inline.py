@@ -137,9 +137,7 @@ class InlineCollectiveGroup:
         return shared
 
     def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> _Inline:
-        """See `CollectiveGroup.collect`. The first member to see that all parts are there copies, before any lets go of
-        a part.
-        """
+        """See `CollectiveGroup.collect`. The first member that sees all parts copies, before a part is released."""
         operation = self._give("move", (part, whole if self.rank == root else None))
 
         def finish(given: list[tuple[Array, Array | None]]) -> None:

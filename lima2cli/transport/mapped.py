@@ -36,7 +36,7 @@ class MappedFile:
     def close(self) -> None:
         """Flush it to the disk and release it; ``memory`` stays valid for those who still have it."""
         self.memory.flush()  # type: ignore[attr-defined]
-        unlock(self._handle.fileno())  # the map has the file open too, as long as it is there
+        unlock(self._handle.fileno())  # the mapping keeps the file open, too
         self._handle.close()
 
 
@@ -58,7 +58,7 @@ def map_file(path: str, size: int) -> MappedFile:
         status = os.fstat(descriptor)
         if not flags and (reason := _objection_to(status, file)) is not None:  # looked at again, now that it is locked
             raise EnvironmentUnfit(f"{path} {reason}")
-        _mark(file, status.st_ino, size, status.st_size)  # whenever this is cut short, it stays ours
+        _mark(file, status.st_ino, size, status.st_size)  # the file stays ours whenever this is cut short
         os.ftruncate(descriptor, size)
         _mark(file, status.st_ino, size)
         return MappedFile(handle, size)

@@ -113,7 +113,7 @@ class MpiPort:
         self._result = np.zeros(1, np.uint64)
         self._results = np.zeros(64, np.uint64)
         self._sending: list[MPI.Request] = []
-        communicator.Barrier()  # the zeros are there before anyone writes
+        communicator.Barrier()  # all memory is zero before any rank writes
         _unlink_shared_memory()
         for window in (*self._windows, self._control):
             window.Lock_all(MPI.MODE_NOCHECK)
@@ -141,9 +141,7 @@ class MpiPort:
         return MPI.Win.Create(memory, 1, comm=self._communicator)
 
     def _start_progress(self, spec: MemorySpec) -> threading.Thread | None:
-        """Start the thread for owners of memory that needs it: emulated windows, or ranks on other hosts; else return
-        None.
-        """
+        """Start the thread for owners of memory that needs it (emulated windows, other hosts); else None."""
         local = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
         remote = local.Get_size() < self.size
         local.Free()
