@@ -168,7 +168,10 @@ def quantity_of(schema: Schema) -> Quantity:
 
 
 def check_quantity(value: Any, schema: Any, at: KeyPath) -> Diagnostic:
-    """Return the diagnostic of a value that is known not to fit."""
+    """Return the diagnostic of a value that is known not to fit.
+
+    Raises: AssertionError where it fits.
+    """
     if sort(value) not in ("number", "text"):
         return Diagnostic("wrong-type", f"expected {words(schema)}, got {got(value)}", at)
     quantity = quantity_of(schema)

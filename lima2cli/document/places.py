@@ -167,7 +167,7 @@ class Document(Source):
 
     def _locate(self, diagnostic: Diagnostic) -> Place:
         at = diagnostic.at
-        if diagnostic.span is not None:  # of the text of the file, or of an override that came to nothing
+        if diagnostic.span is not None:  # in the text of the file, or of an override that was not applied
             override = self.overridden[at] if at in self.overridden and at not in self.values else None
             span = Span(*diagnostic.span)
         else:

@@ -267,6 +267,8 @@ def mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers
     """Yield files of one mapping: name, rows of the virtual dataset with their pixels, and rows of the file.
 
     Names may count files, ``part_%b.h5``: such a mapping stands for as many as fit.
+
+    Raises: FileProblem where a counted file is missing between others.
     """
     target, pixels = _rows(source.vspace, length)
     name = source.file_name

@@ -136,7 +136,10 @@ class _Ending:
         self._stream, self.name = stream, stream.name
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at least one."""
+        """Return the next bytes, at least one.
+
+        Raises: ValueError at the end of the stream.
+        """
         piece: bytes = self._stream.read(size)
         if not piece:
             raise ValueError("its header has no end")
@@ -365,7 +368,10 @@ class TiffStack(OpenStack):
             self.declare(Invalid((-2.0, -1.0)))
 
     def _look(self, name: str, size: int) -> tuple[list[Page], int]:
-        """Return the pages, and 1 where the file ends before another one."""
+        """Return the pages, and 1 where the file ends before another one.
+
+        Raises: FileProblem where the file cannot be read, or has no whole page.
+        """
         whole: list[Page] = []
         try:
             for page in pages(self._file, size):

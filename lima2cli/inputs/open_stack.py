@@ -256,7 +256,10 @@ class SeriesStack(OpenStack):
         self.files = tuple(dict.fromkeys(files))
 
     def _first(self, name: str) -> tuple[int, OpenStack]:
-        """Return the first member that can be read: the pattern of all frames."""
+        """Return the first member that can be read: the pattern of all frames.
+
+        Raises: FileProblem where none can be read.
+        """
         problem: FileProblem | None = None
         for number, member in enumerate(self._members):
             if member.open is not None:

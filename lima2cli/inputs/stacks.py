@@ -179,7 +179,10 @@ def _open_file(name: str, path: Path, inner: str | None) -> OpenStack:
 
 
 def _kind(name: str, path: Path) -> Sequence[str]:
-    """Return the format of a file, as its suffixes."""
+    """Return the format of a file, as its suffixes.
+
+    Raises: FileProblem where the file cannot be read, or is of no known format.
+    """
     suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() in (".gz", ".bz2") else path.suffix
     for kind in (HDF5, NUMPY, TIFF, FABIO):
         if suffix.lower() in kind:

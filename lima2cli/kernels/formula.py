@@ -1,10 +1,9 @@
 """Formulae over images, as users write them: a small part of Python's grammar, checked before anything is computed.
 
-Names of inputs, numbers, ``+ - * /
-
-% **``, comparisons (chained too), ``and or not`` and ``& | ~ ^`` of conditions, parentheses and the functions of
-`FUNCTIONS`; precedence is as in Python. All else is refused with its column. The result is a tree of `Name`, `Scalar`
-and `Op`, in which every operation is a primitive; the text itself is never evaluated.
+Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``and or not`` and ``& | ~ ^`` of conditions,
+parentheses and the functions of `FUNCTIONS`; precedence is as in Python. All else is refused with its column. The
+result is a tree of `Name`, `Scalar` and `Op`, in which every operation is a primitive; the text itself is never
+evaluated.
 
 Meaning is numpy's for floats, except for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
 `minimum` and `maximum` give NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone
@@ -183,7 +182,10 @@ class Reader:
         self._line, self._inputs = line, inputs
 
     def read(self, node: ast.expr) -> Tree:
-        """Return the tree of a part of the line."""
+        """Return the tree of a part of the line.
+
+        Raises: FormulaError where it is not of the grammar.
+        """
         tree = self._read(node)
         if tree.size > WRITTEN_OUT:
             raise self._refused(node, f"the formula has more than {WRITTEN_OUT} operations written out")
@@ -371,7 +373,7 @@ def _folded(function: Callable[..., Any], *values: Scalar) -> Scalar:
 
 def _extreme(name: str) -> Callable[[Tree, Tree], Tree]:
     def of(one: Tree, other: Tree) -> Tree:
-        """The first where it is NaN."""
+        """Return the lesser or the greater of two; the first where it is NaN."""
         if isinstance(one, Scalar) and isinstance(other, Scalar):
             return _folded(np.minimum if name == "lt" else np.maximum, one, other)
         chosen: Tree = Op(name, (one, other), True)

@@ -20,7 +20,10 @@ AT: KeyPath = ("acquisition",)
 
 
 def check_description(config: DetectorConfig, info: DetectorInfo, findings: Findings) -> None:
-    """Report a detector that is configured beyond what its kind can do."""
+    """Report a detector that is configured beyond what its kind can do.
+
+    Raises: Poisoned, after reporting it, where the image is too large.
+    """
     can, at = config.capabilities, ("detector", config.kind)
     if info.width * info.height > MOST_PIXELS:
         message = f"an image of {info.width} x {info.height} pixels is too large: at most {MOST_PIXELS} in all"
@@ -52,7 +55,10 @@ def check_description(config: DetectorConfig, info: DetectorInfo, findings: Find
 
 
 def operated_detector(config: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> DetectorInfo:
-    """Return the detector after the operations that an acquisition asks of it, which are checked."""
+    """Return the detector after the operations that an acquisition asks of it, which are checked.
+
+    Raises: Poisoned, after reporting it, where an operation is refused.
+    """
     operations = config.operations
     asked = {
         "binning": operations.binning != (1, 1),

@@ -171,7 +171,10 @@ class _Expansion:
             self._fail(name, entry, at)
 
     def _expand(self, name: str, entry: Any, use: Use, at: KeyPath, scope: _Scope) -> None:
-        """Add the nodes of one use, which is written at ``at``."""
+        """Add the nodes of one use, which is written at ``at``.
+
+        Raises: _TooLarge.
+        """
         graph = self._library.find(use.graph, scope.root)
         self._grow(_USE)
         if len(scope.within) >= DEEPEST:

@@ -18,9 +18,10 @@ def module_shares(
 ) -> Shares | None:
     """Return the module numbers of each place; None where places get whole frames.
 
-    Without a list, place l of L gets the modules m of M with ``m * L
+    Without a list, place l of L gets the modules m of M with ``m * L // M == l``. The bounding boxes of the shares are
+    what receivers hold: they must not overlap.
 
-    M == l``. The bounding boxes of the shares are what receivers hold: they must not overlap.
+    Raises: Poisoned, after reporting it, where the shares are wrong.
     """
     if written == "frames":
         return None
@@ -182,7 +183,10 @@ def _overrun(flow: Flow, info: DetectorInfo, at: KeyPath, findings: Findings) ->
 def _places(
     written: tuple[str, ...] | str | None, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings
 ) -> tuple[BufferPlace, ...]:
-    """Return the places of the local buffers, in rotation order."""
+    """Return the places of the local buffers, in rotation order.
+
+    Raises: Poisoned, after reporting it, where one is wrong.
+    """
     if written is None:
         return tuple(BufferPlace(index, next(iter(table.memspaces))) for index, table in enumerate(receivers.values()))
     if isinstance(written, str):
@@ -197,7 +201,10 @@ def _places(
 def _everywhere(
     memspace: str, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings
 ) -> tuple[BufferPlace, ...]:
-    """Return the places of a memspace on every receiver that has it."""
+    """Return the places of a memspace on every receiver that has it.
+
+    Raises: Poisoned, after reporting it, where no receiver has it.
+    """
     places = tuple(BufferPlace(i, memspace) for i, each in enumerate(receivers.values()) if memspace in each.memspaces)
     if not places:
         names = dict.fromkeys(name for each in receivers.values() for name in each.memspaces)
@@ -208,7 +215,10 @@ def _everywhere(
 
 
 def _place(reference: str, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings) -> BufferPlace:
-    """Return the place that `receiver.memspace` names."""
+    """Return the place that `receiver.memspace` names.
+
+    Raises: Poisoned, after reporting it, where it names none.
+    """
     if reference is POISON:
         raise Poisoned
     receiver, dot, memspace = reference.partition(".")

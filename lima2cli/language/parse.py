@@ -100,7 +100,10 @@ def _retrieve(
 
 
 def _describe(config: DetectorConfig, document: Document, files: Files, findings: Findings) -> DetectorInfo:
-    """Return the detector as it describes itself; a configuration that it refuses is reported at its parameter."""
+    """Return the detector as it describes itself; a configuration that it refuses is reported at its parameter.
+
+    Raises: Poisoned, after reporting it, where the detector is refused.
+    """
     at: KeyPath = ("detector", config.kind)
     try:
         info = config.described(files)

@@ -70,7 +70,10 @@ def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], fin
 def _reads(
     name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
 ) -> Mapping[KeyPath, str]:
-    """Return the names of a node's sources, by place; every unknown one is reported."""
+    """Return the names of a node's sources, by place; every unknown one is reported.
+
+    Raises: Poisoned, after reporting it, where one is unknown.
+    """
     read = {
         place: attempt(lambda p=place, s=source: _source(name, p, s, uses, flows, info, findings))  # type: ignore[misc]
         for place, source in uses[name].reads.items()
@@ -100,7 +103,10 @@ def _source(
 
 
 def _tables(name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> Edges:
-    """Return the nodes of which a node reads rows; every one that has none is reported."""
+    """Return the nodes of which a node reads rows; every one that has none is reported.
+
+    Raises: Poisoned, after reporting it, where one has no rows.
+    """
     node = uses[name].node
     if not isinstance(node, Select):
         return ()

@@ -72,7 +72,10 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool
 
 
 def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
-    """Return the detector's own pixel mask, bool (height, width) of its image after its operations; None without."""
+    """Return the detector's own pixel mask, bool (height, width) of its image after its operations; None without.
+
+    Raises: NodeMisuse or FileProblem where it is unfit.
+    """
     if info.pixel_mask is None:
         return None
     image = files.image(info.pixel_mask)
@@ -103,12 +106,12 @@ class _Looked:
 
     def __init__(self) -> None:
         self._masks: dict[int, NDArray[Any]] = {}
-        self._pixels, self._told = 0, False
+        self._pixels, self._reported = 0, False
 
     def add(self, pixels: int, *specs: Any) -> None:
         """Count pixels, and masks of frames.
 
-        Raises: NodeMisuse where all together are too many, once.
+        Raises: NodeMisuse where all together are too many, once; then Poisoned.
         """
         self._pixels += pixels
         for mask in (getattr(spec, "mask", None) for spec in specs):
@@ -119,10 +122,10 @@ class _Looked:
                 made = made.base
             self._pixels += mask.size // PASSING if id(made) in self._masks else made.size
             self._masks[id(made)] = made
-        if self._told:
+        if self._reported:
             raise Poisoned
         if self._pixels > MOST_LOOKED_AT:
-            self._told = True
+            self._reported = True
             message = f"up to here masks and regions of the nodes have {self._pixels} pixels, at most {MOST_LOOKED_AT}"
             raise NodeMisuse("masks-too-large", message, (), "smaller regions, a smaller image, or several pipelines")
 

@@ -166,7 +166,10 @@ def _one_round(rule: Rule, selected: int | None, inputs: Sequence[Numbering]) ->
 
 
 def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Numbering) -> tuple[Rule, int | None]:
-    """Return the common frames, at most ``of_a`` of one, as a progression (the Chinese remainder theorem)."""
+    """Return the common frames, at most ``of_a`` of one, as a progression (the Chinese remainder theorem).
+
+    Raises: NodeMisuse where there are none.
+    """
     b = other.rule
     apart, common = b.start - a.start, gcd(a.step, b.step)
     step, latest = lcm(a.step, b.step), max(a.start, b.start)

@@ -179,7 +179,10 @@ class PutChannel(Protocol):
 
     def put(self, frames: Array, offset: int) -> None:
         """Start writing frames (n, rows, columns), rows contiguous, into n consecutive slots; ``offset`` is that of
-        the first pixel in the region, bytes. ``frames`` must stay as they are until the next `flush`."""
+        the first pixel in the region, bytes. ``frames`` must stay as they are until the next `flush`.
+
+        Raises: IndexError where they would leave the region.
+        """
         ...
 
     def flush(self) -> None:
