@@ -26,7 +26,7 @@ class Checked:
     pipeline  None where the text is not YAML; holds `POISON` where something is wrong
     plan      None where anything is wrong, or where the text is a file of graphs
     texts     of files of graphs, by their names relative to the pipeline's file
-    variables that were put into them
+    variables  that were put into them
     """
 
     source: Source
