@@ -103,7 +103,7 @@ def _skew(gdt: Gdt, other: Gdt) -> Skew:
     late = _latest(other)
     groups = 1 if gdt.place is not None else max(1, gdt.rule.depth // BATCHES)
     own = gdt.rule.blocks * gdt.rule.step + (groups - 1) * _round(gdt)
-    unreported = _first_untold(other)
+    unreported = _first_unreported(other)
     if unreported is not None and (last is None or last - unreported + 1 > late + 1):
         rest = None if last is None or total is None else min(total, last - max(unreported, gdt.rule.start) + 1 + own)
         return Skew(rest, other.flow, f"from frame {unreported} on at the end only")
@@ -117,7 +117,7 @@ def _latest(gdt: Gdt) -> int:
     return (((max(1, gdt.group_event) - 1) * rule.buffers + 1) * rule.blocks - 1) * rule.step
 
 
-def _first_untold(gdt: Gdt) -> int | None:
+def _first_unreported(gdt: Gdt) -> int | None:
     """Return the number of the first frame that no group event reports, None where there is none."""
     if gdt.selected is None:
         return None

@@ -63,7 +63,7 @@ class Stripes:
 
 
 class SharedFile(Protocol):
-    """A file that is there already, opened by all members of a circle to write to it together."""
+    """An existing file, opened by all members of a collective group to write to it together."""
 
     def begin(self, first: int, rows: NDArray[np.uint8]) -> "Pending":
         """Begin to write own rows (n, row_bytes), C-contiguous, of which the first is the ``first``-th own one.
@@ -243,7 +243,7 @@ class Port(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back; collective."""
+        """Release the memory; collective."""
         ...
 
 

@@ -141,7 +141,10 @@ class MpiPort:
         return MPI.Win.Create(memory, 1, comm=self._communicator)
 
     def _start_progress(self, spec: MemorySpec) -> threading.Thread | None:
-        """Start the thread for owners of memory that needs it (emulated windows, other hosts); else None."""
+        """Start the thread for owners of memory that needs it (emulated windows, other hosts); else None.
+
+        Raises: RuntimeError where this MPI gives no THREAD_MULTIPLE.
+        """
         local = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
         remote = local.Get_size() < self.size
         local.Free()
