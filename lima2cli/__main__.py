@@ -1,4 +1,4 @@
-"""``python -m lima2cli`` is the program ``lima2``."""
+"""The program ``lima2`` as ``python -m lima2cli``."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from lima2cli.errors import INTERRUPTED
 
 
 def main() -> None:
-    """Entry point of the program. Ctrl-C while it is being imported ends it in silence, as the shell shows it: 130."""
+    """Run the program. Ctrl-C during its import ends it in silence, with the shell's code 130."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The one compiler behind all commands: what `validate` accepts, `run` never rejects for a static reason."""
+"""The one compiler behind all commands: `run` never rejects, for a static reason, what `validate` accepts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +20,13 @@ from lima2cli.plan.ir import Plan
 
 @dataclass(frozen=True)
 class Checked:
-    """What came of a text.
+    """The result of checking a text.
 
     source    to show ``findings`` in: a `Document` where the text is YAML
     pipeline  None where the text is not YAML; holds `POISON` where something is wrong
     plan      None where anything is wrong, or where the text is a file of graphs
     texts     of files of graphs, by their names relative to the pipeline's file
-    variables that were put into them
+    variables  that were put into them
     """
 
     source: Source
@@ -38,7 +38,7 @@ class Checked:
 
 
 def compile_again(checked: Checked, pipeline: Pipeline, base: Path, *, cores: int, fuse: bool = True) -> Checked:
-    """The same text with another pipeline, made of the one that was checked; the findings are those of this one."""
+    """Compile the same text with another pipeline, made of the checked one; the findings are those of this one."""
     findings = Findings()
     with FileStore(base, checked.texts) as files:
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
@@ -65,7 +65,7 @@ def check_text(
     file   name to show, ``-`` for standard input;  base   directory that files with data are relative to
     cores  of this machine, a bound on the number of detector ranks;  fuse   see `compile_plan`
     texts  of files of graphs, where they were kept: these are not read again
-    here   directory that the output is relative to; None: it is not looked at what a run would write
+    here   directory that the output is relative to; None: the files that a run would write are not checked
     """
     findings, variables = Findings(), Variables.of(environment)
     document = load(text, file, findings, environment=variables, overrides=overrides)
@@ -74,8 +74,8 @@ def check_text(
     with FileStore(base, texts) as files:
         if is_graph_file(document):
             document = check_graph_file(document, findings, files.text, variables)
-            found = suppress(document, once(document, findings))
-            return Checked(document, found, texts=files.texts, variables=variables)
+            left = suppress(document, once(document, findings))
+            return Checked(document, left, texts=files.texts, variables=variables)
         document = with_named_inputs(expand(document, findings, files.text, variables))
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
@@ -83,12 +83,12 @@ def check_text(
             inputs = _inputs(pipeline, files, file)
             check_destinations(pipeline, document, inputs, base, here, findings)
             plan = None if plan is None or findings.failed else replace(plan, inputs=tuple(_paths(inputs)))
-    found = suppress(document, once(document, findings))
-    return Checked(document, found, pipeline, plan, files.texts, variables)
+    left = suppress(document, once(document, findings))
+    return Checked(document, left, pipeline, plan, files.texts, variables)
 
 
 def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
-    """All files that a run reads, by reference: what was asked for, the pipeline itself, and what commands name."""
+    """Return all files that a run reads, by reference: those asked for, the pipeline itself, those of commands."""
     inputs = files.inputs()
     named = [] if file == "-" else [Path(file).name]
     named += [word for words in commands(pipeline) for word in words if word]

@@ -1,4 +1,4 @@
-"""Mistakes in an input: one record for every check, names that are near, and values that are known to be bad."""
+"""Mistakes in an input: one record for every check, similar names, and values that are known to be bad."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +11,10 @@ Severity = Literal["error", "warning"]
 
 
 LONGEST_TEXT = 800
-"""Characters of a message; of a longer one, which quotes a huge value, beginning and end are kept."""
+"""Most characters of a message; a longer one, which quotes a huge value, keeps its beginning and end."""
 
 MOST_MISTAKES = 1000
-"""Findings of each severity that are kept; more would be read by nobody, and cost time to show."""
+"""Most findings of each severity that are kept; more would be unused, and cost time to show."""
 
 
 def _short(text: str) -> str:
@@ -58,7 +58,7 @@ class Diagnostic:
 
 
 class More(TypedDict, total=False):
-    """What a check may add to rule, message and place; see `Diagnostic`."""
+    """Fields that a check may give in addition to rule, message and place; see `Diagnostic`."""
 
     notes: Sequence[str]
     help: str | None
@@ -73,7 +73,7 @@ def _finding(severity: Severity, rule: str, message: str, at: KeyPath, more: Mor
 
 @dataclass
 class Findings:
-    """Collects diagnostics; stages add to it instead of raising, so that one pass finds all mistakes."""
+    """Collector of diagnostics; stages add to it instead of raising, so that one pass finds all mistakes."""
 
     items: list[Diagnostic] = field(default_factory=list)
     _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False, compare=False)
@@ -97,7 +97,7 @@ class Findings:
 
     @property
     def failed(self) -> bool:
-        """Whether any error was found."""
+        """Return True if any error was added."""
         return any(item.severity == "error" for item in self.items)
 
     def __iter__(self) -> Iterator[Diagnostic]:
@@ -105,17 +105,17 @@ class Findings:
 
 
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
-"""Flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
+"""Pattern of names of flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
 
 KNOWN_NAMES, LONGEST_WORD = 200, 100
 """Known names, and characters of a word, for which likeness is looked at; its cost grows with the product."""
 
 HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]*$"
-"""Machines, by name or address."""
+"""Pattern of machines, by name or address."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that ``word`` was probably meant to be, or None.
+    """Return the known name that ``word`` was probably meant to be, or None.
 
     Case is ignored first, so that ``ctr1`` finds ``CTR1``.
     """
@@ -130,7 +130,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Help text for a mistyped name: the nearest one, else all that are known, else None."""
+    """Return help for a mistyped name: the nearest one, else all that are known, else None."""
     names = list(known)
     best = nearest(word, names)
     if best is not None and best != word:
@@ -142,11 +142,11 @@ T = TypeVar("T")
 
 
 class Poisoned(Exception):
-    """A check read a value that had been reported already."""
+    """Raised by a check that read a value reported before."""
 
 
 class _Poison:
-    """Raises on every use except identity."""
+    """Stand-in for a value reported as wrong; raises on every use except identity."""
 
     def _raise(self, *_: object) -> NoReturn:
         raise Poisoned
@@ -167,7 +167,7 @@ POISON: Any = _Poison()
 
 
 def attempt(compute: Callable[[], T]) -> T:
-    """``compute()``, or ``POISON`` where it read a poisoned value."""
+    """Return ``compute()``, or ``POISON`` where it read a poisoned value."""
     try:
         return compute()
     except Poisoned:

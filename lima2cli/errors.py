@@ -25,15 +25,15 @@ class FileProblem(Lima2Error):
 
 
 class RunFailed(Lima2Error):
-    """The run started, and could not do what was asked."""
+    """A run that started, and could not do the job."""
 
 
 class StateError(Lima2Error):
-    """A detector was asked for what its state does not allow."""
+    """An operation that the state of a detector does not allow."""
 
 
 class UserCodeError(Lima2Error):
-    """Code of the user's failed, or gave what was not declared; the message says where.
+    """Code of the user's failed, or returned an undeclared result; the message names the place.
 
     ``frame`` is the number of the frame, None where it is not about one.
     """
@@ -44,11 +44,11 @@ class UserCodeError(Lima2Error):
 
 
 class EndedAtOnce(BaseException):
-    """The second Ctrl-C of a run whose ranks are all in one process."""
+    """Raised at the second Ctrl-C of a run whose ranks are all in one process."""
 
 
 class NodeMisuse(Lima2Error):
-    """A node's parameters don't go with the data that it gets; becomes a diagnostic at the parameter.
+    """Parameters of a node that do not go with its data; becomes a diagnostic at the parameter.
 
     ``key`` is the path below the node's kind, e.g. ``("rois", "door", "rect")``.
     """
@@ -60,18 +60,18 @@ class NodeMisuse(Lima2Error):
 
 FINE = 0
 PROBLEMS = 1
-"""The input has problems."""
+"""Exit code of an input with problems."""
 USAGE = 2
-"""Wrong usage, or an unreadable file."""
+"""Exit code of wrong usage, or an unreadable file."""
 BUG = 3
-"""A mistake of ours."""
+"""Exit code of a mistake of ours."""
 FAILED = 10
-"""The run failed."""
+"""Exit code of a failed run."""
 DATA_LOST = 11
-"""Data were lost although the pipeline forbids it."""
+"""Exit code of a run that lost data although the pipeline forbids it."""
 UNFIT = 12
-"""This machine cannot run the plan; nothing was started."""
+"""Exit code of a machine that cannot run the plan; nothing was started."""
 STOPPED = 128
-"""To which the number of the signal is added that has stopped it."""
+"""Exit code to which the number of the signal is added that stopped the program."""
 INTERRUPTED = STOPPED + 2
-"""By Ctrl-C."""
+"""Exit code of Ctrl-C."""

@@ -1,4 +1,4 @@
-"""Code of others, run in our processes: functions of users, and classes of plugins."""
+"""Run code of others in our processes: functions of users, and classes of plugins."""
 
 import atexit
 import ctypes
@@ -34,19 +34,21 @@ LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), syscon
 """Folders of code that others' calls: its place says less than that of the call."""
 
 LONGEST = 2000
-"""Characters of a message that are kept."""
+"""Most characters of a message that are kept."""
 
 
 class ExitError(Lima2Error):
-    """What was raised and is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
+    """A raised object that is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
 
 
 def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what others wrote, so that whatever it raises can be caught as an Exception.
+    """Call code of others so that whatever it raises can be caught as an Exception.
 
     ``sys.exit()`` ends no rank, and a KeyboardInterrupt that no key has raised no run: these, and all that is no
     Exception, become an `ExitError` of the same traceback. A child that it forks, and that returns from it, ends here:
-    there is one of each rank. Raises what ``function`` raises, else.
+    there is one of each rank.
+
+    Raises: the errors of ``function``, else.
     """
     process = os.getpid()
     try:
@@ -61,7 +63,7 @@ def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def said(error: BaseException) -> str:
-    """Kind and message of an exception in one line; of one that stands for another, those of that."""
+    """Return kind and message of an exception in one line; for one that stands for another, those of that."""
     if isinstance(error, ExitError | UserCodeError):
         return str(error)
     try:
@@ -72,23 +74,25 @@ def said(error: BaseException) -> str:
 
 
 def is_foreign(kind: type) -> bool:
-    """Whether a class is of a package that others wrote."""
+    """Return True if a class is of a package that others wrote."""
     return not kind.__module__.startswith("lima2cli.")
 
 
 def place_of(frames: Iterable[tuple[str, int]]) -> str:
-    """Of frames, files with lines, the innermost last: that of others' code which says most, as ``u.py:5: ``; empty
-    where there is none."""
+    """Return the most telling frame of others' code, as ``u.py:5: ``; empty where there is none. ``frames`` are files
+    with lines, the innermost last.
+    """
     stack = list(frames)
     called = next((at for at, (file, _) in enumerate(stack) if file.startswith(PACKAGE)), 0)  # by us, who by a script
-    known = [it for it in stack[called:] if not it[0].startswith(("<", PACKAGE, IMPORTLIB))]
-    known = [it for it in known if not it[0].startswith(LIBRARIES)] or known
+    known = [frame for frame in stack[called:] if not frame[0].startswith(("<", PACKAGE, IMPORTLIB))]
+    known = [frame for frame in known if not frame[0].startswith(LIBRARIES)] or known
     return f"{Path(known[-1][0]).name}:{known[-1][1]}: " if known else ""
 
 
 def standard_descriptors() -> None:
-    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and what
-    anything prints."""
+    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and with it
+    everything that is printed.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -101,17 +105,17 @@ def standard_descriptors() -> None:
 
 SIGNAL = signal.SIGRTMIN + 7
 LOOK_S, AGAIN_S, RESORT_S = 0.1, 1.0, 5.0
-"""From one look at the clock to the next, from one signal to the next, from the first to the last resort."""
+"""Seconds from one look at the clock to the next, from one signal to the next, from the first to the last resort."""
 
 ARM_S, SILENT_S = 1.0, 3.0
-"""From one setting of the C thread to the next, and how long this one's may be late."""
+"""Seconds from one setting of the C thread to the next, and by how much this one's may be late."""
 
 IMPORT_S, CALL_S = 45.0, 25.0
-"""How long an import or the making of an object, and a call for a block, may take at least."""
+"""Least seconds allowed for an import or the making of an object, and for a call for a block."""
 
 
 ALIVE = b"alive\n"
-"""Written where a process that may have been given up has only slept."""
+"""Line written by a process that only slept and may have been given up."""
 
 
 class TookTooLong(BaseException):
@@ -144,7 +148,10 @@ class Watch:
 
     @contextmanager
     def during(self, what: str, least_s: float) -> Iterator[None]:
-        """Watch one call; ``what`` is called, for messages. Raises `TookTooLong` in it."""
+        """Watch one call; ``what`` names it in messages.
+
+        Raises: TookTooLong in the call.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -164,7 +171,7 @@ class Watch:
 
     @property
     def used(self) -> bool:
-        """Whether there were any calls."""
+        """Return True if there were any calls."""
         return self._thread is not None
 
     def _look(self) -> None:
@@ -196,13 +203,16 @@ class Watch:
             faulthandler.dump_traceback_later(left + RESORT_S + SILENT_S, file=self.dump_to, exit=self.dump_ends)
 
     def rest(self) -> None:
-        """Nothing is watched any more from outside."""
+        """Stop watching from outside."""
         with self._lock:
             self.dump_to, self.last_resort = None, lambda text: None
             faulthandler.cancel_dump_traceback_later()
 
     def ring(self) -> None:
-        """Raise `TookTooLong` where the call that is under way is due."""
+        """Interrupt the current call if it is due.
+
+        Raises: TookTooLong.
+        """
         call = self._call
         if call is not None and call.over_s >= 0:
             raise TookTooLong(_words(call))
@@ -214,7 +224,7 @@ def _words(call: _Call) -> str:
 
 def _where() -> str:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return place_of((it.filename, it.lineno or 0) for it in traceback.extract_stack(frame))
+    return place_of((summary.filename, summary.lineno or 0) for summary in traceback.extract_stack(frame))
 
 
 DUMPED = re.compile(r"^Timeout \(", re.MULTILINE)
@@ -222,19 +232,19 @@ DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in ', re.MULTILINE)
 
 
 def hung_at(text: str, functions: Mapping[str, str]) -> str | None:
-    """What faulthandler, or `last_resort`, has written, as the reason of a run's end; None where nothing of it.
+    """Return the reason of a run's end from the output of faulthandler, or `last_resort`; None where there is none.
 
     functions   of nodes, by their names
     """
-    told = re.search(r"^UserCodeError: (.+)", text, re.MULTILINE)
+    message = re.search(r"^UserCodeError: (.+)", text, re.MULTILINE)
     dumped = DUMPED.search(text)
-    if told:
-        words = told[1]
+    if message:
+        words = message[1]
     elif dumped:
         threads = re.split(r"^(?:Current t|T)hread .*$", text[dumped.end() :], flags=re.MULTILINE)
-        stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(it)][::-1] for it in threads]
+        stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(thread)][::-1] for thread in threads]
         stacks = stacks[::-1]  # the main thread is the last
-        own = [[it for it in stack if not it[0].startswith(LIBRARIES)] for stack in stacks]
+        own = [[thread for thread in stack if not thread[0].startswith(LIBRARIES)] for stack in stacks]
         place = next(filter(None, map(place_of, [*own, *stacks])), "")
         words = f"{place}TookTooLong: it did not come back from C, and held the interpreter's lock"
     else:
@@ -252,23 +262,26 @@ WATCH = Watch()
 
 
 def lingering() -> dict[str, str]:
-    """Threads that the end of this process would wait for, by name, each with the file and line where it is. Those of
-    lima2, and idle ones of pools, end by themselves."""
+    """Return threads that the end of this process would wait for, by name, each with its current file and line. Those
+    of lima2, and idle ones of pools, end by themselves.
+    """
     frames = sys._current_frames()
-    found = {}
+    places = {}
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)
         if thread.daemon or thread is threading.main_thread() or frame is None:
             continue
         if frame.f_code.co_filename == pools.__file__ or any(file.startswith(PACKAGE) for file in _files(frame)):
             continue
-        found[thread.name] = _place(frame)
-    return found
+        places[thread.name] = _place(frame)
+    return places
 
 
 def leave(code: int) -> None:
-    """End this process with ``code``, without waiting, where users' code was called, or threads of it go on; else
-    return. What it wants to do at the end has as long as a call."""
+    """End this process with ``code``, without waiting, where users' code was called, or threads of it go on.
+
+    Else return. Its exit handlers have as long as a call.
+    """
     if not lingering() and not WATCH.used:
         return
     if "mpi4py.MPI" not in sys.modules:  # ranks are ended by their launcher
@@ -289,7 +302,7 @@ def leave(code: int) -> None:
 
 
 def _ignore(unraisable: object) -> None:
-    """Nothing."""
+    """Ignore an unraisable exception."""
 
 
 def _files(frame: FrameType | None) -> list[str]:
@@ -301,7 +314,7 @@ def _files(frame: FrameType | None) -> list[str]:
 
 
 def _place(frame: FrameType) -> str:
-    """File and line of the innermost frame that is not of the standard library."""
+    """Return file and line of the innermost frame that is not of the standard library."""
     library, here = str(Path(os.__file__).parent), frame
     while here.f_code.co_filename.startswith(library) and "site-packages" not in here.f_code.co_filename:
         if here.f_back is None:

@@ -1,4 +1,4 @@
-"""What travels: the description of a detector, of frames along an edge of the graph, and blocks of frames."""
+"""Descriptions of detectors and of frames along an edge of the graph, and blocks of frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ DTYPES = ("uint16", "uint8", "uint32", "uint64", "int8", "int16", "int32", "int6
 """numpy names of the pixel types that exist."""
 
 MOST_PIXELS = 1 << 27
-"""Pixels of a frame: masks and calibrations of as many are held when a pipeline is checked."""
+"""Most pixels of a frame: masks and calibrations of as many are held when a pipeline is checked."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DatasetInfo:
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of one pixel."""
+        """Return the bytes of one pixel."""
         return np.dtype(self.dtype).itemsize
 
 
@@ -65,17 +65,17 @@ class DetectorInfo:
     modules      their rectangles in the image, numbered from 0; of area 0 where the detector's own ROI leaves one out
     channels     data channels per module, None = unlimited
     gap_value    stored in pixels that no module covers
-    can_wait     whether the source stands still until receivers have released memory (credits)
+    can_wait     True if the source stands still until receivers have released memory (credits)
     pixel_size   (x, y) in metres, None if unknown
     saturation   pixels at or above it count as saturated, None if unknown
     versions     of hardware, firmware and software, by what they are of
-    can_fail     whether a module may fail to give its part of a frame (see `Detector.missing`)
+    can_fail     True if a module may fail to give its part of a frame (see `Detector.missing`)
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
                  None = no pixel is known to be defective
-    skips        whether frames that are missing are left out because the pipeline asks for that: they are no losses
-    taken        what its description was taken from and nobody wrote, a line each; `plan` shows it
-    doubts       what it could not take, a sentence each: warnings
+    skips        True if missing frames are left out because the pipeline asks for that: they are no losses
+    taken        sources of its description that the pipeline does not name, a line each; `plan` shows them
+    doubts       facts that it could not use, a sentence each: warnings
     shows        of recorded frames: how the image shows the sensor that they were recorded with, as far as the file
                  says; None = it is a sensor
     """
@@ -102,22 +102,25 @@ class DetectorInfo:
 
     @property
     def image(self) -> Rect:
-        """The whole image."""
+        """Return the whole image as a rectangle."""
         return Rect(0, 0, self.width, self.height)
 
     @property
     def base(self) -> View:
-        """How the image shows the sensor, after all that was done to it so far."""
+        """Return the view of the sensor that the image shows, after all operations so far."""
         shown = self.sensor.shows or View(self.sensor.image)
         return shown if self.operated is None else shown.then(self.operated.view)
 
     @property
     def sensor(self) -> "DetectorInfo":
-        """The detector without its own operations: what `DetectorConfig.describe` gave."""
+        """Return the detector without its own operations: the result of `DetectorConfig.describe`."""
         return self if self.operated is None else self.operated.sensor
 
     def dataset(self, name: str) -> DatasetInfo:
-        """The dataset of that name; KeyError if there is none."""
+        """Return the dataset of that name.
+
+        Raises: KeyError if there is none.
+        """
         for item in self.datasets:
             if item.name == name:
                 return item
@@ -126,7 +129,7 @@ class DetectorInfo:
 
 @dataclass(frozen=True)
 class Operated:
-    """What a detector's own operations are applied to.
+    """The base of a detector's own operations.
 
     sensor     the detector without them
     view       the part of the sensor that frames show, and how
@@ -169,31 +172,31 @@ class FrameSpec:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of a frame."""
+        """Return (height, width) of a frame."""
         return self.view.shape
 
     @property
     def place(self) -> tuple[slice, slice]:
-        """Index of a part in an array that shows the whole frame."""
+        """Return the index of a part in an array that shows the whole frame."""
         return self.view.area.within((self.whole or self.view).area)
 
     @property
     def part(self) -> Rect:
-        """Where a part lies in the whole frame."""
+        """Return the place of a part in the whole frame."""
         area, whole = self.view.area, (self.whole or self.view).area
         return Rect(area.x - whole.x, area.y - whole.y, area.width, area.height)
 
     def of_sensor(self, view: View) -> View:
-        """How frames that show the detector's image as ``view`` does show the sensor."""
+        """Return the view of the sensor for frames that show the detector's image as ``view`` does."""
         return view if self.base is None else self.base.then(view)
 
     @property
     def hole(self) -> float:
-        """What pixels hold that nothing is written to: ``holds``, or the gap value."""
+        """Return the value of pixels that nothing is written to: ``holds``, or the gap value."""
         return self.gap if self.holds is None else self.holds
 
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
-        """The same with more pixels masked."""
+        """Return the spec with more pixels masked."""
         if more is None or not more.any():
             return self
         return replace(self, mask=more if self.mask is None else self.mask | more)
@@ -207,7 +210,7 @@ class FrameSpec:
 class SparseSpec(FrameSpec):
     """Sparse frames on an edge of the graph: chosen pixels of what would be such dense frames.
 
-    They are told apart by their place in the whole detector image.
+    Pixels are identified by their place in the whole detector image.
     """
 
     def __str__(self) -> str:
@@ -270,9 +273,9 @@ class StackInfo:
     pixel_mask  reference of the mask that the file has for them, None where it has none
     invalid     values of pixels that the file declares to be no measurement
     saturation  pixels at or above it count as saturated, None if the file does not say
-    taken       what the reference means: ``my.h5::/entry/data``
+    taken       the meaning of the reference: ``my.h5::/entry/data``
     missing     how many frames are not all there; ``lacking`` says which, and why
-    doubts      what the file says and is not taken over, a sentence each
+    doubts      statements of the file that are not used, a sentence each
     view        how the file says that they show the sensor of the detector that they were recorded with; None where it
                 does not say
     """
@@ -290,42 +293,44 @@ class StackInfo:
 
 
 class Files(Protocol):
-    """Reads files with data in them, by the reference that a pipeline gives (relative to the YAML file).
+    """Reader of files with data in them, by the reference that a pipeline gives (relative to the YAML file).
 
-    Raises `FileProblem` with a message that stands alone. What was read once is kept. Where frames are not all there
-    (`StackInfo.missing`) that is such a problem too (file-incomplete), but for those who ``skip`` them.
+    Data that were read once are kept.
+
+    Raises: FileProblem with a message that stands alone; also where frames are not all there (`StackInfo.missing`,
+    file-incomplete), but for those who ``skip`` them.
     """
 
     def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
-        """Shape and dtype of a stack of frames (a single image is a stack of one)."""
+        """Return shape and dtype of a stack of frames (a single image is a stack of one)."""
         ...
 
     def image(self, reference: str) -> Array:
-        """A calibration image (height, width) or (n, height, width), whole."""
+        """Return a calibration image (height, width) or (n, height, width), whole."""
         ...
 
     def frames(self, reference: str, *, skip: bool = False) -> "FrameReader":
-        """A reader of the frames one by one."""
+        """Return a reader of the frames one by one."""
         ...
 
     def path(self, reference: str) -> str:
-        """Absolute path of a file that exists."""
+        """Return the absolute path of a file that exists."""
         ...
 
 
 class FrameReader(Protocol):
-    """Frames of a file."""
+    """A reader of the frames of a file."""
 
     info: StackInfo
 
     def read(self, numbers: Sequence[int]) -> Array:
-        """Frames (len(numbers), height, width), C-contiguous; zeros for those that are `missing`."""
+        """Return frames (len(numbers), height, width), C-contiguous; zeros for those that are `missing`."""
         ...
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Which of these frames are not all there, (len(numbers),) bool; None = none of them. Asked after `read`."""
+        """Return a mask, (len(numbers),) bool, of incomplete frames; None = none of them. Asked after `read`."""
         ...
 
     def unread(self) -> Sequence[str]:
-        """Why frames that were thought to be there could not be read, and are `missing`; so far, a few of them."""
+        """Return reasons, a few, why frames thought to be there could not be read so far, and are `missing`."""
         ...

@@ -1,7 +1,7 @@
-"""Rectangles, and where each block of a data flow lies in the receivers' memory.
+"""Rectangles, and the place of each block of a data flow in the receivers' memory.
 
 A `Rule` holds the whole addressing of a GDT; modules, receivers, the plan and the files all ask it, so that a choice
-can change in one place. `locate` is the same of one frame, written out: what the rule gives is tested against it.
+can change in one place. `locate` does the same for one frame, written out: the rule is tested against it.
 """
 
 from collections.abc import Sequence
@@ -27,32 +27,32 @@ class Rect:
 
     @property
     def right(self) -> int:
-        """First column beyond the rectangle."""
+        """Return the first column beyond the rectangle."""
         return self.x + self.width
 
     @property
     def bottom(self) -> int:
-        """First row beyond the rectangle."""
+        """Return the first row beyond the rectangle."""
         return self.y + self.height
 
     @property
     def area(self) -> int:
-        """Number of pixels."""
+        """Return the number of pixels."""
         return self.width * self.height
 
     def __and__(self, other: "Rect") -> "Rect":
-        """The common part; of area 0 where there is none."""
+        """Return the common part; of area 0 where there is none."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         width = max(0, min(self.right, other.right) - x)
         height = max(0, min(self.bottom, other.bottom) - y)
         return Rect(x, y, width, height) if width and height else Rect(x, y, 0, 0)
 
     def contains(self, other: "Rect") -> bool:
-        """Whether ``other`` lies inside."""
+        """Return True if ``other`` lies inside."""
         return self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
 
     def within(self, outer: "Rect") -> tuple[slice, slice]:
-        """Index of this rectangle in an array that shows ``outer``."""
+        """Return the index of this rectangle in an array that shows ``outer``."""
         return (
             slice(self.y - outer.y, self.bottom - outer.y),
             slice(self.x - outer.x, self.right - outer.x),
@@ -63,22 +63,22 @@ class Rect:
 
 
 def bounding_box(rects: Sequence[Rect]) -> Rect:
-    """The smallest rectangle around all of them; at least one."""
+    """Return the smallest rectangle around all of them; at least one."""
     x, y = min(rect.x for rect in rects), min(rect.y for rect in rects)
     return Rect(x, y, max(rect.right for rect in rects) - x, max(rect.bottom for rect in rects) - y)
 
 
 def up(n: int, multiple: int) -> int:
-    """``n`` rounded up to a multiple."""
+    """Return ``n`` rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How one block lies in its slot, all in bytes.
+    """The layout of one block in its slot, all in bytes.
 
-    ``pitch`` from one row to the next, ``payload_offset`` from the slot's start to the first pixel,
-    ``stride`` from one slot to the next, ``alignment`` of blocks.
+    ``pitch`` from one row to the next, ``payload_offset`` from the slot's start to the first pixel, ``stride`` from one
+    slot to the next, ``alignment`` of blocks.
     """
 
     pitch: int
@@ -90,7 +90,7 @@ class BlockLayout:
 def lay_out_block(
     width: int, height: int, pixel_bytes: int, *, block_bits: int, row_bits: int, header: int, footer: int
 ) -> BlockLayout:
-    """Layout of a block of ``height`` rows of ``width`` pixels; alignments in bits, header and footer in bytes."""
+    """Return the layout of ``height`` rows of ``width`` pixels; alignments in bits, header and footer in bytes."""
     block, row = max(1, block_bits // 8), max(1, row_bits // 8)
     pitch = up(width * pixel_bytes, row)
     payload = up(header, block)
@@ -99,7 +99,7 @@ def lay_out_block(
 
 @dataclass(frozen=True)
 class Location:
-    """Where one frame of a flow goes. ``offset`` in bytes from the start of the local buffer to the slot."""
+    """The place of one frame of a flow. ``offset`` in bytes from the start of the local buffer to the slot."""
 
     index: int
     group: int
@@ -113,9 +113,9 @@ class Location:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where frames of a flow go, int64 (n,) each, as of `Location`; worked out as they are asked for.
+    """The places of frames of a flow, int64 (n,) each, as of `Location`; computed on demand.
 
-    What they say of frames that are not `kept` means nothing.
+    The values of frames that are not `kept` mean nothing.
     """
 
     rule: "Rule"
@@ -124,42 +124,42 @@ class Places:
 
     @cached_property
     def group(self) -> NDArray[np.int64]:
-        """Group of each frame."""
+        """Return the group of each frame."""
         return self.rule.group(self.index)
 
     @cached_property
     def block(self) -> NDArray[np.int64]:
-        """Block in the group."""
+        """Return the block in the group."""
         return self.index % self.rule.blocks
 
     @cached_property
     def buffer(self) -> NDArray[np.int64]:
-        """Local buffer."""
+        """Return the local buffer."""
         return self.rule.turn(self.group)[0]
 
     @cached_property
     def visit(self) -> NDArray[np.int64]:
-        """Visit of the local buffer."""
+        """Return the visit of the local buffer."""
         return self.rule.turn(self.group)[1]
 
     @cached_property
     def kept(self) -> NDArray[np.bool_]:
-        """Which frames the flow selects, and does not drop."""
+        """Return a mask, bool (n,), of the frames that the flow selects, and does not drop."""
         return self.selected & (self.visit < self.rule.groups_per_buffer) if self.rule.bounded else self.selected
 
     @cached_property
     def position(self) -> NDArray[np.int64]:
-        """Group place in the local buffer."""
+        """Return the group place in the local buffer."""
         return np.zeros_like(self.visit) if self.rule.overwrite else self.visit % self.rule.groups_per_buffer
 
     @cached_property
     def slot(self) -> NDArray[np.int64]:
-        """Slot of the local buffer."""
+        """Return the slot of the local buffer."""
         return self.rule.start_slot + self.position * self.rule.blocks + self.block
 
     @cached_property
     def offset(self) -> NDArray[np.int64]:
-        """Bytes from the start of the local buffer to the slot."""
+        """Return the bytes from the start of the local buffer to the slot."""
         return self.slot * self.rule.stride
 
 
@@ -189,88 +189,88 @@ class Rule:
 
     @cached_property
     def groups_per_buffer(self) -> int:
-        """C, groups that fit in one local buffer; below 1 the flow can't run."""
+        """Return C, the groups that fit in one local buffer; below 1 the flow can't run."""
         return max(0, self.slots - self.start_slot) // self.blocks
 
     @cached_property
     def depth(self) -> int:
-        """D, groups of one local buffer that hold data at the same time."""
+        """Return D, the groups of one local buffer that hold data at the same time."""
         return 1 if self.overwrite else self.groups_per_buffer
 
     @cached_property
     def bounded(self) -> bool:
-        """Concatenate + oneshot: nothing is ever overwritten, and what no longer fits is dropped."""
+        """Return True for concatenate + oneshot: nothing is ever overwritten, frames that do not fit are dropped."""
         return not self.overwrite and not self.circular
 
     def frame(self, index: N) -> N:
-        """Number of the ``index``-th selected frame."""
+        """Return the number of the ``index``-th selected frame."""
         return self.start + index * self.step
 
     def index(self, frame: N) -> N:
-        """Which of the selected frames one is; of another number that of the selected one before it."""
+        """Return the index of a frame among the selected ones; for another number that of the one before it."""
         return (frame - self.start) // self.step
 
     def before(self, frame: int) -> int:
-        """How many frames of the progression, which may have no end, have a number below ``frame``."""
+        """Return the count of frames of the progression, which may have no end, with a number below ``frame``."""
         return max(0, -(-(frame - self.start) // self.step))
 
     def group(self, index: N) -> N:
-        """Group of the ``index``-th selected frame."""
+        """Return the group of the ``index``-th selected frame."""
         return index // self.blocks
 
     def turn(self, group: N) -> tuple[N, N]:
-        """Local buffer and visit of a group."""
+        """Return local buffer and visit of a group."""
         return group % self.buffers, group // self.buffers
 
     def group_of(self, buffer: int, visit: int) -> int:
-        """The group of a visit: the inverse of `turn`."""
+        """Return the group of a visit: the inverse of `turn`."""
         return buffer + visit * self.buffers
 
     def place(self, frames: NDArray[np.int64]) -> Places:
-        """Where frames (n,) go, from their numbers alone. See `locate`, which says the same of one."""
+        """Return the places of frames, int64 (n,), from their numbers alone. See `locate`, its equal for one frame."""
         index = self.index(frames)
         selected = (index >= 0) & (self.frame(index) == frames)
         return Places(self, index, selected if self.count is None else selected & (index < self.count))
 
     def selected(self, frames: int | None) -> int | None:
-        """How many frames are selected of ``frames`` acquired ones (None: endless)."""
+        """Return the number of frames selected of ``frames`` acquired ones (None: endless)."""
         if frames is None:
             return self.count
         available = self.before(frames)
         return available if self.count is None else min(available, self.count)
 
     def position(self, visit: int) -> int:
-        """Group place in the local buffer of a visit; meaningless for dropped ones."""
+        """Return the group place in the local buffer of a visit; meaningless for dropped ones."""
         return 0 if self.overwrite else visit % self.groups_per_buffer
 
     def dropped(self, visit: int) -> bool:
-        """Whether a visit finds its oneshot buffer full."""
+        """Return True if a visit finds its oneshot buffer full."""
         return self.bounded and visit >= self.groups_per_buffer
 
     def group_offset(self, visit: int) -> int:
-        """Bytes from the start of the local buffer to the first slot of the group of ``visit``."""
+        """Return the bytes from the start of the local buffer to the first slot of the group of ``visit``."""
         return (self.start_slot + self.position(visit) * self.blocks) * self.stride
 
     def groups(self, selected: int) -> int:
-        """Number of groups, the last perhaps partial."""
+        """Return the number of groups, the last perhaps partial."""
         return -(-selected // self.blocks)
 
     def visits(self, buffer: int, selected: int) -> int:
-        """How many groups (dropped ones too) go to a local buffer."""
+        """Return the number of groups (dropped ones too) that go to a local buffer."""
         return self.visits_before(buffer, self.groups(selected))
 
     def visits_before(self, buffer: int, group: int) -> int:
-        """How many of the groups before ``group`` go to a local buffer."""
+        """Return the number of groups before ``group`` that go to a local buffer."""
         return max(0, -(-(group - buffer) // self.buffers))
 
     def blocks_of_group(self, group: int, selected: int | None) -> int:
-        """Blocks in a group; fewer than B only in the last."""
+        """Return the blocks in a group; fewer than B only in the last."""
         if selected is None:
             return self.blocks
         return max(0, min(self.blocks, selected - group * self.blocks))
 
     def written(self, buffer: int, selected: int) -> int:
-        """Blocks written to a local buffer, in constant time."""
+        """Return the blocks written to a local buffer, in constant time."""
         visits = self.visits(buffer, selected)
         kept = min(visits, self.groups_per_buffer) if self.bounded else visits
         blocks = kept * self.blocks
@@ -280,17 +280,19 @@ class Rule:
         return blocks
 
     def epoch(self, selected: int) -> int:
-        """Visits of a local buffer that an acquisition counts for where several follow each other: whole rounds, so
-        that visit v of each is at the position of v, and overwrites what was written longest ago."""
+        """Return the visits of a local buffer that an acquisition counts for where several follow each other.
+
+        These are whole rounds, so that visit v of each is at the position of v, and overwrites the oldest data.
+        """
         return up(max(1, self.visits(0, selected)), self.depth)
 
     def full_visits(self, buffer: int, selected: int) -> int:
-        """Written visits of B blocks: those that can raise a group event."""
+        """Return the written visits of B blocks: those that can raise a group event."""
         whole = self.visits_before(buffer, self.group(selected))
         return min(whole, self.groups_per_buffer) if self.bounded else whole
 
     def numbers(self, buffer: int, visit: int, visits: int) -> NDArray[np.uint64]:
-        """Frame numbers of ``visits`` whole consecutive visits of a local buffer, in order."""
+        """Return the frame numbers, uint64, of ``visits`` whole consecutive visits of a local buffer, in order."""
         index: NDArray[np.uint64]
         index = np.arange(visit, visit + visits, dtype=np.uint64) * np.uint64(self.buffers) + np.uint64(buffer)
         if self.blocks > 1:
@@ -300,10 +302,10 @@ class Rule:
 
 
 def locate(rule: Rule, frame: int) -> Location | None:
-    """Where a frame goes, from its number alone; None where the flow does not select it or drops it.
+    """Return the place of a frame, from its number alone; None where the flow does not select it or drops it.
 
-    Selection against the number of acquired frames is the caller's. For dispatch by modules, where the local
-    buffer is that of the place, ask with a rule of one buffer.
+    Selection against the number of acquired frames is the caller's. For dispatch by modules, where the local buffer is
+    that of the place, ask with a rule of one buffer.
     """
     k, rest = divmod(frame - rule.start, rule.step)
     if rest or k < 0 or (rule.count is not None and k >= rule.count):

@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUB = 16
-"""Bins of an octave."""
+"""Number of bins of an octave."""
 
 _BITS = SUB.bit_length()
 
 
 def bin_of(nanoseconds: int) -> int:
-    """The bin of one number; what is below 0 (clocks that differ) counts as 0."""
+    """Return the bin of one number; numbers below 0 (clocks that differ) count as 0."""
     number = max(0, nanoseconds)
     shift = max(0, number.bit_length() - _BITS)
     return shift * SUB + (number >> shift)
 
 
 def bins_of(nanoseconds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same of many (n,), all below 2**53."""
+    """Return the bins of many numbers (n,), all below 2**53."""
     number = np.maximum(nanoseconds, 0)
     length: NDArray[np.int64] = np.frexp(number.astype(np.float64))[1].astype(np.int64)
     shift: NDArray[np.int64] = np.maximum(length - _BITS, 0)
@@ -34,7 +34,7 @@ def bins_of(nanoseconds: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def bounds(index: int) -> tuple[int, int]:
-    """Smallest number of a bin, and the first beyond it."""
+    """Return the smallest number of a bin, and the first beyond it."""
     shift = max(0, index // SUB - 1)
     first = (index - shift * SUB) << shift
     return first, first + (1 << shift)
@@ -48,18 +48,18 @@ class Histogram:
     largest: int = 0
 
     def __len__(self) -> int:
-        """How many numbers it holds."""
+        """Return the count of numbers that it holds."""
         return sum(self.counts.values())
 
     def add(self, nanoseconds: int) -> None:
-        """One more."""
+        """Count one number."""
         index = bin_of(nanoseconds)
         self.counts[index] = self.counts.get(index, 0) + 1
         if nanoseconds > self.largest:
             self.largest = nanoseconds
 
     def add_all(self, nanoseconds: NDArray[np.int64]) -> None:
-        """Many more, (n,); all below 2**53."""
+        """Count many numbers, (n,); all below 2**53."""
         if not len(nanoseconds):
             return
         for index, count in zip(*np.unique(bins_of(nanoseconds), return_counts=True), strict=True):
@@ -67,7 +67,7 @@ class Histogram:
         self.largest = max(self.largest, int(nanoseconds.max()))
 
     def quantile(self, share: float) -> float | None:
-        """The number in seconds that this share of all are not above; None where there are none.
+        """Return the number, in seconds, that this share of all do not exceed; None where there are none.
 
         It is the middle of the bin where that number lies, so within a thirty-second of it.
         """
@@ -81,7 +81,7 @@ class Histogram:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """All of them as one."""
+    """Return all histograms as one."""
     whole = Histogram()
     for one in histograms:
         for index, count in one.counts.items():
@@ -92,7 +92,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Spent:
-    """What a node, or a kernel of several, has cost at a receiver: frames it was given, ns to compute and to write."""
+    """The cost of a node, or a kernel of several, at a receiver: frames it was given, ns to compute and to write."""
 
     frames: int = 0
     stage_ns: int = 0
@@ -100,16 +100,16 @@ class Spent:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Return all of it, in seconds."""
         return (self.stage_ns + self.commit_ns) * 1e-9
 
 
 @dataclass(slots=True)
 class Pace:
-    """Results of a flow at one receiver: how many frames; number of the last frame of the first batch and of the last,
-    and when they were there (ns since the epoch).
+    """Results of a flow at one receiver: count of frames, and the last frames of its first and its last batch.
 
-    latency     from the detector's time of the last frame of each group to its result
+    first, last  their numbers; with ``_ns`` the time of their results, ns since the epoch
+    latency      from the detector's time of the last frame of each group to its result
     """
 
     frames: int = 0
@@ -120,7 +120,7 @@ class Pace:
     latency: Histogram = field(default_factory=Histogram)
 
     def note(self, now_ns: int, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """The results of frames with these numbers are there; ``times`` (groups,) of the last frame of each group."""
+        """Record the results of frames with these numbers; ``times`` (groups,) of the last frame of each group."""
         last = int(numbers[-1])
         if not self.first_ns:
             self.first_ns, self.first = now_ns, last
@@ -132,23 +132,24 @@ class Pace:
             self.latency.add_all(now_ns - times.astype(np.int64))
 
     def hz(self, lost: float) -> float | None:
-        """Frames of the detector per second that were done with, of which ``lost`` were not; None without two batches.
+        """Return the detector's frames per second that were completed; None without two batches.
 
-        Frames that never came count: they do not keep a receiver from keeping up.
+        ``lost`` of them were not completed. Frames that never arrived count: they do not keep a receiver from keeping
+        up.
         """
         seconds = (self.last_ns - self.first_ns) * 1e-9
         return max(0.0, self.last - self.first - lost) / seconds if seconds > 0 else None
 
 
 class Timings:
-    """What a receiver measures of one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
+    """Measurements of a receiver in one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)
 
     def of(self, name: str) -> Spent:
-        """What a node has cost until now; to be added to."""
+        """Return the cost of a node until now; to be added to."""
         return self.spent[name]
 
     def took(self, name: str, nanoseconds: int, frames: int) -> None:
@@ -158,7 +159,7 @@ class Timings:
         spent.frames += frames
 
     def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
+        """Record the complete results of these frames of a flow, or of a node that waits; see `Pace`."""
         if len(numbers):
             self.paces[origin].note(time.time_ns(), numbers, times)
 
@@ -188,7 +189,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
+    """A failure on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
 
     rank: int
     message: str
@@ -227,7 +228,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a receiver has measured.
+    """The measurements of a receiver.
 
     busy_s  seconds of turns in which there was work;  cpu_s  CPU seconds from the start of the acquisition on
     spent   by node; of a kernel of several nodes by the last of its maps
@@ -279,8 +280,9 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Accounting of a worker: blocks and frames that it was given, of how many of these blocks it failed, seconds from
-    when it was given a block to when it had a result."""
+    """Accounting of a worker: blocks and frames that it was given, the count of blocks that it failed, seconds from
+    getting a block to having a result.
+    """
 
     rank: int
     node: str
@@ -292,6 +294,6 @@ class WorkerReport:
 
 
 def usage() -> Usage:
-    """CPU seconds (user + system) and peak resident set of this process (getrusage(2); Linux counts KiB)."""
+    """Return CPU seconds (user + system) and peak resident set of this process (getrusage(2); Linux counts KiB)."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)

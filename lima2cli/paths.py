@@ -1,4 +1,4 @@
-"""Files by what they lead to, locks of whole files (flock(2)), and JSON objects that others may have damaged."""
+"""Paths with links followed, locks of whole files (flock(2)), and JSON objects that others may have damaged."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def real(path: Path) -> Path:
-    """The path with all links followed, of what need not exist."""
+    """Return the path with all links followed; it need not exist."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError):  # no name that a file can have
@@ -18,7 +18,7 @@ def real(path: Path) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; of no name that a file can have there is none."""
+    """Return True if there is such a file; False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -26,7 +26,7 @@ def is_file(path: Path) -> bool:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file or directory, links followed."""
+    """Return True if two paths lead to one file or directory, links followed."""
     try:
         return one == other or os.path.samefile(one, other)
     except (OSError, ValueError):
@@ -34,8 +34,10 @@ def same(one: Path, other: Path) -> bool:
 
 
 def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:
-    """Those of some paths that are a directory, or lead to what lies in it, links followed. A directory that is mounted
-    elsewhere, too, is the same there."""
+    """Return the paths that are a directory, or lead into it, links followed.
+
+    A directory that is mounted elsewhere, too, is the same there.
+    """
     folder = real(directory)
     known: dict[Path, bool] = {}
 
@@ -48,22 +50,28 @@ def held_in(directory: Path, paths: Iterable[str | Path]) -> list[Path]:
 
 
 LARGEST = 64 << 20
-"""Bytes of a file that is read; those of lima2 are far smaller."""
+"""Most bytes of a file that is read; those of lima2 are far smaller."""
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object. ValueError where it is none, one that is nested too deep, or no UTF-8."""
+    """Read a JSON object.
+
+    Raises: ValueError where it is none, one that is nested too deep, or no UTF-8.
+    """
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"it is no object but {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no object but {type(value).__name__}")
+    return value
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. OSError where it can't be read, ValueError as of `json_object`."""
+    """Read a file that holds a JSON object.
+
+    Raises: OSError where it can't be read, ValueError as of `json_object`.
+    """
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -72,12 +80,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""File systems without locks."""
+"""Error numbers of file systems without locks."""
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file for this process alone; False where another one holds it. Where the file system has no locks
-    it counts as locked. OSError."""
+    """Lock an open file for this process alone; return False where another one holds it.
+
+    Where the file system has no locks it counts as locked.
+
+    Raises: OSError.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
@@ -89,7 +101,10 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Unlock a file for all that have it open by the same `open`. OSError."""
+    """Unlock a file for all that have it open by the same `open`.
+
+    Raises: OSError.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     except OSError as error:

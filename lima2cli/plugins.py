@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KIND = r"[a-z][a-z0-9_]*"
-"""How kinds are named."""
+"""Pattern of names of kinds."""
 
 
 class PluginProblem(Lima2Error):
-    """A kind that an installed package brings cannot be used; ``rule`` names the diagnostic that it becomes."""
+    """A kind of an installed package that cannot be used; ``rule`` names the diagnostic that it becomes."""
 
     def __init__(self, rule: str, message: str, help: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class PluginProblem(Lima2Error):
 
 @dataclass(frozen=True)
 class Provider:
-    """Who brings a kind: a distribution and its version; None where it is built in."""
+    """The provider of a kind: a distribution and its version; None where it is built in."""
 
     distribution: str | None = None
     version: str | None = None
@@ -70,31 +70,34 @@ class Kinds(Generic[T]):
         roles: tuple[type, ...] = (),
         reserved: Collection[str] = (),
     ) -> None:
-        """``built_in``: where their classes are, ``module:Class``, by kind. Classes of ``group`` must be of ``base``
-        (and one of ``roles``), kinds none of ``reserved``."""
+        """Make the kinds of one sort.
+
+        ``built_in``: where their classes are, ``module:Class``, by kind. Classes of ``group`` must be of ``base`` (and
+        one of ``roles``), kinds none of ``reserved``.
+        """
         self.built_in = built_in
         self._what, self._group, self._reserved = what, group, reserved
         self._base, self._roles = base, roles or (base,)
 
     def named(self, asked: Collection[str]) -> Mapping[str, Kind[T]]:
-        """All kinds by name, for a text that asks for some: only those are imported.
+        """Return all kinds by name, for a text that asks for some: only those are imported.
 
-        Where all that it asks for is built in, packages are not looked at.
+        Where all kinds asked for are built in, packages are not looked at.
         """
         if all(name in self.built_in for name in asked):
             return self._own(asked)
         return self._found(asked)
 
     def all(self) -> Mapping[str, Kind[T]]:
-        """All kinds by name, those built in first; all are imported."""
+        """Return all kinds by name, those built in first; all are imported."""
         return self._found(None)
 
     def tables(self) -> Mapping[str, type[T]]:
-        """Tables of the built-in kinds; all are imported."""
+        """Return the tables of the built-in kinds; all are imported."""
         return {name: _imported(place) for name, place in self.built_in.items()}
 
     def _own(self, asked: Collection[str] | None) -> dict[str, Kind[T]]:
-        """The built-in kinds, with the tables of those asked for; None = of all."""
+        """Return the built-in kinds, with the tables of those asked for; None = of all."""
         return {
             name: Kind(_imported(place) if asked is None or name in asked else None)
             for name, place in self.built_in.items()
@@ -106,14 +109,14 @@ class Kinds(Generic[T]):
         claims: dict[str, list[EntryPoint]] = {}
         for claim in sorted(entry_points(group=self._group), key=lambda claim: (claim.name, str(_origin(claim)))):
             claims.setdefault(claim.name, []).append(claim)
-        found = self._own(asked)
+        kinds = self._own(asked)
         for name, claimed in claims.items():
-            if asked is None or name not in self._reserved:  # those are told of in lists only
-                found[name] = self._one(name, found.get(name), claimed, asked is None or name in asked)
-        return found
+            if asked is None or name not in self._reserved:  # those are reported in lists only
+                kinds[name] = self._one(name, kinds.get(name), claimed, asked is None or name in asked)
+        return kinds
 
     def _one(self, name: str, own: Kind[T] | None, claims: Sequence["EntryPoint"], wanted: bool) -> Kind[T]:
-        """A kind that packages claim, and ``own`` where it is built in too."""
+        """Return a kind that packages claim; ``own`` is the built-in kind of that name."""
         table = None if own is None else own.table
         owners = ([] if own is None else [own.origin]) + [_origin(claim) for claim in claims]
         if not wanted:
@@ -128,7 +131,10 @@ class Kinds(Generic[T]):
             return Kind(None, owners[0], problem)
 
     def _load(self, name: str, claim: "EntryPoint") -> type[T]:
-        """The class of an entry point; raises `PluginProblem`."""
+        """Return the class of an entry point.
+
+        Raises: PluginProblem.
+        """
         try:
             loaded = call_foreign(claim.load)
         except Exception as error:  # whatever a module of others does when it is imported
@@ -142,7 +148,7 @@ class Kinds(Generic[T]):
         return loaded  # type: ignore[no-any-return]
 
     def _wrong(self, name: str, loaded: Any) -> str | None:
-        """What is wrong with a class, as the end of a sentence."""
+        """Return the fault of a class, as the end of a sentence; None without."""
         if not isinstance(loaded, type) or not issubclass(loaded, self._base):
             return f"is no {self._base.__module__}.{self._base.__name__}"
         if not issubclass(loaded, self._roles):
@@ -164,7 +170,7 @@ class Kinds(Generic[T]):
 
 
 def _imported(place: str) -> Any:
-    """What ``module:name`` names."""
+    """Return the object that ``module:name`` names."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 

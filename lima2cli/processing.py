@@ -1,4 +1,4 @@
-"""Processing of one's own on the receivers, in place of the nodes of a pipeline or beside them.
+"""Processing of one's own on the receivers, in place of the nodes of a pipeline or next to them.
 
     from lima2cli.processing import Receiver
 

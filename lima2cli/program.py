@@ -1,4 +1,4 @@
-"""Plan to one program per rank: every address in every other rank's windows is worked out."""
+"""Lower a plan to one program per rank: every address in every other rank's windows is worked out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from lima2cli.plan.ir import Gdt, Kernel, Placement, Plan, RankRole, Region, Ste
 from lima2cli.plan.rashpa_calls import rashpa_calls
 
 END_WORDS = 4
-"""Words of an end record: mark (see `end_mark`), blocks written, blocks dropped, frames served."""
+"""Number of words of an end record: mark (see `end_mark`), blocks written, blocks dropped, frames served."""
 
 END_OK, END_FULL = 0, 1
 """Status in an end record: all written; a oneshot buffer was full."""
 
 
 def end_mark(acquisition: int, status: int) -> int:
-    """The mark of an end record: above 0, and above those of earlier acquisitions (numbered from 0)."""
+    """Return the mark of an end record: above 0, and above those of earlier acquisitions (numbered from 0)."""
     return 2 * acquisition + 1 + status
 
 
@@ -59,8 +59,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """One module's part of one flow. ``cut`` is the part inside the module's own image; ``contributor`` its index
-    among the M modules that contribute, the first of which also writes headers and times."""
+    """A module's part of one flow. ``cut`` is the part inside the module's own image; ``contributor`` its index among
+    the M modules that contribute, the first of which also writes headers and times.
+    """
 
     module: int
     cut: Rect
@@ -83,7 +84,7 @@ class SourceFlow:
 
 @dataclass(frozen=True)
 class DetectorProgram:
-    """What a detector rank does. ``timeout_s``: the run fails when no frame has come for so long."""
+    """The program of a detector rank. ``timeout_s``: the run fails when no frame has arrived for so long."""
 
     rank: int
     modules: tuple[int, ...]
@@ -142,9 +143,10 @@ class Processing:
 
 @dataclass(frozen=True, eq=False)
 class ReceiverProgram:
-    """What a receiver does. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
-    ``places`` where in the whole frame each member's part lies, of those that are done together; ``delegations`` are of
-    those that workers do."""
+    """The program of a receiver. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
+    ``places`` the place of each member's part in the whole frame, of those that are done together; ``delegations`` are
+    of those that workers do.
+    """
 
     rank: int
     receiver: int
@@ -163,7 +165,7 @@ class ReceiverProgram:
 
 @dataclass(frozen=True, eq=False)
 class WorkerProgram:
-    """What a worker does: serve the node of a step to the first ``receivers`` members of a line."""
+    """The program of a worker: serve the node of a step to the first ``receivers`` members of a line."""
 
     rank: int
     step: Step
@@ -173,7 +175,7 @@ class WorkerProgram:
 
 @dataclass(frozen=True, eq=False)
 class ControlProgram:
-    """What the control rank knows: the whole plan."""
+    """The program of the control rank: it knows the whole plan."""
 
     rank: int
     plan: Plan
@@ -185,7 +187,7 @@ Program = ControlProgram | DetectorProgram | ReceiverProgram | WorkerProgram
 def processing_of(
     plan: Plan, receiver: int, gdts: Sequence[Gdt], kernels: Sequence[Kernel], steps: Mapping[str, Step]
 ) -> Processing | None:
-    """Of one receiver, which has these flows, kernels and steps; None where the plan has no such program."""
+    """Return the user's program on one receiver with these flows, kernels and steps; None where there is none."""
     if plan.processing is None:
         return None
     sources = {gdt.flow: plan.sources[gdt.name] for gdt in gdts}
@@ -198,7 +200,7 @@ def processing_of(
 
 @dataclass(frozen=True)
 class _Words:
-    """Where each thing lies in the control windows."""
+    """The place of each thing in the control windows."""
 
     generations: Mapping[tuple[int, int], int]
     times: Mapping[tuple[int, int], int]
@@ -209,7 +211,7 @@ class _Words:
 
 
 def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
-    """One program per rank, by rank number, and the memory that they share. Whatever compiles, lowers."""
+    """Return one program per rank, by rank number, and the memory that they share; every compiled plan has them."""
     words = _lay_out_words(plan)
     owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
     circles = tuple(tuple(plan.rank_of_receiver(r) for r in step.circle) for step in _together(plan))
@@ -219,12 +221,12 @@ def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
 
 
 def _together(plan: Plan) -> list[Step]:
-    """The collectives of a plan, in the order of the data."""
+    """Return the collectives of a plan, in the order of the data."""
     return [step for step in plan.steps if step.circle]
 
 
 def _delegating(plan: Plan) -> list[Step]:
-    """The nodes that delegate, in the order of the data."""
+    """Return the nodes that delegate, in the order of the data."""
     return [step for step in plan.steps if isinstance(step.node, Delegate)]
 
 
@@ -260,7 +262,7 @@ def _lay_out_words(plan: Plan) -> _Words:
 
 
 def _most_visits(gdt: Gdt) -> int:
-    """Positions that can ever be used, so that a huge buffer for few frames costs few words."""
+    """Return the positions that can ever be used, so that a huge buffer for few frames costs few words."""
     return gdt.rule.depth if gdt.selected is None else max(1, gdt.rule.visits(0, gdt.selected))
 
 
@@ -270,7 +272,7 @@ def _program(plan: Plan, role: RankRole, words: _Words) -> Program:
     if role.receiver is not None:
         return _receiver(plan, role.rank, role.receiver, words)
     if role.worker is not None:
-        index, step = next(it for it in enumerate(_delegating(plan)) if it[1].name == role.worker)
+        index, step = next(numbered for numbered in enumerate(_delegating(plan)) if numbered[1].name == role.worker)
         return WorkerProgram(role.rank, step, index, _delegation(plan, index, step).receivers)
     return _detector(plan, role, words)
 

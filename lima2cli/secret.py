@@ -1,7 +1,7 @@
-"""Values that no file and no message holds: those of variables that a pipeline marks as secret (``${NAME!}``).
+"""Hide secret values in files and messages: those of variables that a pipeline marks as secret (``${NAME!}``).
 
-A secret is known to each process that has it: where one is made, and where a plan that holds one is unpickled. What is
-written or printed passes `hide` or `hidden`, which put ``***`` in the place of all of them.
+A secret is known to each process that has it: where one is made, and where a plan that holds one is unpickled. All text
+that is written or printed passes `hide` or `hidden`, which put ``***`` in the place of all of them.
 """
 
 from typing import Any, Self
@@ -9,13 +9,13 @@ from typing import Any, Self
 HIDDEN = "***"
 
 SHORTEST = 4
-"""Characters of a secret: a shorter one could not be told from other text."""
+"""Fewest characters of a secret: a shorter one could not be distinguished from other text."""
 
 _known: set[str] = set()
 
 
 class Secret(str):
-    """A text with secret values in it. ``shown``: the same with ``***`` for these; ``values``: what they are."""
+    """A string with secret values in it. ``shown``: the string with ``***`` for these; ``values``: the secrets."""
 
     shown: str
     values: tuple[str, ...]
@@ -28,17 +28,17 @@ class Secret(str):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Values travel to other ranks as such, so that these hide them, too."""
+        """Pickle the values with the string, so that other ranks hide them, too."""
         return (type(self), (str(self), self.shown, self.values))
 
 
 def known() -> bool:
-    """Whether this process has any secret."""
+    """Return True if this process has any secret."""
     return bool(_known)
 
 
 def hide(text: str) -> str:
-    """A text with ``***`` for all secrets that this process has."""
+    """Return a string with ``***`` for all secrets that this process has."""
     if isinstance(text, Secret):
         text = text.shown
     for value in sorted(_known, key=len, reverse=True):
@@ -47,7 +47,7 @@ def hide(text: str) -> str:
 
 
 def hidden(data: Any) -> Any:
-    """Plain data with `hide` applied to all texts but keys."""
+    """Return plain data with `hide` applied to all strings but keys."""
     if not _known and not isinstance(data, Secret):
         return data
     if isinstance(data, str):

@@ -24,13 +24,13 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
 """Characters that are read as another one."""
 
 NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-"""A number without a sign, as texts with a unit have it."""
+"""Pattern of a number without a sign, as strings with a unit have it."""
 
 _SIGNED = re.compile(rf"\s*([-+]?{NUMBER})\s*([^\W\d_]+)\s*")
 
 
 def plain_spelling(text: str) -> str:
-    """The text with the characters of `SPELLINGS` replaced: ``µm`` as ``um``."""
+    """Return the string with the characters of `SPELLINGS` replaced: ``µm`` as ``um``."""
     for plain, others in SPELLINGS.items():
         for other in others:
             text = text.replace(other, plain)
@@ -39,7 +39,7 @@ def plain_spelling(text: str) -> str:
 
 @cache
 def pattern(quantity: str, *, signed: bool) -> str:
-    """Regular expression of JSON Schema for texts of a quantity."""
+    """Return the regular expression of JSON Schema for strings of a quantity."""
     spelled = [unit for plain in UNITS[quantity] for unit in _spellings(plain)]
     return rf"^\s*{'[-+]?' if signed else ''}{NUMBER}\s*({'|'.join(spelled)})\s*$"
 
@@ -50,9 +50,9 @@ def _spellings(unit: str) -> list[str]:
 
 
 def parse(text: str, quantity: str) -> float:
-    """The value of a text in base units; an int where a whole number of bytes or bits was written.
+    """Return the value of a string in base units; an int where a whole number of bytes or bits was written.
 
-    Raises ValueError where the text is not a number with a unit of the quantity.
+    Raises: ValueError where the string is not a number with a unit of the quantity.
     """
     units = UNITS[quantity]
     match = _SIGNED.fullmatch(plain_spelling(text))
@@ -65,7 +65,7 @@ def parse(text: str, quantity: str) -> float:
 
 
 def scaled(number: str, factor: float) -> float:
-    """A decimal number times a factor, rounded once where that is a power of ten: 172 um is 0.000172."""
+    """Return a decimal number times a factor, rounded once where that is a power of ten: 172 um is 0.000172."""
     power = f"{factor:e}"
     if power.startswith("1.000000e"):
         mantissa, _, exponent = number.lower().partition("e")
@@ -76,7 +76,7 @@ def scaled(number: str, factor: float) -> float:
 def in_units(value: float, quantity: str) -> str:
     """Return a value as it can be written: in the largest unit in which it is at least 1, in up to six digits."""
     by_factor = sorted(UNITS[quantity].items(), key=lambda item: -item[1])
-    unit, factor = next((it for it in by_factor if value >= it[1] * (1 - 1e-9)), by_factor[-1])
+    unit, factor = next((candidate for candidate in by_factor if value >= candidate[1] * (1 - 1e-9)), by_factor[-1])
     return f"{value / factor:.6g} {unit}"
 
 
@@ -86,7 +86,7 @@ _HERTZ = (("GHz", 1e9), ("MHz", 1e6), ("kHz", 1e3), ("Hz", 1.0))
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 
 ABSENT = "-"
-"""Stands for a figure that is not known."""
+"""Stand-in for a figure that is not known."""
 
 
 def grouped(number: int) -> str:
@@ -144,7 +144,7 @@ def rate_text(bytes_per_s: float | None) -> str:
     """Return bytes per second, with a digit behind the point: 2.5 GB/s, 0.1 MB/s."""
     if bytes_per_s is None:
         return ABSENT
-    unit, factor = next(it for it in _BYTE_RATES if abs(bytes_per_s) >= it[1] or it is _BYTE_RATES[-1])
+    unit, factor = next(rate for rate in _BYTE_RATES if abs(bytes_per_s) >= rate[1] or rate is _BYTE_RATES[-1])
     return f"{bytes_per_s / factor:.1f} {unit}"
 
 
@@ -168,17 +168,17 @@ def seconds_text(seconds: float | None, digits: int = 3) -> str:
 
 
 def _in_units(value: float | None, units: Sequence[tuple[str, float]], digits: int) -> str:
-    """The value in the largest of some units, largest first, in which it is at least 1 once it is rounded."""
+    """Return the value in the largest of some units, largest first, in which it is at least 1 once it is rounded."""
     if value is None:
         return ABSENT
     if not value:
         return f"0 {next(unit for unit, factor in units if factor == 1)}"
     least = 1 - 0.5 * 10**-digits
-    unit, factor = next((it for it in units if abs(value) >= least * it[1]), units[-1])
+    unit, factor = next((candidate for candidate in units if abs(value) >= least * candidate[1]), units[-1])
     return f"{_digits(value / factor, digits)} {unit}"
 
 
 def _digits(value: float, digits: int) -> str:
-    """So many significant digits, and no power of ten for large values."""
+    """Return so many significant digits, and no power of ten for large values."""
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e+" in text else text

@@ -51,8 +51,9 @@ class Task:
     def reply(self, result: Any = None) -> None:
         """Answer, once; ``result`` (n, *shape) is as the node's ``output`` declares it, nothing with ``reply: false``.
 
-        Where it does not fit the block has failed, and the node's ``on_error`` says what that means. ValueError where
-        it was answered before.
+        Where it does not fit the block has failed, and the node's ``on_error`` decides.
+
+        Raises: ValueError where it was answered before.
         """
         self._close()
         self._service.reply(self._given, result)
@@ -72,7 +73,7 @@ class Task:
         self._service.answer(self._given, code)
 
     def _end(self) -> None:
-        """What was not answered before the next task is asked for."""
+        """Answer a task that was not answered before the next one is asked for: as failed where a reply is due."""
         if self._open and self._service.replies:
             self.fail("the worker did not reply")
         elif self._open:
@@ -84,7 +85,7 @@ class Worker:
 
     name    of the program, in messages;  params  of the node;  spec  the `FrameSpec` of what comes in
 
-    Raises `EnvironmentUnfit` where there is no run to join. A program that ends before the run, by an exception or not,
+    Raises: EnvironmentUnfit where there is no run to join. A program that ends before the run, by an exception or not,
     is missed by the receivers, and the node's ``on_error`` says what that means.
     """
 
@@ -96,12 +97,12 @@ class Worker:
         self.name = self._service.name
         self.params: Mapping[str, Any] = self._service.params
         self.spec: FrameSpec = self._service.spec
-        self._closed = self._told = False
+        self._closed = self._announced = False
         self._pause = SHORTEST_SLEEP_S
         atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Task]:
-        """Until the run ends."""
+        """Yield tasks until the run ends."""
         self._ready()
         while not self._service.ended:
             given = self._look()
@@ -111,13 +112,13 @@ class Worker:
                 task._end()
 
     def close(self) -> None:
-        """Leave the run; by itself at the end of the program. Waits for the run's end."""
+        """Leave the run and wait for its end; called by itself at the end of the program."""
         if self._closed:
             return
         self._closed = True
         error = getattr(sys, "last_value", None)
         why = "its program ended" if error is None else words(error)
-        if self._told:
+        if self._announced:
             self._service.leave(why)
         else:
             self._service.unfit(why)
@@ -129,12 +130,12 @@ class Worker:
         self._port.close()
 
     def _ready(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             self._service.ready()
 
     def _look(self) -> Given | None:
-        """The next block; None where there is none yet, after a sleep."""
+        """Return the next block; None where there is none yet, after a sleep."""
         given = self._service.take()
         if given is None:
             time.sleep(self._pause)
@@ -144,14 +145,14 @@ class Worker:
         return given
 
 
-def serve(found: Callable[..., Any]) -> None:
-    """Join the run, and call ``found(frames, numbers, **params)`` for each block, until the run ends.
+def serve(function: Callable[..., Any]) -> None:
+    """Join the run, and call ``function(frames, numbers, **params)`` for each block, until the run ends.
 
-    A class is made once, ``found(spec, **params)``, called with frames and numbers, and closed at the end where it has
-    a method ``close``. What it returns is replied; where it raises, the block has failed (see `Task.fail`).
+    A class is made once, ``function(spec, **params)``, called with frames and numbers, and closed at the end where it
+    has a method ``close``. Its result is the reply; where it raises, the block has failed (see `Task.fail`).
     """
     worker = Worker()
-    code = Code(worker.name, lambda: found, worker.spec, worker.params)
+    code = Code(worker.name, lambda: function, worker.spec, worker.params)
     for task in worker:
         task._serve(code)
     code.close()

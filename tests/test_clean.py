@@ -1,7 +1,10 @@
 """The checkers that every change must pass."""
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 """Imports go downward only: the contract of pyproject.toml."""
+
+PLAIN = ("document", "declare", "language", "plan", "transport", "inputs", "kernels", "*.py")
+"""Packages, and modules of the top level, whose docstrings begin with a verb or the name of the thing."""
+
+ELLIPTIC = re.compile(r"\s*(What|Of|Those|Whether|How|Where|Which)\b")
+"""Beginnings of docstrings that lean on the line above."""
 
 
 @pytest.mark.parametrize(
@@ -22,3 +31,30 @@ def test_checker_passes(command: tuple[str, ...]) -> None:
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and text of the docstrings of a module, its classes, functions and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+@pytest.mark.parametrize("part", PLAIN)
+def test_docstrings_begin_in_plain_english(part: str) -> None:
+    package = ROOT / "lima2cli"
+    files = sorted(package.glob(part) if part.endswith(".py") else (package / part).rglob("*.py"))
+    found = [
+        f"{file.relative_to(ROOT)}:{line}: {text.strip().splitlines()[0]}"
+        for file in files
+        for line, text in docstrings(ast.parse(file.read_text(encoding="utf-8")))
+        if ELLIPTIC.match(text)
+    ]
+    assert files, f"nothing in {part}"
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("text", ["What it gives.", "Of a flow: its frames.", "Whether it fits.", "Which rows count."])
+def test_elliptic_docstrings_are_found(text: str) -> None:
+    source = f'class A:\n    x: int\n    """{text}"""\n\n    def f(self):\n        """{text}"""\n'
+    assert [line for line, found in docstrings(ast.parse(source)) if ELLIPTIC.match(found)] == [3, 6]

@@ -17,11 +17,11 @@ from lima2cli.diagnostics import NAME, POISON, KeyPath, nearest
 Schema = dict[str, Any]
 
 LARGEST = 2**63
-"""No number of the language is as large, so that sums and products of a few stay finite."""
+"""Bound of all numbers of the language, so that sums and products of a few stay finite."""
 
 
 MOST = 1024
-"""Entries of a list or a map: what is checked costs time for each."""
+"""Most entries of a list or a mapping: each entry costs time to check."""
 
 
 class OutOfBounds(ValueError):
@@ -39,26 +39,26 @@ class Bad:
 
 
 class Shape:
-    """What may be written for a value."""
+    """The values that may be written for a key."""
 
     def schema(self) -> Schema:
-        """JSON Schema (draft 2020-12) of the value."""
+        """Return the JSON Schema (draft 2020-12) of the value."""
         raise NotImplementedError
 
     def read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        """The Python value; `POISON` where the path is bad."""
+        """Return the Python value; `POISON` where the path is bad."""
         return POISON if at in bad else self._read(data, at, bad)
 
     def leaves(self, data: Any, at: KeyPath) -> Iterator["Leaf"]:
-        """All values without parts, each with its shape; what does not fit the schema may be passed over."""
+        """Yield all values without parts, each with its shape; values that do not fit the schema may be passed over."""
         yield Leaf(at, self, data)
 
     def names_file(self, data: Any) -> bool:
-        """Whether a value without parts is a text that begins with a file's name."""
+        """Return True if a value without parts is a string that begins with a file's name."""
         return False
 
     def hides(self, data: Any) -> bool:
-        """Whether a value without parts may be a secret."""
+        """Return True if a value without parts may be a secret."""
         return False
 
     def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
@@ -67,7 +67,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value without parts that was written, what may be written there, and the place."""
+    """A value without parts as written, its shape, and its place."""
 
     at: KeyPath
     shape: Shape
@@ -75,7 +75,7 @@ class Leaf:
 
 
 def files(shape: Shape, data: Any, at: KeyPath = ()) -> Iterator[KeyPath]:
-    """Where texts stand that begin with a file's name."""
+    """Yield the places of strings that begin with a file's name."""
     return (leaf.at for leaf in shape.leaves(data, at) if leaf.shape.names_file(leaf.value))
 
 
@@ -123,7 +123,7 @@ class NumberOrNan(Shape):
 
 @dataclass(frozen=True)
 class Flag(Shape):
-    """true or false."""
+    """A boolean, true or false."""
 
     def schema(self) -> Schema:
         return {"type": "boolean"}
@@ -184,7 +184,7 @@ class Quantity(Shape):
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers make sense."""
+        """Return True if only whole numbers make sense."""
         return self.unit in ("bytes", "bits")
 
     def schema(self) -> Schema:
@@ -199,7 +199,10 @@ class Quantity(Shape):
         }
 
     def parse(self, data: int | float | str) -> float:
-        """In base units; ValueError where a string is no quantity, out of bounds, or bytes don't come out whole."""
+        """Return the number in base units.
+
+        Raises: ValueError where a string is no quantity, out of bounds, or bytes don't come out whole.
+        """
         value: float = data if not isinstance(data, str) else units.parse(data, self.unit)
         if not abs(value) < LARGEST:
             raise OutOfBounds(f"a smaller number, got {data}")
@@ -218,12 +221,12 @@ class Quantity(Shape):
 
 PHOTON_ENERGY = Quantity("eV", above=0, plausible=Plausible(100, 1e6))
 THRESHOLD = Quantity("eV", minimum=0, plausible=Plausible(100, 1e6))
-"""Energies of single photons, and above which they count."""
+"""Energies of single photons, and of the thresholds above which they count."""
 
 
 @dataclass(frozen=True)
 class FileReference(Shape):
-    """``path.h5::/path/in/file``, ``path.edf``, ``path.cbf``, ``path.tif``, ``path.npy``."""
+    """A reference to a file: ``path.h5::/path/in/file``, ``path.edf``, ``path.cbf``, ``path.tif``, ``path.npy``."""
 
     def schema(self) -> Schema:
         return {"type": "string", "minLength": 1, "x-words": "a file, such as `dark.h5::/entry/data`"}
@@ -234,7 +237,7 @@ class FileReference(Shape):
 
 @dataclass(frozen=True)
 class FunctionReference(Shape):
-    """``module:name``, or ``file.py:name``."""
+    """A reference to a function: ``module:name``, or ``file.py:name``."""
 
     def schema(self) -> Schema:
         return {"type": "string", "pattern": r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"}
@@ -307,7 +310,7 @@ class MapOf(Shape):
 
 @dataclass(frozen=True)
 class Either(Shape):
-    """The one of several shapes that is meant; they must differ in the kind of YAML value, or in their keys."""
+    """One of several shapes; they must differ in the kind of YAML value, or in their keys."""
 
     shapes: tuple[Shape, ...]
 
@@ -315,7 +318,7 @@ class Either(Shape):
         return {"anyOf": [shape.schema() for shape in self.shapes]}
 
     def pick(self, data: Any) -> Shape:
-        """The shape meant, see `closest`."""
+        """Return the shape meant, see `closest`."""
         return self.shapes[closest([shape.schema() for shape in self.shapes], data)]
 
     def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
@@ -327,9 +330,9 @@ class Either(Shape):
 
 @dataclass(frozen=True)
 class Short(Either):
-    """A value that can be written short: ``shapes`` are the long form, then those that stand for it.
+    """A value that can be written short: ``shapes`` are the long form, then its short forms.
 
-    ``make`` gives what the long form reads as of what a short one does; ``words`` say in the manual what is short.
+    ``make`` turns a short value into the value of the long form; ``words`` explain the short form in the manual.
     """
 
     make: Callable[[Any], Any]
@@ -342,14 +345,14 @@ class Short(Either):
 
 
 def pair(table: type, each: Shape) -> Short:
-    """``{x: …, y: …}``, or one value for both."""
+    """Return the shape of ``{x: …, y: …}``, or one value for both."""
     return Short((Table(table), each), lambda value: table(x=value, y=value), "one value for both")
 
 
 def closest(options: Sequence[Schema], data: Any) -> int:
-    """Index of the alternative that is meant by a value: the first that takes its kind (map, list, text, number, flag).
+    """Return the index of the alternative meant: the first that takes the value's kind (map, list, text, number, flag).
 
-    Of several that take maps, the one that knows most of the keys, or of keys like them.
+    Among several that take mappings, the one that knows most of the keys, or of keys like them.
     """
     able = [i for i, option in enumerate(options) if _fits(option, data)]
     if len(able) < 2 or not isinstance(data, dict):
@@ -393,7 +396,7 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Param:
-    """What `param` declared."""
+    """A parameter declared by `param`."""
 
     doc: str
     shape: Shape
@@ -401,7 +404,7 @@ class Param:
 
 
 def param(doc: str, shape: Shape, default: Any = MISSING) -> Any:
-    """A field of a table; without ``default`` the key must be written. ``doc`` is one sentence."""
+    """Declare a field of a table; without ``default`` the key must be written. ``doc`` is one sentence."""
     metadata = {"param": Param(doc, shape, default is MISSING)}
     if default is MISSING:
         return field(metadata=metadata)
@@ -411,16 +414,16 @@ def param(doc: str, shape: Shape, default: Any = MISSING) -> Any:
 
 
 def params(table: type) -> dict[str, Param]:
-    """The declared parameters of a table, by key."""
+    """Return the declared parameters of a table, by key."""
     return {f.name: f.metadata["param"] for f in dataclasses.fields(table) if "param" in f.metadata}
 
 
 @dataclass(frozen=True)
 class Table(Shape):
-    """A map with declared keys, read as an instance of the dataclass.
+    """A mapping with declared keys, read as an instance of the dataclass.
 
-    ``shapes``, by key, stand instead of those declared, for kinds that depend on what is installed. A dataclass that
-    is a short form of another has a method ``spelled_out``, which returns that one.
+    ``shapes``, by key, replace those declared, for kinds that depend on the installed packages. A dataclass that is a
+    short form of another has a method ``spelled_out``, which returns that one.
     """
 
     table: type
@@ -463,11 +466,11 @@ class Table(Shape):
 
 @dataclass(frozen=True)
 class OneKind(Shape):
-    """``kind: {parameters}``, exactly one; read as an instance of the kind's table.
+    """A single-key mapping ``kind: {parameters}``, read as an instance of the kind's table.
 
     ``what`` names the thing for messages ("memspace"), ``kinds`` gives the tables by kind; None instead of a table
-    stands for a kind that exists and is not looked into; it is read as `POISON`. ``null`` parameters are read as an
-    empty map.
+    stands for a kind that exists but is not checked; it is read as `POISON`. ``null`` parameters are read as an empty
+    mapping.
     """
 
     what: str
@@ -493,12 +496,12 @@ class OneKind(Shape):
 
 
 def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:
-    """What may be written below each kind; anything where its table is None."""
+    """Return the schema of the parameters of each kind; one that takes anything where its table is None."""
     return {kind: {} if table is None else or_null(Table(table).schema()) for kind, table in kinds.items()}
 
 
 def read_kind(kinds: Mapping[str, Any], data: Any, at: KeyPath, bad: Bad) -> Any:
-    """An instance of the table of the one kind in ``data``; `POISON` where there is none, or no table."""
+    """Return an instance of the table of the one kind in ``data``; `POISON` where there is none, or no table."""
     for kind, table in kinds.items():
         if kind in data and table is not None:
             return Table(table).read(data[kind] or {}, (*at, kind), bad)
@@ -506,5 +509,5 @@ def read_kind(kinds: Mapping[str, Any], data: Any, at: KeyPath, bad: Bad) -> Any
 
 
 def or_null(schema: Schema) -> Schema:
-    """The same, and ``null`` for "all defaults"."""
+    """Return a schema that also takes ``null``, for "all defaults"."""
     return schema | {"type": [schema["type"], "null"]}

@@ -1,4 +1,4 @@
-"""Plain data checked against the JSON Schema; every finding in words of ours."""
+"""Check plain data against the JSON Schema, and word every finding for users."""
 
 import math
 import re
@@ -14,41 +14,41 @@ if TYPE_CHECKING:
 
 
 def check_keys(data: Mapping[Any, Any], schema: Schema, at: KeyPath) -> tuple[list[Diagnostic], set[KeyPath]]:
-    """Diagnostics, and the paths whose values must not be read.
+    """Return diagnostics, and the paths whose values must not be read.
 
     A key that was meant to be another one is reported once: the other is then neither missing nor default.
     """
     keys = _Keys(schema, data)
-    found: list[Diagnostic] = []
+    diagnostics: list[Diagnostic] = []
     bad: set[KeyPath] = set()
     missing = dict.fromkeys(key for key in [*schema.get("required", ()), *keys.wanted] if key not in data)
     unknown = [key for key in data if key not in schema.get("properties", {})]
     for key in unknown:
-        meant = nearest(str(key), missing) or (None if key in keys.later else nearest(str(key), keys.free))
+        intended = nearest(str(key), missing) or (None if key in keys.later else nearest(str(key), keys.free))
         bad.add((*at, key))
-        if meant is not None:
-            missing.pop(meant, None)
-            bad.add((*at, meant))
-        found.append(_later(key, at) if key in keys.later else _unknown(key, meant, keys, at))
+        if intended is not None:
+            missing.pop(intended, None)
+            bad.add((*at, intended))
+        diagnostics.append(_later(key, at) if key in keys.later else _unknown(key, intended, keys, at))
     for key in keys.unwanted:
         bad.add((*at, key))
         bad.update((*at, wanted) for wanted in keys.wanted)
         missing = {name: None for name in missing if name not in keys.wanted}
-        found.append(_unwanted(key, keys, at))
+        diagnostics.append(_unwanted(key, keys, at))
     for key in missing:
         bad.add((*at, key))
-        found.append(_missing(key, schema, at))
-    kind_is_unknown = any(item.rule in ("unknown-kind", "not-available") for item in found)
+        diagnostics.append(_missing(key, schema, at))
+    kind_is_unknown = any(item.rule in ("unknown-kind", "not-available") for item in diagnostics)
     if len(keys.present) > 1:
         bad.update((*at, kind) for kind in keys.present)
-        found.append(_several(keys, at))
+        diagnostics.append(_several(keys, at))
     elif keys.kinds and not keys.present and not kind_is_unknown:
-        found.append(_none(keys, at))
-    return found, bad
+        diagnostics.append(_none(keys, at))
+    return diagnostics, bad
 
 
 class _Keys:
-    """The keys of one map: which are kinds, which of those are present, which allowed ones are absent."""
+    """The keys of one mapping: kinds, those of them present, and allowed ones that are absent."""
 
     def __init__(self, schema: Schema, data: Mapping[Any, Any]) -> None:
         self.allowed: Mapping[str, Schema] = schema.get("properties", {})
@@ -58,20 +58,20 @@ class _Keys:
         self.later = schema.get("x-later", [])
         self.kinds = [key for key in allowed if key not in schema.get("x-beside", [])] if self.what else []
         self.present = [key for key in data if key in self.kinds]
-        self.wanted, self.unwanted = self._beside(schema, data)
+        self.wanted, self.unwanted = self._neighbours(schema, data)
         absent = [key for key in allowed if key not in data]
         self.free = [key for key in absent if key not in self.kinds] if self.present else absent
 
-    def _beside(self, schema: Schema, data: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
-        """Of the keys beside a kind those that it needs, and those there that it does not take; one of any without."""
-        beside = schema.get("x-beside", [])
+    def _neighbours(self, schema: Schema, data: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
+        """Return the missing keys next to a kind, and those there that it does not take; one of any without kind."""
+        neighbours = schema.get("x-beside", [])
         wanted = [key for kind in self.present for key in schema.get("dependentRequired", {}).get(kind, ())]
         joins = any(kind in schema.get("x-joins", ()) for kind in self.present)
-        if not wanted and joins and all(key in data for key in beside):
+        if not wanted and joins and all(key in data for key in neighbours):
             wanted = ["inputs"]
         if not wanted:
-            return beside[: not any(key in data for key in beside)], []
-        return wanted, [key for key in beside if key in data and key not in wanted]
+            return neighbours[: not any(key in data for key in neighbours)], []
+        return wanted, [key for key in neighbours if key in data and key not in wanted]
 
 
 def _unwanted(key: str, keys: _Keys, at: KeyPath) -> Diagnostic:
@@ -83,18 +83,18 @@ def _unwanted(key: str, keys: _Keys, at: KeyPath) -> Diagnostic:
 _WIRED = {"input": "it reads one flow or node", "inputs": "it reads flows or nodes by name: `inputs: {a: …, b: …}`"}
 
 
-def _unknown(key: Any, meant: str | None, keys: _Keys, at: KeyPath) -> Diagnostic:
+def _unknown(key: Any, intended: str | None, keys: _Keys, at: KeyPath) -> Diagnostic:
     slip = _slip(key, keys)
-    if keys.what and not keys.present and (meant is None or meant in keys.kinds):
+    if keys.what and not keys.present and (intended is None or intended in keys.kinds):
         message = f"there is no {keys.what} of kind `{key}`"
-        help = slip or did_you_mean(str(key), [meant] if meant else keys.kinds)
+        help = slip or did_you_mean(str(key), [intended] if intended else keys.kinds)
         return Diagnostic("unknown-kind", message, (*at, key), on_key=True, help=help)
-    help = slip or did_you_mean(str(key), [meant] if meant else keys.free)
+    help = slip or did_you_mean(str(key), [intended] if intended else keys.free)
     return Diagnostic("unknown-key", f"`{key}` is not a key of {_place(at)}", (*at, key), on_key=True, help=help)
 
 
 def _slip(key: Any, keys: _Keys) -> str | None:
-    """The typical mistakes behind a key that is not known."""
+    """Return help for the typical mistakes behind an unknown key."""
     value, name, colon, rest = keys.data[key], *str(key).partition(":")
     if value is None and re.fullmatch(r"[0-9]+\s*(%|[^\W\d_]*)", str(key)):
         return "a comma ends the value before it: write decimals with a point"
@@ -131,12 +131,12 @@ def _none(keys: _Keys, at: KeyPath) -> Diagnostic:
 
 
 def _place(at: KeyPath) -> str:
-    """The map in words: `track` in /nodes/track."""
+    """Return the mapping in words: `track` in /nodes/track."""
     return f"`{at[-1]}`" if at else "the pipeline"
 
 
 def everything(data: Any) -> Iterator[tuple[KeyPath, Any]]:
-    """Every value of plain data with its path, maps and lists before what they hold."""
+    """Yield every value of plain data with its path, mappings and lists before their members."""
     stack: list[tuple[KeyPath, Any]] = [((), data)]
     while stack:
         path, value = stack.pop()
@@ -151,9 +151,9 @@ Errors = Iterator["ValidationError"]
 def check(
     data: Any, schema: Schema, findings: Findings, reported: frozenset[KeyPath] = frozenset()
 ) -> frozenset[KeyPath]:
-    """Report all that does not fit the schema; the paths whose values must not be read.
+    """Report all values that do not fit the schema; return the paths whose values must not be read.
 
-    data      maps with keys of text, lists and scalars
+    data      mappings with keys of strings, lists and scalars
     schema    of a `declare.Shape`
     reported  paths of which a mistake is known already; they are among the paths returned
     """
@@ -170,14 +170,14 @@ def check(
             continue
         if fault.keyword in _OF_KEYS and fault.at not in maps:
             maps.add(fault.at)
-            found, unread = check_keys(fault.value, fault.schema, fault.at)
+            diagnostics, unread = check_keys(fault.value, fault.schema, fault.at)
             bad |= unread
         elif fault.keyword in _OF_KEYS or fault.at in bad:
             continue
         else:
-            found = [word(fault)]
-            bad.add(found[0].at)
-        for one in found:
+            diagnostics = [word(fault)]
+            bad.add(diagnostics[0].at)
+        for one in diagnostics:
             findings.add(one)
     return frozenset(bad)
 
@@ -195,16 +195,16 @@ def _faults(data: Any, schema: Schema) -> Iterator[SchemaFault]:
 
 
 def _anywhere(data: Any) -> Iterator[Diagnostic]:
-    """What is wrong wherever it stands: placeholders, characters that no file holds, and numbers that are none."""
+    """Yield what is wrong anywhere: placeholders, characters that no file holds, and numbers that are none."""
     for at, value in everything(data):
-        if at and isinstance(at[-1], str) and (found := unprintable(at[-1], _IN_KEYS)):
-            message = f"the key {at[-1]!a} has {found}"
+        if at and isinstance(at[-1], str) and (words := unprintable(at[-1], _IN_KEYS)):
+            message = f"the key {at[-1]!a} has {words}"
             yield Diagnostic("control-character", message, at, on_key=True, help="leave it out")
         if isinstance(value, str):
             if "REPLACEME" in value:
                 yield Diagnostic("replaceme", "a placeholder was left in", at, help="put the real value here")
-            elif found := unprintable(value, _IN_TEXTS):
-                yield Diagnostic("control-character", f"the text has {found}", at, help="leave it out")
+            elif words := unprintable(value, _IN_TEXTS):
+                yield Diagnostic("control-character", f"the text has {words}", at, help="leave it out")
         elif isinstance(value, float) and not math.isfinite(value):
             yield Diagnostic("not-finite", f"expected a finite number, got {value}", at)
         elif isinstance(value, (int, float)) and abs(value) >= LARGEST:
@@ -212,18 +212,18 @@ def _anywhere(data: Any) -> Iterator[Diagnostic]:
 
 
 _IN_TEXTS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but for tabs and ends of lines, and halves of characters, which UTF-8 has not."""
+"""Control characters except tabs and line ends, and surrogate halves, which UTF-8 cannot encode."""
 
 _IN_KEYS = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def unprintable(text: str, which: "re.Pattern[str]") -> str | None:
-    """The first character of a text that files and terminals cannot take, in words."""
-    found = which.search(text)
-    if found is None:
+    """Return in words the first character of a string that files and terminals cannot take; None without one."""
+    match = which.search(text)
+    if match is None:
         return None
-    what = "half a character" if found[0] >= "\ud800" else "the control character"
-    return f"{what} U+{ord(found[0]):04X} at place {found.start() + 1}"
+    what = "half a character" if match[0] >= "\ud800" else "the control character"
+    return f"{what} U+{ord(match[0]):04X} at place {match.start() + 1}"
 
 
 def _validator(schema: Schema) -> Any:
@@ -231,19 +231,19 @@ def _validator(schema: Schema) -> Any:
     from jsonschema.validators import extend
 
     ours = {
-        "anyOf": _meant,
+        "anyOf": _alternative,
         "x-nan": _nan,
         "x-kind": _kind,
         "pattern": _pattern,
         "x-unit": _unit,
         "minProperties": _not_empty,
-        "maxProperties": _said,
+        "maxProperties": _elsewhere,
     }
     return extend(Draft202012Validator, ours)(schema)  # type: ignore[no-untyped-call]
 
 
-def _meant(validator: Any, options: list[Schema], instance: Any, schema: Schema) -> Errors:
-    """Of several alternatives check the one that is meant, by the kind of YAML value."""
+def _alternative(validator: Any, options: list[Schema], instance: Any, schema: Schema) -> Errors:
+    """Check the alternative that is meant, by the kind of YAML value."""
     from jsonschema import ValidationError
 
     if "x-unit" in schema:
@@ -254,15 +254,15 @@ def _meant(validator: Any, options: list[Schema], instance: Any, schema: Schema)
     able = [option for option in options if sort(instance) in sorts(option)]
     if any(validator.evolve(schema=option).is_valid(instance) for option in able):
         return
-    meant = able[closest(able, instance)] if able else {}
-    if not meant or "enum" in meant:
+    intended = able[closest(able, instance)] if able else {}
+    if not intended or "enum" in intended:
         yield ValidationError("none of them")
     else:
-        yield from validator.descend(instance, meant)
+        yield from validator.descend(instance, intended)
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Schema) -> Errors:
-    """Its end is the end of the text, as JSON Schema has it; Python's ``$`` would pass over a last newline."""
+    """Match to the end of the string, as JSON Schema does; Python's ``$`` would pass over a last newline."""
     from jsonschema import ValidationError
 
     if isinstance(instance, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), instance) is None:
@@ -274,8 +274,8 @@ def _kind(validator: Any, what: str, instance: Any, schema: Schema) -> Errors:
 
     if not isinstance(instance, dict):
         return
-    found, _ = check_keys(instance, schema, ())
-    if found:
+    diagnostics, _ = check_keys(instance, schema, ())
+    if diagnostics:
         yield ValidationError("keys")
     for kind, table in schema["properties"].items():
         if kind in instance and instance[kind] is None:
@@ -294,7 +294,7 @@ def _unit(validator: Any, unit: str, instance: Any, schema: Schema) -> Errors:
 
 
 def _nan(validator: Any, may: bool, instance: Any, schema: Schema) -> Errors:
-    """No mistake, but where a NaN stands that is allowed."""
+    """Report nothing, except a NaN that is not allowed."""
     from jsonschema import ValidationError
 
     if isinstance(instance, float) and math.isnan(instance):
@@ -308,8 +308,8 @@ def _not_empty(validator: Any, least: int, instance: Any, schema: Schema) -> Err
         yield ValidationError("empty")
 
 
-def _said(validator: Any, most: int, instance: Any, schema: Schema) -> Errors:
-    """Of one kind, or one use, other checks say it."""
+def _elsewhere(validator: Any, most: int, instance: Any, schema: Schema) -> Errors:
+    """Report nothing for more than one kind, or one use; other checks report it."""
     from jsonschema import ValidationError
 
     if isinstance(instance, dict) and len(instance) > most > 1 and "propertyNames" in schema:

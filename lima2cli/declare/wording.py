@@ -1,4 +1,4 @@
-"""Mistakes in values, in words: "expected <words>, got <got>"."""
+"""Describe mistakes in values: "expected <words>, got <got>"."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ _PATTERNS = {
 
 
 def sort(value: Any) -> Sort:
-    """The kind of YAML value."""
+    """Return the kind of YAML value."""
     if isinstance(value, bool):
         return "flag"
     if isinstance(value, (int, float)):
@@ -49,7 +49,7 @@ def sort(value: Any) -> Sort:
 
 
 def sorts(schema: Schema) -> frozenset[Sort]:
-    """The kinds of YAML value that a schema takes; all where it does not say."""
+    """Return the kinds of YAML value that a schema takes; all where the schema names none."""
     if "anyOf" in schema:
         return frozenset().union(*(sorts(option) for option in schema["anyOf"]))
     if "enum" in schema:
@@ -59,7 +59,7 @@ def sorts(schema: Schema) -> frozenset[Sort]:
 
 
 def words(schema: Schema) -> str:
-    """What the schema asks for."""
+    """Return in words the value that the schema asks for."""
     if "x-words" in schema:
         return str(schema["x-words"])
     if "x-unit" in schema:
@@ -86,8 +86,8 @@ def _words_of_type(name: str, schema: Schema) -> str:
 
 
 def _words_of_map(schema: Schema) -> str:
-    beside = schema.get("x-beside", [])
-    keys = [key for key in schema.get("properties", {}) if key not in beside]
+    neighbours = schema.get("x-beside", [])
+    keys = [key for key in schema.get("properties", {}) if key not in neighbours]
     if "x-kind" in schema:
         return f"a map with one kind of {schema['x-kind']} ({', '.join(keys)})"
     if not keys:
@@ -107,7 +107,7 @@ def _limits(schema: Schema) -> str:
 
 
 def got(value: Any) -> str:
-    """What was written, shortened."""
+    """Return the written value, shortened."""
     kind = sort(value)
     if kind == "text":
         return f"text `{_short(str(value))}`" if value else "an empty text"
@@ -140,7 +140,7 @@ _WORDS: Mapping[str, tuple[str, float]] = {
     "bits": ("bits", 1), "k": ("bytes", 2**10), "m": ("bytes", 2**20), "g": ("bytes", 2**30), "t": ("bytes", 2**40),
     "pb": ("bytes", 10**15), "pib": ("bytes", 2**50), "mHz": ("hertz", 1e-3), "meV": ("eV", 1e-3),
 }  # fmt: skip
-"""Units that people write and the language has not, in small letters: quantity and factor."""
+"""Units that people write and the language does not have, in lower case: quantity and factor."""
 
 _PLANCK = 1.2398419843320026e-6
 """Energy times wavelength of a photon, in eV m."""
@@ -162,13 +162,16 @@ _TURNED = re.compile(r"([^\W\d_]+)\s*([0-9].*)")
 
 
 def quantity_of(schema: Schema) -> Quantity:
-    """The declaration that a schema came from."""
+    """Return the declaration that a schema was made from."""
     number = schema["anyOf"][0]
     return Quantity(schema["x-unit"], number.get("minimum"), number.get("exclusiveMinimum"))
 
 
 def check_quantity(value: Any, schema: Any, at: KeyPath) -> Diagnostic:
-    """The diagnostic of a value that is known not to fit."""
+    """Return the diagnostic of a value that is known not to fit.
+
+    Raises: AssertionError where it fits.
+    """
     if sort(value) not in ("number", "text"):
         return Diagnostic("wrong-type", f"expected {words(schema)}, got {got(value)}", at)
     quantity = quantity_of(schema)
@@ -183,7 +186,7 @@ def check_quantity(value: Any, schema: Any, at: KeyPath) -> Diagnostic:
 
 
 def _help(text: str, quantity: Quantity) -> str | None:
-    """What was probably meant; texts that would be refused again are not proposed."""
+    """Propose the value probably meant; strings that would be refused again are not proposed."""
     text = plain_spelling(text).strip()
     if (turned := _TURNED.fullmatch(text)) is not None:
         text = f"{turned[2]} {turned[1]}"
@@ -192,12 +195,12 @@ def _help(text: str, quantity: Quantity) -> str | None:
         return None
     numbers = [number + parts[2] for number in _numbers(parts[1])]
     proposed = [text for number in numbers for text in _proposals(number, parts[3], quantity) if _fits(text, quantity)]
-    meant = f"did you mean {', or '.join(f'`{text}`' for text in dict.fromkeys(proposed))}?" if proposed else ""
+    proposal = f"did you mean {', or '.join(f'`{text}`' for text in dict.fromkeys(proposed))}?" if proposed else ""
     kind, _ = _known(parts[3], quantity.unit)
     if parts[3] and kind not in (None, quantity.unit):
         of_another = f"{parts[3]} is a unit of {KINDS[str(kind)]}, {KINDS[quantity.unit]} is needed"
-        return f"{of_another}: {meant}" if meant else of_another
-    return meant or None
+        return f"{of_another}: {proposal}" if proposal else of_another
+    return proposal or None
 
 
 def _fits(text: str, quantity: Quantity) -> bool:
@@ -209,7 +212,7 @@ def _fits(text: str, quantity: Quantity) -> bool:
 
 
 def _numbers(text: str) -> list[str]:
-    """Readings of a number with commas and groups of digits: 12,4 is 12.4; 1,000 may be either."""
+    """Return readings of a number with commas and groups of digits: 12,4 is 12.4; 1,000 may be either."""
     plain = re.sub(r"[_'\s]", "", text)
     if "," not in plain:
         return [plain] if plain.count(".") < 2 else []
@@ -234,14 +237,14 @@ def _proposals(number: str, unit: str, quantity: Quantity) -> Iterator[str]:
         yield f"{number} {next(name for name, one in own.items() if one == factor)}"
     elif kind == quantity.unit:
         yield in_units(value, kind)
-    elif kind is None and (meant := nearest(unit, own)) is not None:
-        yield f"{number} {meant}"
+    elif kind is None and (proposal := nearest(unit, own)) is not None:
+        yield f"{number} {proposal}"
     elif (convert := _CONVERSIONS.get((kind or "", quantity.unit))) is not None and value > 0:
         yield in_units(convert(value), quantity.unit)
 
 
 def _known(unit: str, quantity: str) -> tuple[str | None, float]:
-    """Quantity and factor of a unit: as the language writes it, in letters of another case, in other words."""
+    """Return quantity and factor of a unit: as the language writes it, in letters of another case, in other words."""
     exact = [(kind, factor) for kind, units in UNITS.items() for name, factor in units.items() if name == unit]
     folded = [
         (kind, factor)
@@ -250,8 +253,8 @@ def _known(unit: str, quantity: str) -> tuple[str | None, float]:
         if name.casefold() == unit.casefold()
     ]
     words = [_WORDS[word] for word in (unit, unit.casefold()) if word in _WORDS]
-    found: list[tuple[str | None, float]] = [*exact, *words[: unit in _WORDS], *folded, *words]
-    return next((it for it in found if it[0] == quantity), found[0] if found else (None, 0.0))
+    readings: list[tuple[str | None, float]] = [*exact, *words[: unit in _WORDS], *folded, *words]
+    return next((reading for reading in readings if reading[0] == quantity), readings[0] if readings else (None, 0.0))
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ class SchemaFault:
 
 
 def word(fault: SchemaFault) -> Diagnostic:
-    """The fault in words."""
+    """Return the fault as a diagnostic in words."""
     return _WORDING[fault.keyword](fault)
 
 
@@ -278,15 +281,15 @@ def _wrong_type(fault: SchemaFault) -> Diagnostic:
 
 
 def _slip(value: Any, schema: Schema) -> str | None:
-    """The typical mistakes behind a value of another sort."""
-    found, wanted = sort(value), sorts(schema)
-    if found == "map" and "text" in wanted and len(value) == 1 and next(iter(value.values())) is None:
+    """Return help for the typical mistakes behind a value of another sort."""
+    actual, wanted = sort(value), sorts(schema)
+    if actual == "map" and "text" in wanted and len(value) == 1 and next(iter(value.values())) is None:
         return f'quote it: "{{{next(iter(value))}}}"'
-    if found == "text" and "x-kind" in schema and value in schema["properties"]:
+    if actual == "text" and "x-kind" in schema and value in schema["properties"]:
         return f"write it as a map: {{{value}: {{}}}}"
-    if found == "text" and "flag" in wanted and value.lower() in ("yes", "no", "on", "off"):
+    if actual == "text" and "flag" in wanted and value.lower() in ("yes", "no", "on", "off"):
         return f"did you mean `{'true' if value.lower() in ('yes', 'on') else 'false'}`?"
-    if found in ("number", "flag") and wanted == {"text"} and "enum" not in schema:
+    if actual in ("number", "flag") and wanted == {"text"} and "enum" not in schema:
         return f'quote it: "{str(value).lower()}"'
     return "write a list: [ … ]" if wanted == {"list"} else None
 
@@ -305,8 +308,8 @@ def _unknown_value(fault: SchemaFault) -> Diagnostic:
     known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
     if not known or sort(fault.value) not in sorts(fault.schema):
         return _wrong_type(fault)
-    meant = nearest(str(fault.value), known)
-    return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{meant}`?" if meant else None)
+    near = nearest(str(fault.value), known)
+    return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{near}`?" if near else None)
 
 
 def _bad_text(fault: SchemaFault) -> Diagnostic:

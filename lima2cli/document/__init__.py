@@ -1,4 +1,4 @@
-"""YAML text to plain data with the place of every key and value; and diagnostics shown at those places."""
+"""Turn YAML text into plain data with the place of every key and value, and show diagnostics at those places."""
 
 from lima2cli.document.load import load
 from lima2cli.document.places import AS_WRITTEN, Document, Place, Source, Span, once

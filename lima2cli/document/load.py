@@ -1,4 +1,4 @@
-"""Text to `Document`, in one pass that reports every mistake, with the values that the command line sets."""
+"""Load a `Document` from text in one pass that reports every mistake, and apply the ``--set`` overrides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +12,15 @@ from lima2cli.secret import Secret
 
 
 def failed_at(override: str) -> KeyPath:
-    """The path of the diagnostics of an override that cannot be applied; no document has it."""
+    """Return the path of diagnostics of an override that cannot be applied; no document has it."""
     return (f"--set {override}",)
 
 
 def apply(root: YamlNode, override: str, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
-    """The tree with one override applied; None where it cannot be, which has been reported.
+    """Return the tree with one override applied; None where it cannot be applied, which has been reported.
 
-    Steps are separated by dots; a step into a list is an index, from 0. Maps that miss on the way are made, so that
-    a misspelt key is found, and told at the override, where all keys are checked.
+    Steps are separated by dots; a step into a list is an index, from 0. Missing mappings on the way are created, so
+    that a misspelt key is reported at the override, where all keys are checked.
     """
     at = failed_at(override)
     key, equals, _ = override.partition("=")
@@ -45,7 +45,7 @@ def apply(root: YamlNode, override: str, findings: Findings, environment: Mappin
 
 
 def _value(override: str, start: int, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
-    """What an override sets: a map, list or quoted text of YAML, else a plain scalar, taken whole."""
+    """Read the value that an override sets: a mapping, list or quoted string, else a plain scalar, taken whole."""
     text = override[start:]
     span = Span(1, start + 1, 1, len(override) + 1)
     own = Findings()
@@ -67,16 +67,16 @@ def _span(override: str) -> Span:
 
 
 SIZE_LIMIT = 2**20
-"""Characters of a document."""
+"""Largest number of characters of a document."""
 
 
 def load(
     text: str, file: str, findings: Findings, *, environment: Mapping[str, str], overrides: Sequence[str] = ()
 ) -> Document | None:
-    """Read a YAML document, replace variables, apply ``--set`` overrides in order.
+    """Read a YAML document, replace variables, and apply ``--set`` overrides in order.
 
-    ``file`` is the name to show, ``-`` for standard input. Mistakes go to ``findings``; None only where nothing can
-    be read at all (syntax, empty, too large, too deep).
+    ``file`` is the name to show, ``-`` for standard input. Mistakes go to ``findings``; the result is None only where
+    nothing can be read at all (syntax error, empty, too large, too deep).
     """
     source = Source(file, text.removeprefix("\ufeff"))
     if len(source.text) > SIZE_LIMIT:

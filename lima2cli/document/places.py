@@ -13,17 +13,17 @@ _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, without their ends."""
+    """Return the lines of a string, without their ends."""
     return _BREAK.split(text)
 
 
 def line_starts(text: str) -> list[int]:
-    """Index of the first character of each line."""
-    return [0, *(found.end() for found in _BREAK.finditer(text))]
+    """Return the index of the first character of each line."""
+    return [0, *(match.end() for match in _BREAK.finditer(text))]
 
 
 class Span(NamedTuple):
-    """Part of a text, from (line, column) up to, not including, (end_line, end_column); all from 1.
+    """A part of a string, from (line, column) up to, not including, (end_line, end_column); all from 1.
 
     Columns count characters.
     """
@@ -37,19 +37,19 @@ class Span(NamedTuple):
 START = Span(1, 1, 1, 1)
 
 AS_WRITTEN = "as written"
-"""First step of paths into the original of a document whose data are another's by now."""
+"""First step of paths into the original of a document whose data have since been replaced."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text, and the name under which it is shown."""
+    """A string, and the name under which it is shown."""
 
     file: str
     text: str
 
     @cached_property
     def lines(self) -> list[str]:
-        """The lines as YAML counts them, without their ends."""
+        """Return the lines as YAML counts them, without their ends."""
         return split_lines(self.text)
 
     @cached_property
@@ -57,22 +57,22 @@ class Source:
         return line_starts(self.text)
 
     def index(self, line: int, column: int) -> int:
-        """Index in the text of a line and column, both from 1; the length of the text beyond its end."""
+        """Return the index in the string of a line and column, both from 1; its length for places beyond its end."""
         start = self._starts[min(line, len(self._starts)) - 1]
         return min(start + column - 1, len(self.text))
 
     def position(self, index: int) -> tuple[int, int]:
-        """Line and column of an index in the text, both from 1."""
+        """Return line and column of an index in the string, both from 1."""
         line = bisect_right(self._starts, index)
         return line, index - self._starts[line - 1] + 1
 
     def named(self, file: str) -> "Source":
-        """The text of a name that a `Place` has."""
+        """Return the source for a file name that a `Place` has."""
         return self
 
 
 class Place(NamedTuple):
-    """Where a diagnostic points. ``override`` is the text of the ``--set`` that wrote the value, else None."""
+    """The place that a diagnostic points at. ``override``: the ``--set`` that wrote the value, else None."""
 
     file: str
     span: Span
@@ -106,11 +106,11 @@ class Document(Source):
     marks: Mapping[KeyPath, tuple[Related, ...]] = field(default_factory=dict)
 
     def named(self, file: str) -> Source:
-        """See `Source.named`."""
+        """Return the source for a file name, see `Source.named`."""
         return next((other for other in self.others.values() if other.file == file), self)
 
     def written(self, path: KeyPath, on_key: bool = False) -> tuple["Document", KeyPath]:
-        """The document that a value, or its key, was written in, and its path there."""
+        """Return the document that a value, or its key, was written in, and its path there."""
         source = (on_key and self._copied_from(path[:-1])) or self._copied_from(path)
         if source:
             path = (*self.copied[source], *path[len(source) :])
@@ -121,11 +121,11 @@ class Document(Source):
         return self.original or self, path
 
     def is_copy(self, path: KeyPath) -> bool:
-        """Whether what is at a path was copied there."""
+        """Return True if the value at a path was copied there."""
         return bool(self._copied_from(path))
 
     def related(self, diagnostic: Diagnostic) -> tuple[Related, ...]:
-        """The second places of a diagnostic, and those of all that is copied to its place, or taken from there."""
+        """Return the second places of a diagnostic, and those of all that was copied to or from its place."""
         at = diagnostic.at
         marked = next((at[:end] for end in range(len(at), 0, -1) if at[:end] in self.marks), ())
         marks = self.marks.get(marked, ())
@@ -136,38 +136,38 @@ class Document(Source):
         return (*diagnostic.related, *marks)
 
     def _copied_from(self, path: KeyPath) -> KeyPath:
-        """The longest leading part of a path that is known to be a copy."""
+        """Return the longest leading part of a path that is known to be a copy."""
         return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.copied), ())
 
     def place(self, path: KeyPath, on_key: bool = False) -> Span:
-        """The span to show for a path: that of the value, or of the key.
+        """Return the span to show for a path: that of the value, or of the key.
 
-        A map or list that spans lines is shown by its key. Of a path that is absent, the key of the nearest
+        A mapping or list that spans lines is shown by its key. For a path that is absent, the key of the nearest
         ancestor is shown; the start of the document where there is none.
         """
-        found = self.nearest(path)
-        if not found:
+        nearest_path = self.nearest(path)
+        if not nearest_path:
             root = self.values.get((), START)
             return Span(root.line, root.column, root.line, root.column)
-        value, key = self.values[found], self.keys.get(found)
+        value, key = self.values[nearest_path], self.keys.get(nearest_path)
         if key is None:
             return value
-        return key if on_key or found != path or self._by_key(found) else value
+        return key if on_key or nearest_path != path or self._by_key(nearest_path) else value
 
     def nearest(self, path: KeyPath) -> KeyPath:
-        """The longest leading part of the path that exists."""
+        """Return the longest leading part of the path that exists."""
         while path and path not in self.values:
             path = path[:-1]
         return path
 
     def locate(self, diagnostic: Diagnostic) -> Place:
-        """Where a diagnostic points."""
+        """Return the place that a diagnostic points at."""
         document, at = self.written(diagnostic.at, diagnostic.on_key)
         return document._locate(replace(diagnostic, at=at))
 
     def _locate(self, diagnostic: Diagnostic) -> Place:
         at = diagnostic.at
-        if diagnostic.span is not None:  # of the text of the file, or of an override that came to nothing
+        if diagnostic.span is not None:  # in the text of the file, or of an override that was not applied
             override = self.overridden[at] if at in self.overridden and at not in self.values else None
             span = Span(*diagnostic.span)
         else:
@@ -176,11 +176,11 @@ class Document(Source):
         return Place(self.file if override is None else "--set", span, override)
 
     def value(self, path: KeyPath) -> Any:
-        """The value at a path that exists."""
-        found = self.data
+        """Return the value at a path that exists."""
+        value = self.data
         for step in path:
-            found = found[step]
-        return found
+            value = value[step]
+        return value
 
     def _by_key(self, path: KeyPath) -> bool:
         span = self.values[path]
@@ -189,17 +189,17 @@ class Document(Source):
 
 
 def once(document: Document, findings: Findings) -> Findings:
-    """The findings; of those of copies that show the same rule at the same place, the first one only.
+    """Return the findings, with only the first of those that show the same rule at the same place through copies.
 
-    What is found where the copies were taken from counts as the first.
+    A finding at the place that copies were taken from counts as the first.
     """
-    seen = {(item.rule, document.locate(item)) for item in findings if not document.is_copy(item.at)}
+    shown = {(item.rule, document.locate(item)) for item in findings if not document.is_copy(item.at)}
     left = Findings()
     for item in findings:
         here = (item.rule, document.locate(item))
         if document.is_copy(item.at):
-            if here in seen:
+            if here in shown:
                 continue
-            seen.add(here)
+            shown.add(here)
         left.add(item)
     return left

@@ -1,4 +1,4 @@
-"""Diagnostics as people and programs read them, without those that comments ``# lima2: ignore[rule]`` silence."""
+"""Show diagnostics to people and programs, without those that comments ``# lima2: ignore[rule]`` silence."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related
 from lima2cli.document.places import START, Document, Place, Source, Span
 
 _WIDTH = 120
-"""Characters of a source line that are shown; of a longer one, those around the place."""
+"""Number of characters shown of a source line; of a longer one, those around the place."""
 
 _NOWHERE = Source("-", "")
 _COLORS = {"error": "1;31", "warning": "1;33", "gutter": "34", "bold": "1"}
@@ -27,9 +27,9 @@ class _Shown(NamedTuple):
 
 
 def show_text(source: Source | None, diagnostics: Iterable[Diagnostic], color: bool = False) -> str:
-    """For people: each diagnostic with its lines of the source, then how many there are. Empty where there is none.
+    """Return text for people: each diagnostic with its source lines, then the count; empty where there is none.
 
-    ``source``: the document, or the text that none could be read from.
+    ``source``: the document, or the text from which none could be read.
     """
     source = source or _NOWHERE
     shown = _arrange(source, diagnostics)
@@ -44,7 +44,7 @@ def show_text(source: Source | None, diagnostics: Iterable[Diagnostic], color: b
 
 
 def show_concise(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """A line each: ``file:line:column: error[rule]: message``."""
+    """Return one line for each diagnostic: ``file:line:column: error[rule]: message``."""
     lines = []
     for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
         where = f"{file}:{span.line}:{span.column}" if override is None else f"--set {override}"
@@ -53,15 +53,15 @@ def show_concise(source: Source | None, diagnostics: Iterable[Diagnostic]) -> st
 
 
 def show_json(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """``{"version": 1, "diagnostics": [...]}``; lines and columns from 1, paths as JSON pointers (RFC 6901).
+    """Return ``{"version": 1, "diagnostics": [...]}``; lines and columns from 1, paths as JSON pointers (RFC 6901).
 
-    What comes from the command line has the file ``--set``, and its column is that within the override.
+    A diagnostic from the command line has the file ``--set``, and its column counts within the override.
     """
     return json.dumps({"version": 1, "diagnostics": _entries(source, diagnostics)}, indent=2)
 
 
 def show_events(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """The same as events of a run, one JSON object a line: of ``type`` error, or event where the run goes on."""
+    """Return the diagnostics as events of a run, one JSON object a line; ``type`` is error, or event if it goes on."""
     lines = []
     for item in _entries(source, diagnostics):
         if item["severity"] == "error":
@@ -98,7 +98,7 @@ def _entries(source: Source | None, diagnostics: Iterable[Diagnostic]) -> list[d
 
 
 def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """Workflow commands of GitHub Actions, which annotate the lines of a change."""
+    """Return workflow commands of GitHub Actions, which annotate the lines of a change."""
     lines = []
     for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
         message = item.message if override is None else f"{item.message} (--set {override})"
@@ -111,7 +111,7 @@ def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str
 
 
 def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
-    """SARIF 2.1.0 (OASIS), for code-scanning services."""
+    """Return SARIF 2.1.0 (OASIS), for code-scanning services."""
     from urllib.parse import quote  # costs milliseconds of every start otherwise
 
     shown = _arrange(source or _NOWHERE, diagnostics)
@@ -140,7 +140,7 @@ def _escape(text: str, more: str = "") -> str:
 
 
 def _arrange(source: Source, diagnostics: Iterable[Diagnostic]) -> list[_Shown]:
-    """In file order, what comes from the command line last; each mistake once, though aliases repeat it."""
+    """Return the diagnostics in file order, those of the command line last; each mistake once despite aliases."""
     shown: dict[tuple[object, ...], _Shown] = {}
     for item in diagnostics:
         place = _locate(source, item)
@@ -161,7 +161,7 @@ def _locate(source: Source, item: Diagnostic) -> Place:
 
 
 def _pointer(source: Source, item: Diagnostic) -> str:
-    """The path as a JSON pointer; empty for the whole document, and for an override that came to nothing."""
+    """Return the path as a JSON pointer; empty for the whole document, and for an override that was not applied."""
     at = item.at
     if isinstance(source, Document):
         source, at = source.written(at, item.on_key)
@@ -175,7 +175,7 @@ def _all_related(source: Source, item: Diagnostic) -> tuple[Related, ...]:
 
 
 def _related(source: Source, path: KeyPath) -> Place:
-    """A second place; of a map or list its key with the colon, so that it stays short."""
+    """Return a second place; for a mapping or list, its key with the colon, so that it stays short."""
     if not isinstance(source, Document):
         return Place(source.file, START, None)
     source, path = source.written(path)
@@ -189,7 +189,7 @@ def _related(source: Source, path: KeyPath) -> Place:
 
 
 def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
-    """The lines of one diagnostic."""
+    """Return the lines of one diagnostic."""
     item, place = shown
     others = [(_related(source, other.at), other.label) for other in _all_related(source, item)]
     numbers = [there.span.line for there in (place, *(there for there, _ in others)) if there.override is None]
@@ -221,7 +221,7 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
 
 
 def _excerpt(source: Source, span: Span, mark: str, label: str, style: str, margin: str, paint: Paint) -> list[str]:
-    """A line of the source, and marks under the part of the span that is in it."""
+    """Return a source line, and marks under the part of the span that is in it."""
     line = source.lines[span.line - 1]
     start = min(span.column - 1, len(line))
     end = span.end_column - 1 if span.end_line == span.line else len(line.rstrip())
@@ -236,7 +236,7 @@ def _excerpt(source: Source, span: Span, mark: str, label: str, style: str, marg
 
 
 def _window(line: str, start: int, end: int) -> tuple[str, int, int]:
-    """A piece of a long line around a place, and the place within the piece."""
+    """Return a piece of a long line around a place, and the place within the piece."""
     first = max(0, min(start - _WIDTH // 4, len(line) - _WIDTH))
     last = min(len(line), first + _WIDTH)
     before, after = "…" * (first > 0), "…" * (last < len(line))
@@ -245,19 +245,19 @@ def _window(line: str, start: int, end: int) -> tuple[str, int, int]:
 
 
 def _clean(text: str) -> str:
-    """Without characters that move a terminal's cursor, change its colours or its direction of writing."""
+    """Remove characters that move a terminal's cursor, change its colours or its direction of writing."""
     return "".join(
         char if char.isprintable() else " " if char in "\t\n" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
 
 
 def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes."""
+    """Return the number of terminal columns that a string takes."""
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def _summary(source: Source, shown: list[_Shown]) -> str:
-    """``2 errors, 1 warning in maze.yaml``."""
+    """Return the counts and files, ``2 errors, 1 warning in maze.yaml``."""
     counts = []
     for severity in ("error", "warning"):
         count = sum(one.item.severity == severity for one in shown)
@@ -273,17 +273,17 @@ _RULE = re.compile(r"[^\s,]+")
 
 
 class _Ignore(NamedTuple):
-    """A rule named by a comment, and where."""
+    """A rule named by a comment, and the place of the comment."""
 
     rule: str
     span: Span
 
 
 def suppress(document: Document, findings: Findings) -> Findings:
-    """The findings without the warnings that comments silence, and with a warning for each comment without effect.
+    """Return the findings without the warnings that comments silence, and with a warning for each unused comment.
 
-    To be called once all checks are done. Errors cannot be silenced. Of documents that parts were taken from, comments
-    without effect are not told: what they silence may come of another use.
+    To be called once all checks are done. Errors cannot be silenced. In documents that parts were taken from, unused
+    comments are not reported: they may silence a warning of another use.
     """
     ignores = list(_ignores(document.original or document))
     others = [(other.file, ignore) for other in document.others.values() for ignore in _ignores(other)]
@@ -316,10 +316,10 @@ def _unused(ignore: _Ignore, is_error: bool) -> Diagnostic:
 def _ignores(document: Document) -> Iterator[_Ignore]:
     if "lima2:" not in document.text:
         return
-    texts = _texts(document)
+    scalars = _texts(document)
     for number, line in enumerate(document.lines, 1):
         for comment in _IGNORE.finditer(line):
-            if _within(document, texts, number, comment.start() + 1):
+            if _within(document, scalars, number, comment.start() + 1):
                 continue
             names = list(_RULE.finditer(comment[1]))
             for name in names:
@@ -330,7 +330,7 @@ def _ignores(document: Document) -> Iterator[_Ignore]:
 
 
 def _texts(document: Document) -> list[Span]:
-    """Places of keys and scalars, in order; they do not overlap."""
+    """Return the places of keys and scalars, in order; they do not overlap."""
     scalars = {
         span
         for path, span in document.values.items()
@@ -339,12 +339,12 @@ def _texts(document: Document) -> list[Span]:
     return sorted(scalars | {span for path, span in document.keys.items() if path not in document.overridden})
 
 
-def _within(document: Document, texts: list[Span], line: int, column: int) -> bool:
-    """Whether a place is within a text, where a ``#`` begins no comment."""
-    before = bisect_right(texts, (line, column, 1 << 62, 0)) - 1
+def _within(document: Document, scalars: list[Span], line: int, column: int) -> bool:
+    """Return True if a place is within a scalar, where a ``#`` begins no comment."""
+    before = bisect_right(scalars, (line, column, 1 << 62, 0)) - 1
     if before < 0:
         return False
-    span = texts[before]
+    span = scalars[before]
     head = document.lines[span.line - 1][span.column - 1 : span.column]
     in_head = head in ("|", ">") and span.line == line  # of a block scalar, where comments may be
     return (line, column) < span[2:] and not in_head

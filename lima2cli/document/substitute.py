@@ -1,4 +1,4 @@
-"""``${VAR}`` and ``${VAR:-default}`` in texts, ``${VAR!}`` where the value is secret; ``$$`` is a dollar sign.
+"""Replace ``${VAR}`` and ``${VAR:-default}`` in strings; ``${VAR!}`` is a secret, and ``$$`` is a dollar sign.
 
 As in a shell and in Compose, the default of ``:-`` is taken where the variable is unset or empty.
 """
@@ -14,14 +14,14 @@ _REFERENCE = re.compile(r"\$(?:\$|\{([^{}]*)(\}?))")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(!?)(?::-(.*))?", re.DOTALL)
 
 Report = Callable[[str, str, str | None], None]
-"""Takes rule, message and help of a mistake."""
+"""Function that takes rule, message and help of a mistake."""
 
 
 @dataclass
 class Variables(Mapping[str, str]):
-    """Variables that texts may mention.
+    """Variables that strings may mention.
 
-    used     those whose values were put into a text;  secret   names of those whose values are secret
+    used     those whose values were put into a string;  secret   names of those whose values are secret
     """
 
     values_of: Mapping[str, str]
@@ -30,7 +30,7 @@ class Variables(Mapping[str, str]):
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Variables":
-        """The same, where it is some already."""
+        """Return the mapping as `Variables`; the same object if it is one already."""
         return environment if isinstance(environment, cls) else cls(environment)
 
     def __getitem__(self, name: str) -> str:
@@ -44,12 +44,12 @@ class Variables(Mapping[str, str]):
 
     @property
     def open(self) -> dict[str, str]:
-        """Those used that may be written down: all but secrets."""
+        """Return the used variables that may be written down: all but secrets."""
         return {name: value for name, value in self.used.items() if name not in self.secret}
 
 
 def substitute(text: str, environment: Mapping[str, str], report: Report) -> str:
-    """``text`` with its references replaced, a `Secret` where one is; one that cannot be is reported and stays."""
+    """Return ``text`` with references replaced, a `Secret` where one is; one without value is reported and kept."""
     variables = Variables.of(environment)
     parts, shown, values, end = list[str](), list[str](), list[str](), 0
     for reference in _REFERENCE.finditer(text):
@@ -59,18 +59,18 @@ def substitute(text: str, environment: Mapping[str, str], report: Report) -> str
         shown += [before, HIDDEN if secret else value]
         values += [value] if secret and reference_name(reference) in variables.used else []
         end = reference.end()
-    whole, seen = ("".join([*some, text[end:]]) for some in (parts, shown))
-    return Secret(whole, seen, tuple(values)) if whole != seen or values else whole
+    whole, visible = ("".join([*some, text[end:]]) for some in (parts, shown))
+    return Secret(whole, visible, tuple(values)) if whole != visible or values else whole
 
 
 def reference_name(reference: re.Match[str]) -> str:
-    """The variable that a reference names; empty for none."""
+    """Return the name of the variable that a reference names; empty for none."""
     inside = _INSIDE.fullmatch(reference[1] or "")
     return "" if inside is None else inside[1]
 
 
 def _value(reference: re.Match[str], variables: Variables, report: Report) -> tuple[str, bool]:
-    """What stands for a reference, and whether that is secret."""
+    """Return the replacement of a reference, and True if it is secret."""
     if reference[0] == "$$":
         return "$", False
     inside = _INSIDE.fullmatch(reference[1])

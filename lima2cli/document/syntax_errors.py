@@ -1,6 +1,6 @@
-"""What a YAML parser's error means, in words for users, at the place where the mistake is.
+"""Explain a YAML parser's error to users, at the place where the mistake is.
 
-A parser notices an unclosed bracket or quote lines later; it is told here at the bracket or quote. Both parsers of
+A parser notices an unclosed bracket or quote lines later; it is reported here at the bracket or quote. Both parsers of
 PyYAML are understood: they agree on the marks, and on the few words that are looked at.
 """
 
@@ -14,7 +14,7 @@ from lima2cli.diagnostics import Diagnostic
 from lima2cli.document.places import Source, Span
 
 CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that YAML does not allow."""
+"""Pattern of characters that YAML does not allow."""
 
 _DELIMITER = re.compile(
     r"""(?<![^\s,\[{:(-])"(?:\\.|[^"\\])*"?"""  # double-quoted text, perhaps unclosed
@@ -28,7 +28,7 @@ _CLOSERS = {"[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Trouble:
-    """An error of the parser: what it said, where it was (``at``) and where that began (``since``), as indices."""
+    """An error of the parser: its message, its place (``at``) and where its context began (``since``), as indices."""
 
     text: str
     problem: str
@@ -38,12 +38,12 @@ class Trouble:
 
     @property
     def char(self) -> str:
-        """The character at which the parser gave up; empty at the end."""
+        """Return the character at which the parser gave up; empty at the end."""
         return self.text[self.at : self.at + 1]
 
     @property
     def opener(self) -> str:
-        """The character that began what could not be read; empty if unknown."""
+        """Return the character that began what could not be read; empty if unknown."""
         return "" if self.since is None else self.text[self.since : self.since + 1]
 
 
@@ -52,17 +52,17 @@ _Finding = tuple[str, int, int, str | None]
 
 
 def explain(source: Source, error: yaml.YAMLError) -> Diagnostic:
-    """The one diagnostic ``yaml-syntax`` for an error of the parser."""
+    """Return the one diagnostic ``yaml-syntax`` for an error of the parser."""
     trouble = trouble_of(source, error)
-    found = next(answer for look in _LOOKS if (answer := look(trouble)) is not None)
-    message, first, count, help = found
+    finding = next(answer for look in _LOOKS if (answer := look(trouble)) is not None)
+    message, first, count, help = finding
     noticed = source.position(trouble.at)[0]
     notes = (f"reading went wrong in line {noticed}",) if noticed > source.position(first)[0] else ()
     return syntax_error(source, message, first, count, notes=notes, help=help)
 
 
 def trouble_of(source: Source, error: yaml.YAMLError) -> Trouble:
-    """An error of the parser, its places as indices in the text."""
+    """Return an error of the parser with its places as indices in the string."""
 
     def index(mark: yaml.Mark | None) -> int | None:
         return None if mark is None else source.index(mark.line + 1, mark.column + 1)
@@ -74,17 +74,17 @@ def trouble_of(source: Source, error: yaml.YAMLError) -> Trouble:
 
 
 def nested_beyond(text: str, first: int, last: int, limit: int, *, in_flow: bool) -> int | None:
-    """Index of the bracket that opens more than ``limit`` levels between two indices of a text; None where none does.
+    """Return the index of the bracket that opens more than ``limit`` levels between two indices; None where none does.
 
-    ``in_flow``: whether ``first`` is within brackets. Outside of them a bracket opens only where a value begins.
+    ``in_flow``: True if ``first`` is within brackets. Outside of them a bracket opens only where a value begins.
     """
     levels = 0
-    for found in _DELIMITER.finditer(text, first, last):
-        bracket, before = found[0], text[max(found.start() - 1, 0) : found.start()]
+    for match in _DELIMITER.finditer(text, first, last):
+        bracket, before = match[0], text[max(match.start() - 1, 0) : match.start()]
         if bracket in _CLOSERS and (in_flow or levels > 0 or not before.strip()):
             levels += 1
             if levels > limit:
-                return found.start()
+                return match.start()
         elif bracket in ("]", "}") and (in_flow or levels > 0):
             levels -= 1
     return None
@@ -93,7 +93,7 @@ def nested_beyond(text: str, first: int, last: int, limit: int, *, in_flow: bool
 def syntax_error(
     source: Source, message: str, first: int, count: int = 1, *, notes: tuple[str, ...] = (), help: str | None = None
 ) -> Diagnostic:
-    """A diagnostic ``yaml-syntax`` at ``count`` characters from the ``first``."""
+    """Return a diagnostic ``yaml-syntax`` at ``count`` characters from the ``first``."""
     line, column = source.position(first)
     end = min(column + count, len(source.lines[line - 1]) + 1)
     span = Span(line, column, line, max(column, end))
@@ -111,14 +111,14 @@ def _tab(trouble: Trouble) -> _Finding | None:
 
 
 def _quote(trouble: Trouble) -> _Finding | None:
-    """A quote that is never closed, or closed by one that was meant to open, lines below."""
+    """Find a quote that is never closed, or closed by one that was meant to open, lines below."""
     if trouble.opener in ("'", '"') and "quoted scalar" in trouble.context and "escape" not in trouble.problem:
         assert trouble.since is not None
         return f"this `{trouble.opener}` is not closed", trouble.since, 1, f"close it with `{trouble.opener}`"
-    for found in _delimiters(trouble.text, trouble.at):
-        quoted = found[0]
-        if quoted[0] in "'\"" and "\n" in quoted and trouble.text.find("\n", found.end(), trouble.at) < 0:
-            return f"this `{quoted[0]}` is not closed on its line", found.start(), 1, f"close it with `{quoted[0]}`"
+    for match in _delimiters(trouble.text, trouble.at):
+        quoted = match[0]
+        if quoted[0] in "'\"" and "\n" in quoted and trouble.text.find("\n", match.end(), trouble.at) < 0:
+            return f"this `{quoted[0]}` is not closed on its line", match.start(), 1, f"close it with `{quoted[0]}`"
     return None
 
 
@@ -173,14 +173,14 @@ def _first_character(trouble: Trouble) -> _Finding | None:
         char = "a backtick" if trouble.char == "`" else f"`{trouble.char}`"
         return f"a text cannot begin with {char}", trouble.at, 1, "quote it"
     if "escape" in trouble.problem:
-        found = trouble.text.find("\\", max(trouble.at - 1, 0))
+        backslash = trouble.text.find("\\", max(trouble.at - 1, 0))
         help = "write `\\\\` for a backslash, or use single quotes"
-        return f"`{trouble.text[found : found + 2]}` is no escape sequence", found, 2, help
+        return f"`{trouble.text[backslash : backslash + 2]}` is no escape sequence", backslash, 2, help
     return None
 
 
 def _block(trouble: Trouble) -> _Finding | None:
-    """Things that do not fit the lines above."""
+    """Find lines that do not fit the lines above."""
     if "entries are not allowed" in trouble.problem:
         return "a list item cannot begin here", trouble.at, 1, "begin it on a line of its own, or write `[a, b]`"
     if "node content" in trouble.problem:
@@ -210,15 +210,15 @@ _LOOKS: tuple[Callable[[Trouble], _Finding | None], ...] = (
 
 
 def _delimiters(text: str, end: int | None = None) -> Iterator[re.Match[str]]:
-    """Quoted texts, comments and brackets."""
+    """Yield quoted strings, comments and brackets."""
     return _DELIMITER.finditer(text, 0, len(text) if end is None else end)
 
 
 def _balanced(text: str) -> bool:
-    """Whether every bracket of a text is closed, by one of its kind."""
+    """Return True if every bracket of a string is closed, by one of its kind."""
     stack: list[str] = []
-    for found in _delimiters(text):
-        bracket = found[0]
+    for match in _delimiters(text):
+        bracket = match[0]
         if bracket in _CLOSERS:
             stack.append(_CLOSERS[bracket])
         elif bracket in ("]", "}") and (not stack or stack.pop() != bracket):

@@ -32,11 +32,11 @@ _INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 _NAN = re.compile(r"\.(nan|NaN|NAN)")
 
 _LONGEST_NUMBER = 400
-"""Characters; what is longer is text. Python refuses to read decimal numbers of more than 4300 digits."""
+"""Characters; a longer scalar is a string. Python refuses to read decimal numbers of more than 4300 digits."""
 
 
 def resolve(text: str) -> Scalar:
-    """The value of a plain (unquoted) scalar: None, bool, int, float or the text itself."""
+    """Return the value of a plain (unquoted) scalar: None, bool, int, float or the string itself."""
     if text in _WORDS:
         return _WORDS[text]
     if len(text) > _LONGEST_NUMBER or text[0] not in "+-.0123456789":
@@ -55,7 +55,7 @@ def resolve(text: str) -> Scalar:
 
 
 def kind(value: object) -> str:
-    """What a value is, in words: "a number", "a map"..."""
+    """Return the kind of a value in words: "a number", "a map"..."""
     if isinstance(value, bool):
         return "true or false"
     names = {str: "a text", int: "a number", float: "a number", dict: "a map", list: "a list", type(None): "null"}
@@ -66,7 +66,7 @@ def kind(value: object) -> str:
 class YamlNode:
     """A value with its place. Aliases make a node appear several times; it is never changed once complete.
 
-    keys      place of each key, in a map
+    keys      place of each key, in a mapping
     size      number of nodes, this one and all below, aliases expanded
     height    number of collections on the longest way down, this one included
     bad       a mistake in it has been reported
@@ -83,7 +83,7 @@ class YamlNode:
 
 
 def to_document(source: Source, root: YamlNode, failed: Mapping[KeyPath, str]) -> Document:
-    """The tree as plain data and places, aliases expanded. ``failed``: overrides that came to nothing."""
+    """Return the tree as plain data and places, aliases expanded. ``failed``: overrides that were not applied."""
     keys: dict[KeyPath, Span] = {}
     values: dict[KeyPath, Span] = {}
     overridden: dict[KeyPath, str] = dict(failed)
@@ -112,9 +112,11 @@ def to_document(source: Source, root: YamlNode, failed: Mapping[KeyPath, str]) -
 
 
 def put(root: YamlNode, steps: tuple[str, ...], node: YamlNode, key_span: Span) -> YamlNode:
-    """A copy of the tree with ``node`` at the place that ``steps`` lead to; maps that miss on the way are made.
+    """Return a copy of the tree with ``node`` where ``steps`` lead to; missing mappings on the way are created.
 
-    A step into a list is an index. Raises ValueError, in words for the user, where a step leads nowhere.
+    A step into a list is an index.
+
+    Raises: ValueError, in words for the user, where a step leads nowhere.
     """
     if not steps:
         return node
@@ -146,19 +148,21 @@ _PRIVATE = range(0xE000, 0xF900)
 
 
 class Surrogates:
-    """The escapes of a text, replaced and put back."""
+    """The escapes of a string, replaced for the parser and put back."""
 
     def __init__(self, text: str) -> None:
-        """``parsed`` is the text for the parser."""
+        """Replace the escapes; ``parsed`` is the string for the parser."""
         self.parsed = text
         self._back: Mapping[str, str] = {}
         written = dict.fromkeys(_ESCAPE.findall(text))
         if not written:
             return
-        used = {int(found[1], 16) for found in _HALF.finditer(text.lower())} | {ord(char) for char in set(text)}
+        used = {int(match[1], 16) for match in _HALF.finditer(text.lower())} | {ord(char) for char in set(text)}
         free = (code for code in _PRIVATE if code not in used)
         stand_ins = dict(zip(written, free, strict=False))  # more than there are would be refused by the parser
-        self.parsed = _ESCAPE.sub(lambda it: f"\\u{stand_ins[it[0]]:04x}" if it[0] in stand_ins else it[0], text)
+        self.parsed = _ESCAPE.sub(
+            lambda half: f"\\u{stand_ins[half[0]]:04x}" if half[0] in stand_ins else half[0], text
+        )
         back = {}
         for escape, code in stand_ins.items():
             back[chr(code)] = chr(int(escape[2:], 16))  # where it was an escape
@@ -167,38 +171,38 @@ class Surrogates:
         self._stand_in = re.compile("|".join(map(re.escape, back)))
 
     def restored(self, value: str) -> str:
-        """What the parser gave, as it was meant: pairs are characters, a half alone is left as it is."""
+        """Return a value of the parser with escapes put back: pairs are characters, a half alone is left as it is."""
         if not self._back:
             return value
-        value = self._stand_in.sub(lambda it: self._back[it[0]], value)
-        return _PAIR.sub(lambda it: it[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
+        value = self._stand_in.sub(lambda pair: self._back[pair[0]], value)
+        return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
 
 
 def is_half(value: str) -> bool:
-    """Whether a surrogate is in a restored value."""
+    """Return True if a surrogate is in a restored value."""
     return _LONE.search(value) is not None
 
 
 def find_half(text: str, first: int, last: int) -> re.Match[str] | None:
-    """The escape of the first surrogate without its other half between two indices of a text in double quotes."""
-    return next((found for found in _ESCAPES.finditer(text, first, last) if found["half"]), None)
+    """Find the escape of the first surrogate without its other half between two indices of a double-quoted string."""
+    return next((match for match in _ESCAPES.finditer(text, first, last) if match["half"]), None)
 
 
 DEPTH_LIMIT = 64
 NODE_LIMIT = 25_000
-"""Values and collections of a document, aliases expanded: some hundred times a real pipeline, read in a second."""
+"""Most values and collections of a document, aliases expanded: some hundred times a real pipeline, read in a second."""
 
 LETTERS = 256
-"""Characters of a text that count as much as a value."""
+"""Number of characters of a string that count as much as a value."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = re.compile(r"!\S*")
 _NO_KEY = "?"
-"""Stands in paths for a key that is not a text."""
+"""Step in paths for a key that is not a string."""
 
 
 class _Stop(Exception):
-    """No tree can be made; the reason has been reported."""
+    """Raised where no tree can be made; the reason has been reported."""
 
 
 @dataclass(slots=True)
@@ -215,7 +219,7 @@ class _Open:
 
 
 def build(source: Source, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
-    """The tree of the one document in a text; None where there is none, which has been reported."""
+    """Return the tree of the one document in a string; None where there is none, which has been reported."""
     builder = _Builder(source, findings, environment)
     try:
         for event in yaml.parse(builder.surrogates.parsed, Loader=_LOADER):
@@ -238,13 +242,13 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
 
 
 def span_of(event: Any) -> Span:
-    """Where an event is written."""
+    """Return the place where an event is written."""
     start, end = event.start_mark, event.end_mark
     return Span(start.line + 1, start.column + 1, end.line + 1, end.column + 1)
 
 
 class _Builder:
-    """Takes events one by one. ``root`` is the tree once the document has ended."""
+    """Builder of the tree, event by event. ``root`` is the tree once the document has ended."""
 
     def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str]) -> None:
         self.root: YamlNode | None = None
@@ -264,7 +268,7 @@ class _Builder:
         self._findings.add(Diagnostic(rule, message, self._path(), help=help, related=related, span=span))
 
     def take(self, event: yaml.Event) -> None:
-        """One event of the parser."""
+        """Handle one event of the parser."""
         self._read = span_of(event)
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
@@ -276,18 +280,18 @@ class _Builder:
             self._alias(event)
 
     def too_deep_ahead(self, error: yaml.YAMLError) -> bool:
-        """Whether brackets between the last event and the parser's error are nested too deep, which is then reported.
+        """Return True, after reporting it, if brackets up to the parser's error are nested too deep.
 
         A parser looks a thousand characters ahead for the `:` of a key, and may refuse there, by a limit of its own or
-        for another reason, what we have not seen yet.
+        for another reason, events that have not been handled yet.
         """
         first = self._source.index(*self._read[2:])
         in_flow = bool(self._stack) and not self._stack[-1].block
         last = trouble_of(self._source, error).at
-        found = nested_beyond(self._source.text, first, last, DEPTH_LIMIT - len(self._stack), in_flow=in_flow)
-        if found is None:
+        index = nested_beyond(self._source.text, first, last, DEPTH_LIMIT - len(self._stack), in_flow=in_flow)
+        if index is None:
             return False
-        self._too_deep(Span(*self._source.position(found), *self._source.position(found + 1)))
+        self._too_deep(Span(*self._source.position(index), *self._source.position(index + 1)))
         return True
 
     def _too_deep(self, span: Span) -> None:
@@ -303,10 +307,10 @@ class _Builder:
         if self._expects_key():
             self._key(value, plain, span)
             return
-        seen = len(self._findings.items)
+        reported = len(self._findings.items)
         if "$" in value:
             value = substitute(value, self._environment, lambda *what: self.error(what[0], what[1], span, help=what[2]))
-        bad = bad or len(self._findings.items) > seen
+        bad = bad or len(self._findings.items) > reported
         node = YamlNode(
             value if isinstance(value, Secret) or not plain else resolve(value),
             span,
@@ -320,11 +324,11 @@ class _Builder:
     def _half(self, span: Span) -> None:
         """Report the first surrogate without its other half in a scalar."""
         source = self._source
-        found = find_half(source.text, source.index(*span[:2]), source.index(*span[2:]))
-        assert found is not None
-        place = Span(*source.position(found.start()), *source.position(found.end()))
+        match = find_half(source.text, source.index(*span[:2]), source.index(*span[2:]))
+        assert match is not None
+        place = Span(*source.position(match.start()), *source.position(match.end()))
         help = "JSON writes a character beyond U+FFFF as two such escapes, one after the other"
-        self.error("yaml-syntax", f"`{found[0]}` is half of a character", place, help=help)
+        self.error("yaml-syntax", f"`{match[0]}` is half of a character", place, help=help)
 
     def _start(self, event: yaml.CollectionStartEvent) -> None:
         span = span_of(event)
@@ -374,7 +378,7 @@ class _Builder:
         return bool(self._stack) and isinstance(self._stack[-1].node.content, dict) and self._stack[-1].key is None
 
     def _path(self) -> KeyPath:
-        """Of the node that comes next."""
+        """Return the path of the node that comes next."""
         if not self._stack:
             return ()
         top = self._stack[-1]
@@ -406,12 +410,12 @@ class _Builder:
         self._stack[-1].node.bad = True
 
     def _tagged(self, event: Any, span: Span) -> bool:
-        """Whether a node has a tag, which is then reported."""
+        """Return True, after reporting it, if a node has a tag."""
         if event.tag is None:
             return False
-        found = _TAG.search(self._source.lines[span.line - 1], span.column - 1)
-        if found is not None:
-            span = Span(span.line, found.start() + 1, span.line, found.end() + 1)
+        match = _TAG.search(self._source.lines[span.line - 1], span.column - 1)
+        if match is not None:
+            span = Span(span.line, match.start() + 1, span.line, match.end() + 1)
         self.error("yaml-tag", f"tags ({event.tag}) are not read", span, help="leave it out; quote a text with a `!`")
         return True
 
@@ -426,7 +430,7 @@ class _Builder:
             self._anchors[anchor] = node
 
     def _add(self, node: YamlNode) -> None:
-        """A complete node, to the collection that it is in."""
+        """Add a complete node to the collection that it is in."""
         if not self._stack:
             self.root = node
             return

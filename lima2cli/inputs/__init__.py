@@ -1,1 +1,1 @@
-"""Files of users that are read: frames in HDF5, NumPy, TIFF, EDF and CBF files, found, surveyed and opened."""
+"""Find, survey and open users' files of frames: HDF5, NumPy, TIFF, EDF and CBF."""

@@ -1,4 +1,4 @@
-"""What an HDF5 file declares of its pixels, and its rows, compared with checksums before they are used."""
+"""Read declarations of an HDF5 file about its pixels, and compare its rows with checksums before they are used."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from lima2cli.frames import Invalid, StackInfo
 from lima2cli.inputs.hdf5_survey import DEPTH, Numbers, ResolvedObject, Survey, follow, mappings, source_path
 
 PILATUS = (-2.0, -1.0)
-"""Pixels that are defective, and gaps between modules."""
+"""Values of defective pixels, and of gaps between modules."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Declared:
 
 
 def declared(name: str, file: Any, inner: str, info: StackInfo) -> Declared:
-    """What is said of the frames at ``inner``; ``name`` is the file's."""
+    """Return the declarations about the frames at ``inner``; ``name`` is the file's."""
     detector = _detector(file, inner)
     if isinstance(detector, str):
         return Declared(doubts=(detector,))
@@ -47,33 +47,33 @@ def declared(name: str, file: Any, inner: str, info: StackInfo) -> Declared:
 
 
 def planned_frames(file: Any, group: str) -> int | None:
-    """How many frames a DECTRIS detector was to take, whose master has links to them in a group; None if unknown."""
-    detectors = [it.item for it in _detectors(file, f"{group}/data")]
+    """Return the frames that a DECTRIS detector was to take, whose master links to them in a group; None if unknown."""
+    detectors = [place.item for place in _detectors(file, f"{group}/data")]
     specific = _member(detectors[0], "detectorSpecific") if len(detectors) == 1 else None
     images, triggers = (_number(specific, key) if specific else None for key in ("nimages", "ntrigger"))
     return None if images is None or triggers is None else int(images * triggers)
 
 
 def _detector(file: Any, inner: str) -> "ResolvedObject | str | None":
-    """The NXdetector of the frames; in words why none of several is."""
+    """Return the NXdetector of the frames; in words the reason why none of several is."""
     place = follow(file, inner)
     parent = place.path.rpartition("/")[0]
     if parent and _is_detector(place.file[parent]):
         return ResolvedObject(place.file[parent], place.file, parent, place.files)
     for holder, path in ((place.file, place.path), (file, inner)):
-        found = list(_detectors(holder, path))
-        own = [it for it in found if "data" in it.item and _same(it.item, place.item)]
-        found = own or found
-        if len(found) == 1:
-            return found[0]
-        if found and any(_masked(it.item) for it in found):
-            names = ", ".join(it.path for it in found[:3])
+        detectors = list(_detectors(holder, path))
+        own = [each for each in detectors if "data" in each.item and _same(each.item, place.item)]
+        detectors = own or detectors
+        if len(detectors) == 1:
+            return detectors[0]
+        if detectors and any(_masked(each.item) for each in detectors):
+            names = ", ".join(each.path for each in detectors[:3])
             return f"the file has several detectors ({names}), and does not say which took the frames: no pixel mask"
     return None
 
 
 def _detectors(file: Any, path: str) -> Iterator[ResolvedObject]:
-    """Those of the entry that a path begins with, one or two levels below it."""
+    """Yield the detectors of the entry that a path begins with, one or two levels below it."""
     entry = file.get(path.split("/")[1]) if path.count("/") > 1 else None
     for first in _groups(entry):
         within = [first] if _is_detector(first) else [second for second in _groups(first) if _is_detector(second)]
@@ -81,14 +81,14 @@ def _detectors(file: Any, path: str) -> Iterator[ResolvedObject]:
 
 
 def _groups(parent: Any) -> Iterator[Any]:
-    """Groups of a group of this file; links are not followed: each may lead to another file."""
+    """Yield groups of a group of this file; links are not followed: each may lead to another file."""
     import h5py
 
     for name in parent if isinstance(parent, h5py.Group) else ():
         if isinstance(parent.get(name, getlink=True), h5py.HardLink):
-            found = parent[name]
-            if isinstance(found, h5py.Group):
-                yield found
+            member = parent[name]
+            if isinstance(member, h5py.Group):
+                yield member
 
 
 def _is_detector(group: Any) -> bool:
@@ -108,7 +108,7 @@ def _same(group: Any, item: Any) -> bool:
 def _mask(
     name: str, file: Any, detector: ResolvedObject, info: StackInfo
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-    """Its reference; or what is wrong with it; and its files."""
+    """Return the reference of the mask, its problems, and its files."""
     import h5py
 
     for path in (f"{detector.path}/pixel_mask", f"{detector.path}/detectorSpecific/pixel_mask"):
@@ -143,36 +143,36 @@ def _invalid(detector: Any, specific: Any, dtype: "np.dtype[Any]") -> Invalid:
 
 
 def _member(group: Any, name: str) -> Any:
-    """A group below; None where there is none."""
+    """Return a group below; None where there is none."""
     import h5py
 
-    found = group.get(name)
-    return found if isinstance(found, h5py.Group) else None
+    member = group.get(name)
+    return member if isinstance(member, h5py.Group) else None
 
 
 def _number(group: Any, name: str) -> float | None:
-    """A finite number, of one value; None where it is none."""
+    """Return a finite number, of one value; None where it is none."""
     import h5py
 
-    found = group.get(name)
-    if not isinstance(found, h5py.Dataset) or found.size != 1 or found.dtype.kind not in "iuf":
+    dataset = group.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.size != 1 or dataset.dtype.kind not in "iuf":
         return None
-    value = float(np.asarray(found[()]).reshape(-1)[0])
+    value = float(np.asarray(dataset[()]).reshape(-1)[0])
     return value if np.isfinite(value) else None
 
 
 def _text(group: Any, name: str) -> str:
     import h5py
 
-    found = group.get(name)
-    if not isinstance(found, h5py.Dataset) or found.size != 1:
+    dataset = group.get(name)
+    if not isinstance(dataset, h5py.Dataset) or dataset.size != 1:
         return ""
-    value = np.asarray(found[()]).reshape(-1)[0]
+    value = np.asarray(dataset[()]).reshape(-1)[0]
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 OPEN = 16
-"""Source files that stay open."""
+"""Most source files that stay open."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class CheckedRows:
     """
 
     def __init__(self, dataset: Any, parent: Any, depth: int = 0) -> None:
-        """``parent`` is the group that holds the dataset."""
+        """Check the rows of a dataset; ``parent`` is the group that holds it."""
         self._dataset, self._depth = dataset, depth
         name = str(dataset.name).rpartition("/")[2]
         own = dataset.ndim > 2 and not dataset.is_virtual
@@ -204,13 +204,13 @@ class CheckedRows:
         self._good, self._bad = np.zeros(count, bool), np.zeros(count, bool)
 
     def damaged(self, rows: Numbers) -> Numbers:
-        """Those of some rows (n,) of which a part is not as it was written."""
+        """Return the rows, of some (n,), that are partly not as they were written."""
         if self._checked is not None:
             return self._own(self._checked, rows)
         if self._sources is None:
             self._sources = self._mapped()
-        found = [self._of(number, rows) for number in range(len(self._sources))]
-        return np.unique(np.concatenate(found)) if found else rows[:0]
+        damaged = [self._of(number, rows) for number in range(len(self._sources))]
+        return np.unique(np.concatenate(damaged)) if damaged else rows[:0]
 
     def close(self) -> None:
         """Close the files of sources."""
@@ -230,7 +230,7 @@ class CheckedRows:
         return rows[self._bad[pieces]]
 
     def _mapped(self) -> list[_Source]:
-        """The sources of a virtual dataset, the rows of each together."""
+        """Return the sources of a virtual dataset, the rows of each together."""
         held: dict[tuple[str, str], list[tuple[Numbers, Numbers]]] = {}
         own = self._dataset.file.filename
         for source in self._dataset.virtual_sources():
@@ -239,15 +239,15 @@ class CheckedRows:
                 if len(origin) == len(target) and len(target):
                     key = str(source_path(own, name)), source.dset_name.replace("%%", "%")
                     held.setdefault(key, []).append((target, origin))
-        found = []
+        sources = []
         for (path, inner), parts in held.items():
             target, origin = (np.concatenate(column) for column in zip(*parts, strict=True))
             order = np.argsort(target, kind="stable")
-            found.append(_Source(path, inner, target[order], origin[order]))
-        return found
+            sources.append(_Source(path, inner, target[order], origin[order]))
+        return sources
 
     def _of(self, number: int, rows: Numbers) -> Numbers:
-        """Those rows that one source has, and has damaged."""
+        """Return the rows that one source has, and has damaged."""
         assert self._sources is not None
         source = self._sources[number]
         place: NDArray[Any] = np.searchsorted(source.target, rows)

@@ -1,4 +1,4 @@
-"""Frames of an HDF5 dataset that exist, through all links: HDF5 itself reads fill values where there are none."""
+"""Survey the frames of an HDF5 dataset that exist, through all links: HDF5 reads fill values where there are none."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from lima2cli.errors import FileProblem
 from lima2cli.inputs.missing import Missing, both, lack_of
 
 HOPS = 64
-"""Links followed before it is taken for a cycle."""
+"""Most links that are followed before they are taken for a cycle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,15 @@ class ResolvedObject:
 
     @property
     def parent(self) -> Any:
-        """The group that holds it."""
+        """Return the group that holds it."""
         return self.file[self.path.rpartition("/")[0] or "/"]
 
 
 def follow(file: Any, path: str) -> ResolvedObject:
-    """The object at an absolute path. Raises KeyError or OSError where a link leads nowhere."""
+    """Return the object at an absolute path.
+
+    Raises: KeyError or OSError where a link leads nowhere.
+    """
     import h5py
 
     ahead = [name for name in path.split("/") if name]
@@ -54,7 +57,7 @@ def follow(file: Any, path: str) -> ResolvedObject:
             raise KeyError(f"there is no {done}/{name}")
         target = link.path
         if isinstance(link, h5py.ExternalLink):
-            file = here[name].file  # HDF5 knows where it looks for it
+            file = here[name].file  # HDF5 itself finds the file
             files.append(file.filename)
             target = f"/{target}"
         base = "" if target.startswith("/") else done
@@ -64,7 +67,7 @@ def follow(file: Any, path: str) -> ResolvedObject:
 
 
 DEPTH = 16
-"""Virtual datasets within virtual datasets; more is taken for a cycle."""
+"""Most levels of virtual datasets within virtual datasets; more is taken for a cycle."""
 
 STATUS = {1: "lost", 2: "dropped", 3: "incomplete"}
 """Values of ``frame_status`` other than 0."""
@@ -73,14 +76,14 @@ Numbers = NDArray[np.int64]
 
 
 class Survey:
-    """Looks into datasets and all that they are made of, each once; ``files`` are the absolute paths of all files."""
+    """Survey of datasets and of all their sources, each once; ``files`` are the absolute paths of all files."""
 
     def __init__(self) -> None:
         self.files: dict[str, None] = {}
         self._known: dict[tuple[str, str], tuple[tuple[int, ...], Missing | None] | str] = {}
 
     def lack(self, dataset: Any, parent: Any, depth: int = 0) -> Missing | None:
-        """The frames that are not all there, None where all are; ``parent`` is the group that holds the dataset.
+        """Return the frames that are not all there, None where all are; ``parent`` is the group that holds the dataset.
 
         Frames lie along the first axis; an image (height, width) is one frame.
         """
@@ -99,20 +102,20 @@ class Survey:
         return both(self._status(dataset, parent, count, depth), stored)
 
     def _status(self, dataset: Any, parent: Any, count: int, depth: int) -> Missing | None:
-        """What lima2 wrote of each frame when it saved them."""
+        """Return the frames that are not all there by the statuses that lima2 wrote when it saved them."""
         import h5py
 
         status = parent.get("frame_status") if dataset.ndim > 2 else None
         if not isinstance(status, h5py.Dataset) or status.ndim != 1 or status.dtype != np.uint8:
             return None
-        found = status[:count]
+        values = status[:count]
         rows = np.zeros(count, bool)
-        rows[: len(found)] = found != 0
-        kinds = [STATUS.get(int(value), str(value)) for value in np.unique(found[found != 0])]
-        told = lack_of(rows, f"their frame_status says {' or '.join(kinds)}")
-        rest = np.arange(count) >= len(found)
+        rows[: len(values)] = values != 0
+        kinds = [STATUS.get(int(value), str(value)) for value in np.unique(values[values != 0])]
+        reported = lack_of(rows, f"their frame_status says {' or '.join(kinds)}")
+        rest = np.arange(count) >= len(values)
         sources = self._virtual(status, count, depth) if status.is_virtual else None  # zeros need not be written
-        return both(told, lack_of(rest, "they have no frame_status"), sources)
+        return both(reported, lack_of(rest, "they have no frame_status"), sources)
 
     def _virtual(self, dataset: Any, count: int, depth: int) -> Missing | None:
         single = dataset.ndim == 2
@@ -136,13 +139,13 @@ class Survey:
     def _source(
         self, dataset: Any, name: str, source: Any, target: Numbers, origin: "Numbers | None", depth: int
     ) -> tuple[Numbers, str]:
-        """Which of the ``target`` rows lack something of their source, and why; ``origin`` None: all its rows."""
+        """Return the ``target`` rows that lack something of their source, and the reason; ``origin`` None: all rows."""
         nothing = target[:0]
         inner = source.dset_name.replace("%%", "%")
-        found = self._look(dataset.file.filename, name, inner, depth)
-        if isinstance(found, str):
-            return target, found
-        shape, lack = found
+        result = self._look(dataset.file.filename, name, inner, depth)
+        if isinstance(result, str):
+            return target, result
+        shape, lack = result
         if not _wide_enough(shape, source):
             return target, f"its source {name} has the shape {shape}, which is too small"
         if origin is None:
@@ -160,7 +163,7 @@ class Survey:
         return target[within], f"its source {name} {lack}"
 
     def _look(self, own: str, name: str, inner: str, depth: int) -> "tuple[tuple[int, ...], Missing | None] | str":
-        """Shape and lack of a source dataset; in words what is wrong with it as a whole."""
+        """Return shape and lack of a source dataset; in words the fault of one that is wrong as a whole."""
         import h5py
 
         path = source_path(own, name)
@@ -179,14 +182,14 @@ class Survey:
                 place = follow(file, inner)
                 self.files.update(dict.fromkeys(place.files))
                 lack = self.lack(place.item, place.parent, depth + 1)
-                found: tuple[tuple[int, ...], Missing | None] | str = (tuple(place.item.shape), lack)
+                result: tuple[tuple[int, ...], Missing | None] | str = (tuple(place.item.shape), lack)
         except (KeyError, OSError, AttributeError, TypeError):
-            found = f"{inner} cannot be read in its source {name}"
-        self._known[key] = found
-        return found
+            result = f"{inner} cannot be read in its source {name}"
+        self._known[key] = result
+        return result
 
     def _external(self, dataset: Any, count: int) -> Missing | None:
-        """Raw files, one after another; HDF5 looks for them from the working directory, and reads zeros behind them."""
+        """Return the lack of raw files; HDF5 looks for them from the working directory, and reads zeros behind."""
         needed, frame = dataset.dtype.itemsize * math.prod(dataset.shape), _frame_bytes(dataset)
         rows, reasons, first = np.zeros(count, bool), [], 0
         for name, offset, size in dataset.external:
@@ -219,7 +222,7 @@ def _contiguous(dataset: Any, count: int) -> Missing | None:
 
 
 def _chunked(dataset: Any, count: int) -> Missing | None:
-    """Chunks that exist, counted first, which is cheap, and looked at one by one where some are missing."""
+    """Return the lack of chunks, counted first, which is cheap, and looked at one by one where some are missing."""
     across = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
     layers = -(-dataset.shape[0] // dataset.chunks[0])
     if dataset.id.get_num_chunks() >= across * layers:
@@ -238,7 +241,7 @@ def _chunked(dataset: Any, count: int) -> Missing | None:
 
 
 def source_path(own: str, name: str) -> Path:
-    """The file of a virtual dataset's source, as HDF5 looks for it; the likeliest place where there is none."""
+    """Return the file of a virtual dataset's source, as HDF5 looks for it; the likeliest place where there is none."""
     if name == ".":
         return Path(own)
     given, folder = Path(name), Path(own).parent
@@ -261,9 +264,11 @@ def _counted(name: str, number: int) -> str:
 
 
 def mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers, Numbers, Numbers | None]]":
-    """Of one mapping the name of each file, the rows of the virtual dataset with their pixels, and those of the file.
+    """Yield files of one mapping: name, rows of the virtual dataset with their pixels, and rows of the file.
 
     Names may count files, ``part_%b.h5``: such a mapping stands for as many as fit.
+
+    Raises: FileProblem where a counted file is missing between others.
     """
     target, pixels = _rows(source.vspace, length)
     name = source.file_name
@@ -275,8 +280,8 @@ def mappings(own: str, source: Any, length: int) -> "Iterator[tuple[str, Numbers
             yield _counted(name, number), target[part], pixels[part], None
         for number in range(count, count + AHEAD):
             if source_path(own, _counted(name, number)).is_file():
-                gap, found = _counted(name, count), _counted(name, number)
-                raise FileProblem(f"{Path(own).name} ends at {gap}, which does not exist, and {found} does", RULE)
+                gap, next_name = _counted(name, count), _counted(name, number)
+                raise FileProblem(f"{Path(own).name} ends at {gap}, which does not exist, and {next_name} does", RULE)
         return
     import h5py
 
@@ -296,13 +301,13 @@ def _endless(space: Any) -> bool:
 
 
 MOST = 1 << 40
-"""Rows of a selection without an end."""
+"""Most rows of a selection without an end."""
 
 
 def _rows(space: Any, length: int | None) -> tuple[Numbers, Numbers]:
-    """Rows along the first axis that a selection takes, in order, and the pixels of each; up to ``length``.
+    """Return rows along the first axis that a selection takes, in order, and the pixels of each; up to ``length``.
 
-    Of an image the rows are its lines.
+    For an image the rows are its lines.
     """
     import h5py
 
@@ -330,7 +335,7 @@ def _rows(space: Any, length: int | None) -> tuple[Numbers, Numbers]:
 
 
 def _wide_enough(shape: tuple[int, ...], source: Any) -> bool:
-    """Whether a source dataset of this shape has all columns and lines that a virtual dataset takes from it."""
+    """Return True if a source dataset of this shape has all columns and lines that a virtual dataset takes from it."""
     import h5py
 
     space = source.src_space
@@ -339,6 +344,6 @@ def _wide_enough(shape: tuple[int, ...], source: Any) -> bool:
     if len(space.shape) != len(shape):
         return False
     if _endless(space):
-        return True  # it is as long as its source
+        return True  # the dataset is as long as its source
     last = space.get_select_bounds()[1]
     return all(n < h for n, h in zip(last[1:], shape[1:], strict=True))

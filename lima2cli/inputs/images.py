@@ -1,4 +1,4 @@
-"""Images of other formats: TIFF and BigTIFF, and EDF and CBF by fabio where it is installed."""
+"""Read images of other formats: TIFF and BigTIFF, and EDF and CBF by fabio where it is installed."""
 
 import bz2
 import gzip
@@ -20,18 +20,18 @@ from lima2cli.inputs.missing import lack_of
 from lima2cli.inputs.open_stack import OpenStack, unreadable
 
 PILATUS = (-2.0, -1.0)
-"""Pixels that are defective, and gaps between modules."""
+"""Values of defective pixels, and of gaps between modules."""
 
 PACKED = (".gz", ".bz2")
 
 HEAD = 1 << 20
-"""Bytes in which a header ends."""
+"""Most bytes of a header."""
 
 BINARY = b"\x0c\x1a\x04\xd5"
-"""What is between the header and the pixels of a CBF file."""
+"""Bytes between the header and the pixels of a CBF file."""
 
 MADE_UP = 16 << 20
-"""Bytes of a frame that may be missing from its file: it is then reported as cut off."""
+"""Most bytes of a frame that may be missing from its file: it is then reported as cut off."""
 
 
 class FabioStack(OpenStack):
@@ -70,9 +70,9 @@ class FabioStack(OpenStack):
             self.declare(Invalid(PILATUS))
 
     def _cut(self, name: str, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Frames that are not whole, (count,) bool, one more where the file ends in a header or in bytes of no frame.
+        """Return the frames that are not whole, (count,) bool, and one more where the file ends between frames.
 
-        fabio fills them with zeros.
+        Such an end is in a header or in bytes of no frame. fabio fills these frames with zeros.
         """
         from fabio.edfimage import EdfImage
 
@@ -88,14 +88,14 @@ class FabioStack(OpenStack):
                 )
         length = path.stat().st_size if path.suffix.lower() == ".edf" else None
         rows = np.array([length is not None and frame.start + frame.blobsize > length for frame in frames], bool)
-        if self._image.incomplete_file and length is None:  # of what is packed nobody knows the length
+        if self._image.incomplete_file and length is None:  # the length of packed data is unknown
             np.asarray(frames[-1].data)
             rows[-1] = bool(frames[-1].incomplete_data)
         more = bool(self._image.incomplete_file) and not rows.any()
         return np.append(rows, True) if more else rows
 
     def _cut_together(self, path: Path, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """Frames behind one header that are not whole, (count,) bool; of a packed file all, where one is not."""
+        """Return the frames behind one header that are not whole, (count,) bool; all of a cut packed file."""
         frame, incomplete = self._image.get_frame(0), bool(getattr(self._image, "incomplete_file", False))
         if not incomplete or path.suffix.lower() != ".edf" or _compressed(frame):
             return np.full(count, incomplete)
@@ -108,9 +108,9 @@ class FabioStack(OpenStack):
         out = np.empty((len(numbers), *self.info.shape[1:]), self.info.dtype)
         for frame, number in zip(out, numbers, strict=True):
             with _complaints():
-                found = self._image.get_frame(int(number))
-                data = found.data
-            if getattr(found, "incomplete_data", False):
+                image = self._image.get_frame(int(number))
+                data = image.data
+            if getattr(image, "incomplete_data", False):
                 raise FileProblem(f"{self.name} cannot be read: frame {number} is cut off")
             if data.shape != frame.shape or data.dtype != out.dtype:
                 raise FileProblem(f"{self.name}: frame {number} differs from frame 0 in shape or dtype", "file-shape")
@@ -123,7 +123,7 @@ class FabioStack(OpenStack):
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked."""
+    """Open a file for its bytes, unpacked."""
     if path.suffix.lower() == ".gz":
         return cast("IO[bytes]", gzip.open(path))
     return bz2.open(path) if path.suffix.lower() == ".bz2" else path.open("rb")
@@ -136,11 +136,14 @@ class _Ending:
         self._stream, self.name = stream, stream.name
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at least one."""
-        found: bytes = self._stream.read(size)
-        if not found:
+        """Return the next bytes, at least one.
+
+        Raises: ValueError at the end of the stream.
+        """
+        piece: bytes = self._stream.read(size)
+        if not piece:
             raise ValueError("its header has no end")
-        return found
+        return piece
 
 
 def _open_cbf(path: Path) -> Any:
@@ -153,9 +156,9 @@ def _open_cbf(path: Path) -> Any:
 
 
 def _check_head(path: Path) -> bool:
-    """Return whether a file is CBF, not EDF.
+    """Return True if a file is CBF, False if EDF.
 
-    Raises ValueError where it does not begin as one of these does, where its header has no end, for which fabio would
+    Raises: ValueError where it does not begin as one of these does, where its header has no end, for which fabio would
     look for ever, or is for more pixels than there are bytes.
     """
     with _opened(path) as file:
@@ -180,7 +183,10 @@ def _check_head(path: Path) -> bool:
 
 
 def _check_size(image: Any, path: Path) -> None:
-    """Raise ValueError where the header of an EDF file is for far more bytes than there are: they would be made up."""
+    """Check that an EDF file is as large as its header says: missing bytes would be made up.
+
+    Raises: ValueError where far fewer bytes exist.
+    """
     frame = image.get_frame(0)
     size = math.prod(map(int, frame.shape)) * np.dtype(frame.dtype).itemsize
     if size > max(MADE_UP, (1000 if path.suffix.lower() in PACKED else 4) * path.stat().st_size):
@@ -189,7 +195,10 @@ def _check_size(image: Any, path: Path) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[None]:
-    """Raise ValueError for what fabio merely prints as an error, such as a checksum that is wrong."""
+    """Turn errors that fabio merely prints, such as a wrong checksum, into exceptions.
+
+    Raises: ValueError.
+    """
     logger, handler = logging.getLogger("fabio"), _Kept()
     propagates = logger.propagate
     logger.propagate = False
@@ -204,7 +213,7 @@ def _complaints() -> Iterator[None]:
 
 
 class _Kept(logging.Handler):
-    """Keeps errors; of data that are cut off `FabioStack` itself looks which frames they are."""
+    """Handler that keeps errors; frames whose data are cut off are found by `FabioStack` itself."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -225,12 +234,12 @@ def _compressed(frame: Any) -> bool:
 
 
 def _text(header: Any, *keys: str) -> str:
-    """The first of these that a header has, else nothing."""
+    """Return the first of these keys that a header has, else nothing."""
     return next((str(header[key]) for key in keys if key in header), "")
 
 
 FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 16: "Q"}
-"""Types of the values that matter here: bytes, text, unsigned numbers of 2, 4 and 8 bytes."""
+"""Types of the relevant values: bytes, text, unsigned numbers of 2, 4 and 8 bytes."""
 
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -251,16 +260,19 @@ class Page:
 
     @property
     def end(self) -> int:
-        """Bytes that the file must have."""
+        """Return the bytes that the file must have."""
         return max((offset + size for offset, size in self.strips), default=0)
 
 
 class _Cut(Exception):
-    """The file ends before what it says that it has."""
+    """Raised where a file ends before the contents that it declares."""
 
 
 def pages(file: BinaryIO, size: int) -> Iterator[Page]:
-    """Pages one after another. Raises `_Cut` where the file ends before one does, ValueError where it is no TIFF."""
+    """Yield pages one after another.
+
+    Raises: `_Cut` where the file ends before one does, ValueError where it is no TIFF.
+    """
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 8:
@@ -270,11 +282,11 @@ def pages(file: BinaryIO, size: int) -> Iterator[Page]:
         raise ValueError(f"TIFF version {version} is not known")
     big = version == 43
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
-    seen: set[int] = set()
+    visited: set[int] = set()
     while at:
-        if at in seen:
+        if at in visited:
             raise ValueError("its pages form a circle")
-        seen.add(at)
+        visited.add(at)
         tags, at = _tags(file, at, order, big, size)
         yield _page(tags, order)
 
@@ -287,13 +299,13 @@ def _take(file: BinaryIO, at: int, count: int, size: int) -> bytes:
 
 
 def _tags(file: BinaryIO, at: int, order: str, big: bool, size: int) -> tuple[dict[int, Any], int]:
-    """Values by tag, and where the next page begins."""
+    """Return values by tag, and the offset of the next page."""
     (count,) = struct.unpack(order + ("Q" if big else "H"), _take(file, at, 8 if big else 2, size))
     at += 8 if big else 2
     width = 20 if big else 12
     table = _take(file, at, count * width, size)
     (following,) = struct.unpack(order + ("Q" if big else "I"), _take(file, at + len(table), 8 if big else 4, size))
-    found: dict[int, Any] = {}
+    values: dict[int, Any] = {}
     for start in range(0, len(table), width):
         tag, kind = struct.unpack_from(order + "HH", table, start)
         (number,) = struct.unpack_from(order + ("Q" if big else "I"), table, start + 4)
@@ -305,8 +317,8 @@ def _tags(file: BinaryIO, at: int, order: str, big: bool, size: int) -> tuple[di
         if total > room:
             (where,) = struct.unpack_from(order + ("Q" if big else "I"), table, place)
             raw = _take(file, where, total, size)
-        found[tag] = raw if kind == 2 else struct.unpack(f"{order}{number}{FORMATS[kind]}", raw)
-    return found, following
+        values[tag] = raw if kind == 2 else struct.unpack(f"{order}{number}{FORMATS[kind]}", raw)
+    return values, following
 
 
 def _page(tags: dict[int, Any], order: str) -> Page:
@@ -333,7 +345,7 @@ def _page(tags: dict[int, Any], order: str) -> Page:
 
 
 class TiffStack(OpenStack):
-    """The pages of a TIFF file, all of the same shape; a last one that the file was cut in is lacking."""
+    """The pages of a TIFF file, all of the same shape; a last one in which the file was cut is lacking."""
 
     def __init__(self, name: str, path: Path) -> None:
         self._file = path.open("rb")
@@ -356,20 +368,23 @@ class TiffStack(OpenStack):
             self.declare(Invalid((-2.0, -1.0)))
 
     def _look(self, name: str, size: int) -> tuple[list[Page], int]:
-        """The pages, and 1 where the file ends before another one."""
-        found: list[Page] = []
+        """Return the pages, and 1 where the file ends before another one.
+
+        Raises: FileProblem where the file cannot be read, or has no whole page.
+        """
+        whole: list[Page] = []
         try:
             for page in pages(self._file, size):
-                found.append(page)  # noqa: PERF402  those before a cut are kept
+                whole.append(page)  # noqa: PERF402  those before a cut are kept
         except _Cut:
-            if not found:
+            if not whole:
                 raise FileProblem(f"{name} cannot be read: the file ends before its first page does") from None
-            return found, 1
+            return whole, 1
         except (ValueError, struct.error, OSError, OverflowError, MemoryError) as error:
             raise FileProblem(f"{name} cannot be read: {error}") from error
-        if not found:
+        if not whole:
             raise FileProblem(f"{name} cannot be read: it has no pages")
-        return found, 0
+        return whole, 0
 
     def _read(self, numbers: Sequence[int]) -> Array:
         out = np.empty((len(numbers), *self.info.shape[1:]), self.info.dtype)

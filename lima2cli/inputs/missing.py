@@ -1,4 +1,4 @@
-"""Which frames of a stack are not all there, and why."""
+"""Frames of a stack that are not all there, with the reasons."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 RowMask = NDArray[np.bool_]
 
 SPANS = 4
-"""Ranges of frames that a message lists."""
+"""Most ranges of frames that a message lists."""
 
 REASONS = 2
-"""Reasons that a message gives."""
+"""Most reasons that a message gives."""
 
 
 @dataclass(frozen=True, eq=False)
 class Missing:
-    """Frames that lack pixels: (n,) bool, True where one does; and why, one clause each."""
+    """Frames that lack pixels: (n,) bool, True where one does; and the reasons, one clause each."""
 
     rows: RowMask
     reasons: tuple[str, ...]
 
     @property
     def count(self) -> int:
-        """How many frames are concerned."""
+        """Return the number of these frames."""
         return int(self.rows.sum())
 
     def __str__(self) -> str:
-        """``lacks 8 of 20 frames (12 to 19): nothing was ever written to them``."""
+        """Return ``lacks 8 of 20 frames (12 to 19): nothing was ever written to them``."""
         of = len(self.rows)
         which = f" ({spans(np.flatnonzero(self.rows))})" if of > 1 else ""
         more = f"; and {len(self.reasons) - REASONS} more" if len(self.reasons) > REASONS else ""
@@ -36,12 +36,12 @@ class Missing:
 
 
 def lack_of(rows: RowMask, *reasons: str) -> Missing | None:
-    """The lack of these frames, None where there are none."""
+    """Return the lack of these frames, None where there are none."""
     return Missing(rows, tuple(dict.fromkeys(reasons))) if rows.any() else None
 
 
 def both(*lacks: Missing | None) -> Missing | None:
-    """All that several lacks of the same frames name."""
+    """Return the union of several lacks of the same frames."""
     there = [lack for lack in lacks if lack is not None]
     if len(there) < 2:
         return there[0] if there else None
@@ -50,7 +50,7 @@ def both(*lacks: Missing | None) -> Missing | None:
 
 
 def chained(parts: Iterable[tuple[int, Missing | None, str]], count: int) -> Missing | None:
-    """The lack of ``count`` frames made of parts one after another: the length of each, its lack, and its name."""
+    """Return the lack of ``count`` frames made of consecutive parts: the length of each, its lack, and its name."""
     rows, reasons, first = np.zeros(count, bool), [], 0
     for length, lack, name in parts:
         if lack is not None:
@@ -61,7 +61,7 @@ def chained(parts: Iterable[tuple[int, Missing | None, str]], count: int) -> Mis
 
 
 def spans(numbers: "NDArray[np.intp]", text: Callable[[int], str] = str) -> str:
-    """Numbers in words: ``3, 7 to 9 and 12 more``."""
+    """Return numbers in words: ``3, 7 to 9 and 12 more``."""
     edges = np.flatnonzero(np.diff(numbers) > 1)
     firsts, lasts = np.r_[0, edges + 1], np.r_[edges, len(numbers) - 1]
     shown = [

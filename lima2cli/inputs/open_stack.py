@@ -1,4 +1,4 @@
-"""Frames of open files: what readers of all formats share, of single files and of series of them."""
+"""Frames of open files: the common part of readers of all formats, of single files and of series of them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -34,7 +34,10 @@ class OpenStack:
     files: tuple[str, ...]
 
     def __init__(self, name: str, shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
-        """Raises `FileProblem` (file-shape, file-dtype) for what is no stack of frames."""
+        """Take name, shape and dtype.
+
+        Raises: FileProblem (file-shape, file-dtype) for anything that is no stack of frames.
+        """
         shape = shape or ()  # HDF5 has datasets without a shape
         self.name = name
         self.lack: Missing | None = None
@@ -48,19 +51,19 @@ class OpenStack:
         self.info = StackInfo(size, pixel_dtype(name, dtype), taken=name)
 
     def lacks(self, lack: Missing | None) -> None:
-        """Note which frames are not all there."""
+        """Note the frames that are not all there."""
         self.lack = lack
         if lack is not None:
             self.info = replace(self.info, missing=lack.count, lacking=str(lack))
 
     def declare(self, invalid: Invalid) -> None:
-        """Note which values are no measurement."""
+        """Note the values that are no measurement."""
         self.info = replace(self.info, invalid=invalid)
 
     def read(self, numbers: Sequence[int]) -> Array:
-        """Frames (len(numbers), height, width), C-contiguous, native byte order; booleans as uint8.
+        """Return frames (len(numbers), height, width), C-contiguous, native byte order; booleans as uint8.
 
-        Raises `FileProblem` where the file is damaged, IndexError for a frame that does not exist.
+        Raises: FileProblem where the file is damaged, IndexError for a frame that does not exist.
         """
         if len(numbers) and not (min(numbers) >= 0 and max(numbers) < self.info.shape[0]):
             raise IndexError(f"{self.name} has frames 0 to {self.info.shape[0] - 1}")
@@ -72,7 +75,7 @@ class OpenStack:
             raise unreadable(self.name, error) from error
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """See `FrameReader`: none, as it is read by those who want all."""
+        """Return None: the reader is for those who want all frames, see `FrameReader`."""
         return None
 
     def unread(self) -> Sequence[str]:
@@ -88,21 +91,29 @@ class OpenStack:
 
 
 def pixel_dtype(name: str, dtype: "np.dtype[Any]") -> str:
-    """The numpy name that pixels are read as; `FileProblem` where there is none."""
-    found = "uint8" if dtype.kind == "b" else dtype.name
-    if found not in DTYPES:
-        raise FileProblem(f"{name} holds {found}, which is no type of pixels; known: {', '.join(DTYPES)}", "file-dtype")
-    return found
+    """Return the numpy name that pixels are read as.
+
+    Raises: FileProblem where there is none.
+    """
+    name_read = "uint8" if dtype.kind == "b" else dtype.name
+    if name_read not in DTYPES:
+        raise FileProblem(
+            f"{name} holds {name_read}, which is no type of pixels; known: {', '.join(DTYPES)}", "file-dtype"
+        )
+    return name_read
 
 
 def unreadable(name: str, error: Exception) -> FileProblem:
-    """What a library said of a damaged file, in one line."""
-    said = " ".join(str(error).split()) or f"it is damaged ({type(error).__name__})"
-    return FileProblem(f"{name} cannot be read: {said}")
+    """Return a library's error of a damaged file as a problem, in one line."""
+    reason = " ".join(str(error).split()) or f"it is damaged ({type(error).__name__})"
+    return FileProblem(f"{name} cannot be read: {reason}")
 
 
 def open_hdf5(name: str, path: Path) -> Any:
-    """The file, for reading. Raises `FileProblem`."""
+    """Open the file, for reading.
+
+    Raises: FileProblem.
+    """
     import h5py
 
     load_filters()
@@ -115,7 +126,7 @@ def open_hdf5(name: str, path: Path) -> Any:
 class Hdf5Stack(OpenStack):
     """A dataset of an open HDF5 file, which is closed with it; ``name`` is the file's, as the user wrote it.
 
-    ``known`` keeps what is declared of frames of the same kind, so that it is looked for once in a series.
+    ``known`` keeps the declarations about frames of the same kind, so that they are read once in a series.
     """
 
     def __init__(self, name: str, file: Any, inner: str, known: dict[object, Declared] | None = None) -> None:
@@ -130,16 +141,16 @@ class Hdf5Stack(OpenStack):
         known, kind = {} if known is None else known, (self.info.shape[1:], self.info.dtype)
         if kind not in known:
             known[kind] = declared(name, file, inner, self.info)
-        said = known[kind]
+        declaration = known[kind]
         self.info = replace(
             self.info,
             view=recorded_view(self._dataset),
-            pixel_mask=said.pixel_mask,
-            invalid=said.invalid,
-            saturation=said.saturation,
-            doubts=said.doubts,
+            pixel_mask=declaration.pixel_mask,
+            invalid=declaration.invalid,
+            saturation=declaration.saturation,
+            doubts=declaration.doubts,
         )
-        self.files = tuple(dict.fromkeys((*place.files, *survey.files, *said.files)))
+        self.files = tuple(dict.fromkeys((*place.files, *survey.files, *declaration.files)))
 
     def _read(self, numbers: Sequence[int]) -> Array:
         self._check(numbers)
@@ -154,7 +165,10 @@ class Hdf5Stack(OpenStack):
         return out
 
     def _check(self, numbers: Sequence[int]) -> None:
-        """Raise `FileProblem` where frames are not as they were written; what is damaged might crash its filter."""
+        """Check that frames are as they were written; damaged chunks might crash their filter.
+
+        Raises: FileProblem.
+        """
         damaged = self._checked.damaged(np.asarray(numbers, np.int64))
         if len(damaged):
             which = f"frame{'s' * (len(damaged) != 1)} {spans(damaged)}"
@@ -168,7 +182,10 @@ class Hdf5Stack(OpenStack):
 
 
 def _check_filters(name: str, dataset: Any) -> None:
-    """Raise `FileProblem` where the HDF5 library lacks what the chunks are compressed with."""
+    """Check that the HDF5 library has the filters of the chunks.
+
+    Raises: FileProblem.
+    """
     import h5py
 
     layout = dataset.id.get_create_plist()
@@ -200,16 +217,17 @@ class NumpyStack(OpenStack):
 
 
 OPEN = 4
-"""Files of a series that stay open."""
+"""Most files of a series that stay open."""
 
-TOLD = 8
-"""Frames of which it is kept why they could not be read."""
+KEPT_REASONS = 8
+"""Most frames for which the reason of a failed read is kept."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of a series, in its file. ``open`` is None where it is missing; ``frames`` is how many it has, None: it must
-    be opened."""
+    """A member of a series, in its file. ``open`` is None where it is missing; ``frames`` is its count of frames, None
+    where it must be opened first.
+    """
 
     name: str
     file: str
@@ -218,27 +236,30 @@ class Member:
 
 
 class SeriesStack(OpenStack):
-    """Frames of all members in their order. A member that is missing has as many as the first that is there."""
+    """Frames of all members in their order. A missing member has as many frames as the first that exists."""
 
     def __init__(self, name: str, members: Sequence[Member], holes: str, total: int | None = None) -> None:
-        """``holes`` says which are missing; ``total`` frames were to be there, None: not known."""
+        """Chain the members; ``holes`` names the missing ones; ``total`` frames were to be there, None: not known."""
         self._members = members
         self._kept: OrderedDict[int, OpenStack] = OrderedDict()
         self.name = name
-        first, found = self._first(name)
-        counts, lacks, files = self._counted(found, first, holes)
+        first, stack = self._first(name)
+        counts, lacks, files = self._counted(stack, first, holes)
         self._ends = np.cumsum(counts)
         held = int(self._ends[-1])
         count = max(held, total or 0)
-        super().__init__(name, (count, *found.info.shape[1:]), np.dtype(found.info.dtype))
+        super().__init__(name, (count, *stack.info.shape[1:]), np.dtype(stack.info.dtype))
         whole = chained(zip(counts, lacks, ("" for _ in counts), strict=True), count)
         beyond = lack_of(np.arange(count) >= held, f"{count} were to be taken, and {held} are in the files")
-        self.info = replace(found.info, shape=self.info.shape, taken=name, missing=0, lacking=None)
+        self.info = replace(stack.info, shape=self.info.shape, taken=name, missing=0, lacking=None)
         self.lacks(both(whole, beyond))
         self.files = tuple(dict.fromkeys(files))
 
     def _first(self, name: str) -> tuple[int, OpenStack]:
-        """The first member that can be read, which says what frames are like."""
+        """Return the first member that can be read: the pattern of all frames.
+
+        Raises: FileProblem where none can be read.
+        """
         problem: FileProblem | None = None
         for number, member in enumerate(self._members):
             if member.open is not None:
@@ -252,12 +273,12 @@ class SeriesStack(OpenStack):
             raise FileProblem(f"{name}: nothing of it is there", "file-missing")
         raise FileProblem(f"{name}: {problem}", problem.rule, problem.help)
 
-    def _counted(self, found: OpenStack, first: int, holes: str) -> tuple[list[int], list[Missing | None], list[str]]:
-        """Frames of each member, what they lack, and all files."""
+    def _counted(self, example: OpenStack, first: int, holes: str) -> tuple[list[int], list[Missing | None], list[str]]:
+        """Return the count of frames of each member, their lacks, and all files."""
         counts: list[int] = []
         lacks: list[Missing | None] = []
-        files: list[str] = list(found.files)
-        nominal = found.info.shape[0]
+        files: list[str] = list(example.files)
+        nominal = example.info.shape[0]
         for number, member in enumerate(self._members):
             count, lack = nominal, None
             if member.open is None:
@@ -279,7 +300,10 @@ class SeriesStack(OpenStack):
         return counts, lacks, files
 
     def _opened(self, number: int) -> OpenStack:
-        """A member, open. Raises `FileProblem`, also where its frames are not like the first's."""
+        """Return a member, open.
+
+        Raises: FileProblem, also where its frames are not like the first's.
+        """
         stack = self._kept.pop(number, None)
         if stack is None:
             member = self._members[number]
@@ -324,7 +348,7 @@ class SeriesStack(OpenStack):
 
 
 def _sequence(numbers: NDArray[np.int64]) -> Sequence[int]:
-    """The same numbers, as a range where they go in equal steps: such frames are read at once."""
+    """Return the same numbers, as a range where they go in equal steps: such frames are read at once."""
     steps = np.diff(numbers)
     step = int(steps[0]) if len(steps) else 1
     if len(numbers) and step > 0 and (steps == step).all():
@@ -358,21 +382,21 @@ class Skipping:
         return out
 
     def _together(self, numbers: Sequence[int]) -> Array | None:
-        """Frames that should be there; None where one cannot be read."""
+        """Return frames that should be there; None where one cannot be read."""
         try:
             return self._stack.read(numbers)
         except FileProblem:
             return None  # which one, and why, `_one_by_one` finds
 
     def _one_by_one(self, numbers: Sequence[int]) -> Array:
-        """Frames, zeros for those that cannot be read, which are missing from now on."""
+        """Return frames, with zeros for unreadable ones, which are missing from now on."""
         out = np.zeros((len(numbers), *self.info.shape[1:]), self.info.dtype)
         for frame, number in zip(out, numbers, strict=True):
             try:
                 frame[:] = self._stack.read(range(number, number + 1))[0]
             except FileProblem as problem:
                 self._absent[number] = True
-                if len(self._unread) < TOLD:
+                if len(self._unread) < KEPT_REASONS:
                     self._unread.append(f"frame {number} counts as missing: {problem}")
         return out
 
@@ -382,5 +406,5 @@ class Skipping:
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `FrameReader`."""
-        found: NDArray[np.bool_] = self._absent[np.asarray(numbers, np.int64)]
-        return found if found.any() else None
+        absent: NDArray[np.bool_] = self._absent[np.asarray(numbers, np.int64)]
+        return absent if absent.any() else None

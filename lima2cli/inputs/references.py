@@ -1,4 +1,4 @@
-"""The meaning of a reference: which datasets of an HDF5 file, and which files or members that are numbered."""
+"""Resolve references: datasets of an HDF5 file, and files or members that are numbered."""
 
 import os
 import re
@@ -18,15 +18,15 @@ from lima2cli.inputs.missing import spans
 from lima2cli.view import View
 
 COUNTED = re.compile(r"%(0?\d*)d")
-"""Where numbers stand in the name of a series, as in ``c_%05d.cbf``."""
+"""Pattern of the number in the name of a series, as in ``c_%05d.cbf``."""
 
 MOST = 10_000_000
-"""Numbers from the first to the last of a series; more is a mistake."""
+"""Most numbers from the first to the last of a series; more is a mistake."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What follows one another, in its order: paths, None where a number is missing.
+    """Members that follow one another, in their order: paths, None where a number is missing.
 
     holes  missing numbers in words, as they are written;  group  that holds all, where they are members of one
     """
@@ -37,20 +37,20 @@ class Series:
 
     @property
     def text(self) -> str:
-        """For messages: ``/entry/data/data_000001 to data_000003``."""
+        """Return a string for messages: ``/entry/data/data_000001 to data_000003``."""
         there = [path for path in self.paths if path is not None]
         return there[0] if len(there) == 1 else f"{there[0]} to {there[-1].rpartition('/')[2]}"
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether a name means several files; a file that has this very name is meant itself."""
+    """Return True if a name means several files; a file that has this very name is meant itself."""
     return bool(COUNTED.search(path.name) or re.search(r"[*?]", path.name)) and not path.exists()
 
 
 def files_of(reference: str, path: Path) -> Series:
-    """The files that ``c_%05d.cbf`` or ``c_*.cbf`` means, by number.
+    """Return the files that ``c_%05d.cbf`` or ``c_*.cbf`` means, by number.
 
-    Raises `FileProblem` where there are none, or where they are no one series.
+    Raises: FileProblem where there are none, or where they are no one series.
     """
     try:
         entries = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
@@ -68,7 +68,7 @@ def files_of(reference: str, path: Path) -> Series:
 
 
 def _expression(name: str) -> str:
-    """A regular expression for the names that a pattern means."""
+    """Return a regular expression for the names that a pattern means."""
     pieces = []
     for piece in re.split(r"(%0?\d*d|[*?])", name):
         if COUNTED.fullmatch(piece):
@@ -80,10 +80,11 @@ def _expression(name: str) -> str:
 
 
 def series_of(names: Iterable[str], where: str, first: int | None = None, step: int | None = None) -> Series:
-    """Names by their number, with None where one is missing.
+    """Return names by their number, with None where one is missing.
 
-    ``first`` is the number that they begin with, None: any; ``step`` from one to the next, None: what all have in
-    common. Raises `FileProblem` (file-series) where names differ in more than one number.
+    ``first`` is the number that they begin with, None: any; ``step`` from one to the next, None: the common one of all.
+
+    Raises: FileProblem (file-series) where names differ in more than one number.
     """
     split = [(re.split(r"(\d+)", name), name) for name in names]
     texts = {tuple(parts[::2]) for parts, _ in split}
@@ -122,56 +123,58 @@ def series_of(names: Iterable[str], where: str, first: int | None = None, step: 
 
 
 SHOWN = 8
-"""Names listed in a message."""
+"""Most names listed in a message."""
 
 PARTS = re.compile(r"data_\d{6}")
-"""Links that a DECTRIS master has in its group ``data``: to the files of frames, in their order, counted from 1."""
+"""Pattern of links that a DECTRIS master has in its group ``data``: to the files of frames, in order, from 1."""
 
 NUMBERED = re.compile(r".*?\d{4,}")
-"""Members of a group that somebody names, which follow one another; `detector1` and `detector2` do not."""
+"""Pattern of user-named members of a group that follow one another; not `detector1` and `detector2`."""
 
 NO_FRAMES = re.compile(r"mask|flat|dark|background|pedestal|gain|corrections?$", re.IGNORECASE)
-"""Names of images that stand beside frames."""
+"""Pattern of names of images that stand next to frames."""
 
 ABOUT = frozenset(("detector_information", "params"))
 """Groups in lima2's files whose arrays, such as the layout of modules, are no images."""
 
 
 def find_frames(file: Any, name: str, inner: str | None) -> Series:
-    """Paths of the datasets whose frames follow one another: mostly one.
+    """Return paths of the datasets whose frames follow one another: mostly one.
 
-    Of a group, or of the whole file where ``inner`` is None: what NeXus says to plot (``@default``, ``@signal``); else
-    the numbered links of a DECTRIS master; else the only dataset of images, where stacks come before single images.
-    Raises `FileProblem` (dataset-missing, dataset-ambiguous, file-missing) that names what there is.
+    Of a group, or of the whole file where ``inner`` is None: the data that NeXus declares to plot (``@default``,
+    ``@signal``); else the numbered links of a DECTRIS master; else the only dataset of images, where stacks come before
+    single images.
+
+    Raises: FileProblem (dataset-missing, dataset-ambiguous, file-missing) that names what there is.
     """
     import h5py
 
     path = f"/{(inner or '').strip('/')}"
     try:
-        found = follow(file, path).item
+        target = follow(file, path).item
     except (KeyError, OSError) as error:
         raise _not_there(file, name, path) from error
-    if isinstance(found, h5py.Dataset):
+    if isinstance(target, h5py.Dataset):
         return Series((path,))
-    if not isinstance(found, h5py.Group):
+    if not isinstance(target, h5py.Group):
         raise FileProblem(f"{name}: {path} is a datatype, not a dataset", "dataset-missing")
-    images = _images(found, path)
+    images = _images(target, path)
     stacks = {where: item for where, item in images.items() if item.ndim > 2}
-    plotted = _plotted(found, path)
+    plotted = _plotted(target, path)
     if isinstance(plotted, Series):
         return plotted
     if plotted is not None and _fits(file[plotted], stacks):
         return Series((plotted,))
-    if inner is not None and (numbered := _numbered(found, path, NUMBERED)) is not None:
+    if inner is not None and (numbered := _numbered(target, path, NUMBERED)) is not None:
         return numbered
-    if len(groups := _masters(found, path)) == 1 and not _beside(stacks, groups[0]):
+    if len(groups := _masters(target, path)) == 1 and not _others_than(stacks, groups[0]):
         return groups[0]
     candidates = stacks or images
     real = {where: item for where, item in candidates.items() if not NO_FRAMES.search(where.rpartition("/")[2])}
     if len(candidates) == 1 and not groups and (real or "detectorSpecific" not in next(iter(candidates))):
         return Series(tuple(candidates))
     if not candidates and not groups:
-        sparse = "; it holds sparse frames, which cannot be replayed" if _is_sparse(found) else ""
+        sparse = "; it holds sparse frames, which cannot be replayed" if _is_sparse(target) else ""
         raise FileProblem(f"{name} has no dataset of images in {path}{sparse}", "dataset-missing")
     listed = {each.text: None for each in groups} | (images if len(candidates) == 1 else candidates)
     first = groups[0].group if groups else next(iter(real or candidates))
@@ -182,12 +185,12 @@ def find_frames(file: Any, name: str, inner: str | None) -> Series:
 
 
 def _fits(item: Any, stacks: dict[str, Any]) -> bool:
-    """Whether what is to be plotted may be meant: an image only where there are no stacks."""
+    """Return True if the item to be plotted may be meant: an image only where there are no stacks."""
     return bool(item.ndim > 2 or (item.ndim == 2 and not stacks))
 
 
-def _beside(stacks: dict[str, Any], series: Series) -> bool:
-    """Whether there are stacks other than those of a series."""
+def _others_than(stacks: dict[str, Any], series: Series) -> bool:
+    """Return True if there are stacks other than those of a series."""
     return bool(stacks.keys() - set(series.paths))
 
 
@@ -218,10 +221,10 @@ def _listed(items: dict[str, Any]) -> str:
 
 
 def _images(group: Any, path: str) -> dict[str, Any]:
-    """Numeric datasets of two or more dimensions, by path, in the order of the file; links to other files too."""
+    """Return numeric datasets of two or more dimensions, by path, in file order; links to other files too."""
     import h5py
 
-    found: dict[str, Any] = {}
+    images: dict[str, Any] = {}
     targets: set[tuple[str, str]] = set()
     base = path.rstrip("/")
 
@@ -230,7 +233,7 @@ def _images(group: Any, path: str) -> dict[str, Any]:
 
     def visit(name: str, item: Any) -> None:
         if is_images(item):
-            found[f"{base}/{name}"] = item
+            images[f"{base}/{name}"] = item
 
     def linked(name: Any, link: Any) -> None:
         if isinstance(link, h5py.ExternalLink):
@@ -238,15 +241,15 @@ def _images(group: Any, path: str) -> dict[str, Any]:
             known = (link.filename, link.path) in targets
             targets.add((link.filename, link.path))
             if not known and not PARTS.fullmatch(where.rpartition("/")[2]) and is_images(item := group.get(where)):
-                found[f"{base}/{where}"] = item
+                images[f"{base}/{where}"] = item
 
     group.visititems(visit)
     group.visititems_links(linked)
-    return {where: item for where, item in found.items() if ABOUT.isdisjoint(where[len(base) :].split("/"))}
+    return {where: item for where, item in images.items() if ABOUT.isdisjoint(where[len(base) :].split("/"))}
 
 
 def _is_sparse(group: Any) -> bool:
-    """Whether a group has sparse frames, as lima2 saves them, somewhere."""
+    """Return True if a group has sparse frames, as lima2 saves them, somewhere."""
     import h5py
 
     def holds(item: Any) -> bool | None:
@@ -259,7 +262,7 @@ def _is_sparse(group: Any) -> bool:
 
 
 def _masters(group: Any, path: str) -> list[Series]:
-    """Series of the groups that have the parts of a DECTRIS master, mostly as links."""
+    """Return series of the groups that have the parts of a DECTRIS master, mostly as links."""
     base, holders = path.rstrip("/"), {}
 
     def linked(name: Any, link: Any) -> None:
@@ -274,7 +277,7 @@ def _masters(group: Any, path: str) -> list[Series]:
 
 
 def _numbered(group: Any, path: str, pattern: "re.Pattern[str]") -> Series | None:
-    """The members of a group that are numbered, where all of its images are; links that lead nowhere count."""
+    """Return the members of a group that are numbered, where all of its images are; links that lead nowhere count."""
     import h5py
 
     names = []
@@ -295,28 +298,28 @@ def _numbered(group: Any, path: str, pattern: "re.Pattern[str]") -> Series | Non
 
 
 def _plotted(group: Any, path: str) -> "str | Series | None":
-    """What NeXus says to plot: ``@default`` followed to a group with ``@signal``; None where it says nothing."""
+    """Return the data that NeXus declares to plot: ``@default`` followed to a group with ``@signal``; None without."""
     import h5py
 
     for _ in range(16):  # links may form a cycle
         step = group.attrs.get("signal", group.attrs.get("default"))
         if step is None:
             return None
-        said = step.decode() if isinstance(step, bytes) else str(step)
-        found = group.get(said)
-        where = said if said.startswith("/") else f"{path.rstrip('/')}/{said}"
-        if "signal" in group.attrs and (PARTS.fullmatch(said) or found is None):
+        target = step.decode() if isinstance(step, bytes) else str(step)
+        item = group.get(target)
+        where = target if target.startswith("/") else f"{path.rstrip('/')}/{target}"
+        if "signal" in group.attrs and (PARTS.fullmatch(target) or item is None):
             return _numbered(group, path, PARTS)
-        if isinstance(found, h5py.Dataset):
+        if isinstance(item, h5py.Dataset):
             return where
-        if not isinstance(found, h5py.Group):
+        if not isinstance(item, h5py.Group):
             return None
-        group, path = found, where
+        group, path = item, where
     return None
 
 
 def recorded_view(dataset: Any) -> View | None:
-    """How frames that lima2 saved show the detector, by the ``image_operation`` beside them; None where none is."""
+    """Return the view of frames that lima2 saved, by the ``image_operation`` next to them; None without one."""
     import h5py
 
     name, file = dataset.name, dataset.file

@@ -1,4 +1,4 @@
-"""Files of frames by the reference that a pipeline gives: the reader of each, opened once, kept, and closed."""
+"""Open files of frames by the reference that a pipeline gives: the reader of each, opened once, kept, and closed."""
 
 import math
 import os
@@ -34,29 +34,29 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".h5", ".hdf5", ".nxs", ".cxi")
 
 MOST = 20_000
-"""Objects that are looked at, of all files together: a file may hold any number of scans."""
+"""Most objects that are looked at, of all files together: a file may hold any number of scans."""
 
 
 def backing_files(path: Path, *inner: str) -> frozenset[Path]:
-    """The file and all that the objects ``inner`` in it need, links of the file system followed.
+    """Return the file and all that the objects ``inner`` in it need, links of the file system followed.
 
-    What cannot be opened is named too, as far as it is known; nothing is raised.
+    A file that cannot be opened is named too, as far as it is known; nothing is raised.
     """
     todo: dict[Path, list[str]] = {path.absolute(): list(inner)}
-    seen: set[tuple[Path, str]] = set()
-    found: set[Path] = set()
+    visited: set[tuple[Path, str]] = set()
+    files: set[Path] = set()
     while todo:
         here, paths = todo.popitem()
-        found.add(Path(os.path.realpath(here)))
-        fresh = [one for one in paths if (here, one) not in seen][: MOST - len(seen)]
-        seen.update((here, one) for one in fresh)
+        files.add(Path(os.path.realpath(here)))
+        fresh = [one for one in paths if (here, one) not in visited][: MOST - len(visited)]
+        visited.update((here, one) for one in fresh)
         for file, one in _needs(here, fresh) if fresh else ():
             todo.setdefault(file.absolute(), []).append(one)
-    return frozenset(found)
+    return frozenset(files)
 
 
 def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
-    """What objects need, each file with the path in it."""
+    """Return the files that objects need, each with the path in it."""
     if not _is_hdf5(path):
         return []
     import h5py
@@ -70,14 +70,15 @@ def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
 
 
 def _named(path: Path, name: str) -> Iterator[Path]:
-    """Where HDF5 looks for a file that another one names: beside that, as it was opened and as it is without links of
-    the file system, and from the working directory; where it is nowhere, beside."""
+    """Yield the places where HDF5 looks for a file that another one names: next to that, as it was opened and without
+    links of the file system, and from the working directory; next to it where it is nowhere.
+    """
     places = dict.fromkeys((path.parent / name, Path(os.path.realpath(path)).parent / name, Path(name)))
     yield from [place for place in places if os.path.lexists(place)] or [path.parent / name]
 
 
 def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
-    """Step by step: the first link that leads elsewhere takes the rest of the path with it."""
+    """Yield the targets of a path, step by step: the first link that leads elsewhere takes the rest with it."""
     import h5py
 
     here, steps = file["/"], [step for step in inner.split("/") if step]
@@ -111,7 +112,7 @@ def _of_dataset(dataset: Any, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _expanded(path: Path, name: str) -> Iterator[Path]:
-    """The file of a source, or those of a series without a fixed end (``%b``: a number)."""
+    """Yield the file of a source, or those of a series without a fixed end (``%b``: a number)."""
     if name == ".":
         yield path
     elif "%" in name.replace("%%", ""):
@@ -122,7 +123,10 @@ def _expanded(path: Path, name: str) -> Iterator[Path]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    """By its first bytes, or by its name where it has a user block. Nothing but regular files is opened."""
+    """Return True if a file is HDF5 by its first bytes, or by its name where it has a user block.
+
+    Only regular files are opened.
+    """
     with suppress(OSError):
         if path.is_file():
             with path.open("rb") as file:
@@ -149,11 +153,11 @@ MAGIC: dict[bytes, Sequence[str]] = {
 """First bytes by format."""
 
 SUSPECTS = 64
-"""Files of a series that are smaller than the first, opened to see whether they are whole."""
+"""Most files of a series, smaller than the first, that are opened to see if they are whole."""
 
 
 def open_stack(name: str, path: Path, inner: str | None) -> OpenStack:
-    """Open a file, or a series of files; ``name`` is what the user wrote for it, for messages."""
+    """Open a file, or a series of files; ``name`` is the user's reference to it, for messages."""
     if is_pattern(path):
         return _open_series(name, path, inner)
     return _open_file(name, path, inner)
@@ -175,7 +179,10 @@ def _open_file(name: str, path: Path, inner: str | None) -> OpenStack:
 
 
 def _kind(name: str, path: Path) -> Sequence[str]:
-    """The format of a file, as its suffixes."""
+    """Return the format of a file, as its suffixes.
+
+    Raises: FileProblem where the file cannot be read, or is of no known format.
+    """
     suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() in (".gz", ".bz2") else path.suffix
     for kind in (HDF5, NUMPY, TIFF, FABIO):
         if suffix.lower() in kind:
@@ -183,15 +190,15 @@ def _kind(name: str, path: Path) -> Sequence[str]:
     try:
         with path.open("rb") as file:
             head = file.read(16)
-            for at in (0, 512, 1024, 2048):  # HDF5 may stand behind a block of the user's
+            for at in (0, 512, 1024, 2048):  # HDF5 may follow a user block
                 file.seek(at)
                 if file.read(8) == b"\x89HDF\r\n\x1a\n":
                     return HDF5
     except OSError as error:
         raise FileProblem(f"{name} cannot be read: {error.strerror}") from error
-    for magic, meant in MAGIC.items():
+    for magic, suffixes in MAGIC.items():
         if head.startswith(magic):
-            return meant
+            return suffixes
     known = " ".join((*HDF5[:5], *NUMPY, *TIFF, *FABIO))
     packed = " (unpack it first)" if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK")) else ""
     raise FileProblem(
@@ -200,35 +207,35 @@ def _kind(name: str, path: Path) -> Sequence[str]:
 
 
 def _open_hdf5(name: str, path: Path, inner: str | None) -> OpenStack:
-    """A dataset, or the datasets of a group that follow one another."""
-    said = name if inner is None else f"{name}::{inner}"
-    file = open_hdf5(said, path)
-    with _closed_on_error(said, file):
-        found = find_frames(file, said, inner)
-        if not found.group:
-            assert found.paths[0] is not None
-            return Hdf5Stack(name, file, found.paths[0])
-        total = planned_frames(file, found.group)
+    """Open a dataset, or the datasets of a group that follow one another."""
+    reference = name if inner is None else f"{name}::{inner}"
+    file = open_hdf5(reference, path)
+    with _closed_on_error(reference, file):
+        series = find_frames(file, reference, inner)
+        if not series.group:
+            assert series.paths[0] is not None
+            return Hdf5Stack(name, file, series.paths[0])
+        total = planned_frames(file, series.group)
     file.close()
     known: dict[object, Declared] = {}
     members = [
         Member(part or "", str(path.absolute()), None if part is None else partial(_member, name, path, part, known))
-        for part in found.paths
+        for part in series.paths
     ]
-    return SeriesStack(f"{name}::{found.text}", members, found.holes, total)
+    return SeriesStack(f"{name}::{series.text}", members, series.holes, total)
 
 
 def _member(name: str, path: Path, inner: str, known: dict[object, Declared]) -> OpenStack:
-    """A dataset of a file that holds several of a series; what is declared of the first is ``known`` of all."""
+    """Open a dataset of a file that holds several of a series; the first one's declarations are ``known`` of all."""
     file = open_hdf5(name, path)
     with _closed_on_error(name, file):
-        find_frames(file, f"{name}::{inner}", inner)  # which says what is wrong with a link
+        find_frames(file, f"{name}::{inner}", inner)  # raises for a broken link
         return Hdf5Stack(name, file, inner, known)
 
 
 @contextmanager
 def _closed_on_error(name: str, file: Any) -> Iterator[None]:
-    """Close the file where something is raised; what the HDF5 library raises of a damaged one becomes `FileProblem`."""
+    """Close the file where an error is raised; the HDF5 library's errors of a damaged one become `FileProblem`."""
     try:
         yield
     except BaseException as error:
@@ -239,11 +246,11 @@ def _closed_on_error(name: str, file: Any) -> Iterator[None]:
 
 
 def _open_series(name: str, path: Path, inner: str | None) -> OpenStack:
-    """Files one after another.
+    """Open files one after another.
 
     HDF5 files are opened, all of them. Of others the first and the last are, those that are empty, and some that are
     smaller than the first (of numpy files all of another size); the rest is expected to be like the first, which is
-    looked at when it is read.
+    checked when it is read.
     """
     series = files_of(name, path)
     folder = path.parent
@@ -257,14 +264,14 @@ def _open_series(name: str, path: Path, inner: str | None) -> OpenStack:
         if part is None:
             members.append(Member("", "", None))
             continue
-        said = part if shown == "." else f"{shown}/{part}"
-        opener = partial(_open_file, said, folder / part, inner)
-        members.append(Member(said, str((folder / part).absolute()), opener, None if part in look else one))
+        reference = part if shown == "." else f"{shown}/{part}"
+        opener = partial(_open_file, reference, folder / part, inner)
+        members.append(Member(reference, str((folder / part).absolute()), opener, None if part in look else one))
     return SeriesStack(name if inner is None else f"{name}::{inner}", members, series.holes)
 
 
 def _frames_of(folder: Path, names: Sequence[str]) -> int:
-    """Frames of the first file that can be read."""
+    """Return the count of frames of the first file that can be read."""
     for part in names[:8]:
         try:
             stack = _open_file(part, folder / part, None)
@@ -276,8 +283,9 @@ def _frames_of(folder: Path, names: Sequence[str]) -> int:
 
 
 def _suspects(folder: Path, names: Sequence[str], *, others: bool) -> list[str]:
-    """Files that may have been cut: empty ones, and the smallest of those that are smaller than the first; or all
-    ``others`` than the first by their size."""
+    """Return files that may have been cut: empty ones, and the smallest of those that are smaller than the first; or
+    all ``others`` than the first by their size.
+    """
     sizes = {part: os.stat(folder / part).st_size for part in names}
     if others:
         return [part for part, size in sizes.items() if size != sizes[names[0]]]
@@ -287,19 +295,21 @@ def _suspects(folder: Path, names: Sequence[str], *, others: bool) -> list[str]:
 
 
 LARGEST_IMAGE = 512 << 20
-"""Bytes of a file's images that are held in memory: calibrations, masks."""
+"""Most bytes of a file's images that are held in memory: calibrations, masks."""
 
 
 class FileStore:
-    """Reads ``path.h5::/path/in/file``, ``path.h5``, ``path.npy``, ``c_%05d.cbf``… relative to ``base``.
+    """Reader of ``path.h5::/path/in/file``, ``path.h5``, ``path.npy``, ``c_%05d.cbf``… relative to ``base``.
 
-    Which dataset an HDF5 file without a path in it means: see `find_frames`. Infos and images are kept; files of
-    `frames` stay open until `close`. Raises `FileProblem` with the rules file-missing, file-unreadable, file-format,
-    file-shape, file-dtype, file-series, file-incomplete, dataset-missing, dataset-ambiguous.
+    The dataset of an HDF5 file without a path in it: see `find_frames`. Infos and images are kept; files of `frames`
+    stay open until `close`.
+
+    Raises: FileProblem with the rules file-missing, file-unreadable, file-format, file-shape, file-dtype, file-series,
+    file-incomplete, dataset-missing, dataset-ambiguous.
     """
 
     def __init__(self, base: Path, texts: Mapping[str, str] | None = None) -> None:
-        """``texts`` by reference are not read again."""
+        """Keep ``base``; ``texts`` by reference are not read again."""
         self.texts = dict(texts or {})
         self._base = Path(base)
         self._infos: dict[str, StackInfo] = {}
@@ -309,15 +319,15 @@ class FileStore:
 
     @property
     def base(self) -> Path:
-        """Directory that references are relative to."""
+        """Return the directory that references are relative to."""
         return self._base
 
     def inputs(self) -> dict[str, frozenset[Path]]:
-        """The files that stand behind each reference that was asked for (`backing_files`)."""
+        """Return the files behind each reference that was asked for (`backing_files`)."""
         return {reference: files() for reference, files in self._read.items()}
 
     def stack(self, reference: str, *, skip: bool = False) -> StackInfo:
-        """Shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
+        """Return shape (n, height, width) and dtype, without reading the frames; a single image is a stack of one."""
         if reference not in self._infos:
             stack = self._opened(reference)
             if reference not in self._open:
@@ -326,7 +336,7 @@ class FileStore:
         return info if skip else _whole(reference, info)
 
     def image(self, reference: str) -> Array:
-        """(height, width) for a single image, else (n, height, width): whole, read-only, kept."""
+        """Return (height, width) for a single image, else (n, height, width): whole, read-only, kept."""
         if reference not in self._images:
             stack = self._opened(reference)
             try:
@@ -342,7 +352,7 @@ class FileStore:
         return self._images[reference]
 
     def frames(self, reference: str, *, skip: bool = False) -> FrameReader:
-        """A reader that holds no more than the frames it is asked for; valid until `close`."""
+        """Return a reader that holds no more than the frames it is asked for; valid until `close`."""
         if reference not in self._open:
             self._open[reference] = self._opened(reference)
         stack = self._open[reference]
@@ -352,14 +362,20 @@ class FileStore:
         return stack
 
     def path(self, reference: str) -> str:
-        """Absolute path of a file; `FileProblem` where there is none."""
+        """Return the absolute path of a file.
+
+        Raises: FileProblem where there is none.
+        """
         path = self._base / reference
         _check_file(reference, path)
         self._read[reference] = partial(backing_files, path)
         return str(path.resolve())
 
     def text(self, reference: str) -> str:
-        """A text in UTF-8; kept. `FileProblem` where there is none."""
+        """Return a UTF-8 text; kept.
+
+        Raises: FileProblem where there is none.
+        """
         path = self._base / reference
         self._read[reference] = partial(backing_files, path)
         if reference not in self.texts:
@@ -373,7 +389,7 @@ class FileStore:
         return self.texts[reference]
 
     def close(self) -> None:
-        """Close all files; what was read remains."""
+        """Close all files; data that were read remain."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -403,7 +419,10 @@ class FileStore:
 
 
 def _whole(reference: str, info: StackInfo) -> StackInfo:
-    """The same; `FileProblem` where frames are not all there."""
+    """Return the info of frames that are all there.
+
+    Raises: FileProblem where some are not.
+    """
     if info.missing:
         raise FileProblem(f"{reference} {info.lacking}", "file-incomplete")
     return info

@@ -1,1 +1,1 @@
-"""Arithmetic on the pixels of blocks of frames, strip by strip. It knows no pipeline, no node and no file."""
+"""Arithmetic on the pixels of blocks of frames, strip by strip, without knowledge of pipelines, nodes and files."""

@@ -1,9 +1,9 @@
-"""Maps one after another on frames, strip by strip, so that nothing leaves the cache between them.
+"""Apply maps one after another to frames, strip by strip, so that nothing leaves the cache between them.
 
-Bit for bit what they give one by one. Cuts and flips go first, as a numpy view of the raw frames: pixels that
-are not wanted are never read, and the images of the other maps are cut and flipped instead, once. Neighbours are not
-folded algebraically: in a cache the arithmetic costs less than another rounding. But where one ends in the dtype that
-the next computes in, they are one pass. No pixel raises a numpy warning.
+The results are bit for bit those of single maps. Cuts and flips go first, as a numpy view of the raw frames: unneeded
+pixels are never read, and the images of the other maps are cut and flipped instead, once. Neighbours are not folded
+algebraically: in a cache the arithmetic costs less than another rounding. But where one ends in the dtype that the next
+computes in, they are one pass. No pixel raises a numpy warning.
 
 Masked pixels get their value at the end of a strip, once. Where that is NaN and an image is subtracted or divided by,
 the image is NaN there instead, which costs nothing.
@@ -23,14 +23,14 @@ from lima2cli.kernels.strips import Call, Pass, Stage, Tile, Turn, store, tile_s
 from lima2cli.view import View
 
 StripReader = Callable[[Array, slice, slice], None]
-"""Takes a strip while it is in cache: pixels (n, rows, width), which frames of the block, which rows."""
+"""Function that reads a strip while it is in cache: pixels (n, rows, width), frames of the block, rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChainStep:
-    """A computation of strips of ``target``, None = they are copied; then what masked pixels get.
+    """A computation of strips of ``target``, None = they are copied; then the values of masked pixels.
 
-    entering  masked pixels of what enters
+    entering  masked pixels of the input
     holes     masked pixels of the result, one after another
     """
 
@@ -41,13 +41,13 @@ class ChainStep:
 
     @property
     def masks(self) -> bool:
-        """Whether any pixel is masked."""
+        """Return True if any pixel is masked."""
         return self.entering is not None or bool(self.holes)
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """What is done to frames, worked out once; threads share it.
+    """The computation of frames, worked out once; threads share it.
 
     view    how the result shows the frames, nothing binned
     target  dtype of the result
@@ -59,16 +59,16 @@ class Recipe:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of the result."""
+        """Return (height, width) of the result."""
         return self.view.shape
 
     @property
     def idle(self) -> bool:
-        """Whether the result is a part of the frames as it is."""
+        """Return True if the result is a part of the frames as it is."""
         return not self.steps and not self.view.mirrored and not self.view.rotation
 
     def seen(self, frames: Array) -> Array:
-        """A numpy view of frames (n, height, width), cut and turned; the very array where nothing is."""
+        """Return a numpy view of frames (n, height, width), cut and turned; the very array where nothing changes."""
         area = self.view.area
         if frames.shape[1:] == (area.height, area.width) and not self.view.mirrored and not self.view.rotation:
             return frames
@@ -76,7 +76,7 @@ class Recipe:
 
 
 def settle(parts: Sequence[Stage | Turn], dtype: str, height: int, width: int) -> Recipe:
-    """The recipe of what is done, part after part, to frames of this dtype and shape."""
+    """Return the recipe of all parts, in order, for frames of this dtype and shape."""
     view, stages = View(Rect(0, 0, width, height)), list[Stage]()
     for part in parts:
         if isinstance(part, Stage):
@@ -96,17 +96,16 @@ class Chain:
 
     def __init__(self, recipe: Recipe, keeps: bool = True) -> None:
         self.recipe, self.keeps = recipe, keeps
-        self.calls = {i: it.compute.make() for i, it in enumerate(recipe.steps) if isinstance(it.compute, Call)}
+        self.calls = {i: step.compute.make() for i, step in enumerate(recipe.steps) if isinstance(step.compute, Call)}
         self.out = np.empty((0, *recipe.shape), recipe.target)
         self.scratch: dict[Any, Array] = {}
         self.cuts: tuple[int, list[Tile]] = (0, [])
         self.places: dict[tuple[Holes, int], NDArray[np.intp]] = {}
 
     def __call__(self, frames: Array, readers: Sequence[StripReader] = ()) -> Array:
-        """The result for a block (n, height, width), in the chain's own array; the frames themselves, or a part of
-        them, where nothing else is done.
+        """Return the result for a block (n, height, width): the chain's own array, or a view of the frames if idle.
 
-        Each reader gets each strip of the result. Without ``keeps`` what is returned means nothing.
+        Each reader gets each strip of the result. Without ``keeps`` the returned array means nothing.
         """
         count = len(frames)
         if self.recipe.idle:
@@ -119,13 +118,13 @@ class Chain:
         return out
 
     def compute(self, frames: Array, out: Array | None, readers: Sequence[StripReader]) -> None:
-        """The result for a block strip by strip, in ``out`` where it is kept."""
-        idle, seen = self.recipe.idle, self.recipe.seen(frames)
+        """Compute the result for a block strip by strip, in ``out`` where it is kept."""
+        idle, shown = self.recipe.idle, self.recipe.seen(frames)
         if idle and not readers:
             return
         with np.errstate(all="ignore"):
             for deep, tall in self._tiles(len(frames)):
-                strip = seen[deep, tall]
+                strip = shown[deep, tall]
                 if not idle:
                     strip = self._strip(strip, None if out is None else out[deep, tall], tall)
                 for reader in readers:
@@ -137,7 +136,7 @@ class Chain:
         return self.cuts[1]
 
     def _strip(self, raw: Array, out: Array | None, rows: slice) -> Array:
-        """A strip of the result, in ``out`` or in the chain's own memory."""
+        """Return a strip of the result, in ``out`` or in the chain's own memory."""
         recipe = self.recipe
         if out is None:
             out = self._own("out", recipe.target, raw)
@@ -146,10 +145,10 @@ class Chain:
         last = len(recipe.steps) - 1
         for i, step in enumerate(recipe.steps):
             result = out if i == last else self._own((i, "result"), step.target, raw)
-            found = None if step.entering is None else step.entering.find_in(raw)
+            invalid = None if step.entering is None else step.entering.find_in(raw)
             self._step(i, step.compute, raw, result, rows)
             if step.entering is not None:
-                step.entering.put(raw, result, found, self._places(step.entering, rows))
+                step.entering.put(raw, result, invalid, self._places(step.entering, rows))
             for holes in step.holes:
                 holes.put(result, result, holes.find_in(result), self._places(holes, rows))
             raw = result
@@ -168,7 +167,7 @@ class Chain:
             store(computed, result)
 
     def _own(self, key: Any, dtype: np.dtype[Any], like: Array) -> Array:
-        """Memory of the shape of ``like``."""
+        """Return own memory of the shape of ``like``."""
         if key not in self.scratch:
             height, width = self.recipe.shape
             deep, tall = tile_shape(height, width)
@@ -176,7 +175,7 @@ class Chain:
         return self.scratch[key][: like.size].reshape(like.shape)
 
     def _places(self, holes: Holes, rows: slice) -> NDArray[np.intp] | None:
-        """Flat indices in a strip of the pixels of a static mask."""
+        """Return flat indices in a strip of the pixels of a static mask."""
         if holes.mask is None:
             return None
         index = self.places.get((holes, rows.start))
@@ -213,7 +212,7 @@ def _steps(stages: Sequence[Stage]) -> tuple[ChainStep, ...]:
 
 
 def _needed(holes: Sequence[Holes | None]) -> list[Holes | None]:
-    """The same without static masks all of whose pixels get another value later."""
+    """Return the holes without static masks all of whose pixels get another value later."""
     needed: list[Holes | None] = []
     later: NDArray[np.bool_] | None = None
     for own in reversed(holes):
@@ -227,7 +226,7 @@ def _needed(holes: Sequence[Holes | None]) -> list[Holes | None]:
 
 
 def _folded(computed: list[Pass | Call | None], holes: list[Holes | None]) -> list[Holes | None]:
-    """What remains of them when NaN are put into the images of passes, which ``computed`` then has."""
+    """Return the holes that remain after putting NaN into the images of passes; ``computed`` is changed."""
     left = list(holes)
     for last, own in enumerate(holes):
         if own is None or own.mask is None or not own.nan:
@@ -247,7 +246,7 @@ def _folded(computed: list[Pass | Call | None], holes: list[Holes | None]) -> li
 def _operand(
     computed: Sequence[Pass | Call | None], holes: Sequence[Holes | None], last: int
 ) -> tuple[int, int] | None:
-    """Pass and operand, an image, from which NaN comes through to the result of ``last``; None where there is none."""
+    """Return pass and operand, an image, from which NaN comes through to the result of ``last``; None without one."""
     for i in range(last, -1, -1):
         step, own = computed[i], holes[i]
         if i < last and own is not None and not own.nan:
@@ -263,7 +262,7 @@ def _operand(
 
 
 def _compute(step: Pass, raw: Array, work: Array, rows: slice) -> Array:
-    """The operands of a pass on a strip, in ``work``."""
+    """Return the strip after the operands of a pass, computed in ``work``."""
     if raw.dtype != work.dtype or not step.operands:  # converting first is faster than ufuncs of mixed dtypes
         np.copyto(work, raw, casting="unsafe")
         raw = work

@@ -1,11 +1,11 @@
 """Formulae over images, as users write them: a small part of Python's grammar, checked before anything is computed.
 
 Names of inputs, numbers, ``+ - * / // % **``, comparisons (chained too), ``and or not`` and ``& | ~ ^`` of conditions,
-parentheses and the functions of `FUNCTIONS`; which binds the tighter is as in Python. All else is refused with its
-column. What is read is a tree of `Name`, `Scalar` and `Op`, in which every operation is a primitive; the text itself is
-never evaluated.
+parentheses and the functions of `FUNCTIONS`; precedence is as in Python. All else is refused with its column. The
+result is a tree of `Name`, `Scalar` and `Op`, in which every operation is a primitive; the text itself is never
+evaluated.
 
-Meaning is numpy's for floats, but for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
+Meaning is numpy's for floats, except for the sign of zeros: ``//`` rounds down and ``%`` has the sign of the divisor;
 `minimum` and `maximum` give NaN where one side is; a condition counts as 1 or 0 where a number is needed. Numbers alone
 are computed once, in float64.
 """
@@ -23,13 +23,13 @@ import numpy as np
 from lima2cli.diagnostics import did_you_mean
 
 LENGTH = 2000
-"""Characters of a formula."""
+"""Most characters of a formula."""
 
 OPERATIONS = 100
-"""Different operations of a formula: an evaluator has a register for each."""
+"""Most different operations of a formula: an evaluator has a register for each."""
 
 WRITTEN_OUT = 500
-"""Operations of a formula with shared ones counted each time."""
+"""Most operations of a formula with shared ones counted each time."""
 
 
 class FormulaError(ValueError):
@@ -50,7 +50,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Scalar:
-    """The same for all pixels."""
+    """A number, the same for all pixels."""
 
     value: float
     size: int = 0
@@ -58,7 +58,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Op:
-    """A primitive on others. ``condition``: what it gives is true or false."""
+    """A primitive on others. ``condition``: its result is true or false."""
 
     name: str
     args: "tuple[Tree, ...]"
@@ -66,7 +66,7 @@ class Op:
 
     @cached_property
     def size(self) -> int:
-        """Operations, shared ones counted each time."""
+        """Return the number of operations, shared ones counted each time."""
         return 1 + sum(arg.size for arg in self.args)
 
 
@@ -79,7 +79,7 @@ PRIMITIVES: Mapping[str, Callable[..., Any]] = {
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "arcsin": np.arcsin, "arccos": np.arccos, "arctan": np.arctan,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "arctan2": np.arctan2,
 }  # fmt: skip
-"""What gives numbers from numbers; besides there are ``where``, ``lt le gt ge eq ne`` and ``and or xor not``."""
+"""Functions from numbers to numbers; the others are ``where``, ``lt le gt ge eq ne`` and ``and or xor not``."""
 
 FUNCTIONS: Mapping[str, int] = {
     "where": 3, "minimum": 2, "maximum": 2, "abs": 1, "sqrt": 1, "exp": 1, "expm1": 1, "log": 1, "log10": 1,
@@ -95,7 +95,10 @@ _COMPARED = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "
 
 
 def read_formula(text: str, inputs: Collection[str]) -> Tree:
-    """The tree of a formula, a number for each pixel. Raises `FormulaError`."""
+    """Return the tree of a formula, a number for each pixel.
+
+    Raises: FormulaError.
+    """
     tree = read_text(text, lambda line, body: _number(Reader(line, inputs).read(body)))
     if not names(tree):
         raise FormulaError("the formula uses no input", f"its inputs are {', '.join(inputs)}")
@@ -103,7 +106,10 @@ def read_formula(text: str, inputs: Collection[str]) -> Tree:
 
 
 def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
-    """What ``read`` makes of the line and of its syntax, if it is not too large. Raises `FormulaError`."""
+    """Return the result of ``read`` for the line and its syntax, if it is not too large.
+
+    Raises: FormulaError.
+    """
     line = " ".join(text.split("\n")).strip()
     if len(line) > LENGTH:
         raise FormulaError(f"the formula has {len(line)} characters, more than {LENGTH}")
@@ -127,22 +133,22 @@ def read_text(text: str, read: Callable[[str, ast.expr], Tree]) -> Tree:
 
 
 _OTHERS = (("&&", "and"), ("||", "or"), ("!", "not"), ("=", "=="))
-"""What other languages write, and what formulae do."""
+"""Signs of other languages, with those of formulae."""
 
 
 def _slip(line: str) -> str | None:
-    """What was probably meant by a sign of another language in a formula that cannot be read."""
+    """Return help for a sign of another language in a formula that cannot be read."""
     bare = re.sub("[<>=!]=", "", line)
     return next((f"write `{ours}` for `{theirs}`" for theirs, ours in _OTHERS if theirs in bare), None)
 
 
 def names(tree: Tree) -> list[str]:
-    """Inputs that a formula uses, each once, in order."""
+    """Return the inputs that a formula uses, each once, in order."""
     return list(dict.fromkeys(part.name for part in _parts(tree) if isinstance(part, Name)))
 
 
 def numbers(tree: Tree) -> list[float]:
-    """Numbers that a formula holds."""
+    """Return the numbers that a formula holds."""
     return [part.value for part in _parts(tree) if isinstance(part, Scalar)]
 
 
@@ -150,12 +156,12 @@ _CARRYING = frozenset(PRIMITIVES) - {"pow"}  # NaN ** 0 is 1
 
 
 def carries_nan(tree: Tree) -> bool:
-    """Whether what it gives is NaN wherever an input is that it names."""
+    """Return True if the result is NaN wherever one of its inputs is."""
     return all(part.name in _CARRYING for part in _parts(tree) if isinstance(part, Op))
 
 
 def asks_for_nan(text: str) -> bool:
-    """Whether a formula decides by itself on pixels that are NaN."""
+    """Return True if a formula itself decides on pixels that are NaN."""
     return any(
         isinstance(part, ast.Name) and part.id in ("isnan", "isfinite")
         for part in ast.walk(ast.parse(" ".join(text.split("\n")).strip(), mode="eval"))
@@ -170,13 +176,16 @@ def _parts(tree: Tree) -> Iterator[Tree]:
 
 
 class Reader:
-    """Reads the syntax of one line. Grammars with more to them extend `_read`."""
+    """Reader of the syntax of one line. Grammars with more to them extend `_read`."""
 
     def __init__(self, line: str, inputs: Collection[str]) -> None:
         self._line, self._inputs = line, inputs
 
     def read(self, node: ast.expr) -> Tree:
-        """The tree of a part of the line."""
+        """Return the tree of a part of the line.
+
+        Raises: FormulaError where it is not of the grammar.
+        """
         tree = self._read(node)
         if tree.size > WRITTEN_OUT:
             raise self._refused(node, f"the formula has more than {WRITTEN_OUT} operations written out")
@@ -299,7 +308,7 @@ def _words(node: ast.AST) -> str:
 
 
 def is_condition(tree: Tree) -> bool:
-    """Whether what it gives is true or false."""
+    """Return True if the result of a tree is true or false."""
     return isinstance(tree, Op) and tree.condition
 
 
@@ -308,13 +317,13 @@ def _number(tree: Tree) -> Tree:
 
 
 def _op(name: str, *args: Tree) -> Tree:
-    """Computed at once where nothing depends on a pixel."""
+    """Return the operation, computed at once where nothing depends on a pixel."""
     given = [arg for arg in args if isinstance(arg, Scalar)]
     return Op(name, args) if len(given) < len(args) else _folded(PRIMITIVES[name], *given)
 
 
 def _power(base: Tree, exponent: Tree) -> Tree:
-    """Small whole powers are products, which are much the faster."""
+    """Return a power; small whole ones are products, which are much the faster."""
     if isinstance(base, Scalar) or exponent not in (Scalar(2.0), Scalar(3.0), Scalar(4.0)):
         return _op("pow", base, exponent)
     square = Op("mul", (base, base))
@@ -334,7 +343,7 @@ def _remainder(one: Tree, other: Tree) -> Tree:
 
 
 def _quotient(one: Tree, other: Tree) -> Tree:
-    """In numpy's steps, so that it goes with the remainder: one less where that was put right, to the nearest."""
+    """Return the quotient in numpy's steps, to match the remainder: rounded, and one less where that was corrected."""
     if isinstance(one, Scalar) and isinstance(other, Scalar):
         return _folded(np.floor_divide, one, other)
     rest = Op("fmod", (one, other))
@@ -349,7 +358,7 @@ def _quotient(one: Tree, other: Tree) -> Tree:
 
 
 def _other_side(rest: Tree, other: Tree) -> Tree:
-    """Where a remainder has not the sign of the divisor."""
+    """Return the condition that a remainder has not the sign of the divisor."""
     if isinstance(other, Scalar):
         return Op("gt" if other.value < 0 else "lt", (rest, ZERO), True)
     signs = Op("xor", (Op("lt", (rest, ZERO), True), Op("lt", (other, ZERO), True)), True)
@@ -357,14 +366,14 @@ def _other_side(rest: Tree, other: Tree) -> Tree:
 
 
 def _folded(function: Callable[..., Any], *values: Scalar) -> Scalar:
-    """Numbers alone, computed at once."""
+    """Return the result of numbers alone, computed at once."""
     with np.errstate(all="ignore"):
         return Scalar(float(function(*(number.value for number in values))))
 
 
 def _extreme(name: str) -> Callable[[Tree, Tree], Tree]:
     def of(one: Tree, other: Tree) -> Tree:
-        """The first where it is NaN."""
+        """Return the lesser or the greater of two; the first where it is NaN."""
         if isinstance(one, Scalar) and isinstance(other, Scalar):
             return _folded(np.minimum if name == "lt" else np.maximum, one, other)
         chosen: Tree = Op(name, (one, other), True)

@@ -1,4 +1,4 @@
-"""Pixels that hold no measurement: how they are found, what arithmetic leaves of them, and how they stay marked."""
+"""Pixels that hold no measurement: finding them, arithmetic with them, and keeping them marked."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec, Invalid
 
 NAN = Invalid((math.nan,))
-"""The rule of floats that were made of pixels with a rule: NaN may occur."""
+"""Rule of floats that were made of pixels with a rule: NaN may occur."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Finder:
     nan: bool
 
     def __call__(self, pixels: Array) -> NDArray[np.bool_]:
-        """Whether each pixel is invalid, of the shape of ``pixels``."""
-        found: NDArray[np.bool_] | None = None
+        """Return the mask of invalid pixels, bool of the shape of ``pixels``."""
+        invalid: NDArray[np.bool_] | None = None
         if self.nan:
-            found = np.isnan(pixels)
+            invalid = np.isnan(pixels)
         if self.low is not None:
-            found = _either(found, pixels < self.low)
+            invalid = _either(invalid, pixels < self.low)
         if self.high is not None:
-            found = _either(found, pixels > self.high)
+            invalid = _either(invalid, pixels > self.high)
         for value in self.values:
-            found = _either(found, pixels == value)
-        assert found is not None
-        return found
+            invalid = _either(invalid, pixels == value)
+        assert invalid is not None
+        return invalid
 
 
 def finder(rule: Invalid, dtype: str, *, nan: bool = True) -> Finder | None:
-    """What finds invalid pixels of ``dtype``; None where there can be none. ``nan`` False: NaN is not looked for."""
+    """Return the finder of invalid pixels of ``dtype``; None where there can be none. ``nan`` False: without NaN."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         values = tuple(kind.type(value) for value in rule.values if not math.isnan(value))
@@ -62,7 +62,7 @@ def finder(rule: Invalid, dtype: str, *, nan: bool = True) -> Finder | None:
 
 
 def kept(values: Array, dtype: str, gap: float) -> Array:
-    """What masked pixels that hold ``values`` hold in ``dtype``: rounded half to even, clipped; ``gap`` for NaN."""
+    """Return ``values`` of masked pixels in ``dtype``: rounded half to even, clipped; ``gap`` for NaN."""
     to = np.dtype(dtype)
     if values.dtype == to:
         return values
@@ -73,21 +73,21 @@ def kept(values: Array, dtype: str, gap: float) -> Array:
         if values.dtype.kind == "f":
             high = float(most) if to.itemsize < 8 else float(np.nextafter(float(most), 0.0))
             number = np.where(np.isnan(values), gap_in(gap, dtype), np.rint(values))
-            found: Array = np.clip(number, float(least), high).astype(to)
-            found[number >= float(most)] = most
-            return found
+            result: Array = np.clip(number, float(least), high).astype(to)
+            result[number >= float(most)] = most
+            return result
         own = np.iinfo(values.dtype)
         return np.clip(values, max(least, int(own.min)), min(most, int(own.max))).astype(to)
 
 
 def gap_in(gap: float, dtype: str) -> int:
-    """The gap value clipped to a dtype of integers; 0 for NaN."""
+    """Return the gap value clipped to a dtype of integers; 0 for NaN."""
     least, most = _limits(dtype)
     return 0 if math.isnan(gap) else int(min(max(gap, least), most))
 
 
 def carried(rule: Invalid, source: str, target: str) -> Invalid:
-    """The rule of what arithmetic makes of pixels: NaN in floats, clipped values in integers."""
+    """Return the rule of pixels after arithmetic: NaN in floats, clipped values in integers."""
     if finder(rule, source, nan=False) is None and not any(math.isnan(value) for value in rule.values):
         return Invalid()
     if np.dtype(target).kind == "f":
@@ -102,10 +102,10 @@ def carried(rule: Invalid, source: str, target: str) -> Invalid:
 
 
 def of_sums(rule: Invalid, source: str, target: str) -> tuple[Invalid, int | None]:
-    """The rule of sums of several pixels; and what pixels above the valid ones become, None = they keep their value.
+    """Return the rule of sums of several pixels, and the value of pixels above the valid ones, None = they keep theirs.
 
-    Sums may be greater than any single valid pixel. So the values above these, such as the largest of the dtype,
-    become the largest of ``target``, where this is wider.
+    Sums may be greater than any single valid pixel. So the values above these, such as the largest of the dtype, become
+    the largest of ``target``, where this is wider.
     """
     moved = carried(rule, source, target)
     if np.dtype(source).kind == "f" or np.dtype(target).kind == "f" or source == target:
@@ -119,12 +119,12 @@ def of_sums(rule: Invalid, source: str, target: str) -> tuple[Invalid, int | Non
 
 
 def moved_up(values: Array, highest: int, top: int, dtype: str) -> Array:
-    """Invalid values as sums of ``dtype`` hold them, see `of_sums`: those beyond ``highest`` are ``top``."""
+    """Return invalid values as sums of ``dtype`` hold them, see `of_sums`: those beyond ``highest`` are ``top``."""
     return np.where(values > highest, np.dtype(dtype).type(top), kept(values, dtype, 0.0))
 
 
 class MaskedSums:
-    """What sums hold that include a masked pixel: NaN, in integers the value of such a pixel, see `of_sums`."""
+    """Values of sums that include a masked pixel: NaN, in integers the value of such a pixel, see `of_sums`."""
 
     def __init__(self, rule: Invalid, source: str, target: str) -> None:
         self.find = finder(rule, source, nan=False)  # sums of NaN are NaN
@@ -133,25 +133,25 @@ class MaskedSums:
 
     def put(self, part: Array, out: Array, masked: NDArray[np.bool_] | None = None) -> None:
         """Give the sums ``out`` their value where ``part``, one of their terms, is invalid, or ``masked`` before."""
-        found = None if self.find is None else self.find(part)
+        invalid = None if self.find is None else self.find(part)
         if masked is not None:
-            found = np.broadcast_to(masked, part.shape) if found is None else found | masked
-        if found is None or not found.any():
+            invalid = np.broadcast_to(masked, part.shape) if invalid is None else invalid | masked
+        if invalid is None or not invalid.any():
             return
         if np.dtype(self._target).kind == "f":
-            out[found] = np.nan
+            out[invalid] = np.nan
         else:
-            out[found] = self.held(part[found])
+            out[invalid] = self.held(part[invalid])
 
     def held(self, values: Array) -> Array:
-        """Values of masked pixels as sums of integers hold them."""
+        """Return values of masked pixels as sums of integers hold them."""
         if self._top is not None:
             return moved_up(values, self._highest, self._top, self._target)
         return kept(values, self._target, 0.0)
 
 
 def union(one: Invalid, other: Invalid) -> Invalid:
-    """What either calls invalid."""
+    """Return the rule of pixels that either rule calls invalid."""
     below = [limit for limit in (one.below, other.below) if limit is not None]
     above = [limit for limit in (one.above, other.above) if limit is not None]
     values = tuple(dict.fromkeys((*one.values, *other.values)))
@@ -159,7 +159,7 @@ def union(one: Invalid, other: Invalid) -> Invalid:
 
 
 def valid_range(rule: Invalid, dtype: str) -> tuple[int, int]:
-    """The least and the largest valid value of a dtype of integers."""
+    """Return the least and the largest valid value of a dtype of integers."""
     low, high = _limits(dtype)
     low = low if rule.below is None else max(low, math.ceil(rule.below))
     high = high if rule.above is None else min(high, math.floor(rule.above))
@@ -172,7 +172,7 @@ def valid_range(rule: Invalid, dtype: str) -> tuple[int, int]:
 
 
 def met(rule: Invalid, dtype: str, low: float, high: float) -> bool:
-    """Whether valid results from ``low`` to ``high``, clipped to a dtype of integers, may be invalid values."""
+    """Return True if valid results from ``low`` to ``high``, clipped to a dtype of integers, may be invalid values."""
     least, most = _limits(dtype)
     low, high = min(max(low, least), most), min(max(high, least), most)
     inside = any(low <= value <= high for value in _whole(rule))
@@ -180,14 +180,14 @@ def met(rule: Invalid, dtype: str, low: float, high: float) -> bool:
 
 
 def words(rule: Invalid) -> str:
-    """The rule as it is told: ``-1, -2``."""
+    """Return the rule in words: ``-1, -2``."""
     listed = ["NaN" if value != value else f"{value:g}" if value % 1 else str(int(value)) for value in rule.values]
     listed += [] if rule.below is None else [f"below {rule.below:g}"]
     return ", ".join(listed + ([] if rule.above is None else [f"above {rule.above:g}"]))
 
 
 def fits(rule: Invalid, dtype: str) -> bool:
-    """Whether each part of the rule can be met by a pixel of ``dtype``, and not all pixels meet it."""
+    """Return True if each part of the rule can be met by a pixel of ``dtype``, and not all pixels meet it."""
     if np.dtype(dtype).kind == "f":
         return True
     parts = [Invalid((value,)) for value in rule.values]
@@ -215,11 +215,11 @@ def _limits(dtype: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Holes:
-    """What masked pixels get in a result.
+    """The values that masked pixels get in a result.
 
     mask   bool (height, width); None = none
-    find   finds those of single frames, in what enters; None = there are none
-    value  what they get, None = what they held, in the result's dtype ``target``; ``gap`` instead of NaN
+    find   finds those of single frames, in the input; None = there are none
+    value  their value, None = the one they held, in the result's dtype ``target``; ``gap`` instead of NaN
     """
 
     mask: NDArray[np.bool_] | None
@@ -230,35 +230,35 @@ class Holes:
 
     @property
     def nan(self) -> bool:
-        """Whether they get NaN."""
+        """Return True if they get NaN."""
         return self.value is not None and math.isnan(self.value)
 
     @cached_property
     def places(self) -> NDArray[np.intp]:
-        """Flat indices of the pixels of ``mask``."""
+        """Return flat indices of the pixels of ``mask``."""
         return np.flatnonzero(self.mask) if self.mask is not None else np.empty(0, np.intp)
 
     def unmasked(self) -> "Holes | None":
-        """The same without the static mask."""
+        """Return the holes without the static mask; None where none are left."""
         return None if self.find is None else replace(self, mask=None)
 
     def find_in(self, pixels: Array) -> NDArray[np.bool_] | None:
-        """Where strips (n, rows, width) are invalid; None where they are nowhere."""
-        found = None if self.find is None else self.find(pixels)
-        return None if found is None or not found.any() else found
+        """Return the mask of invalid pixels, bool, in strips (n, rows, width); None where there are none."""
+        invalid = None if self.find is None else self.find(pixels)
+        return None if invalid is None or not invalid.any() else invalid
 
-    def put(self, entered: Array, out: Array, found: NDArray[np.bool_] | None, index: NDArray[np.intp] | None) -> None:
-        """Give masked pixels of a strip their value: ``found`` ones, and those at ``index``, flat in the strip.
+    def put(self, entered: Array, out: Array, bad: NDArray[np.bool_] | None, index: NDArray[np.intp] | None) -> None:
+        """Give masked pixels of a strip their value: ``bad`` ones, and those at ``index``, flat in the strip.
 
         entered  the strip as it was before, maybe ``out`` itself
         """
         if index is not None and len(index):
             self._put_static(entered, out, index)
-        if found is not None:
+        if bad is not None:
             if self.value is None:
-                out[found] = kept(entered[found], self.target, self.gap)
+                out[bad] = kept(entered[bad], self.target, self.gap)
             else:
-                np.copyto(out, out.dtype.type(self.value), where=found)
+                np.copyto(out, out.dtype.type(self.value), where=bad)
 
     def _put_static(self, entered: Array, out: Array, index: NDArray[np.intp]) -> None:
         flat: Any
@@ -275,8 +275,9 @@ class Holes:
 
 
 class JoinedHoles:
-    """What masked pixels get in a result of several inputs: NaN, in integers what the first of them held that is
-    masked there.
+    """The values that masked pixels get in a result of several inputs.
+
+    They are NaN, in integers the value in the first of the inputs that is masked there.
 
     carries_nan  names of inputs whose NaN are NaN in the result by themselves
     """
@@ -297,16 +298,16 @@ class JoinedHoles:
     def put(self, strips: Mapping[str, Array], out: Array, rows: slice) -> None:
         """Give masked pixels of ``out``, the result of ``strips`` (n, rows, width), their value."""
         for name, holes in self._holes.items():
-            strip, found = strips[name], holes.find_in(strips[name])
+            strip, invalid = strips[name], holes.find_in(strips[name])
             if holes.mask is not None:
                 some = holes.mask[rows]
-                found = np.broadcast_to(some, strip.shape) if found is None else found | some
-            if found is not None:
-                holes.put(strip, out, found, None)
+                invalid = np.broadcast_to(some, strip.shape) if invalid is None else invalid | some
+            if invalid is not None:
+                holes.put(strip, out, invalid, None)
 
 
 def joined_rule(specs: Mapping[str, FrameSpec], target: str) -> Invalid:
-    """Values of a result of several inputs that are no measurement."""
+    """Return the rule of values of a result of several inputs that are no measurement."""
     rule = Invalid()
     for spec in specs.values():
         rule = union(rule, carried(spec.invalid, spec.dtype, target))
@@ -314,13 +315,13 @@ def joined_rule(specs: Mapping[str, FrameSpec], target: str) -> Invalid:
 
 
 def collision(rule: Invalid, key: tuple[str, ...]) -> NodeMisuse:
-    """The warning ``invalid-collision``: valid results may be values that mean that nothing was measured."""
+    """Return the warning ``invalid-collision``: valid results may be values that mean that nothing was measured."""
     message = f"results may come out as {words(rule)}, and then count as pixels without a measurement"
     return NodeMisuse("invalid-collision", message, key, "results of float32 hold NaN in such pixels")
 
 
 def unmarked(spec: FrameSpec, rule: Invalid, target: str, name: str = "the input") -> NodeMisuse | None:
-    """The warning ``invalid-unmarked`` where NaN of single frames become integers that count; ``rule`` is theirs."""
+    """Return the warning ``invalid-unmarked`` where NaN of single frames, by ``rule``, become integers that count."""
     if spec.invalid != NAN or np.dtype(target).kind == "f":
         return None
     gap, find = gap_in(spec.gap, target), finder(rule, target)

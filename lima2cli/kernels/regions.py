@@ -31,10 +31,10 @@ from lima2cli.geometry import Rect
 from lima2cli.view import View
 
 STRIP = 1 << 20
-"""Pixels of an arc that are looked at in one step."""
+"""Most pixels of an arc that are looked at in one step."""
 
 MOST_PIXELS = 1 << 26
-"""Pixels that the squares about all arcs of a node, and its rects in masked frames, have together."""
+"""Most pixels of the squares about all arcs of a node, and its rects in masked frames, together."""
 
 COORDINATES = Choice(("input", "detector"))
 """Shape of the parameter ``coordinates``."""
@@ -78,12 +78,12 @@ class RingRoi:
     r2: float = param("Outer radius, not included.", Number(above=0))
 
     def spelled_out(self) -> ArcRoi:
-        """The long form."""
+        """Return the long form."""
         return ArcRoi(x=self.x, y=self.y, r1=self.r1, r2=self.r2)
 
 
 def _roi(kinds: Mapping[str, type]) -> Short:
-    """A region of one of some kinds, or the rectangle alone."""
+    """Return the shape of a region of one of some kinds, or of the rectangle alone."""
     return Short((OneKind("ROI", lambda: kinds), Table(RectRoi)), lambda rect: rect, "the rectangle alone")
 
 
@@ -93,7 +93,7 @@ ROIS = MapOf(_roi(KINDS), minimum=1)
 """Shape of the parameter ``rois``."""
 
 RECTS = MapOf(_roi({"rect": RectRoi}), minimum=1)
-"""The same where they must be rectangles."""
+"""Shape of ``rois`` where they must be rectangles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +111,17 @@ class RoiPixels:
 
     @property
     def count(self) -> int:
-        """Number of pixels that count."""
+        """Return the number of pixels that count."""
         return self.box.area if self.pixels is None else int(np.count_nonzero(self.pixels))
 
 
 def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, RoiPixels]:
-    """Where each ROI lies in frames of ``spec``, masked pixels left out (perhaps all of them).
+    """Return the place of each ROI in frames of ``spec``, masked pixels left out (perhaps all of them).
 
-    Raises `NodeMisuse`: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
+    Raises: NodeMisuse: ``roi-outside``, ``roi-empty`` at the parameter ``rois``.
     """
     view = _view(coordinates, spec)
-    found, left = {}, MOST_PIXELS
+    places, left = {}, MOST_PIXELS
     for name, roi in rois.items():
         if (left := left - _reach(roi, view, spec)) < 0:
             which = "arcs span" if isinstance(roi, ArcRoi) else "regions of masked frames span"
@@ -133,12 +133,12 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
             where = "detector coordinates" if coordinates == "detector" else "coordinates of the input"
             message = f"ROI {name}, {outside}, leaves the frames, {view.area} in {where}"
             raise NodeMisuse("roi-outside", message, ("rois", name, roi.kind)) from None
-        found[name] = _unmasked(_shown(shape, spec), spec)
-    return found
+        places[name] = _unmasked(_shown(shape, spec), spec)
+    return places
 
 
 def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, Rect]:
-    """Rects whose edges cut through binned pixels: what counts of each, in the coordinates that it is given in."""
+    """Return rects whose edges cut through binned pixels: the counted part of each, in its own coordinates."""
     view = _view(coordinates, spec)
     asked = {name: Rect(roi.x, roi.y, roi.width, roi.height) for name, roi in rois.items() if isinstance(roi, RectRoi)}
     counted = {name: view.behind(view.inside(rect)) for name, rect in asked.items()}
@@ -146,14 +146,15 @@ def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dic
 
 
 def looked_at(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> int:
-    """Pixels that `regions` looks at; those of rects for a quarter, as their distances need not be known."""
+    """Return the pixels that `regions` looks at; those of rects for a quarter, as their distances need not be known."""
     view = _view(coordinates, spec)
     return sum(_reach(roi, view, spec) // (1 if isinstance(roi, ArcRoi) else 4) for roi in rois.values())
 
 
 def _reach(roi: RectRoi | ArcRoi, view: View, spec: FrameSpec) -> int:
-    """Pixels of which a mask is made: of an arc the square about it, as far as the frames show it; a rect where frames
-    have a mask."""
+    """Return the pixels of which a mask is made: of an arc the square about it, as far as the frames show it; a rect
+    where frames have a mask.
+    """
     if isinstance(roi, RectRoi):
         return 0 if spec.mask is None else min(roi.width * roi.height, spec.mask.size)
     columns = _along(view.area.x - roi.x, view.binning[0], view.bins[0], roi.r2)[1]
@@ -161,11 +162,11 @@ def _reach(roi: RectRoi | ArcRoi, view: View, spec: FrameSpec) -> int:
 
 
 class _Outside(Exception):
-    """A ROI that the frames don't show, in words."""
+    """Raised for a ROI that the frames don't show, in words."""
 
 
 def _view(coordinates: str, spec: FrameSpec) -> View:
-    """How the frames show what the coordinates count."""
+    """Return the view in which the coordinates count."""
     view = spec.whole or spec.view
     height, width = view.shape
     return view if coordinates == "detector" else View(Rect(0, 0, width, height))
@@ -204,7 +205,7 @@ def _arc(name: str, roi: ArcRoi, view: View) -> RoiPixels:
 
 
 def _in_arc(roi: ArcRoi, span: float, dx: NDArray[np.float64], dy: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which pixels of some rows count, bool (rows, columns), by their distances from the centre."""
+    """Return the mask of pixels of some rows that count, bool (rows, columns), by their distances from the centre."""
     radius = np.hypot(dx, dy)
     inside = (roi.r1 <= radius) & (radius < roi.r2)
     if span < 360:
@@ -213,7 +214,7 @@ def _in_arc(roi: ArcRoi, span: float, dx: NDArray[np.float64], dy: NDArray[np.fl
 
 
 def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, NDArray[np.float64]]:
-    """The first bin that may be within ``radius``, and the distance of its centre and all others' from the arc's.
+    """Return the first bin that may be within ``radius``, and the distances of bins from there on to the arc's centre.
 
     ``origin`` is that of the centre of the first detector pixel.
     """
@@ -224,7 +225,7 @@ def _along(origin: float, binning: int, bins: int, radius: float) -> tuple[int, 
 
 
 def _shown(region: RoiPixels, spec: FrameSpec) -> RoiPixels:
-    """What a part of frames shows of a region of the whole frame."""
+    """Return the part of a region of the whole frame that a part of frames shows."""
     if spec.whole is None:
         return region
     part = spec.whole.inside(spec.view.area)
@@ -235,7 +236,7 @@ def _shown(region: RoiPixels, spec: FrameSpec) -> RoiPixels:
 
 
 def _moved(rect: Rect, part: Rect) -> Rect:
-    """In pixels of the part."""
+    """Return the rectangle in pixels of the part."""
     return replace(rect, x=rect.x - part.x, y=rect.y - part.y)
 
 

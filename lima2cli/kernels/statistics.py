@@ -1,4 +1,4 @@
-"""Sums over the pixels of a region, frame by frame, that merge exactly; and the statistics that are made of them."""
+"""Sums over the pixels of a region, frame by frame, that merge exactly; and the statistics made of them."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ from lima2cli.kernels.regions import RoiPixels, regions, unaligned
 from lima2cli.kernels.strips import TILE_PIXELS, tile_shape, tiles
 
 Sums = dict[str, Array]
-"""By key as above, arrays of one shape, (n,) or (n, regions)."""
+"""Sums by key, arrays of one shape, (n,) or (n, regions)."""
 
 _PIXELS = (1, 2)
 _PIECE = 1024
@@ -24,7 +24,7 @@ _LEAST, _MOST = 1e-24, 1e36  # squares that float32 holds well, however many the
 
 
 def merge(one: Sums, other: Sums) -> Sums:
-    """The sums of both parts together; both have the same keys and shape."""
+    """Return the sums of both parts together; both have the same keys and shape."""
     merged: Sums = {key: one[key] + other[key] for key in ("count", "sum", "saturated") if key in one}
     if "m2" in one:
         a, b = one["count"], other["count"]
@@ -40,7 +40,7 @@ def merge(one: Sums, other: Sums) -> Sums:
 
 
 def together(parts: Sequence[Sums]) -> Sums:
-    """The sums of several parts, as `merge` pair by pair would give them."""
+    """Return the sums of several parts, as `merge` pair by pair would give them."""
     stacked = {key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]}
     whole: Sums = {key: _in_order(stacked[key]) for key in ("count", "sum", "saturated") if key in stacked}
     with np.errstate(all="ignore"):  # infinite means
@@ -55,21 +55,21 @@ def together(parts: Sequence[Sums]) -> Sums:
 
 
 def _in_order(values: Array) -> Array:
-    """Sums along the first axis, one after another, so that they don't depend on the number of columns."""
+    """Return sums along the first axis, one after another, so that they don't depend on the number of columns."""
     return np.asarray(np.cumsum(values, axis=0)[-1])
 
 
 def mean(sums: Sums) -> NDArray[np.float64]:
-    """float64; 0 where nothing counts."""
+    """Return the mean, float64; 0 where nothing counts."""
     return np.asarray(sums["sum"] / np.maximum(sums["count"], 1))
 
 
 class RegionSums:
-    """Sums over one region of frames of ``spec``; ``keys`` says which are wanted beside count.
+    """Sums over one region of frames of ``spec``; ``keys`` names the wanted ones in addition to count.
 
-    Frames come in strips: `begin` a block, then each `strip` of it, then `end`. Strips of one block are cut at the
-    same rows in all frames, and may come in any order. What counts in a large region is summed strip by strip; a
-    region of few pixels to the strip is collected first.
+    Frames come in strips: `begin` a block, then each `strip` of it, then `end`. Strips of one block are cut at the same
+    rows in all frames, and may come in any order. A large region is summed strip by strip; a region of few pixels to
+    the strip is collected first.
     """
 
     def __init__(self, region: RoiPixels, spec: FrameSpec, keys: Collection[str]) -> None:
@@ -113,7 +113,7 @@ class RegionSums:
             self._keep(top, frames, self._strip(cut, pixels))
 
     def end(self) -> Sums:
-        """Sums of each frame of the block, arrays (n,)."""
+        """Return the sums of each frame of the block, arrays (n,)."""
         if not self.region.count:
             return of_nothing((self.frames,), self.dtype, self.keys)
         if self.collects:
@@ -124,7 +124,7 @@ class RegionSums:
         return parts[0] if len(parts) == 1 else together(parts)
 
     def __call__(self, frames: Array) -> Sums:
-        """Sums of each frame of (n, height, width)."""
+        """Return the sums of each frame of (n, height, width)."""
         count, height, width = frames.shape
         self.begin(count)
         if self.collects:
@@ -162,11 +162,14 @@ class RegionSums:
         return self._sums(copy, cut.bad)
 
     def _sums(self, pixels: Array, bad: Array | None = None) -> Sums:
-        """Sums of (n, height, width) pixels. ``bad`` ones, by flat index, don't count: the caller has made them equal
-        to one that does, in an array of its own."""
+        """Return the sums of (n, height, width) pixels.
+
+        ``bad`` ones, by flat index, don't count: the caller has made them equal to one that does, in an array of its
+        own.
+        """
         frames, area = len(pixels), pixels.shape[1] * pixels.shape[2]
-        if self.invalid is not None and (found := self.invalid(pixels)).any():
-            there = ~found if self.dtype.kind != "f" else ~(found | np.isnan(pixels))
+        if self.invalid is not None and (invalid := self.invalid(pixels)).any():
+            there = ~invalid if self.dtype.kind != "f" else ~(invalid | np.isnan(pixels))
             _put(there.reshape(frames, area), bad, False)
             return self._sparse(pixels, there)
         total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
@@ -191,8 +194,11 @@ class RegionSums:
         return sums
 
     def _squares(self, pixels: Array, about: NDArray[np.float64], bad: Array | None) -> Array:
-        """Sums of (pixel - about)^2 where ``about`` is the mean. In float32 where it holds the pixels, which is half
-        the memory; differences of pixels near the mean are exact in it, others are as good as the pixels."""
+        """Return the sums of (pixel - about)^2 where ``about`` is the mean.
+
+        They are computed in float32 where it holds the pixels, which is half the memory; differences of pixels near the
+        mean are exact in it, others are as good as the pixels.
+        """
         if np.can_cast(self.dtype, np.float32):
             near = about.astype(np.float32)
             m2 = self._squares_in(near.dtype, pixels, near, bad)
@@ -215,7 +221,7 @@ class RegionSums:
         return _squares(flat)
 
     def _sparse(self, pixels: Array, there: NDArray[np.bool_]) -> Sums:
-        """Where some pixels do not count, or are infinite; ``there`` says which count."""
+        """Return the sums where some pixels do not count, or are infinite; ``there`` is True for those that count."""
         counts = np.count_nonzero(there, axis=_PIXELS)
         zero, (low, high) = self.dtype.type(0), of_none(self.dtype)
         total = np.where(there, pixels, zero).sum(axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
@@ -259,11 +265,11 @@ class _Cut:
 
     @property
     def whole(self) -> bool:
-        """Whether the box is all of them."""
+        """Return True if the box is all of them."""
         return self.size == self.area
 
     def take(self, pixels: Array, out: Array) -> None:
-        """Those that count, (n, size)."""
+        """Copy the pixels that count, (n, size)."""
         if self.whole:
             out[...] = pixels[:, self.rows, self.columns].reshape(out.shape)
             return
@@ -273,7 +279,7 @@ class _Cut:
 
 
 def _cut(region: RoiPixels, rows: slice, start: int, width: int, collects: bool) -> _Cut:
-    """Of a region, what lies in ``rows`` of frames of this width; the strip's first row is ``start``."""
+    """Return the part of a region in ``rows`` of frames of this width; the strip's first row is ``start``."""
     box = region.box
     inside, columns = slice(rows.start - start, rows.stop - start), slice(box.x, box.right)
     area = (rows.stop - rows.start) * box.width
@@ -299,8 +305,10 @@ def _put(pixels: Array, index: Array | None, value: Any) -> None:
 
 
 def _squares(values: Array) -> Array:
-    """Sums of the squares of each of (n, pixels), C-contiguous, float64; in pieces short enough for float32 to add up,
-    and for the linear algebra to start no threads."""
+    """Return the sums of squares of each of (n, pixels), C-contiguous, as float64.
+
+    They are summed in pieces short enough for float32 to add up, and for the linear algebra to start no threads.
+    """
     frames, width = values.shape
     pieces, size = width // _PIECE, values.itemsize
     shape, strides = (frames, pieces, _PIECE), (width * size, _PIECE * size, size)
@@ -316,7 +324,7 @@ def _dot(one: Array, other: Array) -> Array:
 
 
 def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
-    """The narrowest dtype in which so many pixels can be summed; narrow sums are faster."""
+    """Return the narrowest dtype in which so many pixels can be summed; narrow sums are faster."""
     if dtype.kind == "f" or dtype.itemsize == 8:
         return np.dtype(np.float64)
     largest = max(abs(limit) for limit in _range(dtype)) * pixels
@@ -325,7 +333,7 @@ def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
 
 
 def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
-    """The lowest saturated value in the pixels' dtype; None where no pixel reaches it."""
+    """Return the lowest saturated value in the pixels' dtype; None where no pixel reaches it."""
     if saturation is None:
         return None
     if dtype.kind == "f":
@@ -341,7 +349,7 @@ def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def of_nothing(shape: tuple[int, ...], dtype: np.dtype[Any], keys: Collection[str]) -> Sums:
-    """Sums of no pixel, arrays of this shape; ``keys`` as for `RegionSums`."""
+    """Return sums of no pixel, arrays of this shape; ``keys`` as for `RegionSums`."""
     low, high = of_none(dtype)
     sums: Sums = {"count": np.zeros(shape, np.int64), "sum": np.zeros(shape)}
     sums |= {"m2": np.zeros(shape), "saturated": np.zeros(shape, np.int64)}
@@ -350,7 +358,7 @@ def of_nothing(shape: tuple[int, ...], dtype: np.dtype[Any], keys: Collection[st
 
 
 def of_none(dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """``max`` and ``min`` of no pixel, in the pixels' dtype."""
+    """Return ``max`` and ``min`` of no pixel, in the pixels' dtype."""
     low, high = (math.nan, math.nan) if dtype.kind == "f" else _range(dtype)
     return dtype.type(low), dtype.type(high)
 
@@ -375,12 +383,15 @@ _DTYPES = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "u
 
 
 def needs(names: Sequence[str]) -> frozenset[str]:
-    """The keys of `statistics` that these are made of, beside count."""
+    """Return the keys of sums that these statistics are made of, in addition to count."""
     return frozenset().union(*(_NEEDS[name] for name in names))
 
 
 def columns(rois: Sequence[str], names: Sequence[str], spec: FrameSpec) -> dict[str, str]:
-    """Columns ``<roi>_<statistic>`` and their dtypes. Raises `NodeMisuse`: ``saturation-unknown``."""
+    """Return columns ``<roi>_<statistic>`` and their dtypes.
+
+    Raises: NodeMisuse: ``saturation-unknown``.
+    """
     if "saturated" in names and spec.saturation is None:
         raise NodeMisuse(
             "saturation-unknown",
@@ -392,17 +403,17 @@ def columns(rois: Sequence[str], names: Sequence[str], spec: FrameSpec) -> dict[
 
 
 def units(rois: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Units of the columns, where they are known."""
+    """Return the units of the columns, where they are known."""
     return {f"{roi}_saturated": "pixels" for roi in rois if "saturated" in names}
 
 
 def default(rois: Sequence[str], names: Sequence[str]) -> str:
-    """The column to plot first: the first ROI's sum, or what there is."""
+    """Return the column to plot first: the first ROI's sum, or the first there is."""
     return f"{rois[0]}_{'sum' if 'sum' in names else names[0]}"
 
 
 def column(name: str, sums: Sums) -> NDArray[Any]:
-    """A statistic, of the shape of the sums."""
+    """Return a statistic, of the shape of the sums."""
     count = sums["count"]
     if name == "avg":
         return np.asarray(sums["sum"] / count, np.float32)
@@ -417,7 +428,10 @@ def column(name: str, sums: Sums) -> NDArray[Any]:
 
 
 def doubtful(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> Sequence[NodeMisuse]:
-    """Regions of masked pixels only (a part of frames does not tell), and rects that cut through binned pixels."""
+    """Return warnings of doubtful regions: of masked pixels only, or with edges that cut through binned pixels.
+
+    Masked pixels are not reported for a part of frames.
+    """
     masked = [
         NodeMisuse("roi-masked", f"all pixels of ROI {name} are masked", ("rois", name))
         for name, region in regions(rois, coordinates, spec).items()

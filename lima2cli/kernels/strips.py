@@ -15,8 +15,9 @@ from lima2cli.view import View
 Operand = float | NDArray[np.float64]
 
 StripFunction = Callable[[Array, Array, slice], None]
-"""Strips (n, rows, width) of one dtype to ``out`` of another; which rows of the frames they are. It may keep scratch
-memory: each thread has one of its own."""
+"""Function from strips (n, rows, width) of one dtype to ``out`` of another, at given rows of the frames. It may keep
+scratch memory: each thread has one of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of strips, which ``make`` makes for each thread."""
+    """A function of strips, made by ``make`` for each thread."""
 
     target: np.dtype[Any]
     make: Callable[[], StripFunction]
@@ -45,14 +46,14 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What a map does to the pixels of frames of dtype ``source``, each by itself.
+    """The effect of a map on the pixels of frames of dtype ``source``, each by itself.
 
     target    dtype of the result
     bad       bool (height, width): pixels that are masked in the result; None = none
-    fill      what masked pixels get; None = NaN, in integers what they held
+    fill      value of masked pixels; None = NaN, in integers the value they held
     invalid   values of single frames of the source that are masked, too
-    gap       what a masked pixel of integers gets that was NaN
-    carries_nan  whether a NaN that enters is a NaN in a result of floats by itself
+    gap       value of a masked pixel of integers that was NaN
+    carries_nan  True if a NaN that enters is a NaN in a result of floats by itself
     """
 
     carries_nan: ClassVar[bool] = True
@@ -65,29 +66,29 @@ class Stage:
     gap: float = 0.0
 
     def of(self, spec: FrameSpec) -> Self:
-        """The same for frames of ``spec``, with what is masked in them."""
+        """Return the stage for frames of ``spec``, with their masked pixels."""
         bad = spec.mask if self.bad is None else self.bad if spec.mask is None else spec.mask | self.bad
         return replace(self, bad=bad, invalid=spec.invalid, gap=spec.gap)
 
     def unmasked(self) -> Self:
-        """The same with nothing masked."""
+        """Return the stage with nothing masked."""
         return replace(self, bad=None, invalid=Invalid())
 
     @property
     def leaves(self) -> Invalid:
-        """Values of the result that are no measurement."""
+        """Return the rule of the result's values that are no measurement."""
         if self.fill is None or math.isnan(self.fill):
             return carried(self.invalid, self.source, self.target)
-        found = finder(self.invalid, self.target, nan=False)
-        return self.invalid if found is not None and found(np.asarray(self.fill, self.target)) else Invalid()
+        remaining = finder(self.invalid, self.target, nan=False)
+        return self.invalid if remaining is not None and remaining(np.asarray(self.fill, self.target)) else Invalid()
 
     @property
     def holds(self) -> float | None:
-        """What masked pixels of the result hold; None where that is what they held."""
+        """Return the value of masked pixels of the result; None where they keep theirs."""
         return math.nan if self.fill is None and np.dtype(self.target).kind == "f" else self.fill
 
     def holes(self) -> Holes | None:
-        """What masked pixels get; None where there are none, or where they get it by themselves."""
+        """Return the values of masked pixels; None where there are none, or where they get theirs by themselves."""
         value, at = self.holds, None if self.bad is None or not self.bad.any() else self.bad
         by_itself = value is not None and math.isnan(value) and self.carries_nan
         find = finder(self._looked_for(), self.source, nan=not by_itself)
@@ -97,11 +98,11 @@ class Stage:
         return self.invalid
 
     def shown(self, view: View) -> Self:
-        """The same for frames that show these as ``view`` does, nothing binned."""
+        """Return the stage for frames that show these as ``view`` does, nothing binned."""
         return self if self.bad is None else replace(self, bad=view.apply(self.bad, "any"))
 
     def compiled(self) -> Pass | Call | None:
-        """What is done to strips before bad pixels are filled; None where nothing is."""
+        """Return the computation of strips before bad pixels are filled; None where nothing is computed."""
         raise NotImplementedError
 
 
@@ -114,12 +115,12 @@ class Affine(Stage):
 
     @property
     def copies(self) -> bool:
-        """Whether values are taken as they are: no arithmetic."""
+        """Return True if values are taken as they are: no arithmetic."""
         return _is(self.offset, 0.0) and _is(self.divisor, 1.0)
 
     @property
     def work(self) -> str:
-        """dtype of the arithmetic."""
+        """Return the dtype of the arithmetic."""
         exact = np.can_cast(self.source, np.float32)
         if np.dtype(self.target).kind != "f":
             exact = exact and _is(self.divisor, 1.0) and _small_integers(self.offset)
@@ -138,7 +139,9 @@ class Affine(Stage):
         work = target if self.copies else np.dtype(self.work)
         given = ((np.subtract, self.offset, 0.0), (np.divide, self.divisor, 1.0))
         with np.errstate(all="ignore"):  # values beyond float32
-            operands = [(ufunc, np.asarray(it, work, order="C")) for ufunc, it, idle in given if not _is(it, idle)]
+            operands = [
+                (ufunc, np.asarray(array, work, order="C")) for ufunc, array, idle in given if not _is(array, idle)
+            ]
         return Pass(work, target, tuple(operands))
 
 
@@ -180,7 +183,7 @@ class Formula(Stage):
         return NAN if self.nan_of else super().leaves
 
     def _looked_for(self) -> Invalid:
-        return replace(self.invalid, values=tuple(it for it in self.invalid.values if it not in self.nan_of))
+        return replace(self.invalid, values=tuple(value for value in self.invalid.values if value not in self.nan_of))
 
     def shown(self, view: View) -> Self:
         """See `Stage.shown`."""
@@ -194,7 +197,7 @@ class Formula(Stage):
 
 
 def store(work: Array, out: Array) -> None:
-    """``work`` (overwritten) in the dtype of ``out``: integers are rounded half to even, then clipped."""
+    """Convert ``work`` (overwritten) to the dtype of ``out``: integers are rounded half to even, then clipped."""
     if out.dtype.kind == "f":
         np.copyto(out, work, casting="unsafe")
     else:
@@ -202,7 +205,7 @@ def store(work: Array, out: Array) -> None:
 
 
 def _store_integers(work: Array, out: Array) -> None:
-    """``work`` (overwritten) rounded half to even and clipped to the range of ``out``; no NaN has a meaning here."""
+    """Round ``work`` (overwritten) half to even and clip it to the range of ``out``; no NaN has a meaning here."""
     limits, number = np.iinfo(out.dtype), work.dtype.type
     low, high = number(limits.min), number(limits.max)
     np.rint(work, out=work)
@@ -221,33 +224,34 @@ def _shown(operand: Operand, view: View) -> Operand:
 
 
 def _is(operand: Operand, value: float) -> bool:
-    """Whether an operand is this very number."""
+    """Return True if an operand is this very number."""
     return not isinstance(operand, np.ndarray) and operand == value
 
 
 def _small_integers(operand: Operand) -> bool:
-    """Whether sums with integers of 16 bits are exact in float32."""
+    """Return True if sums with integers of 16 bits are exact in float32."""
     values = np.asarray(operand)
     return bool(np.all(np.abs(values) < 2**23) and np.all(values == np.rint(values)))
 
 
 TILE_PIXELS = 131072
-"""Pixels of a tile: 512 KiB as float32. What a tile needs stays in the cache of a core, 1 to 2 MiB, or of its
-neighbours; a fourth of it fits anywhere, and spends as long between numpy's calls as in them."""
+"""Pixels of a tile: 512 KiB as float32. A tile's data stay in the cache of a core, 1 to 2 MiB, or of its neighbours; a
+fourth of it fits anywhere, and spends as long between numpy's calls as in them.
+"""
 
 Tile = tuple[slice, slice]
-"""Frames and rows."""
+"""Frames and rows of a tile."""
 
 
 def tile_shape(height: int, width: int) -> tuple[int, int]:
-    """(frames, rows) of the largest tile: whole frames where several fit, else whole rows of one frame."""
+    """Return (frames, rows) of the largest tile: whole frames where several fit, else whole rows of one frame."""
     if height * width <= TILE_PIXELS:
         return max(1, TILE_PIXELS // (height * width)), height
     return 1, max(1, TILE_PIXELS // width)
 
 
 def tiles(frames: int, height: int, width: int) -> list[Tile]:
-    """The tiles of a block; those of the same rows follow each other, so that a calibration image stays in cache."""
+    """Return the tiles of a block; those of the same rows are neighbours, so a calibration image stays in cache."""
     deep, tall = tile_shape(height, width)
     return [
         (slice(i, min(i + deep, frames)), slice(y, min(y + tall, height)))

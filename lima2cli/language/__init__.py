@@ -1,1 +1,1 @@
-"""Document to Pipeline: typed, names resolved."""
+"""Turn a Document into a Pipeline: typed, names resolved."""

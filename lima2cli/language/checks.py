@@ -1,4 +1,4 @@
-"""Checks of parts of a pipeline: the detector's capabilities, placement, plausible values, the directory's name."""
+"""Check parts of a pipeline: the detector's capabilities, placement, plausible values, the directory's name."""
 
 import math
 import re
@@ -20,7 +20,10 @@ AT: KeyPath = ("acquisition",)
 
 
 def check_description(config: DetectorConfig, info: DetectorInfo, findings: Findings) -> None:
-    """A detector that is configured beyond what its kind can do."""
+    """Report a detector that is configured beyond what its kind can do.
+
+    Raises: Poisoned, after reporting it, where the image is too large.
+    """
     can, at = config.capabilities, ("detector", config.kind)
     if info.width * info.height > MOST_PIXELS:
         message = f"an image of {info.width} x {info.height} pixels is too large: at most {MOST_PIXELS} in all"
@@ -51,9 +54,12 @@ def check_description(config: DetectorConfig, info: DetectorInfo, findings: Find
             beyond(message, "datasets", dataset.name, "bits", help="one of " + ", ".join(map(str, can.bit_depths)))
 
 
-def operated_detector(said: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> DetectorInfo:
-    """The detector after the operations that an acquisition asks of it, which are checked."""
-    operations = said.operations
+def operated_detector(config: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> DetectorInfo:
+    """Return the detector after the operations that an acquisition asks of it, which are checked.
+
+    Raises: Poisoned, after reporting it, where an operation is refused.
+    """
+    operations = config.operations
     asked = {
         "binning": operations.binning != (1, 1),
         "roi": operations.roi is not None,
@@ -83,7 +89,7 @@ def operated_detector(said: Acquisition, can: Capabilities, info: DetectorInfo, 
 
 
 NAMES: Mapping[str, str] = {"binning": "binning", "roi": "roi", "flip": "flip", "accumulate": "accumulation"}
-"""Capabilities by the keys of `acquisition`."""
+"""Names of capabilities by the keys of `acquisition`."""
 
 INSTEAD: Mapping[str, str] = {
     "binning": "the node `roi_flip_rot`",
@@ -93,25 +99,25 @@ INSTEAD: Mapping[str, str] = {
 }
 
 
-def check_synchronisation(said: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
-    """Triggers and shutter."""
-    if said.trigger not in can.triggers:
-        message = f"the detector {info.name} has no {said.trigger} trigger"
+def check_synchronisation(acquisition: Acquisition, can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
+    """Check triggers and shutter."""
+    if acquisition.trigger not in can.triggers:
+        message = f"the detector {info.name} has no {acquisition.trigger} trigger"
         findings.error("cannot-trigger", message, (*AT, "trigger"), help="one of " + ", ".join(can.triggers))
-    elif said.trigger == "internal" and said.frames_per_trigger > 1:
+    elif acquisition.trigger == "internal" and acquisition.frames_per_trigger > 1:
         message = "with the internal trigger each frame starts by itself"
         help = "trigger: software, external or gate; or leave `frames_per_trigger` out"
         findings.error("frames-per-trigger", message, (*AT, "frames_per_trigger"), on_key=True, help=help)
-    elif can.frames_per_trigger is not None and said.frames_per_trigger > can.frames_per_trigger:
+    elif can.frames_per_trigger is not None and acquisition.frames_per_trigger > can.frames_per_trigger:
         message = f"the detector {info.name} takes at most {can.frames_per_trigger} frames per trigger"
         findings.error("frames-per-trigger", message, (*AT, "frames_per_trigger"))
-    if said.shutter != "auto" and not can.shutter:
-        message = f"the detector {info.name} has no shutter to hold {said.shutter}"
+    if acquisition.shutter != "auto" and not can.shutter:
+        message = f"the detector {info.name} has no shutter to hold {acquisition.shutter}"
         findings.error("cannot-shutter", message, (*AT, "shutter"), help="leave `shutter` out")
 
 
 def check_flows(flows: Mapping[str, DataFlow], can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
-    """Parts of the image, alignment, and placing of modules in full frames."""
+    """Check parts of the image, alignment, and placing of modules in full frames."""
     for name, flow in flows.items():
         at: KeyPath = ("flows", name)
         for check in (_check_extraction, _check_alignment, _check_reconstruction):
@@ -140,7 +146,7 @@ def _check_alignment(flow: DataFlow, can: Capabilities, info: DetectorInfo, at: 
     if can.alignment is None:
         return
     for key in ("block", "row"):
-        if getattr(flow.said.alignment, key) > can.alignment:
+        if getattr(flow.config.alignment, key) > can.alignment:
             message = f"the detector {info.name} aligns on at most {can.alignment} bits"
             findings.error("cannot-align", message, (*at, "alignment", key))
 
@@ -162,10 +168,10 @@ Users = dict[tuple[str | None, int], str]
 
 
 def check_placement(receivers: Mapping[str, ReceiverTable], findings: Findings) -> None:
-    """CPUs that a receiver lists twice, and those that several receivers of a host list."""
+    """Report CPUs that a receiver lists twice, and those that several receivers of a host list."""
     users: Users = {}
     for name, receiver in receivers.items():
-        attempt(lambda n=name, it=receiver: _check_receiver(n, it, users, findings))  # type: ignore[misc]
+        attempt(lambda n=name, table=receiver: _check_receiver(n, table, users, findings))  # type: ignore[misc]
 
 
 def _check_receiver(name: str, receiver: ReceiverTable, users: Users, findings: Findings) -> None:
@@ -189,7 +195,7 @@ def _check_receiver(name: str, receiver: ReceiverTable, users: Users, findings: 
 
 
 def warn_of_implausible(shape: Shape, data: Any, bad: Bad, findings: Findings) -> None:
-    """Report quantities that are not what they probably should be; ``data`` fit the shape but for ``bad``."""
+    """Report quantities that are probably mistaken; ``data`` fit the shape but for ``bad``."""
     for leaf in shape.leaves(data, ()):
         quantity = leaf.shape
         if isinstance(quantity, Quantity) and quantity.plausible is not None and not _within(leaf.at, bad):
@@ -205,7 +211,7 @@ def _check_plausible(leaf: Leaf, quantity: Quantity, plausible: Plausible, findi
     if not value or plausible.least <= value <= plausible.most or (plausible.bare and isinstance(leaf.value, str)):
         return
     number, unit = _written(leaf.value, quantity.unit)
-    meant = list(_meant(number, unit, quantity.unit, plausible))
+    proposed = list(_meant(number, unit, quantity.unit, plausible))
     findings.warning(
         "implausible",
         f"`{leaf.at[-1]}` is {in_units(value, quantity.unit)}",
@@ -213,21 +219,21 @@ def _check_plausible(leaf: Leaf, quantity: Quantity, plausible: Plausible, findi
         notes=[
             f"plausible are {in_units(plausible.least, quantity.unit)} to {in_units(plausible.most, quantity.unit)}"
         ],
-        help=f"did you mean {', or '.join(f'`{text}`' for text in meant)}?" if meant else None,
+        help=f"did you mean {', or '.join(f'`{text}`' for text in proposed)}?" if proposed else None,
     )
 
 
 def _written(value: int | float | str, quantity: str) -> tuple[str, str]:
-    """The number and the unit of a value, the base unit where there is none."""
+    """Return the number and the unit of a value, the base unit where there is none."""
     if not isinstance(value, str):
         return f"{value:.15g}", next(unit for unit, factor in UNITS[quantity].items() if factor == 1)
-    found = re.fullmatch(rf"\s*({NUMBER})\s*(\S+)\s*", plain_spelling(value))
-    assert found is not None, "the value has been parsed"
-    return found[1], found[2]
+    match = re.fullmatch(rf"\s*({NUMBER})\s*(\S+)\s*", plain_spelling(value))
+    assert match is not None, "the value has been parsed"
+    return match[1], match[2]
 
 
 def _meant(number: str, unit: str, quantity: str, plausible: Plausible) -> Iterator[str]:
-    """The number with units that make it plausible, the nearest first; those with a factor of 1000 before others."""
+    """Yield the number with units that make it plausible, the nearest first; factors of 1000 before others."""
     units, written = UNITS[quantity], UNITS[quantity][unit]
     fits = [one for one, factor in units.items() if plausible.least <= float(number) * factor <= plausible.most]
     steps = {one: abs(math.log10(units[one] / written)) / 3 for one in fits}
@@ -256,20 +262,20 @@ def warn_of_beam_center(metadata: Metadata, info: DetectorInfo, findings: Findin
 
 
 def _in_pixels(value: float, length: int, pitch: float) -> str | None:
-    """The place in pixels, where it was probably written in um."""
+    """Return the place in pixels, where it was probably written in um; None elsewhere."""
     pixels = value * UNITS["metres"]["um"] / pitch
     return f"{value:g} um would be `{pixels:.6g}`" if 1 <= pixels < length else None
 
 
 LONGEST_NAME = 255
-"""Bytes of the name of a file, on all file systems in use."""
+"""Most bytes of the name of a file, on all file systems in use."""
 
 LONGEST_PATH = 4096 - 1024
-"""Bytes of a path; the rest is for the working directory and the files."""
+"""Most bytes of the directory's path; the rest is for the working directory and the files."""
 
 
 def check_directory_name(name: str, output: Output, findings: Findings) -> None:
-    """Report a run directory that no file system takes; one whose format is wrong has been reported."""
+    """Report a run directory that no file system takes; a wrong format has been reported before."""
     directory = str(output.directory)
     try:
         path = directory.format(name=name, run=9999, date="2025-01-31", time="12-00-00", uuid=32 * "0")

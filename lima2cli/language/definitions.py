@@ -1,4 +1,4 @@
-"""Named graphs as they are defined, in a pipeline or in files, and what their nodes refer to: columns and files."""
+"""Read named graphs as they are defined, in a pipeline or in files, with the columns and files that their nodes use."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +15,18 @@ from lima2cli.language.schema import graph_file_shape
 from lima2cli.nodes.registry import GRAPH, NODES, WIRING, NodeEntry, with_inputs
 
 ReadText = Callable[[str], str]
-"""The text of a file named relative to the pipeline's; raises `FileProblem`."""
+"""Function that returns the text of a file named relative to the pipeline's; raises `FileProblem`."""
 
 Excused = Callable[[Any], frozenset[KeyPath]]
-"""The places in the data of a document where parameters of graphs stand, which no schema fits."""
+"""Function that returns the places in a document's data where parameters of graphs stand, which no schema fits."""
 
 
 @dataclass(frozen=True)
 class DefinedGraph:
-    """A graph as it is defined; what does not fit the schema is not there.
+    """A graph as it is defined, without the parts that do not fit the schema.
 
-    at     where: a path of the pipeline, or of a file of graphs, which begins with its name
-    root   what paths of that document begin with: nothing, or the name
+    at     its place: a path of the pipeline, or of a file of graphs, which begins with its name
+    root   the first steps of paths of that document: none, or the name
     """
 
     name: str
@@ -53,21 +53,21 @@ class Library:
     bad: frozenset[KeyPath]
 
     def defined(self, root: KeyPath) -> Mapping[str, Any]:
-        """What a document has below ``graphs``, by name; empty where there is nothing that can be read."""
+        """Return a document's ``graphs``, by name; empty where there is nothing that can be read."""
         data = self.others[str(root[0])].data if root else self.document.data
         graphs = data.get("graphs") if isinstance(data, dict) else None
         return graphs if isinstance(graphs, dict) else {}
 
     def all(self) -> list[tuple[str, KeyPath]]:
-        """Names of all graphs, each with the root of its document."""
+        """Return the names of all graphs, each with the root of its document."""
         roots: list[KeyPath] = [(), *((name,) for name in self.others)]
         return [(name, root) for root in roots for name in self.defined(root)]
 
     def find(self, name: str, root: KeyPath) -> DefinedGraph | None:
-        """The graph that a document calls ``name``; None where it is unknown or broken."""
-        seen: set[tuple[str, KeyPath]] = set()
-        while (name, root) not in seen:
-            seen.add((name, root))
+        """Return the graph that a document calls ``name``; None where it is unknown or broken."""
+        visited: set[tuple[str, KeyPath]] = set()
+        while (name, root) not in visited:
+            visited.add((name, root))
             entry = self.defined(root).get(name)
             if not isinstance(entry, dict):
                 return None
@@ -80,14 +80,14 @@ class Library:
 
 
 def source_of(name: str, entry: Mapping[str, Any], root: KeyPath) -> tuple[str, KeyPath]:
-    """Name and document of the graph that stands behind ``{file: …, name: …}``; no document where it says none."""
+    """Return name and document of the graph behind ``{file: …, name: …}``; no document where it names none."""
     file = entry["file"]
     inner = entry.get("name") or name
     return str(inner), (relative_to(root, file),) if isinstance(file, str) and file else ()
 
 
 def relative_to(root: KeyPath, file: str) -> str:
-    """A reference to a file, written in the document of ``root``, relative to the pipeline's file."""
+    """Return a reference to a file, written in the document of ``root``, relative to the pipeline's file."""
     path, mark, inner = file.partition("::")
     return normpath(join(dirname(str(root[0])), path) if root else path) + mark + inner
 
@@ -104,7 +104,7 @@ def _graph(name: str, at: KeyPath, root: KeyPath, entry: Mapping[str, Any]) -> D
 def load_library(
     document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str], excused: Excused
 ) -> Library:
-    """Read all files of graphs that are named, and those that they name; what is wrong with them is reported."""
+    """Read all files of graphs that are named, and those that they name; report their mistakes."""
     others: dict[str, Document] = {}
     named: dict[str, KeyPath] = {}
     bad = set(document.bad)
@@ -128,7 +128,7 @@ def load_library(
 
 
 def _check_entry(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> bool:
-    """Whether a graph is taken from a file; it is that or defined, not both."""
+    """Return True if a graph is taken from a file; report one that is also defined here."""
     if "file" not in entry:
         if "nodes" not in entry:
             message = f"the graph `{at[-1]}` has neither `nodes` nor a `file` to take it from"
@@ -137,19 +137,19 @@ def _check_entry(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> b
             message = "`name` says which graph of a `file` is meant, and there is no `file`"
             findings.error("file-or-nodes", message, (*at, "name"), on_key=True)
         return False
-    beside = [key for key in ("parameters", "inputs", "output", "nodes") if key in entry]
-    if beside:
-        message = f"the graph `{at[-1]}` is taken from a file, and cannot have `{beside[0]}` here"
+    neighbours = [key for key in ("parameters", "inputs", "output", "nodes") if key in entry]
+    if neighbours:
+        message = f"the graph `{at[-1]}` is taken from a file, and cannot have `{neighbours[0]}` here"
         findings.error(
-            "file-or-nodes", message, (*at, beside[0]), on_key=True, related=[Related((*at, "file"), "the file")]
+            "file-or-nodes", message, (*at, neighbours[0]), on_key=True, related=[Related((*at, "file"), "the file")]
         )
-    return not beside
+    return not neighbours
 
 
 def _load(
     file: str, at: KeyPath, main: str, findings: Findings, read: ReadText, environment: Mapping[str, str]
 ) -> Document | None:
-    """The document; without data where it is no YAML, None where it cannot be read."""
+    """Return the document; without data where it is no YAML, None where it cannot be read."""
     try:
         text = read(file)
     except FileProblem as problem:
@@ -169,7 +169,7 @@ def _placed(item: Diagnostic, file: str, related: tuple[Related, ...]) -> Diagno
 
 
 def check_file(file: str, document: Document, findings: Findings, excused: Excused) -> frozenset[KeyPath]:
-    """Report what does not fit the schema of files of graphs; the paths of it, which begin with ``file``."""
+    """Report values that do not fit the schema of files of graphs; return their paths, which begin with ``file``."""
     if document.data is None:
         return frozenset({(file,)})
     shape = graph_file_shape(document.data, file, findings)
@@ -189,10 +189,10 @@ _BEFORE_COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?=\.[A-Za-z$])", re.ASCII
 
 
 def renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
-    """A node with the final names of nodes in that parameter of its kind which tells of columns, `node.column`."""
+    """Return a node with the final names of nodes in the parameter of its kind that names columns, `node.column`."""
 
-    def rename(found: re.Match[str]) -> str:
-        return names.get(found[0], found[0])
+    def rename(match: re.Match[str]) -> str:
+        return names.get(match[0], match[0])
 
     changed = dict(entry)
     for kind, made in NODES.named([key for key in entry if key not in WIRING]).items():
@@ -203,13 +203,13 @@ def renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, 
 
 
 def tables_of(entries: Iterable[Any]) -> Mapping[str, type | None]:
-    """The tables of the kinds of some nodes."""
+    """Return the tables of the kinds of some nodes."""
     asked = {kind for entry in entries if isinstance(entry, dict) for kind in entry} - {*WIRING, GRAPH}
-    return {kind: found.table for kind, found in NODES.named(sorted(asked)).items()}
+    return {kind: provided.table for kind, provided in NODES.named(sorted(asked)).items()}
 
 
 def with_named_inputs(document: Document) -> Document:
-    """The same, with nodes written long, see `with_inputs`."""
+    """Return the document with nodes written long, see `with_inputs`."""
     nodes = document.data.get("nodes") if isinstance(document.data, dict) else None
     if not isinstance(nodes, dict):
         return document
@@ -227,17 +227,17 @@ def with_named_inputs(document: Document) -> Document:
 
 
 def input_places(at: KeyPath, entry: Mapping[str, Any]) -> list[KeyPath]:
-    """The places below a node of its ``inputs``, and of each of them."""
+    """Return the places below a node of its ``inputs``, and of each of them."""
     return [(*at, "inputs"), *((*at, "inputs", name) for name in entry["inputs"])]
 
 
 def _written(document: Document, at: KeyPath) -> KeyPath:
-    """A path in the document as it was written, which others are taken from."""
+    """Return a path in the document as it was written, which others are taken from."""
     return at if document.original is None else (AS_WRITTEN, *at)
 
 
 def with_files(document: Document) -> Document:
-    """The same, with the names of files that were written in other documents relative to this one."""
+    """Return the document with file names of other documents made relative to this one."""
     nodes = dict(document.data["nodes"]) if isinstance(document.data.get("nodes"), dict) else {}
     mine = {str(path[1]) for path in document.copied if len(path) > 1}
     tables = tables_of(nodes[name] for name in mine)
@@ -252,7 +252,7 @@ def with_files(document: Document) -> Document:
 
 
 def _changed(value: Any, at: KeyPath, root: KeyPath) -> Any:
-    """A copy of a value, with the reference at a path relative to the pipeline's file."""
+    """Return a copy of a value, with the reference at a path relative to the pipeline's file."""
     if not at:
         return relative_to(root, value)
     step, rest = at[0], at[1:]

@@ -1,6 +1,6 @@
-"""Graphs expanded: each use of one becomes plain nodes, named ``<use>_<node>``; the output node has the use's name.
+"""Expand graphs: each use of one becomes plain nodes, named ``<use>_<node>``; the output node has the use's name.
 
-What is copied keeps the place where it was written, so that all that is found later is told there.
+A copied value keeps the place where it was written, so that later findings are reported there.
 """
 
 from collections.abc import Mapping
@@ -35,17 +35,17 @@ from lima2cli.language.templates import Copy, UnfitValue, fill, references, size
 from lima2cli.nodes.registry import GRAPH, WIRING, with_inputs
 
 LARGEST_SIZE = 50_000
-"""Values and characters that uses of graphs come to: some thousand times a real pipeline."""
+"""Most values and characters of all expanded uses of graphs: some thousand times a real pipeline."""
 
 _USE = 10
-"""What a use itself counts."""
+"""Size that a use itself counts."""
 
 DEEPEST = 32
-"""Graphs within graphs."""
+"""Most levels of graphs within graphs."""
 
 
 def expand(document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str]) -> Document:
-    """The document with plain nodes in place of uses of graphs; mistakes of graphs and uses are reported."""
+    """Return the document with plain nodes in place of uses of graphs; report mistakes of graphs and uses."""
     data = document.data
     nodes = data.get("nodes") if isinstance(data, dict) else None
     entries: Mapping[str, Any] = nodes if isinstance(nodes, dict) else {}
@@ -76,7 +76,7 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
 
 
 def is_graph_file(document: Document) -> bool:
-    """Whether a document is no pipeline, but has graphs for pipelines to take."""
+    """Return True if a document is no pipeline, but has graphs for pipelines to take."""
     data = document.data
     return isinstance(data, dict) and "graphs" in data and not data.keys() & {"detector", "flows", "nodes"}
 
@@ -84,7 +84,7 @@ def is_graph_file(document: Document) -> bool:
 def check_graph_file(
     document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str]
 ) -> Document:
-    """Report the mistakes of a file of graphs; the document, with all that their places need."""
+    """Report the mistakes of a file of graphs; return the document, with all that their places need."""
     library = load_library(document, findings, read, environment, _excused)
     check_file(document.file, document, findings, _excused)
     check_graphs(library, findings)
@@ -92,30 +92,30 @@ def check_graph_file(
 
 
 def _marks(library: Library) -> dict[KeyPath, tuple[Related, ...]]:
-    """For all that is told of a file of graphs, where it is named."""
+    """Return, for each file of graphs, the place that names it, to be added to its diagnostics."""
     return {(file,): (Related(at, "named here"),) for file, at in library.named.items()}
 
 
 def _excused(data: Any) -> frozenset[KeyPath]:
-    """Where parameters stand in nodes of definitions, in place of what the schema asks for."""
+    """Return the places of parameters in nodes of definitions, where the schema asks for a value."""
     graphs = data.get("graphs") if isinstance(data, dict) else None
     return frozenset(("graphs", *at) for at, _ in references(graphs) if at[1:2] == ("nodes",))
 
 
 def _at(name: str) -> KeyPath:
-    """A node as the pipeline has it; `nodes` may have another of this name in the end: the output of its graph."""
+    """Return the path of a node as the pipeline has it; in the end a graph's output may have the same name."""
     return (AS_WRITTEN, "nodes", name)
 
 
 class _TooLarge(Exception):
-    """Expanding a use would give more than can be meant."""
+    """Raised where expanding a use would give more than can be intended."""
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What names and parameters mean where a use stands.
+    """The meaning of names and parameters where a use stands.
 
-    sources  what can be read, by its name there: the final name, and where it was written if not there
+    sources  readable flows and nodes by their names there: the final name, and where it was written if not there
     names    final names of the nodes of the graph
     root     of the document;  within   places of the graphs around, outermost first
     """
@@ -128,12 +128,12 @@ class _Scope:
     marks: tuple[Related, ...] = ()
 
     def source(self, name: str) -> tuple[str, KeyPath | None] | None:
-        """None where the name is unknown, which has been reported."""
+        """Return the final name of a source and where it was written; None, after reporting it, for an unknown name."""
         return (name, None) if self.sources is None else self.sources.get(name)
 
 
 class _Expansion:
-    """Collects the plain nodes, and where they were written."""
+    """Collector of the plain nodes, and of the places where they were written."""
 
     def __init__(self, library: Library, findings: Findings) -> None:
         self.nodes: dict[str, Any] = {}
@@ -148,7 +148,7 @@ class _Expansion:
         self._size = 0
 
     def add_all(self, entries: Mapping[str, Any]) -> None:
-        """The nodes of the pipeline."""
+        """Add the nodes of the pipeline."""
         self._taken = {name: _at(name) for name in entries}
         for name, entry in entries.items():
             use = use_of(entry)
@@ -171,7 +171,10 @@ class _Expansion:
             self._fail(name, entry, at)
 
     def _expand(self, name: str, entry: Any, use: Use, at: KeyPath, scope: _Scope) -> None:
-        """The nodes of one use, which is written at ``at``."""
+        """Add the nodes of one use, which is written at ``at``.
+
+        Raises: _TooLarge.
+        """
         graph = self._library.find(use.graph, scope.root)
         self._grow(_USE)
         if len(scope.within) >= DEEPEST:
@@ -197,16 +200,16 @@ class _Expansion:
     def _connected(
         self, use: Use, graph: DefinedGraph, at: KeyPath, scope: _Scope
     ) -> dict[str, tuple[str, KeyPath | None]]:
-        """What the inputs of the graph stand for."""
-        found: dict[str, tuple[str, KeyPath | None]] = {}
+        """Return the sources that the inputs of the graph stand for."""
+        connected: dict[str, tuple[str, KeyPath | None]] = {}
         for name, place in use.connected(graph).items():
             source = scope.source(use.reads[place])
             if source is not None:
-                found[name] = (source[0], source[1] or (*at, *place))
-        return found
+                connected[name] = (source[0], source[1] or (*at, *place))
+        return connected
 
     def _given(self, name: str, graph: DefinedGraph, use: Use, at: KeyPath, scope: _Scope) -> Copy:
-        """The value of a parameter: that of the use, else the default."""
+        """Return the value of a parameter: that of the use, else the default."""
         where: KeyPath = (*at, GRAPH, use.graph)
         if use.arguments.get(name) is not None:
             return self._fill(use.arguments[name], (*where, name), scope.given)
@@ -227,7 +230,7 @@ class _Expansion:
         return False
 
     def _add(self, new: str, entry: Any, here: KeyPath, scope: _Scope) -> None:
-        """A node of a graph, written ``here``."""
+        """Add a node of a graph, written ``here``."""
         inner = use_of(entry)
         if inner is not None:
             self._expand(new, entry, inner, here, scope)
@@ -254,7 +257,7 @@ class _Expansion:
             )
 
     def _wired(self, value: Any, at: KeyPath, scope: _Scope) -> Any:
-        """Names of a graph's sources replaced by what they are outside of it."""
+        """Return a value with names of a graph's sources replaced by their final names."""
         if isinstance(value, dict):
             return {name: self._wired(source, (*at, name), scope) for name, source in value.items()}
         source = scope.source(value) if isinstance(value, str) else None
@@ -266,7 +269,7 @@ class _Expansion:
         return source[0]
 
     def _fill(self, value: Any, at: KeyPath, given: Mapping[str, Copy] | None) -> Copy:
-        """A value with its parameters replaced; None for ``given``: it has none."""
+        """Return a value with its parameters replaced; None for ``given``: it has none."""
         unfit = UnfitValue()
         copy = fill(value, at, given, self._library.bad, unfit)
         for where, name in unfit.found:
@@ -283,7 +286,7 @@ class _Expansion:
             raise _TooLarge
 
     def _placed(self, copy: Copy, at: KeyPath, here: KeyPath) -> Any:
-        """The value of a copy, once it is known where its parts come from."""
+        """Return the value of a copy, and record where its parts were written."""
         for below, source in copy.written.items():
             if source != (*here, *below):
                 self.copied[(*at, *below)] = source
@@ -291,14 +294,14 @@ class _Expansion:
         return copy.value
 
     def _fail(self, name: str, entry: Any, at: KeyPath) -> None:
-        """A node that is there, and of which no more is said."""
+        """Add a node that exists but is not read any further."""
         self.nodes[name] = entry
         self.bad.add(("nodes", name))
         self._failed.append(name)
         self.copied[("nodes", name)] = at
 
     def _check_reads(self) -> None:
-        """Readers of graphs without an output, and of nodes that are not there because their use is wrong."""
+        """Report readers of graphs without an output, and of nodes that are absent because their use is wrong."""
         for name, entry in self.nodes.items():
             for place, source in reads_of(entry).items() if isinstance(entry, dict) else ():
                 at: KeyPath = ("nodes", name, *place)

@@ -1,4 +1,4 @@
-"""Data flows resolved: dataset, source, local buffers, policy, and the modules that each receiver gets."""
+"""Resolve data flows: dataset, source, local buffers, policy, and the modules that each receiver gets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,22 +14,24 @@ Shares = tuple[tuple[int, ...], ...]
 
 
 def module_shares(
-    said: Any, info: DetectorInfo, source: Rect, places: Sequence[BufferPlace], at: KeyPath, findings: Findings
+    written: Any, info: DetectorInfo, source: Rect, places: Sequence[BufferPlace], at: KeyPath, findings: Findings
 ) -> Shares | None:
-    """Module numbers of each place; None where places get whole frames.
+    """Return the module numbers of each place; None where places get whole frames.
 
-    Without a list, place l of L gets the modules m of M with ``m * L // M == l``. The bounding boxes of the shares
-    are what receivers hold: they must not overlap.
+    Without a list, place l of L gets the modules m of M with ``m * L // M == l``. The bounding boxes of the shares are
+    what receivers hold: they must not overlap.
+
+    Raises: Poisoned, after reporting it, where the shares are wrong.
     """
-    if said == "frames":
+    if written == "frames":
         return None
     receivers = [place.receiver for place in places]
     if len(set(receivers)) < len(receivers):
         message = f"{at[-1]} sends parts of frames: each receiver is a place once"
         findings.error("bad-dispatch", message, (*at, "buffers", "at"), help="one memspace of each receiver")
         raise Poisoned
-    shares = _even(len(info.modules), len(places)) if said == "modules" else said.modules
-    where: KeyPath = (*at, "dispatch") if said == "modules" else (*at, "dispatch", "modules")
+    shares = _even(len(info.modules), len(places)) if written == "modules" else written.modules
+    where: KeyPath = (*at, "dispatch") if written == "modules" else (*at, "dispatch", "modules")
     _check_numbers(shares, info, places, where, findings)
     boxes = [share_box(share, info, source) for share in shares]
     for place, box in enumerate(boxes):
@@ -44,9 +46,9 @@ def module_shares(
 
 
 def share_box(share: Sequence[int], info: DetectorInfo, source: Rect) -> Rect:
-    """The part of a source that some modules span; of area 0 where they see nothing of it."""
-    seen = [rect for module in share if (rect := info.modules[module]).area]
-    return bounding_box(seen) & source if seen else Rect(source.x, source.y, 0, 0)
+    """Return the part of a source that some modules span; of area 0 where they cover none of it."""
+    rects = [rect for module in share if (rect := info.modules[module]).area]
+    return bounding_box(rects) & source if rects else Rect(source.x, source.y, 0, 0)
 
 
 def _even(modules: int, places: int) -> Shares:
@@ -79,7 +81,7 @@ def _check_numbers(
 def _check_apart(
     boxes: Sequence[Rect], shares: Shares, info: DetectorInfo, source: Rect, where: KeyPath, findings: Findings
 ) -> None:
-    """Two receivers that hold the same pixels would both count them."""
+    """Report receivers that hold the same pixels: both would count them."""
     for one, box in enumerate(boxes):
         for other, second in enumerate(boxes[:one]):
             if (box & second).area:
@@ -92,7 +94,7 @@ def _check_apart(
 
 
 def _proposal(places: int, info: DetectorInfo, source: Rect) -> str:
-    """Shares that do not overlap, along rows or along columns."""
+    """Propose shares that do not overlap, along rows or along columns."""
     rects = info.modules
     for key in (lambda m: (rects[m].y, rects[m].x), lambda m: (rects[m].x, rects[m].y)):
         order = sorted(range(len(rects)), key=key)
@@ -108,12 +110,12 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def resolve_flows(
-    said: Mapping[str, Flow] | None, info: DetectorInfo, receivers: Mapping[str, ReceiverTable], findings: Findings
+    written: Mapping[str, Flow] | None, info: DetectorInfo, receivers: Mapping[str, ReceiverTable], findings: Findings
 ) -> Mapping[str, DataFlow]:
-    """The flows by name, in order; where none are said, a full flow per dataset, named after it."""
-    if said is None:
-        said = {dataset.name: Flow(dataset=dataset.name) for dataset in info.datasets}
-    return {name: _resolve(name, flow, info, receivers, findings) for name, flow in said.items()}
+    """Return the flows by name, in order; where none are written, a full flow per dataset, named after it."""
+    if written is None:
+        written = {dataset.name: Flow(dataset=dataset.name) for dataset in info.datasets}
+    return {name: _resolve(name, flow, info, receivers, findings) for name, flow in written.items()}
 
 
 def _resolve(
@@ -127,7 +129,7 @@ def _resolve(
     places = attempt(lambda: _places(flow.buffers.at, receivers, (*at, "buffers", "at"), findings))
     return DataFlow(
         name=name,
-        said=attempt(lambda: replace(flow, dataset=info.datasets[dataset].name)),
+        config=attempt(lambda: replace(flow, dataset=info.datasets[dataset].name)),
         dataset=dataset,
         source=source,
         places=places,
@@ -179,15 +181,18 @@ def _overrun(flow: Flow, info: DetectorInfo, at: KeyPath, findings: Findings) ->
 
 
 def _places(
-    said: tuple[str, ...] | str | None, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings
+    written: tuple[str, ...] | str | None, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings
 ) -> tuple[BufferPlace, ...]:
-    """Where the local buffers lie, in rotation order."""
-    if said is None:
-        return tuple(BufferPlace(index, next(iter(it.memspaces))) for index, it in enumerate(receivers.values()))
-    if isinstance(said, str):
-        return _everywhere(said, receivers, at, findings)
+    """Return the places of the local buffers, in rotation order.
+
+    Raises: Poisoned, after reporting it, where one is wrong.
+    """
+    if written is None:
+        return tuple(BufferPlace(index, next(iter(table.memspaces))) for index, table in enumerate(receivers.values()))
+    if isinstance(written, str):
+        return _everywhere(written, receivers, at, findings)
     places = [attempt(lambda i=i, place=place: _place(place, receivers, (*at, i), findings))  # type: ignore[misc]
-              for i, place in enumerate(said)]  # fmt: skip
+              for i, place in enumerate(written)]  # fmt: skip
     if any(place is POISON for place in places):
         raise Poisoned
     return tuple(places)
@@ -196,51 +201,58 @@ def _places(
 def _everywhere(
     memspace: str, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings
 ) -> tuple[BufferPlace, ...]:
-    """That memspace on every receiver that has it."""
-    places = tuple(BufferPlace(i, memspace) for i, it in enumerate(receivers.values()) if memspace in it.memspaces)
+    """Return the places of a memspace on every receiver that has it.
+
+    Raises: Poisoned, after reporting it, where no receiver has it.
+    """
+    places = tuple(BufferPlace(i, memspace) for i, each in enumerate(receivers.values()) if memspace in each.memspaces)
     if not places:
-        names = dict.fromkeys(name for it in receivers.values() for name in it.memspaces)
+        names = dict.fromkeys(name for each in receivers.values() for name in each.memspaces)
         help = f"a single place is a list of one: [{memspace}]" if "." in memspace else did_you_mean(memspace, names)
         findings.error("unknown-memspace", f"no receiver has a memspace `{memspace}`", at, help=help)
         raise Poisoned
     return places
 
 
-def _place(said: str, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings) -> BufferPlace:
-    """One `receiver.memspace`."""
-    if said is POISON:
+def _place(reference: str, receivers: Mapping[str, ReceiverTable], at: KeyPath, findings: Findings) -> BufferPlace:
+    """Return the place that `receiver.memspace` names.
+
+    Raises: Poisoned, after reporting it, where it names none.
+    """
+    if reference is POISON:
         raise Poisoned
-    receiver, dot, memspace = said.partition(".")
+    receiver, dot, memspace = reference.partition(".")
     if not dot:
-        owners = [name for name, it in receivers.items() if said in it.memspaces]
-        help = f"`{(owners or [said])[0]}.{said if owners else '…'}`; without the brackets it means every receiver's"
-        findings.error("unknown-receiver", f"expected `receiver.memspace`, got `{said}`", at, help=help)
+        owners = [name for name, table in receivers.items() if reference in table.memspaces]
+        example = f"{(owners or [reference])[0]}.{reference if owners else '…'}"
+        help = f"`{example}`; without the brackets it means every receiver's"
+        findings.error("unknown-receiver", f"expected `receiver.memspace`, got `{reference}`", at, help=help)
     elif receiver not in receivers:
-        meant = nearest(receiver, receivers)
-        help = f"did you mean `{meant}.{memspace}`?" if meant else f"known: {', '.join(receivers)}"
+        nearest_name = nearest(receiver, receivers)
+        help = f"did you mean `{nearest_name}.{memspace}`?" if nearest_name else f"known: {', '.join(receivers)}"
         findings.error("unknown-receiver", f"there is no receiver `{receiver}`", at, help=help)
     elif memspace not in (known := receivers[receiver].memspaces):
-        meant = nearest(memspace, known)
-        help = f"did you mean `{receiver}.{meant}`?" if meant else f"known: {', '.join(known)}"
+        nearest_name = nearest(memspace, known)
+        help = f"did you mean `{receiver}.{nearest_name}`?" if nearest_name else f"known: {', '.join(known)}"
         findings.error("unknown-memspace", f"{receiver} has no memspace `{memspace}`", at, help=help)
     else:
         return BufferPlace(list(receivers).index(receiver), memspace)
     raise Poisoned
 
 
-def _check_alignment(said: Alignment, at: KeyPath, findings: Findings) -> None:
+def _check_alignment(alignment: Alignment, at: KeyPath, findings: Findings) -> None:
     for key in ("block", "row"):
-        bits = getattr(said, key)
+        bits = getattr(alignment, key)
         if bits is not POISON and bits != 1 and bits % 8:
             message = f"an alignment is 1 bit or a multiple of 8 bits, got {bits}"
             findings.error("bad-alignment", message, (*at, "alignment", key))
-    if 1 <= said.header <= 15:
-        message = f"a header of {said.header} bytes cannot hold frame number and time, which take 16"
+    if 1 <= alignment.header <= 15:
+        message = f"a header of {alignment.header} bytes cannot hold frame number and time, which take 16"
         findings.error("bad-header", message, (*at, "alignment", "header"), help="0, or at least 16")
 
 
-def _check_buffers(said: Buffers, at: KeyPath, findings: Findings) -> None:
-    if said.size is not None and said.frames is not None:
+def _check_buffers(config: Buffers, at: KeyPath, findings: Findings) -> None:
+    if config.size is not None and config.frames is not None:
         at = (*at, "buffers")
         related = [Related((*at, "size"), "the size")]
         findings.error("size-or-frames", "`size` and `frames` say the same twice", (*at, "frames"), related=related)
@@ -249,7 +261,7 @@ def _check_buffers(said: Buffers, at: KeyPath, findings: Findings) -> None:
 def warn_of_idle_receivers(
     receivers: Mapping[str, ReceiverTable], flows: Mapping[str, DataFlow], findings: Findings
 ) -> None:
-    """A receiver where no flow has a local buffer does nothing."""
+    """Warn of receivers without a local buffer of any flow: they do nothing."""
     busy = {place.receiver for flow in flows.values() for place in flow.places}
     for index, name in enumerate(receivers):
         if index not in busy:

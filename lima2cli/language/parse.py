@@ -1,4 +1,4 @@
-"""Document to Pipeline: typed, defaults filled, names resolved; every mistake of structure and names reported."""
+"""Turn a Document into a typed Pipeline: fill defaults, resolve names, report every mistake of both."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ from lima2cli.units import seconds_text
 
 
 def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
-    """The pipeline that a document says; `POISON` stands for what is wrong and has been reported.
+    """Return the pipeline that a document describes; `POISON` stands for values that are wrong and have been reported.
 
     ``files`` are asked for the shapes of recorded frames where the detector is described by a file.
     """
@@ -79,28 +79,31 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
 
 
 def _check_secrets(shape: Shape, data: Any, findings: Findings) -> frozenset[KeyPath]:
-    """Report secrets where a value decides something or names anything: there it could be told from what is written."""
-    found = set()
+    """Report secrets where a value decides or names something, and could be inferred from what is written."""
+    bad = set()
     for leaf in shape.leaves(data, ()):
         if isinstance(leaf.value, Secret) and not leaf.shape.hides(leaf.value):
             message = "a secret can't stand here: what lima2 writes would show it"
             help = "secrets are texts that are handed on: `params`, words of a `command`, metadata"
             findings.error("secret-misplaced", message, leaf.at, help=help)
-            found.add(leaf.at)
-    return frozenset(found)
+            bad.add(leaf.at)
+    return frozenset(bad)
 
 
 def _retrieve(
     config: DetectorConfig, document: Document, files: Files, findings: Findings
 ) -> tuple[DetectorInfo, Capabilities]:
-    """What the detector is, and what it can do."""
+    """Return the description of the detector, and its capabilities."""
     info = _describe(config, document, files, findings)
     check_description(config, info, findings)
     return info, config.retrieve(info)
 
 
 def _describe(config: DetectorConfig, document: Document, files: Files, findings: Findings) -> DetectorInfo:
-    """The detector as it describes itself; what it refuses is reported at its parameter."""
+    """Return the detector as it describes itself; a configuration that it refuses is reported at its parameter.
+
+    Raises: Poisoned, after reporting it, where the detector is refused.
+    """
     at: KeyPath = ("detector", config.kind)
     try:
         info = config.described(files)
@@ -118,7 +121,7 @@ def _describe(config: DetectorConfig, document: Document, files: Files, findings
 
 
 def _place_of_file(document: Document, at: KeyPath, problem: FileProblem) -> KeyPath:
-    """The parameter whose file the message names, else the detector."""
+    """Return the path of the parameter whose file the message names, else of the detector."""
     for path, value in everything(document.value(at)):
         if isinstance(value, str) and value and value.partition("::")[0] in str(problem):
             return (*at, *path)
@@ -126,46 +129,46 @@ def _place_of_file(document: Document, at: KeyPath, problem: FileProblem) -> Key
 
 
 def name_of_file(file: str) -> str:
-    """The default name of a pipeline: the file's stem, as far as names allow; ``pipeline`` for standard input."""
+    """Return the default name of a pipeline: the file's stem, as far as names allow; ``pipeline`` for stdin."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePath(file).stem if file != "-" else "pipeline")
     return stem if stem[:1].isalpha() else f"pipeline_{stem}"
 
 
-def _receivers(said: int | Mapping[str, ReceiverTable]) -> Mapping[str, ReceiverTable]:
-    """By name, in order; a number stands for as many with a host memspace each."""
-    if isinstance(said, int):
-        return {f"receiver{i}": ReceiverTable(memspaces={"host": HostMemspace()}) for i in range(said)}
-    return said
+def _receivers(written: int | Mapping[str, ReceiverTable]) -> Mapping[str, ReceiverTable]:
+    """Return the receivers by name, in order; a number stands for as many with a host memspace each."""
+    if isinstance(written, int):
+        return {f"receiver{i}": ReceiverTable(memspaces={"host": HostMemspace()}) for i in range(written)}
+    return written
 
 
-def _check_acquisition(said: Acquisition, findings: Findings) -> None:
+def _check_acquisition(config: Acquisition, findings: Findings) -> None:
     at: KeyPath = ("acquisition",)
-    if said.period is not None and said.rate is not None:
+    if config.period is not None and config.rate is not None:
         related = [Related((*at, "period"), "the period")]
         findings.error("period-or-rate", "`period` and `rate` say the same twice", (*at, "rate"), related=related)
-    elif said.exposure is not None and said.period_s is not None and said.exposure > said.period_s:
-        exposure, period = seconds_text(said.exposure), seconds_text(said.period_s)
+    elif config.exposure is not None and config.period_s is not None and config.exposure > config.period_s:
+        exposure, period = seconds_text(config.exposure), seconds_text(config.period_s)
         message = f"an exposure of {exposure} does not fit into a period of {period}"
         findings.error("exposure-too-long", message, (*at, "exposure"))
 
 
-def _check_recorded(said: Acquisition, info: DetectorInfo, findings: Findings) -> None:
-    """Frames that are asked for and do not exist."""
+def _check_recorded(acquisition: Acquisition, info: DetectorInfo, findings: Findings) -> None:
+    """Report frames that are asked for and do not exist."""
     recorded = min((dataset.frames for dataset in info.datasets if dataset.frames is not None), default=None)
-    if recorded is not None and said.frames > recorded:
-        message = f"{said.frames} frames are asked for, and {recorded} are recorded"
+    if recorded is not None and acquisition.frames > recorded:
+        message = f"{acquisition.frames} frames are asked for, and {recorded} are recorded"
         findings.warning("frames-beyond", message, ("acquisition", "frames"))
 
 
-def _check_repeat(said: Acquisition, output: Output, info: DetectorInfo, findings: Findings) -> None:
+def _check_repeat(acquisition: Acquisition, output: Output, info: DetectorInfo, findings: Findings) -> None:
     at: KeyPath = ("acquisition", "repeat")
-    if said.repeat == 1:
+    if acquisition.repeat == 1:
         return
-    if not said.frames and all(dataset.frames is None for dataset in info.datasets):
+    if not acquisition.frames and all(dataset.frames is None for dataset in info.datasets):
         findings.error("repeat-endless", "an acquisition without an end can't be repeated", at, help="give `frames`")
     fields = {field for _, field, _, _ in Formatter().parse(str(output.directory))}
     if not fields & {"run", "uuid"}:
-        message = f"{said.repeat} acquisitions need a directory each, and `{output.directory}` names one"
+        message = f"{acquisition.repeat} acquisitions need a directory each, and `{output.directory}` names one"
         findings.error("repeat-directory", message, ("output", "directory"), help="add `{run}`, the next free number")
 
 
@@ -177,16 +180,16 @@ _RUN_DIGITS = re.compile(r"(0?[1-9][0-9]?)?d?")
 """Formats of the run number that can be read back from the name of a directory."""
 
 
-def _output(said: Output, findings: Findings) -> Output:
-    """The same, its directory `POISON` where no run directory can be named after it."""
+def _output(output: Output, findings: Findings) -> Output:
+    """Return the output, its directory `POISON` where no run directory can be named after it."""
     before = len(findings.items)
-    _check_directory(said, findings)
-    return said if len(findings.items) == before else replace(said, directory=POISON)
+    _check_directory(output, findings)
+    return output if len(findings.items) == before else replace(output, directory=POISON)
 
 
-def _check_directory(said: Output, findings: Findings) -> None:
+def _check_directory(output: Output, findings: Findings) -> None:
     at: KeyPath = ("output", "directory")
-    directory = str(said.directory)
+    directory = str(output.directory)
     if directory.startswith("~"):
         message = f"the directory begins with `{directory.partition('/')[0]}`, which shells expand, and pipelines don't"
         findings.error("home-directory", message, at, help=f"`${{HOME}}{directory[1:]}` is in the home directory")
@@ -203,13 +206,16 @@ def _check_directory(said: Output, findings: Findings) -> None:
         findings.error("bad-format", message, at, help="for example `runs/{name}_{run:04d}`; `{{` is a literal brace")
         return
     for field in unknown:
-        meant = nearest(field, _FIELDS)
-        help = f"did you mean `{{{meant}}}`?" if meant else f"known: {', '.join(_FIELDS)}"
+        field_name = nearest(field, _FIELDS)
+        help = f"did you mean `{{{field_name}}}`?" if field_name else f"known: {', '.join(_FIELDS)}"
         findings.error("unknown-field", f"there is no field `{{{field}}}`", at, help=help)
 
 
 def _check_formats(parsed: Iterable[tuple[str, str | None, str | None, str | None]]) -> None:
-    """Raise ValueError for a field whose format gives anything but its text, or the digits of a number."""
+    """Check the formats of fields.
+
+    Raises: ValueError for a field whose format gives anything but its text, or the digits of a number.
+    """
     for _, field, form, conversion in parsed:
         plain = not conversion and (not form or (field == "run" and _RUN_DIGITS.fullmatch(form)))
         if field is not None and not plain:
@@ -217,7 +223,10 @@ def _check_formats(parsed: Iterable[tuple[str, str | None, str | None, str | Non
 
 
 def _check_end(directory: str, filled: str) -> None:
-    """Raise ValueError where a field is undone by `..`, and where nothing is named."""
+    """Check that a directory's name keeps its fields.
+
+    Raises: ValueError where a field is undone by `..`, and where nothing is named.
+    """
     parts = PurePath(filled).parts
     if not directory or parts[-1:] == ("..",):
         raise ValueError(f"`{directory}` names no directory that could be new")

@@ -1,6 +1,6 @@
-"""A pipeline with all defaults filled and all names resolved: what the plan is compiled from.
+"""A pipeline with all defaults filled and all names resolved: the input of the plan.
 
-What was reported as wrong is `POISON` here, so that later checks skip it and nothing else.
+Values reported as wrong are `POISON` here, so that later checks skip them and nothing else.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from lima2cli.nodes.base import Node
 
 @dataclass(frozen=True)
 class BufferPlace:
-    """Where a local buffer lies: index of the receiver, name of one of its memspaces."""
+    """The place of a local buffer: index of the receiver, name of one of its memspaces."""
 
     receiver: int
     memspace: str
@@ -26,16 +26,16 @@ class BufferPlace:
 class DataFlow:
     """A data flow, resolved.
 
-    said     slices, rules, events, buffers and alignment as the user wrote them, defaults filled
+    config   slices, rules, events, buffers and alignment as the user wrote them, defaults filled
     dataset  index of its dataset in the detector
     source   the part of the image it takes; inside the image
     places   of its local buffers, in rotation order; at least one
-    shares   where each place gets some modules of every frame: their numbers; None where places get whole frames
+    shares   module numbers of each place, where it gets some modules of every frame; None for whole frames
     overrun  wait, stop or continue
     """
 
     name: str
-    said: Flow
+    config: Flow
     dataset: int
     source: Rect
     places: tuple[BufferPlace, ...]
@@ -49,7 +49,7 @@ class GraphNode:
 
     reads   the flows or nodes that it reads, each by its place below the node: ``("input",)``, ``("inputs", name)``
     flow    the flow that feeds it
-    tables  nodes of which it reads rows, beside
+    tables  nodes of which it reads rows, too
     """
 
     name: str
@@ -60,7 +60,7 @@ class GraphNode:
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """What a join reads, by the names of its inputs; empty for other nodes."""
+        """Return the sources of a join, by the names of its inputs; empty for other nodes."""
         return {str(place[1]): source for place, source in self.reads.items() if len(place) > 1}
 
 

@@ -1,4 +1,4 @@
-"""The tables of the language: what a pipeline says, typed.
+"""The tables of the language: a pipeline as written, typed.
 
 Detectors, nodes and memspaces are kinds with tables of their own, declared where they live.
 """
@@ -33,7 +33,7 @@ from lima2cli.nodes.registry import NodeEntry, NodeUse
 from lima2cli.view import FLIPS
 
 SHARE = r"^\s*(100(\.0*)?|[0-9]{1,2}(\.[0-9]*)?)\s*%\s*$"
-"""A percentage."""
+"""Pattern of a percentage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Roi:
 
     @property
     def rect(self) -> Rect:
-        """As a rectangle."""
+        """Return the region as a rectangle."""
         return Rect(self.x, self.y, self.width, self.height)
 
 
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What is known of the experiment; saved as NeXus."""
+    """Known facts of the experiment; saved as NeXus."""
 
     instrument: str = param("Name of the instrument.", Text(), "instrument")
     title: str | None = param("Title of the measurement.", Text(may_hide=True), None)
@@ -89,7 +89,7 @@ FRAME_TIME = Quantity("seconds", above=0, plausible=Plausible(1e-7, 60, bare=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class Acquisition:
-    """What to acquire."""
+    """The acquisition: number of frames, timing, triggers, and operations of the detector."""
 
     frames: int = param("Number of frames; 0 = until stopped (recorded data: all).", Integer(0), 0)
     period: float | None = param("Time from one frame to the next.", FRAME_TIME, None)
@@ -121,12 +121,12 @@ class Acquisition:
 
     @property
     def operations(self) -> Operations:
-        """What the detector itself does to frames."""
+        """Return the operations that the detector itself applies to frames."""
         roi = None if self.roi is None else self.roi.rect
         return Operations(self.accumulate, (self.binning.x, self.binning.y), roi, self.flip)
 
     def params(self, frames: int | None) -> AcqParams:
-        """What the detector is told; ``frames`` None = until stopped."""
+        """Return the parameters that the detector gets; ``frames`` None = until stopped."""
         return AcqParams(
             frames=frames,
             period_s=self.period_s,
@@ -139,7 +139,7 @@ class Acquisition:
 
     @property
     def period_s(self) -> float | None:
-        """Seconds from one frame to the next; None = as fast as the slowest part allows."""
+        """Return the seconds from one frame to the next; None = as fast as the slowest part allows."""
         if self.period is not None:
             return self.period
         return None if self.rate is None else 1 / self.rate
@@ -219,7 +219,7 @@ class Alignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """Which frames a flow takes: start, start + step, ..."""
+    """The frames that a flow takes: start, start + step, ..."""
 
     start: int = param("First frame.", Integer(0), 0)
     count: int | None = param("How many selected frames; default: all there are.", Integer(1), None)
@@ -228,7 +228,7 @@ class Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How blocks are put into the local buffers."""
+    """Rules by which blocks are put into the local buffers."""
 
     blocks_per_group: int | str = param(
         "Consecutive blocks of one group, the unit of dispatch; auto, as without `rules`: the fewest that keep group "
@@ -247,7 +247,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """When receivers are told."""
+    """Times at which receivers are notified."""
 
     group: int = param("An event every so many groups of a local buffer; 0 = none.", Integer(0), 1)
     end: bool = param("An event at the end.", Flag(), True)
@@ -269,7 +269,7 @@ class Buffers:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleShares:
-    """Which modules go to which place."""
+    """The modules that go to each place."""
 
     modules: tuple[tuple[int, ...], ...] = param(
         "Module numbers for each place of `at`.", ListOf(ListOf(Integer(0), minimum=1), minimum=1)
@@ -278,7 +278,7 @@ class ModuleShares:
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """A data flow (GDT): which part of which frames goes where, and how receivers are told."""
+    """A data flow (GDT): which part of which frames goes where, and how receivers are notified."""
 
     dataset: str | None = param(
         "The dataset it takes frames of; default: the only one that the detector has.", Text(), None
@@ -307,7 +307,7 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the run directory goes."""
+    """The place of the run directory."""
 
     directory: str = param(
         "Relative to the working directory; {name}, {run} (the next free number), {date}, {time}, {uuid}.",

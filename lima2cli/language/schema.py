@@ -13,11 +13,11 @@ from lima2cli.nodes.registry import GRAPH, NODES, WIRING, NodeEntry
 from lima2cli.plugins import Kind, PluginProblem
 
 PIPELINE = Table(PipelineTable)
-"""A pipeline of built-in kinds."""
+"""Table of a pipeline of built-in kinds."""
 
 
 def pipeline_shape(data: Any, findings: Findings) -> Table:
-    """The table that fits what a pipeline asks for; kinds that it asks for and that cannot be used are reported."""
+    """Return the table that fits a pipeline's kinds; report kinds that it asks for and that cannot be used."""
     detectors, nodes = list(_detectors(data)), list(_nodes(data))
     known_detectors = _usable(DETECTORS.named([str(at[-1]) for at in detectors]), detectors, findings)
     known_nodes = _usable(NODES.named([str(at[-1]) for at in nodes]), nodes, findings)
@@ -28,14 +28,14 @@ def pipeline_shape(data: Any, findings: Findings) -> Table:
 
 
 def graph_file_shape(data: Any, file: str, findings: Findings) -> Table:
-    """The same for a file of graphs; places in it begin with ``file``."""
+    """Return the table that fits the kinds of a file of graphs; places in it begin with ``file``."""
     asked: list[KeyPath] = [(file, *at) for at in _graph_nodes(data)]
     nodes = _usable(NODES.named([str(at[-1]) for at in asked]), asked, findings)
     return Table(GraphFile, {"graphs": MapOf(_graph(nodes), minimum=1)})
 
 
 def complete_shape() -> tuple[Table, list[PluginProblem]]:
-    """The table with every kind that is installed, and what is wrong with those that cannot be used."""
+    """Return the table with every kind that is installed, and the problems of those that cannot be used."""
     detectors, nodes = DETECTORS.all(), NODES.all()
     every: list[Kind[Any]] = [*detectors.values(), *nodes.values()]
     problems = [kind.problem for kind in every if kind.problem is not None]
@@ -56,7 +56,7 @@ def _graph(nodes: Mapping[str, Any]) -> Table:
 
 
 def _usable(kinds: Mapping[str, Kind[Any]], asked: Iterable[KeyPath], findings: Findings) -> dict[str, type | None]:
-    """Tables of those that can be used, None for others; what is wrong is reported where they are asked for."""
+    """Return the tables of usable kinds, None for others; report problems where kinds are asked for."""
     for at in asked:
         kind = kinds.get(str(at[-1]))
         if kind is not None and kind.problem is not None:
@@ -69,7 +69,7 @@ def _with_table(kinds: Mapping[str, Kind[Any]]) -> dict[str, type]:
 
 
 def _detectors(data: Any) -> Iterator[KeyPath]:
-    """Where kinds of detector are asked for; whatever is written wrongly is told elsewhere."""
+    """Yield the places where kinds of detector are asked for; mistakes of writing are reported elsewhere."""
     if isinstance(data, dict) and isinstance(data.get("detector"), dict):
         yield from (("detector", kind) for kind in data["detector"])
 
@@ -92,12 +92,11 @@ SCHEMA_ID = "urn:lima2:schemas:pipeline-1"
 
 
 def pipeline_schema(table: Table = PIPELINE) -> Schema:
-    """JSON Schema (draft 2020-12) of a pipeline; of built-in kinds only unless ``table`` has others.
+    """Return the JSON Schema (draft 2020-12) of a pipeline; of built-in kinds only unless ``table`` has others.
 
-    Annotations of ours: ``x-unit`` of quantities, ``x-kind`` of maps that hold one kind (``x-beside``: keys that
-    stand beside it, ``x-joins``: kinds that read several inputs), ``x-later`` kinds of the language that this version
-    lacks, ``x-words`` for messages,
-    ``x-parameter`` of values that may be parameters of a graph.
+    Annotations of ours: ``x-unit`` of quantities, ``x-kind`` of mappings that hold one kind (``x-beside``: keys that
+    stand next to it, ``x-joins``: kinds that read several inputs), ``x-later`` kinds of the language that this version
+    lacks, ``x-words`` for messages, ``x-parameter`` of values that may be parameters of a graph.
     """
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -108,5 +107,5 @@ def pipeline_schema(table: Table = PIPELINE) -> Schema:
 
 
 def schema_text(table: Table = PIPELINE) -> str:
-    """The schema as text; that of the built-in kinds is the published file."""
+    """Return the schema as text; that of the built-in kinds is the published file."""
     return json.dumps(pipeline_schema(table), indent=1, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Checks of named graphs and of nodes that use them, whether the graphs are used or not."""
+"""Check named graphs and nodes that use them, whether the graphs are used or not."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from lima2cli.nodes.registry import GRAPH, WIRING
 class Use:
     """A node that stands for a graph.
 
-    graph      its name;  arguments   what is given for its parameters
-    reads      names of what it reads, by place: ``("input",)``, or ``("inputs", name)``
+    graph      its name;  arguments   values given for its parameters
+    reads      names of the sources it reads, by place: ``("input",)``, or ``("inputs", name)``
     """
 
     graph: str
@@ -25,19 +25,19 @@ class Use:
     reads: Mapping[KeyPath, str]
 
     def connected(self, graph: DefinedGraph) -> Mapping[str, KeyPath]:
-        """The inputs of the graph that are connected, each with the place that says to what."""
+        """Return the connected inputs of the graph, each with the place that names its source."""
         if ("input",) in self.reads:
             return {graph.inputs[0]: ("input",)} if len(graph.inputs) == 1 else {}
         return {name: ("inputs", name) for name in graph.inputs if ("inputs", name) in self.reads}
 
 
 def is_use(entry: Any) -> bool:
-    """Whether a node is meant to stand for a graph."""
+    """Return True if a node is meant to stand for a graph."""
     return isinstance(entry, dict) and GRAPH in entry
 
 
 def use_of(entry: Any) -> Use | None:
-    """The use that an entry of `nodes` is; None where it is none, or wrongly written."""
+    """Return the use in an entry of `nodes`; None where it is none, or wrongly written."""
     if not is_use(entry) or len(entry) != 2:
         return None
     graph, reads = entry[GRAPH], reads_of(entry)
@@ -48,13 +48,13 @@ def use_of(entry: Any) -> Use | None:
 
 
 def named_graphs(entries: Iterable[Any]) -> set[str]:
-    """The names of graphs that stand in nodes, well written or not."""
+    """Return the names of graphs that stand in nodes, well written or not."""
     graphs = [entry[GRAPH] for entry in entries if is_use(entry)]
     return {name for graph in graphs for name in (graph if isinstance(graph, dict) else [str(graph)])}
 
 
 def reads_of(entry: Mapping[str, Any]) -> dict[KeyPath, str]:
-    """What a node reads, by place, as far as it is text."""
+    """Return the names of sources that a node reads, by place, as far as they are strings."""
     read: dict[KeyPath, str] = {}
     if isinstance(entry.get("input"), str):
         read[("input",)] = entry["input"]
@@ -64,7 +64,7 @@ def reads_of(entry: Mapping[str, Any]) -> dict[KeyPath, str]:
 
 
 def check_written(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> None:
-    """Report what is wrong with the keys of a use and no schema tells."""
+    """Report mistakes in the keys of a use that no schema finds."""
     if all(key in entry for key in WIRING):
         related = [Related((*at, "input"), "the other")]
         message = f"`{at[-1]}` has both `input` and `inputs`"
@@ -78,7 +78,7 @@ def check_written(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> 
 
 
 def check_use(use: Use, at: KeyPath, root: KeyPath, library: Library, findings: Findings) -> None:
-    """Report what is wrong with a use in the document of ``root``."""
+    """Report mistakes of a use in the document of ``root``."""
     graph = library.find(use.graph, root)
     if graph is not None:
         _check_arguments(use, graph, (*at, GRAPH, use.graph), findings)
@@ -104,7 +104,7 @@ def _check_arguments(use: Use, graph: DefinedGraph, at: KeyPath, findings: Findi
 
 
 def _check_inputs(use: Use, graph: DefinedGraph, at: KeyPath, findings: Findings) -> None:
-    """A graph of one input may take it from ``input``; else all are named."""
+    """Check the inputs of a use: a graph of one input may take it from ``input``; else all are named."""
     help = f"`inputs: {{{', '.join(f'{name}: …' for name in graph.inputs)}}}`"
     if ("input",) in use.reads:
         if len(graph.inputs) > 1:
@@ -114,8 +114,8 @@ def _check_inputs(use: Use, graph: DefinedGraph, at: KeyPath, findings: Findings
     unknown = [place for place in use.reads if place[1] not in graph.inputs]
     for place in unknown:
         message = f"the graph `{graph.name}` has no input `{place[1]}`"
-        meant = did_you_mean(str(place[1]), graph.inputs)
-        findings.error("wrong-input", message, (*at, *place), on_key=True, help=meant)
+        proposal = did_you_mean(str(place[1]), graph.inputs)
+        findings.error("wrong-input", message, (*at, *place), on_key=True, help=proposal)
     for name in graph.inputs if not unknown else ():
         if ("inputs", name) not in use.reads:
             message = f"nothing is connected to the input `{name}` of the graph `{graph.name}`"
@@ -123,26 +123,26 @@ def _check_inputs(use: Use, graph: DefinedGraph, at: KeyPath, findings: Findings
 
 
 def check_graphs(library: Library, findings: Findings) -> frozenset[KeyPath]:
-    """Report the mistakes of all graphs, and those of the pipeline that nobody uses; the paths of bad values."""
+    """Report the mistakes of all graphs, and the pipeline's graphs that are unused; return the paths of bad values."""
     graphs = {}
     for name, root in library.all():
-        found = library.find(name, root)
+        defined = library.find(name, root)
         _check_source(name, root, library, findings)
-        if found is not None:
-            graphs[found.at] = found
+        if defined is not None:
+            graphs[defined.at] = defined
     bad = [path for graph in graphs.values() for path in _check_graph(graph, library, findings)]
     _check_cycles(graphs, library, findings)
     return frozenset(bad)
 
 
 def inner_uses(graph: DefinedGraph) -> dict[KeyPath, Use]:
-    """The graphs that a graph uses itself, by place."""
-    found = {(*graph.at, "nodes", name): use_of(entry) for name, entry in graph.nodes.items()}
-    return {at: use for at, use in found.items() if use is not None}
+    """Return the graphs that a graph uses itself, by place."""
+    uses = {(*graph.at, "nodes", name): use_of(entry) for name, entry in graph.nodes.items()}
+    return {at: use for at, use in uses.items() if use is not None}
 
 
 def warn_of_unused(library: Library, names: Collection[str], findings: Findings) -> None:
-    """Graphs of the pipeline that no node uses. An unknown name may have meant any of them: nothing is said then."""
+    """Warn of graphs of the pipeline that no node uses; not where an unknown name may have meant any of them."""
     ahead: list[tuple[str, KeyPath]] = [(name, ()) for name in names]
     if any(name not in library.defined(()) for name, _ in ahead):
         return
@@ -161,7 +161,7 @@ def warn_of_unused(library: Library, names: Collection[str], findings: Findings)
 
 
 def _check_source(name: str, root: KeyPath, library: Library, findings: Findings) -> None:
-    """Whether the file that a graph is taken from has it."""
+    """Report a graph that is absent from the file it is taken from."""
     entry = library.defined(root)[name]
     if not isinstance(entry, dict) or "file" not in entry or entry.keys() - {"file", "name"}:
         return
@@ -185,7 +185,7 @@ def _check_source(name: str, root: KeyPath, library: Library, findings: Findings
 
 
 def _check_graph(graph: DefinedGraph, library: Library, findings: Findings) -> list[KeyPath]:
-    """One graph; the paths of what it must not be read for any more."""
+    """Check one graph; return the paths that must not be read any more."""
     inside: KeyPath = (*graph.at, "nodes")
     for name in graph.nodes:
         if name in graph.inputs:
@@ -204,7 +204,7 @@ def _check_graph(graph: DefinedGraph, library: Library, findings: Findings) -> l
 
 
 def _check_wiring(graph: DefinedGraph, findings: Findings) -> list[KeyPath]:
-    """The nodes of a graph read its inputs and each other."""
+    """Report nodes of a graph that read anything but its inputs and each other."""
     known, bad, read = [*graph.inputs, *graph.nodes], [], set()
     for name, entry in graph.nodes.items():
         for place, source in reads_of(entry).items() if isinstance(entry, dict) else ():
@@ -243,7 +243,7 @@ def _check_parameters(graph: DefinedGraph, findings: Findings) -> list[KeyPath]:
 
 
 def _check_cycles(graphs: Mapping[KeyPath, DefinedGraph], library: Library, findings: Findings) -> None:
-    """Graphs that use themselves, through others or not."""
+    """Report graphs that use themselves, through others or not."""
     edges: dict[KeyPath, dict[KeyPath, KeyPath]] = {}
     for at, graph in graphs.items():
         targets = {place: library.find(use.graph, graph.root) for place, use in inner_uses(graph).items()}

@@ -1,4 +1,4 @@
-"""Named graphs as users write them, and their parameters: ``$(name)`` replaced by values that keep their places."""
+"""Describe named graphs as users write them, and replace parameters ``$(name)`` by values that keep their places."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +22,7 @@ class Template(Shape):
     entry: Shape
 
     def schema(self) -> Schema:
-        """That of a node, whose parameters may be parameters of the graph."""
+        """Return the schema of a node, whose parameters may be parameters of the graph."""
         node = self.entry.schema()
         kept = (*WIRING, GRAPH)
         return node | {
@@ -34,7 +34,7 @@ class Template(Shape):
 
 
 def _or_parameter(schema: Schema) -> Schema:
-    """What fits the schema, or a parameter. ``x-parameter`` tells our check, which knows what stands for parameters."""
+    """Return a schema that also takes a parameter. ``x-parameter`` is for our check, which knows stand-ins."""
     shown = {key: schema[key] for key in ("description", "default") if key in schema}
     inner = _inside({key: value for key, value in schema.items() if key not in shown})
     plain_text = inner.get("type") == "string" and "pattern" not in inner
@@ -44,7 +44,7 @@ def _or_parameter(schema: Schema) -> Schema:
 
 
 def _inside(schema: Schema) -> Schema:
-    """The same schema, of whose items and members each may be a parameter."""
+    """Return the schema with each of its items and members open to a parameter."""
     held = {key: schema[key] for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)}
     changed: Schema = {key: _or_parameter(value) for key, value in held.items()}
     if "properties" in schema:
@@ -95,8 +95,8 @@ _REFERENCE = re.compile(REFERENCE)
 class Copy:
     """A value that is put at another place.
 
-    written  where its parts were written, by their paths below it: full paths of documents; the longest leading part
-             of a path counts, so that ``()`` is always there
+    written  places where its parts were written, by their paths below it: full paths of documents; the longest leading
+             part of a path counts, so that ``()`` is always there
     bad      paths below it at which a mistake has been reported
     """
 
@@ -107,13 +107,13 @@ class Copy:
 
 @dataclass
 class UnfitValue:
-    """Values that cannot stand within a text: where that text was written, and the name of the parameter."""
+    """Values that cannot stand within a string: the place of that string, and the name of the parameter."""
 
     found: list[tuple[KeyPath, str]] = field(default_factory=list)
 
 
 def references(value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """The parameters named in the texts of a value, with the paths of these texts below it."""
+    """Yield the parameters named in the strings of a value, with the paths of these strings below it."""
     for at, text in everything(value):
         if isinstance(text, str) and "$(" in text:
             yield from ((at, name) for name in _REFERENCE.findall(text))
@@ -122,10 +122,10 @@ def references(value: Any) -> Iterator[tuple[KeyPath, str]]:
 def fill(
     value: Any, at: KeyPath, given: Mapping[str, Copy] | None, bad: Collection[KeyPath], unfit: UnfitValue
 ) -> Copy:
-    """The value written at ``at``, with parameters replaced by what was given for them.
+    """Return the value written at ``at``, with parameters replaced by the values given for them.
 
-    Those not in ``given`` have been reported; where it is None there are none. ``bad`` are full paths of which a
-    mistake is known.
+    Parameters absent from ``given`` have been reported; where it is None there are none. ``bad`` are full paths of
+    which a mistake is known.
     """
     written: dict[KeyPath, KeyPath] = {(): at}
     reported = {path[len(at) :] for path in bad if path[: len(at)] == at}
@@ -148,14 +148,14 @@ def fill(
     def within(text: str, path: KeyPath) -> str:
         assert given is not None
         pieces, end = [], 0
-        for found in _REFERENCE.finditer(text):
-            copy = given.get(found[1])
-            pieces.append(text[end : found.start()])
-            end = found.end()
+        for match in _REFERENCE.finditer(text):
+            copy = given.get(match[1])
+            pieces.append(text[end : match.start()])
+            end = match.end()
             if copy is None or copy.bad:
                 reported.add(path)
             elif copy.value is None or isinstance(copy.value, (dict, list)):
-                unfit.found.append(((*at, *path), found[1]))
+                unfit.found.append(((*at, *path), match[1]))
                 reported.add(path)
             else:
                 pieces.append(_text(copy.value))
@@ -165,12 +165,12 @@ def fill(
 
 
 def _text(value: Any) -> str:
-    """A scalar as YAML has it."""
+    """Return a scalar as YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def size_of(value: Any, limit: int) -> int:
-    """Number of values and characters in a value, counted up to ``limit``."""
+    """Return the number of values and characters in a value, counted up to ``limit``."""
     size = 0
     for _, part in everything(value):
         size += 1 + (len(part) if isinstance(part, str) else 0)

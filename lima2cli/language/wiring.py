@@ -1,4 +1,4 @@
-"""The processing graph resolved: what each node reads, in topological order.
+"""Resolve the processing graph: the sources of each node, in topological order.
 
 A node reads frames of flows and nodes, and may read rows of nodes, too. Both are edges of the graph.
 """
@@ -18,13 +18,13 @@ N = TypeVar("N", bound=Hashable)
 
 
 Edges = Sequence[tuple[KeyPath, str]]
-"""All that a node reads, frames and rows, each by the place below the node where it is named."""
+"""Sources of a node, frames and rows, each by the place below the node where it is named."""
 
 
 def resolve_nodes(
     uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
 ) -> Mapping[str, GraphNode]:
-    """The nodes, each after those that it reads."""
+    """Return the nodes, each after those that it reads."""
     attempt(lambda: _check_names(uses, flows, findings))
     reads = {name: attempt(lambda n=name: _reads(n, uses, flows, info, findings)) for name in uses}  # type: ignore[misc]
     tables = {name: attempt(lambda n=name: _tables(n, uses, flows, findings)) for name in uses}  # type: ignore[misc]
@@ -53,13 +53,13 @@ def resolve_nodes(
 
 
 def _flow(name: str, reads: Mapping[KeyPath, str], nodes: Mapping[str, GraphNode], findings: Findings) -> str:
-    """The flow that feeds a node, through its first input."""
+    """Return the flow that feeds a node, through its first input."""
     flows = [nodes[source].flow if source in nodes else source for source in reads.values()]
     return flows[0]
 
 
 def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> None:
-    """Flows and nodes share one namespace."""
+    """Report names that a flow and a node share: both are of one namespace."""
     for name in uses:
         if name in flows:
             related = [Related(("flows", name), "the flow")]
@@ -70,7 +70,10 @@ def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], fin
 def _reads(
     name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
 ) -> Mapping[KeyPath, str]:
-    """The names of what a node reads, by place; every one that is unknown is reported."""
+    """Return the names of a node's sources, by place; every unknown one is reported.
+
+    Raises: Poisoned, after reporting it, where one is unknown.
+    """
     read = {
         place: attempt(lambda p=place, s=source: _source(name, p, s, uses, flows, info, findings))  # type: ignore[misc]
         for place, source in uses[name].reads.items()
@@ -100,7 +103,10 @@ def _source(
 
 
 def _tables(name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> Edges:
-    """The nodes of which a node reads rows; every one that has none is reported."""
+    """Return the nodes of which a node reads rows; every one that has none is reported.
+
+    Raises: Poisoned, after reporting it, where one has no rows.
+    """
     node = uses[name].node
     if not isinstance(node, Select):
         return ()
@@ -124,7 +130,7 @@ def _gives_rows(
     flows: Mapping[str, DataFlow],
     findings: Findings,
 ) -> bool:
-    """Whether there are rows of that name; else it is reported. A bad node may have been meant to have some."""
+    """Return True if there are rows of that name; else report it. A bad node may have been meant to have some."""
     nodes = {other: attempt(lambda u=use: u.node) for other, use in uses.items()}  # type: ignore[misc]
     if table in nodes and (nodes[table] is POISON or isinstance(nodes[table], Reduce)):
         return True
@@ -139,7 +145,7 @@ def _gives_rows(
 
 
 def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) -> str | None:
-    """Help where a dataset is named as an input: the flows that carry it."""
+    """Return help where a dataset is named as an input: the flows that carry it."""
     names = [dataset.name for dataset in info.datasets]
     if source not in names:
         return None
@@ -152,9 +158,9 @@ def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) ->
 
 
 def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
-    """Cycles, each from its first node in file order along the data: where ``a`` reads ``b``, b comes before a.
+    """Return the cycles, each from its first node in file order, along the data: a reader comes after its source.
 
-    Without the nodes of these there is none.
+    Without the nodes of these cycles the graph has none.
     """
     cycles: list[list[N]] = []
     done: set[N] = set()
@@ -176,7 +182,7 @@ def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
 
 def _report_cycle(cycle: list[str], edges: Mapping[str, Edges], findings: Findings) -> None:
     def place(name: str, before: str) -> KeyPath:
-        """Where a node names the one before."""
+        """Return the place where a node names the one before."""
         read = edges[name]
         if read is POISON:  # of another cycle, too
             return ("nodes", name)
@@ -190,7 +196,7 @@ def _report_cycle(cycle: list[str], edges: Mapping[str, Edges], findings: Findin
 
 
 def _in_order(names: Iterable[str], parents: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names as written, but each after its parents. There are no cycles any more."""
+    """Return the names as written, but each after its parents. Cycles have been removed before."""
     done: dict[str, None] = {}
     for start in names:
         ahead = [start]
@@ -209,7 +215,7 @@ def _warn_of_unused(
     edges: Mapping[str, Edges],
     findings: Findings,
 ) -> None:
-    """What nobody reads. A bad input may have meant any of them, so that nothing is said then."""
+    """Warn of flows and nodes that are unused; not where a bad input may have meant any of them."""
     read = {source for sources in edges.values() for _, source in sources}
     for name in flows:
         if name not in read:

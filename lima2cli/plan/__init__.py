@@ -1,1 +1,1 @@
-"""Pipeline to Plan: everything decided before anything moves."""
+"""Turn a Pipeline into a Plan: everything decided before anything moves."""

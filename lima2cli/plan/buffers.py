@@ -1,4 +1,4 @@
-"""Local buffers placed in memory: every flow's slots, and the blocks of a group where the pipeline leaves it open."""
+"""Place local buffers in memory: every flow's slots, and the blocks of a group where the pipeline leaves it open."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from lima2cli.plan.layout import FlowLayout, check_channels, check_flow, lay_out
 from lima2cli.units import exact_size, grouped, size_text
 
 EVENTS_HZ = 2000.0
-"""Group events of a receiver stay under this."""
+"""Limit of a receiver's group events per second."""
 
 GROUPS = 4
-"""Groups that a local buffer holds at least, so that some arrive while others are processed."""
+"""Fewest groups of a local buffer, so that some arrive while others are processed."""
 
 LONGER = 8
-"""So many times the size that the rate asks for is tried, until one fits."""
+"""Largest multiple of the size that the rate asks for which is tried, until one fits."""
 
 ANY = Rule(0, 1, None, 1, 1, 1, 1)
-"""Of frames without an end at one receiver."""
+"""Rule of frames without an end at one receiver."""
 
 
 @dataclass(frozen=True)
 class _Open:
     """A flow whose groups are to be chosen, laid out in groups of one block: one layout for each of its places.
 
-    window   groups are a multiple of so many blocks
+    window   number of blocks that groups are a multiple of
     """
 
     flow: DataFlow
@@ -39,26 +39,26 @@ class _Open:
 
     @property
     def step(self) -> int:
-        """Acquired frames from block to block."""
+        """Return the acquired frames from block to block."""
         return self.layouts[0].rule.step
 
     @property
     def most(self) -> int:
-        """Blocks of the largest group; at least a window, which may be too large for the buffer."""
-        groups = max(GROUPS, self.flow.said.events.group)
-        return max(1, min(most_slots(it) for it in self.layouts) // groups // self.window) * self.window
+        """Return the blocks of the largest group; at least a window, which may be too large for the buffer."""
+        groups = max(GROUPS, self.flow.config.events.group)
+        return max(1, min(most_slots(layout) for layout in self.layouts) // groups // self.window) * self.window
 
     def blocks(self, span: int) -> int:
-        """Of groups that span so many acquired frames, or a few more."""
+        """Return the blocks of groups that span so many acquired frames, or a few more."""
         return min(self.most, -(-span // (self.step * self.window)) * self.window)
 
     def fits(self, blocks: int, burst: int | None) -> bool:
-        """Whether groups of so many blocks waste no frames; ``burst``: acquired frames of a trigger."""
-        rule, selected, events = self.layouts[0].rule, self.layouts[0].selected, self.flow.said.events
+        """Return True if groups of so many blocks waste no frames; ``burst``: acquired frames of a trigger."""
+        rule, selected, events = self.layouts[0].rule, self.layouts[0].selected, self.flow.config.events
         span = blocks * self.step
         if burst is not None and (burst % span or rule.start % span):
             return False
-        if rule.bounded and any(max(0, it.rule.slots - it.rule.start_slot) % blocks for it in self.layouts):
+        if rule.bounded and any(max(0, layout.rule.slots - layout.rule.start_slot) % blocks for layout in self.layouts):
             return False
         if events.end or selected is None or rule.bounded:
             return True
@@ -67,15 +67,15 @@ class _Open:
 
 
 def choose_groups(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]]) -> dict[str, int]:
-    """Blocks per group of the flows that leave it open; ``single`` are all flows in groups of one block."""
+    """Return blocks per group of the flows that leave it open; ``single`` are all flows in groups of one block."""
     windows, joins = _read_together(pipeline)
     left = {name: _Open(layouts[0].flow, layouts, _window(layouts[0].flow, windows.get(name, 1)))
-            for name, layouts in single.items() if layouts[0].flow.said.rules.blocks_per_group == "auto"}  # fmt: skip
+            for name, layouts in single.items() if layouts[0].flow.config.rules.blocks_per_group == "auto"}  # fmt: skip
     if not left:
         return {}
-    said = pipeline.acquisition
-    burst = None if said.trigger == "internal" else said.frames_per_trigger
-    span = _shortest_span(pipeline, single, left) if said.period_s is not None else 1
+    acquisition = pipeline.acquisition
+    burst = None if acquisition.trigger == "internal" else acquisition.frames_per_trigger
+    span = _shortest_span(pipeline, single, left) if acquisition.period_s is not None else 1
     chosen: dict[str, int] = {}
     for names in _tied(single, joins):
         alike = [left[name] for name in names if name in left]
@@ -86,20 +86,20 @@ def choose_groups(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]]
 
 
 def _size(one: _Open, span: int, burst: int | None) -> int:
-    """Of a flow by itself: the first size from that of the span on that fits, else the smallest."""
+    """Choose the group size of a flow by itself: the first that fits from the span's size on, else the smallest."""
     first = one.blocks(span)
     sizes = range(first, min(one.most, LONGER * first) + 1, one.window)
     return next((size for size in sizes if one.fits(size, burst)), one.window)
 
 
 def _alike(flows: Sequence[_Open], given: Sequence[FlowLayout], span: int, burst: int | None) -> list[int]:
-    """Of flows that are joined at several receivers: groups of one span, which begin with the same frames.
+    """Choose group sizes of flows that are joined at several receivers: of one span, beginning with the same frames.
 
-    That of flows whose groups are ``given``, where there are such; the smallest groups where there is none.
+    The span is that of flows whose groups are ``given``, if any; the groups are the smallest where no span fits.
     """
     smallest = [one.window for one in flows]
-    starts = {it.rule.start for it in (*given, *(one.layouts[0] for one in flows))}
-    spans = {it.rule.step * int(it.flow.said.rules.blocks_per_group) for it in given}
+    starts = {layout.rule.start for layout in (*given, *(one.layouts[0] for one in flows))}
+    spans = {layout.rule.step * int(layout.flow.config.rules.blocks_per_group) for layout in given}
     unit = lcm(*(one.step * one.window for one in flows))
     if len(starts) > 1 or len(spans) > 1:
         return smallest
@@ -115,7 +115,7 @@ def _alike(flows: Sequence[_Open], given: Sequence[FlowLayout], span: int, burst
 
 
 def _shortest_span(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]], left: Mapping[str, _Open]) -> int:
-    """Acquired frames from group to group with which no receiver gets more events than it should."""
+    """Return the acquired frames from group to group that keep the events of each receiver under the limit."""
     rate = 1 / (pipeline.acquisition.period_s or 1.0)
 
     def events(receiver: int, span: int) -> float:
@@ -123,7 +123,7 @@ def _shortest_span(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]
 
     def given(receiver: int) -> float:
         return sum(
-            rate * _share(it[0].flow, receiver) / (it[0].rule.step * int(it[0].flow.said.rules.blocks_per_group))
+            rate * _share(it[0].flow, receiver) / (it[0].rule.step * int(it[0].flow.config.rules.blocks_per_group))
             for name, it in single.items()
             if name not in left
         )
@@ -141,40 +141,40 @@ def _shortest_span(pipeline: Pipeline, single: Mapping[str, Sequence[FlowLayout]
 
 
 def _share(flow: DataFlow, receiver: int) -> float:
-    """Group events at a receiver for each group of a flow."""
+    """Return the group events at a receiver for each group of a flow."""
     own = sum(place.receiver == receiver for place in flow.places)
-    period = flow.said.events.group
+    period = flow.config.events.group
     if not period:
         return 0.0
     return own / period / (1 if flow.shares is not None else len(flow.places))
 
 
 def _window(flow: DataFlow, frames: int) -> int:
-    """One receiver puts windows together of whatever groups there are."""
+    """Return the blocks of a window; 1 at one receiver, which puts windows together from any groups."""
     return frames if len({place.receiver for place in flow.places}) > 1 and flow.shares is None else 1
 
 
 def _read_together(pipeline: Pipeline) -> tuple[dict[str, int], list[set[str]]]:
-    """Frames of each flow that become one, and flows of which a node reads frames or rows together."""
+    """Return frames of each flow that become one, and flows of which a node reads frames or rows together."""
     windows: dict[str, int] = {}
     feeding: dict[str, set[str]] = {name: {name} for name in pipeline.flows}
     length: dict[str, int] = {}
     joins = []
-    for name, it in pipeline.nodes.items() if pipeline.nodes is not POISON else ():
-        sources = attempt(lambda it=it: [*it.reads.values(), *it.tables])  # type: ignore[misc]
+    for name, graph_node in pipeline.nodes.items() if pipeline.nodes is not POISON else ():
+        sources = attempt(lambda graph_node=graph_node: [*graph_node.reads.values(), *graph_node.tables])  # type: ignore[misc]
         if sources is POISON:
             continue
         feeding[name] = set[str]().union(*(feeding.get(source, ()) for source in sources))
-        length[name] = lcm(*(length.get(source, 1) for source in sources)) * _frames_of_one(it)
+        length[name] = lcm(*(length.get(source, 1) for source in sources)) * _frames_of_one(graph_node)
         joins.append(feeding[name])
         for flow in feeding[name]:
             windows[flow] = lcm(windows.get(flow, 1), length[name])
     return windows, joins
 
 
-def _frames_of_one(it: GraphNode) -> int:
-    """Frames that enter a node for one that leaves; 1 where it takes all, of which no group can hold the windows."""
-    node = it.node
+def _frames_of_one(graph_node: GraphNode) -> int:
+    """Return the frames that enter a node for one that leaves; 1 where it takes all: no group can hold the windows."""
+    node = graph_node.node
     if node is POISON or not isinstance(node, Transform):
         return 1
     frames = attempt(lambda: node.numbering(ANY, (0,))[2])
@@ -182,7 +182,7 @@ def _frames_of_one(it: GraphNode) -> int:
 
 
 def _tied(single: Mapping[str, Sequence[FlowLayout]], joins: Sequence[set[str]]) -> Iterator[list[str]]:
-    """All flows, those together that are joined and reach several receivers."""
+    """Yield all flows by name, those together that are joined and reach several receivers."""
     sets: dict[str, set[str]] = {name: {name} for name in single}
     for join in joins:
         names = [name for name in join if name in single and _receivers(single[name]) > 1]
@@ -197,26 +197,26 @@ def _tied(single: Mapping[str, Sequence[FlowLayout]], joins: Sequence[set[str]])
 
 
 def _receivers(layouts: Sequence[FlowLayout]) -> int:
-    return len({place.receiver for it in layouts for place in it.places})
+    return len({place.receiver for layout in layouts for place in layout.places})
 
 
 def place_buffers(
     pipeline: Pipeline, layouts: list[FlowLayout], findings: Findings
 ) -> tuple[tuple[Region, ...], dict[str, tuple[LocalBuffer, ...]]]:
-    """Memspaces as regions, and each local buffer's place: in file order, aligned to max(block alignment, 64)."""
+    """Return memspaces as regions, and each local buffer's place: file order, aligned to max(block alignment, 64)."""
     keys = [(r, name) for r, table in enumerate(pipeline.receivers.values()) for name in table.memspaces]
     used = dict.fromkeys(keys, 0)
     users: dict[tuple[int, str], list[str]] = {key: [] for key in keys}
     placed: dict[str, tuple[LocalBuffer, ...]] = {}
-    for it in layouts:
+    for layout in layouts:
         buffers = []
-        for place in it.places:
+        for place in layout.places:
             key = (place.receiver, place.memspace)
-            offset = up(used[key], max(it.layout.alignment, 64))
-            used[key] = offset + it.size
-            users[key].append(f"{it.name} {size_text(it.size)}")
-            buffers.append(LocalBuffer(place.receiver, keys.index(key), offset, it.size))
-        placed[it.name] = tuple(buffers)
+            offset = up(used[key], max(layout.layout.alignment, 64))
+            used[key] = offset + layout.size
+            users[key].append(f"{layout.name} {size_text(layout.size)}")
+            buffers.append(LocalBuffer(place.receiver, keys.index(key), offset, layout.size))
+        placed[layout.name] = tuple(buffers)
     names = list(pipeline.receivers)
     regions = []
     for receiver, name in keys:
@@ -261,43 +261,43 @@ def _region(
 
 
 def gap_pixels(source: Rect, parts: tuple[Part, ...]) -> int:
-    """Pixels of a source that no module covers (modules don't overlap)."""
+    """Return the pixels of a source that no module covers (modules don't overlap)."""
     return source.area - sum(part.width * part.height for part in parts)
 
 
-def gdt_of(pipeline: Pipeline, index: int, it: FlowLayout, buffers: tuple[LocalBuffer, ...]) -> Gdt:
-    """The compiled flow."""
-    flow, table, info = it.flow, it.flow.said, pipeline.detector
+def gdt_of(pipeline: Pipeline, index: int, laid_out: FlowLayout, buffers: tuple[LocalBuffer, ...]) -> Gdt:
+    """Return the compiled flow."""
+    flow, table, info = laid_out.flow, laid_out.flow.config, pipeline.detector
     dataset = info.datasets[flow.dataset]
     alignment = table.alignment
     return Gdt(
-        name=it.name,
+        name=laid_out.name,
         flow=flow.name,
-        place=it.place,
+        place=laid_out.place,
         index=index,
         dataset=flow.dataset,
         dataset_name=dataset.name,
         dtype=dataset.dtype,
         pixel_bytes=dataset.pixel_bytes,
-        source=it.source,
-        full=table.source == "full" and it.place is None,
-        layout=it.layout,
-        rule=it.rule,
-        selected=it.selected,
+        source=laid_out.source,
+        full=table.source == "full" and laid_out.place is None,
+        layout=laid_out.layout,
+        rule=laid_out.rule,
+        selected=laid_out.selected,
         group_event=table.events.group,
         end_event=table.events.end,
         alignment=(alignment.block, alignment.row, alignment.header, alignment.footer),
-        buffer_size=it.size,
+        buffer_size=laid_out.size,
         buffers=buffers,
-        parts=it.parts,
-        gap_pixels=gap_pixels(it.source, it.parts),
+        parts=laid_out.parts,
+        gap_pixels=gap_pixels(laid_out.source, laid_out.parts),
         gap_value=info.gap_value,
         overrun=flow.overrun,  # type: ignore[arg-type]
     )
 
 
 def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...], tuple[Gdt, ...]]:
-    """All flows of a pipeline, checked. One that is dispatched by modules is a GDT for each place."""
+    """Lay out all flows of a pipeline, and check them. One that is dispatched by modules is a GDT for each place."""
     layouts: list[FlowLayout] = []
     single = {name: attempt(lambda flow=flow: _layouts(pipeline, flow)) for name, flow in pipeline.flows.items()}  # type: ignore[misc]
     single = {name: own for name, own in single.items() if own is not POISON}
@@ -309,7 +309,7 @@ def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...],
         layouts += own
     attempt(lambda: check_channels(pipeline, layouts, findings))
     regions, placed = place_buffers(pipeline, layouts, findings)
-    gdts = tuple(gdt_of(pipeline, index, it, placed[it.name]) for index, it in enumerate(layouts))
+    gdts = tuple(gdt_of(pipeline, index, layout, placed[layout.name]) for index, layout in enumerate(layouts))
     return regions, gdts
 
 

@@ -1,4 +1,4 @@
-"""Pipeline to Plan: one pass of plain functions, in constant time whatever the number of frames."""
+"""Turn a Pipeline into a Plan: one pass of plain functions, in constant time whatever the number of frames."""
 
 import dataclasses
 import math
@@ -75,7 +75,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         if_exists=pipeline.output.if_exists,
         record=record,
         threads=tuple(receiver.threads for receiver in pipeline.receivers.values()),
-        placements=tuple(Placement(it.host, it.cpus, it.numa) for it in pipeline.receivers.values()),
+        placements=tuple(Placement(table.host, table.cpus, table.numa) for table in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
         sources=sources,
@@ -84,7 +84,10 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
 
 
 def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings: Findings) -> Mapping[str, FrameSpec]:
-    """Frames as the GDTs deliver them; where the detector's pixel mask is unfit, report it and raise `Poisoned`."""
+    """Return the frames as the GDTs deliver them.
+
+    Raises: Poisoned, after reporting it, where the detector's pixel mask is unfit.
+    """
     at = ("detector", pipeline.config.kind)
     try:
         return flow_specs(pipeline, gdts, files)
@@ -96,8 +99,11 @@ def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings:
 
 
 def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] = ()) -> tuple[RankRole, ...]:
-    """Rank 0 controls, then detector ranks (a module each, several where they outnumber the cores), then receivers,
-    then ``workers``, each by its node."""
+    """Return the role of each rank.
+
+    Rank 0 controls, then detector ranks (a module each, several where they outnumber the cores), then receivers, then
+    ``workers``, each by its node.
+    """
     detectors = min(modules, max(1, cores))
     shares = [tuple(m for m in range(modules) if m * detectors // modules == d) for d in range(detectors)]
     return (
@@ -146,25 +152,25 @@ def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Se
 
 
 def _upstream(pipeline: Pipeline, name: str) -> list[str]:
-    """A node and all that its frames or rows have passed, in the order of the data."""
-    found, ahead = set(), [name]
+    """Return a node and all that its frames or rows have passed, in the order of the data."""
+    names, ahead = set(), [name]
     while ahead:
-        if (one := ahead.pop()) in pipeline.nodes and one not in found:
-            found.add(one)
+        if (one := ahead.pop()) in pipeline.nodes and one not in names:
+            names.add(one)
             ahead += [*pipeline.nodes[one].reads.values(), *pipeline.nodes[one].tables]
-    order = {node: index for index, node in enumerate(pipeline.nodes)} if len(found) > 1 else {}
-    return sorted(found, key=lambda node: order.get(node, 0))
+    order = {node: index for index, node in enumerate(pipeline.nodes)} if len(names) > 1 else {}
+    return sorted(names, key=lambda node: order.get(node, 0))
 
 
 def _detector(pipeline: Pipeline, flows: Sequence[str]) -> DetectorInfo:
-    """The detector without the datasets that none of ``flows`` takes frames of."""
+    """Return the detector without the datasets that none of ``flows`` takes frames of."""
     own = {pipeline.flows[flow].dataset for flow in flows}
     every = pipeline.detector.datasets
-    return replace(pipeline.detector, datasets=tuple(it for index, it in enumerate(every) if index in own))
+    return replace(pipeline.detector, datasets=tuple(dataset for index, dataset in enumerate(every) if index in own))
 
 
 def _whole(parts: Sequence[FrameSpec]) -> tuple[FrameSpec, tuple[Rect, ...]]:
-    """The frames that parts make, and where in them each part lies."""
+    """Return the frames that parts make, and the place of each part in them."""
     assert parts[0].whole is not None
     mask = np.ones(parts[0].whole.shape, bool)
     for part in parts:
@@ -174,14 +180,14 @@ def _whole(parts: Sequence[FrameSpec]) -> tuple[FrameSpec, tuple[Rect, ...]]:
 
 
 def _period_at_receivers(pipeline: Pipeline, numbering: Numbering) -> float | None:
-    """Seconds from one frame to the next at each receiver, on average."""
+    """Return the seconds from one frame to the next at each receiver, on average; None where unpaced."""
     period = pipeline.acquisition.period_s
     shared = 1 if numbering.parts else len(set(numbering.receivers))
     return None if period is None else period * numbering.rule.step * shared
 
 
 def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[RowSource, ...]:
-    """Which frames the flows select that feed a node."""
+    """Return the rules of the frames that flows select to feed a node."""
     of = {gdt.flow: (gdt.rule.start, gdt.rule.step, gdt.selected) for gdt in gdts}
     return tuple(of[flow] for flow in numbering.flows)
 
@@ -189,7 +195,7 @@ def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[RowSource, ...]
 def _table(pipeline: Pipeline, step: Step, gdts: Sequence[Gdt]) -> TableChannel:
     assert isinstance(step.after, TableSpec)
     assert isinstance(step.node, Reduce)
-    came = step.numbering
+    entering = step.numbering
     return TableChannel(
         name=pipeline.name,
         node=step.name,
@@ -202,38 +208,38 @@ def _table(pipeline: Pipeline, step: Step, gdts: Sequence[Gdt]) -> TableChannel:
         units=dict(step.after.units),
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
-        flows=came.flows,
-        sources=_sources(came, gdts),
-        window=came.window,
+        flows=entering.flows,
+        sources=_sources(entering, gdts),
+        window=entering.window,
         complete=step.node.every == 1
-        and came.window == 1
-        and len(came.flows) == 1
-        and not (came.filters or came.upstream or came.unmatched),
+        and entering.window == 1
+        and len(entering.flows) == 1
+        and not (entering.filters or entering.upstream or entering.unmatched),
     )
 
 
 def _plain(pipeline: Pipeline) -> dict[str, Any]:
-    """The pipeline as plain data in base units, for the record in the files."""
+    """Return the pipeline as plain data in base units, for the record in the files."""
     return {
         "metadata": plain(pipeline.metadata),
         "acquisition": plain(pipeline.acquisition),
         "detector": {pipeline.config.kind: plain(pipeline.config)},
         "nodes": {
-            name: _wiring(it) | {it.node.kind: plain(it.node)}
-            for name, it in pipeline.nodes.items()
-            if it.node is not POISON
+            name: _wiring(graph_node) | {graph_node.node.kind: plain(graph_node.node)}
+            for name, graph_node in pipeline.nodes.items()
+            if graph_node.node is not POISON
         }
         if pipeline.nodes is not POISON
         else {},
     }
 
 
-def _wiring(it: GraphNode) -> dict[str, Any]:
-    return {"inputs": dict(it.inputs)} if it.inputs else {"input": next(iter(it.reads.values()))}
+def _wiring(user: GraphNode) -> dict[str, Any]:
+    return {"inputs": dict(user.inputs)} if user.inputs else {"input": next(iter(user.reads.values()))}
 
 
 def plain(value: Any) -> Any:
-    """Tables as maps, tuples as lists, absent values left out, secrets hidden."""
+    """Return tables as mappings, tuples as lists, without absent values, and with secrets hidden."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {key: plain(item) for key, item in fields.items() if item is not None}

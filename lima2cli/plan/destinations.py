@@ -1,4 +1,4 @@
-"""Files that a run will write: names that a file system takes, each written once, none read by the pipeline."""
+"""Check the files that a run will write: valid names, each written once, none read by the pipeline."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from lima2cli.transport.mapped import objection
 FREE = "for example `runs/{name}_{run:04d}`, which is new in every run"
 
 Inputs = Mapping[str, frozenset[Path]]
-"""Files that stand behind each reference, links followed."""
+"""Files behind each reference, links followed."""
 
 
 def check_destinations(
@@ -47,15 +47,15 @@ def check_destinations(
 
 
 def commands(pipeline: Pipeline) -> list[tuple[str, ...]]:
-    """Programs of the user's, with their arguments, that nodes start."""
-    nodes = [] if pipeline.nodes is POISON else [it.node for it in pipeline.nodes.values()]
-    found = (attempt(lambda node=node: node.command) for node in nodes if isinstance(node, Delegate))  # type: ignore[misc]
-    held = [words for words in found if words is not POISON and words is not None]
+    """Return the users' programs, with their arguments, that nodes start."""
+    nodes = [] if pipeline.nodes is POISON else [each.node for each in pipeline.nodes.values()]
+    started = (attempt(lambda node=node: node.command) for node in nodes if isinstance(node, Delegate))  # type: ignore[misc]
+    held = [words for words in started if words is not POISON and words is not None]
     return [tuple(word for word in words if word is not POISON) for words in held]
 
 
 def _places(document: Document, inputs: Inputs) -> dict[str, Place]:
-    """Where each reference is written, as far as it is: functions have a name behind the file's."""
+    """Return the place where each reference is written, if it is; functions have a name behind the file's."""
     places: dict[str, Place] = {}
     for at, value in everything(document.data):
         if isinstance(value, str):
@@ -72,7 +72,7 @@ def _read_here(reference: str, places: Mapping[str, Place]) -> list[Related]:
 def _check_output(
     pipeline: Pipeline, inputs: Inputs, places: Mapping[str, Place], here: Path, findings: Findings
 ) -> None:
-    """Where the directory is known before the run: fields other than the name are filled when it starts."""
+    """Check the directory where it is known before the run: fields except the name are filled at the start."""
     at: Place = ("output", "directory")
     template, name = str(pipeline.output.directory), str(pipeline.name)
     fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
@@ -98,13 +98,13 @@ def _is(file: Path, reference: str) -> bool:
 def _check_memspaces(
     pipeline: Pipeline, inputs: Inputs, places: Mapping[str, Place], base: Path, here: Path, findings: Findings
 ) -> None:
-    seen: list[tuple[Path, Place, str, str | None]] = []
+    checked: list[tuple[Path, Place, str, str | None]] = []
     within = attempt(lambda: _directories(str(pipeline.output.directory), str(pipeline.name), here))
     for at, label, path, host in _mapped(pipeline):
         file = real(base / path)
-        other = next((it for it in seen if it[3] == host and same(it[0], file)), None)
-        seen.append((file, at, label, host))
-        reference = next((it for it, files in inputs.items() if any(same(one, file) for one in files)), None)
+        other = next((one for one in checked if one[3] == host and same(one[0], file)), None)
+        checked.append((file, at, label, host))
+        reference = next((name for name, files in inputs.items() if any(same(one, file) for one in files)), None)
         related: list[Related] = []
         help = "give it a file of its own; it is made where it is not there"
         if path.startswith("~"):
@@ -125,7 +125,7 @@ def _check_memspaces(
 
 
 def _mapped(pipeline: Pipeline) -> Iterator[tuple[Place, str, str, str | None]]:
-    """Memspaces in files: the place of the path, the memspace in words, its path, the machine."""
+    """Yield memspaces in files: the place of the path, the memspace in words, its path, the machine."""
     for receiver, table in pipeline.receivers.items():
         memspaces: Mapping[str, Any] = table.memspaces
         for name, memspace in memspaces.items():
@@ -135,7 +135,7 @@ def _mapped(pipeline: Pipeline) -> Iterator[tuple[Place, str, str, str | None]]:
 
 
 def _directories(template: str, name: str, here: Path) -> re.Pattern[str]:
-    """What paths in a run directory look like, whatever its fields come to."""
+    """Return the pattern of paths in a run directory, whatever values its fields get."""
     parts = PurePath(template).parts
     fixed = next((i for i, part in enumerate(parts) if "{" in part), len(parts))
     root = str(real(here.joinpath(*parts[:fixed])))
@@ -151,7 +151,7 @@ def _filled(part: str, name: str) -> str:
 
 
 def check_file_names(name: str, steps: Sequence[Step], findings: Findings) -> None:
-    """Report names of nodes that come to the same file, or to none: too long, or told apart by case alone."""
+    """Report node names that lead to the same file, or to none: too long, or differing by case alone."""
     saving = [step for step in steps if isinstance(step.node, Reduce | Sink)]
     _check_clashes(name, saving, findings)
     _check_lengths(name, [step.name for step in saving], findings)
@@ -159,7 +159,7 @@ def check_file_names(name: str, steps: Sequence[Step], findings: Findings) -> No
 
 
 def _check_lengths(name: str, nodes: Sequence[str], findings: Findings) -> None:
-    """The longest file of a node: a frame file that is not yet begun, of a long run on many receivers."""
+    """Report names too long for a node's longest file: a frame file not yet begun, of a long run on many receivers."""
     for node in nodes:
         length = len(f"{name}_{node}_1023_0000000.h5{NOT_STARTED}")
         if length > LONGEST_NAME:
@@ -195,7 +195,7 @@ def _warn_of_case(nodes: Sequence[str], findings: Findings) -> None:
 
 
 def _check_clashes(name: str, steps: Sequence[Step], findings: Findings) -> None:
-    """A table ``{name}_{node}.h5`` is none of the numbered files, masters or parts of another node."""
+    """Report a table ``{name}_{node}.h5`` that is a numbered file, master or part of another node."""
     for table in steps:
         if not isinstance(table.node, Reduce):
             continue
@@ -213,7 +213,7 @@ def _check_clashes(name: str, steps: Sequence[Step], findings: Findings) -> None
 
 
 def _writes(name: str, step: Step, file: str) -> bool:
-    """Whether ``file`` is the master, a frame file, or a receiver's part of the table of a node."""
+    """Return True if ``file`` is the master, a frame file, or a receiver's part of the table of a node."""
     if isinstance(step.node, Sink) and file == master_file(name, step.name):
         return True
     patterns = (frame_file_names(name, step.name), part_names(name, step.name))
@@ -222,7 +222,8 @@ def _writes(name: str, step: Step, file: str) -> bool:
 
 def check_stored(pipeline: Pipeline, record: Mapping[str, Any], findings: Findings) -> None:
     """Report names of the instrument and the detector that can't be those of groups, and keys of ``record`` (the stored
-    parts of the pipeline, as plain data) that are too long for names."""
+    parts of the pipeline, as plain data) that are too long for names.
+    """
     for part in ("metadata", "nodes"):
         for at in _keys(record[part], (part,)):
             if len(str(at[-1]).encode()) > LONGEST_LINK:
@@ -234,7 +235,7 @@ def check_stored(pipeline: Pipeline, record: Mapping[str, Any], findings: Findin
 
 
 def _check_group(what: str, name: str, at: KeyPath, taken: Collection[str], findings: Findings) -> None:
-    """Files have a group of this name beside those ``taken``."""
+    """Report a name that is among those ``taken`` in the group of files where it would stand."""
     if name in taken:
         findings.error(
             "reserved-name",
@@ -256,7 +257,7 @@ def _too_long(what: str, at: KeyPath, findings: Findings, *, on_key: bool = Fals
 
 
 def _keys(value: Any, at: KeyPath) -> Iterator[KeyPath]:
-    """Places of all keys in plain data."""
+    """Yield the places of all keys in plain data."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield (*at, key)
@@ -267,7 +268,7 @@ def _keys(value: Any, at: KeyPath) -> Iterator[KeyPath]:
 
 
 def _shown(text: str, most: int = 40) -> str:
-    """A text for people: without what can't be printed, and not too long."""
+    """Return a string for people: without unprintable characters, and not too long."""
     printed = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     return printed if len(printed) <= most else f"{printed[:most]}…"
 

@@ -1,4 +1,4 @@
-"""A plan in numbers: the machine-readable form, with the volume that a run will save."""
+"""Show a plan in numbers: the machine-readable form, with the volume that a run will save."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
 from lima2cli.units import volume_text
 
 ROW_BYTES = 8 + 8 + 1 + 1 + 8
-"""Of a row in a master: number, time, statuses, and what maps it to a frame file or its checksum."""
+"""Bytes of a row in a master: number, time, statuses, and the entry that maps it to a frame file or its checksum."""
 
 FILE_BYTES = 512
-"""Of a frame file in a master."""
+"""Bytes of a frame file in a master."""
 
 END_BYTES = 192 << 10
-"""Of a master, or a table, besides."""
+"""Further bytes of a master, or a table."""
 
 MARGIN_BYTES = 640 << 10
-"""That the HDF5 library has to have while one of them is written."""
+"""Bytes that the HDF5 library needs while one of them is written."""
 
 MOST_BYTES = 64 << 20
-"""Kept for the end of a run: what needs more `lima2 recover` makes."""
+"""Most bytes kept for the end of a run; if more are needed, `lima2 recover` makes the masters."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """What one channel saves of a run, all its acquisitions together.
+    """The volume that one channel saves of a run, all its acquisitions together.
 
     frames       at most, None where the run has no end;  frame_bytes  of one, pixels alone
     less         it may be less: frames are compressed, sparse, or chosen during the run
@@ -44,7 +44,7 @@ class Volume:
 
     @property
     def bytes(self) -> int | None:
-        """All frames; None without an end."""
+        """Return the bytes of all frames; None without an end."""
         return None if self.frames is None else self.frames * self.frame_bytes
 
     def __str__(self) -> str:
@@ -55,13 +55,15 @@ class Volume:
 
 
 def volumes(plan: Plan) -> tuple[Volume, ...]:
-    """Of all channels."""
+    """Return the volumes of all channels."""
     return tuple(_volume(plan, name, channel) for name, channel in plan.channels.items())
 
 
 def end_bytes(plan: Plan) -> int:
-    """Bytes that masters and tables of one acquisition take, about: to be kept for the end of a run. What is copied
-    into masters of sparse frames, and what comes of an endless run, is not known before."""
+    """Return about how many bytes masters and tables of one acquisition take: to be kept for the end of a run.
+
+    Data copied into masters of sparse frames, and masters of an endless run, are not known before.
+    """
     size = MARGIN_BYTES + END_BYTES
     for channel in plan.channels.values():
         rows = channel.selected or 0
@@ -83,10 +85,15 @@ def _volume(plan: Plan, name: str, channel: Channel) -> Volume:
 
 
 def volume_figures(plan: Plan) -> dict[str, Any]:
-    """As plain data: ``bytes`` is null where the run has no end, ``less`` whether it may be fewer."""
+    """Return volumes as plain data: ``bytes`` is null where the run has no end, ``less`` True if it may be fewer."""
     return {
-        it.node: {"frames": it.frames, "frame_bytes": it.frame_bytes, "bytes": it.bytes, "less": it.less}
-        for it in volumes(plan)
+        one.node: {
+            "frames": one.frames,
+            "frame_bytes": one.frame_bytes,
+            "bytes": one.bytes,
+            "less": one.less,
+        }
+        for one in volumes(plan)
     }
 
 
@@ -94,7 +101,7 @@ VERSION = 1
 
 
 def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, Any]:
-    """The plan as plain data: what ``plan --format json`` prints."""
+    """Return the plan as plain data: the output of ``plan --format json``."""
     return {
         "version": VERSION,
         "name": plan.name,
@@ -147,7 +154,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
 
 
 def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
-    """One flow; counts by receiver are null where the run has no end."""
+    """Return one flow as plain data; counts by receiver are null where the run has no end."""
     rule, selected = gdt.rule, gdt.selected
     held = waiting(plan, gdt)
     written = None if selected is None else [rule.written(index, selected) for index in range(rule.buffers)]
@@ -220,20 +227,21 @@ def _by_receiver(plan: Plan, gdt: Gdt, counts: Sequence[int] | None) -> dict[str
 
 
 def slack_s(plan: Plan, gdt: Gdt) -> float | None:
-    """Seconds of frames that the local buffers of a flow hold together, without those that may have to wait there for
-    other flows or receivers; None without a period."""
+    """Return the seconds of frames that the local buffers of a flow hold together, without those that may have to wait
+    there for other flows or receivers; None without a period.
+    """
     if plan.period_s is None:
         return None
     return plan.period_s * (held_frames(gdt) - waiting(plan, gdt).frames)
 
 
 def waiting(plan: Plan, gdt: Gdt) -> Unreleased:
-    """Frames of a flow that may have to wait in its local buffers, and for which nodes."""
+    """Return the frames of a flow that may have to wait in its local buffers, and the nodes they wait for."""
     return unreleased(plan.steps, gdt, plan.gdts)
 
 
 def memory_figures(plan: Plan) -> dict[str, Any]:
-    """Bytes per memspace, by receiver: size, used, kind (and what was asked for where that is another)."""
+    """Return bytes per memspace, by receiver: size, used, kind (and the kind asked for where it is another)."""
     memory: dict[str, Any] = {name: {} for name in plan.receivers}
     for region in plan.regions:
         memory[plan.receivers[region.receiver]][region.name] = {
@@ -246,7 +254,7 @@ def memory_figures(plan: Plan) -> dict[str, Any]:
 
 
 def link_figures(plan: Plan) -> dict[str, Any]:
-    """Bytes per second that reach each receiver, and that each module sends; null without a period."""
+    """Return the bytes per second that reach each receiver, and that each module sends; null without a period."""
     into = dict.fromkeys(plan.receivers, 0.0)
     out = {str(module): 0.0 for module in range(len(plan.info.modules))}
     for gdt in plan.gdts if plan.period_s is not None else ():
@@ -264,9 +272,11 @@ def link_figures(plan: Plan) -> dict[str, Any]:
 
 
 def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
-    """Which nodes are computed together, in the order of the data; ``materialised`` are those whose frames are made
-    whole, ``strips`` the reductions that read a frame while it is computed, ``first`` the cuts and flips that are done
-    before what stands before them. Nodes in none are left out of the run."""
+    """Return the nodes that are computed together, in the order of the data; unused nodes are in none.
+
+    ``materialised`` are those whose frames are made whole, ``strips`` the reductions that read a frame while it is
+    computed, ``first`` the cuts and flips that are done before the nodes in front of them.
+    """
     nodes = {step.name: step.node for step in plan.steps}
     return [
         {
@@ -284,7 +294,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
 
 
 def unused_nodes(plan: Plan) -> list[str]:
-    """Nodes that are in no kernel: nobody reads what they give."""
+    """Return the nodes that are in no kernel: their output is unused."""
     used = {name for kernel in plan.kernels for name in kernel.nodes}
     return [step.name for step in plan.steps if step.name not in used]
 
@@ -296,5 +306,5 @@ ROLES = (
 
 
 def kernel_role(node: object) -> str:
-    """What kind of node it is, for people."""
+    """Return the kind of a node in words."""
     return next(word for role, word in ROLES if isinstance(node, role))

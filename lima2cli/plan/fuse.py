@@ -1,14 +1,14 @@
-"""Steps to kernels: what is computed together, while a strip of a frame is in cache.
+"""Turn steps into kernels: computed together, while a strip of a frame is in cache.
 
 The passes, in order, each from kernels to kernels:
 
-drop_unread       maps whose frames nobody reads are left out
-join_maps         pixel-wise neighbours become one kernel, where nobody else reads the frames between them; formulae of
-                  one source, cuts and flips are such neighbours, binning and quarter turns are none
+drop_unread       maps whose frames are unused are left out
+join_maps         pixel-wise neighbours become one kernel, where no other node reads the frames between them; formulae
+                  of one source, cuts and flips are such neighbours, binning and quarter turns are not
 join_reductions   reductions that take strips join the pixel-wise kernel whose result they read
 keep_what_is_read frames that only a kernel's own reductions read are never made whole
 
-Results are those of the steps one by one: pixels bit for bit, sums but for the order of their terms.
+Results are those of the steps one by one: pixels bit for bit, sums except for the order of their terms.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Kernels = tuple[Kernel, ...]
 
 
 def fuse_steps(steps: Sequence[Step], *, on: bool = True) -> Kernels:
-    """The kernels of steps that are in the order of the data; ``on`` False = one each."""
+    """Return the kernels of steps that are in the order of the data; ``on`` False = one each."""
     by_name = {step.name: step for step in steps}
     kernels = tuple(_alone(step) for step in steps)
     verify(kernels, by_name)
@@ -33,7 +33,7 @@ def fuse_steps(steps: Sequence[Step], *, on: bool = True) -> Kernels:
 
 
 def drop_unread(kernels: Kernels, steps: StepsByName) -> Kernels:
-    """From the end of the data on, so that what only a left out map reads goes too."""
+    """Leave out unused maps, from the end of the data on, so that maps read only by left out ones go too."""
     read: set[str] = set()
     kept = []
     for kernel in reversed(kernels):
@@ -44,8 +44,9 @@ def drop_unread(kernels: Kernels, steps: StepsByName) -> Kernels:
 
 
 def join_maps(kernels: Kernels, steps: StepsByName) -> Kernels:
-    """A chain stands where its first map stood, before all that read it. Within it cuts and flips go first, see
-    `nodes.chain`."""
+    """Join maps to chains; each stands where its first map stood, before all that read it. Within it cuts and flips go
+    first, see `nodes.chain`.
+    """
     readers = _readers(kernels)
     joined: list[Kernel] = []
     for kernel in kernels:
@@ -58,7 +59,7 @@ def join_maps(kernels: Kernels, steps: StepsByName) -> Kernels:
 
 
 def join_reductions(kernels: Kernels, steps: StepsByName) -> Kernels:
-    """Reductions of one pixel-wise result share its strips."""
+    """Join the reductions of one pixel-wise result: they share its strips."""
     joined: list[Kernel] = []
     for kernel in kernels:
         at = _chain_before(kernel, joined, steps)
@@ -70,7 +71,7 @@ def join_reductions(kernels: Kernels, steps: StepsByName) -> Kernels:
 
 
 def keep_what_is_read(kernels: Kernels, steps: StepsByName) -> Kernels:
-    """What a kernel makes beyond its own use is what another one begins with."""
+    """Mark the frames that a kernel makes for others: those that another kernel begins with."""
     readers = _readers(kernels)
     return tuple(replace(kernel, makes=tuple(name for name in kernel.makes if name in readers)) for kernel in kernels)
 
@@ -84,10 +85,12 @@ PASSES: tuple[Callable[[Kernels, StepsByName], Kernels], ...] = (
 
 
 def verify(kernels: Kernels, steps: StepsByName) -> None:
-    """What holds after every pass; AssertionError where the compiler is wrong.
+    """Check the invariants that hold after every pass.
 
-    Each node is in one kernel at most, and all that save or count are in one; frames exist before they are read;
-    maps are chained in the order of the data, within one flow, and only reductions that take strips stand behind them.
+    Each node is in one kernel at most, and all that save or count are in one; frames exist before they are read; maps
+    are chained in the order of the data, within one flow, and only reductions that take strips stand behind them.
+
+    Raises: AssertionError where the compiler is wrong.
     """
     known = {flow for step in steps.values() for flow in step.numbering.flows}
     names: list[str] = []
@@ -107,7 +110,7 @@ def verify(kernels: Kernels, steps: StepsByName) -> None:
 
 
 def _alone(step: Step) -> Kernel:
-    """A sink hands its frames on."""
+    """Return the kernel of one step; a sink hands its frames on."""
     if isinstance(step.node, Reduce):
         return Kernel(step.flow, step.source, (), (step.name,), ())
     if isinstance(step.node, Sink):
@@ -116,7 +119,7 @@ def _alone(step: Step) -> Kernel:
 
 
 def _chain_before(kernel: Kernel, others: Sequence[Kernel], steps: StepsByName) -> int | None:
-    """Which is the pixel-wise kernel whose result this one reads."""
+    """Return the index of the pixel-wise kernel whose result this one reads; None without one."""
     at = (i for i, other in enumerate(others) if kernel.source in other.maps[-1:] and in_strips(other, steps))
     return next(at, None)
 
@@ -130,12 +133,12 @@ def _readers(kernels: Kernels) -> dict[str, int]:
 
 
 def in_strips(kernel: Kernel, steps: StepsByName) -> bool:
-    """Whether its maps are computed strip by strip: pixel-wise ones, formulae of one source, cuts and flips."""
+    """Return True if its maps are computed strip by strip: pixel-wise, formulae of one source, cuts and flips."""
     return bool(kernel.maps) and all(pixelwise(steps[name]) for name in kernel.maps)
 
 
 def pixelwise(step: Step) -> bool:
-    """Whether it is a map that is computed strip by strip, see `in_strips`."""
+    """Return True if the step is a map that is computed strip by strip, see `in_strips`."""
     return step.node.in_strips(len(step.sources))
 
 

@@ -1,4 +1,4 @@
-"""The processing graph placed: shapes and dtypes along every edge, and what each node makes of them."""
+"""Place the processing graph: infer shapes and dtypes along every edge, and the output of each node."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,33 +18,33 @@ from lima2cli.plan.numbering import after, of_flow, paired
 from lima2cli.view import View
 
 Edge = tuple[Spec, ...]
-"""What travels along an edge: one for all receivers, or where these hold parts of frames one for each."""
+"""Specs of an edge: one for all receivers, or one for each where these hold parts of frames."""
 
 
 def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[str, FrameSpec]:
-    """Frames as each GDT delivers them, by its name: gaps are masked, and pixels that the detector knows as defective.
+    """Return frames as each GDT delivers them, by its name: gaps are masked, and the detector's defective pixels.
 
-    Raises `NodeMisuse` or `FileProblem` where the detector's pixel mask is unfit, or all masks together are too large.
+    Raises: NodeMisuse or FileProblem where the detector's pixel mask is unfit, or all masks together are too large.
     """
     info = pipeline.detector
     defective = _defective(info, files)
     masks: dict[tuple[Any, ...], NDArray[np.bool_] | None] = {}
     looked = _Looked()
-    found = {}
+    specs = {}
     for gdt in gdts:
         parts = tuple(Rect(part.x, part.y, part.width, part.height) for part in gdt.parts)
         key = gdt.source, parts if gdt.gap_pixels else None  # of flows that show the same there is one mask
         if key not in masks:
             masks[key] = _flow_mask(info, gdt.source, key[1], defective)
-        found[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, masks[key])
-        looked.add(0, found[gdt.name])
-    return found
+        specs[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, masks[key])
+        looked.add(0, specs[gdt.name])
+    return specs
 
 
 def _flow_mask(
     info: DetectorInfo, source: Rect, parts: Sequence[Rect] | None, defective: NDArray[np.bool_] | None
 ) -> NDArray[np.bool_] | None:
-    """What is masked of the frames that show ``source``: what no part covers (None: nothing), and defective pixels."""
+    """Return the mask of frames that show ``source``: pixels that no part covers (None: none), and defective ones."""
     mask = None
     if parts is not None:
         mask = np.ones((source.height, source.width), dtype=bool)
@@ -57,7 +57,7 @@ def _flow_mask(
 
 
 def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool_] | None) -> FrameSpec:
-    """``source`` is the flow's, of which the GDT may deliver a part."""
+    """Return the frames of a GDT; ``source`` is the flow's, of which the GDT may deliver a part."""
     return FrameSpec(
         gdt.dtype,
         View(gdt.source),
@@ -72,7 +72,10 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool
 
 
 def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
-    """The detector's own pixel mask, bool (height, width) of its image as its operations leave it; None without."""
+    """Return the detector's own pixel mask, bool (height, width) of its image after its operations; None without.
+
+    Raises: NodeMisuse or FileProblem where it is unfit.
+    """
     if info.pixel_mask is None:
         return None
     image = files.image(info.pixel_mask)
@@ -88,25 +91,28 @@ def _defective(info: DetectorInfo, files: Files) -> NDArray[np.bool_] | None:
 
 
 LONGEST_WINDOW = 1 << 24
-"""Frames that become one."""
+"""Most frames that become one."""
 
 
 MOST_LOOKED_AT = 1 << 28
-"""Pixels of masks that are made and looked at when a pipeline is checked, all nodes together: what `validate` costs."""
+"""Most pixels of masks that are made and looked at by all nodes together: the cost of `validate`."""
 
 PASSING = 64
-"""Pixels of a mask that a node leaves as it is, of which one counts."""
+"""Number of mask pixels, passed on by a node unchanged, that count as one."""
 
 
 class _Looked:
-    """Pixels of masks that were looked at so far; those of one array are made once."""
+    """Count of mask pixels that were looked at so far; those of one array are made once."""
 
     def __init__(self) -> None:
         self._masks: dict[int, NDArray[Any]] = {}
-        self._pixels, self._told = 0, False
+        self._pixels, self._reported = 0, False
 
     def add(self, pixels: int, *specs: Any) -> None:
-        """Count pixels, and masks of frames; raises `NodeMisuse` where all together are too many, once."""
+        """Count pixels, and masks of frames.
+
+        Raises: NodeMisuse where all together are too many, once; then Poisoned.
+        """
         self._pixels += pixels
         for mask in (getattr(spec, "mask", None) for spec in specs):
             if mask is None:
@@ -116,17 +122,17 @@ class _Looked:
                 made = made.base
             self._pixels += mask.size // PASSING if id(made) in self._masks else made.size
             self._masks[id(made)] = made
-        if self._told:
+        if self._reported:
             raise Poisoned
         if self._pixels > MOST_LOOKED_AT:
-            self._told = True
+            self._reported = True
             message = f"up to here masks and regions of the nodes have {self._pixels} pixels, at most {MOST_LOOKED_AT}"
             raise NodeMisuse("masks-too-large", message, (), "smaller regions, a smaller image, or several pipelines")
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of everything that can be read, by name."""
+    """The known specs of everything that can be read, by name."""
 
     edges: dict[str, Edge]
     numberings: dict[str, Numbering]
@@ -137,8 +143,9 @@ class _Known:
 def place_nodes(
     pipeline: Pipeline, gdts: tuple[Gdt, ...], sources: Mapping[str, FrameSpec], files: Files, findings: Findings
 ) -> tuple[Step, ...]:
-    """Infer what flows along every edge; a node that misfits poisons only what hangs on it. ``sources``, by the name of
-    the GDT, are the frames of flows."""
+    """Infer the frames along every edge; a misused node poisons only its descendants. ``sources``, by the name of the
+    GDT, are the frames of flows.
+    """
     flows = {flow: [gdt for gdt in gdts if gdt.flow == flow] for flow in dict.fromkeys(gdt.flow for gdt in gdts)}
     known = _Known(
         {flow: tuple(sources[gdt.name] for gdt in own) for flow, own in flows.items()},
@@ -147,8 +154,8 @@ def place_nodes(
         _Looked(),
     )
     receivers = tuple(pipeline.receivers)
-    for name, it in pipeline.nodes.items():
-        step = attempt(lambda n=name, i=it: _place(n, i, known, receivers, files, findings))  # type: ignore[misc]
+    for name, graph_node in pipeline.nodes.items():
+        step = attempt(lambda n=name, i=graph_node: _place(n, i, known, receivers, files, findings))  # type: ignore[misc]
         if step is POISON or step is None:
             continue
         known.edges[name] = tuple(passage.after for passage in step.passages)
@@ -160,13 +167,13 @@ def place_nodes(
 
 
 def _place(
-    name: str, it: GraphNode, known: _Known, receivers: Sequence[str], files: Files, findings: Findings
+    name: str, graph_node: GraphNode, known: _Known, receivers: Sequence[str], files: Files, findings: Findings
 ) -> Step | None:
-    node = it.node
-    if node is POISON or any(source not in known.edges for source in (*it.reads.values(), *it.tables)):
+    node = graph_node.node
+    if node is POISON or any(source not in known.edges for source in (*graph_node.reads.values(), *graph_node.tables)):
         return None
     at: KeyPath = ("nodes", name)
-    entering = {place: _frames(node, source, known) for place, source in it.reads.items()}
+    entering = {place: _frames(node, source, known) for place, source in graph_node.reads.items()}
     for place, frames in entering.items():
         if isinstance(frames, str):
             findings.error("edge-mismatch", f"node {name} takes {frames}", (*at, *place))
@@ -176,7 +183,7 @@ def _place(
     try:
         entered = [spec for frames in edges.values() for spec in frames]
         known.looked.add(sum(map(node.looked_at, entered)), *entered)
-        step = _step(it, edges, known, receivers, files)
+        step = _step(graph_node, edges, known, receivers, files)
         known.looked.add(0, *(passage.after for passage in step.passages))
         for warning in (*_warnings(step, files), *_no_window(step)):
             findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
@@ -191,14 +198,14 @@ def _place(
 
 
 Specs = tuple[FrameSpec, ...]
-"""An edge of frames."""
+"""Frames along an edge."""
 
 Entering = Mapping[KeyPath, Specs]
-"""What enters a node, by the place where it is named."""
+"""Frames that enter a node, by the place where they are named."""
 
 
 def _frames(node: Node, source: str, known: _Known) -> Specs | str:
-    """The frames of an edge; what is wrong in words where the node does not take them."""
+    """Return the frames of an edge; the objection in words where the node does not take them."""
     edge = known.edges[source]
     frames = tuple(spec for spec in edge if isinstance(spec, FrameSpec))
     if not frames:
@@ -219,9 +226,9 @@ def _frames(node: Node, source: str, known: _Known) -> Specs | str:
     return frames
 
 
-def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[str], files: Files) -> Step:
-    node = it.node
-    numberings = {str(place[-1]): known.numberings[it.reads[place]] for place in entering}
+def _step(graph_node: GraphNode, entering: Entering, known: _Known, receivers: Sequence[str], files: Files) -> Step:
+    node = graph_node.node
+    numberings = {str(place[-1]): known.numberings[graph_node.reads[place]] for place in entering}
     numbering = next(iter(numberings.values())) if isinstance(node, Gather) else paired(numberings, receivers)
     specs = [
         {str(place[-1]): frames[min(i, len(frames) - 1)] for place, frames in entering.items()}
@@ -234,8 +241,8 @@ def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[
         whole = node.infer_parts(firsts)
         passages = tuple(Passage(f, whole if node.strategy == "gather" else f) for f in firsts)
     elif isinstance(node, Select):
-        numbering = _with_rows(numbering, it, known, receivers)
-        tables = {name: _rows(name, known) for name in it.tables}
+        numbering = _with_rows(numbering, graph_node, known, receivers)
+        tables = {name: _rows(name, known) for name in graph_node.tables}
         passages = tuple(Passage(f, node.infer_rows(f, tables, files)) for f in firsts)
     else:
         passages = tuple(Passage(f, node.infer(f, files)) for f in firsts)
@@ -244,14 +251,14 @@ def _step(it: GraphNode, entering: Entering, known: _Known, receivers: Sequence[
     )
     together = together or getattr(node, "layout", "") == "common"
     return Step(
-        it.name,
+        graph_node.name,
         node,
-        next(iter(it.reads.values())),
+        next(iter(graph_node.reads.values())),
         numbering.flows[0],
         passages,
         numbering,
-        it.inputs,
-        tuple(it.tables),
+        graph_node.inputs,
+        tuple(graph_node.tables),
         tuple(dict.fromkeys(numbering.receivers)) if together else (),
     )
 
@@ -262,9 +269,14 @@ def _rows(name: str, known: _Known) -> TableSpec:
     return spec
 
 
-def _with_rows(numbering: Numbering, it: GraphNode, known: _Known, receivers: Sequence[str]) -> Numbering:
-    """Of the frames that have rows; `NodeMisuse`. Rows that receivers made together are known to all of these."""
-    for name in it.tables:
+def _with_rows(numbering: Numbering, graph_node: GraphNode, known: _Known, receivers: Sequence[str]) -> Numbering:
+    """Return the numbering of the frames that have rows.
+
+    Rows that receivers made together are known to all of these.
+
+    Raises: NodeMisuse.
+    """
+    for name in graph_node.tables:
         rows, circle = known.numberings[name], known.steps[name].circle
         if circle:
             rows = replace(rows, parts=False, everywhere=True)
@@ -282,25 +294,28 @@ def _warnings(step: Step, files: Files) -> Sequence[NodeMisuse]:
 
 
 def _no_window(step: Step) -> Sequence[NodeMisuse]:
-    """The warning ``window-too-long`` where no window of frames is ever whole. Raises `NodeMisuse` as `after` does."""
-    came, left = step.numbering, after(step)
+    """Return the warning ``window-too-long`` where no window of frames is ever whole.
+
+    Raises: NodeMisuse as `after` does.
+    """
+    entering, left = step.numbering, after(step)
     if left.window > LONGEST_WINDOW:
         message = f"a window of {left.window} frames is too long: each frame of one is accounted for"
         raise NodeMisuse("window-too-long", message, ("frames",), f"at most {LONGEST_WINDOW}, or 0 for all")
-    if came.selected is None or left.selected != 0 or came.selected == 0:
+    if entering.selected is None or left.selected != 0 or entering.selected == 0:
         return ()
-    window = left.window // max(1, came.window)
-    message = f"of {came.selected} frames no window of {window} is ever whole: {step.name} gives nothing"
-    return (NodeMisuse("window-too-long", message, ("frames",), f"at most {came.selected}, or 0 for all"),)
+    window = left.window // max(1, entering.window)
+    message = f"of {entering.selected} frames no window of {window} is ever whole: {step.name} gives nothing"
+    return (NodeMisuse("window-too-long", message, ("frames",), f"at most {entering.selected}, or 0 for all"),)
 
 
 def _misfit_place(at: KeyPath, node: Node, misfit: NodeMisuse) -> KeyPath:
-    """Below the node's kind; inputs stand beside it."""
+    """Return the path of a misuse: below the node's kind, or of inputs next to it."""
     return (*at, *misfit.key) if misfit.key[:1] == ("inputs",) else (*at, node.kind, *misfit.key)
 
 
 def _file_place(at: KeyPath, node: object, problem: FileProblem) -> KeyPath:
-    """The parameter whose reference the message names, else the node."""
+    """Return the path of the parameter whose reference the message names, else of the node."""
     for key, value in vars(node).items():
         if isinstance(value, str) and value in str(problem):
             return (*at, key)

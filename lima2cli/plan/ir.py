@@ -1,4 +1,4 @@
-"""The plan: what `compile_plan` decides, frozen. The runtime adds nothing to it but time."""
+"""The plan: all decisions of `compile_plan`, frozen. The runtime adds nothing to it but time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ Overrun = Literal["wait", "stop", "continue"]
 
 @dataclass(frozen=True)
 class Part:
-    """What one module writes of each block: a rectangle in detector coordinates and its place in the slot (bytes)."""
+    """A module's part of each block: a rectangle in detector coordinates and its place in the slot (bytes)."""
 
     module: int
     x: int
@@ -51,7 +51,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Gdt:
-    """One compiled data flow, or what one place of it gets where it is dispatched by modules.
+    """One compiled data flow, or the part of one place where it is dispatched by modules.
 
     name, flow    its own, unique, and that of the data flow; the same where receivers get whole frames
     place         the place of the flow that it is for, None where receivers get whole frames
@@ -86,24 +86,25 @@ class Gdt:
 
     @property
     def waits(self) -> bool:
-        """Whether modules wait for released memory."""
+        """Return True if modules wait for released memory."""
         return self.overrun == "wait"
 
     @property
     def receivers(self) -> tuple[int, ...]:
-        """Receivers that it reaches, each once, in rotation order."""
+        """Return the receivers that it reaches, each once, in rotation order."""
         return tuple(dict.fromkeys(buffer.receiver for buffer in self.buffers))
 
     @property
     def header(self) -> bool:
-        """Whether slots begin with frame number and time."""
+        """Return True if slots begin with frame number and time."""
         return self.alignment[2] >= 16
 
 
 @dataclass(frozen=True)
 class RankRole:
-    """What one MPI rank does: ``control``, ``detector`` (with its modules), ``receiver`` (with its index), or
-    ``worker`` (with the node that delegates to it)."""
+    """The role of one MPI rank: ``control``, ``detector`` (with its modules), ``receiver`` (with its index), or
+    ``worker`` (with the node that delegates to it).
+    """
 
     rank: int
     role: Literal["control", "detector", "receiver", "worker"]
@@ -114,7 +115,7 @@ class RankRole:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a receiver runs; None = as it comes.
+    """The placement of a receiver; None = left to the system.
 
     host  the machine, else the one that starts the ranks;  cpus  numbers of the CPUs that it may use
     numa  number of the NUMA node whose CPUs and memory it uses
@@ -126,23 +127,23 @@ class Placement:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What is not None, as plain data."""
+        """Return the values that are not None, as plain data."""
         named = {"host": self.host, "cpus": None if self.cpus is None else list(self.cpus), "numa": self.numa}
         return {key: value for key, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """Which frames travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
+    """The frames that travel along an edge: those of ``rule``, whose local buffers are at ``receivers``.
 
     flows     data flows that all of them come from
     parts     each of the receivers has a part of every frame
     everywhere  of rows: each of the receivers has all of them
     window    frames of the flow that make one of these, 0 = all of them
     upstream  transforms that they have been through, which may have dropped some
-    unmatched joins that they have been through, and transforms before one on some of its inputs only: what these
-              dropped was not in all inputs
-    filters   selections that they have been through: which of the frames travel is known only during the run
+    unmatched joins that they have been through, and transforms before one on some of its inputs only: the frames that
+              these dropped were not in all inputs
+    filters   selections that they have been through: the frames that pass are known only during the run
     """
 
     rule: Rule
@@ -159,7 +160,7 @@ class Numbering:
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """What enters and leaves a node at one receiver, or at all of them; ``specs`` of a join by the names of inputs."""
+    """The specs that enter and leave a node at one receiver, or at all; ``specs`` of a join by the names of inputs."""
 
     before: FrameSpec
     after: Spec
@@ -189,26 +190,26 @@ class Step:
 
     @property
     def before(self) -> FrameSpec:
-        """What enters; parts of frames: at the first receiver."""
+        """Return the frames that enter; parts of frames: at the first receiver."""
         return self.passages[0].before
 
     @property
     def after(self) -> Spec:
-        """What leaves; parts of frames: at the first receiver."""
+        """Return the specs that leave; parts of frames: at the first receiver."""
         return self.passages[0].after
 
     @property
     def specs(self) -> Mapping[str, FrameSpec]:
-        """What enters a join, by the names of its inputs; parts of frames: at the first receiver."""
+        """Return the frames that enter a join, by the names of its inputs; parts of frames: at the first receiver."""
         return self.passages[0].specs
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """All flows and nodes whose frames it reads, each once."""
+        """Return all flows and nodes whose frames it reads, each once."""
         return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
 
     def at(self, receiver: int) -> "Step":
-        """As one receiver sees it."""
+        """Return the step as one receiver sees it."""
         return self if len(self.passages) == 1 else replace(self, passages=(self._passage(receiver),))
 
     def _passage(self, receiver: int) -> Passage:
@@ -223,7 +224,7 @@ class Kernel:
     maps     one after another, by name
     ends     what then reads the last of them (or the source): reductions, or one sink
     makes    nodes of it whose frames are there for other kernels, whole: materialised
-    others   what it reads besides, where its only node is a join
+    others   further sources, where its only node is a join
     """
 
     flow: str
@@ -235,17 +236,17 @@ class Kernel:
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """All flows and nodes whose frames it reads, each once."""
+        """Return all flows and nodes whose frames it reads, each once."""
         return (self.source, *self.others)
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of all its nodes, in the order of the data."""
+        """Return the names of all its nodes, in the order of the data."""
         return self.maps + self.ends
 
     @property
     def fused(self) -> bool:
-        """Whether there are several."""
+        """Return True if there are several nodes."""
         return len(self.nodes) > 1
 
 
@@ -253,7 +254,7 @@ class Kernel:
 class Plan:
     """Everything decided before anything moves. ``frames`` None = until stopped; ``period_s`` None = unpaced.
 
-    info         the detector after its own operations;  acquisition  what it is told
+    info         the detector after its own operations;  acquisition  its parameters
     threads      of each receiver;  placements  where each runs
     repeat       acquisitions, one after another, each of ``frames`` frames
     allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
@@ -289,18 +290,18 @@ class Plan:
     inputs: tuple[str, ...] = ()
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
-        """The GDT of a data flow; of one that is dispatched by modules those of its places."""
+        """Return the GDT of a data flow; for one that is dispatched by modules those of its places."""
         return tuple(gdt for gdt in self.gdts if gdt.flow == flow)
 
     def rank_of_receiver(self, receiver: int) -> int:
-        """The MPI rank of a receiver."""
+        """Return the MPI rank of a receiver."""
         return next(role.rank for role in self.ranks if role.receiver == receiver)
 
     def placement_of(self, role: RankRole) -> Placement:
-        """Where a rank runs."""
+        """Return the placement of a rank."""
         return Placement() if role.receiver is None else self.placements[role.receiver]
 
     def command_of(self, role: RankRole) -> tuple[str, ...] | None:
-        """The program of the user's that is this rank; None where it is one of lima2."""
+        """Return the user's program that is this rank; None where it is one of lima2."""
         nodes = (step.node for step in self.steps if step.name == role.worker)
         return next((node.command for node in nodes if isinstance(node, Delegate)), None)

@@ -1,10 +1,10 @@
-"""Frames of several flows that are joined: those of one flow are held until the others have told of the same frames.
+"""Frames of several flows that are joined: those of one flow are held until the others have reported the same frames.
 
-With an event every n groups of each of L local buffers of B blocks, a flow tells of a frame with the last frame of the
+With an event every n groups of each of L local buffers of B blocks, a flow reports a frame with the last frame of the
 group that comes (n-1) L groups after its own at the latest. Until then the other flow's local buffers must hold theirs
-and what comes meanwhile, with whole groups, and as many of these as a receiver takes and gives back together; else its
-source would wait for memory that waits for the source. Of groups that no event tells of, at the end of a flow, the end
-of the run tells: until then the other flow must hold all that it still has.
+and the frames that arrive meanwhile, with whole groups, and as many of these as a receiver takes and gives back
+together; else its source would wait for memory that waits for the source. Groups without an event, at the end of a
+flow, are reported at the end of the run: until then the other flow must hold all that it still has.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lima2cli.nodes.base import Gather, Select, Sink
 from lima2cli.plan.ir import Gdt, Step
 
 BATCHES = 4
-"""A receiver takes groups of a local buffer together up to one in so many of those that it holds."""
+"""Divisor of the groups that a local buffer holds: a receiver takes up to one in so many of them together."""
 
 
 @dataclass(frozen=True)
 class Skew:
-    """What a flow must hold because of another that it is joined with.
+    """The frames that a flow must hold because of another that it is joined with.
 
     frames  acquired frames, None = endless;  other  the flow that is late;  late  how late, for people
     """
@@ -33,15 +33,18 @@ class Skew:
 @dataclass(frozen=True)
 class Unreleased:
     """Acquired frames of a flow that may stay in its local buffers until other flows or receivers have theirs, and the
-    nodes that wait for these."""
+    nodes that wait for these.
+    """
 
     frames: int
     nodes: tuple[str, ...]
 
 
 def unreleased(steps: Sequence[Step], gdt: Gdt, gdts: Sequence[Gdt]) -> Unreleased:
-    """At most, where sources write as they should: in joins, and in what receivers do together with parts of frames,
-    each of which has to wait for the event of the same group at the others. What nodes compute has memory of its own.
+    """Return the unreleased frames of a flow, at most, where sources write as they should.
+
+    They wait in joins, and in collectives on parts of frames, each of which has to wait for the event of the same group
+    at the others. Results of nodes have memory of their own.
     """
     views, waits = {gdt.flow}, dict[str, int]()
     together = {step.name for step in steps if step.circle and step.numbering.parts}
@@ -59,36 +62,36 @@ def unreleased(steps: Sequence[Step], gdt: Gdt, gdts: Sequence[Gdt]) -> Unreleas
 
 
 def check_skew(steps: Sequence[Step], gdts: Sequence[Gdt], findings: Findings) -> None:
-    """Local buffers that are too shallow for a join; each flow is told of once."""
-    told: set[str] = set()
+    """Report local buffers that are too shallow for a join, once for each flow."""
+    reported: set[str] = set()
     for step in steps:
         for gdt in _joined(step, gdts):
             skew = skew_at(step, gdt, gdts)
             short = skew is not None and (skew.frames is None or skew.frames > held_frames(gdt))
-            if skew is not None and short and not gdt.rule.bounded and gdt.flow not in told:
-                told.add(gdt.flow)
-                _tell(step, gdt, skew, findings)
+            if skew is not None and short and not gdt.rule.bounded and gdt.flow not in reported:
+                reported.add(gdt.flow)
+                _report(step, gdt, skew, findings)
 
 
 def skew_at(step: Step, gdt: Gdt, gdts: Sequence[Gdt]) -> Skew | None:
-    """What a flow must hold for a node that reads its frames: the most for any of the others; None without others."""
+    """Return the largest skew of a flow against the others that a node reads with it; None without others."""
     skews = [_skew(gdt, other) for other in _joined(step, gdts) if other.flow != gdt.flow]
-    return max(skews, key=lambda it: float("inf") if it.frames is None else it.frames, default=None)
+    return max(skews, key=lambda skew: float("inf") if skew.frames is None else skew.frames, default=None)
 
 
 def held_frames(gdt: Gdt) -> int:
-    """Acquired frames from the first that the local buffers of a flow hold to the next that finds no place."""
+    """Return the acquired frames from the first that a flow's local buffers hold to the next that finds no place."""
     return gdt.rule.depth * _round(gdt)
 
 
 def _joined(step: Step, gdts: Sequence[Gdt]) -> list[Gdt]:
-    """A GDT of each flow that all frames of a node come from."""
+    """Return a GDT of each flow that all frames of a node come from."""
     by_flow = {gdt.flow: gdt for gdt in gdts}
     return [by_flow[flow] for flow in step.numbering.flows]
 
 
 def _round(gdt: Gdt) -> int:
-    """Acquired frames from one group of a local buffer to the next."""
+    """Return the acquired frames from one group of a local buffer to the next."""
     return gdt.rule.buffers * gdt.rule.blocks * gdt.rule.step
 
 
@@ -100,33 +103,33 @@ def _skew(gdt: Gdt, other: Gdt) -> Skew:
     late = _latest(other)
     groups = 1 if gdt.place is not None else max(1, gdt.rule.depth // BATCHES)
     own = gdt.rule.blocks * gdt.rule.step + (groups - 1) * _round(gdt)
-    untold = _first_untold(other)
-    if untold is not None and (last is None or last - untold + 1 > late + 1):
-        rest = None if last is None or total is None else min(total, last - max(untold, gdt.rule.start) + 1 + own)
-        return Skew(rest, other.flow, f"from frame {untold} on at the end only")
+    unreported = _first_unreported(other)
+    if unreported is not None and (last is None or last - unreported + 1 > late + 1):
+        rest = None if last is None or total is None else min(total, last - max(unreported, gdt.rule.start) + 1 + own)
+        return Skew(rest, other.flow, f"from frame {unreported} on at the end only")
     needed = late + own
     return Skew(needed if total is None else min(total, needed), other.flow, f"up to {late} frames late")
 
 
 def _latest(gdt: Gdt) -> int:
-    """How many frames after a frame its event comes at the latest, acquired frames; the flow has group events."""
+    """Return the most acquired frames from a frame to its event; the flow has group events."""
     rule = gdt.rule
     return (((max(1, gdt.group_event) - 1) * rule.buffers + 1) * rule.blocks - 1) * rule.step
 
 
-def _first_untold(gdt: Gdt) -> int | None:
-    """Number of the first frame that no group event tells of, None where there is none."""
+def _first_unreported(gdt: Gdt) -> int | None:
+    """Return the number of the first frame that no group event reports, None where there is none."""
     if gdt.selected is None:
         return None
     rule, first = gdt.rule, []
     for buffer in range(rule.buffers):
-        told = rule.full_visits(buffer, gdt.selected) // gdt.group_event * gdt.group_event
-        if told < rule.visits(buffer, gdt.selected):
-            first.append(rule.frame(rule.group_of(buffer, told) * rule.blocks))
+        reported = rule.full_visits(buffer, gdt.selected) // gdt.group_event * gdt.group_event
+        if reported < rule.visits(buffer, gdt.selected):
+            first.append(rule.frame(rule.group_of(buffer, reported) * rule.blocks))
     return min(first, default=None)
 
 
-def _tell(step: Step, gdt: Gdt, skew: Skew, findings: Findings) -> None:
+def _report(step: Step, gdt: Gdt, skew: Skew, findings: Findings) -> None:
     at: KeyPath = ("flows", gdt.flow, "buffers")
     findings.error(
         "join-too-shallow",

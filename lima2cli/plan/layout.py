@@ -1,4 +1,4 @@
-"""One data flow laid out: slots, groups, modules' parts; and what can be wrong with it."""
+"""Lay out one data flow: slots, groups, modules' parts; and check it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +11,17 @@ from lima2cli.plan.ir import Part
 from lima2cli.units import grouped, size_text
 
 DEFAULT_FRAMES = 256
-"""Frames that a local buffer is sized for where the pipeline says nothing, at least."""
+"""Fewest frames of a local buffer for which the pipeline gives no size."""
 
 HOLD_S, HOLD_BYTES = 0.5, 24 << 20
-"""And at least so many seconds of frames, as long as they take no more memory than this."""
+"""Fewest seconds of frames in such a buffer, too, as long as they take no more memory than this."""
 
 
 @dataclass(frozen=True)
 class FlowLayout:
-    """A flow, or what one place gets of it (``place``), before its local buffers have a place in their memspaces.
+    """A flow, or the part of one ``place``, before its local buffers have a place in their memspaces.
 
-    source  what it takes of each frame: that of the flow, or the box around the modules of the place
+    source  the part of each frame that it takes: that of the flow, or the box around the modules of the place
     """
 
     flow: DataFlow
@@ -35,17 +35,17 @@ class FlowLayout:
 
     @property
     def name(self) -> str:
-        """Unique among all."""
+        """Return the name, unique among all."""
         return self.flow.name if self.place is None else f"{self.flow.name}[{self.place}]"
 
     @property
     def places(self) -> tuple[BufferPlace, ...]:
-        """Of its local buffers, in rotation order."""
+        """Return the places of its local buffers, in rotation order."""
         return self.flow.places if self.place is None else (self.flow.places[self.place],)
 
 
 def frames_of(pipeline: Pipeline) -> int | None:
-    """Frames of the acquisition: those asked for, at most those that exist; None = until stopped."""
+    """Return the frames of the acquisition: those asked for, at most those that exist; None = until stopped."""
     asked = pipeline.acquisition.frames or None
     recorded = [dataset.frames for dataset in pipeline.detector.datasets if dataset.frames is not None]
     limits = [*recorded, *([asked] if asked is not None else [])]
@@ -53,7 +53,10 @@ def frames_of(pipeline: Pipeline) -> int | None:
 
 
 def parts_of(source: Rect, modules: Mapping[int, Rect], layout: BlockLayout, pixel_bytes: int) -> tuple[Part, ...]:
-    """The modules' parts of a source: row y of I goes to ``payload + (y - source.y)*pitch + (I.x - source.x)*bpp``."""
+    """Return the modules' parts of a source.
+
+    Row y of I goes to ``payload + (y - source.y)*pitch + (I.x - source.x)*bpp``.
+    """
     parts = []
     for number, module in modules.items():
         common = module & source
@@ -63,21 +66,21 @@ def parts_of(source: Rect, modules: Mapping[int, Rect], layout: BlockLayout, pix
     return tuple(parts)
 
 
-def most_slots(it: FlowLayout) -> int:
-    """Slots that a local buffer has for groups, or may get where the pipeline does not give its size."""
-    rule, said = it.rule, it.flow.said.buffers
-    slots = it.size // rule.stride
-    if said.size is None and said.frames is None and not rule.bounded:
+def most_slots(laid_out: FlowLayout) -> int:
+    """Return the slots that a local buffer has for groups, or may get where the pipeline does not give its size."""
+    rule, config = laid_out.rule, laid_out.flow.config.buffers
+    slots = laid_out.size // rule.stride
+    if config.size is None and config.frames is None and not rule.bounded:
         slots = max(slots, rule.start_slot + HOLD_BYTES // rule.stride)
     return max(0, slots - rule.start_slot)
 
 
 def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None, blocks: int = 1) -> FlowLayout:
-    """Slots and groups of one flow, or of what one place gets: integer arithmetic, whatever the number of frames.
+    """Lay out slots and groups of one flow, or of one place: integer arithmetic, whatever the number of frames.
 
     ``blocks`` per group, where the flow does not say how many.
     """
-    info, table = pipeline.detector, flow.said
+    info, table = pipeline.detector, flow.config
     share = range(len(info.modules)) if place is None or flow.shares is None else flow.shares[place]
     source = flow.source if place is None else share_box(share, info, flow.source)
     pixel_bytes = info.datasets[flow.dataset].pixel_bytes
@@ -114,7 +117,7 @@ def lay_out_flow(pipeline: Pipeline, flow: DataFlow, place: int | None = None, b
 
 
 def default_frames(rule: Rule, selected: int | None, period_s: float | None) -> int:
-    """Frames of a local buffer whose size is not given: for the pauses of a receiver, and whole groups."""
+    """Return the frames of a local buffer whose size is not given: for the pauses of a receiver, and whole groups."""
     if rule.bounded or period_s is None:
         return max(DEFAULT_FRAMES, rule.blocks)
     held = int(min(HOLD_S / (period_s * rule.step * rule.buffers), HOLD_BYTES / rule.stride))
@@ -124,56 +127,58 @@ def default_frames(rule: Rule, selected: int | None, period_s: float | None) -> 
 
 
 def check_flow(pipeline: Pipeline, layouts: Sequence[FlowLayout], findings: Findings) -> None:
-    """What is wrong with one flow on its own: as laid out, or as laid out for each place."""
+    """Check one flow on its own: as laid out, or as laid out for each place."""
     at: KeyPath = ("flows", layouts[0].flow.name)
-    largest = max(layouts, key=lambda it: it.layout.stride)
+    largest = max(layouts, key=lambda each: each.layout.stride)
     for check in (_check_slices, _check_buffer, _check_parts, _check_events):
         attempt(lambda check=check: check(pipeline, largest, at, findings))  # type: ignore[misc]
 
 
-def _check_slices(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Findings) -> None:
-    frames, rule, selected = frames_of(pipeline), it.rule, it.selected
+def _check_slices(pipeline: Pipeline, laid_out: FlowLayout, at: KeyPath, findings: Findings) -> None:
+    frames, rule, selected = frames_of(pipeline), laid_out.rule, laid_out.selected
     if frames is None or selected is None:
         return
     if selected == 0:
         findings.error(
             "slices-empty",
-            f"{it.flow.name} selects no frame: it starts at frame {rule.start} of {frames}",
+            f"{laid_out.flow.name} selects no frame: it starts at frame {rule.start} of {frames}",
             (*at, "slices", "start"),
             help=f"start below {frames}",
         )
     elif rule.count is not None and selected < rule.count:
         findings.warning(
             "slices-beyond",
-            f"{it.flow.name} selects {rule.count} frames, but only {selected} of them exist",
+            f"{laid_out.flow.name} selects {rule.count} frames, but only {selected} of them exist",
             (*at, "slices", "count"),
             notes=[f"the last selected frame would be {rule.frame(rule.count - 1)}; there are {frames}"],
         )
 
 
-def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Findings) -> None:
-    rule = it.rule
+def _check_buffer(pipeline: Pipeline, placed: FlowLayout, at: KeyPath, findings: Findings) -> None:
+    rule = placed.rule
     if rule.groups_per_buffer >= 1:
         return
-    source, dataset = it.source, pipeline.detector.datasets[it.flow.dataset]
+    source, dataset = placed.source, pipeline.detector.datasets[placed.flow.dataset]
     needed = (rule.start_slot + rule.blocks) * rule.stride
     what = "a block" if rule.blocks == 1 and not rule.start_slot else f"a group of {rule.blocks} blocks"
     if rule.start_slot:
         what += f" after {rule.start_slot} free slots"
-    alignment = it.flow.said.alignment
+    alignment = placed.flow.config.alignment
     aligned = f", aligned on {alignment.block} bits" if alignment.block > 1 else ""
     pixels = f"{source.width} x {source.height} px x {dataset.pixel_bytes} bytes ({dataset.dtype}){aligned}"
-    key = "size" if it.flow.said.buffers.size is not None else "frames"
+    key = "size" if placed.flow.config.buffers.size is not None else "frames"
     helps = f"at least {grouped(needed)} bytes"
     larger = 2**24 // rule.stride
     if larger > rule.start_slot + rule.blocks:
         helps += f"; 16 MiB holds {larger} {'frame' if larger == 1 else 'frames'}"
     related = (
-        [Related(("detector", pipeline.config.kind, "image"), "full image")] if it.flow.said.source == "full" else []
+        [Related(("detector", pipeline.config.kind, "image"), "full image")]
+        if placed.flow.config.source == "full"
+        else []
     )
     findings.error(
         "buffer-too-small",
-        f"{what} of {it.flow.name} needs {grouped(needed)} bytes, its local buffer has {size_text(it.size)}",
+        f"{what} of {placed.flow.name} needs {grouped(needed)} bytes, its local buffer has {size_text(placed.size)}",
         (*at, "buffers", key),
         notes=[pixels],
         help=helps,
@@ -181,18 +186,18 @@ def _check_buffer(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Fin
     )
 
 
-def _check_parts(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Findings) -> None:
-    if not it.parts:
+def _check_parts(pipeline: Pipeline, laid_out: FlowLayout, at: KeyPath, findings: Findings) -> None:
+    if not laid_out.parts:
         findings.error(
             "source-in-gap",
-            f"no module covers any pixel of the source of {it.name} ({it.source})",
+            f"no module covers any pixel of the source of {laid_out.name} ({laid_out.source})",
             (*at, "source"),
         )
 
 
-def _check_events(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Findings) -> None:
-    """Data that no event tells of, or that would be overwritten before any event can tell of it."""
-    rule, events, selected, name = it.rule, it.flow.said.events, it.selected, it.flow.name
+def _check_events(pipeline: Pipeline, laid_out: FlowLayout, at: KeyPath, findings: Findings) -> None:
+    """Report data without an event, or that would be overwritten before any event."""
+    rule, events, selected, name = laid_out.rule, laid_out.flow.config.events, laid_out.selected, laid_out.flow.name
     if rule.groups_per_buffer < 1:
         return
     where = (*at, "events")
@@ -203,15 +208,15 @@ def _check_events(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Fin
         )  # fmt: skip
         return
     if selected is not None and not events.end and not rule.bounded:
-        _check_rest(it, where, findings)
+        _check_rest(laid_out, where, findings)
     counts = [None if selected is None else rule.visits(buffer, selected) for buffer in range(rule.buffers)]
     period, depth = events.group, rule.depth
     deep = [count for count in counts if count is None or count > depth]
     if rule.bounded or not deep or 0 < period <= depth:
         return
-    told = f"only every {period} groups" if period else "only at the end"
-    message = f"{name} is told of {told}, but a local buffer keeps {depth} group{'s' * (depth != 1)}"
-    if it.flow.overrun == "continue":
+    events_text = f"only every {period} groups" if period else "only at the end"
+    message = f"{name} is told of {events_text}, but a local buffer keeps {depth} group{'s' * (depth != 1)}"
+    if laid_out.flow.overrun == "continue":
         lost = "all but the last" if None in counts else str(sum((c or 0) - depth for c in deep) * rule.blocks)
         findings.warning("told-too-late", f"{message}: {lost} frames will be lost", (*where, "group"))
     else:
@@ -222,13 +227,13 @@ def _check_events(pipeline: Pipeline, it: FlowLayout, at: KeyPath, findings: Fin
         )  # fmt: skip
 
 
-def _check_rest(it: FlowLayout, where: KeyPath, findings: Findings) -> None:
-    rule, selected, period = it.rule, it.selected or 0, it.flow.said.events.group
+def _check_rest(laid_out: FlowLayout, where: KeyPath, findings: Findings) -> None:
+    rule, selected, period = laid_out.rule, laid_out.selected or 0, laid_out.flow.config.events.group
     rest = selected % rule.blocks
     if rest:
         findings.error(
             "rest-never-told",
-            f"the last group of {it.flow.name} has {rest} of {rule.blocks} blocks: no group event tells of it",
+            f"the last group of {laid_out.flow.name} has {rest} of {rule.blocks} blocks: no group event tells of it",
             where,
             notes=[f"{selected} frames in groups of {rule.blocks}"],
             help="events: {end: true} tells of it",
@@ -239,7 +244,7 @@ def _check_rest(it: FlowLayout, where: KeyPath, findings: Findings) -> None:
         if visits % period:
             findings.error(
                 "rest-never-told",
-                f"local buffer {buffer} of {it.flow.name} gets {visits} groups, with an event every {period}: "
+                f"local buffer {buffer} of {laid_out.flow.name} gets {visits} groups, with an event every {period}: "
                 f"the last {visits % period} would never be told of",
                 (*where, "group"),
                 help="events: {end: true} tells of them",
@@ -248,12 +253,12 @@ def _check_rest(it: FlowLayout, where: KeyPath, findings: Findings) -> None:
 
 
 def check_channels(pipeline: Pipeline, layouts: list[FlowLayout], findings: Findings) -> None:
-    """More flows on a module than it has data channels."""
+    """Report more flows on a module than it has data channels."""
     limit = pipeline.detector.channels
     if limit is None:
         return
     for module in range(len(pipeline.detector.modules)):
-        users = [it.flow.name for it in layouts if any(part.module == module for part in it.parts)]
+        users = [layout.flow.name for layout in layouts if any(part.module == module for part in layout.parts)]
         if len(users) > limit:
             findings.error(
                 "too-many-channels",

@@ -1,4 +1,4 @@
-"""Which frames travel along each edge, and where they are: of flows, of joins, and behind every node."""
+"""Number the frames that travel along each edge, and place them: of flows, of joins, and behind every node."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,59 +15,68 @@ from lima2cli.nodes.base import Delegate, Gather, Join, Select, Transform
 from lima2cli.plan.ir import Gdt, Numbering, Step
 
 LONGEST_PATTERN = 1 << 20
-"""Frames that are compared to see whether two flows put them at the same receivers."""
+"""Most frames that are compared to see if two flows put them at the same receivers."""
 
 
 def of_flow(gdts: Sequence[Gdt]) -> Numbering:
-    """Of a data flow: one GDT, or those of its places, each of which has a part of all frames."""
+    """Return the numbering of a data flow: one GDT, or those of its places, each of which has a part of all frames."""
     first = gdts[0]
     receivers = tuple(buffer.receiver for gdt in gdts for buffer in gdt.buffers)
     return Numbering(first.rule, receivers, first.selected, (first.flow,), parts=first.place is not None)
 
 
 def after(step: Step) -> Numbering:
-    """Of what leaves a node; raises `NodeMisuse` where frames that belong together are apart."""
-    came, node = step.numbering, step.node
+    """Return the numbering of a node's output.
+
+    Raises: NodeMisuse where frames that belong together are apart.
+    """
+    before, node = step.numbering, step.node
     if isinstance(node, Gather):
-        return replace(came, rule=replace(came.rule, buffers=len(came.receivers)), parts=False) if step.circle else came
+        return (
+            replace(before, rule=replace(before.rule, buffers=len(before.receivers)), parts=False)
+            if step.circle
+            else before
+        )
     if isinstance(node, Select):
-        return replace(came, filters=(*came.filters, step.name))
+        return replace(before, filters=(*before.filters, step.name))
     if isinstance(node, Join):
-        return replace(came, unmatched=(*came.unmatched, step.name)) if len(step.sources) > 1 else came
+        return replace(before, unmatched=(*before.unmatched, step.name)) if len(step.sources) > 1 else before
     if isinstance(node, Delegate):
-        return replace(came, upstream=(*came.upstream, step.name)) if node.reply else came
+        return replace(before, upstream=(*before.upstream, step.name)) if node.reply else before
     if not isinstance(node, Transform):
-        return came
-    rule, receivers, window = node.numbering(came.rule, came.receivers)
-    if window != 1 and came.filters:
-        message = f"which frames `{came.filters[-1]}` lets pass is not known before: they don't make windows"
+        return before
+    rule, receivers, window = node.numbering(before.rule, before.receivers)
+    if window != 1 and before.filters:
+        message = f"which frames `{before.filters[-1]}` lets pass is not known before: they don't make windows"
         raise NodeMisuse("edge-mismatch", message, (), "accumulate before the filter")
-    selected = 1 if not window else None if came.selected is None else came.selected // window
+    selected = 1 if not window else None if before.selected is None else before.selected // window
     return replace(
-        came,
+        before,
         rule=rule,
         receivers=tuple(receivers),
         selected=selected,
-        window=came.window * window,
-        upstream=(*came.upstream, step.name),
+        window=before.window * window,
+        upstream=(*before.upstream, step.name),
     )
 
 
 def paired(numberings: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
-    """Of the frames that are in all inputs, by name; raises `NodeMisuse` where they cannot be paired, or are not at the
-    same receivers. ``names`` are the receivers'."""
+    """Return the numbering of the frames that are in all inputs, by name; ``names`` are the receivers'.
+
+    Raises: NodeMisuse where frames cannot be paired, or are not at the same receivers.
+    """
     (first, one), *others = numberings.items()
     unlike = {name: other for name, other in others if _numbers(other) != _numbers(one)}
     same = _common(first, one, unlike, names) if unlike else one
     inputs = list(numberings.values())
-    common = tuple(name for name in one.upstream if all(name in it.upstream for it in inputs))
-    apart = [name for it in inputs for name in (*it.upstream, *it.unmatched) if name not in common]
+    common = tuple(name for name in one.upstream if all(name in each.upstream for each in inputs))
+    apart = [name for each in inputs for name in (*each.upstream, *each.unmatched) if name not in common]
     return replace(
         same,
-        flows=_each([flow for it in inputs for flow in it.flows]),
+        flows=_each([flow for each in inputs for flow in each.flows]),
         upstream=common,
         unmatched=_each(apart),
-        filters=_each([name for it in inputs for name in it.filters]),
+        filters=_each([name for each in inputs for name in each.filters]),
     )
 
 
@@ -75,12 +84,22 @@ def _each(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _numbers(it: Numbering) -> tuple[object, ...]:
-    return it.rule, it.receivers, it.selected, it.window, it.parts, it.everywhere
+def _numbers(edge: Numbering) -> tuple[object, ...]:
+    return (
+        edge.rule,
+        edge.receivers,
+        edge.selected,
+        edge.window,
+        edge.parts,
+        edge.everywhere,
+    )
 
 
 def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: Sequence[str]) -> Numbering:
-    """Of the frames that are in all; raises `NodeMisuse`."""
+    """Return the numbering of the frames that are in all inputs.
+
+    Raises: NodeMisuse.
+    """
     rule, selected, before = one.rule, one.selected, [first]
     for name, other in others.items():
         _check_alike(first, one, name, other)
@@ -104,7 +123,10 @@ def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: 
 
 
 def _check_alike(first: str, one: Numbering, name: str, other: Numbering) -> None:
-    """Frames of the same sort, at the same receivers as far as these have parts of them; raises `NodeMisuse`."""
+    """Check that frames are of the same sort, and at the same receivers as far as these have parts of them.
+
+    Raises: NodeMisuse.
+    """
     if one.window != 1 or other.window != 1:
         message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
         raise NodeMisuse("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
@@ -116,30 +138,38 @@ def _check_alike(first: str, one: Numbering, name: str, other: Numbering) -> Non
 
 
 def _grouped(inputs: Mapping[str, Numbering], common: Rule) -> Rule:
-    """Common frames of flows of parts, in groups: what comes of them at once is of one group of each flow, and must be
-    of one group here, for all of it is gathered at one receiver. Raises `NodeMisuse`."""
-    for rule in (it.rule for it in inputs.values()):
+    """Return the rule of common frames of flows of parts, in groups.
+
+    Results that are gathered at once are of one group of each flow, and must be of one group here, for all of it is
+    gathered at one receiver.
+
+    Raises: NodeMisuse.
+    """
+    for rule in (each.rule for each in inputs.values()):
         span = rule.step * rule.blocks
         if common.step >= span:
             return common
         if span % common.step == 0 and (common.start - rule.start) % span < common.step:
             return replace(common, blocks=span // common.step)
-    said = ", ".join(f"`{name}`" for name in inputs)
-    message = f"the groups of {said} overlap: it is not known where their frames would be gathered"
+    listed = ", ".join(f"`{name}`" for name in inputs)
+    message = f"the groups of {listed} overlap: it is not known where their frames would be gathered"
     help = "the same slices and blocks_per_group for all, or reconstruct the frames before they are joined"
     raise NodeMisuse("edge-mismatch", message, ("inputs", list(inputs)[-1]), help)
 
 
 def _one_round(rule: Rule, selected: int | None, inputs: Sequence[Numbering]) -> NDArray[np.int64]:
-    """Common frames until the places come round again."""
-    period = reduce(lcm, (it.rule.step * it.rule.blocks * it.rule.buffers for it in inputs)) // rule.step
+    """Return the common frames until the places come round again, int64 (n,)."""
+    period = reduce(lcm, (each.rule.step * each.rule.blocks * each.rule.buffers for each in inputs)) // rule.step
     within = -(-(LARGEST - rule.start) // rule.step)
     count = min(n for n in (selected, period, LONGEST_PATTERN, within) if n is not None)
     return rule.start + rule.step * np.arange(count, dtype=np.int64)
 
 
 def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Numbering) -> tuple[Rule, int | None]:
-    """The frames of two progressions: a progression (the Chinese remainder theorem). Of the first ``of_a`` frames."""
+    """Return the common frames, at most ``of_a`` of one, as a progression (the Chinese remainder theorem).
+
+    Raises: NodeMisuse where there are none.
+    """
     b = other.rule
     apart, common = b.start - a.start, gcd(a.step, b.step)
     step, latest = lcm(a.step, b.step), max(a.start, b.start)
@@ -157,20 +187,20 @@ def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Nu
 
 
 def _count(start: int | None, step: int, a: Rule, of_a: int | None, b: Rule, of_b: int | None) -> int | None:
-    """How many common frames there are where there are so many of each; None where both are endless."""
+    """Return the number of common frames of so many of each; None where both are endless."""
     lasts = [rule.frame(count - 1) for rule, count in ((a, of_a), (b, of_b)) if count is not None]
     if start is None or not lasts:
         return None
     return max(0, (min(lasts) - start) // step + 1)
 
 
-def _places(it: Numbering, frames: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The receiver of each frame."""
-    return np.asarray(it.receivers)[it.rule.place(frames).buffer]
+def _places(numbering: Numbering, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the receiver of each frame, int64 (n,)."""
+    return np.asarray(numbering.receivers)[numbering.rule.place(frames).buffer]
 
 
 def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
-    """Of one whole round: frames that follow each other at one receiver, and the receivers in turn."""
+    """Return, for one whole round, the frames that follow each other at one receiver, and the receivers in turn."""
     changes = np.flatnonzero(np.diff(places)) + 1
     if not len(changes):
         return 1, (int(places[0]),)
@@ -184,7 +214,7 @@ def _pattern(places: NDArray[np.int64]) -> tuple[int, tuple[int, ...]]:
 def _apart(
     first: str, one: Numbering, name: str, other: Numbering, frames: NDArray[np.int64], names: Sequence[str]
 ) -> NodeMisuse:
-    """The same frame at different receivers."""
+    """Return the misuse of the same frame being at different receivers."""
     here, there = _places(one, frames), _places(other, frames)
     at = int(np.flatnonzero(here != there)[0])
     message = (
@@ -197,19 +227,19 @@ def _apart(
 def _order(
     first: str, one: Numbering, name: str, other: Numbering, frames: NDArray[np.int64], names: Sequence[str]
 ) -> str:
-    """The order of local buffers of one of the flows that would put its frames where the other has them."""
+    """Return help: the order of one flow's local buffers that would put its frames where the other has them."""
     for fixed, moved, of in ((one, other, name), (other, one, first)):
         buffer = moved.rule.place(frames).buffer
         wanted = _places(fixed, frames)
-        found = [set(wanted[buffer == index].tolist()) or {own} for index, own in enumerate(moved.receivers)]
-        if len(moved.flows) == 1 and all(len(places) == 1 for places in found):
-            places = ", ".join(f"{names[place]}.…" for (place,) in found)
+        owners = [set(wanted[buffer == index].tolist()) or {own} for index, own in enumerate(moved.receivers)]
+        if len(moved.flows) == 1 and all(len(places) == 1 for places in owners):
+            places = ", ".join(f"{names[place]}.…" for (place,) in owners)
             return f"of `{moved.flows[0]}`, from which `{of}` comes: buffers: {{at: [{places}]}}"
     return "the same slices, blocks_per_group and order of `at` for both flows"
 
 
-def _counted(it: Numbering) -> str:
-    """Frames in words: those of the flow, or windows of them."""
-    if it.window == 1:
+def _counted(numbering: Numbering) -> str:
+    """Return frames in words: those of the flow, or windows of them."""
+    if numbering.window == 1:
         return "the frames of the flow"
-    return f"one frame made of {it.window}" if it.window else "one frame made of all"
+    return f"one frame made of {numbering.window}" if numbering.window else "one frame made of all"

@@ -22,7 +22,7 @@ ENDLESS = 0
 
 
 def rashpa_calls(plan: Plan) -> tuple[GdtCalls, ...]:
-    """The calls of each data flow, flows in the order of the plan. They need the manager and the receivers."""
+    """Return the calls of each data flow, flows in the order of the plan. They need the manager and the receivers."""
     return tuple(_gdt_calls(plan, gdt) for gdt in plan.gdts)
 
 
@@ -56,14 +56,15 @@ def _source(gdt: Gdt) -> RashpaCall:
 
 
 TYPES = {"rashpaManagerCreateGDT": "rashpa_gdt_t *", "rashpaManagerGetGDTBuffer": "rashpa_buffer_t* "}
-"""Of results, written as in the deck."""
+"""C types of results, written as in the deck."""
 
 BYTES = "lbuff_bytes"
 
 
 def c_listing(plan: Plan) -> str:
-    """C statements, one block per flow; ``manager_pt`` and one ``<receiver>_pt`` for each receiver are the caller's
-    (a ``-`` in a receiver's name becomes ``_``)."""
+    """Return C statements, one block per flow; ``manager_pt`` and one ``<receiver>_pt`` for each receiver are the
+    caller's (a ``-`` in a receiver's name becomes ``_``).
+    """
     lines = [f"/* {plan.name}: GDT set-up by lima2 {__version__} */", ""]
     for calls in rashpa_calls(plan):
         statements = [line for call in calls for line in _statements(call)]
@@ -72,11 +73,11 @@ def c_listing(plan: Plan) -> str:
 
 
 def _statements(call: RashpaCall) -> list[str]:
-    """A call, and before it the number of bytes that it is given."""
-    said = f"{call.function}({', '.join(map(_argument, call.arguments))});"
+    """Return a call, and before it the number of bytes that it is given."""
+    statement = f"{call.function}({', '.join(map(_argument, call.arguments))});"
     sizes = [argument.size for argument in call.arguments if isinstance(argument, ByteCount)]
     before = [line for size in sizes for line in ("", f"ssize_t {BYTES} = {_bytes(size)};")]
-    return [*before, said if call.result is None else f"{TYPES[call.function]}{call.result} = {said}"]
+    return [*before, statement if call.result is None else f"{TYPES[call.function]}{call.result} = {statement}"]
 
 
 def _argument(argument: Argument) -> str:

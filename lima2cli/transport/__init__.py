@@ -1,1 +1,1 @@
-"""How frames and control messages move between ranks: inline or by MPI."""
+"""Move frames and control messages between ranks: inline or by MPI."""

@@ -36,7 +36,10 @@ class Stripes:
         return places
 
     def index(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which own row each of these rows (n,) is. ValueError where one is another's."""
+        """Return the index of each of these rows (n,) among the own ones.
+
+        Raises: ValueError where one is another's.
+        """
         cycle, inside = np.divmod(rows, self.block * self.count)
         stripe, row = np.divmod(inside, self.block)
         place = self._places[stripe]
@@ -46,37 +49,39 @@ class Stripes:
         return index
 
     def rows(self, first: int, last: int) -> NDArray[np.int64]:
-        """The rows that the own rows ``first`` to ``last - 1`` are."""
+        """Return the rows, int64 (n,), of the own rows ``first`` to ``last - 1``."""
         stripe, row = np.divmod(np.arange(first, last, dtype=np.int64), self.block)
         cycle, place = np.divmod(stripe, len(self.own))
         rows: NDArray[np.int64] = (cycle * self.count + np.asarray(self.own, np.int64)[place]) * self.block + row
         return rows
 
     def below(self, row: int) -> int:
-        """How many own rows come before a row."""
+        """Return the number of own rows before a row."""
         cycle, inside = divmod(row, self.block * self.count)
         part = sum(max(0, min(self.block, inside - stripe * self.block)) for stripe in self.own)
         return cycle * len(self.own) * self.block + part
 
 
 class SharedFile(Protocol):
-    """A file that is there already, opened by all members of a circle to write to it together."""
+    """An existing file, opened by all members of a collective group to write to it together."""
 
     def begin(self, first: int, rows: NDArray[np.uint8]) -> "Pending":
         """Begin to write own rows (n, row_bytes), C-contiguous, of which the first is the ``first``-th own one.
 
         A collective operation: every member takes part in each, in the same order; with no rows if it has none.
-        ``rows`` must stay as they are until it is done. Its ``done`` raises OSError where this member's part failed.
+        ``rows`` must stay as they are until it is done.
+
+        Raises: OSError, from its ``done``, where this member's part failed.
         """
         ...
 
     def close(self) -> None:
-        """Close it; collective, and only when nothing is under way."""
+        """Close the file; collective, and only when nothing is under way."""
         ...
 
 
 Message = tuple[str, Any]
-"""A kind and plain data."""
+"""A message: kind and plain data."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ class RegionSpec:
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """All memory of a run: the regions, and the number of control words of each rank; ``circles``, the ranks that take
-    part in each collective; and ``lines``, those that send each other blocks of frames."""
+    """The memory of a run: the regions, and the number of control words of each rank; ``circles``, the ranks that take
+    part in each collective; and ``lines``, those that send each other blocks of frames.
+    """
 
     regions: tuple[RegionSpec, ...]
     control_words: tuple[int, ...]
@@ -103,55 +109,60 @@ class Pending(Protocol):
     """A collective operation under way."""
 
     def done(self) -> bool:
-        """Whether this rank's part is complete; does not wait. To ask is what moves it."""
+        """Return True if this rank's part is complete; does not wait. Asking is what moves it."""
         ...
 
 
 class Agreement(Pending, Protocol):
-    """``words`` (size,) uint64, once done: what each member told."""
+    """The words of all members. ``words`` (size,) uint64, once done: the word that each member sent."""
 
     words: NDArray[np.uint64]
 
 
 class Shared(Pending, Protocol):
-    """``parts``, once done: the bytes that each member shared."""
+    """The bytes of all members. ``parts``, once done: the bytes that each member shared."""
 
     parts: list[NDArray[np.uint8]]
 
 
 class CollectiveGroup(Protocol):
-    """The ranks that take part in one collective, which nobody else uses.
+    """The ranks that take part in one collective, which no other collective uses.
 
     Its members begin the same operations of a kind in the same order: the n-th `tell` of one belongs to the n-th of all
-    others, and so it is with `share` and `collect` together. Nothing waits. What is handed over must stay as it is
-    until the operation is done.
+    others, and so it is with `share` and `collect` together. Nothing waits. Arrays that are handed over must stay as
+    they are until the operation is done.
     """
 
     rank: int
     size: int
 
     def tell(self, word: int) -> Agreement:
-        """Tell all members a word, and hear those of all."""
+        """Send a word to all members, and receive those of all."""
         ...
 
     def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> Shared:
-        """Give all members bytes, and get those of all, whose ``sizes`` all know."""
+        """Give all members bytes, and receive those of all, whose ``sizes`` all know."""
         ...
 
     def open_file(self, path: str, stripes: Stripes) -> SharedFile:
-        """Open a file that is there, to write to it together; the members do so in the same order, and wait for each
-        other. OSError where it can't be opened."""
+        """Open an existing file, to write to it together; the members do so in the same order, and wait for each other.
+
+        Raises: OSError where it can't be opened.
+        """
         ...
 
     def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> Pending:
         """Write the parts (n, h, w) of all members to their places in ``whole`` (n, height, width) of the root; other
-        members' ``whole`` is not looked at. Rows of a part are contiguous."""
+        members' ``whole`` is unused. Rows of a part are contiguous.
+        """
         ...
 
 
 class Mailbox(Protocol):
-    """Blocks of frames between some ranks, its members, which nobody else uses. What one member sends to another
-    arrives in order."""
+    """Blocks of frames between some ranks, its members; no other ranks use it.
+
+    Messages of one member to another arrive in order.
+    """
 
     def send(self, member: int, head: Any, frames: Array | None = None) -> Pending:
         """Send plain data, and frames (n, height, width) of contiguous rows or none; does not wait. ``frames`` must
@@ -159,20 +170,23 @@ class Mailbox(Protocol):
         ...
 
     def receive(self) -> tuple[int, Any, Array | None] | None:
-        """What has come next, and the member that sent it, or None; does not wait. Frames are the caller's own."""
+        """Return the next message, with its sender, or None; does not wait. Frames are the caller's own."""
         ...
 
 
 class PutChannel(Protocol):
-    """Writes rectangles of one shape into the slots of one region."""
+    """A channel that writes rectangles of one shape into the slots of one region."""
 
     def put(self, frames: Array, offset: int) -> None:
         """Start writing frames (n, rows, columns), rows contiguous, into n consecutive slots; ``offset`` is that of
-        the first pixel in the region, bytes. ``frames`` must stay as they are until the next `flush`."""
+        the first pixel in the region, bytes. ``frames`` must stay as they are until the next `flush`.
+
+        Raises: IndexError where they would leave the region.
+        """
         ...
 
     def flush(self) -> None:
-        """All that was put is at its target."""
+        """Wait until all that was put is at its target."""
         ...
 
 
@@ -183,12 +197,13 @@ class Port(Protocol):
     size: int
 
     def memory(self, region: int) -> NDArray[np.uint8]:
-        """Own region, writable bytes."""
+        """Return the own region, writable bytes."""
         ...
 
     def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> PutChannel:
-        """A lane to a region for rectangles of ``rows`` rows of ``row_bytes``, rows ``pitch`` and slots ``stride``
-        bytes apart."""
+        """Return a channel to a region for rectangles of ``rows`` rows of ``row_bytes``, rows ``pitch`` and slots
+        ``stride`` bytes apart.
+        """
         ...
 
     def store(self, rank: int, word: int, value: int) -> None:
@@ -200,23 +215,23 @@ class Port(Protocol):
         ...
 
     def read(self, word: int, count: int) -> NDArray[np.uint64]:
-        """Own control words, each read atomically; valid until the next call."""
+        """Return own control words, uint64, each read atomically; valid until the next call."""
         ...
 
     def words(self, word: int, count: int) -> NDArray[np.uint64]:
-        """A view of own control words, for what generation words guard; `sync` first."""
+        """Return a view, uint64, of own control words that generation words guard; `sync` first."""
         ...
 
     def sync(self) -> None:
-        """Make what others wrote to own memory visible to loads that follow."""
+        """Make the writes of others to own memory visible to loads that follow."""
         ...
 
     def circle(self, index: int) -> CollectiveGroup:
-        """A circle that this rank is a member of."""
+        """Return a collective group that this rank is a member of."""
         ...
 
     def line(self, index: int) -> Mailbox:
-        """A line that this rank is a member of."""
+        """Return a mailbox that this rank is a member of."""
         ...
 
     def send(self, rank: int, message: Message) -> None:
@@ -224,11 +239,11 @@ class Port(Protocol):
         ...
 
     def receive(self) -> tuple[int, Message] | None:
-        """The next control message and the rank it came from, or None; does not wait."""
+        """Return the next control message and the rank that sent it, or None; does not wait."""
         ...
 
     def close(self) -> None:
-        """Give the memory back; collective."""
+        """Release the memory; collective."""
         ...
 
 

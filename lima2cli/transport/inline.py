@@ -16,7 +16,7 @@ from lima2cli.transport.mapped import MappedFile, map_file
 
 
 class _Written:
-    """See `Pending`: of what is written when it begins."""
+    """See `Pending`; complete when it begins."""
 
     def __init__(self, error: OSError | None) -> None:
         self._error = error
@@ -53,7 +53,10 @@ class InlineFile:
 
 
 def write_whole(descriptor: int, piece: NDArray[np.uint8], offset: int) -> None:
-    """Write bytes at an offset, however often the system has to be asked. OSError."""
+    """Write bytes at an offset, in as many calls as the system needs.
+
+    Raises: OSError.
+    """
     left = piece.reshape(-1).data
     while len(left):
         written = os.pwrite(descriptor, left, offset)
@@ -61,7 +64,7 @@ def write_whole(descriptor: int, piece: NDArray[np.uint8], offset: int) -> None:
 
 
 class _Operation:
-    """One operation; ``given`` by member. The last of them completes it."""
+    """An operation of a collective; ``given`` by member. The last of them completes it."""
 
     def __init__(self, size: int) -> None:
         self.given: dict[int, Any] = {}
@@ -75,14 +78,14 @@ class _Operation:
 
 
 class CollectiveTable:
-    """What the members of one circle share: their operations by kind and number, until all have begun them."""
+    """The state that members of one group share: operations by kind and number, until all have begun them."""
 
     def __init__(self, members: tuple[int, ...]) -> None:
         self.members = members
         self._operations: dict[tuple[str, int], _Operation] = {}
 
     def give(self, kind: str, number: int, member: int, what: Any) -> _Operation:
-        """Lay a contribution on the table."""
+        """Add a member's contribution to an operation."""
         key = (kind, number)
         operation = self._operations.setdefault(key, _Operation(len(self.members)))
         operation.given[member] = what
@@ -108,7 +111,7 @@ class _Inline:
 
 
 class InlineCollectiveGroup:
-    """See `Circle`."""
+    """See `CollectiveGroup`."""
 
     def __init__(self, table: CollectiveTable, rank: int) -> None:
         self.rank, self.size = table.members.index(rank), len(table.members)
@@ -116,16 +119,16 @@ class InlineCollectiveGroup:
         self._begun: dict[str, int] = defaultdict(int)
 
     def tell(self, word: int) -> _Inline:
-        """See `Circle.tell`."""
+        """See `CollectiveGroup.tell`."""
 
         def finish(words: list[int]) -> None:
-            told.words = np.array(words, np.uint64)
+            agreement.words = np.array(words, np.uint64)
 
-        told = _Inline(self._give("tell", word), finish)
-        return told
+        agreement = _Inline(self._give("tell", word), finish)
+        return agreement
 
     def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> _Inline:
-        """See `Circle.share`."""
+        """See `CollectiveGroup.share`."""
 
         def finish(parts: list[NDArray[np.uint8]]) -> None:
             shared.parts = parts
@@ -134,7 +137,7 @@ class InlineCollectiveGroup:
         return shared
 
     def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> _Inline:
-        """See `Circle.collect`. Whoever sees first that all is there copies, before anyone lets go of a part."""
+        """See `CollectiveGroup.collect`. The first member that sees all parts copies, before a part is released."""
         operation = self._give("move", (part, whole if self.rank == root else None))
 
         def finish(given: list[tuple[Array, Array | None]]) -> None:
@@ -148,7 +151,7 @@ class InlineCollectiveGroup:
         return _Inline(operation, finish)
 
     def open_file(self, path: str, stripes: Stripes) -> InlineFile:
-        """See `Circle.open_file`; nothing to wait for."""
+        """See `CollectiveGroup.open_file`; there is nothing to wait for."""
         return InlineFile(path, stripes)
 
     def _give(self, kind: str, what: Any) -> _Operation:
@@ -161,7 +164,7 @@ Mail = tuple[int, Any, Array | None]
 
 
 class MailboxTable:
-    """What the members of one line share."""
+    """The messages that members of one mailbox share."""
 
     def __init__(self, members: tuple[int, ...]) -> None:
         self.members = members
@@ -169,26 +172,26 @@ class MailboxTable:
 
 
 class _Sent:
-    """See `Pending`: of what is sent when it begins."""
+    """See `Pending`; sending is complete when it begins."""
 
     def done(self) -> bool:
-        """It is a copy that has been sent."""
+        """Return True: a copy has been sent."""
         return True
 
 
 class InlineMailbox:
-    """See `Line`."""
+    """See `Mailbox`."""
 
     def __init__(self, table: MailboxTable, rank: int) -> None:
         self._mail, self._member = table.mail, table.members.index(rank)
 
     def send(self, member: int, head: Any, frames: Array | None = None) -> _Sent:
-        """See `Line.send`."""
+        """See `Mailbox.send`."""
         self._mail[member].append((self._member, head, None if frames is None else frames.copy()))
         return _Sent()
 
     def receive(self) -> Mail | None:
-        """See `Line.receive`."""
+        """See `Mailbox.receive`."""
         mail = self._mail[self._member]
         return mail.popleft() if mail else None
 
@@ -215,20 +218,20 @@ class InlineMemory:
         return self._maps[-1].memory
 
     def close(self) -> None:
-        """Give mapped files free."""
+        """Release mapped files."""
         while self._maps:
             self._maps.pop().close()
 
 
 class InlinePutChannel:
-    """See `Lane`."""
+    """See `PutChannel`."""
 
     def __init__(self, memory: NDArray[np.uint8], rows: int, row_bytes: int, pitch: int, stride: int) -> None:
         self._memory, self._rows, self._row_bytes = memory, rows, row_bytes
         self._pitch, self._stride = pitch, stride
 
     def put(self, frames: Array, offset: int) -> None:
-        """See `Lane.put`; complete at once."""
+        """See `PutChannel.put`; complete at once."""
         raw = frames.view(np.uint8) if frames.dtype != np.uint8 else frames
         shape = (len(raw), self._rows, self._row_bytes)
         end = offset + (shape[0] - 1) * self._stride + (self._rows - 1) * self._pitch + self._row_bytes
@@ -237,7 +240,7 @@ class InlinePutChannel:
         as_strided(self._memory[offset:], shape, (self._stride, self._pitch, 1))[...] = raw
 
     def flush(self) -> None:
-        """Nothing is ever under way."""
+        """Do nothing: every put is complete at once."""
 
 
 class InlinePort:
@@ -272,7 +275,7 @@ class InlinePort:
         return self._memory.control[self.rank][word : word + count]
 
     def sync(self) -> None:
-        """Nothing to do: one process."""
+        """Do nothing: one process sees its own writes."""
 
     def circle(self, index: int) -> InlineCollectiveGroup:
         """See `Port.circle`."""
@@ -292,4 +295,4 @@ class InlinePort:
         return mail.popleft() if mail else None
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing: there is nothing to release."""

@@ -1,8 +1,8 @@
-"""Memory-mapped files as memspaces.
+"""Map files into memory as memspaces.
 
-Such a file is as large as its memspace, and nothing else is in it. What says that it is ours lies beside it: the marker
-``NAME.lima2`` holds its inode and its size, so that it means no other file that has come to that name. The file is
-locked as long as it is mapped: it is one memspace of one run at a time.
+Such a file is as large as its memspace, and nothing else is in it. Its marker lies next to it: ``NAME.lima2`` holds the
+file's inode and its size, so that it marks no other file that has taken that name. The file is locked as long as it is
+mapped: it is one memspace of one run at a time.
 """
 
 import json
@@ -34,16 +34,16 @@ class MappedFile:
         self.memory: NDArray[np.uint8] = np.memmap(handle, np.uint8, "r+", shape=(size,))
 
     def close(self) -> None:
-        """Bring it to the disk and give it free; ``memory`` stays as it is for those who still have it."""
+        """Flush it to the disk and release it; ``memory`` stays valid for those who still have it."""
         self.memory.flush()  # type: ignore[attr-defined]
-        unlock(self._handle.fileno())  # the map has the file open too, as long as it is there
+        unlock(self._handle.fileno())  # the mapping keeps the file open, too
         self._handle.close()
 
 
 def map_file(path: str, size: int) -> MappedFile:
-    """Map a file of ``size`` bytes, made where it is not there, else one of ours.
+    """Map a file of ``size`` bytes, created where it does not exist, else one of ours.
 
-    Raises `EnvironmentUnfit` where it is another file or in use, which is left as it is; OSError.
+    Raises: EnvironmentUnfit where it is another file or in use, which is left as it is; OSError.
     """
     file, size = Path(path), max(1, size)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def map_file(path: str, size: int) -> MappedFile:
     try:
         if not lock(descriptor):
             raise EnvironmentUnfit(f"{path} {IN_USE}")
-        found = os.fstat(descriptor)
-        if not flags and (reason := _objection_to(found, file)) is not None:  # looked at again, now that it is locked
+        status = os.fstat(descriptor)
+        if not flags and (reason := _objection_to(status, file)) is not None:  # looked at again, now that it is locked
             raise EnvironmentUnfit(f"{path} {reason}")
-        _mark(file, found.st_ino, size, found.st_size)  # whenever this is cut short, it stays ours
+        _mark(file, status.st_ino, size, status.st_size)  # the file stays ours whenever this is cut short
         os.ftruncate(descriptor, size)
-        _mark(file, found.st_ino, size)
+        _mark(file, status.st_ino, size)
         return MappedFile(handle, size)
     except BaseException:
         handle.close()
@@ -68,19 +68,19 @@ def map_file(path: str, size: int) -> MappedFile:
 
 
 def objection(path: Path, *, in_use: bool = False) -> str | None:
-    """Why a file can't be made a memspace, in words that follow its name; None where it can. Nothing is changed.
+    """Return the reason why a file can't be a memspace, in words that follow its name; None where it can.
 
-    ``in_use``: also that a run uses it now.
+    Nothing is changed. ``in_use``: also that a run uses it now.
     """
     if path.name.endswith(SUFFIX):
         return f"has a name that ends with {SUFFIX}, as those of markers do"
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return _objection_to_folder(path) or _objection_to_marker(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return f"cannot be made: {error.strerror if isinstance(error, OSError) else error}"
-    if (reason := _objection_to(found, path)) is not None:
+    if (reason := _objection_to(status, path)) is not None:
         return reason
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -93,26 +93,26 @@ def objection(path: Path, *, in_use: bool = False) -> str | None:
 
 
 def allocated(path: Path) -> int:
-    """Bytes that a file has on the disk, 0 where there is none."""
+    """Return the bytes that a file has on the disk, 0 where there is none."""
     try:
         return os.lstat(path).st_blocks * 512
     except OSError:
         return 0
 
 
-def _objection_to(found: os.stat_result, path: Path) -> str | None:
-    if stat.S_ISLNK(found.st_mode):
+def _objection_to(status: os.stat_result, path: Path) -> str | None:
+    if stat.S_ISLNK(status.st_mode):
         return "is a link: name the file itself"
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return "is a directory"
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "is no regular file"
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         return "has another name, too (a hard link)"
-    said = _said(path)
-    if said is None:
+    marker = _marker_data(path)
+    if marker is None:
         return _objection_to_marker(path) or OTHER
-    return None if said["inode"] == found.st_ino and found.st_size in said["sizes"] else OTHER
+    return None if marker["inode"] == status.st_ino and status.st_size in marker["sizes"] else OTHER
 
 
 def _objection_to_folder(path: Path) -> str | None:
@@ -126,7 +126,7 @@ def _objection_to_folder(path: Path) -> str | None:
 
 def _objection_to_marker(path: Path) -> str | None:
     marker = _marker(path)
-    if os.path.lexists(marker) and _said(path) is None:
+    if os.path.lexists(marker) and _marker_data(path) is None:
         return f"needs {marker.name} beside it, which exists and is none of lima2's"
     return None
 
@@ -135,13 +135,13 @@ def _marker(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def _said(path: Path) -> dict[str, Any] | None:
-    """What the marker of a file says, None where there is none."""
+def _marker_data(path: Path) -> dict[str, Any] | None:
+    """Return the contents of a file's marker, None where there is none."""
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         with os.fdopen(os.open(_marker(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
-            said = json.loads(file.read(4096))
-        if said["memspace"] == VERSION and isinstance(said["inode"], int) and isinstance(said["sizes"], list):
-            return dict(said)
+            marker = json.loads(file.read(4096))
+        if marker["memspace"] == VERSION and isinstance(marker["inode"], int) and isinstance(marker["sizes"], list):
+            return dict(marker)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Receivers that work together by MPI: non-blocking collectives, messages, and collective MPI-IO."""
+"""Collectives of receivers by MPI: non-blocking collectives, messages, and collective MPI-IO."""
 
 import errno
 import os
@@ -85,7 +85,7 @@ class MpiFile:
 
 
 def _as_os_error(error: MPI.Exception, path: str) -> OSError:
-    """What MPI says of a file, as the system would."""
+    """Return MPI's error of a file as the system would raise it."""
     known = {
         MPI.ERR_NO_SPACE: errno.ENOSPC,
         MPI.ERR_QUOTA: errno.EDQUOT,
@@ -98,11 +98,11 @@ def _as_os_error(error: MPI.Exception, path: str) -> OSError:
 
 
 PATIENCE_NS = 300_000
-"""Data move only while somebody asks for them: whoever asks does so for this long."""
+"""Nanoseconds for which a caller keeps asking: data move only while some rank asks for them."""
 
 
 class _Pending:
-    """A request, and what it reads and writes, which must live as long. ``patience_ns``: see `PATIENCE_NS`."""
+    """A request, and the arrays that it reads and writes, which must live as long. See `PATIENCE_NS`."""
 
     def __init__(self, request: MPI.Request, *held: Any, patience_ns: int = 0) -> None:
         self._request, self._held, self._patience_ns = request, held, patience_ns
@@ -122,7 +122,7 @@ class _Pending:
 
 
 class MpiCollectiveGroup:
-    """See `Circle`. Making one is collective over ``members``, ranks of ``communicator``."""
+    """See `CollectiveGroup`. Making one is collective over ``members``, ranks of ``communicator``."""
 
     def __init__(self, communicator: MPI.Intracomm, members: Sequence[int], tag: int) -> None:
         group = communicator.Get_group().Incl(list(members))
@@ -132,14 +132,14 @@ class MpiCollectiveGroup:
         self._types: dict[tuple[int, ...], MPI.Datatype] = {}
 
     def tell(self, word: int) -> _Pending:
-        """See `Circle.tell`."""
+        """See `CollectiveGroup.tell`."""
         own, words = np.array([word], np.uint64), np.zeros(self.size, np.uint64)
         pending = _Pending(self._tells.Iallgather([own, MPI.UINT64_T], [words, 1, MPI.UINT64_T]), own)
         pending.words = words
         return pending
 
     def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> _Pending:
-        """See `Circle.share`."""
+        """See `CollectiveGroup.share`."""
         starts = [sum(sizes[:member]) for member in range(self.size)]
         everything = np.empty(sum(sizes), np.uint8)
         request = self._moves.Iallgatherv([own, MPI.BYTE], [everything, (sizes, starts), MPI.BYTE])
@@ -148,11 +148,11 @@ class MpiCollectiveGroup:
         return pending
 
     def open_file(self, path: str, stripes: Stripes) -> MpiFile:
-        """See `Circle.open_file`."""
+        """See `CollectiveGroup.open_file`."""
         return MpiFile(self._moves, path, stripes)
 
     def collect(self, root: int, part: Array, whole: Array, places: Sequence[Rect]) -> _Pending:
-        """See `Circle.collect`: parts go from where they lie to where they belong, rows by rows, without a copy."""
+        """See `CollectiveGroup.collect`: parts go straight to their places, rows by rows, without a copy."""
         none, pixel = [0] * self.size, part.itemsize
         sent, send_types = list(none), [MPI.BYTE] * self.size
         sent[root], send_types[root] = 1, self._type(len(part), part.shape[1], part.shape[2], pixel, part.strides)
@@ -167,7 +167,7 @@ class MpiCollectiveGroup:
         return _Pending(request, part, whole, patience_ns=PATIENCE_NS)
 
     def _type(self, n: int, rows: int, columns: int, pixel: int, strides: tuple[int, ...]) -> MPI.Datatype:
-        """n rectangles with these strides between frames and rows; made once."""
+        """Return the datatype of n rectangles with these strides between frames and rows; made once."""
         key = (n, rows, columns, *strides)
         if key not in self._types:
             rectangle = MPI.BYTE.Create_hvector(rows, columns * pixel, strides[1])
@@ -176,7 +176,7 @@ class MpiCollectiveGroup:
         return self._types[key]
 
     def close(self) -> None:
-        """Give the communicators back; collective."""
+        """Release the communicators; collective."""
         for datatype in self._types.values():
             datatype.Free()
         self._moves.Free()
@@ -184,7 +184,7 @@ class MpiCollectiveGroup:
 
 
 def _memory(frames: Array) -> Any:
-    """From the first byte of frames to the last, whatever lies between."""
+    """Return the memory from the first byte of frames to the last, whatever lies between."""
     span = sum((n - 1) * stride for n, stride in zip(frames.shape, frames.strides, strict=True)) + frames.itemsize
     return MPI.buffer.fromaddress(frames.__array_interface__["data"][0], span, readonly=True)
 
@@ -193,7 +193,7 @@ HEAD, FRAMES = 1, 2
 
 
 class _Sending:
-    """See `Pending`: requests, and what they read, which must live as long."""
+    """See `Pending`: requests, and the arrays that they read, which must live as long."""
 
     def __init__(self, requests: list[MPI.Request], frames: Array | None) -> None:
         self._requests, self._frames = requests, frames
@@ -205,7 +205,7 @@ class _Sending:
 
 
 class _Coming:
-    """A head that has come, and its frames, which may still be coming."""
+    """A head that has arrived, and its frames, which may still be under way."""
 
     def __init__(self, member: int, head: Any, frames: Array | None, request: MPI.Request | None) -> None:
         self.member, self.head, self.frames, self._request = member, head, frames, request
@@ -215,7 +215,7 @@ class _Coming:
 
 
 class MpiMailbox:
-    """See `Line`. Making one is collective over ``members``, ranks of ``communicator``."""
+    """See `Mailbox`. Making one is collective over ``members``, ranks of ``communicator``."""
 
     def __init__(self, communicator: MPI.Intracomm, members: Sequence[int], tag: int) -> None:
         group = communicator.Get_group().Incl(list(members))
@@ -223,7 +223,7 @@ class MpiMailbox:
         self._coming: list[_Coming] = []
 
     def send(self, member: int, head: Any, frames: Array | None = None) -> _Sending:
-        """See `Line.send`. Heads are our own records, pickled by mpi4py; nothing that users send."""
+        """See `Mailbox.send`. Heads are our own records, pickled by mpi4py; nothing that users send."""
         kind = None if frames is None else (frames.shape, frames.dtype.str)
         requests = [self._communicator.isend((head, kind), member, HEAD)]
         if frames is not None:
@@ -231,7 +231,7 @@ class MpiMailbox:
         return _Sending(requests, frames)
 
     def _send_frames(self, member: int, frames: Array) -> MPI.Request:
-        """Without a copy: where rows or frames lie apart, the datatype walks over the strides."""
+        """Send without a copy: where rows or frames lie apart, the datatype walks over the strides."""
         if frames.flags.c_contiguous:
             return self._communicator.Isend([frames, frames.nbytes, MPI.BYTE], member, FRAMES)
         rows, columns = frames.shape[1:]
@@ -245,7 +245,7 @@ class MpiMailbox:
         return request
 
     def receive(self) -> tuple[int, Any, Array | None] | None:
-        """See `Line.receive`."""
+        """See `Mailbox.receive`."""
         status = MPI.Status()
         if self._communicator.Iprobe(MPI.ANY_SOURCE, HEAD, status):
             self._coming.append(self._expect(status.Get_source()))
@@ -267,7 +267,7 @@ class MpiMailbox:
         return _Coming(member, head, frames, request)
 
     def close(self) -> None:
-        """Give the communicator back, when no member sends any more; collective."""
-        while self.receive() is not None:  # what nobody has read makes MPI's own end fail
+        """Release the communicator, when no member sends any more; collective."""
+        while self.receive() is not None:  # unread messages make MPI's own end fail
             pass
         self._communicator.Free()

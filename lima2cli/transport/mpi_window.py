@@ -25,7 +25,7 @@ PROGRESS_PERIOD_S = 5e-4
 
 
 class MpiPutChannel:
-    """See `Lane`. Datatypes are made once per (number of frames, strides of the source)."""
+    """See `PutChannel`. Datatypes are made once per (number of frames, strides of the source)."""
 
     def __init__(
         self, window: MPI.Win, rank: int, limit: int, rows: int, row_bytes: int, pitch: int, stride: int
@@ -35,7 +35,7 @@ class MpiPutChannel:
         self._types: dict[tuple[int, ...], tuple[MPI.Datatype, MPI.Datatype, int, int]] = {}
 
     def put(self, frames: Array, offset: int) -> None:
-        """See `Lane.put`."""
+        """See `PutChannel.put`."""
         key = (len(frames), *frames.strides)
         known = self._types.get(key)
         if known is None:
@@ -49,7 +49,7 @@ class MpiPutChannel:
         self._window.Put([buffer, 1, origin], self._rank, [offset, 1, target])
 
     def flush(self) -> None:
-        """See `Lane.flush`."""
+        """See `PutChannel.flush`."""
         self._window.Flush(self._rank)
 
     def _make(self, n: int, frames: Array) -> tuple[MPI.Datatype, MPI.Datatype, int, int]:
@@ -63,7 +63,7 @@ class MpiPutChannel:
 
 
 def _rectangles(n: int, rows: int, row_bytes: int, pitch: int, stride: int) -> MPI.Datatype:
-    """n rectangles; plain bytes wherever they are contiguous, which MPI copies fastest."""
+    """Return the datatype of n rectangles; plain bytes wherever they are contiguous, which MPI copies fastest."""
     if pitch == row_bytes or rows == 1:
         block = MPI.BYTE.Create_contiguous(rows * row_bytes)
         contiguous = stride == rows * row_bytes
@@ -76,13 +76,13 @@ def _rectangles(n: int, rows: int, row_bytes: int, pitch: int, stride: int) -> M
 
 
 def _array(window: MPI.Win, dtype: type[Any]) -> NDArray[Any]:
-    """The rank's own part of a window."""
+    """Return the rank's own part of a window."""
     memory: Any = window.tomemory()
     return np.frombuffer(memory, dtype)
 
 
 def _unlink_shared_memory() -> None:
-    """Take MPICH's shared memory out of /dev/shm once all ranks have mapped it: then a kill leaves nothing there.
+    """Unlink MPICH's shared memory in /dev/shm once all ranks have mapped it, so that a kill leaves nothing there.
 
     MPICH does so itself with windows, and with this one, which carries its messages, only in MPI_Finalize.
     """
@@ -113,7 +113,7 @@ class MpiPort:
         self._result = np.zeros(1, np.uint64)
         self._results = np.zeros(64, np.uint64)
         self._sending: list[MPI.Request] = []
-        communicator.Barrier()  # the zeros are there before anyone writes
+        communicator.Barrier()  # all memory is zero before any rank writes
         _unlink_shared_memory()
         for window in (*self._windows, self._control):
             window.Lock_all(MPI.MODE_NOCHECK)
@@ -141,7 +141,10 @@ class MpiPort:
         return MPI.Win.Create(memory, 1, comm=self._communicator)
 
     def _start_progress(self, spec: MemorySpec) -> threading.Thread | None:
-        """Only owners of memory that needs it: emulated windows, or ranks on other hosts."""
+        """Start the thread for owners of memory that needs it (emulated windows, other hosts); else None.
+
+        Raises: RuntimeError where this MPI gives no THREAD_MULTIPLE.
+        """
         local = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
         remote = local.Get_size() < self.size
         local.Free()
@@ -234,7 +237,7 @@ class MpiPort:
         """See `Port.close`."""
         MPI.Request.Waitall(self._sending)
         self._communicator.Barrier()
-        while self.receive() is not None:  # what nobody has read by now makes MPI's own end fail
+        while self.receive() is not None:  # messages unread by now make MPI's own end fail
             pass
         self._stop.set()
         if self._progress is not None:
