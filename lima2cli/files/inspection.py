@@ -1,4 +1,4 @@
-"""Files of a run directory opened one by one, damaged ones by a process of its own, and the findings."""
+"""Inspection of a run directory: its files are opened one by one, damaged ones by a process of its own."""
 
 import json
 import os
@@ -20,11 +20,11 @@ PATIENCE_S = 60.0
 COMMAND = [sys.executable, "-P", "-m", __name__]
 
 DEATHS = 20
-"""Of the process while it reads a dataset, from which on the rest is not read."""
+"""Deaths of the process while it reads a dataset, after which the rest is not read."""
 
 
 class ReaderApart:
-    """Reads rows in a process that is started by the first call, and again after it has died. Use it with `with`."""
+    """A reader of rows in a process that is started by the first call, and again after it has died; use `with`."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,7 +37,7 @@ class ReaderApart:
         self._end()
 
     def unreadable(self, path: str, dataset: str, first: int, last: int, step: int) -> Iterator[tuple[int, str]]:
-        """The first of each ``step`` rows from ``first`` to ``last - 1`` that cannot be read, and why."""
+        """Yield the first of each ``step`` rows from ``first`` to ``last - 1`` that cannot be read, and why."""
         for _ in range(DEATHS):
             row, reason = first, ""
             for word, number in self._answers(path, dataset, first, last, step):
@@ -54,7 +54,10 @@ class ReaderApart:
         yield first, f"and those behind were not read, as {DEATHS} readers died"
 
     def _answers(self, path: str, dataset: str, first: int, last: int, step: int) -> Iterator[tuple[str, int]]:
-        """(word, row) of each answer; ``died`` or ``hung`` with the row that was being read is the last, or ``end``."""
+        """Yield (word, row) of each answer.
+
+        The last word is ``end``, or ``died`` or ``hung`` with the row that was being read.
+        """
         process, row = self._running(), first
         asked = {"path": path, "dataset": dataset, "first": first, "last": last, "step": step}
         assert process.stdin is not None
@@ -81,7 +84,7 @@ class ReaderApart:
         return self._process
 
     def _line(self) -> str | None:
-        """The next line; None where the process has ended, or says nothing for too long."""
+        """Return the next line; None where the process has ended, or is silent for too long."""
         if self._process is None:
             return None
         output = self._process.stdout
@@ -143,7 +146,7 @@ if __name__ == "__main__":
 
 
 Unreadable = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""What comes of damaged files: errors of the HDF5 library, and objects that are not what they should be."""
+"""Exceptions that damaged files cause: errors of the HDF5 library, and objects that are not what they should be."""
 
 
 @dataclass
@@ -171,7 +174,7 @@ class Inspection:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Any]:
-        """The open file; a file whose writer was interrupted is told of and read as far as it goes."""
+        """Return the open file; a file whose writer was interrupted is reported and read as far as it goes."""
         import h5py
 
         path = os.path.join(self.directory, name)
@@ -186,7 +189,7 @@ class Inspection:
             yield file
 
     def records(self, roles: Sequence[str]) -> list[ChannelRecord]:
-        """One record of each node that has files of these roles, the first role preferred."""
+        """Return one record of each node that has files of these roles, the first role preferred."""
         known: dict[str, ChannelRecord] = {}
         for record in self._records.values():
             if record is not None and record.role in roles and (record.node not in known or record.role == roles[0]):
@@ -195,17 +198,17 @@ class Inspection:
 
     @property
     def ends(self) -> list[str]:
-        """Names of the files that the end of a run makes: masters, tables, the linking file."""
-        return [name for name, it in self._records.items() if it is None or it.role in ("master", "table")]
+        """Return the names of the files that the end of a run makes: masters, tables, the linking file."""
+        return [name for name, record in self._records.items() if record is None or record.role in ("master", "table")]
 
     @property
     def files(self) -> list[str]:
-        """Names of all HDF5 files that can be opened."""
-        return [name for name, it in self._records.items() if it is not None]
+        """Return the names of all HDF5 files that can be opened."""
+        return [name for name, record in self._records.items() if record is not None]
 
     @cached_property
     def _records(self) -> dict[str, ChannelRecord | None]:
-        """What each HDF5 file says of itself, by name; None where it says nothing."""
+        """Return the record in each HDF5 file, by name; None where it has none."""
         known: dict[str, ChannelRecord | None] = {}
         for name in sorted(os.listdir(self.directory)):
             if not name.endswith(".h5"):
@@ -219,6 +222,10 @@ class Inspection:
 
 
 def detector_of(file: Any) -> Any:
-    """The NXdetector group, by the default plot of the entry; KeyError where there is none."""
+    """Return the NXdetector group, by the default plot of the entry.
+
+    Raises:
+        KeyError: there is none.
+    """
     entry = file[ENTRY]
     return entry[str(entry.attrs["default"]).rpartition("/")[0]]
