@@ -1,4 +1,4 @@
-"""The files of one node, window by window: what they hold, and whether it is as it was written."""
+"""Holdings of one node, window by window: what its files hold, and whether it is as it was written."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +37,10 @@ from lima2cli.files.sparse_writer import PARTS, is_sparse
 from lima2cli.files.tables import part_files
 
 SMALL_BYTES = 1 << 16
-"""Of a dataset that is read to see that it can be."""
+"""Bytes of a dataset that is read to check that it can be."""
 
 FrameNumbers = Callable[[int, int], NDArray[Any]]
-"""The frames of rows ``first`` to ``last - 1``, by number."""
+"""A function that returns the frames of rows ``first`` to ``last - 1``, by number."""
 
 
 def verify_structure(inspection: Inspection, name: str) -> None:
@@ -63,7 +63,7 @@ def verify_structure(inspection: Inspection, name: str) -> None:
 
 
 def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
-    """Hold what a file tells of its rows against its checksums, and tell of which frames that is damaged."""
+    """Compare the columns about rows of a file with their checksums, and report the frames whose values are damaged."""
     numbers, data = detector["frame_number"], detector["data"]
     told = {column: detector[column] for column in TOLD if column in detector}
     if is_sparse(data):
@@ -84,7 +84,7 @@ def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
 
 
 def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Hold the dense or sparse frames of a file against their checksums, and tell which are damaged."""
+    """Compare the dense or sparse frames of a file with their checksums, and report which are damaged."""
     data, numbers = detector["data"], detector["frame_number"]
     verify_rows(inspection, name, detector)
     if not is_sparse(data) and data.is_virtual:
@@ -104,7 +104,7 @@ def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -
 
 
 def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Hold the frames of a common file that were saved against their checksums, and tell which are damaged."""
+    """Compare the saved frames of a common file with their checksums, and report which are damaged."""
     data, numbers, status = detector["data"], detector["frame_number"], detector["frame_status"]
     verify_rows(inspection, name, detector)
 
@@ -117,7 +117,7 @@ def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -
 
 
 def verify_table(inspection: Inspection, node: str, name: str, columns: Any) -> None:
-    """Hold the columns of a table against their checksums, and tell of which frames values are damaged."""
+    """Compare the columns of a table with their checksums, and report the frames whose values are damaged."""
     numbers = columns["frame_number"]
     for column, data in columns.items():
         checked = SummedDataset.of(data, columns.parent, column)
@@ -170,11 +170,12 @@ def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str,
 
 
 class Holding:
-    """A node's rows. ``expected`` is their number; they are looked at in consecutive windows, between `rewind` and
-    `release`.
+    """Rows of a node.
+
+    ``expected`` is their number; they are read in consecutive windows, between `rewind` and `release`.
 
     files       that could be read
-    told        what became of the rows' frames in the flow, where no master says it; None: nobody does
+    told        statuses of the rows' frames in the flow, where no master has them; None: they are not known
     saved, dropped   rows so far;  vetoed   all of them, None unknown
     whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
     gone        whether some are marked saved and are in no file
@@ -195,7 +196,7 @@ class Holding:
 
     @property
     def knows(self) -> bool:
-        """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
+        """Return whether it is known why rows are not saved, or may be taken for granted that they never came."""
         return self.record.complete or self.saved == (self.expected if self.whole is None else self.whole)
 
     def rewind(self) -> None:
@@ -208,10 +209,10 @@ class Holding:
         self._streams = []
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """The rows are those that the accounts of flows call for, as far as it is known."""
+        """Check that the rows are those that the accounts of flows call for, as far as it is known."""
 
     def count(self) -> None:
-        """Look at all rows, and tell which are gone."""
+        """Read all rows, and report which are gone."""
         self.rewind()
         gone = Progressions()
         for first, last in windows(self.expected):
@@ -226,7 +227,9 @@ class Holding:
             )
 
     def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:
-        """What became of the frames of rows ``first`` to ``last - 1``, as far as they are expected, and which are gone.
+        """Return the statuses of the frames of rows ``first`` to ``last - 1``, and which are gone.
+
+        Statuses are those of frames that are expected.
 
         Those that a filter left out are saved here: they were received.
         """
@@ -252,11 +255,11 @@ class Holding:
         return status, (claimed == SAVED) & ~found
 
     def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
-        """The rows that are in files: of each sequence of files in order, piece by piece."""
+        """Return the rows that are in files: of each sequence of files in order, piece by piece."""
         return [self._listed(name) for name in self.files]
 
     def _last_listed(self, names: Sequence[str]) -> int:
-        """The last row of the frames that tables list, -1 where there is none."""
+        """Return the last row of the frames that tables list, -1 where there is none."""
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
@@ -271,13 +274,13 @@ class Holding:
                 yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
-        """Status of rows if they are in no file, and as the master says."""
+        """Return the statuses of rows if they are in no file, and as the master has them."""
         absent = told(self.told, first, last)
         return np.where(absent == SAVED, np.uint8(LOST), absent), np.full(last - first, INCOMPLETE, np.uint8)
 
 
 class Claimed(Holding):
-    """A channel, whose master says what became of its frames, where it is there and can be read."""
+    """A channel with a master that has the statuses of its frames, where it is there and can be read."""
 
     def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
         super().__init__(inspection, record)
@@ -302,8 +305,10 @@ class Claimed(Holding):
             self._claims.release()
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """The master has a row for every frame that was expected of a run that was not cut short, else for all that
-        came."""
+        """Check that the master has a row for every frame that was expected.
+
+        Of a run that was cut short: for all that arrived.
+        """
         record = self.record
         expected = None if self._claims is None or record.filtered else expected_rows(record, flows)
         if self._claims is None or expected is None:
@@ -344,7 +349,7 @@ class TableHolding(Holding):
         self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """Parts that are still there have no rows that the table lacks."""
+        """Check that parts that are still there have no rows that the table lacks."""
         parts = part_files(self._inspection.directory, self.record.name, self.record.node)
         for name in parts if self.file is not None else ():
             try:
@@ -354,7 +359,7 @@ class TableHolding(Holding):
                 self._inspection.tell_of(name, error)
 
     def _has(self, rows: RowIndices) -> bool:
-        """Whether the table has rows of frames (by index, increasing)."""
+        """Return whether the table has rows of frames (by index, increasing)."""
         numbers = (rows * self.record.step + self.record.start).astype(np.uint64)
         with self._inspection.open(self.files[0]) as file:
             known = file[f"{MEASUREMENT}/frame_number"]
@@ -363,11 +368,11 @@ class TableHolding(Holding):
 
 
 def _shortest(columns: Any) -> int:
-    """Rows of a table that is perhaps being written."""
+    """Return the number of rows of a table that is perhaps being written."""
     return min(len(column) for column in columns.values())
 
 
 def last_listed(numbers: Any, count: int, record: ChannelRecord) -> int:
-    """The last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
+    """Return the last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
     tail = rows_of(numbers[max(0, count - READ) : count], record.start, record.step)
     return int(tail.max(initial=-1))
