@@ -34,8 +34,13 @@ from lima2cli.runs.ownership import own_files
 def conclude(
     plan: Plan, directories: Sequence[Path], reason: str, state: str = "failed"
 ) -> tuple[Path, dict[str, Any]]:
-    """A job has ended, in order or not: every acquisition has a summary then. Returns the directory and the summary of
-    the first that was not complete, else of the last. Raises `RunFailed` where that can't be written."""
+    """Give every acquisition of a job that has ended, in order or not, a summary.
+
+    Returns the directory and the summary of the first that was not complete, else of the last.
+
+    Raises:
+        RunFailed: a summary can't be written.
+    """
     ended: list[tuple[Path, dict[str, Any]]] = []
     for directory in directories:
         forget(directory)
@@ -51,9 +56,13 @@ def conclude(
 
 
 def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed") -> dict[str, Any]:
-    """End a run whose ranks died: make its files readable, rebuild masters and tables, and say what the files hold.
+    """End a run whose ranks died and return its summary.
 
-    Frames that are in no file count as missing: nobody is left to tell what became of them.
+    Its files are made readable, masters and tables rebuilt, and what the files hold is reported.
+
+    Frames that are in no file count as missing: the reasons are lost with the ranks.
+
+    Frames that are in no file count as missing: the reasons are lost with the ranks.
     """
     problems = reopen_files(directory)
     release_ends(directory)
@@ -84,8 +93,10 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
 
 
 def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Write again the masters, tables and linking file that are gone of a run that ended in order; problems as
-    sentences. Its summary stays as it is."""
+    """Write again the masters, tables and linking file that are gone of a run that ended in order.
+
+    Returns problems as sentences. Its summary stays as it is.
+    """
     problems = reopen_files(directory)
     flows = kept_flows(Inspection(str(directory), False))
     nodes = summary["channels"] | summary["tables"]
@@ -95,8 +106,10 @@ def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> li
 
 
 def reopen_files(directory: Path) -> list[str]:
-    """Clear what interrupted writers left in the HDF5 files of a run; problems as sentences. What others have put
-    beside them is not touched."""
+    """Clear what interrupted writers left in the HDF5 files of a run; return problems as sentences.
+
+    Files that others have put next to them are not changed.
+    """
     problems = []
     for path in (directory / name for name in sorted(own_files(directory))):
         if path.name.endswith((f".h5{NOT_STARTED}", f".h5.part{NOT_STARTED}")):  # no rows have come
@@ -112,7 +125,7 @@ def reopen_files(directory: Path) -> list[str]:
 
 
 def even(directory: Path) -> bool:
-    """Whether all that receivers have written in a directory can be read, and has as many numbers as frames."""
+    """Return whether all that receivers have written in a directory can be read, and has as many numbers as frames."""
     try:
         files = [directory / name for name in own_files(directory) if name.endswith(".h5")]
         return all(uneven(str(path)) is None for path in files)
@@ -121,7 +134,7 @@ def even(directory: Path) -> bool:
 
 
 def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
-    """A flow that left nothing in files: nothing came of it where all of its frames should have."""
+    """Return a flow that left nothing in files: nothing came of it where all of its frames should have."""
     nodes: list[Channel | TableChannel] = [*plan.channels.values(), *plan.tables.values()]
     if not any(node.complete and node.flow == gdt.flow for node in nodes):
         return {**dict.fromkeys(COUNTS), "expected": gdt.selected, "missing_frames": None}
@@ -142,7 +155,7 @@ def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
-    """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
+    """Write what ends a run whose ranks have all reported. Files that cannot be written make the run a failed one."""
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
     held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
@@ -172,7 +185,10 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
 def _channel(
     plan: Plan, name: str, account: ChannelAccount, outcome: Outcome, directory: str, problems: list[str]
 ) -> dict[str, Any]:
-    """What is saved is what the files hold; that they hold less than was written to them is a problem."""
+    """Return what is saved of a channel: what the files hold.
+
+    That they hold less than was written to them is a problem.
+    """
     folder, master = Path(directory), master_file(plan.name, name)
     # receivers of parts need not have the same frames: of so many it is not sure that all parts were written
     unsure = (account.channel.parts - 1) * (account.expected - account.vetoed)
@@ -195,7 +211,7 @@ def _channel(
 
 
 def _count_saved(channels: Mapping[str, Any], tables: Mapping[str, Any], directory: str) -> None:
-    """Of nodes whose master or table could not be made: what the files of receivers hold."""
+    """Count what the files of receivers hold, for nodes whose master or table could not be made."""
     found = inspect_run(directory)
     for name, channel in channels.items():
         if channel["dataset"] is None and name in found["channels"]:
@@ -216,7 +232,7 @@ def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: li
 
 
 def _unmatched(plan: Plan, rows: RowRanges, nodes: Sequence[str], outcome: Outcome) -> dict[str, int]:
-    """Frames that were not in all inputs of the joins on the way."""
+    """Return the number of frames that were not in all inputs of the joins on the way."""
     if not nodes:
         return {}
     reports = outcome.receivers.values()
@@ -227,8 +243,10 @@ def _unmatched(plan: Plan, rows: RowRanges, nodes: Sequence[str], outcome: Outco
 def _held(
     count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], unsure: int = 0
 ) -> int:
-    """Frames or rows that a node's file shows; 0 where there is none. ``unsure``: how many fewer than receivers have
-    written these may be."""
+    """Return the frames or rows that a node's file shows; 0 where there is none.
+
+    unsure  how many fewer than receivers have written these may be
+    """
     written = sum(report.saved.get(node, 0) for report in outcome.receivers.values()) - unsure
     try:
         held = count(str(path)) if path.exists() else 0
