@@ -105,7 +105,7 @@ class CapabilityRecord:
 
 
 def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
-    """The record as plain data: maps, lists, text, numbers; what `read_record` reads."""
+    """Return the record as plain data: mappings, lists, strings, numbers; what `read_record` reads."""
     return {
         "version": VERSION,
         "name": info.name,
@@ -143,10 +143,11 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
 
 
 def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
-    """The detector of a record, and what it can do; ``kind`` is that of the table that names the record.
+    """Return the detector of a record, and what it can do; ``kind`` is that of the table that names the record.
 
-    Raises `NodeMisuse` with the path of the mistake in the record as its key (rules of the schema, as unknown-key and
-    bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
+    Raises:
+        NodeMisuse: with the path of the mistake in the record as its key (rules of the schema, as unknown-key and
+            bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
     """
     if isinstance(data, dict) and isinstance(data.get("record"), dict):
         data = data["record"]  # what `lima2 detectors show KIND --format json` prints
@@ -182,7 +183,7 @@ def _checked(data: Any) -> CapabilityRecord:
 
 
 def _without_nulls(data: Any) -> Any:
-    """The same without keys whose value is null: their defaults say so."""
+    """Return the same without keys whose value is null: they have their defaults."""
     if isinstance(data, Mapping):
         return {key: _without_nulls(value) for key, value in data.items() if value is not None}
     if isinstance(data, Sequence) and not isinstance(data, str):
@@ -201,7 +202,7 @@ def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
 
 
 def _invalid(rule: Invalid) -> Any:
-    """As a record has it."""
+    """Return invalid values as a record has them."""
     said = written(rule)
     return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
 
@@ -225,9 +226,10 @@ def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
 
 
 def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[DetectorInfo, Capabilities]:
-    """What a configured detector is and can do: the step before any flow is laid out.
+    """Return what a configured detector is and can do: the step before any flow is laid out.
 
-    Raises `NodeMisuse` or `FileProblem` as `DetectorConfig.described` does.
+    Raises:
+        NodeMisuse, FileProblem: as `DetectorConfig.described`.
     """
     info = config.described(files)
     return info, config.retrieve(info)
