@@ -1,4 +1,5 @@
 """The control messages between ranks, in the order of a run, and the measurements that they carry.
+
 Frames never travel this way. Latencies are kept in constant memory: a histogram of logarithmic bins that merges.
 """
 
@@ -12,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUB = 16
-"""Bins of an octave."""
+"""Number of bins of an octave."""
 
 _BITS = SUB.bit_length()
 
 
 def bin_of(nanoseconds: int) -> int:
-    """The bin of one number; what is below 0 (clocks that differ) counts as 0."""
+    """Return the bin of one number; numbers below 0 (clocks that differ) count as 0."""
     number = max(0, nanoseconds)
     shift = max(0, number.bit_length() - _BITS)
     return shift * SUB + (number >> shift)
 
 
 def bins_of(nanoseconds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same of many (n,), all below 2**53."""
+    """Return the bins of many numbers (n,), all below 2**53."""
     number = np.maximum(nanoseconds, 0)
     length: NDArray[np.int64] = np.frexp(number.astype(np.float64))[1].astype(np.int64)
     shift: NDArray[np.int64] = np.maximum(length - _BITS, 0)
@@ -34,7 +35,7 @@ def bins_of(nanoseconds: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def bounds(index: int) -> tuple[int, int]:
-    """Smallest number of a bin, and the first beyond it."""
+    """Return the smallest number of a bin, and the first beyond it."""
     shift = max(0, index // SUB - 1)
     first = (index - shift * SUB) << shift
     return first, first + (1 << shift)
@@ -48,18 +49,18 @@ class Histogram:
     largest: int = 0
 
     def __len__(self) -> int:
-        """How many numbers it holds."""
+        """Return how many numbers it holds."""
         return sum(self.counts.values())
 
     def add(self, nanoseconds: int) -> None:
-        """One more."""
+        """Add one number."""
         index = bin_of(nanoseconds)
         self.counts[index] = self.counts.get(index, 0) + 1
         if nanoseconds > self.largest:
             self.largest = nanoseconds
 
     def add_all(self, nanoseconds: NDArray[np.int64]) -> None:
-        """Many more, (n,); all below 2**53."""
+        """Add many numbers, (n,); all below 2**53."""
         if not len(nanoseconds):
             return
         for index, count in zip(*np.unique(bins_of(nanoseconds), return_counts=True), strict=True):
@@ -67,7 +68,7 @@ class Histogram:
         self.largest = max(self.largest, int(nanoseconds.max()))
 
     def quantile(self, share: float) -> float | None:
-        """The number in seconds that this share of all are not above; None where there are none.
+        """Return the number in seconds that this share of all are not above; None where there are none.
 
         It is the middle of the bin where that number lies, so within a thirty-second of it.
         """
@@ -81,7 +82,7 @@ class Histogram:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """All of them as one."""
+    """Return all of them as one."""
     whole = Histogram()
     for one in histograms:
         for index, count in one.counts.items():
@@ -92,7 +93,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Spent:
-    """What a node, or a kernel of several, has cost at a receiver: frames it was given, ns to compute and to write."""
+    """Cost of a node, or a kernel of several, at a receiver: frames it was given, ns to compute and to write."""
 
     frames: int = 0
     stage_ns: int = 0
@@ -100,14 +101,16 @@ class Spent:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Return the whole cost in seconds."""
         return (self.stage_ns + self.commit_ns) * 1e-9
 
 
 @dataclass(slots=True)
 class Pace:
-    """Results of a flow at one receiver: how many frames; number of the last frame of the first batch and of the last,
-    and when they were there (ns since the epoch).
+    """Results of a flow at one receiver.
+
+    How many frames; number of the last frame of the first batch and of the last, and when they were there (ns since the
+    epoch).
 
     latency     from the detector's time of the last frame of each group to its result
     """
@@ -120,7 +123,10 @@ class Pace:
     latency: Histogram = field(default_factory=Histogram)
 
     def note(self, now_ns: int, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """The results of frames with these numbers are there; ``times`` (groups,) of the last frame of each group."""
+        """Note that the results of frames with these numbers are there.
+
+        times  (groups,) uint64 ns, of the last frame of each group
+        """
         last = int(numbers[-1])
         if not self.first_ns:
             self.first_ns, self.first = now_ns, last
@@ -132,7 +138,9 @@ class Pace:
             self.latency.add_all(now_ns - times.astype(np.int64))
 
     def hz(self, lost: float) -> float | None:
-        """Frames of the detector per second that were done with, of which ``lost`` were not; None without two batches.
+        """Return the frames of the detector per second that were done with; None without two batches.
+
+        Of these ``lost`` were not done with.
 
         Frames that never came count: they do not keep a receiver from keeping up.
         """
@@ -141,14 +149,17 @@ class Pace:
 
 
 class Timings:
-    """What a receiver measures of one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
+    """Measurements of one acquisition at a receiver.
+
+    ``spent`` by node, ``paces`` by flow and by node that waits.
+    """
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)
 
     def of(self, name: str) -> Spent:
-        """What a node has cost until now; to be added to."""
+        """Return the cost of a node until now; to be added to."""
         return self.spent[name]
 
     def took(self, name: str, nanoseconds: int, frames: int) -> None:
@@ -158,7 +169,10 @@ class Timings:
         spent.frames += frames
 
     def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """All that comes at once of these frames of a flow, or of a node that waits, is there; see `Pace`."""
+        """Note that all that happens at once with these frames of a flow, or of a node that waits, is done.
+
+        See `Pace`.
+        """
         if len(numbers):
             self.paces[origin].note(time.time_ns(), numbers, times)
 
@@ -171,7 +185,7 @@ FINISHED, QUIT, PREPARE, TRIGGER = "finished", "quit", "prepare", "trigger"
 
 @dataclass(frozen=True)
 class Start:
-    """An acquisition of a job, numbered from 0: when it begins (ns since the epoch), and where its files go."""
+    """Start of an acquisition of a job, numbered from 0: when (ns since the epoch), and where its files go."""
 
     number: int
     start_ns: int
@@ -180,7 +194,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Ended:
-    """An acquisition has ended before frame ``frames``; ``last``: no other follows."""
+    """End of an acquisition before frame ``frames``; ``last``: no other follows."""
 
     frames: int
     last: bool
@@ -188,7 +202,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
+    """Failure on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
 
     rank: int
     message: str
@@ -200,7 +214,9 @@ class Failure:
 
 @dataclass
 class FlowCount:
-    """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits).
+    """Account of one flow at one receiver, in blocks.
+
+    ``lost`` and ``missing`` hold (local buffer, visit, visits).
 
     incomplete  (first, last) index, among the selected frames, of frames of other visits that a module failed to give
     status   of the modules' end records, merged: ``ok``, ``full`` (a oneshot buffer was), ``incomplete`` (a module
@@ -227,7 +243,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a receiver has measured.
+    """Measurements of a receiver.
 
     busy_s  seconds of turns in which there was work;  cpu_s  CPU seconds from the start of the acquisition on
     spent   by node; of a kernel of several nodes by the last of its maps
@@ -242,8 +258,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReceiverReport:
-    """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms,
-    how many frames each selection did not let pass, and how many came to each join that are of one flow only."""
+    """Accounting of a receiver.
+
+    Flows by name, frames saved by channel, (first, last) numbers dropped by transforms, how many frames each selection
+    did not let pass, and how many arrived at each join that are of one flow only.
+    """
 
     receiver: int
     flows: dict[str, FlowCount]
@@ -258,10 +277,13 @@ class ReceiverReport:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
-    the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how
-    many frames the rank was behind the detector's clock at most, CPU seconds from the start of the acquisition on, and
-    the detector's times of its first and last frame (ns since the epoch; 0 where another rank knows them)."""
+    """Accounting of a detector rank.
+
+    Seconds waited for credits by flow, frames served, blocks dropped by flow, when the last group was sent (ns since
+    the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how many frames the rank was behind
+    the detector's clock at most, CPU seconds from the start of the acquisition on, and the detector's times of its
+    first and last frame (ns since the epoch; 0 where another rank knows them).
+    """
 
     rank: int
     waited_s: dict[str, float]
@@ -279,8 +301,11 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Accounting of a worker: blocks and frames that it was given, of how many of these blocks it failed, seconds from
-    when it was given a block to when it had a result."""
+    """Accounting of a worker.
+
+    Blocks and frames that it was given, of how many of these blocks it failed, seconds from when it was given a block
+    to when it had a result.
+    """
 
     rank: int
     node: str
@@ -292,6 +317,6 @@ class WorkerReport:
 
 
 def usage() -> Usage:
-    """CPU seconds (user + system) and peak resident set of this process (getrusage(2); Linux counts KiB)."""
+    """Return CPU seconds (user + system) and peak resident set of this process (getrusage(2); Linux counts KiB)."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Usage(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
