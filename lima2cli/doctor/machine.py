@@ -1,4 +1,4 @@
-"""Checks of a machine, whatever runs on it: Python, MPI, memory, filters, limits, and short measurements."""
+"""Checks of a machine, for any pipeline: Python, MPI, memory, filters, limits, and short measurements."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ from lima2cli.job.resources import SHARED_MEMORY, available_memory, cores
 from lima2cli.units import rate_text, seconds_text, size_text
 
 START_S = 30.0
-"""Two ranks that have not ended by then hang."""
+"""Seconds after which two ranks that have not ended hang."""
 
 DISK_S = 0.5
 DISK_BYTES = 256 << 20
@@ -37,7 +37,7 @@ PIECE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class PutRate:
-    """What two ranks told: bytes per second, the MPI library, and the seconds from start to end."""
+    """Report of two ranks: bytes per second, the MPI library, and the seconds from start to end."""
 
     bytes_per_s: float
     library: str
@@ -45,7 +45,11 @@ class PutRate:
 
 
 def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
-    """Start two ranks that write to each other's memory. Raises `EnvironmentUnfit` where they fail or hang."""
+    """Start two ranks that write to each other's memory, and return their report.
+
+    Raises:
+        EnvironmentUnfit: they fail or hang.
+    """
     command = [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py", "-m", "lima2cli.doctor.put_probe"]
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     begin = time.monotonic()
@@ -80,9 +84,12 @@ def _told(code: int, output: str, errors: str, seconds: float) -> PutRate:
 
 
 def measure_disk(folder: Path, seconds: float = DISK_S, limit: int = DISK_BYTES) -> float:
-    """Bytes per second written to a file of a folder until they are on the disk; the file is removed.
+    """Return the bytes per second written to a file of a folder until they are on the disk; the file is removed.
 
-    It ends after ``seconds`` or ``limit`` bytes, and what the disk then takes to hold them. Raises OSError.
+    It ends after ``seconds`` or ``limit`` bytes, and what the disk then takes to hold them.
+
+    Raises:
+        OSError: the disk refuses.
     """
     piece = os.urandom(PIECE_BYTES // 4) * 4  # no file system can compress it
     with tempfile.TemporaryFile(dir=folder, prefix=".lima2-doctor-", buffering=0) as file:
@@ -98,7 +105,7 @@ OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
 """Packages of the extras, by name."""
 
 FILES = 1024
-"""Open files that a process should be allowed: masters of long runs open many."""
+"""Number of open files that a process should be allowed: masters of long runs open many."""
 
 SLOW_START_S = 10.0
 
@@ -111,7 +118,7 @@ def _check(name: str, status: CheckStatus, message: str, help: str | None = None
 
 
 def machine_checks() -> Iterator[Check]:
-    """All but MPI, which takes seconds; see `mpi_check`."""
+    """Yield all checks but MPI, which takes seconds; see `mpi_check`."""
     yield _packages()
     yield _memory()
     yield _shared_memory()
@@ -140,7 +147,7 @@ def _version(package: str) -> str | None:
 
 
 def mpi_check() -> tuple[Check, float | None]:
-    """Two ranks started for a moment, and the bytes per second that one wrote to the memory of the other."""
+    """Start two ranks for a moment; return the check, and the bytes per second that one wrote to the other's memory."""
     install = "pip install 'lima2cli[mpi]'"
     if importlib.util.find_spec("mpi4py") is None:
         return _check("MPI", "warning", "mpi4py is not installed: runs go in one process, on one core", install), None
@@ -211,7 +218,7 @@ def _gpu() -> Check:
 
 
 def _rashpa() -> Check:
-    """Only a pipeline with such a detector needs it."""
+    """Return the check of librashpa, which only a pipeline with such a detector needs."""
     try:
         load(LIBRARY)
     except EnvironmentUnfit as error:
@@ -221,7 +228,7 @@ def _rashpa() -> Check:
 
 
 def receive_buffer(needed: int | None) -> Check:
-    """The limit of the kernel's buffer for packets, against what a detector asks for (bytes)."""
+    """Return the check of the kernel's buffer for packets, against what a detector asks for (bytes)."""
     try:
         limit = int(RECEIVE_BUFFER.read_text())
     except (OSError, ValueError):

@@ -30,7 +30,7 @@ def _check(name: str, status: CheckStatus, message: str, help: str | None = None
 
 
 def pipeline_checks(plan: Plan, base: Path, measured: Bandwidths, *, shared: bool) -> Iterator[Check]:
-    """All checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
+    """Yield all checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
     placed = plan if shared else all_here(plan)
     yield _ranks(plan)
     yield _unless("memory", lambda: check_memory(placed, shared=shared), _memory_text(placed, shared))
@@ -56,7 +56,7 @@ def _mapped(plan: Plan, base: Path) -> Check:
 
 
 def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
-    """What a check of the run itself says."""
+    """Return the finding of a check of the run itself."""
     try:
         check()
     except EnvironmentUnfit as error:
@@ -103,7 +103,7 @@ def _memory_text(plan: Plan, shared: bool) -> str:
 
 
 def _transfer_rate(plan: Plan, measured: float | None) -> Check:
-    """All modules together: on one machine they share the memory."""
+    """Return the transfer rate of all modules together: on one machine they share the memory."""
     name = "transfers"
     if plan.period_s is None:
         return _check(name, "ok", "no rate is asked for: as fast as the slowest part allows")
@@ -117,7 +117,7 @@ def _transfer_rate(plan: Plan, measured: float | None) -> Check:
 
 
 def _too_slow(plan: Plan, name: str, message: str, help: str) -> Check:
-    """A problem where data would be lost, a warning where the source waits."""
+    """Return a problem where data would be lost, a warning where the source waits."""
     if all(gdt.waits for gdt in plan.gdts):
         return _check(name, "warning", f"{message}: the run will be slower than asked", help)
     return _check(name, "problem", f"{message}: data would be lost", help)
@@ -140,7 +140,7 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
 
 
 def disk_room(plan: Plan) -> Check:
-    """What is to be saved against what is free where runs go; compression may make it less."""
+    """Return the check of the size of the data against the free disk space; compression may make it less."""
     folder, found = output_folder(plan.output_directory).resolve(), volumes(plan)
     name, free = "disk", shutil.disk_usage(folder).free
     listed = ", ".join(map(str, found))
@@ -154,17 +154,20 @@ def disk_room(plan: Plan) -> Check:
 
 
 def _compressed(plan: Plan) -> str:
-    """What is said of sizes that compression and sparse frames make smaller; empty where nothing does."""
+    """Return a remark about sizes that compression and sparse frames make smaller; empty where nothing does."""
     smaller = [it for it in plan.channels.values() if it.sparse or it.compression != "none"]
     return " (before compression)" if smaller else ""
 
 
 DIRECTORY = "runs/{name}"
-"""Where runs are saved if no pipeline says it."""
+"""Folder of runs if no pipeline has one."""
 
 
 def examine(plan: Plan | None = None, base: Path = Path()) -> Diagnosis:
-    """All checks of the machine, then those of a plan, whose file names ``base`` resolves; takes a few seconds."""
+    """Return all checks of the machine, then those of a plan, in a few seconds.
+
+    base  resolves file names of the plan
+    """
     mpi, put = mpi_check()
     folder = output_folder(DIRECTORY if plan is None else plan.output_directory)
     disk, rate = _disk(folder)
