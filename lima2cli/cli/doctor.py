@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DoctorFormat(StrEnum):
-    """How the findings are shown."""
+    """Formats of the findings."""
 
     TEXT = "text"
     JSON = "json"

@@ -10,7 +10,7 @@ from lima2cli.cli.border import FAILED, FINE, PROBLEMS, Debug, border
 
 
 class InspectFormat(StrEnum):
-    """How the accounting is shown."""
+    """Formats of the accounting."""
 
     TEXT = "text"
     JSON = "json"

@@ -26,7 +26,7 @@ from lima2cli.units import count_text, hertz_text, rate_text, seconds_text, size
 
 
 class PlanFormat(StrEnum):
-    """How the plan is shown."""
+    """Formats of a plan."""
 
     TEXT = "text"
     JSON = "json"
@@ -90,7 +90,7 @@ def plan(
 
 
 def _differences(old: str, contents: dict[str, Any], *, as_json: bool) -> str:
-    """How a plan differs from a saved one."""
+    """Return how a plan differs from a saved one."""
     from lima2cli.runs.saved_plan import compare, read_plan
 
     found = compare(read_plan(old)[1], contents)
@@ -101,7 +101,7 @@ def _differences(old: str, contents: dict[str, Any], *, as_json: bool) -> str:
 
 
 def show_plan(plan: Plan) -> str:
-    """Ranks, flows, local buffers, memory, rates, nodes, kernels."""
+    """Return ranks, flows, local buffers, memory, rates, nodes, kernels of a plan, in lines."""
     sections = [
         _head(plan),
         _taken(plan),
@@ -130,7 +130,7 @@ def _head(plan: Plan) -> str:
 
 
 def _taken(plan: Plan) -> str:
-    """What the detector's description was taken from and the pipeline does not say."""
+    """Return what of the detector's description was taken from a file and is not in the pipeline."""
     return (
         "taken from the file\n" + "\n".join(f"  {line}" for line in plan.info.sensor.taken)
         if plan.info.sensor.taken
@@ -210,7 +210,7 @@ def _buffers(plan: Plan) -> str:
 
 
 def _unreleased(plan: Plan, gdt: Gdt) -> str:
-    """What is missing in the slack."""
+    """Return what is missing in the slack."""
     found = waiting(plan, gdt)
     if not found.nodes:
         return ""
@@ -249,7 +249,7 @@ def _nodes(plan: Plan) -> str:
 
 
 def _kernels(plan: Plan) -> str:
-    """What is computed together; before fusion each node is a kernel."""
+    """Return what is computed together; before fusion each node is a kernel."""
     rows = [(k["flow"], " + ".join(k["nodes"]), _strips(k)) for k in kernel_figures(plan)]
     flows = {step.name: step.flow for step in plan.steps}
     rows += [(flows[name], name, "left out: no node reads it") for name in unused_nodes(plan)]
@@ -258,7 +258,7 @@ def _kernels(plan: Plan) -> str:
 
 
 def _volume(plan: Plan) -> str:
-    """Frames that are saved, and their bytes before compression."""
+    """Return the frames that are saved, and their bytes before compression."""
     rows = [
         (
             it.node,

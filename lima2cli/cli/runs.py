@@ -43,7 +43,7 @@ def trigger(
 
 
 def asked(run: str, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The directory of a run and what it answers; what it refuses ends the command with code 1."""
+    """Return the directory of a run and its answer; a refusal ends the command with code 1."""
     from lima2cli.runs.control_socket import ask
     from lima2cli.runs.directory import find_run
 
@@ -119,11 +119,11 @@ runs.command("stop")(stop)
 
 
 UNSOUND = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""What comes of a summary with values of other types than a run writes; one of them hides no other run."""
+"""Exceptions that a summary with values of other types than a run writes causes; one of them hides no other run."""
 
 
 def _row(run: "Run") -> tuple[str, str, str, str]:
-    """Name, state, frames, and what else is known."""
+    """Return name, state, frames, and what else is known."""
     told = run.told
     frames = told.get("frames")
     seconds = told.get("seconds")

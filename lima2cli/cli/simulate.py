@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SimulateFormat(StrEnum):
-    """How the answer is shown."""
+    """Formats of the answer."""
 
     TEXT = "text"
     JSON = "json"
@@ -111,7 +111,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the options ask for; see `Simulation`. ``frames`` None = as many as are needed."""
+    """Request of the options; see `Simulation`. ``frames`` None = as many as are needed."""
 
     period_s: float | None
     frames: int | None
@@ -128,7 +128,7 @@ class _Wanted:
 def _run(
     simulator: "Simulator", wanted: _Wanted, plan: "Plan", *, search: bool, as_json: bool
 ) -> "tuple[Simulated, Sequence[Probe], MaxRate | None]":
-    """One simulation, or as many as the search for a rate needs."""
+    """Run one simulation, or as many as the search for a rate needs, and return the results."""
     from lima2cli.simulate.simulation import SimulationUnfit, enough_frames, find_max_rate
 
     try:
@@ -149,7 +149,7 @@ def _run(
 
 
 def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
-    """The pipeline of a file; problems are shown, and end the command, warnings are shown."""
+    """Return the pipeline of a file; problems are shown, and end the command, warnings are shown."""
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.runs.saved_plan import Origin
 
@@ -173,7 +173,11 @@ def _show(checked: "Checked", as_json: bool) -> None:
 
 
 def _period(rate: str | None, period_s: float | None) -> float | None:
-    """Seconds from frame to frame: that of the file, or what ``--rate`` makes of it. Raises `UnreadableInput`."""
+    """Return the seconds from frame to frame: those of the file, or of ``--rate``.
+
+    Raises:
+        UnreadableInput: the rate can't be used.
+    """
     if rate is None or rate == "max":
         return period_s if rate is None else None
     from lima2cli.declare import Quantity
@@ -201,7 +205,11 @@ def _number(text: str) -> float | str:
 
 
 def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults | None":
-    """Those of the file, then those of the command line instead. Raises `UnreadableInput`."""
+    """Return the faults of the file, then those of the command line instead.
+
+    Raises:
+        UnreadableInput: one can't be used.
+    """
     from dataclasses import replace
 
     from lima2cli.detectors.emulator_faults import Faults, parse_fault
@@ -221,7 +229,7 @@ def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults |
 
 
 def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
-    """How the simulation differs from a run."""
+    """Return how the simulation differs from a run."""
     from lima2cli.simulate.simulation import waiting_flows
 
     assert checked.pipeline is not None
@@ -240,7 +248,7 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
 
 
 def _code(found: "Simulated", highest: "MaxRate | None") -> int:
-    """Exit code."""
+    """Return the exit code."""
     if found.failed or found.code > STOPPED:
         return found.code or FAILED
     if highest is not None:
@@ -252,14 +260,14 @@ Row = tuple[str, ...]
 
 
 def show_probe(probe: Probe) -> str:
-    """A rate that was tried, in a line."""
+    """Return a line about a rate that was tried."""
     word = {True: "keeps up", False: "does not keep up", None: "unknown"}[probe.kept_up]
     sustained = "" if probe.kept_up else f", sustained {hertz_text(probe.sustained_hz)}"
     return f"{hertz_text(probe.hz):>9}  {word}{sustained}"
 
 
 def show_answer(found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str) -> str:
-    """The answer first, then why, then the figures."""
+    """Return the answer first, then why, then the figures."""
     summary, file = found.summary, found.plan.name if file == "-" else file
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
     if summary["seconds"] is not None:
@@ -313,7 +321,7 @@ def _why(found: Simulated) -> Iterator[str]:
 
 
 def _buffers(measured: Mapping[str, Any]) -> list[Row]:
-    """How full local buffers were at most; what is left of the time that they hold."""
+    """Return how full local buffers were at most, and what is left of the time that they hold."""
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
     for flow, fills in measured["peak_fill"].items():
         for receiver, fill in sorted(fills.items()):
@@ -342,7 +350,7 @@ def _kernels(measured: Mapping[str, Any]) -> list[Row]:
 
 
 def _ranks(summary: Mapping[str, Any]) -> list[Row]:
-    """What ranks have used of a core, and for how long they were busy: detector ranks with sending."""
+    """Return what ranks have used of a core, and for how long they were busy: detector ranks with sending."""
     rows: list[Row] = [("ranks", "CPU", "busy", "in Flush", "late by")]
     measured, seconds = summary["resources"], summary["seconds"]
     for rank, its in measured["detectors"].items():
