@@ -203,18 +203,21 @@ ROWS_KEPT = 4096
 """Rows that are kept in memory at most before they are written."""
 
 CHUNK_CACHE_BYTES = 2**17
-"""Per dataset. Chunks are written once and never read: the library's default would keep 8 MiB of each column."""
+"""Bytes of the chunk cache of each dataset.
+
+Chunks are written once and never read: the library's default would keep 8 MiB of each column.
+"""
 
 VERSIONS = ("v110", "v110")
 """Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
 
 
 _REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
-"""In the long messages of the HDF5 library."""
+"""Pattern of the reason in the long messages of the HDF5 library."""
 
 
 def load_libraries() -> None:
-    """Import what writing needs, a few tenths of a second, before the first frame rather than with it."""
+    """Import the libraries that writing needs, a few tenths of a second, before the first frame rather than with it."""
     load_filters()
 
 

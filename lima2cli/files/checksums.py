@@ -184,8 +184,8 @@ class SummedDataset:
         for piece in range(first, last, together):
             end = min(last, piece + together)
             held = np.ascontiguousarray(data[piece * self.rows : end * self.rows])
-            found = [xxh3_64_intdigest(held[at : at + self.rows].data) for at in range(0, len(held), self.rows)]
-            yield piece, np.array(found, np.uint64)
+            values = [xxh3_64_intdigest(held[at : at + self.rows].data) for at in range(0, len(held), self.rows)]
+            yield piece, np.array(values, np.uint64)
 
 
 def _stored_chunk(dataset: Any, chunk: int) -> bytes:

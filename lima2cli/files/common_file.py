@@ -38,7 +38,7 @@ VERSIONS = ("earliest", "v108")
 """Format versions (low, high): object headers of version 1, which carry no checksum."""
 
 KEPT = ".kept"
-"""Added to the name of a file: what its completion may change."""
+"""Suffix of the file that holds what the completion of a file may change."""
 
 _PLACES = struct.Struct("<QQ")
 """Offset of the dataset's bytes; offset behind them."""
@@ -293,7 +293,7 @@ def complete_common(
     if os.path.exists(path) and not os.path.exists(part):
         return path
     notes = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
-    if not os.path.exists(part) and not notes:  # the disk had no room for it: no frame was taken, which it says
+    if not os.path.exists(part) and not notes:  # the disk had no room for it: no frame was taken, which was reported
         lay_out(replace(channel, selected=max(1, rows or 0)), directory, start_ns or 0)
     with ExitStack() as opened, disk_errors(part):
         columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in notes]

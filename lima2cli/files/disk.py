@@ -30,7 +30,7 @@ REFUSALS = {
     errno.EPERM: ("files may not be changed", "have that allowed (`lsattr` shows why)"),
     errno.EACCES: ("files may not be written", "have that allowed"),
 }
-"""Why a disk takes nothing more, and what a user can do."""
+"""Reasons why a disk takes nothing more, and what a user can do."""
 
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 

@@ -95,7 +95,7 @@ class Progressions:
     """Division of a sequence of vectors into progressions ``first + i*step``, i < count.
 
     Runs of equal steps become progressions; an element between two runs goes to the longer one, to the later only
-    where that is longer. ``joins(elements, steps)`` (n, width) each says which steps may be part of a progression.
+    where that is longer. ``joins(elements, steps)`` (n, width) each marks steps that may be part of one.
     """
 
     def __init__(self, width: int = 1, joins: Joins | None = None) -> None:
