@@ -215,7 +215,7 @@ class Pairing:
 
     def arrive(self, source: str, what: Arrival) -> None:
         """See `Waiting`."""
-        if what.last < self._next[source]:  # no frame is due yet: it says nothing new
+        if what.last < self._next[source]:  # no frame is due yet: nothing new
             what.done()
             return
         self._next[source] = self._due[source].after(what.last)

@@ -206,7 +206,7 @@ class BoundDelegate:
             self._stop()
 
     def _fail(self, task: _Task, why: str, frame: int | None = None) -> None:
-        """Handle a failed block as ``on_error`` says."""
+        """Handle a failed block according to ``on_error``."""
         block = task.arrival.block
         assert block is not None
         task.settled = True

@@ -215,12 +215,12 @@ class BoundReduce:
         if len(parts) == 1:
             return None, self._reducers[0].step(block, received_ns)
         shares = zip(self._reducers, parts, strict=False)
-        steps = [partial(it.step, part_of(block, part), received_ns) for it, part in shares]
+        steps = [partial(reducer.step, part_of(block, part), received_ns) for reducer, part in shares]
         return None, concatenated(self._team.each(steps))
 
     @property
     def strips(self) -> list[StripReducer]:
-        """Return, of a node that takes strips, one for each thread."""
+        """Return the strip reducers, one for each thread, of a node that takes strips."""
         return cast(list[StripReducer], self._reducers)
 
     def commit(self, staged: Partial) -> None:
