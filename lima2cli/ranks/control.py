@@ -142,29 +142,29 @@ class ControlRank:
         return handled
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
-        kind, what = message
+        kind, content = message
         self._heard[rank] = time.monotonic()
         if kind == messages.FAILED:
-            self._fail(what)
+            self._fail(content)
         elif kind == messages.OVERRUN:
-            self._overrun(*what)
+            self._overrun(*content)
         elif kind == messages.WARNED:
-            self._warn(what)
+            self._warn(content)
         elif kind == messages.STATS:
-            acquisition = self._acquisitions.of(what["acquisition"])
-            acquisition.flows[rank], acquisition.saved[rank] = what["flows"], what["saved"]
+            acquisition = self._acquisitions.of(content["acquisition"])
+            acquisition.flows[rank], acquisition.saved[rank] = content["flows"], content["saved"]
         elif kind == messages.WAITING:
             self._progress.moved()
         elif kind == messages.NEXT:
-            self._next = max(self._next, what)
+            self._next = max(self._next, content)
         elif kind == messages.DONE:
-            self.outcome.sources[rank] = what
+            self.outcome.sources[rank] = content
         elif kind == messages.SILENT:
-            self.outcome.silent.add(what)
-        elif isinstance(what, WorkerReport):
-            self.outcome.workers[rank] = what
-        elif isinstance(what, ReceiverReport):
-            self._finished(rank, what)
+            self.outcome.silent.add(content)
+        elif isinstance(content, WorkerReport):
+            self.outcome.workers[rank] = content
+        elif isinstance(content, ReceiverReport):
+            self._finished(rank, content)
             return
         if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
             self._answered(rank)
