@@ -53,7 +53,7 @@ class Visits:
             low, high = rule.visits_before(buffer, begin), rule.visits_before(buffer, end)
             inside = slice(np.searchsorted(highs, low, "right"), np.searchsorted(lows, high))
             if inside.start < inside.stop:
-                # +1 where a range begins and -1 where it ends: the sum so far tells what is inside
+                # +1 where a range begins and -1 where it ends: the sum so far shows what is inside
                 edges = np.bincount(np.maximum(lows[inside], low) - low, minlength=high - low + 1)
                 edges -= np.bincount(np.minimum(highs[inside], high) - low, minlength=high - low + 1)
                 groups[rule.group_of(buffer, low) - begin :: rule.buffers] = np.cumsum(edges[:-1]) > 0
@@ -304,9 +304,9 @@ def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome, window: int = 1
         for name in nodes:
             for first, last in report.dropped.get(name, ()):
                 frames.append((max(0, -(-(first - rule.start) // step)), (last - rule.start) // step))
-    found = [(low // max(1, window), high // max(1, window)) for low, high in frames if low <= high]
+    rows = [(low // max(1, window), high // max(1, window)) for low, high in frames if low <= high]
     apart: list[tuple[int, int]] = []
-    for first, last in sorted(found):
+    for first, last in sorted(rows):
         if apart and first <= apart[-1][1]:
             apart[-1] = (apart[-1][0], max(last, apart[-1][1]))
         else:
@@ -378,4 +378,4 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
 
 
 def _visits(gdt: Gdt, ranges: list[tuple[int, int, int]], expected: int) -> Visits:
-    return Visits(gdt.rule, expected, tuple(it for it in ranges if it[2] > 0))
+    return Visits(gdt.rule, expected, tuple(span for span in ranges if span[2] > 0))

@@ -52,12 +52,12 @@ class Outcome:
     @property
     def first_ns(self) -> int:
         """The detector's time of the first frame, ns since the epoch; 0 where there was none."""
-        return min((it.first_ns for it in self.sources.values() if it.first_ns), default=0)
+        return min((source.first_ns for source in self.sources.values() if source.first_ns), default=0)
 
     @property
     def last_ns(self) -> int:
         """The detector's time of the last frame, ns since the epoch; 0 where there was none."""
-        return max((it.last_ns for it in self.sources.values()), default=0)
+        return max((source.last_ns for source in self.sources.values()), default=0)
 
 
 @dataclass

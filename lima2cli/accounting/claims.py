@@ -155,7 +155,7 @@ class Sources:
 
 def _extents(selections: list[Selection | Runs]) -> RowIndices:
     """Return first and last row (2, n) of each."""
-    return np.array([(it.start, it.last) for it in selections], np.int64).reshape(-1, 2).T
+    return np.array([(selection.start, selection.last) for selection in selections], np.int64).reshape(-1, 2).T
 
 
 def _overlapping(extents: RowIndices, first: int, last: int) -> list[int]:
@@ -236,8 +236,8 @@ class Claims:
             low = bisect_left(numbers, int(rows.min()) * step + start)
             known = rows_of(numbers[low : bisect_right(numbers, int(rows.max()) * step + start)], start, step)
         place = np.searchsorted(known, rows)
-        there = np.isin(rows, known)
-        return np.where(there, low + place, -1)
+        present = np.isin(rows, known)
+        return np.where(present, low + place, -1)
 
     def check_files(self, name: str, first: int, last: int, rows: RowIndices, times: NDArray[Any]) -> None:
         """Check that rows ``first`` to ``last - 1`` of a file, with the frames ``rows``, are what the master shows."""
@@ -278,8 +278,8 @@ class Claims:
         names = ("frame_number", "frame_time", *(("frame_pixels",) if self.sparse else ("data",)))
         for name in names:
             if len(detector[name]) != count:
-                said = f"{len(detector[name])} rows of {name}, {count} of frame_status"
-                self._inspection.tell(f"{self._name}: it has {said}")
+                lengths = f"{len(detector[name])} rows of {name}, {count} of frame_status"
+                self._inspection.tell(f"{self._name}: it has {lengths}")
 
     def _read(self, count: int) -> Iterator[tuple[RowIndices, Status]]:
         """Yield the index of the frame of each row and its status; check numbers, and what is shown, on the way."""
@@ -310,8 +310,8 @@ class Claims:
         """Yield the status of the selected frames in the flow, window by window."""
         try:
             with self._inspection.open(self._name) as file:
-                told = detector_of(file)["flow/frame_status"]
+                statuses = detector_of(file)["flow/frame_status"]
                 for first, last in windows(count):
-                    yield told[first:last]
+                    yield statuses[first:last]
         except Unreadable as error:
             self._inspection.tell(f"{self._name}: {error}")

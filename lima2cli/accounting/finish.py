@@ -115,14 +115,14 @@ def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any
     expected = expected_rows(record, flows)
     if expected is None:
         return {"totals": {} if record.planned < 0 else {"expected": record.planned}}
-    told: dict[str, Any] = {"totals": {"expected": expected}}
+    account: dict[str, Any] = {"totals": {"expected": expected}}
     whole = not cut_short(record, {name: flow.expected for name, flow in flows.items()})
     if whole:
-        told["rows"] = whole_windows(record, flows) if record.window > 1 else expected
+        account["rows"] = whole_windows(record, flows) if record.window > 1 else expected
     if channel.complete:
         flow = flows[channel.flow]
-        told |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}
-    return told
+        account |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}
+    return account
 
 
 def ends_made(summary: Mapping[str, Any]) -> bool:

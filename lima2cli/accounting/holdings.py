@@ -65,10 +65,10 @@ def verify_structure(inspection: Inspection, name: str) -> None:
 def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
     """Compare the columns about rows of a file with their checksums, and report the frames whose values are damaged."""
     numbers, data = detector["frame_number"], detector["data"]
-    told = {column: detector[column] for column in TOLD if column in detector}
+    columns = {column: detector[column] for column in TOLD if column in detector}
     if is_sparse(data):
-        told["frame_ptr"] = data["frame_ptr"]
-    for column, values in told.items():
+        columns["frame_ptr"] = data["frame_ptr"]
+    for column, values in columns.items():
         checked = SummedDataset.of(values, detector, column)
         if checked is None:
             continue
@@ -79,8 +79,8 @@ def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
             rows = _frames(bad, np.arange)
             _tell(inspection, name, rows, f"{'is' if len(rows) == 1 else 'are'} damaged: {why}", "row")
         else:
-            found = _frames(bad, lambda first, last: numbers[first:last])
-            _tell(inspection, name, found, f"{'has' if len(found) == 1 else 'have'} damaged values: {why}")
+            damaged = _frames(bad, lambda first, last: numbers[first:last])
+            _tell(inspection, name, damaged, f"{'has' if len(damaged) == 1 else 'have'} damaged values: {why}")
 
 
 def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -> None:
@@ -96,8 +96,8 @@ def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -
 
     def frames(first: int, last: int) -> NDArray[Any]:
         begin, end = np.searchsorted(ends, (first, max(first, last - 1)), "right").tolist()
-        found: NDArray[Any] = numbers[begin : end + 1]
-        return found
+        absent: NDArray[Any] = numbers[begin : end + 1]
+        return absent
 
     for part in PARTS:
         _verify(inspection, node, name, data[part], SummedDataset.of(data[part], detector, part), frames)
@@ -109,9 +109,9 @@ def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -
     verify_rows(inspection, name, detector)
 
     def saved(first: int, last: int) -> NDArray[Any]:
-        told = numbers[first:last]  # fewer where the master is damaged, which is reported elsewhere
-        found: NDArray[Any] = told[status[first : first + len(told)] == 0]
-        return found
+        listed = numbers[first:last]  # fewer where the master is damaged, which is reported elsewhere
+        frames: NDArray[Any] = listed[status[first : first + len(listed)] == 0]
+        return frames
 
     _verify(inspection, node, name, data, SummedDataset.of(data, detector), saved)
 
@@ -139,9 +139,9 @@ def _verify(
     part = dataset.name.rpartition("/")[2]
     covered = 0 if checked is None else checked.covered
     if checked is not None:
-        found = _frames(checked.damaged(0, covered), frames)
+        damaged = _frames(checked.damaged(0, covered), frames)
         why = f"the bytes of {part} are not those that were written"
-        _tell(inspection, name, found, f"{'is' if len(found) == 1 else 'are'} damaged: {why}", word)
+        _tell(inspection, name, damaged, f"{'is' if len(damaged) == 1 else 'are'} damaged: {why}", word)
     rest = len(dataset) - covered
     if not rest:
         return
@@ -160,8 +160,8 @@ def _rows_together(dataset: Any) -> int:
 
 
 def _frames(rows: Iterable[RowSpan], frames: FrameNumbers) -> NDArray[Any]:
-    found = [frames(first, last) for first, last in rows]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    numbers = [frames(first, last) for first, last in rows]
+    return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, np.uint64)
 
 
 def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str, word: str = "frame") -> None:
@@ -219,12 +219,10 @@ class Holding:
             gone.add((np.flatnonzero(self.look(first, last)[1]) + first)[:, None])
         self.release()
         start, step = self.record.start, self.record.step
-        found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
-        if found:
+        lost = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
+        if lost:
             self.gone = True
-            self._inspection.tell(
-                f"{self.record.node}: frames {range_words(found)} are marked saved but are in no file"
-            )
+            self._inspection.tell(f"{self.record.node}: frames {range_words(lost)} are marked saved but are in no file")
 
     def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:
         """Return the statuses of the frames of rows ``first`` to ``last - 1``, and which are gone.
@@ -246,13 +244,13 @@ class Holding:
         parts = np.bincount(rows - first, minlength=last - first)
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
-        found = parts >= self.record.parts
+        complete = parts >= self.record.parts
         if self.whole is not None:
             absent[max(0, self.whole - first) :] = DROPPED
-        self.saved += int(np.count_nonzero(found))
-        status = np.where(found, np.uint8(SAVED), absent)
+        self.saved += int(np.count_nonzero(complete))
+        status = np.where(complete, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
-        return status, (claimed == SAVED) & ~found
+        return status, (claimed == SAVED) & ~complete
 
     def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
         """Return the rows that are in files: of each sequence of files in order, piece by piece."""
@@ -313,13 +311,13 @@ class Claimed(Holding):
         expected = None if self._claims is None or record.filtered else expected_rows(record, flows)
         if self._claims is None or expected is None:
             return
-        rows = came = self._claims.rows
+        rows = arrived = self._claims.rows
         if not cut_short(record, {flow: flows[flow].expected for flow in record.flows}):
-            came = expected if (whole := whole_windows(record, flows)) is None else whole
+            arrived = expected if (whole := whole_windows(record, flows)) is None else whole
         elif record.complete and record.parts == 1:  # else it is not known what came of which frames
-            came = last_row(flows[record.flow], expected)
-        if rows < came:
-            self._inspection.tell(f"{self._master} is short: it has {rows} rows, and {came} frames were to be shown")
+            arrived = last_row(flows[record.flow], expected)
+        if rows < arrived:
+            self._inspection.tell(f"{self._master} is short: it has {rows} rows, and {arrived} frames were to be shown")
         if rows > expected:
             self._inspection.tell(f"{self._master}: it has {rows} rows, and {expected} frames were expected")
 

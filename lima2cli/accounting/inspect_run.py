@@ -169,7 +169,7 @@ def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
     It is ``{"version", "flows", "channels", "tables", "problems", "warnings"}``.
 
     verify     read every frame, and compare it with its checksum, so that damage is found
-    problems   plain sentences: missing, short or unreadable files, frames that are not where the master says
+    problems   plain sentences: missing, short or unreadable files, frames that are not where the master has them
     warnings   plain sentences: what no file has; its numbers are None
 
     Raises:
@@ -199,16 +199,19 @@ def _inspected(inspection: Inspection) -> dict[str, Any]:
     holdings = [*channels, *tables]
     if not holdings:
         inspection.tell(f"{directory} holds no file of a run")
-    names = dict.fromkeys([*(flow for it in holdings for flow in it.record.flows), *flows])
+    names = dict.fromkeys([*(flow for holding in holdings for flow in holding.record.flows), *flows])
     warnings: list[str] = []
     for node, count in inspection.unchecked.items():
-        which = f"{count} frame{'s have' if count != 1 else ' has'} no checksum"
-        warnings.append(f"{node}: {which}: nothing tells whether all is as it was written")
+        amount = f"{count} frame{'s have' if count != 1 else ' has'} no checksum"
+        warnings.append(f"{node}: {amount}: nothing tells whether all is as it was written")
     return {
         "version": VERSION,
         "flows": {name: _flow(name, holdings, flows.get(name), inspection, warnings) for name in names},
-        "channels": {it.record.node: _channel(it, directory, warnings) for it in channels},
-        "tables": {it.record.node: {"rows": it.rows, **_unmatched(it), "file": it.file} for it in tables},
+        "channels": {holding.record.node: _channel(holding, directory, warnings) for holding in channels},
+        "tables": {
+            holding.record.node: {"rows": holding.rows, **_unmatched(holding), "file": holding.file}
+            for holding in tables
+        },
         "problems": inspection.problems,
         "warnings": warnings,
     }
@@ -293,18 +296,18 @@ def _status(record: FlowRecord | None, looked: Sequence[Holding], first: int, la
             for one, _ in seen:
                 status[: len(one)][one[: len(status)] == value] = value
         return status
-    gone, found = np.zeros(len(status), bool), np.zeros(len(status), bool)
+    gone, in_files = np.zeros(len(status), bool), np.zeros(len(status), bool)
     for one, missing in seen:
-        found[: len(one)] |= one == SAVED
+        in_files[: len(one)] |= one == SAVED
         gone[: len(missing)] |= missing
-    status[gone & ~found & (status == SAVED)] = LOST
+    status[gone & ~in_files & (status == SAVED)] = LOST
     return status
 
 
 def _proven(name: str, own: Sequence[Holding], warnings: list[str]) -> dict[str, Any]:
     """Return a flow without a record: known only where saved rows are made of all its frames."""
     _, _, expected = own[0].record.source(name)
-    if 0 <= expected <= max(it.saved * max(1, it.record.window) for it in own):
+    if 0 <= expected <= max(holding.saved * max(1, holding.record.window) for holding in own):
         return {"expected": expected, "received": expected, "lost": 0, "dropped": 0, "missing": 0, "missing_frames": []}
     warnings.append(f"{name}: no file tells what became of its frames")
     return {**dict.fromkeys(COUNTS), "expected": None if expected < 0 else expected, "missing_frames": None}

@@ -53,15 +53,15 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 def first_lost(plan: Plan, flow: str, outcome: Outcome) -> dict[str, Any] | None:
     """Return the first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
-    found = [
+    losses_of_flow = [
         (int(gdt.rule.numbers(buffer, visit, 1)[0]), number)
         for gdt in plan.gdts_of(flow)
         for number, report in outcome.receivers.items()
         for buffer, visit, _ in (report.flows[gdt.name].lost if gdt.name in report.flows else ())
     ]
-    if not found:
+    if not losses_of_flow:
         return None
-    frame, number = min(found)
+    frame, number = min(losses_of_flow)
     return {"frame": frame, "receiver": plan.receivers[number]}
 
 
@@ -98,9 +98,9 @@ def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
 
 def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     """Return the latencies of all receivers together, by flow and by node that waits for others."""
-    found = [report.measured.paces for report in outcome.receivers.values()]
+    measured = [report.measured.paces for report in outcome.receivers.values()]
     names = [*(gdt.name for gdt in plan.gdts), *(step.name for step in plan.steps)]
-    own = {name: [paces[name].latency for paces in found if name in paces] for name in names}
+    own = {name: [paces[name].latency for paces in measured if name in paces] for name in names}
     whole = {name: merged(histograms) for name, histograms in own.items() if histograms}
     return {
         name: {"p50_s": one.quantile(0.5), "p99_s": one.quantile(0.99), "max_s": one.largest * 1e-9}
@@ -137,12 +137,12 @@ BRIDGED_S = 1.0
 
 def allowed_losses(plan: Plan, flow: str, expected: int) -> int | None:
     """Return the number of frames of a flow that may be lost; None = any."""
-    said = plan.allow_lost
-    if said is None:
+    allowed = plan.allow_lost
+    if allowed is None:
         return None if all(gdt.overrun == "continue" for gdt in plan.gdts_of(flow)) else 0
-    if isinstance(said, int):
-        return said
-    return math.floor(float(said.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
+    if isinstance(allowed, int):
+        return allowed
+    return math.floor(float(allowed.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
 
 
 def lost_frames(account: FlowAccount, state: str) -> int:
@@ -200,8 +200,8 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
     if busy >= BUSY and rate:
         used = report.flows[gdt.name].received / outcome.seconds
         share = math.ceil(rate / used) if used else 2
-        what = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
-        return f"{what}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
+        cause = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
+        return f"{cause}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
     frames = 4 * rule.slots
     if plan.period_s is not None:
         frames = max(frames, math.ceil(BRIDGED_S / (plan.period_s * rule.step * rule.buffers)))
@@ -216,11 +216,11 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
 
 def fewer_groups(blocks: int, slots: int, events_hz: float) -> str:
     """Return the cure of groups of ``blocks`` that come too often: larger ones, and more ``slots`` to hold them."""
-    came, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
+    cause, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
     larger *= math.floor(events_hz / EVENTS_HZ) + 1
     if GROUPS * larger > slots:
-        return f"{came}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
-    return f"{came}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
+        return f"{cause}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
+    return f"{cause}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
 
 
 def _frames_per_s(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> float:
@@ -275,8 +275,8 @@ def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
     spent = outcome.frames / (achieved_hz(plan, outcome) or math.inf)
     rank, source = max(outcome.sources.items(), key=lambda it: it[1].cpu_s)
     if source.cpu_s >= spent / 2:
-        what = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
-        return f"{what}, {seconds_text(source.cpu_s / outcome.frames)} each"
+        cause = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
+        return f"{cause}, {seconds_text(source.cpu_s / outcome.frames)} each"
     if waited > 0:
         return (
             f"the detector had to wait for receivers for {seconds_text(waited)}, and for other programs of this machine"

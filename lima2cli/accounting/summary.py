@@ -91,15 +91,15 @@ def _doubts(plan: Plan) -> Iterator[str]:
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
     """Return what each worker was given; null where it is not there any more to report it."""
-    told = outcome.workers
+    reports = outcome.workers
     return [
         {
             "rank": role.rank,
             "node": role.worker,
-            "blocks": told[role.rank].blocks if role.rank in told else None,
-            "frames": told[role.rank].frames if role.rank in told else None,
-            "failed": told[role.rank].failed if role.rank in told else None,
-            "busy_s": told[role.rank].busy_s if role.rank in told else None,
+            "blocks": reports[role.rank].blocks if role.rank in reports else None,
+            "frames": reports[role.rank].frames if role.rank in reports else None,
+            "failed": reports[role.rank].failed if role.rank in reports else None,
+            "busy_s": reports[role.rank].busy_s if role.rank in reports else None,
         }
         for role in plan.ranks
         if role.worker is not None
@@ -177,10 +177,10 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         RunFailed: it can't be written.
     """
-    part, text = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
+    part, data = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
     try:
         with part.open("r+b" if part.exists() else "wb") as file:  # where there is room for it
-            file.write(text)
+            file.write(data)
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
@@ -214,16 +214,16 @@ def _sound(summary: Mapping[str, Any]) -> bool:
             summary["state"] in STATES
             and all(isinstance(summary[key], str | None) for key in ("reason", "file"))
             and all(isinstance(summary[key], int | float | None) for key in ("frames", "seconds"))
-            and all(isinstance(text, str) for key in ("problems", "warnings") for text in summary[key])
+            and all(isinstance(sentence, str) for key in ("problems", "warnings") for sentence in summary[key])
             and all(
-                isinstance(it[key], int | None)
+                isinstance(item[key], int | None)
                 for table in counts
-                for it in _items(summary[table])
+                for item in _items(summary[table])
                 for key in counts[table]
             )
-            and all(isinstance(it["dataset"], str | None) for it in _items(summary["channels"]))
-            and all(isinstance(it["file"], str | None) for it in _items(summary["tables"]))
-            and all(_ranges(it["missing_frames"]) for it in _items(summary["flows"]))
+            and all(isinstance(item["dataset"], str | None) for item in _items(summary["channels"]))
+            and all(isinstance(item["file"], str | None) for item in _items(summary["tables"]))
+            and all(_ranges(item["missing_frames"]) for item in _items(summary["flows"]))
             and all(isinstance(summary.get("acquisition", of_one)[key], int) for key in of_one)
         )
     except (KeyError, TypeError, AttributeError):
@@ -236,4 +236,4 @@ def _items(table: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _ranges(found: Any) -> bool:
     """Return whether these are lists of first, last, step; or None, where that is not known."""
-    return found is None or all(len(it) == 3 and all(isinstance(n, int) for n in it) for it in found)
+    return found is None or all(len(numbers) == 3 and all(isinstance(n, int) for n in numbers) for numbers in found)
