@@ -112,7 +112,7 @@ class JobServer:
             return
         try:
             self.connection.sendall(json.dumps(asdict(order)).encode() + b"\n")
-        except OSError:  # it has ended already, which its end of the channel tells
+        except OSError:  # it has ended already, as its end of the channel shows
             return
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -223,9 +223,9 @@ def started(plan: Plan, acquisition: LiveAcquisition) -> Event:
 
 def completed(plan: Plan, acquisition: LiveAcquisition) -> Event:
     """Return the event that one of several acquisitions has ended, and its files are written."""
-    it = acquisition.outcome
-    return {"type": "acquisition", "number": it.number + 1, "of": plan.repeat, "state": it.verdict[0],
-            "directory": acquisition.directory, "frames": it.frames, "dead_time_s": it.dead_s}  # fmt: skip
+    outcome = acquisition.outcome
+    return {"type": "acquisition", "number": outcome.number + 1, "of": plan.repeat, "state": outcome.verdict[0],
+            "directory": acquisition.directory, "frames": outcome.frames, "dead_time_s": outcome.dead_s}  # fmt: skip
 
 
 def failed(failure: Failure) -> Event:

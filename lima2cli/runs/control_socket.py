@@ -32,10 +32,10 @@ def announce(directory: Path, name: str | None = None) -> None:
     Raises:
         OSError: the file can't be written.
     """
-    told: dict[str, Any] = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid()}
-    told |= {"started": started(os.getpid())} if name is None else {"socket": name}
+    content: dict[str, Any] = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid()}
+    content |= {"started": started(os.getpid())} if name is None else {"socket": name}
     part = directory / f".{FILE}.part"
-    part.write_text(json.dumps(told) + "\n")
+    part.write_text(json.dumps(content) + "\n")
     part.replace(directory / FILE)
 
 
@@ -48,15 +48,15 @@ def where(directory: Path) -> dict[str, Any] | None:
     if not directory.is_dir():
         raise UnreadableInput(f"there is no run directory {directory}")
     try:
-        told = read_json_object(directory / FILE)
+        content = read_json_object(directory / FILE)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
-    sound = isinstance(told.get("socket", ""), str) and isinstance(told.get("pid"), int)
+    sound = isinstance(content.get("socket", ""), str) and isinstance(content.get("pid"), int)
     if not sound:
         raise UnreadableInput(f"{directory / FILE} is none of lima2's")
-    return told
+    return content
 
 
 def elsewhere(told: dict[str, Any]) -> bool:
@@ -80,8 +80,8 @@ def forget(directory: Path) -> None:
     with suppress(OSError):
         (directory / f".{FILE}.part").unlink(missing_ok=True)
         try:
-            told = where(directory)
-            here = told is not None and not elsewhere(told)
+            place = where(directory)
+            here = place is not None and not elsewhere(place)
         except UnreadableInput:
             here = os.access(directory / FILE, os.R_OK)  # it is damaged
         if here:
@@ -193,20 +193,20 @@ def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         UnreadableInput: there is no run directory.
         RunFailed: its run was aborted, is out of reach, or does not answer.
     """
-    told = where(directory)
-    if told is None:
+    place = where(directory)
+    if place is None:
         return {"ok": False, "message": f"no run goes on in {directory}: it has ended, or has not begun"}
-    if told.get("host") != socket.gethostname():
-        raise RunFailed(f"the run in {directory} is controlled on {told.get('host')}: ask there")
-    if starting(told):
+    if place.get("host") != socket.gethostname():
+        raise RunFailed(f"the run in {directory} is controlled on {place.get('host')}: ask there")
+    if starting(place):
         return {"ok": False, "message": f"not yet: the run in {directory} is being started"}
-    gone = f"the run in {directory} was broken off (process {told['pid']} is gone): lima2 recover {directory}"
-    if "socket" not in told:
+    gone = f"the run in {directory} was broken off (process {place['pid']} is gone): lima2 recover {directory}"
+    if "socket" not in place:
         raise RunFailed(gone)
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(PATIENCE_S)
-            caller.connect(f"\0{told['socket']}")
+            caller.connect(f"\0{place['socket']}")
             if not same_user(caller):
                 raise RunFailed(f"the run in {directory} is another user's")
             caller.sendall(json.dumps(request).encode() + b"\n")

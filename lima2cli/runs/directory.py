@@ -195,14 +195,16 @@ def _fresh(directory: Path, names: RunNames) -> Claim:
 def _last_run(template: str, fields: dict[str, str]) -> int:
     """Return the highest number in use, 0 if none."""
     parsed = Formatter().parse(template)
-    shown = Path("".join(text + ("\0" if it == "run" else fields.get(it or "", "")) for text, it, _, _ in parsed))
+    shown = Path(
+        "".join(text + ("\0" if field == "run" else fields.get(field or "", "")) for text, field, _, _ in parsed)
+    )
     part = next((i for i, piece in enumerate(shown.parts) if "\0" in piece), len(shown.parts) - 1)
     parent = Path(*shown.parts[:part]) if part else Path()
     pattern = re.compile(re.escape(shown.parts[part]).replace("\0", r"(\d+)") + "$")
     if not parent.is_dir():
         return 0
-    found = (pattern.match(entry.name) for entry in parent.iterdir())
-    return max((int(match[1]) for match in found if match), default=0)
+    matches = (pattern.match(entry.name) for entry in parent.iterdir())
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
@@ -344,13 +346,13 @@ def look(directory: Path) -> Run:
     if (directory / SUMMARY).exists():
         return Run(directory, "damaged", {})
     try:
-        told = where(directory)
+        place = where(directory)
     except UnreadableInput:
         return Run(directory, "damaged", {})
-    if told is not None and starting(told):
+    if place is not None and starting(place):
         return Run(directory, "starting", {})
     try:
-        answer = ask(directory, {"do": "status"}) if told is not None else {}
+        answer = ask(directory, {"do": "status"}) if place is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):

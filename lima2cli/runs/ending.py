@@ -67,9 +67,9 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
     problems = reopen_files(directory)
     release_ends(directory)
     write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
-    found = inspect_run(str(directory))
-    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
-    channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
+    inspected = inspect_run(str(directory))
+    flows = {gdt.flow: inspected["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
+    channels = {name: inspected["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
     summary: dict[str, Any] = {
         "version": VERSION,
         "state": state,
@@ -80,12 +80,12 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
         "frames": plan.frames,
         "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},
         "channels": channels,
-        "tables": {name: found["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
+        "tables": {name: inspected["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
         "seconds": None,
         "rates": {},
         "resources": {},
-        "problems": problems + found["problems"],
-        "warnings": found["warnings"],
+        "problems": problems + inspected["problems"],
+        "warnings": inspected["warnings"],
     }
     summary["problems"] += advice([reason, *summary["problems"]], directory, whole=ends_made(summary))
     write_summary(directory, summary)
@@ -100,8 +100,8 @@ def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> li
     problems = reopen_files(directory)
     flows = kept_flows(Inspection(str(directory), False))
     nodes = summary["channels"] | summary["tables"]
-    beside = {name: {"unmatched": it["unmatched"]} for name, it in nodes.items() if "unmatched" in it}
-    write_ends(plan, None, flows, beside, str(directory), problems)
+    unmatched = {name: {"unmatched": node["unmatched"]} for name, node in nodes.items() if "unmatched" in node}
+    write_ends(plan, None, flows, unmatched, str(directory), problems)
     return problems + advice(problems, directory, whole=False)
 
 
@@ -160,15 +160,20 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
     problems: list[str] = []
     held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
     flows = {name: account.record() for name, account in accounts.items()}
-    beside = {name: _unmatched(plan, it.unmatched, it.channel.unmatched, outcome) for name, it in held.items()}
-    beside |= {
-        name: _unmatched(plan, given_up(it.rule, it.unmatched, outcome, it.window), it.unmatched, outcome)
-        for name, it in plan.tables.items()
+    unmatched = {
+        name: _unmatched(plan, held_node.unmatched, held_node.channel.unmatched, outcome)
+        for name, held_node in held.items()
+    }
+    unmatched |= {
+        name: _unmatched(
+            plan, given_up(held_node.rule, held_node.unmatched, outcome, held_node.window), held_node.unmatched, outcome
+        )
+        for name, held_node in plan.tables.items()
     }
     release_ends(Path(directory))
     if outcome.failures:  # of a file that was given up numbers may be fewer than frames
         problems += reopen_files(Path(directory))
-    write_ends(plan, held, flows, beside, directory, problems, outcome.start_ns or None)
+    write_ends(plan, held, flows, unmatched, directory, problems, outcome.start_ns or None)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state != "failed":
@@ -212,22 +217,22 @@ def _channel(
 
 def _count_saved(channels: Mapping[str, Any], tables: Mapping[str, Any], directory: str) -> None:
     """Count what the files of receivers hold, for nodes whose master or table could not be made."""
-    found = inspect_run(directory)
+    inspected = inspect_run(directory)
     for name, channel in channels.items():
-        if channel["dataset"] is None and name in found["channels"]:
-            saved = min(found["channels"][name]["saved"], channel["lost"])
+        if channel["dataset"] is None and name in inspected["channels"]:
+            saved = min(inspected["channels"][name]["saved"], channel["lost"])
             channel["saved"], channel["lost"] = saved, channel["lost"] - saved
     for name, table in tables.items():
-        if table["file"] is None and name in found["tables"]:
-            table["rows"] = found["tables"][name]["rows"]
+        if table["file"] is None and name in inspected["tables"]:
+            table["rows"] = inspected["tables"][name]["rows"]
 
 
 def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: list[str]) -> dict[str, Any]:
     file = f"{plan.name}_{name}.h5"
     rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
     table = plan.tables[name]
-    given = given_up(table.rule, table.unmatched, outcome, table.window)
-    unmatched = _unmatched(plan, given, table.unmatched, outcome)
+    losses = given_up(table.rule, table.unmatched, outcome, table.window)
+    unmatched = _unmatched(plan, losses, table.unmatched, outcome)
     return {"rows": rows, **unmatched, "file": table_file(plan, name, Path(directory))}
 
 
@@ -236,8 +241,8 @@ def _unmatched(plan: Plan, rows: RowRanges, nodes: Sequence[str], outcome: Outco
     if not nodes:
         return {}
     reports = outcome.receivers.values()
-    beside = sum(counted(plan, name, [report.beside.get(name, 0) for report in reports]) for name in nodes)
-    return {"unmatched": count_rows(rows) + beside}
+    single = sum(counted(plan, name, [report.beside.get(name, 0) for report in reports]) for name in nodes)
+    return {"unmatched": count_rows(rows) + single}
 
 
 def _held(

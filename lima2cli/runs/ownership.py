@@ -93,7 +93,7 @@ def mark(directory: Path, names: RunNames) -> Ownership:
     """
     file = (directory / MARKER).open("x+b")
     try:
-        lock(file.fileno(), wait=True)  # nobody holds it for long: what is not yet written is no marker
+        lock(file.fileno(), wait=True)  # it is never held for long: what is not yet written is no marker
         file.write(json.dumps(names.as_plain()).encode() + b"\n")
         file.flush()
     except BaseException:
@@ -154,15 +154,15 @@ def is_live(directory: Path) -> bool:
             if not lock(file.fileno()):
                 return True
     except OSError:
-        pass  # a run of an older version; one that nobody here may write to
+        pass  # a run of an older version; one that no user here may write to
     return answers(directory)
 
 
 def answers(directory: Path) -> bool:
     """Return whether ``control.json`` is of a run that is being started, or that answers."""
     try:
-        told = where(directory)
-        return told is not None and (starting(told) or bool(ask(directory, {"do": "status"}).get("ok")))
+        place = where(directory)
+        return place is not None and (starting(place) or bool(ask(directory, {"do": "status"}).get("ok")))
     except Lima2Error:
         return False
 
@@ -170,16 +170,18 @@ def answers(directory: Path) -> bool:
 def unheard(directory: Path) -> bool:
     """Return whether ``control.json`` is of a run of another machine, which cannot be asked and has no summary."""
     try:
-        told = where(directory)
+        place = where(directory)
     except Lima2Error:
         return False
-    return told is not None and elsewhere(told) and not (directory / SUMMARY).exists()
+    return place is not None and elsewhere(place) and not (directory / SUMMARY).exists()
 
 
 def foreign(directory: Path, names: RunNames) -> list[str]:
     """Return what lies in a run directory and is not of the run: other names, and what is no regular file."""
     with os.scandir(directory) as entries:
-        return sorted(it.name for it in entries if not (it.is_file(follow_symlinks=False) and names.owns(it.name)))
+        return sorted(
+            entry.name for entry in entries if not (entry.is_file(follow_symlinks=False) and names.owns(entry.name))
+        )
 
 
 def own_files(directory: Path) -> frozenset[str]:
@@ -189,7 +191,7 @@ def own_files(directory: Path) -> frozenset[str]:
     """
     names = names_of(directory)
     with os.scandir(directory) as entries:
-        files = [it.name for it in entries if it.is_file(follow_symlinks=False)]
+        files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     return frozenset(file for file in files if names is None or names.owns(file))
 
 
@@ -235,7 +237,7 @@ def has_saved(directory: Path) -> bool | None:
     if complete or any(counts):
         return True
     patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
-    return None if names is None or any(it.fullmatch(file) for it in patterns for file in files) else False
+    return None if names is None or any(pattern.fullmatch(file) for pattern in patterns for file in files) else False
 
 
 def listed(names: Sequence[object]) -> str:
@@ -256,9 +258,9 @@ def _opened(directory: Path, flags: int) -> IO[bytes]:
 
 def _read(file: IO[bytes]) -> RunNames | None:
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        said = json.loads(file.read(1 << 20))
-        if said["version"] == VERSION and isinstance(said["name"], str):
-            return RunNames(said["name"], tuple(map(str, said["channels"])), tuple(map(str, said["tables"])))
+        content = json.loads(file.read(1 << 20))
+        if content["version"] == VERSION and isinstance(content["name"], str):
+            return RunNames(content["name"], tuple(map(str, content["channels"])), tuple(map(str, content["tables"])))
     return None
 
 

@@ -98,13 +98,13 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
 
     None where a process of this user cannot be asked.
     """
-    wanted, found = set(keys), set[Key]()
+    wanted, used = set(keys), set[Key]()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         process = Path("/proc", name)
         try:
-            found |= wanted.intersection(_held(process))
+            used |= wanted.intersection(_held(process))
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         except PermissionError:
@@ -113,7 +113,7 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
                     return None
         except OSError:
             return None
-    return found
+    return used
 
 
 def _held(process: Path) -> Iterator[Key]:

@@ -121,18 +121,18 @@ class Origin:
         Raises:
             KeyError, TypeError: the data are not of `source`.
         """
-        told = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
-        told["secrets"] = source.get("secrets", [])
+        origin = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
+        origin["secrets"] = source.get("secrets", [])
         kinds = {
             "file": str, "overrides": list, "environment": dict, "cores": int, "texts": dict, "secrets": list
         }  # fmt: skip
-        texts = [text for name in ("environment", "texts") for text in told[name].values()]
-        strings = [*told["overrides"], *told["secrets"], *texts]
-        if not all(isinstance(told[name], kinds[name]) for name in kinds) or not all(
-            isinstance(it, str) for it in strings
+        values = [text for name in ("environment", "texts") for text in origin[name].values()]
+        strings = [*origin["overrides"], *origin["secrets"], *values]
+        if not all(isinstance(origin[name], kinds[name]) for name in kinds) or not all(
+            isinstance(string, str) for string in strings
         ):
             raise TypeError("the source of the plan is not what lima2 writes")
-        return cls(text=text, base=Path(source["base"]), **told)
+        return cls(text=text, base=Path(source["base"]), **origin)
 
     def source(self) -> dict[str, Any]:
         """Return all but the source text, as plain data."""
@@ -155,9 +155,9 @@ class Origin:
             OSError: a file can't be written.
         """
         kept = hidden({**contents, "source": self.source()})
-        for name, text in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
+        for name, content in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
             with (directory / name).open("w") as file:
-                file.write(text)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         descriptor = os.open(directory, os.O_RDONLY)
@@ -175,8 +175,8 @@ class Origin:
         """
         figures = read_json_object(directory / PLAN_FILE)
         source = figures.pop("source")
-        text = (directory / PIPELINE_FILE).read_text()
-        return cls.known(text, source), figures
+        pipeline = (directory / PIPELINE_FILE).read_text()
+        return cls.known(pipeline, source), figures
 
 
 NOT_COMPARED = ("warnings", "source")
@@ -199,7 +199,7 @@ def looks_saved(file: str) -> bool:
     try:
         return "gdts" in read_json_object(Path(file))
     except (OSError, ValueError):
-        return False  # what is wrong with it will be told of a pipeline
+        return False  # mistakes in it will be reported as those of a pipeline
 
 
 def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
@@ -217,5 +217,7 @@ def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[Difference, ...]:
     """Return how the contents of two plans differ, warnings and origins left out."""
-    before, after = ({key: value for key, value in it.items() if key not in NOT_COMPARED} for it in (old, hidden(new)))
+    before, after = (
+        {key: value for key, value in contents.items() if key not in NOT_COMPARED} for contents in (old, hidden(new))
+    )
     return differences(before, after)
