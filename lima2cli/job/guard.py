@@ -71,7 +71,7 @@ class Guard:
     def _ended(self, code: int) -> NoReturn:
         """End in place of ``os._exit``: the exit code of users' code is not the outcome of the run."""
         if os.getpid() == self._process:
-            place = place_of((it.filename, it.lineno or 0) for it in traceback.extract_stack())
+            place = place_of((frame.filename, frame.lineno or 0) for frame in traceback.extract_stack())
             self._tell(f"{place}os._exit({code}) ended the process")
         self._exit(code)
 
@@ -101,11 +101,11 @@ class Guard:
             if int(name) not in kept:
                 with suppress(OSError):
                     os.close(int(name))
-        text, process = _heard(ears, parent), self._process
-        if GONE not in text:
+        message, process = _heard(ears, parent), self._process
+        if GONE not in message:
             os.kill(process, signal.SIGSTOP)
         document = os.memfd_create("lima2-plan")
-        os.write(document, pickle.dumps((self._plan, str(self._directory), text, process)))
+        os.write(document, pickle.dumps((self._plan, str(self._directory), message, process)))
         os.lseek(document, 0, os.SEEK_SET)
         os.dup2(document, 0)
         command = [sys.executable, "-P", "-m", "lima2cli.job.guard"]
@@ -126,29 +126,29 @@ def calls_others(plan: Plan) -> bool:
 
 def _heard(ears: int, parent: int) -> str:
     """Return the notification of a call that does not return, or that the process is gone."""
-    poll, text = select.poll(), b""
+    poll, message = select.poll(), b""
     poll.register(ears, select.POLLIN)
     poll.register(parent, select.POLLIN)
     while True:
-        ready = dict(poll.poll(1000 * LAST_LINES_S if text else None))
+        ready = dict(poll.poll(1000 * LAST_LINES_S if message else None))
         if parent in ready:
             return f"{UserCodeError.__name__}: {GONE}"
         if not ready:
-            return text.decode(errors="replace")
+            return message.decode(errors="replace")
         more = os.read(ears, 1 << 16)
         if more.endswith(ALIVE):  # it was stopped, and goes on
-            text = b""
+            message = b""
             continue
         if not more:  # users' code has closed it
             poll.unregister(ears)
-        text += more
+        message += more
 
 
 def main() -> None:
     """End the run of a process that does not end it itself."""
-    plan, directory, text, process = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  of its own fork
-    reason = hung_at(text, functions_of(plan)) or text
-    gone = GONE in text
+    plan, directory, message, process = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  of its own fork
+    reason = hung_at(message, functions_of(plan)) or message
+    gone = GONE in message
     try:
         try:
             if not gone:

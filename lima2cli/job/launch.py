@@ -98,8 +98,8 @@ def find_mpiexec() -> str | None:
     """Return the launcher of the MPI that this Python uses: next to the interpreter first, then on the path."""
     if importlib.util.find_spec("mpi4py") is None:
         return None
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
+    neighbour = Path(sys.executable).with_name("mpiexec")
+    return str(neighbour) if neighbour.exists() else shutil.which("mpiexec")
 
 
 class Directories:
@@ -175,8 +175,8 @@ class Ranks:
             suppress(OSError, AttributeError),
         ):  # one has ended; or this system has no such thing
             states = [opened.enter_context(open(f"/proc/{pid}/stat", "rb", buffering=0)) for pid in processes]
-            for pid, who in processes.items():
-                known[descriptor := os.pidfd_open(pid)] = who
+            for pid, member in processes.items():
+                known[descriptor := os.pidfd_open(pid)] = member
                 opened.callback(os.close, descriptor)
                 poll.register(descriptor, select.POLLIN)
             ended = poll.poll()
@@ -397,15 +397,15 @@ def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
     errors = [line for line in lines if ERROR.match(line)]
     aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
-    hung, said = hung_at("\n".join(lines), functions_of(plan)), ""
+    hung, reason = hung_at("\n".join(lines), functions_of(plan)), ""
     if hung:
-        said = f": {hung}"
+        reason = f": {hung}"
     elif errors:
-        said = f": {errors[-1]}"
+        reason = f": {errors[-1]}"
     elif len(set(aborted)) == 1:
-        said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
+        reason = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
     elif isinstance(ranks.first, int):
-        said = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
+        reason = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
     elif ranks.first is not None:
-        said = f": {ranks.first} was the first to end"
-    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
+        reason = f": {ranks.first} was the first to end"
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){reason}; see {LOG}"

@@ -25,8 +25,8 @@ from lima2cli.secret import hide
 
 def job_rank() -> int | None:
     """Return the rank of this process in the job that mpiexec or srun started, None where none did."""
-    found = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
-    return int(found[0]) if found else None
+    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
+    return int(ranks[0]) if ranks else None
 
 
 def _world() -> Any:
@@ -75,7 +75,7 @@ class Leader:
         claim = open_directory(plan, origin)
         directory = claim.path.resolve()
         tell_of_disk(plan, warnings, emit)
-        if any(it.host for it in plan.placements):
+        if any(placement.host for placement in plan.placements):
             message = "what started this job chose the hosts of its ranks: `host` of receivers means nothing"
             emit({"type": "event", "event": "placement", "message": message})
         signals, stop = Signals(), threading.Event()
@@ -101,7 +101,7 @@ class Leader:
 
 
 def _count(plan: Plan, role: str) -> int:
-    return sum(it.role == role for it in plan.ranks)
+    return sum(rank.role == role for rank in plan.ranks)
 
 
 def _workers(plan: Plan) -> str:
@@ -111,11 +111,11 @@ def _workers(plan: Plan) -> str:
 
 
 def follow() -> None:
-    """Be any other rank."""
+    """Run any rank but the first."""
     from lima2cli.job.rank_main import run_ranks
 
     world = _world()
-    with Signals().installed():  # what they mean is for rank 0 to say
+    with Signals().installed():  # rank 0 reports what they mean
         if world.bcast(None):
             try:
                 run_ranks(None, lambda event: None, lambda: None)

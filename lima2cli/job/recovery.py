@@ -97,10 +97,10 @@ def mended(plan: Plan, directory: Path, ended: dict[str, Any], problems: list[st
     now = ended | {"problems": problems}
     if ends_made(ended):
         return now
-    found = inspect_run(str(directory))
+    inspected = inspect_run(str(directory))
     for table, key in (("channels", "dataset"), ("tables", "file")):
         now[table] = {
-            name: item if item[key] is not None else _joined(item, found[table].get(name, {}))
+            name: item if item[key] is not None else _joined(item, inspected[table].get(name, {}))
             for name, item in ended[table].items()
         }
     now["file"] = link_file(plan, directory)

@@ -32,7 +32,7 @@ def is_here(host: str | None) -> bool:
 
 def elsewhere(plan: Plan) -> set[int]:
     """Return the receivers that run on other machines."""
-    return {index for index, it in enumerate(plan.placements) if not is_here(it.host)}
+    return {index for index, placement in enumerate(plan.placements) if not is_here(placement.host)}
 
 
 def all_here(plan: Plan) -> Plan:
@@ -46,10 +46,10 @@ def host_options(plan: Plan) -> list[str]:
     A host is listed once and ranks are mapped to it: ranks share memory only where they are on the same entry of the
     list. (Hydra takes `-host` with a single program for the list of all.)
     """
-    if all(it.host is None for it in plan.placements):
+    if all(placement.host is None for placement in plan.placements):
         return []
     here = socket.gethostname()
-    places = [it.host for it in map(plan.placement_of, plan.ranks)]
+    places = [placement.host for placement in map(plan.placement_of, plan.ranks)]
     names = [here if name is None or is_here(name) else name for name in places]
     hosts = list(dict.fromkeys(names))
     return ["-hosts", ",".join(hosts), "-rankmap", ",".join(str(hosts.index(name)) for name in names)]
@@ -84,10 +84,10 @@ def numa_cpus(node: int) -> frozenset[int]:
         EnvironmentUnfit: there is no such node.
     """
     try:
-        text = (NUMA_NODES / f"node{node}" / "cpulist").read_text().strip()
+        cpulist = (NUMA_NODES / f"node{node}" / "cpulist").read_text().strip()
     except OSError as error:
         raise EnvironmentUnfit(f"there is no NUMA node {node} here") from error
-    spans = [span.partition("-") for span in text.split(",") if span]
+    spans = [span.partition("-") for span in cpulist.split(",") if span]
     return frozenset(cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1))
 
 
@@ -239,7 +239,7 @@ def available_memory() -> int | None:
 
     The least of MemAvailable (proc(5)) and of what the control groups of this process leave.
     """
-    return min((it for it in (_available_here(), _available_in_groups()) if it is not None), default=None)
+    return min((amount for amount in (_available_here(), _available_in_groups()) if amount is not None), default=None)
 
 
 def _available_here() -> int | None:
@@ -286,10 +286,10 @@ def _available_in_groups() -> int | None:
 def _number(path: Path) -> int | None:
     """Return the number in a file of a control group; None where there is no such file, or no limit (``max``)."""
     try:
-        text = path.read_text().strip()
+        number = path.read_text().strip()
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
+    return int(number) if number.isdigit() else None
 
 
 def _field(path: Path, name: str) -> int:
@@ -383,8 +383,8 @@ def _free(plan: Plan) -> str:
 
 def tell_of_disk(plan: Plan, warnings: Sequence[str], emit: Callable[[dict[str, Any]], None]) -> None:
     """Report at the start of a run what it saves, what is free, and what `check_disk` warns of."""
-    if found := volumes(plan):
-        less = " before compression" if any(it.less for it in found) else ""
-        emit(said("disk", f"to be saved{less}: {', '.join(map(str, found))}; {_free(plan)}"))
+    if saved := volumes(plan):
+        less = " before compression" if any(volume.less for volume in saved) else ""
+        emit(said("disk", f"to be saved{less}: {', '.join(map(str, saved))}; {_free(plan)}"))
     for warning in warnings:
         emit(said("warning", f"warning: {warning}"))

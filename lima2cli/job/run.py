@@ -66,7 +66,7 @@ def run_plan(
     tell_of_disk(plan, warnings, emit)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
-    if mpiexec is None and any(it.said for it in plan.placements):
+    if mpiexec is None and any(placement.said for placement in plan.placements):
         message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
         emit({"type": "event", "event": "placement", "message": message})
     signals, here = Signals(), Path.cwd()
@@ -133,8 +133,8 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
 
 def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the last event of a run: how it ended, and all that went wrong."""
-    told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
-    return {"type": "done", **told, "directory": str(directory)}
+    ending = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
+    return {"type": "done", **ending, "directory": str(directory)}
 
 
 def note(directory: Path, text: str) -> None:
