@@ -114,13 +114,13 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
         "image": {"width": info.width, "height": info.height},
         "modules": [{"x": m.x, "y": m.y, "width": m.width, "height": m.height} for m in info.modules],
         "datasets": {
-            it.name: {
-                "dtype": it.dtype,
-                "bits": it.bits,
-                "threshold": it.threshold_ev,
-                "invalid": _invalid(it.invalid),
+            dataset.name: {
+                "dtype": dataset.dtype,
+                "bits": dataset.bits,
+                "threshold": dataset.threshold_ev,
+                "invalid": _invalid(dataset.invalid),
             }
-            for it in info.datasets
+            for dataset in info.datasets
         },
         "channels": info.channels,
         "gap_value": "nan" if math.isnan(info.gap_value) else info.gap_value,
@@ -153,7 +153,7 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
         data = data["record"]  # what `lima2 detectors show KIND --format json` prints
     record = _checked(data)
     image = Rect(0, 0, record.image.width, record.image.height)
-    datasets = tuple(_dataset(index, name, it) for index, (name, it) in enumerate(record.datasets.items()))
+    datasets = tuple(_dataset(index, name, stream) for index, (name, stream) in enumerate(record.datasets.items()))
     check_gap_value(record.gap_value, datasets)
     info = DetectorInfo(
         kind=kind,
@@ -174,11 +174,11 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
 
 def _checked(data: Any) -> CapabilityRecord:
     shape, findings, whole = Table(CapabilityRecord), Findings(), "capability record"
-    told = {whole: _without_nulls(data)}  # so that messages name it
-    check(told, {"type": "object", "properties": {whole: shape.schema()}}, findings)
-    for found in findings:
-        raise NodeMisuse(found.rule, found.message, found.at[1:], found.help)
-    record: CapabilityRecord = shape.read(told[whole], (), Bad())
+    document = {whole: _without_nulls(data)}  # so that messages name it
+    check(document, {"type": "object", "properties": {whole: shape.schema()}}, findings)
+    for finding in findings:
+        raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
+    record: CapabilityRecord = shape.read(document[whole], (), Bad())
     return record
 
 
@@ -203,8 +203,12 @@ def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
 
 def _invalid(rule: Invalid) -> Any:
     """Return invalid values as a record has them."""
-    said = written(rule)
-    return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
+    invalid = written(rule)
+    return (
+        {"below": invalid.below, "above": invalid.above}
+        if isinstance(invalid, InvalidLimits)
+        else invalid and list(invalid)
+    )
 
 
 def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
@@ -212,7 +216,7 @@ def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
         triggers=record.triggers,
         frames_per_trigger=record.frames_per_trigger,
         operations=record.operations,
-        binnings=tuple((it.x, it.y) for it in record.binnings),
+        binnings=tuple((binning.x, binning.y) for binning in record.binnings),
         accumulation=record.accumulation,
         shutter=record.shutter,
         extraction=record.extraction.possible,

@@ -44,7 +44,7 @@ class EmulatedDetector:
         if self._prepared != (acq_params, xfer_params):
             self._make_sources(acq_params, xfer_params)
             self._prepared = acq_params, xfer_params
-        recorded = min((it.frames for it in self._info.datasets if it.frames is not None), default=None)
+        recorded = min((dataset.frames for dataset in self._info.datasets if dataset.frames is not None), default=None)
         self._prepare_clock(acq_params, recorded, [module for _, module in self._sources])
 
     def _make_sources(self, acq_params: AcqParams, xfer_params: XferParams) -> None:

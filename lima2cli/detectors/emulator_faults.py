@@ -200,8 +200,8 @@ def parse_fault(text: str) -> Fault:
         values[key.strip()] = resolve(value.strip())
     shape, findings = Table(KINDS[kind]), Findings()
     check({kind: values}, {"type": "object", "properties": {kind: shape.schema()}}, findings)
-    for found in findings:
-        raise NodeMisuse(found.rule, found.message, found.at[1:], found.help)
+    for finding in findings:
+        raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
     fault: Fault = shape.read(values, (), Bad())
     return fault
 
@@ -229,13 +229,13 @@ def with_bad_pixels(
 
 
 def _bad_pixels(info: DetectorInfo, faults: Faults, dataset: int, module: Rect) -> BadPixels:
-    found: list[tuple[NDArray[np.int64], int]] = []
+    pixels: list[tuple[NDArray[np.int64], int]] = []
     if faults.hot is not None:
-        found.append((faults.pixels(faults.hot, info.image.area), largest(info.datasets[dataset])))
+        pixels.append((faults.pixels(faults.hot, info.image.area), largest(info.datasets[dataset])))
     if faults.dead is not None:
-        found.append((faults.pixels(faults.dead, info.image.area), 0))
-    places = np.concatenate([places for places, _ in found])
-    values = np.concatenate([np.full(len(places), value, info.datasets[dataset].dtype) for places, value in found])
+        pixels.append((faults.pixels(faults.dead, info.image.area), 0))
+    places = np.concatenate([places for places, _ in pixels])
+    values = np.concatenate([np.full(len(places), value, info.datasets[dataset].dtype) for places, value in pixels])
     rows, columns = places // info.width - module.y, places % info.width - module.x
     inside = (rows >= 0) & (rows < module.height) & (columns >= 0) & (columns < module.width)
     return rows[inside], columns[inside], values[inside]

@@ -175,7 +175,10 @@ class Charge(Scene):
         table = codes(self.pedestal, self.gain, self.photon_energy, self.gain_mode)
         photons = DatasetInfo(dataset.name, dataset.index, "uint16", photon_bits(table))
         made = self.scene.sources(photons, image, modules, files)
-        return [Pool(table[it.frames], it.absent) if isinstance(it, Pool) else _Coded(it, table) for it in made]
+        return [
+            Pool(table[source.frames], source.absent) if isinstance(source, Pool) else _Coded(source, table)
+            for source in made
+        ]
 
 
 class _Coded(PixelSource):

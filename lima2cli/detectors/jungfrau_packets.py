@@ -141,11 +141,11 @@ class Inbox:
     def _reserve(self, buffer: int) -> int:
         asked = min(buffer, LARGEST_BUFFER)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, asked)
-        if (given := self._given()) < asked:
+        if (granted := self._given()) < asked:
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, FORCE, asked)
             except PermissionError:
-                return given
+                return granted
         return self._given()
 
     def _given(self) -> int:
@@ -158,10 +158,10 @@ class Inbox:
         0 where it does not count them.
         """
         try:
-            told = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
+            info = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
         except OSError:
             return 0
-        numbers = np.frombuffer(told, np.uint32)
+        numbers = np.frombuffer(info, np.uint32)
         return int(numbers[DROPS]) if len(numbers) > DROPS else 0
 
     def receive(self, patience_s: float) -> int:

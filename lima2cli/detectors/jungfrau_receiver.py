@@ -134,10 +134,10 @@ class ModuleReceiver:
         number, stamp, begun_ns = self._begun or (0, 0, time.time_ns())
         asked = np.asarray(numbers, np.int64)
         self._check_clock(asked[known], stamps[known].astype(np.int64))
-        found = self.assembler.arrivals(numbers) if self.stands else begun_ns + stamps.astype(np.int64) - stamp
+        arrivals = self.assembler.arrivals(numbers) if self.stands else begun_ns + stamps.astype(np.int64) - stamp
         from_known = np.maximum.accumulate(np.where(known, np.arange(len(asked)), -1))
         base, base_number = (
-            np.where(from_known < 0, begun_ns, found[from_known]),
+            np.where(from_known < 0, begun_ns, arrivals[from_known]),
             np.where(from_known < 0, number, asked[from_known]),
         )
         period_ns = 0.0 if self._period_s is None else self._period_s * 1e9
@@ -287,11 +287,11 @@ class JungfrauDetector:
         counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
         gate, dropped = receiver.gate, inbox.dropped
         first, last = gate.stale_frames or (0, 0)
-        came = f" of frames {first} to {last}" if last > first else f" of frame {first}"
+        frames = f" of frames {first} to {last}" if last > first else f" of frame {first}"
         needed = min(max(4 * inbox.buffer, LEAST_BUFFER), LARGEST_BUFFER)
-        told = {
+        warnings = {
             "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
-            f"{_were(gate.stale, 'packet', came)} left over from another acquisition (`first_frame`?)": gate.stale,
+            f"{_were(gate.stale, 'packet', frames)} left over from another acquisition (`first_frame`?)": gate.stale,
             self._misplaced(receiver) or "": self._misplaced(receiver) is not None,
             "the clock of its packets stands still: frames are timed when they come": receiver.stands,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
@@ -306,7 +306,7 @@ class JungfrauDetector:
             f"{_were(counts.forgotten, 'frame')} not taken in time": counts.forgotten,
             f"{_were(receiver.strange, 'datagram')} no packets of JUNGFRAU": receiver.strange,
         }
-        return [f"module {receiver.module}: {text}" for text, so in told.items() if so]
+        return [f"module {receiver.module}: {text}" for text, so in warnings.items() if so]
 
     def _misplaced(self, receiver: ModuleReceiver) -> str | None:
         """Return a warning where packets come from another place of the detector than that of the module."""
@@ -314,12 +314,12 @@ class JungfrauDetector:
         if places is None or receiver.place is None or receiver.place == places[receiver.module]:
             return None
         row, column = receiver.place
-        told = f"its packets say row {row}, column {column}"
+        place = f"its packets say row {row}, column {column}"
         if receiver.place in places:
-            told += f", the place of module {places.index(receiver.place)}"
+            place += f", the place of module {places.index(receiver.place)}"
         expected = "row {}, column {}".format(*places[receiver.module])
         port = receiver.inbox.place[1]
-        return f"{told}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
+        return f"{place}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
 
     def _assembler(self, dataset: int, module: int) -> Assembler:
         if dataset != 0 or module not in self._modules:

@@ -123,8 +123,8 @@ class _Operated(PixelSource):
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `PixelSource`: those of whose exposures one is."""
         exposures = np.asarray(numbers, np.int64)[:, np.newaxis] * self._exposures + np.arange(self._exposures)
-        found = self._source.missing(exposures.ravel().tolist())
-        return None if found is None else np.asarray(found.reshape(exposures.shape).any(axis=1))
+        missing = self._source.missing(exposures.ravel().tolist())
+        return None if missing is None else np.asarray(missing.reshape(exposures.shape).any(axis=1))
 
     def all(self, period: int) -> tuple[Array, NDArray[np.bool_] | None]:
         """Return as many frames as there are before they repeat, and which of them are missing.

@@ -51,20 +51,20 @@ class Rashpa(DetectorConfig):
     )
 
     def describe(self, files: Files) -> RashpaInfo:
-        """See `DetectorConfig`. Such hardware never waits for a receiver, whatever the record says."""
+        """See `DetectorConfig`. Such hardware never waits for a receiver, whatever the record has."""
         try:
             info, can = read_record(_read(files.path(self.file), self.file), self.kind)
         except NodeMisuse as misfit:
             where = "/".join(map(str, ("", *misfit.key)))
             message = f"{self.file}: {misfit.message} (at {where or '/'})"
             raise NodeMisuse(misfit.rule, message, ("file",), misfit.help) from None
-        told = {field.name: getattr(info, field.name) for field in fields(info)} | {"can_wait": False}
-        told["name"] = self.name or info.name
+        description = {field.name: getattr(info, field.name) for field in fields(info)} | {"can_wait": False}
+        description["name"] = self.name or info.name
         if self.pixel_size is not None:
-            told["pixel_size"] = (self.pixel_size.x, self.pixel_size.y)
+            description["pixel_size"] = (self.pixel_size.x, self.pixel_size.y)
         if self.saturation is not None:
-            told["saturation"] = self.saturation
-        return RashpaInfo(**told, can=_set_up_by_lima2(can))
+            description["saturation"] = self.saturation
+        return RashpaInfo(**description, can=_set_up_by_lima2(can))
 
     def retrieve(self, info: DetectorInfo) -> Capabilities:
         """See `DetectorConfig`."""
@@ -87,7 +87,7 @@ def _set_up_by_lima2(can: Capabilities) -> Capabilities:
 
     External triggers and gates may be set by the detector's own control software.
     """
-    triggers = tuple(it for it in can.triggers if it != "software") or ("internal",)
+    triggers = tuple(trigger for trigger in can.triggers if trigger != "software") or ("internal",)
     return replace(can, can_wait=False, operations=(), binnings=(), accumulation=None, shutter=False, triggers=triggers)
 
 

@@ -288,8 +288,8 @@ def _rings(image: Rect) -> Pattern:
 
     def rows(top: int, bottom: int) -> NDArray[np.float64]:
         y = np.arange(top, bottom)[:, np.newaxis] - (image.height - 1) / 2
-        found: NDArray[np.float64] = np.interp(np.hypot(x, y) / corner, radii, profile)
-        return found
+        intensities: NDArray[np.float64] = np.interp(np.hypot(x, y) / corner, radii, profile)
+        return intensities
 
     return rows
 
@@ -344,7 +344,7 @@ class Poisson(Scene):
         own = dataset.threshold_ev or 0.0
         counted = {threshold: self.above(threshold) for threshold in {*self.thresholds_ev, own} if threshold >= own}
         from_top = sorted(counted, reverse=True)
-        parts = [counted[it] - (counted[from_top[i - 1]] if i else 0.0) for i, it in enumerate(from_top)]
+        parts = [counted[index] - (counted[from_top[i - 1]] if i else 0.0) for i, index in enumerate(from_top)]
         mean = self._mean(image, files)
 
         def paint(top: int, bottom: int, frame: int) -> Array:
