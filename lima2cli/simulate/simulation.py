@@ -68,9 +68,9 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     is asked to do itself, and sees what `DetectorConfig.scenes_for` gives. Frames start by themselves; nothing repeats;
     no run is overwritten.
     """
-    said = pipeline.acquisition
+    wanted = pipeline.acquisition
     acquisition = replace(
-        said,
+        wanted,
         frames=asked.frames,
         period=asked.period_s,
         rate=None,
@@ -83,10 +83,10 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     return replace(
         pipeline,
         config=config,
-        detector=operate(sensor, said.operations),
+        detector=operate(sensor, wanted.operations),
         acquisition=acquisition,
         flows={name: _unwaiting(flow) for name, flow in pipeline.flows.items()},
-        nodes=pipeline.nodes if asked.saves else {name: _unsaved(it) for name, it in pipeline.nodes.items()},
+        nodes=pipeline.nodes if asked.saves else {name: _unsaved(node) for name, node in pipeline.nodes.items()},
         output=Output(directory=asked.directory or beside(pipeline.output.directory)),
     )
 

@@ -176,10 +176,10 @@ def blocked_share(summary: Summary) -> float:
 
 def first_lost(summary: Summary, asked: float | None) -> Lost | None:
     """Return the first lost frame of all flows."""
-    found = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
-    if not found:
+    losses = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
+    if not losses:
         return None
-    frame, name = min(found)
+    frame, name = min(losses)
     hold = hold_of(summary["resources"], name)
     time_s = None if asked is None else frame / asked + (hold or 0.0)
     return Lost(name, frame, summary["flows"][name]["first_lost"]["receiver"], time_s)
@@ -203,21 +203,21 @@ def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
     """Return the flow and receiver whose results leave most slowly, if that is more slowly than frames arrive."""
-    found = None
+    slowest = None
     for flow, receiver, pace in _paces(measured):
         out_hz = pace["hz"]
         late_s = pace["seconds"] * (1 - out_hz / in_hz)
-        if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (found is None or out_hz < found.out_hz):
+        if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (slowest is None or out_hz < slowest.out_hz):
             hold = measured["hold_s"].get(flow)
             lasts = None if hold is None else hold * in_hz / (in_hz - out_hz)
-            found = Behind(flow, receiver, in_hz, out_hz, lasts)
-    return found
+            slowest = Behind(flow, receiver, in_hz, out_hz, lasts)
+    return slowest
 
 
 def sustained(measured: Summary, most: float | None) -> float | None:
     """Return the frames of the detector per second whose results left the slowest receiver; None where nothing did."""
-    found = [pace["hz"] for _, _, pace in _paces(measured)]
-    return min([*found, *([] if most is None else [most])]) if found else None
+    rates = [pace["hz"] for _, _, pace in _paces(measured)]
+    return min([*rates, *([] if most is None else [most])]) if rates else None
 
 
 def capacity(summary: Summary) -> float | None:
@@ -225,12 +225,14 @@ def capacity(summary: Summary) -> float | None:
 
     None where there was none.
     """
-    receivers = [it for it in summary["resources"]["receivers"].values() if it["busy_s"] > 0 and it["frames"]]
-    found = [it["frames"] / it["busy_s"] for it in receivers]
-    busiest = max((it["busy_s"] or 0.0 for it in summary.get("workers", ())), default=0.0)
-    if found and busiest > 0:
-        found.append(max(it["frames"] for it in receivers) / busiest)
-    return min(found, default=None)
+    receivers = [
+        figures for figures in summary["resources"]["receivers"].values() if figures["busy_s"] > 0 and figures["frames"]
+    ]
+    rates = [figures["frames"] / figures["busy_s"] for figures in receivers]
+    busiest = max((figures["busy_s"] or 0.0 for figures in summary.get("workers", ())), default=0.0)
+    if rates and busiest > 0:
+        rates.append(max(figures["frames"] for figures in receivers) / busiest)
+    return min(rates, default=None)
 
 
 def bottleneck(
@@ -247,12 +249,12 @@ def bottleneck(
     costs: list[tuple[tuple[str, ...], float, float]] = [((), its["busy_s"] - sum(map(_cost, its["kernels"])), most)]
     costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
     nodes, cost, frames = max(costs, key=lambda it: it[1])
-    found = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
+    busiest = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
     for its in workers:
         busy = its["busy_s"] or 0.0
-        if its["frames"] and busy / seconds > found.share:
-            found = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
-    return found
+        if its["frames"] and busy / seconds > busiest.share:
+            busiest = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
+    return busiest
 
 
 def _cost(kernel: Mapping[str, Any]) -> float:
@@ -266,18 +268,18 @@ def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[
     ``inline``: the ranks were given turns in one process.
     """
     ranks = summary["resources"]["ranks"]
-    found = []
+    sentences = []
     if inline:
-        found.append("all ranks took turns in one process: the figures are those of less than one core")
+        sentences.append("all ranks took turns in one process: the figures are those of less than one core")
     elif len(ranks) > cores:
-        found.append(
+        sentences.append(
             f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
         )
     if (late := late_by(summary["resources"])) > HICCUP_S:
-        found.append(
+        sentences.append(
             f"the emulator was late by up to {seconds_text(late)}: frames came in bursts that hardware has not"
         )
     missing = sum(flow["missing"] for flow in summary["flows"].values())
     if missing:
-        found.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
-    return found
+        sentences.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
+    return sentences
