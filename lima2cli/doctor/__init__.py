@@ -63,7 +63,13 @@ def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
             "disk_bytes_per_s": diagnosis.measured.disk,
         },
         "checks": [
-            {"part": it.part, "name": it.name, "status": it.status, "message": it.message, "help": it.help}
-            for it in diagnosis.checks
+            {
+                "part": check.part,
+                "name": check.name,
+                "status": check.status,
+                "message": check.message,
+                "help": check.help,
+            }
+            for check in diagnosis.checks
         ],
     }

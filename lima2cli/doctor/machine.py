@@ -76,9 +76,9 @@ def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
 def _told(code: int, output: str, errors: str, seconds: float) -> PutRate:
     for line in output.splitlines():
         with suppress(ValueError, TypeError, KeyError):
-            said = json.loads(line)
+            report = json.loads(line)
             if code == 0:
-                return PutRate(float(said["bytes_per_s"]), str(said["library"]), seconds)
+                return PutRate(float(report["bytes_per_s"]), str(report["library"]), seconds)
     last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "nothing was said")
     raise EnvironmentUnfit(f"two MPI ranks failed (exit code {code}): {last}")
 
@@ -131,10 +131,10 @@ def machine_checks() -> Iterator[Check]:
 
 
 def _packages() -> Check:
-    found = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
-    told = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    message = f"lima2 {__version__}, Python {platform.python_version()}, {told}"
-    if absent := [name for name in PACKAGES if not found[name]]:
+    versions = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
+    versions_text = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    message = f"lima2 {__version__}, Python {platform.python_version()}, {versions_text}"
+    if absent := [name for name in PACKAGES if not versions[name]]:
         return _check("packages", "problem", f"{message}; missing: {', '.join(absent)}", "pip install lima2cli")
     return _check("packages", "ok", message)
 
@@ -158,16 +158,16 @@ def mpi_check() -> tuple[Check, float | None]:
     if job_rank() is not None:
         return _check("MPI", "warning", "this is a rank of an MPI job: no ranks can be started from it"), None
     try:
-        found = measure_put(mpiexec)
+        measured = measure_put(mpiexec)
     except EnvironmentUnfit as error:
         cure = f"{mpiexec} must belong to the MPI that mpi4py uses; {install} brings both"
         return _check("MPI", "problem", str(error), cure), None
-    rate = rate_text(found.bytes_per_s)
-    message = f"{found.library}, {mpiexec}; two ranks took {seconds_text(found.seconds)}; one-sided writes {rate}"
-    if found.seconds > SLOW_START_S:
+    rate = rate_text(measured.bytes_per_s)
+    message = f"{measured.library}, {mpiexec}; two ranks took {seconds_text(measured.seconds)}; one-sided writes {rate}"
+    if measured.seconds > SLOW_START_S:
         cure = "is the host's own name resolved slowly, or Python read from a slow disk?"
-        return _check("MPI", "warning", message, cure), found.bytes_per_s
-    return _check("MPI", "ok", message), found.bytes_per_s
+        return _check("MPI", "warning", message, cure), measured.bytes_per_s
+    return _check("MPI", "ok", message), measured.bytes_per_s
 
 
 def _memory() -> Check:
@@ -213,8 +213,8 @@ def _filters() -> Iterator[Check]:
 
 def _gpu() -> Check:
     count = len(list(GPUS.iterdir())) if GPUS.is_dir() else 0
-    found = f"{count} found, which this version does not use" if count else "none found, and none needed"
-    return _check("GPU", "ok", f"{found}: gpu memspaces are in host memory where they have `fallback: host`")
+    message = f"{count} found, which this version does not use" if count else "none found, and none needed"
+    return _check("GPU", "ok", f"{message}: gpu memspaces are in host memory where they have `fallback: host`")
 
 
 def _rashpa() -> Check:
