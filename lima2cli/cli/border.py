@@ -42,7 +42,7 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
     """
     try:
         yield
-    except BrokenPipeError:  # the reader went away; nothing that is left can be told
+    except BrokenPipeError:  # the reader went away; nothing that is left can be shown
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PROBLEMS) from None
     except Lima2Error as error:
@@ -56,8 +56,8 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and (said := _refused(error)):
-            tell("run-failed", str(error), as_json, said, as_event=as_event)
+        if isinstance(error, OSError) and (advice_text := _refused(error)):
+            tell("run-failed", str(error), as_json, advice_text, as_event=as_event)
             raise typer.Exit(FAILED) from None
         message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
         help = "run again with --debug, and report what it prints"
@@ -84,8 +84,8 @@ def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_
         from lima2cli.diagnostics import Diagnostic
         from lima2cli.document import show_events, show_json
 
-        found = [Diagnostic(rule, message, help=help)]
-        typer.echo(show_events(None, found) if as_event else show_json(None, found) + "\n", nl=False)
+        diagnostics = [Diagnostic(rule, message, help=help)]
+        typer.echo(show_events(None, diagnostics) if as_event else show_json(None, diagnostics) + "\n", nl=False)
     else:
         typer.echo(f"error[{rule}]: {message}" + (f"\n = help: {help}" if help else ""), err=True)
 

@@ -108,14 +108,14 @@ def configured_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
     versions = [f"{what} {version}" for what, version in info.versions.items()]
     pitches = [in_units(pitch, "metres") for pitch in info.pixel_size or ()]
     size = ["pixels of " + " x ".join(pitches)] if pitches else []
-    said = ["; ".join([*size, *versions])] if size or versions else []
+    facts_of_size = ["; ".join([*size, *versions])] if size or versions else []
     datasets = [
         ("dataset", "dtype", "bits", "threshold"),
-        *((it.name, it.dtype, str(it.bits), _energy(it.threshold_ev)) for it in info.datasets),
+        *((dataset.name, dataset.dtype, str(dataset.bits), _energy(dataset.threshold_ev)) for dataset in info.datasets),
     ]
     modules = [("module", "place"), *((str(number), str(rect)) for number, rect in enumerate(info.modules))]
     tables = (columns(datasets), columns(modules), columns([("capability", ""), *facts(config.retrieve(info))]))
-    return "\n".join([head, *said, *("\n" + "\n".join(table) for table in tables)])
+    return "\n".join([head, *facts_of_size, *("\n" + "\n".join(table) for table in tables)])
 
 
 def _energy(threshold_ev: float | None) -> str:
@@ -151,14 +151,17 @@ KindFormatOption = Annotated[KindFormat, typer.Option("--format", help="For peop
 def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -> None:
     """Print a line for each kind; those that cannot be used are warned of."""
 
-    found = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
+    descriptions = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
     problems = [kind.problem for kind in kinds.values() if kind.problem is not None]
     if format is KindFormat.JSON:
-        listed = [{"kind": it.kind, "role": it.role, "origin": it.origin, "doc": it.line} for it in found]
+        listed = [
+            {"kind": description.kind, "role": description.role, "origin": description.origin, "doc": description.line}
+            for description in descriptions
+        ]
         warnings = [{"rule": problem.rule, "message": str(problem), "help": problem.help} for problem in problems]
         print(json.dumps({"version": 1, key: listed, "warnings": warnings}, indent=2, ensure_ascii=False), flush=True)
         return
-    rows = [(it.kind, it.role, it.origin, it.line) for it in found]
+    rows = [(description.kind, description.role, description.origin, description.line) for description in descriptions]
     print("\n".join(columns(rows)))
     sys.stdout.flush()
     for problem in problems:
@@ -182,8 +185,8 @@ def show_kind(
         assert kind.problem is not None
         tell(kind.problem.rule, str(kind.problem), as_json, kind.problem.help)
         raise typer.Exit(PROBLEMS)
-    found = describe_kind(name, kind)
-    print(_as_json(found, kind.table) if as_json else _as_text(found), flush=True)
+    description = describe_kind(name, kind)
+    print(_as_json(description, kind.table) if as_json else _as_text(description), flush=True)
 
 
 def _as_json(found: "Description", table: type) -> str:
@@ -286,8 +289,8 @@ def describe_kind(name: str, kind: Kind[Any]) -> Description:
 def _module_text(name: str, table: type) -> str:
     """Return the docstring of a module that is about this kind alone; else nothing."""
     text = inspect.cleandoc(sys.modules[table.__module__].__doc__ or "")
-    head, _, said = text.partition(f" `{name}`: ")
-    return said[:1].upper() + said[1:] if head in ("Node", "Detector") else ""
+    head, _, rest = text.partition(f" `{name}`: ")
+    return rest[:1].upper() + rest[1:] if head in ("Node", "Detector") else ""
 
 
 def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
@@ -332,9 +335,9 @@ def _item(value: Any) -> Any:
     """Return one item of a list or mapping, with all its keys that have a value."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    said = {key: getattr(value, key) for key in params(type(value))}
-    said = {key: item for key, item in said.items() if item is not None}
-    return {value.kind: said} if hasattr(value, "kind") else said
+    values = {key: getattr(value, key) for key in params(type(value))}
+    values = {key: item for key, item in values.items() if item is not None}
+    return {value.kind: values} if hasattr(value, "kind") else values
 
 
 nodes = typer.Typer(help="The kinds of node: those built in, and those of installed packages.", no_args_is_help=True)

@@ -80,8 +80,8 @@ def _show_all(checked: Sequence[Checked], format: Format) -> str:
         return _joined([show_sarif(one.source, one.findings) for one in checked], "runs")
     if format is Format.TEXT:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        texts = [show_text(one.source, one.findings, color) or f"{one.source.file}: fine\n" for one in checked]
-        return "\n".join(texts)
+        outputs = [show_text(one.source, one.findings, color) or f"{one.source.file}: fine\n" for one in checked]
+        return "\n".join(outputs)
     show = show_concise if format is Format.CONCISE else show_github
     return "".join(show(one.source, one.findings) for one in checked)
 
@@ -120,10 +120,10 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
         text, pipeline, origin.base, cores=origin.cores,
         environment=origin.variables(needed=True), overrides=origin.overrides, fuse=fuse,
     )  # fmt: skip
-    found = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
-    if found:
-        listed = [f"  {difference}" for difference in found[:SHOWN]]
-        more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    differences = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
+    if differences:
+        listed = [f"  {difference}" for difference in differences[:SHOWN]]
+        more = [f"  and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         message = "\n".join([f"{file} is stale: {pipeline} compiles to another plan today", *listed, *more])
         tell(
             "stale-plan",

@@ -98,15 +98,15 @@ def simulate(
         simulator = Simulator(checked, origin, transport.value, keeps, bold, display)
         gc.enable()
         try:
-            found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
+            simulated = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
         finally:
             display.close()
-        whole = plain(*found, file, notes)
+        whole = plain(*simulated, file, notes)
         if report is not None:
             write_output(report, json.dumps(whole, indent=2) + "\n", checked.plan.inputs)
         lines = None if progress is ProgressStyle.JSON else 2
-        print(json.dumps(whole, indent=lines) if as_json else show_answer(*found, file), flush=True)
-        raise typer.Exit(_code(found[0], found[2]))
+        print(json.dumps(whole, indent=lines) if as_json else show_answer(*simulated, file), flush=True)
+        raise typer.Exit(_code(simulated[0], simulated[2]))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _run(
         if not search:
             period_s = wanted.period_s
             return simulator.run(wanted.at(period_s, enough_frames(plan, period_s))), (), None
-        found = find_max_rate(
+        best = find_max_rate(
             simulator,
             lambda hz, frames: wanted.at(1 / hz, frames),
             plan,
@@ -145,7 +145,7 @@ def _run(
     except SimulationUnfit as unfit:
         _show(unfit.checked, as_json)
         raise typer.Exit(PROBLEMS) from None
-    return found
+    return best
 
 
 def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
@@ -233,14 +233,14 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     from lima2cli.simulate.simulation import waiting_flows
 
     assert checked.pipeline is not None
-    said, notes = checked.pipeline.acquisition, []
+    asked, notes = checked.pipeline.acquisition, []
     if waiting := waiting_flows(checked.pipeline.flows):
         notes.append(f"{', '.join(waiting)}: `overrun: wait` is played as `continue`, as hardware never waits")
     if rate is None and wanted.period_s is None:
         notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
-    if said.exposure is not None and wanted.period_s is not None and said.exposure > wanted.period_s:
+    if asked.exposure is not None and wanted.period_s is not None and asked.exposure > wanted.period_s:
         notes.append(
-            f"the detector could not do this: an exposure of {seconds_text(said.exposure)} is longer than the period"
+            f"the detector could not do this: an exposure of {seconds_text(asked.exposure)} is longer than the period"
         )
     if not wanted.saves:
         notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
@@ -290,8 +290,8 @@ def _highest(found: Simulated, highest: MaxRate, file: str) -> str:
     if highest.hz is None:
         return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
     if highest.bounded:
-        said = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
-        return f"{said}: {found.verdict.reason}"
+        verdict = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
+        return f"{verdict}: {found.verdict.reason}"
     return f"{file} keeps up with {hertz_text(highest.hz)}; the emulator could not send faster on this machine"
 
 

@@ -31,10 +31,14 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
     lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
-    told = summary.get("acquisition", {})
-    if told.get("of", 1) > 1:
-        dead = "" if told["dead_time_s"] is None else f"; dead time before it {seconds_text(told['dead_time_s'])}"
-        lines.append(f"acquisition {told['number']} of {told['of']}{dead}")
+    acquisition = summary.get("acquisition", {})
+    if acquisition.get("of", 1) > 1:
+        dead = (
+            ""
+            if acquisition["dead_time_s"] is None
+            else f"; dead time before it {seconds_text(acquisition['dead_time_s'])}"
+        )
+        lines.append(f"acquisition {acquisition['number']} of {acquisition['of']}{dead}")
     seconds = summary.get("seconds")
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds_text(seconds)}, " if seconds else "") + where]
