@@ -1,4 +1,5 @@
 """The control messages between ranks, in the order of a run, and the measurements that they carry.
+
 Frames never travel this way. Latencies are kept in constant memory: a histogram of logarithmic bins that merges.
 """
 
@@ -48,18 +49,18 @@ class Histogram:
     largest: int = 0
 
     def __len__(self) -> int:
-        """Return the count of numbers that it holds."""
+        """Return how many numbers it holds."""
         return sum(self.counts.values())
 
     def add(self, nanoseconds: int) -> None:
-        """Count one number."""
+        """Add one number."""
         index = bin_of(nanoseconds)
         self.counts[index] = self.counts.get(index, 0) + 1
         if nanoseconds > self.largest:
             self.largest = nanoseconds
 
     def add_all(self, nanoseconds: NDArray[np.int64]) -> None:
-        """Count many numbers, (n,); all below 2**53."""
+        """Add many numbers, (n,); all below 2**53."""
         if not len(nanoseconds):
             return
         for index, count in zip(*np.unique(bins_of(nanoseconds), return_counts=True), strict=True):
@@ -67,7 +68,7 @@ class Histogram:
         self.largest = max(self.largest, int(nanoseconds.max()))
 
     def quantile(self, share: float) -> float | None:
-        """Return the number, in seconds, that this share of all do not exceed; None where there are none.
+        """Return the number in seconds that this share of all are not above; None where there are none.
 
         It is the middle of the bin where that number lies, so within a thirty-second of it.
         """
@@ -81,7 +82,7 @@ class Histogram:
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """Return all histograms as one."""
+    """Return all of them as one."""
     whole = Histogram()
     for one in histograms:
         for index, count in one.counts.items():
@@ -92,7 +93,7 @@ def merged(histograms: Iterable[Histogram]) -> Histogram:
 
 @dataclass(slots=True)
 class Spent:
-    """The cost of a node, or a kernel of several, at a receiver: frames it was given, ns to compute and to write."""
+    """Cost of a node, or a kernel of several, at a receiver: frames it was given, ns to compute and to write."""
 
     frames: int = 0
     stage_ns: int = 0
@@ -100,13 +101,16 @@ class Spent:
 
     @property
     def seconds(self) -> float:
-        """Return all of it, in seconds."""
+        """Return the whole cost in seconds."""
         return (self.stage_ns + self.commit_ns) * 1e-9
 
 
 @dataclass(slots=True)
 class Pace:
-    """Results of a flow at one receiver: count of frames, and the last frames of its first and its last batch.
+    """Results of a flow at one receiver.
+
+    How many frames; number of the last frame of the first batch and of the last, and when they were there (ns since the
+    epoch).
 
     first, last  their numbers; with ``_ns`` the time of their results, ns since the epoch
     latency      from the detector's time of the last frame of each group to its result
@@ -120,7 +124,10 @@ class Pace:
     latency: Histogram = field(default_factory=Histogram)
 
     def note(self, now_ns: int, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """Record the results of frames with these numbers; ``times`` (groups,) of the last frame of each group."""
+        """Note that the results of frames with these numbers are there.
+
+        times  (groups,) uint64 ns, of the last frame of each group
+        """
         last = int(numbers[-1])
         if not self.first_ns:
             self.first_ns, self.first = now_ns, last
@@ -132,7 +139,9 @@ class Pace:
             self.latency.add_all(now_ns - times.astype(np.int64))
 
     def hz(self, lost: float) -> float | None:
-        """Return the detector's frames per second that were completed; None without two batches.
+        """Return the frames of the detector per second that were done with; None without two batches.
+
+        Of these ``lost`` were not done with.
 
         ``lost`` of them were not completed. Frames that never arrived count: they do not keep a receiver from keeping
         up.
@@ -142,7 +151,10 @@ class Pace:
 
 
 class Timings:
-    """Measurements of a receiver in one acquisition: ``spent`` by node, ``paces`` by flow and by node that waits."""
+    """Measurements of one acquisition at a receiver.
+
+    ``spent`` by node, ``paces`` by flow and by node that waits.
+    """
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
@@ -159,7 +171,10 @@ class Timings:
         spent.frames += frames
 
     def note(self, origin: str, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """Record the complete results of these frames of a flow, or of a node that waits; see `Pace`."""
+        """Note that all that happens at once with these frames of a flow, or of a node that waits, is done.
+
+        See `Pace`.
+        """
         if len(numbers):
             self.paces[origin].note(time.time_ns(), numbers, times)
 
@@ -172,7 +187,7 @@ FINISHED, QUIT, PREPARE, TRIGGER = "finished", "quit", "prepare", "trigger"
 
 @dataclass(frozen=True)
 class Start:
-    """An acquisition of a job, numbered from 0: when it begins (ns since the epoch), and where its files go."""
+    """Start of an acquisition of a job, numbered from 0: when (ns since the epoch), and where its files go."""
 
     number: int
     start_ns: int
@@ -181,7 +196,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Ended:
-    """An acquisition has ended before frame ``frames``; ``last``: no other follows."""
+    """End of an acquisition before frame ``frames``; ``last``: no other follows."""
 
     frames: int
     last: bool
@@ -189,7 +204,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
+    """Failure on a rank. ``node``, ``frame`` and ``acquisition`` where they are known."""
 
     rank: int
     message: str
@@ -201,7 +216,9 @@ class Failure:
 
 @dataclass
 class FlowCount:
-    """One flow at one receiver, in blocks. ``lost`` and ``missing`` hold (local buffer, visit, visits).
+    """Account of one flow at one receiver, in blocks.
+
+    ``lost`` and ``missing`` hold (local buffer, visit, visits).
 
     incomplete  (first, last) index, among the selected frames, of frames of other visits that a module failed to give
     status   of the modules' end records, merged: ``ok``, ``full`` (a oneshot buffer was), ``incomplete`` (a module
@@ -228,7 +245,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of a receiver.
+    """Measurements of a receiver.
 
     busy_s  seconds of turns in which there was work;  cpu_s  CPU seconds from the start of the acquisition on
     spent   by node; of a kernel of several nodes by the last of its maps
@@ -243,8 +260,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReceiverReport:
-    """Accounting of a receiver: flows by name, frames saved by channel, (first, last) numbers dropped by transforms,
-    how many frames each selection did not let pass, and how many came to each join that are of one flow only."""
+    """Accounting of a receiver.
+
+    Flows by name, frames saved by channel, (first, last) numbers dropped by transforms, how many frames each selection
+    did not let pass, and how many arrived at each join that are of one flow only.
+    """
 
     receiver: int
     flows: dict[str, FlowCount]
@@ -259,10 +279,13 @@ class ReceiverReport:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """Accounting of a detector rank: seconds waited for credits by flow, frames served, blocks dropped by flow, when
-    the last group was sent (ns since the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how
-    many frames the rank was behind the detector's clock at most, CPU seconds from the start of the acquisition on, and
-    the detector's times of its first and last frame (ns since the epoch; 0 where another rank knows them)."""
+    """Accounting of a detector rank.
+
+    Seconds waited for credits by flow, frames served, blocks dropped by flow, when the last group was sent (ns since
+    the epoch), seconds spent in transfers, of these seconds blocked in Flush, by how many frames the rank was behind
+    the detector's clock at most, CPU seconds from the start of the acquisition on, and the detector's times of its
+    first and last frame (ns since the epoch; 0 where another rank knows them).
+    """
 
     rank: int
     waited_s: dict[str, float]
@@ -280,8 +303,10 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Accounting of a worker: blocks and frames that it was given, the count of blocks that it failed, seconds from
-    getting a block to having a result.
+    """Accounting of a worker.
+
+    Blocks and frames that it was given, of how many of these blocks it failed, seconds from when it was given a block
+    to when it had a result.
     """
 
     rank: int

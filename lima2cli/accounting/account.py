@@ -24,8 +24,8 @@ Indices = NDArray[np.int64]
 class Visits:
     """Distinct frames of one flow; a frame is its index k < ``expected`` among the selected ones.
 
-    ranges    (local buffer, first visit, visits); what lies beyond the last group does not count
-    rows      (first, last) index of frames of other visits, in order; what lies beyond the last frame does not count
+    ranges    (local buffer, first visit, visits); those beyond the last group do not count
+    rows      (first, last) index of frames of other visits, in order; those beyond the last frame do not count
     """
 
     rule: Rule
@@ -45,7 +45,7 @@ class Visits:
         )
 
     def mark(self, status: NDArray[np.uint8], first: int, value: int) -> None:
-        """Set ``status`` (n,) of the frames from ``first`` on where they are among these."""
+        """Set ``status`` (n,) uint8 of the frames from ``first`` on where they are among these."""
         rule = self.rule
         begin, end = rule.group(first), rule.groups(first + len(status))
         groups = np.zeros(end - begin, bool)
@@ -53,7 +53,7 @@ class Visits:
             low, high = rule.visits_before(buffer, begin), rule.visits_before(buffer, end)
             inside = slice(np.searchsorted(highs, low, "right"), np.searchsorted(lows, high))
             if inside.start < inside.stop:
-                # +1 where a range begins and -1 where it ends: the sum so far tells what is inside
+                # +1 where a range begins and -1 where it ends: the sum so far shows what is inside
                 edges = np.bincount(np.maximum(lows[inside], low) - low, minlength=high - low + 1)
                 edges -= np.bincount(np.minimum(highs[inside], high) - low, minlength=high - low + 1)
                 groups[rule.group_of(buffer, low) - begin :: rule.buffers] = np.cumsum(edges[:-1]) > 0
@@ -66,7 +66,7 @@ class Visits:
 
     @cached_property
     def _by_buffer(self) -> dict[int, tuple[Indices, Indices]]:
-        """First visits and those after the last, ascending, of each local buffer."""
+        """Return the first visits and those after the last, ascending, of each local buffer."""
         kept: dict[int, list[tuple[int, int]]] = {}
         for buffer, first, count in self.ranges:
             last = min(first + count, self.rule.visits(buffer, self.expected))
@@ -75,7 +75,7 @@ class Visits:
         return {buffer: _columns(sorted(pairs)) for buffer, pairs in kept.items()}
 
     def _short(self) -> int:
-        """Blocks that the last group lacks, where it is among these."""
+        """Return the number of blocks that the last group lacks, where it is among these."""
         group = self.rule.groups(self.expected) - 1
         buffer, visit = self.rule.turn(group)
         _, highs = self._by_buffer.get(buffer, (None, np.zeros(0, np.int64)))
@@ -108,12 +108,12 @@ RowRanges = tuple[tuple[int, int], ...]
 """First and last row of each range."""
 
 STATUSES = ("ok", "full", "incomplete")
-"""Of a flow, the worse later; see `FlowCount`."""
+"""Order of statuses in a flow, the worse later; see `FlowCount`."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlowAccount:
-    """One flow: expected = received + lost + dropped + missing.
+    """Account of one flow: expected = received + lost + dropped + missing.
 
     Of the absent frames ``lost`` were overwritten before they were used, ``dropped`` found a oneshot buffer full,
     ``missing`` never came, or not whole. Each holds as many as there are places where receivers hold parts of frames: a
@@ -136,13 +136,13 @@ class FlowAccount:
 
     @property
     def statuses(self) -> VisitStatuses:
-        """``frame_status`` of each selected frame, as far as the flow knows: saved where received."""
+        """Return the ``frame_status`` of each selected frame, as far as the flow knows: saved where received."""
         kinds = ((LOST, self.lost), (DROPPED, self.dropped), (INCOMPLETE, self.missing))
         return VisitStatuses(self.expected, tuple((value, visits) for value, each in kinds for visits in each))
 
     @cached_property
     def counts(self) -> dict[int, int]:
-        """How many frames are lost, dropped and missing, by these values of ``frame_status``."""
+        """Return how many frames are lost, dropped and missing, by these values of ``frame_status``."""
         if len(self.lost) == 1:
             return {LOST: len(self.lost[0]), DROPPED: len(self.dropped[0]), INCOMPLETE: len(self.missing[0])}
         counts = np.zeros(4, np.int64)
@@ -152,7 +152,7 @@ class FlowAccount:
 
     @property
     def totals(self) -> dict[str, int]:
-        """Frames expected, received, and absent for each reason, as they are told to people."""
+        """Return the number of frames expected, received, and absent for each reason, by the names that users see."""
         return {
             "expected": self.expected,
             "received": self.received,
@@ -162,7 +162,7 @@ class FlowAccount:
         }
 
     def absent(self) -> list[list[int]]:
-        """Numbers of all frames that were not received, in order, as ``[first, last, step]``."""
+        """Return the numbers of all frames that were not received, in order, as ``[first, last, step]``."""
         if not any(visits for each in (self.lost, self.dropped, self.missing) for visits in each):
             return []
         return ranges_of(self._absent())
@@ -173,11 +173,11 @@ class FlowAccount:
             yield rows * self.rule.step + self.rule.start
 
     def last_row(self) -> int:
-        """Index after the last frame that came, be it in vain."""
+        """Return the index after the last frame that arrived, even if in vain."""
         return last_row(self.statuses, self.expected)
 
     def record(self) -> FlowRecord:
-        """What files of the run keep of it."""
+        """Return the record that files of the run keep of it."""
         counts = (self.counts[LOST], self.counts[DROPPED], self.counts[INCOMPLETE])
         return FlowRecord(
             self.name, self.rule.start, self.rule.step, self.expected, self.received, *counts, self.statuses
@@ -194,7 +194,7 @@ class WorstStatus:
 
     @cached_property
     def count(self) -> int:
-        """How many they are."""
+        """Return how many they are."""
         lasts = [flow.rule.frame(flow.expected - 1) if flow.expected else -1 for flow in self.flows]
         return max(0, (min(lasts) - self.start) // self.step + 1)
 
@@ -212,9 +212,9 @@ class WorstStatus:
 
 @dataclass(frozen=True, eq=False)
 class ChannelAccount:
-    """What became of the frames of a channel, by row; a frame that several make is worth its worst part.
+    """Account of the frames of a channel, by row; a frame that several make is worth its worst part.
 
-    flows      that all of its frames come from;  frames  those of them that make the rows
+    flows      accounts of the flows that all of its frames come from;  frames  those of them that make the rows
     expected   rows: frames that should be saved; a last incomplete window among them, which is dropped and has no row
                in files
     dropped    (first, last) rows that transforms on the way gave up
@@ -231,7 +231,7 @@ class ChannelAccount:
     vetoed: int
 
     def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]:
-        """``frame_status`` of rows, as far as flows and transforms know: saved where none lost them."""
+        """Return the ``frame_status`` of rows, as far as flows and transforms know: saved where none lost them."""
         first, last, _ = rows.indices(self.expected)
         window = self.channel.window
         if window == 0:
@@ -248,15 +248,18 @@ class ChannelAccount:
 
     @property
     def whole(self) -> int:
-        """Rows without a last incomplete window."""
+        """Number of rows without a last incomplete window."""
         return self.frames.count // self.channel.window if self.channel.window else self.expected
 
     def count_dropped(self) -> int:
-        """Rows that were dropped, by a full buffer or by a transform."""
+        """Return the number of rows that were dropped, by a full buffer or by a transform."""
         return sum(int((self[first:last] == DROPPED).sum()) for first, last in windows(self.expected))
 
     def rows(self) -> int:
-        """Rows of the master: all that are expected; where the run was cut short, those up to the last that came."""
+        """Return the number of rows of the master.
+
+        All that are expected; where the run was cut short, those up to the last that arrived.
+        """
         expected = {flow.name: flow.expected for flow in self.flows}
         if self.channel.window == 0 or not cut_short(ChannelRecord.of(self.channel, "master"), expected):
             return self.whole if self.channel.window > 1 else self.expected
@@ -266,7 +269,7 @@ class ChannelAccount:
 
 
 def channel_account(plan: Plan, channel: Channel, flows: Mapping[str, FlowAccount], outcome: Outcome) -> ChannelAccount:
-    """The account of a channel from those of all flows."""
+    """Return the account of a channel from those of all flows."""
     own = tuple(flows[name] for name in channel.flows or (channel.flow,))
     window, rule = channel.window, channel.rule
     frames = WorstStatus(own, rule.start, rule.step // max(1, window))
@@ -283,23 +286,27 @@ def _vetoed(plan: Plan, channel: Channel, outcome: Outcome) -> int:
 
 
 def counted(plan: Plan, node: str, counts: Sequence[int]) -> int:
-    """Frames that all receivers together have counted at a node, each ``counts``; where they hold parts of frames, each
-    of them tells of the same frames."""
+    """Return the number of frames that all receivers together have counted at a node, each ``counts``.
+
+    Where they hold parts of frames, each of them counts the same frames.
+    """
     parts = next(step.numbering.parts for step in plan.steps if step.name == node)
     return max(counts, default=0) if parts else sum(counts)
 
 
 def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome, window: int = 1) -> RowRanges:
-    """(first, last) rows of the frames that nodes gave up on any receiver, in order, none twice; ``window`` frames make
-    a row (0 = all), and frames that make none, since they are not in all flows, are left out."""
+    """Return (first, last) rows of the frames that nodes gave up on any receiver, in order, none twice.
+
+    window  frames that make a row (0 = all); frames that make none, since they are not in all flows, are left out
+    """
     step, frames = rule.step // max(1, window), []
     for report in outcome.receivers.values():
         for name in nodes:
             for first, last in report.dropped.get(name, ()):
                 frames.append((max(0, -(-(first - rule.start) // step)), (last - rule.start) // step))
-    found = [(low // max(1, window), high // max(1, window)) for low, high in frames if low <= high]
+    rows = [(low // max(1, window), high // max(1, window)) for low, high in frames if low <= high]
     apart: list[tuple[int, int]] = []
-    for first, last in sorted(found):
+    for first, last in sorted(rows):
         if apart and first <= apart[-1][1]:
             apart[-1] = (apart[-1][0], max(last, apart[-1][1]))
         else:
@@ -308,18 +315,21 @@ def given_up(rule: Rule, nodes: Sequence[str], outcome: Outcome, window: int = 1
 
 
 def count_rows(ranges: RowRanges) -> int:
-    """How many rows they are."""
+    """Return how many rows they are."""
     return sum(last + 1 - first for first, last in ranges)
 
 
 def flow_accounts(plan: Plan, outcome: Outcome) -> dict[str, FlowAccount]:
-    """Accounts of all flows of a run that ended in order."""
+    """Return the accounts of all flows of a run that ended in order."""
     flows = dict.fromkeys(gdt.flow for gdt in plan.gdts)
     return {flow: _joined(flow, [_account(gdt, outcome) for gdt in plan.gdts_of(flow)]) for flow in flows}
 
 
 def _joined(flow: str, parts: Sequence["FlowAccount"]) -> "FlowAccount":
-    """Of a flow whose receivers hold parts of frames: a frame was received where all its parts were."""
+    """Return the account of a flow whose receivers hold parts of frames.
+
+    A frame was received where all its parts were.
+    """
     if len(parts) == 1:
         return replace(parts[0], name=flow)
     whole = replace(
@@ -368,4 +378,4 @@ def _account(gdt: Gdt, outcome: Outcome) -> FlowAccount:
 
 
 def _visits(gdt: Gdt, ranges: list[tuple[int, int, int]], expected: int) -> Visits:
-    return Visits(gdt.rule, expected, tuple(it for it in ranges if it[2] > 0))
+    return Visits(gdt.rule, expected, tuple(span for span in ranges if span[2] > 0))

@@ -1,4 +1,4 @@
-"""The acquisitions of a job, as the control rank knows them, and their completion on disk by a thread."""
+"""Acquisitions of a job, as the control rank knows them, and their completion on disk by a thread."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +11,11 @@ from lima2cli.plan.ir import Plan
 
 @dataclass
 class Outcome:
-    """What an acquisition came to: ``state`` complete, stopped or failed, why, and the reports of all ranks.
+    """Outcome of an acquisition: ``state`` complete, stopped or failed, why, and the reports of all ranks.
 
     number   of the acquisition in its job, from 0
-    dead_s   from the last frame of the acquisition before to when this one could take a frame, None where there is none
+    dead_s   seconds from the last frame of the acquisition before to when this one could take a frame, None where there
+             is none
     losses   what was lost beyond what is allowed, a sentence for each flow: known when the files are being ended
     silent   ranks of workers that do not answer, and won't take part in the end of the job
     """
@@ -37,32 +38,35 @@ class Outcome:
 
     @property
     def verdict(self) -> tuple[str, str | None]:
-        """State and reason as people are told them: with losses no acquisition is complete."""
+        """Return state and reason as users see them: with losses no acquisition is complete."""
         if not self.losses:
             return self.state, self.reason
         reason = "; ".join([*([self.reason] if self.reason else []), *self.losses])
         return "failed" if self.state == "complete" else self.state, reason
 
     def fail(self, reason: str) -> None:
-        """The first reason counts."""
+        """Set the state to failed; the first reason counts."""
         if self.state != "failed":
             self.state, self.reason = "failed", reason
 
     @property
     def first_ns(self) -> int:
         """The detector's time of the first frame, ns since the epoch; 0 where there was none."""
-        return min((it.first_ns for it in self.sources.values() if it.first_ns), default=0)
+        return min((source.first_ns for source in self.sources.values() if source.first_ns), default=0)
 
     @property
     def last_ns(self) -> int:
         """The detector's time of the last frame, ns since the epoch; 0 where there was none."""
-        return max((it.last_ns for it in self.sources.values()), default=0)
+        return max((source.last_ns for source in self.sources.values()), default=0)
 
 
 @dataclass
 class LiveAcquisition:
-    """An acquisition that has been announced; its files go to ``directory``. ``waiting``: receivers, by rank, that have
-    still to report; ``flows`` and ``saved`` are what they told last, by rank."""
+    """An acquisition that has been announced; its files go to ``directory``.
+
+    waiting       receivers, by rank, that have still to report
+    flows, saved  the last report of each receiver, by rank
+    """
 
     directory: str
     waiting: set[int]
@@ -72,7 +76,10 @@ class LiveAcquisition:
     triggers: int = 0
 
     def totals(self, plan: Plan) -> dict[str, tuple[int, int]]:
-        """Frames received and lost; of a flow whose receivers hold parts of frames those of the one most behind."""
+        """Return the frames received and lost, by flow.
+
+        Of a flow whose receivers hold parts of frames those of the receiver most behind count.
+        """
         counts = {gdt.name: (0, 0) for gdt in plan.gdts}
         for flows in self.flows.values():
             for name, (received, lost, _) in flows.items():
@@ -83,7 +90,10 @@ class LiveAcquisition:
         return totals
 
     def saved_totals(self, plan: Plan) -> dict[str, int]:
-        """Frames and rows that all receivers have written, by node; of partial frames those of the one most behind."""
+        """Return the frames and rows that all receivers have written, by node.
+
+        Of partial frames those of the receiver most behind count.
+        """
         counts: dict[str, list[int]] = {}
         for saved in self.saved.values():
             for name, count in saved.items():
@@ -96,7 +106,7 @@ class LiveAcquisition:
 
 
 class Acquisitions:
-    """Those of a job, in their order. The first is there from the start; `add` announces another."""
+    """Acquisitions of a job, in their order. The first is there from the start; `add` announces another."""
 
     def __init__(self, directory: str, receivers: Iterable[int]) -> None:
         self._receivers = frozenset(receivers)
@@ -104,42 +114,42 @@ class Acquisitions:
 
     @property
     def now(self) -> LiveAcquisition:
-        """The one that started, or was announced, last."""
+        """The acquisition that started, or was announced, last."""
         return self._all[-1]
 
     @property
     def begun(self) -> list[LiveAcquisition]:
-        """Those that have started."""
+        """Return the acquisitions that have started."""
         return [one for one in self._all if one.outcome.start_ns]
 
     def __len__(self) -> int:
         return len(self._all)
 
     def of(self, number: int | None) -> LiveAcquisition:
-        """One by its number; None is the last."""
+        """Return an acquisition by its number; None is the last."""
         return self.now if number is None else self._all[number]
 
     def add(self, directory: str) -> None:
-        """Announce another, whose files go to ``directory``."""
+        """Announce another, whose files go to ``directory``, and return it."""
         self._all.append(LiveAcquisition(directory, set(self._receivers), Outcome(number=len(self._all))))
 
     @property
     def well(self) -> bool:
-        """Whether none has been stopped or has failed."""
+        """Return whether none has been stopped or has failed."""
         return all(one.outcome.state == "complete" for one in self._all)
 
     @property
     def faultless(self) -> bool:
-        """Whether nothing has failed in any, and the last is not to stop."""
+        """Return whether nothing has failed in any, and the last is not to stop."""
         return self.now.outcome.state == "complete" and not any(one.outcome.failures for one in self._all)
 
     @property
     def behind(self) -> set[int]:
-        """Ranks of receivers that have still to report of those before the last."""
+        """Return the ranks of receivers that have still to report of those before the last."""
         return set().union(*(one.waiting for one in self._all[:-1]))
 
     def end(self, frames: int) -> None:
-        """The last ends before frame ``frames``; nothing more is served of it."""
+        """End the last before frame ``frames``; nothing more is served of it."""
         outcome = self.now.outcome
         outcome.seconds, outcome.frames = (time.time_ns() - outcome.start_ns) * 1e-9, frames
         before = self._all[-2].outcome.last_ns if len(self._all) > 1 else 0
@@ -148,7 +158,7 @@ class Acquisitions:
 
 
 class Completion:
-    """``close`` writes what ends an acquisition in its directory."""
+    """Completion of acquisitions: ``close`` writes what ends one in its directory."""
 
     def __init__(self, close: Callable[[Outcome, str], None]) -> None:
         self._close = close
@@ -163,11 +173,11 @@ class Completion:
 
     @property
     def idle(self) -> bool:
-        """Whether all that were begun are done."""
+        """Return whether all that were begun are done."""
         return not self._under_way
 
     def done(self) -> Iterator[LiveAcquisition]:
-        """Those that have been completed since the last call. Raises what ``close`` raised."""
+        """Yield the acquisitions that have been completed since the last call. Raises what ``close`` raised."""
         while self._under_way and self._under_way[0][1].done():
             acquisition, future = self._under_way.pop(0)
             future.result()

@@ -1,4 +1,4 @@
-"""The rows that a master claims, compared with those that it shows."""
+"""Claims of a master about its rows, compared with the rows that it shows."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ class Selection:
         return self.count * self.block
 
     def at(self, order: RowIndices) -> RowIndices:
-        """The rows at places ``order`` of the selection."""
+        """Return the rows at places ``order`` of the selection."""
         group, inside = np.divmod(order, max(1, self.block))
         return self.start + group * self.stride + inside
 
     def below(self, row: int) -> int:
-        """How many selected rows come before a row."""
+        """Return how many selected rows come before a row."""
         if row <= self.start:
             return 0
         group = min((row - self.start) // max(1, self.stride), self.count - 1)
@@ -40,7 +40,7 @@ class Selection:
 
     @property
     def last(self) -> int:
-        """The last row; before the first where there is none."""
+        """Last row; before the first where there is none."""
         return self.start + (self.count - 1) * self.stride + self.block - 1 if len(self) else self.start - 1
 
 
@@ -56,22 +56,22 @@ class Runs:
 
     @property
     def start(self) -> int:
-        """The first row."""
+        """First row."""
         return int(self.starts[0])
 
     @property
     def last(self) -> int:
-        """The last row."""
+        """Last row."""
         return int(self.starts[-1] + np.diff(self.ends, prepend=0)[-1]) - 1
 
     def at(self, order: RowIndices) -> RowIndices:
-        """The rows at places ``order`` of the selection."""
+        """Return the rows at places ``order`` of the selection."""
         run = np.searchsorted(self.ends, order, "right")
         rows: RowIndices = self.starts[run] + order - np.concatenate(([0], self.ends))[run]
         return rows
 
     def below(self, row: int) -> int:
-        """How many selected rows come before a row."""
+        """Return how many selected rows come before a row."""
         runs = int(np.searchsorted(self.starts, row))
         if not runs:
             return 0
@@ -80,7 +80,7 @@ class Runs:
 
 
 def _selection(space: Any) -> Selection | Runs:
-    """The rows that a selection of an HDF5 dataspace takes: the same columns and lines of each."""
+    """Return the rows that a selection of an HDF5 dataspace takes: the same columns and lines of each."""
     if space.get_select_type() == 3:  # H5S_SEL_ALL
         return Selection(0, space.shape[0], 1, space.shape[0])
     if space.is_regular_hyperslab():
@@ -91,18 +91,18 @@ def _selection(space: Any) -> Selection | Runs:
 
 
 Area = tuple[int, int, int, int]
-"""First line and column, and how many of them."""
+"""First line and column, and their numbers."""
 
 
 def _area(space: Any) -> Area:
-    """The lines and columns of a selection of frames."""
+    """Return the lines and columns of a selection of frames."""
     (_, top, left), (_, bottom, right) = space.get_select_bounds()
     return int(top), int(left), int(bottom - top + 1), int(right - left + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class ShownRows:
-    """Rows of a file and the rows of the virtual dataset that show them; which lines and columns of them.
+    """Rows of a file, the rows of the virtual dataset that show them, and which lines and columns.
 
     part, place   y, x, height and width in the file, and in the virtual dataset
     """
@@ -115,7 +115,7 @@ class ShownRows:
 
 
 def _source(name: str, origin: Any, target: Any) -> ShownRows:
-    """One mapping, from the selections of the file's dataset and of the virtual one."""
+    """Return one mapping, from the selections of the file's dataset and of the virtual one."""
     rows, place = _selection(target), _area(target)
     if not origin.shape:  # all of a dataset, whatever it has: as much as is shown
         return ShownRows(name, Selection(0, len(rows), 1, len(rows)), rows, (0, 0, *place[2:]), place)
@@ -123,7 +123,7 @@ def _source(name: str, origin: Any, target: Any) -> ShownRows:
 
 
 class Sources:
-    """The sources of a virtual dataset; none of another one."""
+    """Sources of a virtual dataset; of another one none."""
 
     def __init__(self, dataset: Any) -> None:
         self.all = [
@@ -137,7 +137,7 @@ class Sources:
         self._origins = {name: _extents([source.origin for source in own]) for name, own in self._by_name.items()}
 
     def shown(self, first: int, last: int) -> RowIndices:
-        """How many files each row of ``first`` to ``last - 1`` of the virtual dataset shows a part of."""
+        """Return how many files each row of ``first`` to ``last - 1`` of the virtual dataset shows a part of."""
         shown = np.zeros(last - first, np.int64)
         for i in _overlapping(self._targets, first, last):
             target = self.all[i].target
@@ -145,7 +145,7 @@ class Sources:
         return shown
 
     def expected(self, name: str, first: int, last: int) -> Iterator[tuple[RowIndices, RowIndices]]:
-        """Rows of file ``name`` among ``first`` to ``last - 1``, and the rows that show them."""
+        """Yield the rows of file ``name`` that ``first`` to ``last - 1`` should show, and the rows that show them."""
         if name in self._origins:
             for i in _overlapping(self._origins[name], first, last):
                 source = self._by_name[name][i]
@@ -154,8 +154,8 @@ class Sources:
 
 
 def _extents(selections: list[Selection | Runs]) -> RowIndices:
-    """First and last row (2, n) of each."""
-    return np.array([(it.start, it.last) for it in selections], np.int64).reshape(-1, 2).T
+    """Return first and last row (2, n) of each."""
+    return np.array([(selection.start, selection.last) for selection in selections], np.int64).reshape(-1, 2).T
 
 
 def _overlapping(extents: RowIndices, first: int, last: int) -> list[int]:
@@ -164,12 +164,12 @@ def _overlapping(extents: RowIndices, first: int, last: int) -> list[int]:
 
 
 class Claims:
-    """Rows of a master, asked for in consecutive windows of selected frames. `Unreadable` where it can't be read.
+    """Claims of a master about its rows, asked for in consecutive windows of selected frames.
 
     rows       of the master
     expected   frames of the channel
-    told       whether it says why frames are not saved
-    vetoed     frames that a filter left out; None where nothing tells
+    told       whether it has the reasons why frames are not saved
+    vetoed     number of frames that a filter left out; None where it is not known
     sources    of its virtual dataset; None where it holds the frames itself
     """
 
@@ -205,7 +205,10 @@ class Claims:
         self._flow = self._read_flow(self._selected) if self._by_flow else None
 
     def window(self, first: int, last: int) -> tuple[Status, Status]:
-        """Status of frames ``first`` to ``last - 1`` (by index) if they are in no file, and as their rows say."""
+        """Return two statuses of frames ``first`` to ``last - 1`` (by index).
+
+        The first is what they are if they are in no file, the second what their rows have.
+        """
         claimed = np.full(last - first, INCOMPLETE, np.uint8)
         for rows, status in self._marked.take(last):
             claimed[rows - first] = status
@@ -219,12 +222,12 @@ class Claims:
         return (absent if self._record.filtered else np.where(absent == SAVED, np.uint8(LOST), absent)), claimed
 
     def saved(self) -> Iterator[tuple[RowIndices]]:
-        """The frames (by index) that are marked as saved."""
+        """Yield the frames (by index) that are marked as saved."""
         for rows, status in self._read(self.rows):
             yield (rows[status == SAVED],)
 
     def places(self, rows: RowIndices) -> RowIndices:
-        """The row of the master of each selected frame (by index, increasing); -1 where it has none."""
+        """Return the row of the master of each selected frame (by index, increasing); -1 where it has none."""
         if not self._record.filtered or not len(rows):
             return np.where(rows < self.rows, rows, -1)
         start, step = self._record.start, self._record.step
@@ -233,11 +236,11 @@ class Claims:
             low = bisect_left(numbers, int(rows.min()) * step + start)
             known = rows_of(numbers[low : bisect_right(numbers, int(rows.max()) * step + start)], start, step)
         place = np.searchsorted(known, rows)
-        there = np.isin(rows, known)
-        return np.where(there, low + place, -1)
+        present = np.isin(rows, known)
+        return np.where(present, low + place, -1)
 
     def check_files(self, name: str, first: int, last: int, rows: RowIndices, times: NDArray[Any]) -> None:
-        """Rows ``first`` to ``last - 1`` of a file, which hold the frames ``rows``, are what the master shows."""
+        """Check that rows ``first`` to ``last - 1`` of a file, with the frames ``rows``, are what the master shows."""
         place = self.places(rows)
         hidden, moved = place < 0, False
         if self.sources is not None:
@@ -255,12 +258,12 @@ class Claims:
             self._inspection.tell(f"{name}: {self._name} does not show all of its frames, the first of them {number}")
 
     def shows_whole(self, source: ShownRows, receiver: int) -> bool:
-        """Whether the frames of a file of a receiver are shown whole, and in their place of the whole frame."""
+        """Return whether the frames of a file of a receiver are shown whole, and in their place of the whole frame."""
         x, y, width, height = self._record.place(receiver) or (0, 0, *reversed(self._shape))
         return source.part == (0, 0, height, width) and source.place == (y, x, height, width)
 
     def _check_times(self, name: str, times: NDArray[Any], place: RowIndices) -> None:
-        """Frames of a file have the times that the rows ``place`` of the master have."""
+        """Check that frames of a file have the times that the rows ``place`` of the master have."""
         inside = place >= 0
         if self._record.parts > 1 or not inside.any():
             return
@@ -271,15 +274,15 @@ class Claims:
             self._inspection.tell(f"{name}: its frames have other times in {self._name}")
 
     def _check_lengths(self, detector: Any, count: int) -> None:
-        """Every row has all that belongs to it."""
+        """Check that every row has all that belongs to it."""
         names = ("frame_number", "frame_time", *(("frame_pixels",) if self.sparse else ("data",)))
         for name in names:
             if len(detector[name]) != count:
-                said = f"{len(detector[name])} rows of {name}, {count} of frame_status"
-                self._inspection.tell(f"{self._name}: it has {said}")
+                lengths = f"{len(detector[name])} rows of {name}, {count} of frame_status"
+                self._inspection.tell(f"{self._name}: it has {lengths}")
 
     def _read(self, count: int) -> Iterator[tuple[RowIndices, Status]]:
-        """Index of the frame of each row and its status; numbers, and what is shown, are checked on the way."""
+        """Yield the index of the frame of each row and its status; check numbers, and what is shown, on the way."""
         start, step = self._record.start, self._record.step
         try:
             with self._inspection.open(self._name) as file:
@@ -304,11 +307,11 @@ class Claims:
             self._inspection.tell(f"{self._name}: the frames it shows are not those it marks as saved")
 
     def _read_flow(self, count: int) -> Iterator[Status]:
-        """What became of the selected frames in the flow, window by window."""
+        """Yield the status of the selected frames in the flow, window by window."""
         try:
             with self._inspection.open(self._name) as file:
-                told = detector_of(file)["flow/frame_status"]
+                statuses = detector_of(file)["flow/frame_status"]
                 for first, last in windows(count):
-                    yield told[first:last]
+                    yield statuses[first:last]
         except Unreadable as error:
             self._inspection.tell(f"{self._name}: {error}")

@@ -1,4 +1,4 @@
-"""Files that a run leaves besides the frames: masters, joined tables, the file that links them, and what they hold."""
+"""Files that a run leaves besides the frames: masters, joined tables, the file that links them, and their contents."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,15 @@ from lima2cli.files.tables import merge_tables
 from lima2cli.plan.ir import Plan
 
 STEP = 1 << 20
-"""Rows looked at at once."""
+"""Rows that are read at once."""
 
 
 def saved_frames(master: str) -> int:
-    """Frames that a master shows. OSError where it can't be read."""
+    """Return the number of frames that a master shows.
+
+    Raises:
+        OSError: it can't be read.
+    """
     import h5py
 
     with h5py.File(master) as file:
@@ -31,7 +35,11 @@ def saved_frames(master: str) -> int:
 
 
 def table_rows(table: str) -> int:
-    """Rows of a table. OSError where it can't be read."""
+    """Return the number of rows of a table.
+
+    Raises:
+        OSError: it can't be read.
+    """
     import h5py
 
     with h5py.File(table) as file:
@@ -39,7 +47,7 @@ def table_rows(table: str) -> int:
 
 
 def tells(master: str) -> bool:
-    """Whether a master is there that can be read and knows why frames are not saved."""
+    """Return whether a master is there that can be read and has the reasons why frames are not saved."""
     import h5py
 
     try:
@@ -60,12 +68,12 @@ def write_ends(
     problems: list[str],
     start_ns: int | None = None,
 ) -> None:
-    """Masters, tables, the linking file; each that fails is told, and does not keep the others from being written.
+    """Write masters, tables and the linking file; each that fails is reported, and the others are still written.
 
-    Without accounts (nobody is left to give them) masters say what the ``flows`` say, if these are known; else they
-    end with the last saved frame, and those that tell more are left as they are. ``beside`` are the counts of unmatched
+    Without accounts (of ranks that died) masters have the statuses of the ``flows``, if these are known; else they end
+    with the last saved frame, and those that have more are left as they are. ``beside`` are the counts of unmatched
     frames of each node behind joins, ``start_ns`` the start of the run, ns since the epoch, where files that hold no
-    frames can't tell it.
+    frames don't have it.
     """
     folder = Path(directory)
     for name, channel in plan.channels.items():
@@ -97,44 +105,44 @@ def write_ends(
 
 
 def _known(channel: Channel | TableChannel, flows: Mapping[str, FlowRecord]) -> list[FlowRecord]:
-    """Of the flows that feed a node those of which accounts are known."""
+    """Return the known accounts of the flows that feed a node."""
     return [flows[name] for name in channel.flows or (channel.flow,) if name in flows]
 
 
 def _rebuilt(channel: Channel, flows: Mapping[str, FlowRecord]) -> dict[str, Any]:
-    """What a master that is made without the ranks' reports says of its rows; see `write_master`."""
+    """Return what a master that is made without the ranks' reports has of its rows; see `write_master`."""
     record = ChannelRecord.of(channel, "master")
     expected = expected_rows(record, flows)
     if expected is None:
         return {"totals": {} if record.planned < 0 else {"expected": record.planned}}
-    told: dict[str, Any] = {"totals": {"expected": expected}}
+    account: dict[str, Any] = {"totals": {"expected": expected}}
     whole = not cut_short(record, {name: flow.expected for name, flow in flows.items()})
     if whole:
-        told["rows"] = whole_windows(record, flows) if record.window > 1 else expected
+        account["rows"] = whole_windows(record, flows) if record.window > 1 else expected
     if channel.complete:
         flow = flows[channel.flow]
-        told |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}
-    return told
+        account |= {"rows": expected if whole else last_row(flow, expected), "statuses": flow}
+    return account
 
 
 def ends_made(summary: Mapping[str, Any]) -> bool:
-    """Whether the end of a run made all that a summary can name."""
+    """Return whether the end of a run made all that a summary can name."""
     return None not in end_files(summary)
 
 
 def end_files(summary: Mapping[str, Any]) -> list[str | None]:
-    """Names of the files that the end of a run made; None for each that could not be made."""
+    """Return the names of the files that the end of a run made; None for each that could not be made."""
     channels = [item["dataset"] and item["dataset"].partition("::")[0] for item in summary["channels"].values()]
     return [*channels, *(item["file"] for item in summary["tables"].values()), summary["file"]]
 
 
 def link_file(plan: Plan, directory: Path) -> str | None:
-    """The file that links all others; None where there is none."""
+    """Return the file that links all others; None where there is none."""
     name = f"{plan.name}.h5"
     return name if (directory / name).exists() else None
 
 
 def table_file(plan: Plan, name: str, directory: Path) -> str | None:
-    """The joined table of a node; None where there is none."""
+    """Return the joined table of a node; None where there is none."""
     file = f"{plan.name}_{name}.h5"
     return file if (directory / file).exists() else None

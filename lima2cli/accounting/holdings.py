@@ -1,4 +1,4 @@
-"""The files of one node, window by window: what they hold, and whether it is as it was written."""
+"""Holdings of one node, window by window: what its files hold, and whether it is as it was written."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +37,10 @@ from lima2cli.files.sparse_writer import PARTS, is_sparse
 from lima2cli.files.tables import part_files
 
 SMALL_BYTES = 1 << 16
-"""Of a dataset that is read to see that it can be."""
+"""Bytes of a dataset that is read to check that it can be."""
 
 FrameNumbers = Callable[[int, int], NDArray[Any]]
-"""The frames of rows ``first`` to ``last - 1``, by number."""
+"""A function that returns the frames of rows ``first`` to ``last - 1``, by number."""
 
 
 def verify_structure(inspection: Inspection, name: str) -> None:
@@ -63,12 +63,12 @@ def verify_structure(inspection: Inspection, name: str) -> None:
 
 
 def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
-    """Hold what a file tells of its rows against its checksums, and tell of which frames that is damaged."""
+    """Compare the columns about rows of a file with their checksums, and report the frames whose values are damaged."""
     numbers, data = detector["frame_number"], detector["data"]
-    told = {column: detector[column] for column in TOLD if column in detector}
+    columns = {column: detector[column] for column in TOLD if column in detector}
     if is_sparse(data):
-        told["frame_ptr"] = data["frame_ptr"]
-    for column, values in told.items():
+        columns["frame_ptr"] = data["frame_ptr"]
+    for column, values in columns.items():
         checked = SummedDataset.of(values, detector, column)
         if checked is None:
             continue
@@ -79,12 +79,12 @@ def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
             rows = _frames(bad, np.arange)
             _tell(inspection, name, rows, f"{'is' if len(rows) == 1 else 'are'} damaged: {why}", "row")
         else:
-            found = _frames(bad, lambda first, last: numbers[first:last])
-            _tell(inspection, name, found, f"{'has' if len(found) == 1 else 'have'} damaged values: {why}")
+            damaged = _frames(bad, lambda first, last: numbers[first:last])
+            _tell(inspection, name, damaged, f"{'has' if len(damaged) == 1 else 'have'} damaged values: {why}")
 
 
 def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Hold the dense or sparse frames of a file against their checksums, and tell which are damaged."""
+    """Compare the dense or sparse frames of a file with their checksums, and report which are damaged."""
     data, numbers = detector["data"], detector["frame_number"]
     verify_rows(inspection, name, detector)
     if not is_sparse(data) and data.is_virtual:
@@ -96,28 +96,28 @@ def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -
 
     def frames(first: int, last: int) -> NDArray[Any]:
         begin, end = np.searchsorted(ends, (first, max(first, last - 1)), "right").tolist()
-        found: NDArray[Any] = numbers[begin : end + 1]
-        return found
+        absent: NDArray[Any] = numbers[begin : end + 1]
+        return absent
 
     for part in PARTS:
         _verify(inspection, node, name, data[part], SummedDataset.of(data[part], detector, part), frames)
 
 
 def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Hold the frames of a common file that were saved against their checksums, and tell which are damaged."""
+    """Compare the saved frames of a common file with their checksums, and report which are damaged."""
     data, numbers, status = detector["data"], detector["frame_number"], detector["frame_status"]
     verify_rows(inspection, name, detector)
 
     def saved(first: int, last: int) -> NDArray[Any]:
-        told = numbers[first:last]  # fewer where the master is damaged, which is reported elsewhere
-        found: NDArray[Any] = told[status[first : first + len(told)] == 0]
-        return found
+        listed = numbers[first:last]  # fewer where the master is damaged, which is reported elsewhere
+        frames: NDArray[Any] = listed[status[first : first + len(listed)] == 0]
+        return frames
 
     _verify(inspection, node, name, data, SummedDataset.of(data, detector), saved)
 
 
 def verify_table(inspection: Inspection, node: str, name: str, columns: Any) -> None:
-    """Hold the columns of a table against their checksums, and tell of which frames values are damaged."""
+    """Compare the columns of a table with their checksums, and report the frames whose values are damaged."""
     numbers = columns["frame_number"]
     for column, data in columns.items():
         checked = SummedDataset.of(data, columns.parent, column)
@@ -139,9 +139,9 @@ def _verify(
     part = dataset.name.rpartition("/")[2]
     covered = 0 if checked is None else checked.covered
     if checked is not None:
-        found = _frames(checked.damaged(0, covered), frames)
+        damaged = _frames(checked.damaged(0, covered), frames)
         why = f"the bytes of {part} are not those that were written"
-        _tell(inspection, name, found, f"{'is' if len(found) == 1 else 'are'} damaged: {why}", word)
+        _tell(inspection, name, damaged, f"{'is' if len(damaged) == 1 else 'are'} damaged: {why}", word)
     rest = len(dataset) - covered
     if not rest:
         return
@@ -160,8 +160,8 @@ def _rows_together(dataset: Any) -> int:
 
 
 def _frames(rows: Iterable[RowSpan], frames: FrameNumbers) -> NDArray[Any]:
-    found = [frames(first, last) for first, last in rows]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    numbers = [frames(first, last) for first, last in rows]
+    return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, np.uint64)
 
 
 def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str, word: str = "frame") -> None:
@@ -170,11 +170,12 @@ def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str,
 
 
 class Holding:
-    """A node's rows. ``expected`` is their number; they are looked at in consecutive windows, between `rewind` and
-    `release`.
+    """Rows of a node.
+
+    ``expected`` is their number; they are read in consecutive windows, between `rewind` and `release`.
 
     files       that could be read
-    told        what became of the rows' frames in the flow, where no master says it; None: nobody does
+    told        statuses of the rows' frames in the flow, where no master has them; None: they are not known
     saved, dropped   rows so far;  vetoed   all of them, None unknown
     whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
     gone        whether some are marked saved and are in no file
@@ -195,7 +196,7 @@ class Holding:
 
     @property
     def knows(self) -> bool:
-        """Whether it is known why rows are not saved, or may be taken for granted that they never came."""
+        """Return whether it is known why rows are not saved, or may be taken for granted that they never came."""
         return self.record.complete or self.saved == (self.expected if self.whole is None else self.whole)
 
     def rewind(self) -> None:
@@ -208,25 +209,25 @@ class Holding:
         self._streams = []
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """The rows are those that the accounts of flows call for, as far as it is known."""
+        """Check that the rows are those that the accounts of flows call for, as far as it is known."""
 
     def count(self) -> None:
-        """Look at all rows, and tell which are gone."""
+        """Read all rows, and report which are gone."""
         self.rewind()
         gone = Progressions()
         for first, last in windows(self.expected):
             gone.add((np.flatnonzero(self.look(first, last)[1]) + first)[:, None])
         self.release()
         start, step = self.record.start, self.record.step
-        found = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
-        if found:
+        lost = [[a * step + start, b * step + start, by * step] for a, b, by in range_list(gone)]
+        if lost:
             self.gone = True
-            self._inspection.tell(
-                f"{self.record.node}: frames {range_words(found)} are marked saved but are in no file"
-            )
+            self._inspection.tell(f"{self.record.node}: frames {range_words(lost)} are marked saved but are in no file")
 
     def look(self, first: int, last: int) -> tuple[Status, NDArray[np.bool_]]:
-        """What became of the frames of rows ``first`` to ``last - 1``, as far as they are expected, and which are gone.
+        """Return the statuses of the frames of rows ``first`` to ``last - 1``, and which are gone.
+
+        Statuses are those of frames that are expected.
 
         Those that a filter left out are saved here: they were received.
         """
@@ -243,20 +244,20 @@ class Holding:
         parts = np.bincount(rows - first, minlength=last - first)
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
-        found = parts >= self.record.parts
+        complete = parts >= self.record.parts
         if self.whole is not None:
             absent[max(0, self.whole - first) :] = DROPPED
-        self.saved += int(np.count_nonzero(found))
-        status = np.where(found, np.uint8(SAVED), absent)
+        self.saved += int(np.count_nonzero(complete))
+        status = np.where(complete, np.uint8(SAVED), absent)
         self.dropped += int(np.count_nonzero(status == DROPPED))
-        return status, (claimed == SAVED) & ~found
+        return status, (claimed == SAVED) & ~complete
 
     def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
-        """The rows that are in files: of each sequence of files in order, piece by piece."""
+        """Return the rows that are in files: of each sequence of files in order, piece by piece."""
         return [self._listed(name) for name in self.files]
 
     def _last_listed(self, names: Sequence[str]) -> int:
-        """The last row of the frames that tables list, -1 where there is none."""
+        """Return the last row of the frames that tables list, -1 where there is none."""
         last = -1
         for name in names:
             with self._inspection.open(name) as file:
@@ -271,13 +272,13 @@ class Holding:
                 yield (rows_of(columns["frame_number"][first:last], self.record.start, self.record.step),)
 
     def _claimed(self, first: int, last: int) -> tuple[Status, Status]:
-        """Status of rows if they are in no file, and as the master says."""
+        """Return the statuses of rows if they are in no file, and as the master has them."""
         absent = told(self.told, first, last)
         return np.where(absent == SAVED, np.uint8(LOST), absent), np.full(last - first, INCOMPLETE, np.uint8)
 
 
 class Claimed(Holding):
-    """A channel, whose master says what became of its frames, where it is there and can be read."""
+    """A channel with a master that has the statuses of its frames, where it is there and can be read."""
 
     def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
         super().__init__(inspection, record)
@@ -302,19 +303,21 @@ class Claimed(Holding):
             self._claims.release()
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """The master has a row for every frame that was expected of a run that was not cut short, else for all that
-        came."""
+        """Check that the master has a row for every frame that was expected.
+
+        Of a run that was cut short: for all that arrived.
+        """
         record = self.record
         expected = None if self._claims is None or record.filtered else expected_rows(record, flows)
         if self._claims is None or expected is None:
             return
-        rows = came = self._claims.rows
+        rows = arrived = self._claims.rows
         if not cut_short(record, {flow: flows[flow].expected for flow in record.flows}):
-            came = expected if (whole := whole_windows(record, flows)) is None else whole
+            arrived = expected if (whole := whole_windows(record, flows)) is None else whole
         elif record.complete and record.parts == 1:  # else it is not known what came of which frames
-            came = last_row(flows[record.flow], expected)
-        if rows < came:
-            self._inspection.tell(f"{self._master} is short: it has {rows} rows, and {came} frames were to be shown")
+            arrived = last_row(flows[record.flow], expected)
+        if rows < arrived:
+            self._inspection.tell(f"{self._master} is short: it has {rows} rows, and {arrived} frames were to be shown")
         if rows > expected:
             self._inspection.tell(f"{self._master}: it has {rows} rows, and {expected} frames were expected")
 
@@ -344,7 +347,7 @@ class TableHolding(Holding):
         self.expected = max(record.planned, 1 + self._last_listed(self.files))
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
-        """Parts that are still there have no rows that the table lacks."""
+        """Check that parts that are still there have no rows that the table lacks."""
         parts = part_files(self._inspection.directory, self.record.name, self.record.node)
         for name in parts if self.file is not None else ():
             try:
@@ -354,7 +357,7 @@ class TableHolding(Holding):
                 self._inspection.tell_of(name, error)
 
     def _has(self, rows: RowIndices) -> bool:
-        """Whether the table has rows of frames (by index, increasing)."""
+        """Return whether the table has rows of frames (by index, increasing)."""
         numbers = (rows * self.record.step + self.record.start).astype(np.uint64)
         with self._inspection.open(self.files[0]) as file:
             known = file[f"{MEASUREMENT}/frame_number"]
@@ -363,11 +366,11 @@ class TableHolding(Holding):
 
 
 def _shortest(columns: Any) -> int:
-    """Rows of a table that is perhaps being written."""
+    """Return the number of rows of a table that is perhaps being written."""
     return min(len(column) for column in columns.values())
 
 
 def last_listed(numbers: Any, count: int, record: ChannelRecord) -> int:
-    """The last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
+    """Return the last row of the first ``count``, which are in order but perhaps locally; -1 where there is none."""
     tail = rows_of(numbers[max(0, count - READ) : count], record.start, record.step)
     return int(tail.max(initial=-1))

@@ -40,7 +40,7 @@ from lima2cli.files.sparse_writer import whole_rows
 
 
 class CommonHolding(Claimed):
-    """A channel whose receivers write one file: that file, or, where it is not complete, what they told of it."""
+    """A channel whose receivers write one file: that file, or, where it is not complete, their notes about it."""
 
     def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
         super().__init__(inspection, record)
@@ -71,7 +71,7 @@ class CommonHolding(Claimed):
 
 
 class FrameHolding(Claimed):
-    """A channel: its frame files, and its master held against them."""
+    """A channel: its frame files, and its master compared with them."""
 
     def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
         super().__init__(inspection, record)
@@ -97,7 +97,7 @@ class FrameHolding(Claimed):
         return [self._read(names) for names in by_receiver(self.files)]
 
     def _open(self, name: str) -> None:
-        """How many frames a file has."""
+        """Note how many frames a file has."""
         with self._inspection.open(name) as file:
             detector = detector_of(file)
             frames, numbers = whole_rows(detector["data"]), len(detector["frame_number"])
@@ -110,7 +110,7 @@ class FrameHolding(Claimed):
                 verify_frames(self._inspection, self.record.node, name, detector)
 
     def _open_master(self) -> None:
-        """What the master claims; its sources must exist and be long enough."""
+        """Open the claims of the master; its sources must exist and be long enough."""
         inspection = self._inspection
         try:
             self._claims = claims = Claims(inspection, self.record, self._master)
@@ -130,7 +130,7 @@ class FrameHolding(Claimed):
                 inspection.tell(f"{source.name} is missing")
 
     def _read(self, names: Sequence[str]) -> Iterator[Sequence[RowIndices]]:
-        """Rows of the files of one receiver; they must be those that the master shows."""
+        """Yield the rows of the files of one receiver; they must be those that the master shows."""
         for name in names:
             try:
                 with self._inspection.open(name) as file:
@@ -146,7 +146,7 @@ class FrameHolding(Claimed):
                 self._inspection.tell_of(name, error)
 
     def _check_pixels(self, name: str, first: int, last: int, rows: RowIndices) -> None:
-        """A file has as many pixels of each frame as the master's copy, where they are rows ``rows``."""
+        """Check that a file has as many pixels of each frame as the master's copy, where they are rows ``rows``."""
         with self._inspection.open(name) as file, self._inspection.open(self._master) as master:
             held, shown = detector_of(file)["frame_pixels"][first:last], detector_of(master)["frame_pixels"]
             inside = (rows >= 0) & (rows < len(shown))
@@ -164,14 +164,16 @@ H = TypeVar("H", bound=Holding)
 
 
 def inspect_run(directory: str, *, verify: bool = False) -> dict[str, Any]:
-    """The accounting of a run directory, from its files: ``{"version", "flows", "channels", "tables", "problems",
-    "warnings"}``.
+    """Return the accounting of a run directory, from its files.
 
-    verify     read every frame, and hold it against its checksum, so that damage is found
-    problems   plain sentences: missing, short or unreadable files, frames that are not where the master says
-    warnings   plain sentences: what no file tells; its numbers are None
+    It is ``{"version", "flows", "channels", "tables", "problems", "warnings"}``.
 
-    OSError where the directory can't be listed.
+    verify     read every frame, and compare it with its checksum, so that damage is found
+    problems   plain sentences: missing, short or unreadable files, frames that are not where the master has them
+    warnings   plain sentences: what no file has; its numbers are None
+
+    Raises:
+        OSError: the directory can't be listed.
     """
     inspection = Inspection(directory, verify)
     with inspection.reader:
@@ -197,16 +199,19 @@ def _inspected(inspection: Inspection) -> dict[str, Any]:
     holdings = [*channels, *tables]
     if not holdings:
         inspection.tell(f"{directory} holds no file of a run")
-    names = dict.fromkeys([*(flow for it in holdings for flow in it.record.flows), *flows])
+    names = dict.fromkeys([*(flow for holding in holdings for flow in holding.record.flows), *flows])
     warnings: list[str] = []
     for node, count in inspection.unchecked.items():
-        which = f"{count} frame{'s have' if count != 1 else ' has'} no checksum"
-        warnings.append(f"{node}: {which}: nothing tells whether all is as it was written")
+        amount = f"{count} frame{'s have' if count != 1 else ' has'} no checksum"
+        warnings.append(f"{node}: {amount}: nothing tells whether all is as it was written")
     return {
         "version": VERSION,
         "flows": {name: _flow(name, holdings, flows.get(name), inspection, warnings) for name in names},
-        "channels": {it.record.node: _channel(it, directory, warnings) for it in channels},
-        "tables": {it.record.node: {"rows": it.rows, **_unmatched(it), "file": it.file} for it in tables},
+        "channels": {holding.record.node: _channel(holding, directory, warnings) for holding in channels},
+        "tables": {
+            holding.record.node: {"rows": holding.rows, **_unmatched(holding), "file": holding.file}
+            for holding in tables
+        },
         "problems": inspection.problems,
         "warnings": warnings,
     }
@@ -214,7 +219,7 @@ def _inspected(inspection: Inspection) -> dict[str, Any]:
 
 @contextmanager
 def _told(inspection: Inspection, name: str) -> Iterator[None]:
-    """What can't be read of the files of one node is a problem, and hides no other."""
+    """Report what can't be read of the files of one node as a problem, which hides no other."""
     try:
         yield
     except Unreadable as error:
@@ -222,7 +227,7 @@ def _told(inspection: Inspection, name: str) -> Iterator[None]:
 
 
 def _counted(holding: H, flows: Mapping[str, FlowRecord]) -> H:
-    """A node's rows, looked at."""
+    """Return a node's rows, counted."""
     _tell_flows(holding, flows)
     holding.check_rows(flows)
     holding.count()
@@ -230,7 +235,7 @@ def _counted(holding: H, flows: Mapping[str, FlowRecord]) -> H:
 
 
 def _tell_flows(holding: Holding, flows: Mapping[str, FlowRecord]) -> None:
-    """What the accounts of flows say about a node: its windows, and, where it has no master, its rows."""
+    """Apply the accounts of flows to a node: its windows, and, where it has no master, its rows."""
     holding.whole = whole_windows(holding.record, flows)
     if holding.dataset is not None:
         return
@@ -244,7 +249,10 @@ def _tell_flows(holding: Holding, flows: Mapping[str, FlowRecord]) -> None:
 def _flow(
     name: str, holdings: Sequence[Holding], record: FlowRecord | None, inspection: Inspection, warnings: list[str]
 ) -> dict[str, Any]:
-    """A flow as the run told of it, without the frames that are in no file any more; else as its nodes have it."""
+    """Return a flow as the run recorded it, without the frames that are in no file any more.
+
+    Without a record, as its nodes have it.
+    """
     own = [it for it in holdings if name in it.record.flows]
     complete = [it for it in own if it.record.complete]
     if record is not None:
@@ -277,7 +285,10 @@ def _flow(
 
 
 def _status(record: FlowRecord | None, looked: Sequence[Holding], first: int, last: int) -> Status:
-    """What became of frames: as the run told, but lost where they were saved and are gone; else as nodes have them."""
+    """Return the statuses of frames as the run recorded them, but lost where they were saved and are gone.
+
+    Without a record, as nodes have them.
+    """
     status = told(record, first, last)
     seen = [holding.look(first, last) for holding in looked]
     if record is None:
@@ -285,25 +296,25 @@ def _status(record: FlowRecord | None, looked: Sequence[Holding], first: int, la
             for one, _ in seen:
                 status[: len(one)][one[: len(status)] == value] = value
         return status
-    gone, found = np.zeros(len(status), bool), np.zeros(len(status), bool)
+    gone, in_files = np.zeros(len(status), bool), np.zeros(len(status), bool)
     for one, missing in seen:
-        found[: len(one)] |= one == SAVED
+        in_files[: len(one)] |= one == SAVED
         gone[: len(missing)] |= missing
-    status[gone & ~found & (status == SAVED)] = LOST
+    status[gone & ~in_files & (status == SAVED)] = LOST
     return status
 
 
 def _proven(name: str, own: Sequence[Holding], warnings: list[str]) -> dict[str, Any]:
-    """A flow of which nobody tells: known only where saved rows are made of all its frames."""
+    """Return a flow without a record: known only where saved rows are made of all its frames."""
     _, _, expected = own[0].record.source(name)
-    if 0 <= expected <= max(it.saved * max(1, it.record.window) for it in own):
+    if 0 <= expected <= max(holding.saved * max(1, holding.record.window) for holding in own):
         return {"expected": expected, "received": expected, "lost": 0, "dropped": 0, "missing": 0, "missing_frames": []}
     warnings.append(f"{name}: no file tells what became of its frames")
     return {**dict.fromkeys(COUNTS), "expected": None if expected < 0 else expected, "missing_frames": None}
 
 
 def _channel(holding: Holding, directory: str, warnings: list[str]) -> dict[str, Any]:
-    """A channel that was counted: what is not saved and was neither vetoed nor dropped counts as lost."""
+    """Return a channel that was counted: what is not saved and was neither vetoed nor dropped counts as lost."""
     vetoed = 0 if holding.saved == holding.expected else holding.vetoed
     dropped = holding.dropped if holding.knows else None
     lost = None if vetoed is None or dropped is None else holding.expected - holding.saved - vetoed - dropped
@@ -325,5 +336,5 @@ def _channel(holding: Holding, directory: str, warnings: list[str]) -> dict[str,
 
 
 def _unmatched(holding: Holding) -> dict[str, int]:
-    """Frames that were not in all inputs of joins, where the files tell of such."""
+    """Return the number of frames that were not in all inputs of joins, where the files have it."""
     return {} if holding.unmatched is None else {"unmatched": holding.unmatched}

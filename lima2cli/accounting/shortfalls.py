@@ -20,11 +20,11 @@ KEPT_UP = 0.99
 """Share of a rate below which it is not that rate."""
 
 HICCUP_S = 0.05
-"""A machine with other programs on it may be late once by this, without a meaning."""
+"""Seconds by which a machine with other programs on it may be late once, without a meaning."""
 
 
 def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """Plain data for ``resources`` of the summary."""
+    """Return plain data for ``resources`` of the summary."""
     return {
         "receivers": {
             plan.receivers[number]: {
@@ -52,34 +52,37 @@ def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 
 def first_lost(plan: Plan, flow: str, outcome: Outcome) -> dict[str, Any] | None:
-    """The first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
-    found = [
+    """Return the first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
+    losses_of_flow = [
         (int(gdt.rule.numbers(buffer, visit, 1)[0]), number)
         for gdt in plan.gdts_of(flow)
         for number, report in outcome.receivers.items()
         for buffer, visit, _ in (report.flows[gdt.name].lost if gdt.name in report.flows else ())
     ]
-    if not found:
+    if not losses_of_flow:
         return None
-    frame, number = min(found)
+    frame, number = min(losses_of_flow)
     return {"frame": frame, "receiver": plan.receivers[number]}
 
 
 def _scale(gdt: Gdt, receiver: int) -> float:
-    """Frames of the detector for each frame of the flow that comes to a receiver, on average."""
+    """Return the frames of the detector for each frame of the flow that comes to a receiver, on average."""
     own = sum(buffer.receiver == receiver for buffer in gdt.buffers)
     return gdt.rule.step * len(gdt.buffers) / own
 
 
 def _frames_of_detector(plan: Plan, report: ReceiverReport) -> float:
-    """Frames of the detector for which the receiver did its part: those of the flow that has come farthest."""
+    """Return the frames of the detector for which the receiver did its part.
+
+    They are those of the flow that has come farthest.
+    """
     paces = report.measured.paces
     own = [gdt for gdt in plan.gdts if gdt.name in paces and report.receiver in gdt.receivers]
     return max((paces[gdt.name].frames * _scale(gdt, report.receiver) for gdt in own), default=0.0)
 
 
 def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
-    """Results of a flow by receiver: frames, ``hz`` (see `Pace`), and for how long."""
+    """Return results of a flow by receiver: frames, ``hz`` (see `Pace`), and for how long."""
     figures = {}
     for number, report in sorted(outcome.receivers.items()):
         pace = report.measured.paces.get(gdt.name)
@@ -94,10 +97,10 @@ def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
 
 
 def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """Of all receivers together, by flow and by node that waits for others."""
-    found = [report.measured.paces for report in outcome.receivers.values()]
+    """Return the latencies of all receivers together, by flow and by node that waits for others."""
+    measured = [report.measured.paces for report in outcome.receivers.values()]
     names = [*(gdt.name for gdt in plan.gdts), *(step.name for step in plan.steps)]
-    own = {name: [paces[name].latency for paces in found if name in paces] for name in names}
+    own = {name: [paces[name].latency for paces in measured if name in paces] for name in names}
     whole = {name: merged(histograms) for name, histograms in own.items() if histograms}
     return {
         name: {"p50_s": one.quantile(0.5), "p99_s": one.quantile(0.99), "max_s": one.largest * 1e-9}
@@ -106,7 +109,10 @@ def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 
 def _kernels(plan: Plan, spent: Mapping[str, Spent]) -> list[dict[str, Any]]:
-    """By kernel, in the order of the data; what a table or file behind a kernel costs to write is the kernel's."""
+    """Return times by kernel, in the order of the data.
+
+    The cost to write a table or file behind a kernel is the kernel's.
+    """
     left = dict(spent)
     figures = []
     for kernel in plan.kernels:
@@ -126,27 +132,30 @@ def _kernel(nodes: list[str], own: list[Spent]) -> dict[str, Any]:
 
 
 BRIDGED_S = 1.0
-"""Buffers that are too small should hold so long."""
+"""Seconds that buffers which are too small should hold."""
 
 
 def allowed_losses(plan: Plan, flow: str, expected: int) -> int | None:
-    """Frames of a flow that may be lost; None = any."""
-    said = plan.allow_lost
-    if said is None:
+    """Return the number of frames of a flow that may be lost; None = any."""
+    allowed = plan.allow_lost
+    if allowed is None:
         return None if all(gdt.overrun == "continue" for gdt in plan.gdts_of(flow)) else 0
-    if isinstance(said, int):
-        return said
-    return math.floor(float(said.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
+    if isinstance(allowed, int):
+        return allowed
+    return math.floor(float(allowed.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
 
 
 def lost_frames(account: FlowAccount, state: str) -> int:
-    """Frames of a flow that were lost in a run that ended so."""
+    """Return the number of frames of a flow that were lost in a run that ended so."""
     lost = account.counts[LOST] + account.counts[INCOMPLETE]
     return lost - (account.expected - account.last_row()) if lost and state == "stopped" else lost
 
 
 def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
-    """A sentence for each flow that lost more than is allowed; none of a run that has failed, whose reason is known."""
+    """Return a sentence for each flow that lost more than is allowed.
+
+    There is none for a run that has failed, whose reason is known.
+    """
     if outcome.state == "failed":
         return []
     sentences = []
@@ -161,12 +170,12 @@ def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) ->
 
 
 def allowed_text(allowed: int | None) -> str:
-    """In words."""
+    """Return the allowed losses in words."""
     return "any may be" if allowed is None else f"{allowed or 'none'} may be"
 
 
 def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
-    """Warnings: of frames that receivers were too slow for, each with a cure, and of a rate that was not reached."""
+    """Return warnings of frames that receivers were too slow for, each with a cure, and of a low rate."""
     return [*_cures(plan, outcome, accounts), *_slow(plan, outcome)]
 
 
@@ -181,7 +190,7 @@ def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) ->
 
 
 def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
-    """What would help one receiver of a flow."""
+    """Return what would help one receiver of a flow."""
     rule, report = gdt.rule, outcome.receivers[receiver]
     rate = _frames_per_s(plan, gdt, receiver, outcome)
     events = rate / rule.blocks
@@ -191,8 +200,8 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
     if busy >= BUSY and rate:
         used = report.flows[gdt.name].received / outcome.seconds
         share = math.ceil(rate / used) if used else 2
-        what = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
-        return f"{what}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
+        cause = f"it was busy for {busy:.0%} of the time and used {_digits(used)} of {_digits(rate)} frames/s"
+        return f"{cause}; {max(2, share * len(set(gdt.receivers)))} receivers, or `threads`, share the work"
     frames = 4 * rule.slots
     if plan.period_s is not None:
         frames = max(frames, math.ceil(BRIDGED_S / (plan.period_s * rule.step * rule.buffers)))
@@ -206,23 +215,23 @@ def _cure(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> str:
 
 
 def fewer_groups(blocks: int, slots: int, events_hz: float) -> str:
-    """The cure of groups of ``blocks`` that come too often: larger ones, and buffers of more ``slots`` to hold them."""
-    came, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
+    """Return the cure of groups of ``blocks`` that come too often: larger ones, and more ``slots`` to hold them."""
+    cause, larger = f"groups of {blocks} came {_digits(events_hz)} times a second", blocks
     larger *= math.floor(events_hz / EVENTS_HZ) + 1
     if GROUPS * larger > slots:
-        return f"{came}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
-    return f"{came}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
+        return f"{cause}; `buffers: {{frames: {GROUPS * larger}}}` have room for groups of {larger}, which are fewer"
+    return f"{cause}; `blocks_per_group: {larger}` makes them fewer, and so does `auto`"
 
 
 def _frames_per_s(plan: Plan, gdt: Gdt, receiver: int, outcome: Outcome) -> float:
-    """Frames of a flow that came to a receiver each second."""
+    """Return the frames of a flow that came to a receiver each second."""
     hz = achieved_hz(plan, outcome) or 0.0
     own = sum(buffer.receiver == receiver for buffer in gdt.buffers)
     return hz / gdt.rule.step * own / len(gdt.buffers)
 
 
 def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
-    """Frames per second as the modules served them; None where there were none."""
+    """Return the frames per second as the modules served them; None where there were none."""
     sent_ns = max((source.sent_ns for source in outcome.sources.values()), default=0)
     if not outcome.frames or sent_ns <= outcome.start_ns:
         return None
@@ -230,14 +239,16 @@ def achieved_hz(plan: Plan, outcome: Outcome) -> float | None:
 
 
 def own_hz(outcome: Outcome) -> float | None:
-    """Frames per second by the detector's own clock; None where there was one at most."""
+    """Return the frames per second by the detector's own clock; None where there was one at most."""
     elapsed_ns = outcome.last_ns - outcome.first_ns
     return (outcome.frames - 1) / (elapsed_ns * 1e-9) if outcome.frames > 1 and elapsed_ns > 0 else None
 
 
 def _slow(plan: Plan, outcome: Outcome) -> Sequence[str]:
-    """A warning below the asked rate. Between triggers there is none. A detector that cannot wait is not held back by
-    anything, and may start after the run: its own clock counts."""
+    """Return a warning below the asked rate; between triggers there is none.
+
+    A detector that cannot wait is not held back by anything, and may start after the run: its own clock counts.
+    """
     achieved = achieved_hz(plan, outcome) if plan.info.can_wait else own_hz(outcome)
     if plan.period_s is None or achieved is None or plan.acquisition.trigger != "internal":
         return []
@@ -249,12 +260,12 @@ def _slow(plan: Plan, outcome: Outcome) -> Sequence[str]:
 
 
 def _digits(number: float) -> str:
-    """Four of them; of large numbers all, in groups of three."""
+    """Return a number with four digits; of large numbers all, in groups of three."""
     return f"{number:.4g}" if number < 9999.5 else grouped(round(number))
 
 
 def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
-    """What held the source back for ``late_s``."""
+    """Return what held the source back for ``late_s`` seconds."""
     if not plan.info.can_wait:
         return "so it is by the detector's own clock"
     waits = [(seconds, name) for source in outcome.sources.values() for name, seconds in source.waited_s.items()]
@@ -264,8 +275,8 @@ def _reason(plan: Plan, outcome: Outcome, late_s: float) -> str:
     spent = outcome.frames / (achieved_hz(plan, outcome) or math.inf)
     rank, source = max(outcome.sources.items(), key=lambda it: it[1].cpu_s)
     if source.cpu_s >= spent / 2:
-        what = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
-        return f"{what}, {seconds_text(source.cpu_s / outcome.frames)} each"
+        cause = f"rank {rank} (detector) used {source.cpu_s / spent:.0%} of a core to give frames and send them"
+        return f"{cause}, {seconds_text(source.cpu_s / outcome.frames)} each"
     if waited > 0:
         return (
             f"the detector had to wait for receivers for {seconds_text(waited)}, and for other programs of this machine"

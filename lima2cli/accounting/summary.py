@@ -1,4 +1,4 @@
-"""``summary.json``: what it says of a run that ended in order, and that it is written last, in one atomic step."""
+"""``summary.json``: its contents for a run that ended in order, and its writing: last, in one atomic step."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from lima2cli.secret import hidden
 
 VERSION = 1
 RESERVE_BYTES = 256 << 10
-"""Of a summary: one of many nodes, ranks and losses has some 100 KiB."""
+"""Maximal bytes of a summary: one of many nodes, ranks and losses has some 100 KiB."""
 STATES = ("complete", "stopped", "failed")
 CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
 
@@ -36,7 +36,10 @@ def content(
     tables: Mapping[str, Any],
     problems: Sequence[str],
 ) -> dict[str, Any]:
-    """What ``summary.json`` says, as plain data. ``channels`` and ``tables``: what the files of each node hold."""
+    """Return the contents of ``summary.json``, as plain data.
+
+    channels, tables  what the files of each node hold
+    """
     return {
         "version": VERSION,
         "state": outcome.verdict[0],
@@ -74,12 +77,12 @@ def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
 
 
 def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
-    """By the receivers' names, in their order."""
+    """Return values by the receivers' names, in their order."""
     return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
 
 
 def _doubts(plan: Plan) -> Iterator[str]:
-    """What was asked of recorded frames and is not in their files, and what is there and was not taken."""
+    """Yield warnings of recorded frames: what was asked and is not in their files, or is there and was not taken."""
     asked = plan.record.get("acquisition", {}).get("frames") or 0
     if plan.frames is not None and plan.frames < asked:
         yield f"{asked} frames were asked for, and {plan.frames} are recorded"
@@ -87,16 +90,16 @@ def _doubts(plan: Plan) -> Iterator[str]:
 
 
 def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
-    """What each worker was given; null where it is not there any more to say it."""
-    told = outcome.workers
+    """Return what each worker was given; null where it is not there any more to report it."""
+    reports = outcome.workers
     return [
         {
             "rank": role.rank,
             "node": role.worker,
-            "blocks": told[role.rank].blocks if role.rank in told else None,
-            "frames": told[role.rank].frames if role.rank in told else None,
-            "failed": told[role.rank].failed if role.rank in told else None,
-            "busy_s": told[role.rank].busy_s if role.rank in told else None,
+            "blocks": reports[role.rank].blocks if role.rank in reports else None,
+            "frames": reports[role.rank].frames if role.rank in reports else None,
+            "failed": reports[role.rank].failed if role.rank in reports else None,
+            "busy_s": reports[role.rank].busy_s if role.rank in reports else None,
         }
         for role in plan.ranks
         if role.worker is not None
@@ -144,8 +147,13 @@ def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]
 
 
 def reserve_summary(directory: Path, ends: int = 0) -> None:
-    """Have room for the summary on the disk, and ``ends`` bytes for masters and tables as far as it has them, so that a
-    disk that is full at the end has it. OSError where there is none for a summary."""
+    """Allocate disk space for the summary, and ``ends`` bytes for masters and tables as far as the disk has them.
+
+    A disk that is full at the end has that space then.
+
+    Raises:
+        OSError: there is no room for a summary.
+    """
     with _part(directory).open("ab") as file:
         allocate(file.fileno(), 0, RESERVE_BYTES)
         with suppress(OSError):  # a run that just fits is none to refuse; `lima2 recover` makes what has no room then
@@ -153,18 +161,26 @@ def reserve_summary(directory: Path, ends: int = 0) -> None:
 
 
 def release_ends(directory: Path) -> None:
-    """Give back the room for masters and tables, which are being written now; that for the summary stays. OSError."""
+    """Give back the disk space for masters and tables, which are being written now; that for the summary stays.
+
+    Raises:
+        OSError: the file can't be changed.
+    """
     with suppress(FileNotFoundError), _part(directory).open("r+b") as file:
         for _ in range(2):  # what lies beyond the end is freed when a file gets the length that it has
             file.truncate(RESERVE_BYTES)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``, last and in one step: where it is, all the rest is. Raises `RunFailed`."""
-    part, text = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
+    """Write ``summary.json``, last and in one step: where it is, all the rest is.
+
+    Raises:
+        RunFailed: it can't be written.
+    """
+    part, data = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
     try:
         with part.open("r+b" if part.exists() else "wb") as file:  # where there is room for it
-            file.write(text)
+            file.write(data)
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
@@ -176,12 +192,12 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _part(directory: Path) -> Path:
-    """Where the summary is until it is whole."""
+    """Return where the summary is until it is whole."""
     return directory / f".{SUMMARY}.part"
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """The summary; None where there is none, or what is there is damaged."""
+    """Return the summary; None where there is none, or it is damaged."""
     try:
         summary = read_json_object(directory / SUMMARY)
     except (OSError, ValueError):
@@ -190,7 +206,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def _sound(summary: Mapping[str, Any]) -> bool:
-    """Whether it has what readers ask of it: states, counts and names of files, each of its type."""
+    """Return whether it has what readers need: states, counts and names of files, each of its type."""
     counts = {"flows": COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
     of_one = {"number": 1, "of": 1}
     try:
@@ -198,16 +214,16 @@ def _sound(summary: Mapping[str, Any]) -> bool:
             summary["state"] in STATES
             and all(isinstance(summary[key], str | None) for key in ("reason", "file"))
             and all(isinstance(summary[key], int | float | None) for key in ("frames", "seconds"))
-            and all(isinstance(text, str) for key in ("problems", "warnings") for text in summary[key])
+            and all(isinstance(sentence, str) for key in ("problems", "warnings") for sentence in summary[key])
             and all(
-                isinstance(it[key], int | None)
+                isinstance(item[key], int | None)
                 for table in counts
-                for it in _items(summary[table])
+                for item in _items(summary[table])
                 for key in counts[table]
             )
-            and all(isinstance(it["dataset"], str | None) for it in _items(summary["channels"]))
-            and all(isinstance(it["file"], str | None) for it in _items(summary["tables"]))
-            and all(_ranges(it["missing_frames"]) for it in _items(summary["flows"]))
+            and all(isinstance(item["dataset"], str | None) for item in _items(summary["channels"]))
+            and all(isinstance(item["file"], str | None) for item in _items(summary["tables"]))
+            and all(_ranges(item["missing_frames"]) for item in _items(summary["flows"]))
             and all(isinstance(summary.get("acquisition", of_one)[key], int) for key in of_one)
         )
     except (KeyError, TypeError, AttributeError):
@@ -219,5 +235,5 @@ def _items(table: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _ranges(found: Any) -> bool:
-    """Lists of first, last, step; or nothing where that is not known."""
-    return found is None or all(len(it) == 3 and all(isinstance(n, int) for n in it) for it in found)
+    """Return whether these are lists of first, last, step; or None, where that is not known."""
+    return found is None or all(len(numbers) == 3 and all(isinstance(n, int) for n in numbers) for numbers in found)

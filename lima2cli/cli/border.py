@@ -35,14 +35,14 @@ _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
 
 @contextmanager
 def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[None]:
-    """The body of a command: an exception becomes a message and an exit code, a traceback only with ``debug``.
+    """Guard the body of a command: an exception becomes a message and an exit code, a traceback only with ``debug``.
 
     With ``as_json`` the message is a diagnostic on standard output, in the format of `validate`; with ``as_event`` it
     is one line there, as events of a run are.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader went away; nothing that is left can be told
+    except BrokenPipeError:  # the reader went away; nothing that is left can be shown
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PROBLEMS) from None
     except Lima2Error as error:
@@ -56,8 +56,8 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and (said := _refused(error)):
-            tell("run-failed", str(error), as_json, said, as_event=as_event)
+        if isinstance(error, OSError) and (advice_text := _refused(error)):
+            tell("run-failed", str(error), as_json, advice_text, as_event=as_event)
             raise typer.Exit(FAILED) from None
         message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
         help = "run again with --debug, and report what it prints"
@@ -66,7 +66,7 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
 
 
 def _refused(error: OSError) -> str | None:
-    """What helps where a disk refused, wherever that was: no bug of ours."""
+    """Return what helps where a disk refused, wherever that was: it is no error of lima2."""
     from lima2cli.files.disk import refusal
 
     meaning = refusal(str(error))
@@ -78,20 +78,20 @@ def _rule(error: Lima2Error) -> str:
 
 
 def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_event: bool = False) -> None:
-    """Print an error that is about no place of a file."""
+    """Print an error that has no place in a file."""
     message = hide(message)
     if as_json or as_event:
         from lima2cli.diagnostics import Diagnostic
         from lima2cli.document import show_events, show_json
 
-        found = [Diagnostic(rule, message, help=help)]
-        typer.echo(show_events(None, found) if as_event else show_json(None, found) + "\n", nl=False)
+        diagnostics = [Diagnostic(rule, message, help=help)]
+        typer.echo(show_events(None, diagnostics) if as_event else show_json(None, diagnostics) + "\n", nl=False)
     else:
         typer.echo(f"error[{rule}]: {message}" + (f"\n = help: {help}" if help else ""), err=True)
 
 
 class Format(StrEnum):
-    """How diagnostics are shown."""
+    """Formats of diagnostics."""
 
     TEXT = "text"
     CONCISE = "concise"
@@ -113,12 +113,14 @@ OTHERS = (
     ".yaml", ".yml", ".py", ".h5", ".hdf5", ".nxs", ".cxi", ".npy", ".npz", ".edf", ".cbf", ".tif", ".tiff", ".gz",
     ".bz2", ".zip", ".tar", ".poni",
 )  # fmt: skip
-"""Suffixes of pipelines, programs, data and archives: what is there of these is not replaced by a listing."""
+"""Suffixes of pipelines, programs, data and archives: existing files of these are not replaced by a listing."""
 
 
 def check_output(path: str, inputs: Iterable[str]) -> None:
-    """Raise `EnvironmentUnfit` where a file is there that must not be replaced. ``inputs`` are absolute paths, links
-    followed."""
+    """Raise `EnvironmentUnfit` where a file exists that must not be replaced.
+
+    ``inputs`` are absolute paths, links followed.
+    """
     from lima2cli.runs.ownership import names_of
 
     file = Path(path)
@@ -135,7 +137,11 @@ def check_output(path: str, inputs: Iterable[str]) -> None:
 
 
 def write_output(path: str, text: str, inputs: Iterable[str]) -> None:
-    """Write a text. Raises `EnvironmentUnfit`, see `check_output`, or where the system refuses."""
+    """Write a string to a file.
+
+    Raises:
+        EnvironmentUnfit: see `check_output`, or the system refuses.
+    """
     check_output(path, inputs)
     try:
         Path(path).write_text(text)

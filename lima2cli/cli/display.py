@@ -1,4 +1,4 @@
-"""A run as people see it, shown by a thread of its own, so that the run never waits for a terminal."""
+"""Display of a run for users, by a thread of its own, so that the run never waits for a terminal."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from lima2cli.units import count_text, frames_text, seconds_text
 
 
 class ProgressStyle(StrEnum):
-    """How a run tells of itself."""
+    """Styles of the progress of a run."""
 
     AUTO = "auto"
     TTY = "tty"
@@ -29,7 +29,7 @@ PLAIN_PERIOD_S = 10.0
 
 
 class ProgressPrinter:
-    """Prints the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event.
+    """Printer of the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event.
 
     With `ProgressStyle.NONE` errors and warnings only.
     """
@@ -53,7 +53,7 @@ class ProgressPrinter:
             self._show_problems(event)
 
     def _show_problems(self, event: dict[str, Any]) -> None:
-        """What is no progress: errors and warnings, while they come and as the run ends; each once."""
+        """Show errors and warnings, while they arrive and as the run ends; each once."""
         kind = event["type"]
         if kind == "error" or (kind == "event" and event["event"] == "warning"):
             self._show(event)
@@ -111,16 +111,16 @@ class ProgressPrinter:
 
 
 KEPT = 1000
-"""Events that are kept for a display that takes none; beyond, reports of progress are left out."""
+"""Number of events that are kept for a display that takes none; beyond, reports of progress are left out."""
 
 LAST_WORDS_S = 5.0
-"""The display has so long to take the rest at the end of a run."""
+"""Seconds that the display has to take the rest at the end of a run."""
 
 
 class Display:
-    """Shows the events of a run (see `ProgressPrinter`) and its end.
+    """Display of the events of a run (see `ProgressPrinter`) and its end.
 
-    Whoever reads may be slow, blocked, full or gone: nothing is raised, and `close` says what could not be shown.
+    The reader may be slow, blocked, full or gone: nothing is raised, and `close` returns what could not be shown.
     """
 
     def __init__(self, mode: ProgressStyle) -> None:
@@ -144,7 +144,7 @@ class Display:
         self._put(hide(text))
 
     def close(self) -> str | None:
-        """Wait a little for what is still to be shown; why not everything was, None where it was."""
+        """Wait a little for what is still to be shown; return why not everything was, None where it was."""
         with self._news:
             self._closed = True
             self._news.notify()
@@ -184,8 +184,10 @@ class Display:
 
 
 def _own(stream: TextIO | None) -> TextIO:
-    """The same file as a stream that nobody else uses: Python's own would be flushed as the program ends, and waited
-    for; where there is none, nothing is shown."""
+    """Return the same file as a stream of its own; where there is none, nothing is shown.
+
+    Python's own would be flushed as the program ends, and waited for.
+    """
     try:
         if stream is None:
             return open(os.devnull, "w", encoding="utf-8")

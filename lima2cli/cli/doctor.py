@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DoctorFormat(StrEnum):
-    """How the findings are shown."""
+    """Formats of the findings."""
 
     TEXT = "text"
     JSON = "json"
@@ -39,7 +39,7 @@ def doctor(
         from lima2cli.doctor.pipeline import examine
 
         if file is None:
-            found = examine()
+            diagnosis = examine()
         else:
             from lima2cli.cli.border import Format
             from lima2cli.cli.reading import check_pipeline, show_all
@@ -49,10 +49,10 @@ def doctor(
                 text = show_all([checked], Format.JSON if as_json else Format.TEXT)
                 print(text, end="", file=None if as_json else sys.stderr)
                 raise typer.Exit(PROBLEMS)
-            found = examine(checked.plan, Path(".") if file == "-" else Path(file).parent)
-        text = json.dumps(as_plain(found), indent=2) + "\n" if as_json else _as_text(found, file)
+            diagnosis = examine(checked.plan, Path(".") if file == "-" else Path(file).parent)
+        text = json.dumps(as_plain(diagnosis), indent=2) + "\n" if as_json else _as_text(diagnosis, file)
         print(text, end="", flush=True)
-        raise typer.Exit(FINE if found.fit else UNFIT)
+        raise typer.Exit(FINE if diagnosis.fit else UNFIT)
 
 
 def _as_text(found: "Diagnosis", file: str | None) -> str:

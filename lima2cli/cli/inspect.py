@@ -10,7 +10,7 @@ from lima2cli.cli.border import FAILED, FINE, PROBLEMS, Debug, border
 
 
 class InspectFormat(StrEnum):
-    """How the accounting is shown."""
+    """Formats of the accounting."""
 
     TEXT = "text"
     JSON = "json"
@@ -38,14 +38,14 @@ def inspect(
 
         if not Path(directory).is_dir():
             raise UnreadableInput(f"no such directory: {directory}")
-        found = inspect_run(directory, verify=verify)
-        if not found["flows"] and not any(Path(directory).glob("*.h5")) and not marked(Path(directory)):
+        accounting = inspect_run(directory, verify=verify)
+        if not accounting["flows"] and not any(Path(directory).glob("*.h5")) and not marked(Path(directory)):
             raise UnreadableInput(f"{directory} is no run directory: there is no file of a run in it")
         if format is InspectFormat.JSON:
-            print(json.dumps(found, indent=2), flush=True)
+            print(json.dumps(accounting, indent=2), flush=True)
         else:
-            print(show_summary(Path(directory), found | {"state": "verified" if verify else "inspected"}), end="")
-        raise typer.Exit(FAILED if verify and found["problems"] else FINE)
+            print(show_summary(Path(directory), accounting | {"state": "verified" if verify else "inspected"}), end="")
+        raise typer.Exit(FAILED if verify and accounting["problems"] else FINE)
 
 
 def recover(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def facts(can: "Capabilities") -> list[tuple[str, str]]:
-    """What a detector can do, a line each: what, and how far."""
+    """Return the capabilities of a detector, a line each: what, and how far."""
     many, (x, y) = "any number", can.granularity
     parts = "no" if not can.extraction else "any" if (x, y) == (1, 1) else f"in units of {x} x {y} pixels"
     return [
@@ -76,11 +76,11 @@ SHORT = (
     "data channels of a module",
     "waits for receivers",
 )
-"""What a list of kinds tells."""
+"""Properties in a list of kinds."""
 
 
 def compared(kinds: Mapping[str, "Capabilities"]) -> list[str]:
-    """A table of kinds, with what matters most of each."""
+    """Return a table of kinds, with what matters most of each."""
     rows: list[tuple[str, ...]] = [("", *SHORT)]
     for kind, can in kinds.items():
         known = dict(facts(can))
@@ -89,33 +89,33 @@ def compared(kinds: Mapping[str, "Capabilities"]) -> list[str]:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, as wide as what stands in it."""
+    """Return the lines of a table, columns as wide as their contents."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def record_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
-    """The capability record of a configured detector, JSON."""
+    """Return the capability record of a configured detector, JSON."""
     from lima2cli.detectors.capability_record import write_record
 
     return json.dumps(write_record(info, config.retrieve(info)), indent=2, ensure_ascii=False)
 
 
 def configured_text(config: "DetectorConfig", info: "DetectorInfo") -> str:
-    """A configured detector for people: what it is, its modules and datasets, and what it can do."""
+    """Return a configured detector for users: what it is, its modules and datasets, and what it can do."""
     count = len(info.modules)
     head = f"{info.name}: {config.kind}, {info.width} x {info.height} pixels, {count} module{'s' * (count != 1)}"
     versions = [f"{what} {version}" for what, version in info.versions.items()]
     pitches = [in_units(pitch, "metres") for pitch in info.pixel_size or ()]
     size = ["pixels of " + " x ".join(pitches)] if pitches else []
-    said = ["; ".join([*size, *versions])] if size or versions else []
+    facts_of_size = ["; ".join([*size, *versions])] if size or versions else []
     datasets = [
         ("dataset", "dtype", "bits", "threshold"),
-        *((it.name, it.dtype, str(it.bits), _energy(it.threshold_ev)) for it in info.datasets),
+        *((dataset.name, dataset.dtype, str(dataset.bits), _energy(dataset.threshold_ev)) for dataset in info.datasets),
     ]
     modules = [("module", "place"), *((str(number), str(rect)) for number, rect in enumerate(info.modules))]
     tables = (columns(datasets), columns(modules), columns([("capability", ""), *facts(config.retrieve(info))]))
-    return "\n".join([head, *said, *("\n" + "\n".join(table) for table in tables)])
+    return "\n".join([head, *facts_of_size, *("\n" + "\n".join(table) for table in tables)])
 
 
 def _energy(threshold_ev: float | None) -> str:
@@ -123,7 +123,7 @@ def _energy(threshold_ev: float | None) -> str:
 
 
 def default_record(table: type, files: "Files") -> dict[str, Any] | None:
-    """The record of a kind with all defaults; None where these alone make no detector."""
+    """Return the record of a kind with all defaults; None where these alone make no detector."""
     from lima2cli.declare import params
     from lima2cli.detectors.capability_record import write_record
     from lima2cli.errors import NodeMisuse
@@ -139,7 +139,7 @@ def default_record(table: type, files: "Files") -> dict[str, Any] | None:
 
 
 class KindFormat(StrEnum):
-    """How kinds are shown."""
+    """Formats of kinds."""
 
     TEXT = "text"
     JSON = "json"
@@ -149,16 +149,19 @@ KindFormatOption = Annotated[KindFormat, typer.Option("--format", help="For peop
 
 
 def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -> None:
-    """A line for each kind; those that cannot be used are warned of."""
+    """Print a line for each kind; those that cannot be used are warned of."""
 
-    found = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
+    descriptions = [describe_kind(name, kind) for name, kind in kinds.items() if kind.table is not None]
     problems = [kind.problem for kind in kinds.values() if kind.problem is not None]
     if format is KindFormat.JSON:
-        listed = [{"kind": it.kind, "role": it.role, "origin": it.origin, "doc": it.line} for it in found]
+        listed = [
+            {"kind": description.kind, "role": description.role, "origin": description.origin, "doc": description.line}
+            for description in descriptions
+        ]
         warnings = [{"rule": problem.rule, "message": str(problem), "help": problem.help} for problem in problems]
         print(json.dumps({"version": 1, key: listed, "warnings": warnings}, indent=2, ensure_ascii=False), flush=True)
         return
-    rows = [(it.kind, it.role, it.origin, it.line) for it in found]
+    rows = [(description.kind, description.role, description.origin, description.line) for description in descriptions]
     print("\n".join(columns(rows)))
     sys.stdout.flush()
     for problem in problems:
@@ -168,7 +171,7 @@ def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -
 def show_kind(
     what: str, name: str, kinds: Mapping[str, "Kind[Any]"], format: KindFormat, later: Sequence[str] = ()
 ) -> None:
-    """Everything that is known of one kind. Exit code 1: it cannot be used, 2: there is none."""
+    """Show everything that is known of one kind. Exit code 1: it cannot be used, 2: there is none."""
     from lima2cli.diagnostics import did_you_mean
 
     as_json, kind = format is KindFormat.JSON, kinds.get(name)
@@ -182,8 +185,8 @@ def show_kind(
         assert kind.problem is not None
         tell(kind.problem.rule, str(kind.problem), as_json, kind.problem.help)
         raise typer.Exit(PROBLEMS)
-    found = describe_kind(name, kind)
-    print(_as_json(found, kind.table) if as_json else _as_text(found), flush=True)
+    description = describe_kind(name, kind)
+    print(_as_json(description, kind.table) if as_json else _as_text(description), flush=True)
 
 
 def _as_json(found: "Description", table: type) -> str:
@@ -230,9 +233,12 @@ ROLES: tuple[tuple[type, str], ...] = (
     (Sink, "sink"),
     (DetectorConfig, "source"),
 )
-"""In one word: frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse
-frames, frames to some of them, frames to rows, parts of frames to whole frames, frames to what other processes reply,
-frames to files, frames."""
+"""Kind of a node in one word.
+
+Frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse frames, frames to
+some of them, frames to rows, parts of frames to whole frames, frames to what other processes reply, frames to files,
+frames.
+"""
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ class Description:
 
 
 def describe_kind(name: str, kind: Kind[Any]) -> Description:
-    """The description of a kind that has a table."""
+    """Return the description of a kind that has a table."""
     table = kind.table
     assert table is not None
     class_text = inspect.cleandoc(table.__doc__ or "")
@@ -281,14 +287,14 @@ def describe_kind(name: str, kind: Kind[Any]) -> Description:
 
 
 def _module_text(name: str, table: type) -> str:
-    """What a module says that is about this kind alone; else nothing."""
+    """Return the docstring of a module that is about this kind alone; else nothing."""
     text = inspect.cleandoc(sys.modules[table.__module__].__doc__ or "")
-    head, _, said = text.partition(f" `{name}`: ")
-    return said[:1].upper() + said[1:] if head in ("Node", "Detector") else ""
+    head, _, rest = text.partition(f" `{name}`: ")
+    return rest[:1].upper() + rest[1:] if head in ("Node", "Detector") else ""
 
 
 def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
-    """All keys that a value of this shape may have, outer ones first."""
+    """Yield all keys that a value of this shape may have, outer ones first."""
     if isinstance(shape, Table):
         fields = {field.name: field for field in dataclasses.fields(shape.table)}
         for key, declared in params(shape.table).items():
@@ -317,7 +323,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A default as it would be written."""
+    """Return a default as it would be written."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {value.kind: {}} if hasattr(value, "kind") else {}
     if isinstance(value, dict):
@@ -326,12 +332,12 @@ def _plain(value: Any) -> Any:
 
 
 def _item(value: Any) -> Any:
-    """One of a list or map, with all its keys that have a value."""
+    """Return one item of a list or mapping, with all its keys that have a value."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    said = {key: getattr(value, key) for key in params(type(value))}
-    said = {key: item for key, item in said.items() if item is not None}
-    return {value.kind: said} if hasattr(value, "kind") else said
+    values = {key: getattr(value, key) for key in params(type(value))}
+    values = {key: item for key, item in values.items() if item is not None}
+    return {value.kind: values} if hasattr(value, "kind") else values
 
 
 nodes = typer.Typer(help="The kinds of node: those built in, and those of installed packages.", no_args_is_help=True)
@@ -404,7 +410,7 @@ def show_detector(
 
 
 def _show_configured(file: str, *, as_json: bool) -> None:
-    """The detector of a pipeline; what is wrong with the pipeline is told instead."""
+    """Show the detector of a pipeline, or what is wrong with the pipeline."""
     import sys
 
     from lima2cli.cli.border import Format as Diagnostics

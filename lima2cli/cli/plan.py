@@ -26,7 +26,7 @@ from lima2cli.units import count_text, hertz_text, rate_text, seconds_text, size
 
 
 class PlanFormat(StrEnum):
-    """How the plan is shown."""
+    """Formats of a plan."""
 
     TEXT = "text"
     JSON = "json"
@@ -90,18 +90,18 @@ def plan(
 
 
 def _differences(old: str, contents: dict[str, Any], *, as_json: bool) -> str:
-    """How a plan differs from a saved one."""
+    """Return how a plan differs from a saved one."""
     from lima2cli.runs.saved_plan import compare, read_plan
 
-    found = compare(read_plan(old)[1], contents)
+    differences = compare(read_plan(old)[1], contents)
     if as_json:
-        listed = [{"path": it.path, "old": it.old, "new": it.new} for it in found]
+        listed = [{"path": difference.path, "old": difference.old, "new": difference.new} for difference in differences]
         return json.dumps({"version": 1, "differences": listed}, indent=2) + "\n"
-    return "".join(f"{it}\n" for it in found) or f"the same plan as {old}\n"
+    return "".join(f"{difference}\n" for difference in differences) or f"the same plan as {old}\n"
 
 
 def show_plan(plan: Plan) -> str:
-    """Ranks, flows, local buffers, memory, rates, nodes, kernels."""
+    """Return ranks, flows, local buffers, memory, rates, nodes, kernels of a plan, in lines."""
     sections = [
         _head(plan),
         _taken(plan),
@@ -125,12 +125,12 @@ def _head(plan: Plan) -> str:
         f"{plan.name}: {info.name} {info.width} x {info.height}, {len(info.modules)} "
         f"module{'s' * (len(info.modules) != 1)}, {frames}, {pace}"
     )
-    invalid = [f"{it.name}: {words(it.invalid)}" for it in info.datasets if it.invalid != Invalid()]
+    invalid = [f"{dataset.name}: {words(dataset.invalid)}" for dataset in info.datasets if dataset.invalid != Invalid()]
     return head + f"\npixels without a measurement hold {'; '.join(invalid)}" * bool(invalid)
 
 
 def _taken(plan: Plan) -> str:
-    """What the detector's description was taken from and the pipeline does not say."""
+    """Return what of the detector's description was taken from a file and is not in the pipeline."""
     return (
         "taken from the file\n" + "\n".join(f"  {line}" for line in plan.info.sensor.taken)
         if plan.info.sensor.taken
@@ -151,16 +151,16 @@ def _ranks(plan: Plan) -> str:
             assert role.receiver is not None
             flows = [gdt.name for gdt in plan.gdts if role.receiver in gdt.receivers]
             threads = plan.threads[role.receiver]
-            said = f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"
-            said += f", {threads} threads" if threads > 1 else ""
-            rows.append((str(role.rank), "receiver", said + _placement(plan.placement_of(role))))
+            work = f"{plan.receivers[role.receiver]}: {', '.join(flows) or 'idle'}"
+            work += f", {threads} threads" if threads > 1 else ""
+            rows.append((str(role.rank), "receiver", work + _placement(plan.placement_of(role))))
     return "ranks\n" + _table(rows)
 
 
 def _placement(it: Placement) -> str:
-    said = f", on {it.host}" if it.host is not None else ""
-    said += f", CPU{'s' * (len(it.cpus) > 1)} {', '.join(map(str, it.cpus))}" if it.cpus else ""
-    return said + (f", NUMA node {it.numa}" if it.numa is not None else "")
+    place = f", on {it.host}" if it.host is not None else ""
+    place += f", CPU{'s' * (len(it.cpus) > 1)} {', '.join(map(str, it.cpus))}" if it.cpus else ""
+    return place + (f", NUMA node {it.numa}" if it.numa is not None else "")
 
 
 def _flows(plan: Plan) -> str:
@@ -210,12 +210,12 @@ def _buffers(plan: Plan) -> str:
 
 
 def _unreleased(plan: Plan, gdt: Gdt) -> str:
-    """What is missing in the slack."""
-    found = waiting(plan, gdt)
-    if not found.nodes:
+    """Return what is missing in the slack."""
+    slack = waiting(plan, gdt)
+    if not slack.nodes:
         return ""
-    frames = f"{count_text(found.frames)} frame{'s' * (found.frames != 1)}"
-    return f"\n  {gdt.name}: up to {frames} wait for other flows or receivers, at {', '.join(found.nodes)}"
+    frames = f"{count_text(slack.frames)} frame{'s' * (slack.frames != 1)}"
+    return f"\n  {gdt.name}: up to {frames} wait for other flows or receivers, at {', '.join(slack.nodes)}"
 
 
 def _memory(plan: Plan) -> str:
@@ -249,7 +249,7 @@ def _nodes(plan: Plan) -> str:
 
 
 def _kernels(plan: Plan) -> str:
-    """What is computed together; before fusion each node is a kernel."""
+    """Return what is computed together; before fusion each node is a kernel."""
     rows = [(k["flow"], " + ".join(k["nodes"]), _strips(k)) for k in kernel_figures(plan)]
     flows = {step.name: step.flow for step in plan.steps}
     rows += [(flows[name], name, "left out: no node reads it") for name in unused_nodes(plan)]
@@ -258,16 +258,20 @@ def _kernels(plan: Plan) -> str:
 
 
 def _volume(plan: Plan) -> str:
-    """Frames that are saved, and their bytes before compression."""
+    """Return the frames that are saved, and their bytes before compression."""
     rows = [
         (
-            it.node,
-            "endless" if it.frames is None else f"{it.frames} frames",
-            f"{volume_text(it.frame_bytes)} each",
-            "" if it.bytes is None else volume_text(it.bytes),
-            "before compression" if plan.channels[it.node].compression != "none" else "at most" if it.less else "",
+            volume.node,
+            "endless" if volume.frames is None else f"{volume.frames} frames",
+            f"{volume_text(volume.frame_bytes)} each",
+            "" if volume.bytes is None else volume_text(volume.bytes),
+            "before compression"
+            if plan.channels[volume.node].compression != "none"
+            else "at most"
+            if volume.less
+            else "",
         )
-        for it in volumes(plan)
+        for volume in volumes(plan)
     ]
     return "to be saved\n" + _table(rows) if rows else ""
 

@@ -1,4 +1,4 @@
-"""Files of the command line, read and checked, and what was found in them as one output."""
+"""Files of the command line, read and checked, and their findings as one output."""
 
 import json
 import os
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 
 def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
-    """Check a file, or standard input for ``-``, whose data files are relative to the working directory.
+    """Check a file, or standard input for ``-``, and return its findings.
 
-    Raises `UnreadableInput`.
+    Data files of standard input are relative to the working directory.
+
+    Raises:
+        UnreadableInput: it can't be read.
     """
     base = Path(".") if file == "-" else Path(file).parent
     cores = len(os.sched_getaffinity(0))
@@ -32,7 +35,14 @@ def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -
 
 
 def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
-    """The same for a file that must be a pipeline; raises `UnreadableInput` where it has but graphs."""
+    """Check a file that must be a pipeline, and return its findings.
+
+    Raises:
+        UnreadableInput: as `check_file`, or it has only graphs.
+
+    Raises:
+        UnreadableInput: as `check_file`, or it has only graphs.
+    """
     checked = check_file(file, overrides, fuse=fuse)
     if checked.plan is None and not checked.findings.failed:
         raise UnreadableInput(f"{file} is no pipeline: it has graphs for pipelines to take")
@@ -40,12 +50,16 @@ def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = Tru
 
 
 def unreadable(file: str, error: UnreadableInput) -> Checked:
-    """What is shown for a file that cannot be read."""
+    """Return the finding about a file that cannot be read."""
     return Checked(Source(file, ""), Findings([Diagnostic("unreadable-input", str(error))]))
 
 
 def read(file: str) -> str:
-    """Its text, UTF-8; raises `UnreadableInput`."""
+    """Return the contents of a file, UTF-8.
+
+    Raises:
+        UnreadableInput: it can't be read.
+    """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode("utf-8")
@@ -55,7 +69,7 @@ def read(file: str) -> str:
 
 
 def show_all(checked: Sequence[Checked], format: Format) -> str:
-    """All findings, secrets hidden; in text a line for each file without any, in JSON and SARIF one object."""
+    """Show all findings, secrets hidden; as text a line for each file without any, as JSON and SARIF one object."""
     return hide(_show_all(checked, format))
 
 
@@ -66,29 +80,29 @@ def _show_all(checked: Sequence[Checked], format: Format) -> str:
         return _joined([show_sarif(one.source, one.findings) for one in checked], "runs")
     if format is Format.TEXT:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        texts = [show_text(one.source, one.findings, color) or f"{one.source.file}: fine\n" for one in checked]
-        return "\n".join(texts)
+        outputs = [show_text(one.source, one.findings, color) or f"{one.source.file}: fine\n" for one in checked]
+        return "\n".join(outputs)
     show = show_concise if format is Format.CONCISE else show_github
     return "".join(show(one.source, one.findings) for one in checked)
 
 
 def _joined(texts: Sequence[str], key: str) -> str:
-    """JSON objects that differ in the list at one key, as one object with all their items."""
+    """Return JSON objects that differ in the list at one key, as one object with all their items."""
     parts = [json.loads(text) for text in texts]
     return json.dumps(parts[0] | {key: [item for part in parts for item in part[key]]}, indent=2) + "\n"
 
 
 def show_as_events(checked: Checked) -> str:
-    """All findings as events of a run, an object a line, secrets hidden."""
+    """Show all findings as events of a run, an object a line, secrets hidden."""
     return hide(show_events(checked.source, checked.findings))
 
 
 SHOWN = 20
-"""Differences that are listed."""
+"""Maximal number of differences that are listed."""
 
 
 def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bool) -> "tuple[Checked, Origin]":
-    """The pipeline of a saved plan, compiled again as it was: with its values of ``--set``, variables and cores.
+    """Return the pipeline of a saved plan, compiled again as it was: with its values of ``--set``, variables and cores.
 
     Where that gives another plan the differences are shown, and the command ends.
     """
@@ -106,10 +120,10 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
         text, pipeline, origin.base, cores=origin.cores,
         environment=origin.variables(needed=True), overrides=origin.overrides, fuse=fuse,
     )  # fmt: skip
-    found = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
-    if found:
-        listed = [f"  {difference}" for difference in found[:SHOWN]]
-        more = [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    differences = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
+    if differences:
+        listed = [f"  {difference}" for difference in differences[:SHOWN]]
+        more = [f"  and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         message = "\n".join([f"{file} is stale: {pipeline} compiles to another plan today", *listed, *more])
         tell(
             "stale-plan",

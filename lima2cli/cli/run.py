@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Transport(StrEnum):
-    """What moves frames."""
+    """Transports of frames."""
 
     AUTO = "auto"
     MPI = "mpi"
@@ -77,7 +77,11 @@ def run(
 
 
 def _own_processing(reference: str) -> str:
-    """The function that ``--receiver`` names, its file by its whole path. Raises `UnreadableInput`."""
+    """Return the function that ``--receiver`` names, its file by its whole path.
+
+    Raises:
+        UnreadableInput: there is none.
+    """
     from lima2cli.errors import FileProblem, NodeMisuse, UnreadableInput
     from lima2cli.inputs.stacks import FileStore
     from lima2cli.nodes.user_function import look
@@ -96,7 +100,7 @@ def _own_processing(reference: str) -> str:
 def _plan_of(
     file: str, overrides: list[str], strict: bool, progress: ProgressStyle, *, fuse: bool, own: str | None
 ) -> "tuple[Plan, Origin]":
-    """The plan of a file, and what it comes from; problems are shown, and end the command."""
+    """Return the plan of a file, and its origin; problems are shown, and end the command."""
     from lima2cli.cli.border import Format
     from lima2cli.cli.reading import check_pipeline, check_saved, show_all, show_as_events
     from lima2cli.runs.saved_plan import Origin, looks_saved

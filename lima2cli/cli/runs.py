@@ -43,7 +43,7 @@ def trigger(
 
 
 def asked(run: str, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The directory of a run and what it answers; what it refuses ends the command with code 1."""
+    """Return the directory of a run and its answer; a refusal ends the command with code 1."""
     from lima2cli.runs.control_socket import ask
     from lima2cli.runs.directory import find_run
 
@@ -98,37 +98,42 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
         from lima2cli.cli.totals import show_summary
         from lima2cli.runs.directory import find_run, look
 
-        found = look(find_run(run))
-        if found.state == "live":
-            print("  ".join(_row(found)).rstrip())
-            for name, (received, lost) in found.told["flows"].items():
+        shown = look(find_run(run))
+        if shown.state == "live":
+            print("  ".join(_row(shown)).rstrip())
+            for name, (received, lost) in shown.told["flows"].items():
                 print(f"  {name}: {received} received, {lost} lost")
-        elif found.told:
+        elif shown.told:
             try:
-                text = show_summary(found.directory, found.told)
+                text = show_summary(shown.directory, shown.told)
             except UNSOUND:
-                text = f"{found.directory}: its summary is damaged; lima2 recover {found.directory}\n"
+                text = f"{shown.directory}: its summary is damaged; lima2 recover {shown.directory}\n"
             print(text, end="")
-        elif found.state == "starting":
-            print(f"{found.directory} is being started")
+        elif shown.state == "starting":
+            print(f"{shown.directory} is being started")
         else:
-            print(f"{found.directory}: broken off; lima2 recover {found.directory}")
+            print(f"{shown.directory}: broken off; lima2 recover {shown.directory}")
 
 
 runs.command("stop")(stop)
 
 
 UNSOUND = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""What comes of a summary with values of other types than a run writes; one of them hides no other run."""
+"""Exceptions that a summary with values of other types than a run writes causes; one of them hides no other run."""
 
 
 def _row(run: "Run") -> tuple[str, str, str, str]:
-    """Name, state, frames, and what else is known."""
-    told = run.told
-    frames = told.get("frames")
-    seconds = told.get("seconds")
+    """Return name, state, frames, and what else is known."""
+    report = run.told
+    frames = report.get("frames")
+    seconds = report.get("seconds")
     took = seconds_text(seconds) if seconds else ""
-    return run.directory.name, run.state, "" if frames is None else frames_text(frames), "  ".join((took, _more(told)))
+    return (
+        run.directory.name,
+        run.state,
+        "" if frames is None else frames_text(frames),
+        "  ".join((took, _more(report))),
+    )
 
 
 def _more(told: Mapping[str, Any]) -> str:
@@ -137,6 +142,6 @@ def _more(told: Mapping[str, Any]) -> str:
         number, of = number["number"], number["of"]
     else:
         of = told.get("of", 1)
-    which = f"acquisition {number} of {of}" if of > 1 else ""
+    acquisition = f"acquisition {number} of {of}" if of > 1 else ""
     phase = told.get("phase") or told.get("reason") or ""
-    return "  ".join(part for part in (which, phase) if part)
+    return "  ".join(part for part in (acquisition, phase) if part)

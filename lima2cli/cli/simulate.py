@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SimulateFormat(StrEnum):
-    """How the answer is shown."""
+    """Formats of the answer."""
 
     TEXT = "text"
     JSON = "json"
@@ -97,20 +97,20 @@ def simulate(
         simulator = Simulator(checked, origin, transport.value, keeps, bold, display)
         gc.enable()
         try:
-            found = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
+            simulated = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
         finally:
             display.close()
-        whole = plain(*found, file, notes)
+        whole = plain(*simulated, file, notes)
         if report is not None:
             write_output(report, json.dumps(whole, indent=2) + "\n", checked.plan.inputs)
         lines = None if progress is ProgressStyle.JSON else 2
-        print(json.dumps(whole, indent=lines) if as_json else show_answer(*found, file), flush=True)
-        raise typer.Exit(_code(found[0], found[2]))
+        print(json.dumps(whole, indent=lines) if as_json else show_answer(*simulated, file), flush=True)
+        raise typer.Exit(_code(simulated[0], simulated[2]))
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the options ask for; see `Simulation`. ``frames`` None = as many as are needed."""
+    """Request of the options; see `Simulation`. ``frames`` None = as many as are needed."""
 
     period_s: float | None
     frames: int | None
@@ -127,14 +127,14 @@ class _Wanted:
 def _run(
     simulator: "Simulator", wanted: _Wanted, plan: "Plan", *, search: bool, as_json: bool
 ) -> "tuple[Simulated, Sequence[Probe], MaxRate | None]":
-    """One simulation, or as many as the search for a rate needs."""
+    """Run one simulation, or as many as the search for a rate needs, and return the results."""
     from lima2cli.simulate.simulation import SimulationUnfit, enough_frames, find_max_rate
 
     try:
         if not search:
             period_s = wanted.period_s
             return simulator.run(wanted.at(period_s, enough_frames(plan, period_s))), (), None
-        found = find_max_rate(
+        best = find_max_rate(
             simulator,
             lambda hz, frames: wanted.at(1 / hz, frames),
             plan,
@@ -144,11 +144,11 @@ def _run(
     except SimulationUnfit as unfit:
         _show(unfit.checked, as_json)
         raise typer.Exit(PROBLEMS) from None
-    return found
+    return best
 
 
 def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
-    """The pipeline of a file; problems are shown, and end the command, warnings are shown."""
+    """Return the pipeline of a file; problems are shown, and end the command, warnings are shown."""
     from lima2cli.cli.reading import check_pipeline
     from lima2cli.runs.saved_plan import Origin
 
@@ -172,7 +172,11 @@ def _show(checked: "Checked", as_json: bool) -> None:
 
 
 def _period(rate: str | None, period_s: float | None) -> float | None:
-    """Seconds from frame to frame: that of the file, or what ``--rate`` makes of it. Raises `UnreadableInput`."""
+    """Return the seconds from frame to frame: those of the file, or of ``--rate``.
+
+    Raises:
+        UnreadableInput: the rate can't be used.
+    """
     if rate is None or rate == "max":
         return period_s if rate is None else None
     from lima2cli.declare import Quantity
@@ -200,7 +204,11 @@ def _number(text: str) -> float | str:
 
 
 def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults | None":
-    """Those of the file, then those of the command line instead. Raises `UnreadableInput`."""
+    """Return the faults of the file, then those of the command line instead.
+
+    Raises:
+        UnreadableInput: one can't be used.
+    """
     from dataclasses import replace
 
     from lima2cli.detectors.emulator_faults import Faults, parse_fault
@@ -220,18 +228,18 @@ def _faults(checked: "Checked", texts: list[str], seed: int | None) -> "Faults |
 
 
 def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
-    """How the simulation differs from a run."""
+    """Return how the simulation differs from a run."""
     from lima2cli.simulate.simulation import waiting_flows
 
     assert checked.pipeline is not None
-    said, notes = checked.pipeline.acquisition, []
+    asked, notes = checked.pipeline.acquisition, []
     if waiting := waiting_flows(checked.pipeline.flows):
         notes.append(f"{', '.join(waiting)}: `overrun: wait` is played as `continue`, as hardware never waits")
     if rate is None and wanted.period_s is None:
         notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
-    if said.exposure is not None and wanted.period_s is not None and said.exposure > wanted.period_s:
+    if asked.exposure is not None and wanted.period_s is not None and asked.exposure > wanted.period_s:
         notes.append(
-            f"the detector could not do this: an exposure of {seconds_text(said.exposure)} is longer than the period"
+            f"the detector could not do this: an exposure of {seconds_text(asked.exposure)} is longer than the period"
         )
     if not wanted.saves:
         notes.append("nothing is saved: the cost of compressing and writing is not in the figures")
@@ -239,7 +247,7 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
 
 
 def _code(found: "Simulated", highest: "MaxRate | None") -> int:
-    """Exit code."""
+    """Return the exit code."""
     if found.failed or found.code > STOPPED:
         return found.code or FAILED
     if highest is not None:
@@ -281,8 +289,8 @@ def _highest(found: "Simulated", highest: "MaxRate", file: str) -> str:
     if highest.hz is None:
         return f"{file}: no rate was found that it keeps up with: {found.verdict.reason}"
     if highest.bounded:
-        said = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
-        return f"{said}: {found.verdict.reason}"
+        verdict = f"{file} keeps up with {hertz_text(highest.hz)}, and not with {hertz_text(found.verdict.asked_hz)}"
+        return f"{verdict}: {found.verdict.reason}"
     return f"{file} keeps up with {hertz_text(highest.hz)}; the emulator could not send faster on this machine"
 
 
@@ -343,7 +351,7 @@ def _kernels(measured: Mapping[str, Any]) -> list[Row]:
 
 
 def _ranks(summary: Mapping[str, Any]) -> list[Row]:
-    """What ranks have used of a core, and for how long they were busy: detector ranks with sending."""
+    """Return what ranks have used of a core, and for how long they were busy: detector ranks with sending."""
     rows: list[Row] = [("ranks", "CPU", "busy", "in Flush", "late by")]
     measured, seconds = summary["resources"], summary["seconds"]
     for rank, its in measured["detectors"].items():

@@ -1,4 +1,4 @@
-"""What became of every frame, as a run ends or an inspection shows it."""
+"""Accounting of every frame, as a run ends or an inspection shows it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from lima2cli.units import count_text, seconds_text, volume_text
 
 
 def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
-    """Flows, channels and where the files are."""
+    """Return flows, channels and where the files are, in lines."""
     lines = [f"{summary['state']}" + (f": {summary['reason']}" if summary.get("reason") else "")]
     rows: list[tuple[str, ...]] = [("flow", "expected", "received", "lost", "dropped", "missing", "waited")]
     for name, flow in summary["flows"].items():
@@ -31,10 +31,14 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
     for problem in summary.get("problems", ()):
         lines.append(f"problem: {problem}")
     lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
-    told = summary.get("acquisition", {})
-    if told.get("of", 1) > 1:
-        dead = "" if told["dead_time_s"] is None else f"; dead time before it {seconds_text(told['dead_time_s'])}"
-        lines.append(f"acquisition {told['number']} of {told['of']}{dead}")
+    acquisition = summary.get("acquisition", {})
+    if acquisition.get("of", 1) > 1:
+        dead = (
+            ""
+            if acquisition["dead_time_s"] is None
+            else f"; dead time before it {seconds_text(acquisition['dead_time_s'])}"
+        )
+        lines.append(f"acquisition {acquisition['number']} of {acquisition['of']}{dead}")
     seconds = summary.get("seconds")
     where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
     lines += ["", (f"{seconds_text(seconds)}, " if seconds else "") + where]
@@ -42,14 +46,14 @@ def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
 
 
 def _allowed(flow: Mapping[str, Any]) -> str:
-    """How many may be; nothing for what was recomputed from files, which don't know."""
+    """Return how many may be; nothing for figures recomputed from files, which lack it."""
     if "allowed" not in flow:
         return ""
     return f"; {'any' if flow['allowed'] is None else flow['allowed'] or 'none'} may be lost"
 
 
 def _receivers(flows: Mapping[str, Any]) -> list[str]:
-    """How frames and events were shared out; nothing for what was recomputed from files, which don't know."""
+    """Return how frames and events were shared out; nothing for figures recomputed from files, which lack it."""
     if not all({"receivers", "group_events", "end_events"} <= flow.keys() for flow in flows.values()):
         return []
     rows: list[tuple[str, ...]] = [("flow", "frames by receiver", "group events", "end events")]
@@ -71,7 +75,7 @@ def ranges_text(ranges: list[list[int]], most: int = 8) -> str:
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Names to the left, counts to the right, the last column as it is."""
+    """Return lines with names to the left, counts to the right, the last column as it is."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  "

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 
 class State(enum.Enum):
-    """States of a detector. prepare: IDLE, STOPPED → PREPARED; start: PREPARED → RUNNING; stop: RUNNING → STOPPED;
-    reset: any → IDLE. A detector that fails goes to FAULT, which only reset leaves. All else raises StateError."""
+    """States of a detector.
+
+    prepare: IDLE, STOPPED → PREPARED; start: PREPARED → RUNNING; stop: RUNNING → STOPPED; reset: any → IDLE. A detector
+    that fails goes to FAULT, which only reset leaves. All else raises StateError.
+    """
 
     IDLE = "idle"
     PREPARED = "prepared"
@@ -33,8 +36,11 @@ class State(enum.Enum):
 
 
 TRIGGERS = ("internal", "software", "external", "gate")
-"""What starts frames. internal: the detector's clock, one a period. software: `Detector.trigger`, external: a pulse,
-gate: a level; each of the last three starts ``frames_per_trigger`` frames, a period apart."""
+"""Events that start frames.
+
+internal: the detector's clock, one a period. software: `Detector.trigger`, external: a pulse, gate: a level; each of
+the last three starts ``frames_per_trigger`` frames, a period apart.
+"""
 
 SHUTTERS = ("auto", "open", "closed")
 
@@ -43,7 +49,7 @@ OPERATIONS = ("binning", "roi", "flip", "accumulation")
 
 @dataclass(frozen=True)
 class Operations:
-    """What the detector itself does to frames, in this order.
+    """Operations that the detector itself applies to frames, in this order.
 
     accumulate  exposures that are summed to a frame
     binning     (x, y) pixels that are summed to one; trailing columns and rows are cut
@@ -59,7 +65,7 @@ class Operations:
 
 @dataclass(frozen=True)
 class AcqParams:
-    """What to acquire: frames (None = until stopped) and the period in seconds (None = as fast as asked).
+    """Parameters of an acquisition: frames (None = until stopped) and the period in seconds (None = as fast as asked).
 
     trigger             one of `TRIGGERS`;  frames_per_trigger  frames that each trigger starts
     exposure_s          of a frame, None = the detector's choice
@@ -78,7 +84,7 @@ class AcqParams:
 
 @dataclass(frozen=True)
 class XferParams:
-    """What will be asked for: (dataset, module) index pairs that this rank serves.
+    """Frames that will be asked for: (dataset, module) index pairs that this rank serves.
 
     setup  of detectors that write to memory by themselves: the calls that set up all data flows
     span   frames from the first to the last that may be asked for together: those of a group
@@ -112,12 +118,12 @@ class InvalidLimits:
 
     @property
     def rule(self) -> Invalid:
-        """The same as a rule."""
+        """Return the same as a rule."""
         return Invalid((), self.below, self.above)
 
 
 def written(rule: Invalid) -> tuple[float, ...] | InvalidLimits | None:
-    """A rule as users write it; of both values and limits, which no table has together, the limits."""
+    """Return a rule as users write it; of both values and limits, which no table has together, the limits."""
     if rule.below is not None or rule.above is not None:
         return InvalidLimits(below=rule.below, above=rule.above)
     return tuple(value for value in rule.values if math.isfinite(value)) or None
@@ -129,8 +135,10 @@ INVALID: Shape = Either((ListOf(Number()), Table(InvalidLimits)))
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a detector can do. As ``DetectorConfig.capabilities`` it is a promise about every detector of a kind; for
-    one that is configured see `DetectorConfig.retrieve`.
+    """Capabilities of a detector.
+
+    As ``DetectorConfig.capabilities`` it is a promise about every detector of a kind; for one that is configured see
+    `DetectorConfig.retrieve`.
 
     largest     most columns and rows of the image, None = not known
     dtypes      of pixels, numpy names; empty = not known
@@ -169,7 +177,10 @@ class Capabilities:
     owner: str = "receiver"
 
     def of(self, info: DetectorInfo) -> "Capabilities":
-        """The same of one detector: its image, dtypes, bit depths, numbers of datasets, modules and channels."""
+        """Return the capabilities of one detector.
+
+        They have its image, dtypes, bit depths, numbers of datasets, modules and channels.
+        """
         return replace(
             self,
             largest=(info.width, info.height),
@@ -184,7 +195,9 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """What every detector has. ``capabilities`` is None where a detector does not tell.
+    """Base of the configurations of all detectors.
+
+    ``capabilities`` is None where a detector does not report any.
 
     ``writes_itself``: its hardware writes frames to the receivers' memory (RASHPA); lima2 moves none of them.
     """
@@ -204,8 +217,12 @@ class DetectorConfig:
     )
 
     def described(self, files: Files) -> DetectorInfo:
-        """What `describe` gives, with the invalid values that users give. Raises as that, and `NodeMisuse`
-        (``invalid-value``)."""
+        """Return what `describe` gives, with the invalid values that users give.
+
+        Raises:
+            FileProblem: as `describe`.
+            NodeMisuse: as `describe`, and (``invalid-value``).
+        """
         info = self.describe(files)
         if self.invalid is None:
             return info
@@ -219,19 +236,25 @@ class DetectorConfig:
         return replace(info, datasets=tuple(replace(dataset, invalid=rule) for dataset in info.datasets))
 
     def describe(self, files: Files) -> DetectorInfo:
-        """Static information and capabilities. Raises `FileProblem` where they come from a file that is unfit,
-        `NodeMisuse` where parameters contradict each other."""
+        """Return static information and capabilities.
+
+        Raises:
+            FileProblem: they come from a file that is unfit.
+            NodeMisuse: parameters contradict each other.
+        """
         raise NotImplementedError
 
     def retrieve(self, info: DetectorInfo) -> Capabilities:
-        """What the detector can do as it is configured. ``info`` is what `describe` gave.
+        """Return what the detector can do as it is configured.
 
-        Of a kind that promises nothing: what its description says, an internal trigger, no operations.
+        ``info`` is what `describe` gave.
+
+        For a kind that promises nothing it is what its description has, an internal trigger, no operations.
         """
         return (self.capabilities or Capabilities()).of(info)
 
     def scenes_for(self, info: DetectorInfo) -> "Mapping[str, Scene]":
-        """What REMU sees, by dataset, where it plays this detector; REMU's default where nothing is said.
+        """Return the scenes of REMU, by dataset, where it plays this detector; REMU's default where a dataset has none.
 
         ``info`` is what `describe` gave. Frames like the detector's own make compression and counters as slow as they
         will be.
@@ -245,7 +268,7 @@ class DetectorConfig:
         """
 
     def open(self, info: DetectorInfo, files: Files) -> "Detector":
-        """The detector, IDLE, as one rank sees it. ``info`` is what `describe` gave."""
+        """Return the detector, IDLE, as one rank sees it. ``info`` is what `describe` gave."""
         raise NotImplementedError
 
 
@@ -253,8 +276,10 @@ class Detector(Protocol):
     """A detector as one detector rank sees it."""
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
-        """Get ready: allocate, render, open files. From here on frames and modules are those that the operations
-        of ``acq_params`` leave."""
+        """Get ready: allocate, render, open files.
+
+        From here on frames and modules are those that the operations of ``acq_params`` leave.
+        """
         ...
 
     def start(self, start_ns: int) -> None:
@@ -262,10 +287,12 @@ class Detector(Protocol):
         ...
 
     def trigger(self) -> None:
-        """Start the next ``frames_per_trigger`` frames; while they are acquired, as soon as they are.
+        """Start the next ``frames_per_trigger`` frames, or let them follow those that are being acquired.
 
-        Frames of trigger k are numbered from ``k * frames_per_trigger``. Raises `StateError` unless RUNNING and
-        prepared with the trigger ``software``.
+        Frames of trigger k are numbered from ``k * frames_per_trigger``.
+
+        Raises:
+            StateError: the state is not RUNNING, or the trigger is not ``software``.
         """
         ...
 
@@ -274,22 +301,22 @@ class Detector(Protocol):
         ...
 
     def reset(self) -> None:
-        """Back to IDLE from any state."""
+        """Go back to IDLE from any state."""
         ...
 
     def status(self) -> State:
-        """The state now."""
+        """Return the present state."""
         ...
 
     def nb_acq_frames(self) -> int:
-        """How many frames have been acquired (frames 0 to this - 1 can be asked for).
+        """Return how many frames have been acquired (frames 0 to this - 1 can be asked for).
 
         A source without a period has acquired all frames that it was prepared for (2**62 if endless).
         """
         ...
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
-        """Frames of one module, (n, height, width), rows contiguous, for the leading 1 <= n <= len(numbers) numbers.
+        """Return frames of one module, (n, height, width), rows contiguous, of the leading n numbers, n >= 1.
 
         ``numbers`` is a range. A view where that needs no copy; valid until the next call for the same
         (dataset, module). The frames of a number are the same whatever is asked, whenever. A frame that the module
@@ -298,7 +325,7 @@ class Detector(Protocol):
         ...
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Which of these frames the module has failed to give, (len(numbers),) bool; None = none of them.
+        """Return which of these frames the module has failed to give, (len(numbers),) bool; None = none of them.
 
         Asked after `get_frames` of them, and only where `DetectorInfo.can_fail`. Such frames are incomplete: no node
         gets them, and they are counted as missing.
@@ -306,18 +333,18 @@ class Detector(Protocol):
         ...
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
-        """The detector's time of frames, (n,) uint64 ns since the epoch."""
+        """Return the detector's time of frames, (n,) uint64 ns since the epoch."""
         ...
 
 
 @runtime_checkable
 class Warns(Protocol):
-    """A `Detector` that also has something to say of itself."""
+    """A `Detector` that also has warnings."""
 
     def warnings(self) -> Sequence[str]:
-        """What users should know, one sentence each; all that there is so far.
+        """Return what users should know, one sentence each; all that there is so far.
 
-        Asked after `Detector.prepare` and after the last frame; told while the run goes on, and in its summary.
+        Asked after `Detector.prepare` and after the last frame; shown while the run goes on, and in its summary.
         """
         ...
 
@@ -329,12 +356,12 @@ BUILT_IN: Mapping[str, str] = {
     "rashpa": "lima2cli.detectors.rashpa:Rashpa",
     "jungfrau": "lima2cli.detectors.jungfrau:Jungfrau",
 }
-"""Where the tables of the built-in detectors are, by kind; one is imported where it is asked for."""
+"""Modules of the tables of the built-in detectors, by kind; one is imported where it is asked for."""
 
 DETECTORS: Kinds[DetectorConfig] = Kinds("detector", "lima2cli.detectors", DetectorConfig, BUILT_IN)
 """All kinds of detector, those of installed packages among them."""
 
 
 def detector_kinds() -> Mapping[str, type[DetectorConfig]]:
-    """Tables of the built-in detectors by kind; all are imported."""
+    """Return the tables of the built-in detectors by kind; all are imported."""
     return DETECTORS.tables()

@@ -105,7 +105,7 @@ class CapabilityRecord:
 
 
 def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
-    """The record as plain data: maps, lists, text, numbers; what `read_record` reads."""
+    """Return the record as plain data: mappings, lists, strings, numbers; what `read_record` reads."""
     return {
         "version": VERSION,
         "name": info.name,
@@ -114,13 +114,13 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
         "image": {"width": info.width, "height": info.height},
         "modules": [{"x": m.x, "y": m.y, "width": m.width, "height": m.height} for m in info.modules],
         "datasets": {
-            it.name: {
-                "dtype": it.dtype,
-                "bits": it.bits,
-                "threshold": it.threshold_ev,
-                "invalid": _invalid(it.invalid),
+            dataset.name: {
+                "dtype": dataset.dtype,
+                "bits": dataset.bits,
+                "threshold": dataset.threshold_ev,
+                "invalid": _invalid(dataset.invalid),
             }
-            for it in info.datasets
+            for dataset in info.datasets
         },
         "channels": info.channels,
         "gap_value": "nan" if math.isnan(info.gap_value) else info.gap_value,
@@ -143,16 +143,17 @@ def write_record(info: DetectorInfo, can: Capabilities) -> dict[str, Any]:
 
 
 def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
-    """The detector of a record, and what it can do; ``kind`` is that of the table that names the record.
+    """Return the detector of a record, and what it can do; ``kind`` is that of the table that names the record.
 
-    Raises `NodeMisuse` with the path of the mistake in the record as its key (rules of the schema, as unknown-key and
-    bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
+    Raises:
+        NodeMisuse: with the path of the mistake in the record as its key (rules of the schema, as unknown-key and
+            bad-value, or module-outside, module-overlap, dataset-bits, gap-value).
     """
     if isinstance(data, dict) and isinstance(data.get("record"), dict):
         data = data["record"]  # what `lima2 detectors show KIND --format json` prints
     record = _checked(data)
     image = Rect(0, 0, record.image.width, record.image.height)
-    datasets = tuple(_dataset(index, name, it) for index, (name, it) in enumerate(record.datasets.items()))
+    datasets = tuple(_dataset(index, name, stream) for index, (name, stream) in enumerate(record.datasets.items()))
     check_gap_value(record.gap_value, datasets)
     info = DetectorInfo(
         kind=kind,
@@ -173,16 +174,16 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
 
 def _checked(data: Any) -> CapabilityRecord:
     shape, findings, whole = Table(CapabilityRecord), Findings(), "capability record"
-    told = {whole: _without_nulls(data)}  # so that messages name it
-    check(told, {"type": "object", "properties": {whole: shape.schema()}}, findings)
-    for found in findings:
-        raise NodeMisuse(found.rule, found.message, found.at[1:], found.help)
-    record: CapabilityRecord = shape.read(told[whole], (), Bad())
+    document = {whole: _without_nulls(data)}  # so that messages name it
+    check(document, {"type": "object", "properties": {whole: shape.schema()}}, findings)
+    for finding in findings:
+        raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
+    record: CapabilityRecord = shape.read(document[whole], (), Bad())
     return record
 
 
 def _without_nulls(data: Any) -> Any:
-    """The same without keys whose value is null: their defaults say so."""
+    """Return the same without keys whose value is null: they have their defaults."""
     if isinstance(data, Mapping):
         return {key: _without_nulls(value) for key, value in data.items() if value is not None}
     if isinstance(data, Sequence) and not isinstance(data, str):
@@ -201,9 +202,13 @@ def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
 
 
 def _invalid(rule: Invalid) -> Any:
-    """As a record has it."""
-    said = written(rule)
-    return {"below": said.below, "above": said.above} if isinstance(said, InvalidLimits) else said and list(said)
+    """Return invalid values as a record has them."""
+    invalid = written(rule)
+    return (
+        {"below": invalid.below, "above": invalid.above}
+        if isinstance(invalid, InvalidLimits)
+        else invalid and list(invalid)
+    )
 
 
 def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
@@ -211,7 +216,7 @@ def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
         triggers=record.triggers,
         frames_per_trigger=record.frames_per_trigger,
         operations=record.operations,
-        binnings=tuple((it.x, it.y) for it in record.binnings),
+        binnings=tuple((binning.x, binning.y) for binning in record.binnings),
         accumulation=record.accumulation,
         shutter=record.shutter,
         extraction=record.extraction.possible,
@@ -225,9 +230,10 @@ def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
 
 
 def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[DetectorInfo, Capabilities]:
-    """What a configured detector is and can do: the step before any flow is laid out.
+    """Return what a configured detector is and can do: the step before any flow is laid out.
 
-    Raises `NodeMisuse` or `FileProblem` as `DetectorConfig.described` does.
+    Raises:
+        NodeMisuse, FileProblem: as `DetectorConfig.described`.
     """
     info = config.described(files)
     return info, config.retrieve(info)

@@ -1,4 +1,4 @@
-"""A detector made of sources of pixels: what REMU and replay have in common."""
+"""A detector made of sources of pixels: the common part of REMU and replay."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,14 +14,16 @@ from lima2cli.errors import StateError
 from lima2cli.frames import Array, DetectorInfo
 
 PartKey = tuple[int, int]
-"""(dataset, module) indices."""
+"""Indices (dataset, module)."""
 
 OpenSources = Callable[[Sequence[PartKey]], Mapping[PartKey, PixelSource]]
 
 
 class EmulatedDetector:
-    """Implements `Detector` and `Warns`. ``open_sources`` makes the source of each route ready, ``faults`` strike what
-    it gives, ``told`` is what there is to say of it."""
+    """The implementation of `Detector` and `Warns` by sources of pixels.
+
+    ``open_sources`` makes the source of each route ready, ``faults`` change what it gives, ``told`` are warnings.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class EmulatedDetector:
         if self._prepared != (acq_params, xfer_params):
             self._make_sources(acq_params, xfer_params)
             self._prepared = acq_params, xfer_params
-        recorded = min((it.frames for it in self._info.datasets if it.frames is not None), default=None)
+        recorded = min((dataset.frames for dataset in self._info.datasets if dataset.frames is not None), default=None)
         self._prepare_clock(acq_params, recorded, [module for _, module in self._sources])
 
     def _make_sources(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
@@ -70,7 +72,7 @@ class EmulatedDetector:
         self._life.prepared(acq_params, recorded, faults.lag_ns(modules), jitter)
 
     def _closed(self, routes: Sequence[PartKey]) -> dict[PartKey, PixelSource]:
-        """What a detector sees whose shutter is closed: nothing."""
+        """Return the frames of a detector whose shutter is closed: nothing."""
         shapes = [(self._info.datasets[d].dtype, self._info.modules[m]) for d, m in routes]
         return {
             route: Pool(np.zeros((1, module.height, module.width), dtype))
@@ -103,7 +105,12 @@ class EmulatedDetector:
         return self._life.acquired()
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
-        """See `Detector`. Raises `StateError` for routes that were not prepared, `FileProblem` for damaged files."""
+        """See `Detector`.
+
+        Raises:
+            StateError: routes were not prepared.
+            FileProblem: a file is damaged.
+        """
         self._life.require("ask for frames of", State.RUNNING, State.STOPPED)
         source = self._sources.get((dataset, module))
         if source is None:

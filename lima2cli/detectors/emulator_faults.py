@@ -111,16 +111,16 @@ class Faults:
     died: Died | None = param("A module that gives nothing from some frame on.", Table(Died), None)
 
     def plus(self, fault: Fault) -> "Faults":
-        """The same with one more, instead of one of its kind."""
+        """Return the same with one more, instead of one of its kind."""
         return dataclasses.replace(self, **{fault.kind: fault})  # type: ignore[arg-type]
 
     @property
     def lose_frames(self) -> bool:
-        """Whether modules may fail to give a frame."""
+        """Return whether modules may fail to give a frame."""
         return not (self.dropped is None and self.failed is None and self.died is None)
 
     def check(self, modules: int) -> None:
-        """Raise `NodeMisuse` (unknown-module) where a fault is that of a module that there is not."""
+        """Raise `NodeMisuse` (unknown-module) where a fault is that of a module that does not exist."""
         for kind in KINDS:
             module = getattr(getattr(self, kind), "module", None)
             if module is not None and module >= modules:
@@ -128,7 +128,7 @@ class Faults:
                 raise NodeMisuse("unknown-module", message, (kind, "module"))
 
     def missing(self, module: int, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which of the frames the module does not give, (n,) bool; None where it gives all."""
+        """Return which of the frames the module does not give, (n,) bool; None where it gives all."""
         lost = np.zeros(len(numbers), bool)
         if self.dropped is not None:
             lost |= self._draw("dropped", 0, numbers) < self.dropped.rate
@@ -139,33 +139,33 @@ class Faults:
         return lost if lost.any() else None
 
     def corrupts(self, module: int, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which of the frames the module gives as bytes at random; None where there are none."""
+        """Return which of the frames the module gives as bytes at random; None where there are none."""
         if self.corrupted is None or self.corrupted.module not in (None, module):
             return None
         struck: NDArray[np.bool_] = self._draw("corrupted", module, numbers) < self.corrupted.rate
         return struck if struck.any() else None
 
     def noise(self, dataset: int, module: int, number: int, nbytes: int) -> NDArray[np.uint8]:
-        """The bytes at random of one frame, (nbytes,)."""
+        """Return the bytes at random of one frame, (nbytes,) uint8."""
         return np.random.default_rng((self.seed, dataset, module, number)).integers(0, 256, nbytes, np.uint8)
 
     def pixels(self, fault: Hot | Dead, pixels: int) -> NDArray[np.int64]:
-        """Flat indices of the pixels of the whole image that have the fault, each once."""
+        """Return the flat indices of the pixels of the whole image that have the fault, each once."""
         stream = np.random.default_rng((self.seed, list(KINDS).index(fault.kind)))
         return stream.choice(pixels, min(fault.pixels, pixels), replace=False)
 
     def delays(self, numbers: NDArray[np.int64], period_ns: float) -> NDArray[np.float64]:
-        """How much later than the clock says frames are, (n,) ns."""
+        """Return by how much frames are later than the clock, (n,) ns."""
         longest = 0.0 if self.jitter is None else min(self.jitter.by * 1e9, period_ns)
         return self._draw("jitter", 0, numbers) * longest
 
     def lag_ns(self, modules: Sequence[int]) -> int:
-        """By how much the last of these modules lags behind, ns."""
+        """Return by how much the last of these modules lags behind, ns."""
         late = self.late is not None and (self.late.module is None or self.late.module in modules)
         return round(self.late.by * 1e9) if late and self.late is not None else 0
 
     def _draw(self, kind: str, module: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        """A number from 0 to below 1 for each frame, (n,)."""
+        """Return a number from 0 to below 1 for each frame, (n,)."""
         first = _mixed(np.array([self.seed % 2**64], np.uint64))
         stream = _mixed(first + np.uint64(list(KINDS).index(kind) * 65536 + module))
         drawn = _mixed(stream ^ _mixed(numbers.astype(np.uint64))) >> np.uint64(11)
@@ -173,7 +173,7 @@ class Faults:
 
 
 def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step of SplitMix64, (n,)."""
+    """Return one step of SplitMix64, (n,) uint64."""
     z = z + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -181,10 +181,11 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def parse_fault(text: str) -> Fault:
-    """A fault as it is written on command lines: ``KIND`` or ``KIND:key=value,key=value``, values as in YAML.
+    """Return a fault as it is written on command lines: ``KIND`` or ``KIND:key=value,key=value``, values as in YAML.
 
-    Raises `NodeMisuse` (fault-syntax, unknown-fault, or a rule of the schema: unknown-key, missing-key), with the
-    key in question as its key.
+    Raises:
+        NodeMisuse: (fault-syntax, unknown-fault, or a rule of the schema: unknown-key, missing-key), with the key in
+            question as its key.
     """
     kind, _, rest = text.partition(":")
     kind = kind.strip()
@@ -199,8 +200,8 @@ def parse_fault(text: str) -> Fault:
         values[key.strip()] = resolve(value.strip())
     shape, findings = Table(KINDS[kind]), Findings()
     check({kind: values}, {"type": "object", "properties": {kind: shape.schema()}}, findings)
-    for found in findings:
-        raise NodeMisuse(found.rule, found.message, found.at[1:], found.help)
+    for finding in findings:
+        raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
     fault: Fault = shape.read(values, (), Bad())
     return fault
 
@@ -212,7 +213,7 @@ BadPixels = tuple[NDArray[np.int64], NDArray[np.int64], Array]
 def with_bad_pixels(
     sources: Mapping[tuple[int, int], PixelSource], info: DetectorInfo, faults: Faults
 ) -> Mapping[tuple[int, int], PixelSource]:
-    """The same sources, by (dataset, module), with the hot and dead pixels of the detector."""
+    """Return the same sources, by (dataset, module), with the hot and dead pixels of the detector."""
     if faults.hot is None and faults.dead is None:
         return sources
     struck: dict[tuple[int, int], PixelSource] = {}
@@ -228,20 +229,20 @@ def with_bad_pixels(
 
 
 def _bad_pixels(info: DetectorInfo, faults: Faults, dataset: int, module: Rect) -> BadPixels:
-    found: list[tuple[NDArray[np.int64], int]] = []
+    pixels: list[tuple[NDArray[np.int64], int]] = []
     if faults.hot is not None:
-        found.append((faults.pixels(faults.hot, info.image.area), largest(info.datasets[dataset])))
+        pixels.append((faults.pixels(faults.hot, info.image.area), largest(info.datasets[dataset])))
     if faults.dead is not None:
-        found.append((faults.pixels(faults.dead, info.image.area), 0))
-    places = np.concatenate([places for places, _ in found])
-    values = np.concatenate([np.full(len(places), value, info.datasets[dataset].dtype) for places, value in found])
+        pixels.append((faults.pixels(faults.dead, info.image.area), 0))
+    places = np.concatenate([places for places, _ in pixels])
+    values = np.concatenate([np.full(len(places), value, info.datasets[dataset].dtype) for places, value in pixels])
     rows, columns = places // info.width - module.y, places % info.width - module.x
     inside = (rows >= 0) & (rows < module.height) & (columns >= 0) & (columns < module.width)
     return rows[inside], columns[inside], values[inside]
 
 
 class _WithBadPixels(PixelSource):
-    """Frames that are made or read as they are asked for, with bad pixels."""
+    """A source of frames that are made or read as they are asked for, with bad pixels."""
 
     def __init__(self, source: PixelSource, bad: BadPixels) -> None:
         self._source, self._bad = source, bad
@@ -261,7 +262,7 @@ class _WithBadPixels(PixelSource):
 
 
 class Struck(PixelSource):
-    """Frames of a module of ``info`` as it gives them: some are bytes at random, of some there is nothing."""
+    """A source of frames of a module of ``info`` with faults: some are bytes at random, some are missing."""
 
     def __init__(self, source: PixelSource, faults: Faults, info: DetectorInfo, dataset: int, module: int) -> None:
         self._source, self._faults = source, faults

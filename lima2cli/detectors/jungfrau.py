@@ -113,11 +113,11 @@ class Emulation:
     seed: int = param("Seed of the loss.", Integer(0), 1)
 
     def codes(self, gain_mode: str) -> NDArray[np.uint16]:
-        """What a pixel sends for 0, 1, 2… photons, (65536,) uint16."""
+        """Return what a pixel sends for 0, 1, 2… photons, (65536,) uint16."""
         return codes(self.pedestal, self.gain, self.photon_energy, gain_mode)
 
     def lost(self, module: int, frame: int) -> NDArray[np.bool_]:
-        """Which packets of a frame of a module are not sent, (128,) bool."""
+        """Return which packets of a frame of a module are not sent, (128,) bool."""
         return np.random.default_rng((self.seed, module, frame)).random(PACKETS) < self.loss
 
 
@@ -192,12 +192,12 @@ class Jungfrau(DetectorConfig):
         return {"adc": charge}
 
     def rotated(self, module: int) -> bool:
-        """Whether a module is mounted upside down."""
+        """Return whether a module is mounted upside down."""
         turned = self.modules if isinstance(self.modules, JungfrauGrid) else self.modules[module]
         return turned.rotation == 180
 
     def photons(self, info: DetectorInfo, modules: Sequence[int], files: Files) -> Mapping[int, PixelSource]:
-        """What modules see, where they are emulated: frames (n, 512, 1024) uint16 of each."""
+        """Return what modules see, where they are emulated: frames (n, 512, 1024) uint16 of each."""
         if self.emulate is None:
             return {}
         rects = [info.modules[module] for module in modules]
@@ -208,7 +208,7 @@ class Jungfrau(DetectorConfig):
         return DatasetInfo("adc", 0, "uint16", photon_bits(emulate.codes(self.gain_mode)))
 
     def _emulated_frames(self, image: Rect, files: Files) -> int | None:
-        """How many frames there are, None without end."""
+        """Return how many frames there are, None without end."""
         if self.emulate is None:
             return None
         for key in ("pedestal", "gain"):
@@ -229,7 +229,10 @@ class Jungfrau(DetectorConfig):
         return [Rect(module.x, module.y, COLUMNS, ROWS) for module in self.modules]
 
     def places(self) -> list[tuple[int, int]] | None:
-        """Row and column of each module among the others, as its packets should say; None where they form no grid."""
+        """Return row and column of each module among the others, as its packets should have.
+
+        None where the modules form no grid.
+        """
         rects = self._rects()
         columns, rows = sorted({rect.x for rect in rects}), sorted({rect.y for rect in rects})
         if len(columns) * len(rows) != len(rects):

@@ -1,4 +1,4 @@
-"""Frames of one JUNGFRAU module from packets that come in any order, several times, late, or never."""
+"""Assembly of frames of one JUNGFRAU module from packets that arrive in any order, several times, late, or never."""
 
 import threading
 import time
@@ -14,12 +14,12 @@ from lima2cli.detectors.sources import leading
 from lima2cli.frames import Array
 
 KEPT = 1 << 16
-"""Frames of which times and packets that never came are remembered."""
+"""Number of frames of which times and missing packets are remembered."""
 
 
 @dataclass
 class Counts:
-    """What became of packets and frames.
+    """Counts of packets and frames.
 
     taken      packets put in their place;  duplicate: that were there already;  late: of closed frames
     outside    of frames that are not of the acquisition, or no packet of a module
@@ -40,10 +40,14 @@ class Counts:
 
 
 class Assembler:
-    """The ring of one module. `take` and `settle` are for one thread, the others for another."""
+    """The ring of frames of one module. `take` and `settle` are for one thread, the others for another."""
 
     def __init__(self, depth: int, window: int, first: int = 1, rotated: bool = False) -> None:
-        """``first`` is the detector's number of frame 0; ``rotated`` turns the module by 180 degrees.
+        """Make an empty ring.
+
+        first    the detector's number of frame 0
+        rotated  turns the module by 180 degrees
+        window   must be less than ``depth``
 
         ``window`` must be less than ``depth``.
         """
@@ -67,11 +71,11 @@ class Assembler:
 
     @property
     def highest(self) -> int:
-        """The highest number of a frame of which a packet has come, -1 for none."""
+        """Highest number of a frame of which a packet has arrived, -1 for none."""
         return self._highest
 
     def limit(self, frames: int) -> None:
-        """The acquisition has so many frames; packets of others are outside."""
+        """Limit the acquisition to so many frames; packets of others are outside."""
         self._limit = frames
 
     def take(self, packets: Array) -> None:
@@ -86,7 +90,7 @@ class Assembler:
             self._close(self._highest + 1 - self._window)
 
     def _take(self, number: int, packets: Array, chosen: NDArray[np.intp]) -> None:
-        """The packets of one frame."""
+        """Put the packets of one frame in their places."""
         if number < self.closed:
             self.counts.late += len(chosen)
             return
@@ -112,7 +116,7 @@ class Assembler:
         self.counts.duplicate += len(chosen) - new
 
     def _make_room(self, number: int, place: int) -> bool:
-        """Give a place to a frame; False where the one lies there that is held."""
+        """Give a place to a frame; return False where the one lies there that is held."""
         old = int(self._numbers[place])
         if old in self._held:
             return False
@@ -123,7 +127,7 @@ class Assembler:
         return True
 
     def settle(self, frames: int) -> None:
-        """Close frames 0 to ``frames`` - 1: nothing more comes of them."""
+        """Close frames 0 to ``frames`` - 1: no more packets of them are taken."""
         with self._lock:
             self._close(frames)
 
@@ -148,13 +152,13 @@ class Assembler:
                 return
 
     def _record(self, end: int, lacking: int) -> None:
-        """Frames up to ``end`` - 1 are closed, and so many packets of each never came."""
+        """Note that frames up to ``end`` - 1 are closed, and how many packets of each are missing."""
         self.counts.lacking += (end - self.closed) * lacking
         self._lacking[np.arange(max(self.closed, end - KEPT), end) % KEPT] = lacking
         self.closed = end
 
     def frames(self, numbers: Sequence[int]) -> Array:
-        """Frames (n, 512, 1024) uint16 of the leading closed numbers, n >= 1; ``numbers`` is a range.
+        """Return frames (n, 512, 1024) uint16 of the leading closed numbers, n >= 1; ``numbers`` is a range.
 
         A view of the ring, held until the next call; the frame of absent packets alone where there is none.
         """
@@ -174,31 +178,34 @@ class Assembler:
             return self._nothing
 
     def lacking(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """How many packets each of these closed frames lacks, (n,) uint8."""
+        """Return how many packets each of these closed frames lacks, (n,) uint8."""
         lacking: NDArray[np.uint8] = self._lacking[np.asarray(numbers, np.int64) % KEPT]
         return lacking
 
     def stamps(self, numbers: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """The detector's time of frames, (n,) uint64 ns since the start of the measurement, and which are known."""
+        """Return the time of frames, (n,) uint64 ns since the start of the measurement, and which are known.
+
+        It is the detector's time.
+        """
         places = np.asarray(numbers, np.int64) % KEPT
         return self._stamps[places] * np.uint64(TICK_NS), self._stamped[places] == np.asarray(numbers)
 
     def arrivals(self, numbers: Sequence[int]) -> NDArray[np.int64]:
-        """When the first packet of frames came, (n,) ns since the epoch; of those whose stamps are known."""
+        """Return when the first packet of frames arrived, (n,) ns since the epoch; of those whose stamps are known."""
         arrived: NDArray[np.int64] = self._arrived[np.asarray(numbers, np.int64) % KEPT]
         return arrived
 
 
 WITNESSES = 3
-"""Frames, at least, or as many as the window has."""
+"""Minimal number of frames; or as many as the window has."""
 
 MOST_KEPT = 24 * PACKETS
-"""Packets that are kept aside."""
+"""Maximal number of packets that are kept aside."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Packets (n,) of one look at the socket, and when they came."""
+    """Packets (n,) of one read of the socket, and when they arrived."""
 
     packets: Array
     numbers: NDArray[np.int64]
@@ -206,16 +213,16 @@ class _Kept:
 
 
 class Gate:
-    """Of one module. Times are of one clock, in seconds."""
+    """A filter of the packets of one module. Times are of one clock, in seconds."""
 
     def __init__(self, window: int, patience_s: float, first: int) -> None:
-        """``first`` is the detector's number of frame 0."""
+        """Make a closed gate; ``first`` is the detector's number of frame 0."""
         self.begun = False
-        """Whether a frame of the acquisition has come."""
+        """A frame of the acquisition has arrived."""
         self.stale = 0
-        """Packets that were dropped."""
+        """Number of packets that were dropped."""
         self.stale_frames: tuple[int, int] | None = None
-        """Of which frames they were: the lowest and the highest."""
+        """Lowest and highest frame of the packets that were dropped."""
         self._window, self._patience_s, self._first = window, patience_s, first
         self._needed = max(WITNESSES, window)
         self._highest, self._near_s = -1, -np.inf
@@ -224,11 +231,11 @@ class Gate:
         self._kept: deque[_Kept] = deque()
 
     def start(self, now_s: float, frames: int, period_s: float | None) -> None:
-        """The acquisition begins: ``frames`` of them, and how far they are apart, None where that is not known."""
+        """Begin an acquisition of ``frames`` frames; their distance is None where it is not known."""
         self._start_s, self._frames, self._period_s = now_s, frames, period_s
 
     def through(self, packets: Array, now_s: float) -> list[Array]:
-        """Which packets to take now: some of these, (n,), and of those that were kept aside."""
+        """Return which packets to take now: some of these, (n,), and of those that were kept aside."""
         numbers = packets["frame"].astype(np.int64) - self._first
         ours = (numbers >= 0) & (numbers < self._frames)
         if not ours.all():  # who counts them takes them, and nothing follows from them
@@ -240,7 +247,7 @@ class Gate:
         return taken
 
     def _pass(self, packets: Array, numbers: NDArray[np.int64], now_s: float) -> list[Array]:
-        """Those that are plausible by themselves; the others are kept."""
+        """Return packets that are plausible by themselves; the others are kept."""
         if not len(numbers):
             return []
         if self.begun:
@@ -258,7 +265,7 @@ class Gate:
         return taken
 
     def silent(self) -> list[Array]:
-        """Nothing more comes: what to take of what was kept aside."""
+        """Return what to take of what was kept aside, since nothing more arrives."""
         if not self.begun:
             return []
         if whole := self._witnesses():
@@ -269,7 +276,7 @@ class Gate:
         return taken
 
     def _release(self, now_s: float) -> list[Array]:
-        """What the stream has reached, or has jumped to."""
+        """Return what the stream has reached, or has jumped to."""
         counts = self._counts()
         if not counts:
             return []
@@ -284,7 +291,7 @@ class Gate:
         return self._take() if self.begun else []
 
     def _reach(self, highest: int, numbers: Iterable[int]) -> int:
-        """The highest of increasing frame numbers, from one to the next no farther than the window."""
+        """Return the highest of increasing frame numbers, from one to the next no farther than the window."""
         for number in numbers:
             if number > highest + self._window:
                 break
@@ -292,18 +299,18 @@ class Gate:
         return highest
 
     def _possible(self, number: int, now_s: float) -> bool:
-        """Whether a frame, if it is the first that has come, can have been taken since the start."""
+        """Return whether a frame, if it is the first that has arrived, can have been taken since the start."""
         if self.begun or self._period_s is None:
             return True
         return number * self._period_s <= now_s - self._start_s + self._window * self._period_s
 
     def _witnesses(self) -> list[int]:
-        """Frames that came more than by half since the stream was where it was expected."""
+        """Return frames that arrived more than by half since the stream was where it was expected."""
         counts = self._counts(self._near_s)
         return [number for number, count in counts.items() if count > PACKETS // 2]
 
     def _counts(self, after_s: float = -np.inf) -> dict[int, int]:
-        """Packets of each frame that are kept, in the order of frames."""
+        """Return the number of packets of each frame that are kept, in the order of frames."""
         kept = [kept.numbers for kept in self._kept if kept.at_s > after_s]
         if not kept:
             return {}
@@ -311,7 +318,7 @@ class Gate:
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
     def _take(self) -> list[Array]:
-        """Those that the stream has reached, which it does not get ahead by; the others stay."""
+        """Return packets that the stream has reached, which it does not get ahead by; the others stay."""
         taken, left = [], deque[_Kept]()
         for kept in self._kept:
             near = kept.numbers <= self._highest
@@ -323,7 +330,10 @@ class Gate:
         return taken
 
     def _forget(self, now_s: float) -> None:
-        """Drop what has been kept for too long, and what is too much. Before the first frame triggers may be rare."""
+        """Drop what has been kept for too long, and what is too much.
+
+        Before the first frame triggers may be rare.
+        """
         oldest = now_s - self._patience_s if self.begun or self._period_s is not None else -np.inf
         while self._kept and self._kept[0].at_s < oldest:
             self._count(self._kept.popleft())

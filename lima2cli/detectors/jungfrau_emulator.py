@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 DUTY = 0.8
-"""Of a period in which packets are sent."""
+"""Share of a period in which packets are sent."""
 
 SHORTEST_PAUSE_S = 0.5e-3
 
 
 class ModuleEmulator:
-    """Sends the packets of one module in a thread of its own."""
+    """Sender of the packets of one module, in a thread of its own."""
 
     def __init__(self, config: "Jungfrau", module: int, photons: PixelSource) -> None:
-        """``photons`` are those that the module sees, frames (n, 512, 1024) uint16."""
+        """Make a sender; ``photons`` are those that the module sees, frames (n, 512, 1024) uint16."""
         assert config.emulate is not None
         self.module, self._emulation, self._first = module, config.emulate, config.first_frame
         self._turn = -1 if config.rotated(module) else 1
@@ -42,10 +42,10 @@ class ModuleEmulator:
         self._thread: threading.Thread | None = None
         self.failure: Exception | None = None
         self.limit = 0
-        """Frames that are sent."""
+        """Number of frames that are sent."""
 
     def _encode(self, photons: Array) -> Array:
-        """Packets (n, 128) of frames (n, 512, 1024) in photons."""
+        """Return packets (n, 128) of frames (n, 512, 1024) in photons."""
         packets = np.zeros((len(photons), PACKETS), PACKET)
         packets["packet"] = np.arange(PACKETS)
         packets["row"], packets["column"] = self._place
@@ -55,7 +55,7 @@ class ModuleEmulator:
         return packets
 
     def _frame(self, number: int) -> tuple[Array, Datagrams]:
-        """The packets of a frame, (128,), and the same as datagrams."""
+        """Return the packets of a frame, (128,), and the same as datagrams."""
         place = 0 if self._frames is None else number % len(self._frames)
         if self._frames is None:
             packets = self._encode(self._photons.get(range(number, number + 1)))[0]
@@ -88,7 +88,7 @@ class ModuleEmulator:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.connect(to)
                 self._send(sender, start_s, period_s, steps)
-        except Exception as error:  # noqa: BLE001  the thread that asks for frames tells of it
+        except Exception as error:  # noqa: BLE001  the thread that asks for frames reports it
             self.failure = error
 
     def _send(self, sender: socket.socket, start_s: float, period_s: float, steps: Sequence[range]) -> None:
@@ -109,7 +109,7 @@ class ModuleEmulator:
 
 
 def _runs(chosen: NDArray[np.bool_], within: range) -> list[range]:
-    """Runs of what is chosen within a range."""
+    """Return runs of what is chosen within a range."""
     edges = np.flatnonzero(np.diff(chosen[within.start : within.stop], prepend=False, append=False)) + within.start
     return [range(int(first), int(end)) for first, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -121,19 +121,19 @@ def _send_all(sender: socket.socket, datagrams: Datagrams, run: range) -> None:
 
 
 STAGE_BITS = np.array((0x0000, 0x4000, 0xC000), np.uint16)
-"""Of stages 0, 1, 2."""
+"""Gain bits of stages 0, 1, 2."""
 
 LARGEST_ADC = 0x3FFF
 
 FIXED_STAGE = {"dynamic": None, "forceswitchg1": 1, "forceswitchg2": 2, "fixg1": 1, "fixg2": 2, "fixg0": 0}
-"""The stage that all pixels take in the gain modes of slsDetectorPackage; None: each pixel its own."""
+"""Stage that all pixels take in the gain modes of slsDetectorPackage; None: each pixel its own."""
 
 PHOTONS = 1 << 16
 """Numbers of photons that are coded: 0 to this - 1."""
 
 
 def codes(pedestal: Sequence[float], gain: Sequence[float], photon_energy: float, gain_mode: str) -> NDArray[np.uint16]:
-    """What a pixel sends for 0, 1, 2… photons, (65536,) uint16.
+    """Return what a pixel sends for 0, 1, 2… photons, (65536,) uint16.
 
     ``pedestal`` in ADU and ``gain`` in ADU per keV, of the three stages; ``photon_energy`` in eV.
     """
@@ -148,7 +148,7 @@ def codes(pedestal: Sequence[float], gain: Sequence[float], photon_energy: float
 
 
 def photon_bits(coded: NDArray[np.uint16]) -> int:
-    """Bits of the numbers of photons that are below where ``coded`` (see `codes`) stays the same, at least 1."""
+    """Return the bits of the numbers of photons below where ``coded`` (see `codes`) stays the same, at least 1."""
     changes = np.flatnonzero(coded[1:] != coded[:-1])
     return max(1, (int(changes[-1]) + 2).bit_length() - 1) if len(changes) else 1
 
@@ -175,11 +175,14 @@ class Charge(Scene):
         table = codes(self.pedestal, self.gain, self.photon_energy, self.gain_mode)
         photons = DatasetInfo(dataset.name, dataset.index, "uint16", photon_bits(table))
         made = self.scene.sources(photons, image, modules, files)
-        return [Pool(table[it.frames], it.absent) if isinstance(it, Pool) else _Coded(it, table) for it in made]
+        return [
+            Pool(table[source.frames], source.absent) if isinstance(source, Pool) else _Coded(source, table)
+            for source in made
+        ]
 
 
 class _Coded(PixelSource):
-    """Frames of a source that are coded as they are asked for."""
+    """A source of frames that are coded as they are asked for."""
 
     def __init__(self, photons: PixelSource, table: NDArray[np.uint16]) -> None:
         self._photons, self._table = photons, table

@@ -26,7 +26,7 @@ TICK_NS = 100
 """Unit of the detector's times."""
 
 ABSENT = 0x8000
-"""Stored in pixels whose packet did not come. Gain bits 2 are no stage: node `gain` makes NaN of it."""
+"""Value of pixels whose packet did not arrive. Gain bits 2 are no stage: node `gain` makes NaN of it."""
 
 PACKET = np.dtype(
     [
@@ -39,14 +39,14 @@ PACKET = np.dtype(
 
 
 FORCE = 33
-"""SO_RCVBUFFORCE of Linux, which socket.py does not name: a size above net.core.rmem_max, for root."""
+"""Option SO_RCVBUFFORCE of Linux, which socket.py lacks: a size above net.core.rmem_max, for root."""
 
 
 MEMORY_INFO, DROPS = 55, 8
-"""SO_MEMINFO of Linux, which socket.py does not name: numbers of a socket (uint32), among them datagrams dropped."""
+"""Option SO_MEMINFO of Linux, which socket.py lacks: numbers of a socket (uint32), among them datagrams dropped."""
 
 LARGEST_BUFFER = (1 << 30) - 1
-"""Of a socket."""
+"""Maximal bytes of the buffer of a socket."""
 
 VECTOR = np.dtype([("base", np.uintp), ("length", np.uintp)])
 """struct iovec."""
@@ -80,15 +80,23 @@ class Datagrams:
         self._first = self._messages.ctypes.data
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.lengths: NDArray[np.uint32] = self._messages["length"]
-        """Bytes of each datagram received, as they were sent."""
+        """Number of bytes of each datagram received, as they were sent."""
 
     def receive(self, descriptor: int) -> int:
-        """How many have come, from row 0 on; does not wait. Raises OSError."""
+        """Return how many have arrived, from row 0 on; does not wait.
+
+        Raises:
+            OSError: the system refuses.
+        """
         flags = socket.MSG_DONTWAIT | socket.MSG_TRUNC
         return self._call("recvmmsg", descriptor, 0, len(self._messages), flags, None)
 
     def send(self, descriptor: int, first: int, count: int) -> int:
-        """Send rows ``first`` and following; how many went. Raises OSError."""
+        """Send rows ``first`` and following; return how many were sent.
+
+        Raises:
+            OSError: the system refuses.
+        """
         return self._call("sendmmsg", descriptor, first, count, 0)
 
     def _call(self, name: str, descriptor: int, first: int, count: int, *rest: object) -> int:
@@ -97,16 +105,20 @@ class Datagrams:
         if done >= 0:
             return done
         code = ctypes.get_errno()
-        if code in (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED):  # the last: nobody listened to an earlier one
+        if code in (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED):  # the last: no socket listened to an earlier one
             return 0
         raise OSError(code, os.strerror(code))
 
 
 class Inbox:
-    """A bound UDP socket and the datagrams that have come to it: rows of ``memory``, (n, bytes) uint8."""
+    """A bound UDP socket and the datagrams that have arrived at it: rows of ``memory``, (n, bytes) uint8."""
 
     def __init__(self, address: str, port: int, memory: NDArray[np.uint8], buffer: int) -> None:
-        """``buffer`` bytes of the kernel's memory are asked for. Raises `EnvironmentUnfit`."""
+        """Bind a socket; ``buffer`` bytes of the kernel's memory are asked for.
+
+        Raises:
+            EnvironmentUnfit: it can't be bound.
+        """
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._socket.bind((address, port))
@@ -129,11 +141,11 @@ class Inbox:
     def _reserve(self, buffer: int) -> int:
         asked = min(buffer, LARGEST_BUFFER)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, asked)
-        if (given := self._given()) < asked:
+        if (granted := self._given()) < asked:
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, FORCE, asked)
             except PermissionError:
-                return given
+                return granted
         return self._given()
 
     def _given(self) -> int:
@@ -141,20 +153,27 @@ class Inbox:
 
     @property
     def dropped(self) -> int:
-        """Datagrams that the kernel had no memory for, since the socket was opened; 0 where it does not tell."""
+        """Return the number of datagrams that the kernel had no memory for, since the socket was opened.
+
+        0 where it does not count them.
+        """
         try:
-            told = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
+            info = self._socket.getsockopt(socket.SOL_SOCKET, MEMORY_INFO, 4 * (DROPS + 1))
         except OSError:
             return 0
-        numbers = np.frombuffer(told, np.uint32)
+        numbers = np.frombuffer(info, np.uint32)
         return int(numbers[DROPS]) if len(numbers) > DROPS else 0
 
     def receive(self, patience_s: float) -> int:
-        """How many datagrams have come, from row 0 on; 0 after ``patience_s`` without any. Raises OSError."""
+        """Return how many datagrams have arrived, from row 0 on; 0 after ``patience_s`` seconds without any.
+
+        Raises:
+            OSError: the system refuses.
+        """
         if not self._poll.poll(patience_s * 1e3):
             return 0
         return self._datagrams.receive(self._socket.fileno())
 
     def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         self._socket.close()

@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from lima2cli.detectors.jungfrau import Jungfrau
 
 BATCH = 256
-"""Packets that are read at once, at most."""
+"""Maximal number of packets that are read at once."""
 
 LULL_S = 0.5e-3
-"""Between looks at a socket whose buffer would hold the packets of a longer time."""
+"""Seconds between reads of a socket whose buffer would hold the packets of a longer time."""
 
 LOOK_S = 0.02
-"""Between looks at the clock where no packet comes."""
+"""Seconds between looks at the clock where no packet arrives."""
 
 LEAST_BUFFER = 64 << 20
-"""Of a socket, worth asking for where packets were dropped."""
+"""Bytes of the buffer of a socket, worth asking for where packets were dropped."""
 
 PACKET_MEMORY = 20_000
 """Bytes of the kernel's memory that a packet takes, about."""
 
 
 class ModuleReceiver:
-    """Reads the packets of one module in a thread of its own."""
+    """Reader of the packets of one module, in a thread of its own."""
 
     def __init__(self, config: "Jungfrau", module: int, depth: int) -> None:
-        """``depth`` as for `Assembler`."""
+        """Open the port of a module; ``depth`` as for `Assembler`."""
         place = ("127.0.0.1", 0) if not config.udp else (config.udp[module].address, config.udp[module].port)
         self._packets: Array = np.zeros(BATCH, PACKET)
         memory = self._packets.view(np.uint8).reshape(BATCH, PACKET.itemsize)
@@ -51,11 +51,11 @@ class ModuleReceiver:
         self.gate = Gate(config.window, config.patience, config.first_frame)
         self.failure: Exception | None = None
         self.strange = 0
-        """Datagrams that are no packets of JUNGFRAU."""
+        """Number of datagrams that are no packets of JUNGFRAU."""
         self.place: tuple[int, int] | None = None
-        """Row and column of the module as its first packet says."""
+        """Row and column of the module, by its first packet."""
         self.stands = False
-        """Whether the detector's clock stands still, or goes back."""
+        """The detector's clock stands still, or goes back."""
         self._clock = (-1, 0)  # the last frame whose time was asked for, and this
         self._begun: tuple[int, int, int] | None = None  # first packet: its frame, the detector's time, ns since epoch
         self._last_s = 0.0
@@ -64,7 +64,7 @@ class ModuleReceiver:
 
     @property
     def begun(self) -> bool:
-        """Whether a packet of the acquisition has come."""
+        """Return whether a packet of the acquisition has arrived."""
         return self._begun is not None
 
     def start(self, frames: int, period_s: float | None) -> None:
@@ -76,7 +76,7 @@ class ModuleReceiver:
         self._thread.start()
 
     def close(self) -> None:
-        """Read no more, and give the port back."""
+        """Stop reading, and close the port."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
@@ -93,7 +93,7 @@ class ModuleReceiver:
                         time.sleep(lull)  # so that more come at once
                 elif self._begun is not None:
                     self._settle()
-        except Exception as error:  # noqa: BLE001  the thread that asks for frames tells of it
+        except Exception as error:  # noqa: BLE001  the thread that asks for frames reports it
             self.failure = error
 
     def _take(self, count: int) -> None:
@@ -112,7 +112,7 @@ class ModuleReceiver:
             self._begun = number, stamp, time.time_ns()
 
     def _settle(self) -> None:
-        """Give up what is due, when no packet has come for long."""
+        """Give up frames that are due, when no packet has arrived for long."""
         silent = time.monotonic() - self._last_s
         if silent < self._patience_s or self._begun is None:
             return
@@ -126,18 +126,18 @@ class ModuleReceiver:
         self.assembler.settle(min(due, self._frames))
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
-        """The detector's times, counted from the first packet; of frames that never came, a period after the other.
+        """Return the detector's times, counted from the first packet; of missing frames, a period after the other.
 
-        Where the detector's clock stands still, when the first packet of each came.
+        Where the detector's clock stands still they are when the first packet of each arrived.
         """
         stamps, known = self.assembler.stamps(numbers)
         number, stamp, begun_ns = self._begun or (0, 0, time.time_ns())
         asked = np.asarray(numbers, np.int64)
         self._check_clock(asked[known], stamps[known].astype(np.int64))
-        found = self.assembler.arrivals(numbers) if self.stands else begun_ns + stamps.astype(np.int64) - stamp
+        arrivals = self.assembler.arrivals(numbers) if self.stands else begun_ns + stamps.astype(np.int64) - stamp
         from_known = np.maximum.accumulate(np.where(known, np.arange(len(asked)), -1))
         base, base_number = (
-            np.where(from_known < 0, begun_ns, found[from_known]),
+            np.where(from_known < 0, begun_ns, arrivals[from_known]),
             np.where(from_known < 0, number, asked[from_known]),
         )
         period_ns = 0.0 if self._period_s is None else self._period_s * 1e9
@@ -145,7 +145,7 @@ class ModuleReceiver:
         return times
 
     def _check_clock(self, numbers: NDArray[np.int64], stamps: NDArray[np.int64]) -> None:
-        """A later frame has a later time."""
+        """Check that a later frame has a later time."""
         if self.stands or not len(numbers):
             return
         numbers, stamps = np.append(self._clock[0], numbers), np.append(self._clock[1], stamps)
@@ -157,7 +157,7 @@ class ModuleReceiver:
 
 
 class JungfrauDetector:
-    """Implements `Detector`."""
+    """The implementation of `Detector`."""
 
     def __init__(self, config: "Jungfrau", info: DetectorInfo, files: Files) -> None:
         self._config, self._info, self._files = config, info, files
@@ -169,7 +169,11 @@ class JungfrauDetector:
         self._acquisition = AcqParams(None, None)
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
-        """Open the ports of the modules. Raises `EnvironmentUnfit`."""
+        """Open the ports of the modules.
+
+        Raises:
+            EnvironmentUnfit: a port can't be opened.
+        """
         self._life.require("prepare", State.IDLE, State.STOPPED)
         self._release()
         modules = sorted({module for _, module in xfer_params.routes})
@@ -221,7 +225,7 @@ class JungfrauDetector:
             emulator.limit = end
 
     def reset(self) -> None:
-        """See `Detector`; gives the ports back."""
+        """See `Detector`; closes the ports."""
         self._release()
         self._life.reset()
 
@@ -230,7 +234,11 @@ class JungfrauDetector:
         return self._life.state
 
     def nb_acq_frames(self) -> int:
-        """See `Detector`: frames that are there as far as they will be. Raises OSError where the network fails."""
+        """See `Detector`: frames that are there as far as they will be.
+
+        Raises:
+            OSError: the network fails.
+        """
         if self._life.state is not State.RUNNING:
             return self._stopped_at if self._life.state is State.STOPPED else 0
         failures = [receiver.failure for receiver in self._modules.values()]
@@ -241,7 +249,11 @@ class JungfrauDetector:
         return min((receiver.assembler.closed for receiver in self._modules.values()), default=self._frames)
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
-        """See `Detector`: views of the assembler's ring. Raises `StateError` for what was not prepared or acquired."""
+        """See `Detector`: views of the assembler's ring.
+
+        Raises:
+            StateError: a frame was not prepared or acquired.
+        """
         self._life.require("ask for frames of", State.RUNNING, State.STOPPED)
         assembler = self._assembler(dataset, module)
         first = int(numbers[0])
@@ -250,7 +262,7 @@ class JungfrauDetector:
         return assembler.frames(numbers[: bisect_left(numbers, assembler.closed)])
 
     def _await(self, assembler: Assembler, number: int) -> None:
-        """After stop: a frame that another rank has seen comes soon, or is given up."""
+        """Wait, after stop, for a frame that another rank has seen: it arrives soon, or is given up."""
         if self._life.state is State.RUNNING:
             raise StateError(f"frame {number} was asked for, and {assembler.closed} are acquired")
         while assembler.closed <= number and time.monotonic() < self._stopped_s + self._config.patience:
@@ -268,18 +280,18 @@ class JungfrauDetector:
         return next(iter(self._modules.values())).times(numbers)
 
     def warnings(self) -> Sequence[str]:
-        """What went wrong with the packets, and what may."""
+        """Return what went wrong with the packets, and what may."""
         return [text for receiver in self._modules.values() for text in self._warn(receiver)]
 
     def _warn(self, receiver: ModuleReceiver) -> Sequence[str]:
         counts, inbox, asked = receiver.assembler.counts, receiver.inbox, self._config.buffer
         gate, dropped = receiver.gate, inbox.dropped
         first, last = gate.stale_frames or (0, 0)
-        came = f" of frames {first} to {last}" if last > first else f" of frame {first}"
+        frames = f" of frames {first} to {last}" if last > first else f" of frame {first}"
         needed = min(max(4 * inbox.buffer, LEAST_BUFFER), LARGEST_BUFFER)
-        told = {
+        warnings = {
             "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
-            f"{_were(gate.stale, 'packet', came)} left over from another acquisition (`first_frame`?)": gate.stale,
+            f"{_were(gate.stale, 'packet', frames)} left over from another acquisition (`first_frame`?)": gate.stale,
             self._misplaced(receiver) or "": self._misplaced(receiver) is not None,
             "the clock of its packets stands still: frames are timed when they come": receiver.stands,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
@@ -294,20 +306,20 @@ class JungfrauDetector:
             f"{_were(counts.forgotten, 'frame')} not taken in time": counts.forgotten,
             f"{_were(receiver.strange, 'datagram')} no packets of JUNGFRAU": receiver.strange,
         }
-        return [f"module {receiver.module}: {text}" for text, so in told.items() if so]
+        return [f"module {receiver.module}: {text}" for text, so in warnings.items() if so]
 
     def _misplaced(self, receiver: ModuleReceiver) -> str | None:
-        """Where packets come from another place of the detector than that of the module."""
+        """Return a warning where packets come from another place of the detector than that of the module."""
         places = self._config.places()
         if places is None or receiver.place is None or receiver.place == places[receiver.module]:
             return None
         row, column = receiver.place
-        told = f"its packets say row {row}, column {column}"
+        place = f"its packets say row {row}, column {column}"
         if receiver.place in places:
-            told += f", the place of module {places.index(receiver.place)}"
+            place += f", the place of module {places.index(receiver.place)}"
         expected = "row {}, column {}".format(*places[receiver.module])
         port = receiver.inbox.place[1]
-        return f"{told}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
+        return f"{place}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
 
     def _assembler(self, dataset: int, module: int) -> Assembler:
         if dataset != 0 or module not in self._modules:
@@ -323,5 +335,5 @@ class JungfrauDetector:
 
 
 def _were(number: int, noun: str, of: str = "") -> str:
-    """A subject and its verb: 1 packet of frame 39 was, 256 packets of frames 30 to 31 were."""
+    """Return a subject and its verb: 1 packet of frame 39 was, 256 packets of frames 30 to 31 were."""
     return f"{counted_text(number, noun)}{of} {'was' if number == 1 else 'were'}"

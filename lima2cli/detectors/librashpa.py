@@ -1,4 +1,4 @@
-"""librashpa through its C API, by cffi in ABI mode, and its calls as plain records."""
+"""The C API of librashpa, by cffi in ABI mode, and its calls as plain records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ByteCount:
 
 
 Argument = Handle | ReceiverHandle | Flags | ByteCount | str | int
-"""A str is a string of C."""
+"""Type of an argument; a str is a string of C."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ CONSTANTS: Mapping[str, int] = {
 
 
 def load(library: str) -> tuple[Any, Any]:
-    """cffi's FFI, and the library with all functions found, looked for as the dynamic loader does (dlopen(3)).
+    """Return cffi's FFI, and the library with all functions, found as the dynamic loader does (dlopen(3)).
 
-    Raises `EnvironmentUnfit`, which says what is missing.
+    Raises:
+        EnvironmentUnfit: with what is missing.
     """
     try:
         from cffi import FFI
@@ -116,11 +117,18 @@ def load(library: str) -> tuple[Any, Any]:
 
 
 class Manager:
-    """A manager of librashpa: data flows set up, started, stopped. Every method raises `RunFailed` where the library
-    gives no pointer."""
+    """A manager of librashpa: data flows set up, started, stopped.
+
+    Every method raises `RunFailed` where the library gives no pointer.
+    """
 
     def __init__(self, library: str, detector: str) -> None:
-        """Load the library and make a manager for a detector. Raises `EnvironmentUnfit` and `RunFailed`."""
+        """Load the library and make a manager for a detector.
+
+        Raises:
+            EnvironmentUnfit: the library is missing.
+            RunFailed: it gives no manager.
+        """
         self._ffi, self._library = load(library)
         self._receivers: dict[str, Any] = {}
         self._manager = self._call("rashpaManagerCreate", self._text(detector))
@@ -141,7 +149,7 @@ class Manager:
         self._library.rashpaManagerStop(self._manager)
 
     def close(self) -> None:
-        """Give the manager back, and all that it made; only once."""
+        """Release the manager, and all that it made; only once."""
         self._library.rashpaManagerDestroy(self._manager)
 
     def _make(self, call: RashpaCall, known: dict[str, Any]) -> None:
@@ -150,7 +158,7 @@ class Manager:
             known[call.result] = result
 
     def _call(self, function: str, *values: Any) -> Any:
-        """What a function returns: a pointer that is not NULL, or None."""
+        """Return what a function returns: a pointer that is not NULL, or None."""
         result = getattr(self._library, function)(*values)
         if result == self._ffi.NULL:
             shown = [self._ffi.string(value).decode() for value in values if self._is_text(value)]

@@ -1,4 +1,4 @@
-"""The states of a detector, and the clock by which an emulated one acquires frames."""
+"""States of a detector, and the clock by which an emulated one acquires frames."""
 
 import time
 from bisect import bisect_right
@@ -14,11 +14,11 @@ ENDLESS = 2**62
 """More frames than any acquisition has."""
 
 Delays = Callable[[NDArray[np.int64]], NDArray[np.float64]]
-"""How much later than the clock says frames are, (n,) ns, less than a period."""
+"""A function that returns by how much frames are later than the clock, (n,) ns, less than a period."""
 
 
 class Lifecycle:
-    """State machine (see `State`) with frames that become due one period after another.
+    """A state machine (see `State`) with frames that become due one period after another.
 
     Frame k is due at ``start_ns + k * period``; without a period all frames are due at once, now. With software
     triggers of n frames, frame k is due ``k % n`` periods after trigger ``k // n``, or after the frames of the trigger
@@ -45,7 +45,7 @@ class Lifecycle:
     def prepared(
         self, acq_params: AcqParams, recorded: int | None, lag_ns: int = 0, jitter: Delays | None = None
     ) -> None:
-        """IDLE, STOPPED → PREPARED.
+        """Go from IDLE or STOPPED to PREPARED.
 
         recorded  how many frames exist, None where there is no end;  lag_ns  frames are there so long after their time
         """
@@ -58,13 +58,13 @@ class Lifecycle:
         self.state = State.PREPARED
 
     def start(self, start_ns: int) -> None:
-        """PREPARED → RUNNING; frame 0 is due at ``start_ns``, or when triggered."""
+        """Go from PREPARED to RUNNING; frame 0 is due at ``start_ns``, or when triggered."""
         self.require("start", State.PREPARED)
         self._start_ns, self._triggers = start_ns, []
         self.state = State.RUNNING
 
     def trigger(self) -> None:
-        """RUNNING: the frames of the next software trigger are due from now on, or after those of the last one."""
+        """Trigger, while RUNNING: the frames of the next trigger are due now, or after those of the last one."""
         self.require("trigger", State.RUNNING)
         if not self._per_trigger:
             raise StateError("cannot trigger a detector by software that was prepared for another trigger")
@@ -74,21 +74,21 @@ class Lifecycle:
         self._triggers.append(now)
 
     def stop(self) -> None:
-        """RUNNING → STOPPED; no more frames are acquired."""
+        """Go from RUNNING to STOPPED; no more frames are acquired."""
         self.require("stop", State.RUNNING)
         self._stopped_at = self.acquired()
         self.state = State.STOPPED
 
     def reset(self) -> None:
-        """Any → IDLE."""
+        """Go from any state to IDLE."""
         self.state = State.IDLE
 
     def fail(self) -> None:
-        """Any → FAULT."""
+        """Go from any state to FAULT."""
         self.state = State.FAULT
 
     def acquired(self) -> int:
-        """How many frames have become due; fixed after stop, 0 where nothing was started."""
+        """Return how many frames have become due; fixed after stop, 0 where nothing was started."""
         if self.state is State.STOPPED:
             return self._stopped_at
         if self.state is not State.RUNNING:
@@ -103,7 +103,7 @@ class Lifecycle:
         return min(self._frames, first + self._due(first, now - self._triggers[begun - 1], self._per_trigger))
 
     def _due(self, first: int, elapsed_ns: int, most: int) -> int:
-        """How many of the frames from ``first`` on have become due so long after the first of them was."""
+        """Return how many of the frames from ``first`` on have become due so long after the first of them was."""
         if elapsed_ns < 0:
             return 0
         if self._period_ns is None:
@@ -117,7 +117,7 @@ class Lifecycle:
         return count
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
-        """When frames were due, (n,) uint64 ns since the epoch; without a period when triggered, or now."""
+        """Return when frames were due, (n,) uint64 ns since the epoch; without a period when triggered, or now."""
         self.require("ask for times of", State.RUNNING, State.STOPPED)
         times = np.empty(len(numbers), np.uint64)
         if self._per_trigger:

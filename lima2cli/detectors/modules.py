@@ -1,4 +1,4 @@
-"""How the modules of a detector are written, the rectangles that they cover, and what lies between them."""
+"""Modules of a detector: how they are written, the rectangles that they cover, and the gaps between them."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class ModuleGrid:
     gap: Gap = param("Pixels between neighbours.", GAP, Gap())
 
     def rects(self) -> list[Rect]:
-        """One rectangle per module."""
+        """Return one rectangle per module."""
         right, down = self.width + self.gap.x, self.height + self.gap.y
         return [
             Rect(column * right, row * down, self.width, self.height)
@@ -63,9 +63,10 @@ MODULES: Shape = Either((Table(ModuleGrid), ListOf(Table(Module), minimum=1)))
 
 
 def lay_out_modules(modules: Modules, image: Rect) -> tuple[Rect, ...]:
-    """The rectangles of all modules; None is one that covers the image.
+    """Return the rectangles of all modules; None is one that covers the image.
 
-    Raises `NodeMisuse` (module-outside, module-overlap) with a key that begins with ``modules``.
+    Raises:
+        NodeMisuse: (module-outside, module-overlap) with a key that begins with ``modules``.
     """
     if modules is None:
         return (image,)

@@ -1,4 +1,4 @@
-"""What a detector does to frames itself (accumulate, bin, cut, flip): to its description, and, emulated, to frames."""
+"""Operations of a detector on its frames (accumulate, bin, cut, flip): on its description, and, emulated, on frames."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +17,13 @@ from lima2cli.view import View
 
 
 def operate(info: DetectorInfo, operations: Operations) -> DetectorInfo:
-    """The detector as its own operations show it: size, modules, dtypes of sums, pixel size.
+    """Return the detector as its own operations show it: size, modules, dtypes of sums, pixel size.
 
     A module keeps the bins all of whose pixels it covers; other bins are gaps. Sums of b bits become as wide as
-    ``b + ceil(log2(summed))`` bits need. Raises `NodeMisuse`: binning-too-large, roi-outside, sum-too-wide, module-lost
-    with a key of `acquisition`.
+    ``b + ceil(log2(summed))`` bits need.
+
+    Raises:
+        NodeMisuse: (binning-too-large, roi-outside, sum-too-wide, module-lost) with a key of `acquisition`.
     """
     if operations == Operations():
         return info
@@ -45,7 +47,7 @@ def operate(info: DetectorInfo, operations: Operations) -> DetectorInfo:
 
 
 def _view(info: DetectorInfo, operations: Operations) -> View:
-    """The part of the sensor that is shown, and how."""
+    """Return the part of the sensor that is shown, and how."""
     (x, y), image, roi = operations.binning, info.image, operations.roi
     if x > image.width or y > image.height:
         message = f"no bin of {x} x {y} pixels fits in an image of {image.width} x {image.height}"
@@ -62,7 +64,7 @@ def _view(info: DetectorInfo, operations: Operations) -> View:
 
 
 def _summed(dataset: DatasetInfo, summed: int, operations: Operations) -> DatasetInfo:
-    """A dataset of sums of so many pixels."""
+    """Return a dataset of sums of so many pixels."""
     frames = None if dataset.frames is None else dataset.frames // operations.accumulate
     dtype = np.dtype(dataset.dtype)
     if summed == 1 or dtype.kind == "f":
@@ -79,7 +81,7 @@ def _summed(dataset: DatasetInfo, summed: int, operations: Operations) -> Datase
 
 
 def operated(source: PixelSource, info: DetectorInfo, dataset: int, module: int) -> PixelSource:
-    """The source of a module of ``info``, which `operate` made, from one of the same module of its sensor.
+    """Return the source of a module of ``info``, which `operate` made, from one of the same module of its sensor.
 
     What repeats is worked out beforehand, so that it costs nothing while frames are acquired.
     """
@@ -91,7 +93,9 @@ def operated(source: PixelSource, info: DetectorInfo, dataset: int, module: int)
 
 
 class _Operated(PixelSource):
-    """See `operated`: what is worked out as it is asked for. A sum with an invalid pixel is none.
+    """A source, see `operated`, of what is computed as it is asked for.
+
+    A sum with an invalid pixel is none.
 
     ``before`` and ``after`` describe the dataset without and with the operations.
     """
@@ -119,12 +123,14 @@ class _Operated(PixelSource):
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `PixelSource`: those of whose exposures one is."""
         exposures = np.asarray(numbers, np.int64)[:, np.newaxis] * self._exposures + np.arange(self._exposures)
-        found = self._source.missing(exposures.ravel().tolist())
-        return None if found is None else np.asarray(found.reshape(exposures.shape).any(axis=1))
+        missing = self._source.missing(exposures.ravel().tolist())
+        return None if missing is None else np.asarray(missing.reshape(exposures.shape).any(axis=1))
 
     def all(self, period: int) -> tuple[Array, NDArray[np.bool_] | None]:
-        """As many frames as there are before they repeat, of a source that repeats after ``period``; and which of them
-        there are not."""
+        """Return as many frames as there are before they repeat, and which of them are missing.
+
+        The source repeats after ``period`` frames.
+        """
         count = period // gcd(period, self._exposures)
         frames = np.empty((count, *self._view.shape), self._dtype)
         done = 0
@@ -135,7 +141,7 @@ class _Operated(PixelSource):
         return frames, self.missing(range(count))
 
     def _sum(self, number: int) -> Array:
-        """The exposures of one frame, (height, width)."""
+        """Return the sum of the exposures of one frame, (height, width)."""
         exposures = range(number * self._exposures, (number + 1) * self._exposures)
         total, added = np.zeros(self._view.shape, self._dtype), 0
         masked: list[Array] = []
@@ -150,7 +156,7 @@ class _Operated(PixelSource):
         return total
 
     def _shown(self, frames: Array) -> Array:
-        """Cut, binned and flipped, (n, height, width) with contiguous rows."""
+        """Return frames cut, binned and flipped, (n, height, width) with contiguous rows."""
         frames = frames[self._cut]
         x, y = self._view.binning
         if (x, y) != (1, 1):

@@ -29,7 +29,7 @@ from lima2cli.paths import read_json_object
 
 @dataclass(frozen=True)
 class RashpaInfo(DetectorInfo):
-    """The description of a RASHPA detector, with the capabilities that its record tells."""
+    """The description of a RASHPA detector, with the capabilities of its record."""
 
     can: Capabilities = Capabilities()
 
@@ -51,20 +51,20 @@ class Rashpa(DetectorConfig):
     )
 
     def describe(self, files: Files) -> RashpaInfo:
-        """See `DetectorConfig`. Such hardware never waits for a receiver, whatever the record says."""
+        """See `DetectorConfig`. Such hardware never waits for a receiver, whatever the record has."""
         try:
             info, can = read_record(_read(files.path(self.file), self.file), self.kind)
         except NodeMisuse as misfit:
             where = "/".join(map(str, ("", *misfit.key)))
             message = f"{self.file}: {misfit.message} (at {where or '/'})"
             raise NodeMisuse(misfit.rule, message, ("file",), misfit.help) from None
-        told = {field.name: getattr(info, field.name) for field in fields(info)} | {"can_wait": False}
-        told["name"] = self.name or info.name
+        description = {field.name: getattr(info, field.name) for field in fields(info)} | {"can_wait": False}
+        description["name"] = self.name or info.name
         if self.pixel_size is not None:
-            told["pixel_size"] = (self.pixel_size.x, self.pixel_size.y)
+            description["pixel_size"] = (self.pixel_size.x, self.pixel_size.y)
         if self.saturation is not None:
-            told["saturation"] = self.saturation
-        return RashpaInfo(**told, can=_set_up_by_lima2(can))
+            description["saturation"] = self.saturation
+        return RashpaInfo(**description, can=_set_up_by_lima2(can))
 
     def retrieve(self, info: DetectorInfo) -> Capabilities:
         """See `DetectorConfig`."""
@@ -81,11 +81,13 @@ class Rashpa(DetectorConfig):
 
 
 def _set_up_by_lima2(can: Capabilities) -> Capabilities:
-    """What is left of the capabilities where only the known calls are made: none sets operations, shutter or triggers.
+    """Return what is left of the capabilities where only the known calls are made.
+
+    None sets operations, shutter or triggers.
 
     External triggers and gates may be set by the detector's own control software.
     """
-    triggers = tuple(it for it in can.triggers if it != "software") or ("internal",)
+    triggers = tuple(trigger for trigger in can.triggers if trigger != "software") or ("internal",)
     return replace(can, can_wait=False, operations=(), binnings=(), accumulation=None, shutter=False, triggers=triggers)
 
 
@@ -99,7 +101,10 @@ def _read(path: str, name: str) -> Any:
 
 
 class RashpaDetector:
-    """Implements `Detector`. The deck shows no call that counts frames: they are taken to come as the clock says."""
+    """The implementation of `Detector`.
+
+    No known call counts frames: they are taken to arrive by the clock.
+    """
 
     def __init__(self, library: str, name: str) -> None:
         self._library, self._name = library, name
@@ -107,7 +112,12 @@ class RashpaDetector:
         self._manager: Manager | None = None
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
-        """Make a manager and set up all data flows. Raises `EnvironmentUnfit` and `RunFailed`."""
+        """Make a manager and set up all data flows.
+
+        Raises:
+            EnvironmentUnfit: the library is missing.
+            RunFailed: a call fails.
+        """
         self._life.require("prepare", State.IDLE, State.STOPPED)
         self._close()
         try:
@@ -119,7 +129,7 @@ class RashpaDetector:
         self._life.prepared(acq_params, None)
 
     def start(self, start_ns: int) -> None:
-        """See `Detector`; it starts now, whatever ``start_ns`` says."""
+        """See `Detector`; it starts now, whatever ``start_ns`` is."""
         self._life.require("start", State.PREPARED)
         assert self._manager is not None
         self._manager.start()
@@ -132,7 +142,7 @@ class RashpaDetector:
         self._manager.stop()
 
     def reset(self) -> None:
-        """See `Detector`; gives the manager back."""
+        """See `Detector`; releases the manager."""
         if self._life.state is State.RUNNING:
             self.stop()
         self._close()
@@ -147,18 +157,18 @@ class RashpaDetector:
         return self._life.acquired()
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
-        """Raises `StateError`: frames go from the modules to memory, and never through this process."""
+        """Raise `StateError`: frames go from the modules to memory, and never through this process."""
         raise StateError("cannot ask a RASHPA detector for frames: its modules write them to memory by themselves")
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
-        """When frames were due; see `Detector`."""
+        """Return when frames were due; see `Detector`."""
         return self._life.times(numbers)
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> None:
         """See `Detector`: nothing is known of it here."""
 
     def trigger(self) -> None:
-        """Raises `StateError`: the deck shows no call for it."""
+        """Raise `StateError`: there is no known call for it."""
         raise StateError("cannot trigger a RASHPA detector by software: librashpa has no call for it that is known")
 
     def _close(self) -> None:

@@ -125,7 +125,7 @@ class Remu(DetectorConfig):
         return {name: self._scene(name)[0] for name in self.datasets}
 
     def _scene(self, dataset: str) -> tuple[Scene, tuple[str, ...]]:
-        """The scene of a dataset and where it is written."""
+        """Return the scene of a dataset and where it is written."""
         if dataset in self.scenes:
             return self.scenes[dataset], ("scenes", dataset)
         return self.scene, ("scene",)

@@ -85,7 +85,7 @@ class Replay(DetectorConfig):
 
 
 def _taken(stack: StackInfo, saturation: bool) -> Iterator[str]:
-    """What the file says that nobody wrote, a line each."""
+    """Yield what the file declares and the pipeline does not, a line each."""
     count, height, width = stack.shape
     yield f"frames: {stack.taken}, {count} of {width} x {height} {stack.dtype}"
     if stack.lacking is not None:

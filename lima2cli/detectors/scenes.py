@@ -27,37 +27,37 @@ from lima2cli.frames import Array, DatasetInfo, Files, StackInfo
 from lima2cli.geometry import Rect
 
 POOL_BYTES = 64 << 20
-"""Rendered frames of one dataset of a whole image: as many as fit, at least 2, at most `MOST`."""
+"""Bytes of the rendered frames of one dataset of a whole image: as many frames as fit, at least 2, at most `MOST`."""
 
 MOST = 16
 
 BAND = 64
-"""Rows of a band."""
+"""Number of rows of a band."""
 
 LABELS = tuple(n for n in range(1, 40) if n % 8 != 7 and n not in (28,))
 """Sums of three squares, h*h + k*k + l*l: the rings of a primitive cubic powder such as LaB6."""
 
 LEVELS, SAMPLES = 256, 4096
-"""Of the table that counts are taken from."""
+"""Levels, and samples of each, of the table that counts are taken from."""
 
 INCOMPLETE = Choice(("error", "skip"))
 
 INCOMPLETE_DOC = "Frames that are not all there, or cannot be read: an error, or they count as missing."
 
 Pattern = Callable[[int, int], NDArray[np.float64]]
-"""Relative intensity, 0 to 1, of rows from, to (exclusive): (rows, image width)."""
+"""A function from rows from, to (exclusive) to relative intensities, 0 to 1: (rows, image width)."""
 
 Painter = Callable[[int, int, int], Array]
-"""Pixels of rows from, to (exclusive) of a frame: (rows, image width)."""
+"""A function from rows from, to (exclusive) to pixels of a frame: (rows, image width)."""
 
 
 def period(dataset: DatasetInfo, image: Rect) -> int:
-    """After how many frames a rendered scene repeats: those of the whole image that fit in 64 MiB, 2 to 16."""
+    """Return after how many frames a rendered scene repeats: those of the whole image that fit in 64 MiB, 2 to 16."""
     return max(2, min(MOST, POOL_BYTES // (image.area * dataset.pixel_bytes)))
 
 
 def largest(dataset: DatasetInfo) -> int:
-    """The largest pixel value of a scene: ``2**bits - 1``, and no more than the dtype holds exactly."""
+    """Return the largest pixel value of a scene: ``2**bits - 1``, and no more than the dtype holds exactly."""
     dtype = np.dtype(dataset.dtype)
     held: int = 2 ** (int(np.finfo(dtype).nmant) + 1) if dtype.kind == "f" else int(np.iinfo(dtype).max)
     return min(held, int(2**dataset.bits) - 1, 2**63 - 1)
@@ -70,20 +70,24 @@ class Scene:
     kind: ClassVar[str]
 
     def check(self, dataset: DatasetInfo, image: Rect, files: Files) -> int | None:
-        """How many frames there are, None without end. Raises `NodeMisuse` or `FileProblem`."""
+        """Return how many frames there are, None without end.
+
+        Raises:
+            NodeMisuse, FileProblem: the scene can't be made.
+        """
         return None
 
     def among(self, datasets: Sequence[DatasetInfo]) -> "Scene":
-        """The scene as all these datasets see it, where that depends on the others."""
+        """Return the scene as all these datasets see it, where that depends on the others."""
         return self
 
     @property
     def lossy(self) -> bool:
-        """Whether frames may be missing."""
+        """Return whether frames may be missing."""
         return False
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
-        """The pixels of each of these modules, ready."""
+        """Return the pixels of each of these modules, ready."""
         raise NotImplementedError
 
 
@@ -218,7 +222,11 @@ class Frames(Scene):
 
 
 def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
-    """The stack to be played. Raises `FileProblem` where no frame of it is there, whether they are skipped or not."""
+    """Return the stack to be played.
+
+    Raises:
+        FileProblem: none of its frames is there, whether they are skipped or not.
+    """
     stack = files.stack(reference, skip=skip)
     if stack.missing == stack.shape[0]:
         raise FileProblem(f"{reference} {stack.lacking}; no frame is left", "file-incomplete", "give another file")
@@ -226,7 +234,7 @@ def recorded(files: Files, reference: str, *, skip: bool) -> StackInfo:
 
 
 def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Painter) -> list[PixelSource]:
-    """Pools of the modules, painted band by band; bands that no module touches are left out."""
+    """Return pools of the modules, painted band by band; bands that no module touches are left out."""
     pools = [np.empty((period(dataset, image), m.height, m.width), dataset.dtype) for m in modules]
     for top in range(0, image.height, BAND):
         band = Rect(0, top, image.width, min(BAND, image.height - top))
@@ -239,7 +247,7 @@ def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Pa
 
 
 def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, dataset: DatasetInfo) -> Painter:
-    """Poisson counts of mean ``background + intensity * pattern``, cut at the largest value.
+    """Return Poisson counts of mean ``background + intensity * pattern``, cut at the largest value.
 
     Each pixel takes one of `SAMPLES` counts drawn for the nearest of `LEVELS` means, several times as fast as a
     draw for each pixel; the mean of a level is off by about a 64th of its standard deviation.
@@ -262,7 +270,7 @@ def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, d
 
 
 def _rings(image: Rect) -> Pattern:
-    """A powder pattern about the centre of the image.
+    """Return a powder pattern about the centre of the image.
 
     Bragg's law for a primitive cubic lattice on a flat detector: ``sin(theta) = c * sqrt(N)``, radius
     ``tan(2 theta)``, with c such that 2 theta is 45 degrees for N = 36 and in the corners of the image. Rings
@@ -280,14 +288,14 @@ def _rings(image: Rect) -> Pattern:
 
     def rows(top: int, bottom: int) -> NDArray[np.float64]:
         y = np.arange(top, bottom)[:, np.newaxis] - (image.height - 1) / 2
-        found: NDArray[np.float64] = np.interp(np.hypot(x, y) / corner, radii, profile)
-        return found
+        intensities: NDArray[np.float64] = np.interp(np.hypot(x, y) / corner, radii, profile)
+        return intensities
 
     return rows
 
 
 MOST_COUNTS = 1e9
-"""Of a pixel, on average."""
+"""Largest mean number of photons of a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +344,7 @@ class Poisson(Scene):
         own = dataset.threshold_ev or 0.0
         counted = {threshold: self.above(threshold) for threshold in {*self.thresholds_ev, own} if threshold >= own}
         from_top = sorted(counted, reverse=True)
-        parts = [counted[it] - (counted[from_top[i - 1]] if i else 0.0) for i, it in enumerate(from_top)]
+        parts = [counted[index] - (counted[from_top[i - 1]] if i else 0.0) for i, index in enumerate(from_top)]
         mean = self._mean(image, files)
 
         def paint(top: int, bottom: int, frame: int) -> Array:
@@ -349,7 +357,11 @@ class Poisson(Scene):
         return render(dataset, image, modules, paint)
 
     def _mean(self, image: Rect, files: Files) -> NDArray[np.float64]:
-        """Mean photons, (image height, 1 or image width). Raises `FileProblem` where they are no counts."""
+        """Return mean photons, (image height, 1 or image width).
+
+        Raises:
+            FileProblem: the values are no counts.
+        """
         if not isinstance(self.mean, str):
             return np.full((image.height, 1), float(self.mean))
         mean: NDArray[np.float64]
@@ -359,7 +371,7 @@ class Poisson(Scene):
         return mean
 
     def above(self, threshold_ev: float) -> float:
-        """Which part of all photons is counted above a threshold."""
+        """Return which part of all photons is counted above a threshold."""
         whole = sum(line.share for line in self.lines)
         return sum(line.share * _seen(threshold_ev - line.energy, self.resolution) for line in self.lines) / whole
 

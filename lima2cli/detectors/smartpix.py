@@ -31,7 +31,7 @@ GAP = 4
 """Pixels between modules."""
 
 DTYPES = {6: "uint8", 12: "uint16", 24: "uint32"}
-"""Of frames, by the depth of the counters."""
+"""Dtype of frames, by the depth of the counters in bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class SmartPix(DetectorConfig):
         return {dataset.name: self.scene for dataset in info.datasets}
 
     def _emulator(self) -> Remu:
-        """REMU with the modules and counters of a SmartPix."""
+        """Return REMU with the modules and counters of a SmartPix."""
         counters = 1 if self.depth == 24 else 2
         if len(self.thresholds) > counters:
             of = f"a depth of {self.depth} bits has {counters} counter{'s' * (counters > 1)}"
@@ -105,5 +105,5 @@ class SmartPix(DetectorConfig):
 
 
 def _extent(modules: int) -> int:
-    """Pixels of so many modules and the gaps between them."""
+    """Return the pixels of so many modules and the gaps between them."""
     return modules * MODULE + (modules - 1) * GAP

@@ -1,4 +1,4 @@
-"""Where the pixels of one module of one dataset come from: a rendered pool, a formula, or a recording."""
+"""Sources of the pixels of one module of one dataset: a rendered pool, a formula, or a recording."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ from lima2cli.frames import Array, DatasetInfo, FrameReader
 from lima2cli.geometry import Rect
 
 BLOCK_BYTES = 8 << 20
-"""Frames rendered or read at once, at least one."""
+"""Bytes of frames that are rendered or read at once, at least one frame."""
 
 RECORDING_BYTES = 64 << 20
-"""Blocks of a recording that are kept for other modules and flows; two are kept even if they are larger."""
+"""Bytes of the blocks of a recording that are kept for other modules and flows; at least two are kept."""
 
 GROUP_BYTES = 256 << 20
-"""Frames asked for at once are read at once up to here, so that all modules find them."""
+"""Maximal bytes of frames that, asked for at once, are read at once, so that all modules find them."""
 
 
 class PixelSource(Protocol):
     """Frames of one module of one dataset; base of all sources."""
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """(n, height, width) for the leading 1 <= n <= len(numbers), as `Detector.get_frames` has it."""
+        """Return (n, height, width) for the leading n >= 1 numbers, as `Detector.get_frames` has it."""
         ...
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Which of these frames there are not, as `Detector.missing` has it."""
+        """Return which of these frames are missing, as `Detector.missing` has it."""
         return None
 
 
 def leading(numbers: Sequence[int], period: int) -> range:
-    """Places, in a cycle of ``period`` frames, of the leading numbers up to where the cycle begins anew."""
+    """Return places, in a cycle of ``period`` frames, of the leading numbers up to where the cycle begins anew."""
     place = int(numbers[0]) % period
     if isinstance(numbers, range):
         step = numbers.step % period
@@ -49,7 +49,7 @@ def leading(numbers: Sequence[int], period: int) -> range:
 class Pool(PixelSource):
     """Frames rendered beforehand, (period, height, width); frame f is number ``f % period``, handed out uncopied.
 
-    ``absent``, (period,) bool: those that there are not; None = all are there.
+    ``absent``, (period,) bool: those that are missing; None = none is.
     """
 
     def __init__(self, frames: Array, absent: NDArray[np.bool_] | None = None) -> None:
@@ -89,15 +89,19 @@ class Counter(PixelSource):
 
 
 class Recording:
-    """Full frames of a file, read in blocks ahead, which all modules that a rank serves share.
+    """Full frames of a file, read ahead in blocks, which all modules that a rank serves share.
 
-    What it returned is never written to again, so that it stays valid as long as it is held.
+    Memory that it returned is never written to again, so that it stays valid as long as it is held.
     """
 
     def __init__(
         self, reader: FrameReader, dtype: str, largest: int | None = None, loop: bool = False, gap: float = 0
     ) -> None:
-        """``largest`` is the value above which pixels are cut, None for none; ``gap`` is in frames that are missing."""
+        """Open a recording.
+
+        largest  the value above which pixels are cut, None for none
+        gap      value of frames that are missing
+        """
         self._reader, self._gap = reader, gap
         self._count = reader.info.shape[0]
         self._dtype, self._largest, self._loop = np.dtype(dtype), largest, loop
@@ -105,7 +109,11 @@ class Recording:
         self._blocks: deque[tuple[range, Array]] = deque()
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """(n, image height, image width), as `PixelSource`. Raises `StateError` for a frame beyond the end."""
+        """Return (n, image height, image width), as `PixelSource`.
+
+        Raises:
+            StateError: a frame is beyond the end.
+        """
         if not self._loop and int(numbers[0]) >= self._count:
             raise StateError(f"frame {numbers[0]} was asked for, and {self._count} are recorded")
         places = leading(numbers, self._count)
@@ -116,7 +124,7 @@ class Recording:
         return self._read_ahead(places)[: len(places)]
 
     def missing(self, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Which of these frames there are not, (len(numbers),) bool; None = none of them. Asked after `get`."""
+        """Return which of these frames are missing, (len(numbers),) bool; None = none of them. Asked after `get`."""
         return self._reader.missing((np.asarray(numbers, np.int64) % self._count).tolist())
 
     def _read_ahead(self, places: range) -> Array:

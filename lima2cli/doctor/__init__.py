@@ -1,4 +1,4 @@
-"""Whether this machine is fit to run pipelines, or one pipeline: findings with what would help, and a verdict."""
+"""Diagnosis of this machine, to run pipelines or one pipeline: findings with what would help, and a verdict."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +10,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its finding.
 
     status  problem: what was asked for cannot run here
     part    ``machine`` or ``pipeline``
@@ -38,23 +38,23 @@ class Bandwidths:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found."""
+    """All findings."""
 
     checks: tuple[Check, ...]
     measured: Bandwidths = field(default_factory=Bandwidths)
 
     @property
     def fit(self) -> bool:
-        """Whether there is no problem."""
+        """Return whether there is no problem."""
         return all(check.status != "problem" for check in self.checks)
 
     def count(self, status: CheckStatus) -> int:
-        """How many checks came to this."""
+        """Return how many checks have this status."""
         return sum(check.status == status for check in self.checks)
 
 
 def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
-    """What ``doctor --format json`` prints."""
+    """Return what ``doctor --format json`` prints."""
     return {
         "version": VERSION,
         "fit": diagnosis.fit,
@@ -63,7 +63,13 @@ def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
             "disk_bytes_per_s": diagnosis.measured.disk,
         },
         "checks": [
-            {"part": it.part, "name": it.name, "status": it.status, "message": it.message, "help": it.help}
-            for it in diagnosis.checks
+            {
+                "part": check.part,
+                "name": check.name,
+                "status": check.status,
+                "message": check.message,
+                "help": check.help,
+            }
+            for check in diagnosis.checks
         ],
     }

@@ -1,4 +1,4 @@
-"""Checks of a machine, whatever runs on it: Python, MPI, memory, filters, limits, and short measurements."""
+"""Checks of a machine, for any pipeline: Python, MPI, memory, filters, limits, and short measurements."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ from lima2cli.job.resources import SHARED_MEMORY, available_memory, cores
 from lima2cli.units import rate_text, seconds_text, size_text
 
 START_S = 30.0
-"""Two ranks that have not ended by then hang."""
+"""Seconds after which two ranks that have not ended hang."""
 
 DISK_S = 0.5
 DISK_BYTES = 256 << 20
@@ -36,7 +36,7 @@ PIECE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class PutRate:
-    """What two ranks told: bytes per second, the MPI library, and the seconds from start to end."""
+    """Report of two ranks: bytes per second, the MPI library, and the seconds from start to end."""
 
     bytes_per_s: float
     library: str
@@ -44,7 +44,11 @@ class PutRate:
 
 
 def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
-    """Start two ranks that write to each other's memory. Raises `EnvironmentUnfit` where they fail or hang."""
+    """Start two ranks that write to each other's memory, and return their report.
+
+    Raises:
+        EnvironmentUnfit: they fail or hang.
+    """
     command = [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py", "-m", "lima2cli.doctor.put_probe"]
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     begin = time.monotonic()
@@ -71,17 +75,20 @@ def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
 def _told(code: int, output: str, errors: str, seconds: float) -> PutRate:
     for line in output.splitlines():
         with suppress(ValueError, TypeError, KeyError):
-            said = json.loads(line)
+            report = json.loads(line)
             if code == 0:
-                return PutRate(float(said["bytes_per_s"]), str(said["library"]), seconds)
+                return PutRate(float(report["bytes_per_s"]), str(report["library"]), seconds)
     last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "nothing was said")
     raise EnvironmentUnfit(f"two MPI ranks failed (exit code {code}): {last}")
 
 
 def measure_disk(folder: Path, seconds: float = DISK_S, limit: int = DISK_BYTES) -> float:
-    """Bytes per second written to a file of a folder until they are on the disk; the file is removed.
+    """Return the bytes per second written to a file of a folder until they are on the disk; the file is removed.
 
-    It ends after ``seconds`` or ``limit`` bytes, and what the disk then takes to hold them. Raises OSError.
+    It ends after ``seconds`` or ``limit`` bytes, and what the disk then takes to hold them.
+
+    Raises:
+        OSError: the disk refuses.
     """
     piece = os.urandom(PIECE_BYTES // 4) * 4  # no file system can compress it
     with tempfile.TemporaryFile(dir=folder, prefix=".lima2-doctor-", buffering=0) as file:
@@ -97,7 +104,7 @@ OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
 """Packages of the extras, by name."""
 
 FILES = 1024
-"""Open files that a process should be allowed: masters of long runs open many."""
+"""Number of open files that a process should be allowed: masters of long runs open many."""
 
 SLOW_START_S = 10.0
 
@@ -110,7 +117,7 @@ def _check(name: str, status: CheckStatus, message: str, help: str | None = None
 
 
 def machine_checks() -> Iterator[Check]:
-    """All but MPI, which takes seconds; see `mpi_check`."""
+    """Yield all checks but MPI, which takes seconds; see `mpi_check`."""
     yield _packages()
     yield _memory()
     yield _shared_memory()
@@ -123,10 +130,10 @@ def machine_checks() -> Iterator[Check]:
 
 
 def _packages() -> Check:
-    found = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
-    told = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    message = f"lima2 {__version__}, Python {platform.python_version()}, {told}"
-    if absent := [name for name in PACKAGES if not found[name]]:
+    versions = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
+    versions_text = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    message = f"lima2 {__version__}, Python {platform.python_version()}, {versions_text}"
+    if absent := [name for name in PACKAGES if not versions[name]]:
         return _check("packages", "problem", f"{message}; missing: {', '.join(absent)}", "pip install lima2cli")
     return _check("packages", "ok", message)
 
@@ -141,7 +148,7 @@ def _version(package: str) -> str | None:
 
 
 def mpi_check() -> tuple[Check, float | None]:
-    """Two ranks started for a moment, and the bytes per second that one wrote to the memory of the other."""
+    """Start two ranks for a moment; return the check, and the bytes per second that one wrote to the other's memory."""
     install = "pip install 'lima2cli[mpi]'"
     if importlib.util.find_spec("mpi4py") is None:
         return _check("MPI", "warning", "mpi4py is not installed: runs go in one process, on one core", install), None
@@ -152,16 +159,16 @@ def mpi_check() -> tuple[Check, float | None]:
     if job_rank() is not None:
         return _check("MPI", "warning", "this is a rank of an MPI job: no ranks can be started from it"), None
     try:
-        found = measure_put(mpiexec)
+        measured = measure_put(mpiexec)
     except EnvironmentUnfit as error:
         cure = f"{mpiexec} must belong to the MPI that mpi4py uses; {install} brings both"
         return _check("MPI", "problem", str(error), cure), None
-    rate = rate_text(found.bytes_per_s)
-    message = f"{found.library}, {mpiexec}; two ranks took {seconds_text(found.seconds)}; one-sided writes {rate}"
-    if found.seconds > SLOW_START_S:
+    rate = rate_text(measured.bytes_per_s)
+    message = f"{measured.library}, {mpiexec}; two ranks took {seconds_text(measured.seconds)}; one-sided writes {rate}"
+    if measured.seconds > SLOW_START_S:
         cure = "is the host's own name resolved slowly, or Python read from a slow disk?"
-        return _check("MPI", "warning", message, cure), found.bytes_per_s
-    return _check("MPI", "ok", message), found.bytes_per_s
+        return _check("MPI", "warning", message, cure), measured.bytes_per_s
+    return _check("MPI", "ok", message), measured.bytes_per_s
 
 
 def _memory() -> Check:
@@ -207,12 +214,12 @@ def _filters() -> Iterator[Check]:
 
 def _gpu() -> Check:
     count = len(list(GPUS.iterdir())) if GPUS.is_dir() else 0
-    found = f"{count} found, which this version does not use" if count else "none found, and none needed"
-    return _check("GPU", "ok", f"{found}: gpu memspaces are in host memory where they have `fallback: host`")
+    message = f"{count} found, which this version does not use" if count else "none found, and none needed"
+    return _check("GPU", "ok", f"{message}: gpu memspaces are in host memory where they have `fallback: host`")
 
 
 def _rashpa() -> Check:
-    """Only a pipeline with such a detector needs it."""
+    """Return the check of librashpa, which only a pipeline with such a detector needs."""
     try:
         load(LIBRARY)
     except EnvironmentUnfit as error:
@@ -222,7 +229,7 @@ def _rashpa() -> Check:
 
 
 def receive_buffer(needed: int | None) -> Check:
-    """The limit of the kernel's buffer for packets, against what a detector asks for (bytes)."""
+    """Return the check of the kernel's buffer for packets, against what a detector asks for (bytes)."""
     try:
         limit = int(RECEIVE_BUFFER.read_text())
     except (OSError, ValueError):

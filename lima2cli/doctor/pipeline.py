@@ -30,13 +30,13 @@ def _check(name: str, status: CheckStatus, message: str, help: str | None = None
 
 
 def pipeline_checks(plan: Plan, base: Path, measured: Bandwidths, *, shared: bool) -> Iterator[Check]:
-    """All checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
+    """Yield all checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
     placed = plan if shared else all_here(plan)
     yield _ranks(plan)
     yield _unless("memory", lambda: check_memory(placed, shared=shared), _memory_text(placed, shared))
     if any(region.path is not None for region in plan.regions):
         yield _mapped(placed, base)
-    if any(it.said for it in plan.placements):
+    if any(placement.said for placement in plan.placements):
         yield _placement(plan, shared)
     yield _detector(plan)
     if (packets := plan.record.get("detector", {}).get("jungfrau")) is not None:
@@ -56,7 +56,7 @@ def _mapped(plan: Plan, base: Path) -> Check:
 
 
 def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
-    """What a check of the run itself says."""
+    """Return the finding of a check of the run itself."""
     try:
         check()
     except EnvironmentUnfit as error:
@@ -65,11 +65,11 @@ def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
 
 
 def _detector(plan: Plan) -> Check:
-    found = _unless(f"detector {plan.info.name}", plan.detector.check_machine, "has what it needs")
-    if found.status == "ok" and plan.detector.writes_itself:
+    finding = _unless(f"detector {plan.info.name}", plan.detector.check_machine, "has what it needs")
+    if finding.status == "ok" and plan.detector.writes_itself:
         message = "can be set up, but this version of lima2 receives no frame from such a detector"
-        return _check(found.name, "problem", message, "put the detector `remu` in its place to try the pipeline")
-    return found
+        return _check(finding.name, "problem", message, "put the detector `remu` in its place to try the pipeline")
+    return finding
 
 
 def _ranks(plan: Plan) -> Check:
@@ -86,24 +86,24 @@ def _placement(plan: Plan, by_mpi: bool) -> Check:
     if not by_mpi:
         return _check(name, "warning", "all ranks run in one process: `host`, `cpus` and `numa` mean nothing")
     away = [plan.receivers[index] for index in sorted(elsewhere(plan))]
-    found = _unless(name, lambda: check_placement(plan), "the CPUs and NUMA nodes of receivers are there")
-    if found.status == "ok" and away:
+    finding = _unless(name, lambda: check_placement(plan), "the CPUs and NUMA nodes of receivers are there")
+    if finding.status == "ok" and away:
         return _check(name, "warning", f"on other machines, where nothing was checked: {', '.join(away)}")
-    return found
+    return finding
 
 
 def _memory_text(plan: Plan, shared: bool) -> str:
     away = elsewhere(plan)
     windows = sum(region.size for region in plan.regions if region.path is None and region.receiver not in away)
-    text = f"memspaces need {size_text(windows)}"
+    message = f"memspaces need {size_text(windows)}"
     if shared and SHARED_MEMORY.is_dir():
-        text += f", /dev/shm has {size_text(shutil.disk_usage(SHARED_MEMORY).free)} free"
+        message += f", /dev/shm has {size_text(shutil.disk_usage(SHARED_MEMORY).free)} free"
     available = available_memory()
-    return text if available is None else f"{text}; {size_text(available)} of memory are available"
+    return message if available is None else f"{message}; {size_text(available)} of memory are available"
 
 
 def _transfer_rate(plan: Plan, measured: float | None) -> Check:
-    """All modules together: on one machine they share the memory."""
+    """Return the transfer rate of all modules together: on one machine they share the memory."""
     name = "transfers"
     if plan.period_s is None:
         return _check(name, "ok", "no rate is asked for: as fast as the slowest part allows")
@@ -117,7 +117,7 @@ def _transfer_rate(plan: Plan, measured: float | None) -> Check:
 
 
 def _too_slow(plan: Plan, name: str, message: str, help: str) -> Check:
-    """A problem where data would be lost, a warning where the source waits."""
+    """Return a problem where data would be lost, a warning where the source waits."""
     if all(gdt.waits for gdt in plan.gdts):
         return _check(name, "warning", f"{message}: the run will be slower than asked", help)
     return _check(name, "problem", f"{message}: data would be lost", help)
@@ -127,8 +127,8 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
     name = "saving rate"
     if plan.period_s is None:
         return _check(name, "ok", "no rate is asked for: as fast as the slowest part allows")
-    sizes = {it.node: it.frame_bytes for it in volumes(plan)}
-    needed = sum(sizes[name] / (plan.period_s * it.rule.step) for name, it in plan.channels.items())
+    sizes = {channel.node: channel.frame_bytes for channel in volumes(plan)}
+    needed = sum(sizes[name] / (plan.period_s * channel.rule.step) for name, channel in plan.channels.items())
     if measured is None:
         return _check(name, "warning", f"{rate_text(needed)} are to be saved; what the disk can was not measured")
     message = f"{rate_text(needed)} are to be saved{_compressed(plan)}, {rate_text(measured)} were measured"
@@ -140,13 +140,13 @@ def _disk_rate(plan: Plan, measured: float | None) -> Check:
 
 
 def disk_room(plan: Plan) -> Check:
-    """What is to be saved against what is free where runs go; compression may make it less."""
-    folder, found = output_folder(plan.output_directory).resolve(), volumes(plan)
+    """Return the check of the size of the data against the free disk space; compression may make it less."""
+    folder, saved = output_folder(plan.output_directory).resolve(), volumes(plan)
     name, free = "disk", shutil.disk_usage(folder).free
-    listed = ", ".join(map(str, found))
-    if any(it.bytes is None for it in found):
+    listed = ", ".join(map(str, saved))
+    if any(volume.bytes is None for volume in saved):
         return _check(name, "ok", f"{folder} has {size_text(free)} free; the run has no end: {listed}")
-    needed, sure = (sum(it.bytes or 0 for it in found if not (it.less and less)) for less in (False, True))
+    needed, sure = (sum(volume.bytes or 0 for volume in saved if not (volume.less and less)) for less in (False, True))
     message = f"{size_text(needed)} are to be saved{_compressed(plan)}, {folder} has {size_text(free)} free: {listed}"
     if needed <= free:
         return _check(name, "ok", message)
@@ -154,17 +154,20 @@ def disk_room(plan: Plan) -> Check:
 
 
 def _compressed(plan: Plan) -> str:
-    """What is said of sizes that compression and sparse frames make smaller; empty where nothing does."""
-    smaller = [it for it in plan.channels.values() if it.sparse or it.compression != "none"]
+    """Return a remark about sizes that compression and sparse frames make smaller; empty where nothing does."""
+    smaller = [channel for channel in plan.channels.values() if channel.sparse or channel.compression != "none"]
     return " (before compression)" if smaller else ""
 
 
 DIRECTORY = "runs/{name}"
-"""Where runs are saved if no pipeline says it."""
+"""Folder of runs if no pipeline has one."""
 
 
 def examine(plan: Plan | None = None, base: Path = Path()) -> Diagnosis:
-    """All checks of the machine, then those of a plan, whose file names ``base`` resolves; takes a few seconds."""
+    """Return all checks of the machine, then those of a plan, in a few seconds.
+
+    base  resolves file names of the plan
+    """
     mpi, put = mpi_check()
     folder = output_folder(DIRECTORY if plan is None else plan.output_directory)
     disk, rate = _disk(folder)

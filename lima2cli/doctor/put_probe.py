@@ -20,7 +20,7 @@ SECONDS = 0.3
 
 
 def main() -> None:
-    """Rank 1 owns the memory and sleeps, rank 0 writes to it for `SECONDS`."""
+    """Let rank 0 write for `SECONDS` to the memory of rank 1, which sleeps."""
     if MPI.COMM_WORLD.Get_size() != 2:
         sys.exit("the processes do not know of each other: mpiexec is of another MPI than mpi4py uses")
     frame_bytes = 2 * FRAME[0] * FRAME[1]
@@ -36,13 +36,13 @@ def main() -> None:
 
 
 def library() -> str:
-    """The MPI library and its version, as it calls itself: ``MPICH 4.3.0``."""
+    """Return the MPI library and its version, by its own name: ``MPICH 4.3.0``."""
     first = MPI.Get_library_version().strip("\0").splitlines()[0]
     return re.sub(r"\s+", " ", first).replace(" Version:", "").strip()
 
 
 def _write(port: MpiPort, frame_bytes: int) -> float:
-    """Bytes per second, once every page has been touched."""
+    """Return the bytes per second, once every page has been touched."""
     height, width = FRAME
     lane = port.lane(0, height, 2 * width, 2 * width, frame_bytes)
     frames = np.ones((1, height, width), np.uint16)

@@ -28,14 +28,16 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def reopenable(path: str) -> bool:
-    """Clear the marks of an interrupted writer in place; whether there were any.
+    """Clear the marks of an interrupted writer in place; return whether there were any.
 
     Superblock of version 2 or 3 (HDF5 File Format Specification 3.0, II.A): signature (8 bytes), version, size of
     offsets, size of lengths, file consistency flags (1 byte each), base address, superblock extension address,
     end-of-file address, root object header address (size of offsets each), checksum (4 bytes, lookup3 over all
     before it); little-endian. Files of older versions, as common files are, have no marks.
 
-    Raises `FileProblem` where it is no such file or is still being written, OSError where it can't be read or written.
+    Raises:
+        FileProblem: it is no HDF5 file of that version, or is still being written.
+        OSError: it can't be read or written.
     """
     with open(path, "r+b") as file:
         if not lock(file.fileno()):  # writers hold a shared lock for as long as they live
@@ -61,20 +63,22 @@ def reopenable(path: str) -> bool:
 
 
 def level(path: str) -> None:
-    """Cut the datasets of a frame file or a part of a table to the rows that are whole in all of them.
+    """Cut the datasets of a frame file or a part of a table to the rows that are complete in all of them.
 
-    A kill between the writing of frames and that of their numbers leaves frames that nothing is known of; a full disk
-    may leave rows whose chunk was never written, and read as zeros. OSError where the file can't be read or written;
-    it stays as it is then.
+    A kill between the writing of frames and that of their numbers leaves frames without a number; a full disk
+    may leave rows whose chunk was never written, and read as zeros.
+
+    Raises:
+        OSError: the file can't be read or written; it is left unchanged.
     """
     from lima2cli.files.checksums import cut_sums
     from lima2cli.files.compression import load_filters
     from lima2cli.files.sparse_writer import PARTS, cut_rows
 
-    found = uneven(path)
-    if found is None:
+    cut = uneven(path)
+    if cut is None:
         return
-    where, rows, sparse = found
+    where, rows, sparse = cut
     load_filters()  # the library writes the last chunk again
     with written(path, "r+", locking="best-effort") as file:
         if sparse:
@@ -90,8 +94,14 @@ def level(path: str) -> None:
 
 
 def uneven(path: str) -> tuple[str, int, bool] | None:
-    """Of a frame file or a part of a table that has datasets of more rows than are whole in all of them: their group,
-    how many are, and whether frames are sparse. None where there is nothing to cut. OSError where it can't be read."""
+    """Find a file whose datasets have more rows than are complete in all of them.
+
+    Returns the group of the datasets, the number of complete rows, and whether frames are sparse; None where there is
+    nothing to cut.
+
+    Raises:
+        OSError: the file can't be read.
+    """
     import h5py
 
     from lima2cli.files.nexus import ENTRY, ChannelRecord
@@ -117,8 +127,10 @@ def uneven(path: str) -> tuple[str, int, bool] | None:
 
 
 def written_rows(data: Any) -> int:
-    """Rows of a growing dataset before the first whose chunk is not in the file. Of statuses none needs to be: 0 is
-    what they all are."""
+    """Return how many rows of a growing dataset come before the first whose chunk is not in the file.
+
+    Statuses are exempt: a missing chunk reads as 0, their default.
+    """
     count = len(data)
     if not count or data.name.endswith("/frame_status"):
         return count
@@ -138,7 +150,7 @@ def _grows(item: Any) -> bool:
 
 
 def _own(record: "ChannelRecord", numbers: Any, rows: int) -> bool:
-    """Whether the first frame is one that this receiver can have: zeros that were never written are not."""
+    """Return whether the first frame can belong to this receiver: zeros that were never written do not."""
     if not rows or record.places or record.window != 1 or not record.receivers:
         return True
     row, rest = divmod(int(numbers[0]) - record.start, record.step)
@@ -146,7 +158,7 @@ def _own(record: "ChannelRecord", numbers: Any, rows: int) -> bool:
 
 
 def _in_order(numbers: Any, rows: int) -> int:
-    """How many of the first rows come before one whose frame number falls: no writer writes such a row."""
+    """Return how many of the first rows come before one whose frame number falls: no writer writes such a row."""
     last = -1
     for first, end in windows(rows, READ):
         piece = numbers[first:end].astype(np.int64)
@@ -159,7 +171,7 @@ def _in_order(numbers: Any, rows: int) -> int:
 
 
 def lookup3(data: bytes) -> int:
-    """Bob Jenkins' ``hashlittle`` with initial value 0 (lookup3.c, public domain), the checksum of HDF5 metadata."""
+    """Compute Bob Jenkins' ``hashlittle`` (lookup3.c, public domain), initial value 0, as HDF5 does for metadata."""
     mask = 0xFFFFFFFF
 
     def rotate(x: int, k: int) -> int:
@@ -191,24 +203,27 @@ ROWS_KEPT = 4096
 """Rows that are kept in memory at most before they are written."""
 
 CHUNK_CACHE_BYTES = 2**17
-"""Per dataset. Chunks are written once and never read: the library's default would keep 8 MiB of each column."""
+"""Bytes of the chunk cache of each dataset.
+
+Chunks are written once and never read: the library's default would keep 8 MiB of each column.
+"""
 
 VERSIONS = ("v110", "v110")
 """Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
 
 
 _REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
-"""In the long messages of the HDF5 library."""
+"""Pattern of the reason in the long messages of the HDF5 library."""
 
 
 def load_libraries() -> None:
-    """Import what writing needs, a few tenths of a second, before the first frame rather than with it."""
+    """Import the libraries that writing needs, a few tenths of a second, before the first frame rather than with it."""
     load_filters()
 
 
 @contextmanager
 def disk_errors(path: str) -> Iterator[None]:
-    """What the HDF5 library raises when a disk refuses is an OSError, whatever it calls it; in the system's words."""
+    """Raise whatever the HDF5 library raises when a disk refuses as an OSError, in the words of the system."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -248,7 +263,11 @@ class AppendingFile:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """The tree is being made; where that fails nothing is left of the file. OSError where the disk refuses."""
+        """Guard the making of the tree: where that fails nothing is left of the file.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         try:
             with disk_errors(self.path):
                 yield
@@ -257,7 +276,7 @@ class AppendingFile:
             raise
 
     def start(self) -> None:
-        """The tree is complete: from here on a kill leaves a readable file."""
+        """End the making of the tree: from here on a kill leaves a readable file."""
         try:
             with disk_errors(self.path):
                 self._room.secure()
@@ -271,26 +290,33 @@ class AppendingFile:
             fcntl.flock(self.h5.id.get_vfd_handle(), fcntl.LOCK_SH | fcntl.LOCK_NB)  # the sign of life for `reopenable`
 
     def discard(self) -> None:
-        """Leave nothing of a file that was never started."""
+        """Remove a file that was never started."""
         close_unwritten(self.h5)
         with suppress(OSError):
             os.remove(self._part)
 
     def secure(self, more: int = 0) -> None:
         """Make sure that the disk takes what the next flush will write, and a chunk of ``more`` bytes before it.
-        OSError; nothing is changed then."""
+
+        Raises:
+            OSError: the disk has no room; nothing is changed.
+        """
         with disk_errors(self.path):
             self._room.secure(MARGIN + more, AHEAD if more else 0)
 
     def flush(self) -> None:
-        """Everything written so far to the operating system."""
+        """Pass everything written so far to the operating system."""
         self.secure()
         with disk_errors(self.path):
             self.h5.flush()
             self._room.cut()
 
     def close(self) -> None:
-        """Flush and close. Where that fails the file is left as last flushed, and OSError raised."""
+        """Flush and close.
+
+        Raises:
+            OSError: that failed; the file is left as last flushed.
+        """
         try:
             self.flush()
         except OSError:
@@ -331,10 +357,11 @@ WHOLE_MARGIN = 4 * CHUNK_CACHE_BYTES
 
 @contextmanager
 def written(path: str, mode: str = "w", **options: Any) -> Iterator[Any]:
-    """An HDF5 file that is written as a whole, or (``r+``) changed: closed where all went well.
+    """Open an HDF5 file to write it as a whole or (``r+``) to change it; close it where all went well.
 
-    OSError where the disk refuses, in the system's words. A new file is removed then; of a change nothing reaches the
-    disk but chunks and what does not fit the library's caches.
+    Raises:
+        OSError: the disk refuses, in the system's words. A new file is removed; of a change nothing reaches the disk
+            but chunks and what does not fit the library's caches.
     """
     import h5py
 
@@ -357,8 +384,9 @@ def written(path: str, mode: str = "w", **options: Any) -> Iterator[Any]:
 
 
 class Columns:
-    """Datasets of one value per row, or one vector, appended to in large pieces, which reach the file before the length
-    that shows them.
+    """Datasets of one value or one vector per row, appended to in large pieces.
+
+    Values reach the file before the length that shows them.
 
     group    where they are made;  dtypes   numpy dtype name of each
     convert  from what is appended (int64 then) to what is written, for columns where that differs: once per write
@@ -392,16 +420,16 @@ class Columns:
 
     @property
     def rows(self) -> int:
-        """Rows appended so far."""
+        """Number of rows appended so far."""
         return self.written + self.pending
 
     @property
     def full(self) -> bool:
-        """Whether as many rows are pending as should be kept in memory."""
+        """Return whether as many rows are pending as should be kept in memory."""
         return self.pending >= self.kept_rows
 
     def append(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Rows (n,) or (n, length) of every column, in the order of the columns; copied."""
+        """Append rows (n,) or (n, length) of every column, in the order of the columns; they are copied."""
         first, last = self.pending, self.pending + len(arrays[0])
         if last > len(self._kept[0]):
             self._kept = [
@@ -430,7 +458,7 @@ class Columns:
 
 
 def _extend(target: Any, chunk: NDArray[Any], row: int, values: NDArray[Any]) -> None:
-    """Rows from ``row`` on to a dataset, directly to the file: what its length shows at the next flush is there then.
+    """Append rows to a dataset from ``row`` on, directly to the file, where they are when its length is next flushed.
 
     chunk   the last one of the dataset, which goes to the same place again
     """
@@ -445,5 +473,5 @@ def _extend(target: Any, chunk: NDArray[Any], row: int, values: NDArray[Any]) ->
 
 
 def _chunk_rows(dtype: str, length: int = 1) -> int:
-    """Rows of a chunk that the cache takes."""
+    """Return the number of rows of a chunk that the cache takes."""
     return max(1, min(ROWS_KEPT, CHUNK_CACHE_BYTES // (np.dtype(dtype).itemsize * length)))

@@ -1,4 +1,4 @@
-"""The static facts of what a run saves: one record per saving node, decided by the plan."""
+"""Static facts of what a run saves: one record per saving node, decided by the plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ RowSource = tuple[int, int, int | None]
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """Frames of one `io_hdf5` node.
+    """Frames of one `io_hdf5` node, as they are saved.
 
     name        of the pipeline;  node, flow   the saving node and the flow that feeds it
     flows       all flows that feed it, where it saves what was joined
@@ -31,7 +31,7 @@ class Channel:
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     invalid     values of pixels of single frames that are no measurement
     checksum    whether stored data have checksums
-    hole        of pixels that nobody wrote; None: the detector's gap value
+    hole        value of pixels that were not written; None: the detector's gap value
     metadata    the pipeline's ``metadata`` (plain data, base units)
     acquisition, processing   parameters saved for the record (plain data)
     window      frames of the flow that make one of these, 0 = all of them; ``rule`` and ``selected`` count these
@@ -80,21 +80,23 @@ class Channel:
 
     @property
     def parts(self) -> int:
-        """Of how many receivers' frames a whole frame is made."""
+        """Number of receivers whose frames make a whole frame."""
         return len(self.places) or 1
 
     @property
     def complete(self) -> bool:
-        """Whether each frame that its flow receives should be a row of it."""
+        """Return whether each frame that its flow receives should be a row of it."""
         one = self.window == 1 and len(self.flows) <= 1
         return one and not (self.filtered or self.upstream or self.unmatched)
 
     def place(self, receiver: int) -> Rect:
-        """The pixels of the whole frame that the frames of a receiver show."""
+        """Return the rectangle of the whole frame, in pixels, that the frames of a receiver show."""
         return self.places[self.receivers.index(receiver)] if self.places else Rect(0, 0, self.width, self.height)
 
     def part(self, receiver: int) -> "Channel":
-        """The channel as the files of one receiver describe it: its part of the frames, the same ``places``.
+        """Return the channel as the files of one receiver describe it: its part of the frames, the same ``places``.
+
+        It is made for writers, and must not be divided again.
 
         It is what writers get, and must not be asked for its parts again.
         """

@@ -1,11 +1,10 @@
-"""Checksums of stored data, by which a flipped bit is found.
+"""Checksums of stored data, which reveal a flipped bit.
 
-The group ``checksum`` beside the data has a dataset (k,) uint64 of the name of each dataset that is covered: frames,
-and what is told of each row. Value k is
-the XXH3-64 of the bytes that the file holds of rows ``k*rows`` to ``(k+1)*rows - 1``, with ``rows`` an attribute: of a
-dataset in chunks a chunk as it is stored, compressed and padded; of one without chunks the values of these rows,
-little-endian. A chunk that may be written again has none yet, so that no value is ever wrong: not in a file that is
-being written, and not after a kill.
+The group ``checksum`` next to the data has, for each dataset that is covered (frames, and the columns about each row),
+a dataset (k,) uint64 of the same name. Value k is the XXH3-64 of the bytes that the file holds of rows ``k*rows`` to
+``(k+1)*rows - 1``, with ``rows`` an attribute: of a dataset in chunks a chunk as it is stored, compressed and padded;
+of one without chunks the values of these rows, little-endian. A chunk that may be written again has none yet, so that
+no value is ever wrong: not in a file that is being written, and not after a kill.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ GROUP = "checksum"
 ALGORITHM = "XXH3-64"
 
 READ_BYTES = 8 << 20
-"""Of a dataset without chunks that are read together."""
+"""Number of rows, of a dataset without chunks, that are read together."""
 
 READ_ROWS = 4096
 """Rows of a column that a value covers."""
@@ -33,7 +32,7 @@ RowSpan = tuple[int, int]
 
 
 def summed(encode: Encoder) -> Encoder:
-    """The encoder that also takes the checksum of what it makes, while that is in the cache."""
+    """Return an encoder that also takes the checksum of what it makes, while that is in the cache."""
 
     def encoded(chunk: NDArray[Any]) -> Stored:
         stored = encode(chunk)
@@ -43,14 +42,14 @@ def summed(encode: Encoder) -> Encoder:
 
 
 def row_sums(rows: NDArray[Any]) -> NDArray[np.uint64]:
-    """The checksum of each row of an array (n, ...), C-contiguous."""
+    """Return the checksums (n,) uint64 of the rows of an array (n, ...), C-contiguous."""
     return np.fromiter((xxh3_64_intdigest(row) for row in rows), np.uint64, len(rows))
 
 
 def make_sums(
     parent: Any, datasets: Mapping[str, Any], count: int | None = None, rows: int = READ_ROWS
 ) -> dict[str, Any]:
-    """A dataset of values for each of some datasets, by their names; of those without chunks a value covers ``rows``.
+    """Make a dataset of checksums for each of the named datasets; of those without chunks a value covers ``rows``.
 
     It grows, or has ``count`` values.
     """
@@ -69,14 +68,14 @@ def make_sums(
 
 
 def _address(dataset: Any) -> int:
-    """Where the header of a dataset lies in its file: elsewhere in a copy that another program has packed anew."""
+    """Return where the header of a dataset lies in its file: elsewhere in a copy that a program has packed anew."""
     import h5py
 
     return int(h5py.h5o.get_info(dataset.id).addr)
 
 
 class ChunkSums:
-    """The values of the chunks of one dataset, in their order; in memory until they are written."""
+    """Checksums of the chunks of one dataset, in their order; in memory until they are written."""
 
     def __init__(self, values: Any) -> None:
         self._values = values
@@ -84,17 +83,17 @@ class ChunkSums:
         self._pending: list[int] = []
 
     def put(self, chunk: int, value: int | None) -> None:
-        """Note the value of the chunk after the last, or of the last, which was written again."""
+        """Note the checksum of the chunk after the last, or of the last, which was written again."""
         if value is not None:
             self._pending[chunk - self._written :] = [value]
 
     def seal(self, dataset: Any, chunks: int) -> None:
-        """Note those of all chunks below ``chunks`` of a dataset that was flushed, as the file holds them."""
+        """Note the checksums of all chunks below ``chunks`` of a dataset that was flushed, as the file holds them."""
         for chunk in range(self._written + len(self._pending), chunks):
             self.put(chunk, xxh3_64_intdigest(_stored_chunk(dataset, chunk)))
 
     def write(self, chunks: int | None = None) -> None:
-        """Write those of chunks below ``chunks``, which are not written again."""
+        """Write the checksums of the chunks below ``chunks``, which are not written again."""
         count = len(self._pending) if chunks is None else min(len(self._pending), chunks - self._written)
         if count <= 0:
             return
@@ -105,7 +104,7 @@ class ChunkSums:
 
 
 class GrowingSums:
-    """The values of datasets that grow in chunks, each chunk as the file holds it once it is full and flushed.
+    """Checksums of datasets that grow in chunks, each of a chunk as the file holds it once it is full and flushed.
 
     ``sums`` as of `make_sums`, ``datasets`` by the same names.
     """
@@ -114,7 +113,7 @@ class GrowingSums:
         self._sums = [(ChunkSums(values), datasets[name]) for name, values in sums.items()]
 
     def write(self, *, last: bool = False) -> None:
-        """Write those of all full chunks, also of the last at the end; the file has been flushed."""
+        """Write the checksums of all full chunks, at the end also of the last; the file has been flushed."""
         for sums, dataset in self._sums:
             sums.seal(dataset, (len(dataset) + (dataset.chunks[0] - 1 if last else 0)) // dataset.chunks[0])
             sums.write()
@@ -125,19 +124,23 @@ def cover(parent: Any, datasets: Mapping[str, Any]) -> None:
     for name, values in make_sums(parent, datasets).items():
         kept = SummedDataset(datasets[name], values)
         values.resize((-(-len(datasets[name]) // kept.rows),))
-        for first, found in kept.computed(0, len(values)):
-            values[first : first + len(found)] = found
+        for first, sums in kept.computed(0, len(values)):
+            values[first : first + len(sums)] = sums
 
 
 def cut_sums(parent: Any, name: str, rows: int) -> None:
-    """Forget the values of chunks that do not lie below row ``rows`` as a whole: one that is cut is written again."""
+    """Remove the checksums of chunks that are not whole below row ``rows``: a chunk that is cut is written again."""
     values = parent.get(f"{GROUP}/{name}")
     if values is not None:
         values.resize((min(len(values), rows // int(values.attrs["rows"])),))
 
 
 class SummedDataset:
-    """A dataset with its checksums. ``rows`` that a value covers; ``covered`` rows that have one, from row 0 on."""
+    """A dataset with its checksums.
+
+    rows     rows that a checksum covers
+    covered  rows that have one, from row 0 on
+    """
 
     def __init__(self, dataset: Any, values: Any) -> None:
         self._dataset, self._values = dataset, values
@@ -146,7 +149,7 @@ class SummedDataset:
 
     @classmethod
     def of(cls, dataset: Any, parent: Any, name: str = "data") -> "SummedDataset | None":
-        """The dataset ``name`` by the group ``checksum`` of ``parent``; None where that has none of it."""
+        """Return the dataset ``name`` by the group ``checksum`` of ``parent``; None where that has none of it."""
         import h5py
 
         values = parent.get(f"{GROUP}/{name}") if isinstance(parent, h5py.Group) else None
@@ -157,21 +160,21 @@ class SummedDataset:
         algorithm = values.parent.attrs.get("algorithm", b"")
         if (algorithm if isinstance(algorithm, bytes) else str(algorithm).encode()) != ALGORITHM.encode():
             return None
-        found = cls(dataset, values)
-        return found if found.rows == (dataset.chunks[0] if dataset.chunks else found.rows) else None
+        summed = cls(dataset, values)
+        return summed if summed.rows == (dataset.chunks[0] if dataset.chunks else summed.rows) else None
 
     def damaged(self, first: int, last: int) -> Iterator[RowSpan]:
-        """The spans of rows from ``first`` to ``last - 1``, or a little more, that are not as they were written."""
+        """Yield spans of rows from ``first`` to ``last - 1``, or slightly more, that differ from what was written."""
         last = min(last, self.covered)
         if first >= last:
             return
         begin, end = first // self.rows, -(-last // self.rows)
-        for piece, found in self.computed(begin, end):
-            for bad in np.flatnonzero(found != self._values[piece : piece + len(found)]).tolist():
+        for piece, sums in self.computed(begin, end):
+            for bad in np.flatnonzero(sums != self._values[piece : piece + len(sums)]).tolist():
                 yield (piece + bad) * self.rows, min(len(self._dataset), (piece + bad + 1) * self.rows)
 
     def computed(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        """The checksums of the bytes that are there: number of the first of some, and these (n,)."""
+        """Yield checksums of the stored bytes: the number of the first of some, and these (n,) uint64."""
         data = self._dataset
         if data.chunks:
             for chunk in range(first, last):
@@ -181,12 +184,12 @@ class SummedDataset:
         for piece in range(first, last, together):
             end = min(last, piece + together)
             held = np.ascontiguousarray(data[piece * self.rows : end * self.rows])
-            found = [xxh3_64_intdigest(held[at : at + self.rows].data) for at in range(0, len(held), self.rows)]
-            yield piece, np.array(found, np.uint64)
+            values = [xxh3_64_intdigest(held[at : at + self.rows].data) for at in range(0, len(held), self.rows)]
+            yield piece, np.array(values, np.uint64)
 
 
 def _stored_chunk(dataset: Any, chunk: int) -> bytes:
-    """The bytes of a chunk, as the file holds them; nothing where that can't be read."""
+    """Return the bytes of a chunk, as the file holds them; nothing where that can't be read."""
     try:
         offset = (chunk * dataset.chunks[0], *(0,) * (dataset.ndim - 1))
         return bytes(dataset.id.read_direct_chunk(offset)[1])

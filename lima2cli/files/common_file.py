@@ -38,14 +38,14 @@ VERSIONS = ("earliest", "v108")
 """Format versions (low, high): object headers of version 1, which carry no checksum."""
 
 KEPT = ".kept"
-"""Added to the name of a file: what its completion may change."""
+"""Suffix of the file that holds what the completion of a file may change."""
 
 _PLACES = struct.Struct("<QQ")
 """Offset of the dataset's bytes; offset behind them."""
 
 
 def make_contiguous(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: Any) -> Any:
-    """A dataset whose place in the file is decided, and of which nothing is written."""
+    """Make a contiguous dataset whose place in the file is decided and whose data are not written."""
     import h5py
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -58,8 +58,13 @@ def make_contiguous(group: Any, name: str, shape: tuple[int, ...], dtype: str, f
 
 
 def keep(path: str, dataset: str) -> None:
-    """Keep all bytes of a closed file but those of a dataset, in a file beside it, until `restore`. A process that is
-    killed while it changes a file leaves what no library opens. OSError."""
+    """Save all bytes of a closed file but those of a dataset in a file next to it, until `restore`.
+
+    A process that is killed while it changes a file leaves what no library opens.
+
+    Raises:
+        OSError: a file can't be read or written.
+    """
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -73,7 +78,11 @@ def keep(path: str, dataset: str) -> None:
 
 
 def restore(path: str) -> None:
-    """Undo what was changed since `keep`, where a file is still there, and forget what was kept. OSError."""
+    """Undo the changes since `keep`, where its copy is still there, and remove the copy.
+
+    Raises:
+        OSError: a file can't be read or written.
+    """
     kept = f"{path}{KEPT}"
     if os.path.exists(kept) and os.path.exists(path):
         with open(kept, "rb") as source, open(path, "r+b") as file:
@@ -96,7 +105,9 @@ def cut_rows(path: str, dataset: str, rows: int) -> None:
     reserved, then the sizes, and the maximal ones where bit 0 of the flags says so, 8 bytes each. The layout message
     is of type 8: version 3, class 1 (contiguous), address and size, 8 bytes each.
 
-    OSError where the file can't be read or written, ValueError where it is another one.
+    Raises:
+        OSError: the file can't be read or written.
+        ValueError: it is not a file that `lay_out` made.
     """
     import h5py
 
@@ -122,42 +133,44 @@ def cut_rows(path: str, dataset: str, rows: int) -> None:
 
 
 def _messages(raw: BinaryIO, address: int) -> dict[int, tuple[int, bytes]]:
-    """Of each type the place of the data of a message, and the data, in the first block of a header."""
+    """Return, by message type, the place of the data of a message and the data, in the first block of a header."""
     raw.seek(address)
     version, _, _, size = struct.unpack("<BxHII", raw.read(12))
-    found: dict[int, tuple[int, bytes]] = {}
+    messages: dict[int, tuple[int, bytes]] = {}
     if version != 1:
-        return found
+        return messages
     at = address + 16
     while at < address + 16 + size:
         raw.seek(at)
         kind, length = struct.unpack("<HH4x", raw.read(8))
-        found[kind] = (at + 8, raw.read(length))
+        messages[kind] = (at + 8, raw.read(length))
         at += 8 + length
-    return found
+    return messages
 
 
 FILL_BYTES = 8 << 20
-"""Of rows that are filled together."""
+"""Bytes of rows that are filled together."""
 
 
 ROW_BYTES = 8 + 8 + 1 + 1
-"""Of a row's number, time, statuses."""
+"""Bytes of a row's number, time, statuses."""
 
 TREE_BYTES = WHOLE_MARGIN + (256 << 10)
-"""Of all else that completes a file."""
+"""Bytes of all else that completes a file."""
 
 
 def unfinished(channel: Channel, directory: str) -> str:
-    """Path of the file while receivers write to it."""
+    """Return the path of the file while receivers write to it."""
     return os.path.join(directory, f"{master_file(channel.name, channel.node)}.part")
 
 
 def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
-    """Make the file with its tree and the dataset of all selected frames; the offset of its first byte.
+    """Make the file with its tree and the dataset of all selected frames; return the offset of its first byte.
 
-    What `complete_common` will add has its room on the disk then, behind the end of the file. OSError where the disk
-    refuses.
+    The disk space for what `complete_common` adds is allocated behind the end of the file.
+
+    Raises:
+        OSError: the disk refuses.
     """
     path = unfinished(channel, directory) + NOT_STARTED  # half a file has never its name
     assert channel.selected is not None
@@ -181,21 +194,25 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
 
 
 def _allocate_rows(path: str, rows: int) -> None:
-    """Room behind the end of a file for what is told of its rows. OSError."""
+    """Allocate the disk space behind the end of a file for the columns about its rows.
+
+    Raises:
+        OSError: the disk has no room.
+    """
     with open(path, "r+b") as file:
         end = os.fstat(file.fileno()).st_size
         allocate(file.fileno(), end, end + rows * ROW_BYTES + TREE_BYTES)
 
 
 def written_rows_files(directory: str, name: str, node: str) -> list[str]:
-    """Names of the files in which receivers told what they wrote, by receiver."""
+    """Return the names of the files in which receivers noted what they wrote, by receiver."""
     pattern = re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_rows\.h5")
-    found = [(int(match[1]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))]
-    return [file for _, file in sorted(found)]
+    numbered = [(int(match[1]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))]
+    return [file for _, file in sorted(numbered)]
 
 
 class WrittenRows:
-    """What one receiver wrote: number and time of each frame, and up to which row all is as it should be."""
+    """Frames that one receiver wrote: number and time of each, and the row up to which all is as it should be."""
 
     def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int) -> None:
         self._file = AppendingFile(os.path.join(directory, f"{channel.name}_{channel.node}_{receiver}_rows.h5"))
@@ -212,8 +229,13 @@ class WrittenRows:
         self._file.start()
 
     def append(self, numbers: NDArray[Any], times: NDArray[Any], sums: NDArray[Any], sound: int) -> None:
-        """Frames (n,) that are in the file, their times (ns since the epoch) and checksums, and that row (0: as
-        before). OSError."""
+        """Append frames (n,) that are in the file, with their times (ns since the epoch) and checksums.
+
+        ``sound`` is the row up to which all is as it should be (0: as before).
+
+        Raises:
+            OSError: the disk refuses.
+        """
         with disk_errors(self._file.path):
             self._columns.append((numbers, times, sums))
             if sound:
@@ -222,13 +244,21 @@ class WrittenRows:
                 self._columns.write()
 
     def flush(self) -> None:
-        """Make it last. OSError."""
+        """Pass what was appended to the operating system.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         with disk_errors(self._file.path):
             self._columns.write()
         self._file.flush()
 
     def close(self) -> None:
-        """End the file. OSError; it then has what was flushed before."""
+        """End the file.
+
+        Raises:
+            OSError: the disk refuses; the file has what was flushed before.
+        """
         try:
             self.flush()
         except OSError:
@@ -248,11 +278,13 @@ def complete_common(
     unmatched: int | None = None,
     start_ns: int | None = None,
 ) -> str:
-    """Give the file its rows' numbers, times and statuses, cut it, and its name; returns its path.
+    """Add the numbers, times and statuses of its rows to the file, cut it, and give it its name; return its path.
 
     Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
-    A file that has its name already is left as it is. OSError where a file can't be read or written; then it does not
-    have its name, and can be completed later.
+    A file that has its name already is left as it is.
+
+    Raises:
+        OSError: a file can't be read or written; the file does not have its name then, and can be completed later.
     """
     import h5py
 
@@ -260,30 +292,36 @@ def complete_common(
     restore(part)
     if os.path.exists(path) and not os.path.exists(part):
         return path
-    told = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
-    if not os.path.exists(part) and not told:  # the disk had no room for it: no frame was taken, which it says
+    notes = [os.path.join(directory, name) for name in written_rows_files(directory, channel.name, channel.node)]
+    if not os.path.exists(part) and not notes:  # the disk had no room for it: no frame was taken, which was reported
         lay_out(replace(channel, selected=max(1, rows or 0)), directory, start_ns or 0)
     with ExitStack() as opened, disk_errors(part):
-        columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in told]
-        sound = max((int(it.parent["channel/sound_rows"][0]) for it in columns), default=0)
-        count = max(rows or 0, 1 + max((_last(channel, it) for it in columns), default=-1))
+        columns = [opened.enter_context(h5py.File(name))[MEASUREMENT] for name in notes]
+        sound = max((int(table.parent["channel/sound_rows"][0]) for table in columns), default=0)
+        count = max(rows or 0, 1 + max((_last(channel, table) for table in columns), default=-1))
         with suppress(OSError):  # on a full disk what completes the file has its room, this has none
             keep(part, f"{detector_path(channel)}/data")
         _allocate_rows(part, count)
         file = opened.enter_context(written(part, "r+", libver=VERSIONS))
         detector = file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
-            if name in detector:  # it was broken off here before
+            if name in detector:  # a former call was aborted here
                 del detector[name]
         if "flows" in file[ENTRY]:
             del file[f"{ENTRY}/flows"]
         write_flow(detector, channel, count, statuses, totals)
         write_flows(file[ENTRY], flows, unmatched)
-        write_rows(detector, channel, [InOrder(_frames(channel, it)) for it in columns], count, statuses)
-        if channel.checksum and all("checksum" in it for it in columns):
+        write_rows(
+            detector,
+            channel,
+            [InOrder(_frames(channel, table)) for table in columns],
+            count,
+            statuses,
+        )
+        if channel.checksum and all("checksum" in table for table in columns):
             _write_sums(
                 make_sums(detector, {"data": detector["data"]}, count, rows=1)["data"],
-                [_sums(channel, it) for it in columns],
+                [_sums(channel, table) for table in columns],
             )
         if channel.checksum:
             cover_rows(detector)
@@ -294,13 +332,13 @@ def complete_common(
         cut_rows(part, f"{detector_path(channel)}/data", count)
     os.replace(part, path)
     restore(part)
-    for name in told:
+    for name in notes:
         os.remove(name)
     return path
 
 
 def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
-    """Index among the selected frames, and time, of what a receiver wrote."""
+    """Yield the index among the selected frames, and the time, of the frames that a receiver wrote."""
     held = min(len(column) for column in columns.values())
     for first, last in windows(held, READ):
         rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
@@ -308,7 +346,7 @@ def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
 
 
 def _sums(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
-    """Index among the selected frames, and checksum, of what a receiver wrote."""
+    """Yield the index among the selected frames, and the checksum, of the frames that a receiver wrote."""
     held = min(len(column) for column in columns.values())
     for first, last in windows(held, READ):
         rows = rows_of(columns["frame_number"][first:last], channel.rule.start, channel.rule.step)
@@ -316,7 +354,7 @@ def _sums(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:
 
 
 def _write_sums(values: Any, receivers: Sequence[Iterator[Sequence[NDArray[Any]]]]) -> None:
-    """The checksum of each frame that was saved, to its row; 0 where there is none."""
+    """Write the checksum of each frame that was saved to its row; 0 where there is none."""
     streams = [InOrder(receiver) for receiver in receivers]
     for first, last in windows(len(values)):
         held = np.zeros(last - first, np.uint64)
@@ -332,17 +370,24 @@ def _last(channel: Channel, columns: Any) -> int:
 
 
 def _absent(status: Any, first_row: int, count: int) -> list[tuple[int, int]]:
-    """Runs (first, last + 1) of rows from ``first_row`` on that were not saved; receivers have filled those before."""
-    found: list[tuple[int, int]] = []
+    """Return runs (first, last + 1) of rows from ``first_row`` on that were not saved.
+
+    Receivers have filled the rows before.
+    """
+    absent_runs: list[tuple[int, int]] = []
     for first, last in windows(max(0, count - first_row)):
         absent = np.flatnonzero(status[first + first_row : last + first_row] != SAVED) + first + first_row
         runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1)
-        found.extend((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
-    return found
+        absent_runs.extend((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
+    return absent_runs
 
 
 def _fill(path: str, channel: Channel, offset: int, runs: Sequence[tuple[int, int]]) -> None:
-    """The fill value to runs of rows of the dataset that begins at ``offset``. OSError."""
+    """Write the fill value to runs of rows of the dataset that begins at ``offset``.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     row = np.full(channel.height * channel.width, fill_value(channel), channel.dtype).view(np.uint8)
     most = max(1, FILL_BYTES // len(row))
     piece = np.tile(row, max((min(most, last - first) for first, last in runs), default=0))

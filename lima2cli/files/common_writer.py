@@ -1,4 +1,4 @@
-"""Frames of one receiver into the file that all receivers of a channel write together."""
+"""Writer of the frames of one receiver into the file that all receivers of a channel write together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lima2cli.frames import Array, Block
 from lima2cli.transport.base import CollectiveGroup, Pending, SharedFile, Stripes
 
 ROUND_BYTES = 8 << 20
-"""Of each receiver in a round, where it has an equal share: large enough for any file system."""
+"""Bytes of each receiver in a round, where it has an equal share: large enough for any file system."""
 
 SPARE = 4
 """Rounds whose memory is kept for the next ones."""
@@ -29,9 +29,9 @@ RoundPart = tuple["Round", Any, slice]
 
 @dataclass(slots=True)
 class Round:
-    """Own frames (n, height, width) of consecutive rows, the ``first``-th own row the first of them.
+    """Own frames (n, height, width) of consecutive rows, of which the ``first``-th own row is the first.
 
-    filled   those that are there;  times   ns since the epoch;  whole   the memory, which may be longer
+    filled   bool (n,), the frames that are there;  times   ns since the epoch;  whole   the memory, which may be longer
     sums     checksums of the frames, where they are taken
     """
 
@@ -56,15 +56,15 @@ class Rounds:
         self._spare: list[Array] = []
 
     def __len__(self) -> int:
-        """How many rounds hold frames."""
+        """Return the number of rounds that hold frames."""
         return len(self._held)
 
     def last(self, number: int) -> int:
-        """The row after the last of a round."""
+        """Return the row after the last of a round."""
         return min((number + 1) * self.rows, self.total)
 
     def parts(self, rows: NDArray[np.int64]) -> Iterator[RoundPart]:
-        """The parts of a block of frames whose rows these are (n,), increasing."""
+        """Yield the parts of a block of frames whose rows are these (n,), increasing."""
         own, rounds = self.stripes.index(rows), rows // self.rows
         for begin, end in pairwise([0, *(np.flatnonzero(np.diff(rounds)) + 1).tolist(), len(rows)]):
             held = self._round(int(rounds[begin]))
@@ -73,7 +73,7 @@ class Rounds:
             yield held, slice(int(places[0]), int(places[-1]) + 1) if neighbours else places, slice(begin, end)
 
     def bytes(self, number: int) -> tuple[int, NDArray[np.uint8]]:
-        """The first own row of a round, and all of them (n, row_bytes); the fill value where there is no frame."""
+        """Return the first own row of a round, and all of them (n, row_bytes), with the fill value for missing ones."""
         first, last = self._own(number)
         held = self._round(number)
         held.frames[~held.filled] = self._fill
@@ -83,11 +83,11 @@ class Rounds:
         return first, rows
 
     def nothing(self, number: int) -> tuple[int, NDArray[np.uint8]]:
-        """As `bytes`, without any row."""
+        """Return the same as `bytes`, without any row."""
         return self._own(number)[0], np.empty((0, self.stripes.row_bytes), np.uint8)
 
     def end(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
-        """Rows, times and checksums of the frames of a round, whose memory is given back."""
+        """Return rows, times and checksums of the frames of a round, and take its memory back."""
         held = self._held.pop(number, None)
         if held is None:
             nothing = np.empty(0, np.uint64)
@@ -98,16 +98,16 @@ class Rounds:
         return rows, held.times[filled], held.sums[filled]
 
     def _own(self, number: int) -> tuple[int, int]:
-        """Own rows of a round, (first, last + 1), counted among own rows."""
+        """Return the own rows of a round, (first, last + 1), counted among own rows."""
         return self.stripes.below(number * self.rows), self.stripes.below(self.last(number))
 
     def _round(self, number: int) -> Round:
-        """A round, in memory that was used before where there is such."""
+        """Return a round, in memory that was used before where there is such."""
         if number not in self._held:
             first, last = self._own(number)
-            fitting = [it for it in self._spare if len(it) >= last - first]
+            fitting = [memory for memory in self._spare if len(memory) >= last - first]
             whole = fitting[0] if fitting else np.empty((last - first, *self._frame), self._dtype)
-            self._spare = [it for it in self._spare if it is not whole]
+            self._spare = [memory for memory in self._spare if memory is not whole]
             count = last - first
             times, sums = np.zeros((2, count), np.uint64)
             self._held[number] = Round(first, whole, whole[:count], times, np.zeros(count, bool), sums)
@@ -118,7 +118,7 @@ HELD_ROUNDS = 4
 """Rounds with frames in them from which on no more frames should be handed over."""
 
 WELL, FAILED, ABSENT = 0, 1, 2
-"""What a receiver tells of a round: its write went well, failed, or it has given up and wrote nothing."""
+"""Reports of a receiver about a round: its write went well, failed, or it has given up and wrote nothing."""
 
 
 class _State(Enum):
@@ -132,11 +132,11 @@ class _State(Enum):
 
 
 class CommonWriter:
-    """Writes the frames that one receiver holds; see `Writer` in `lima2cli.nodes.base`.
+    """Writer of the frames of one receiver to a common file; see `Writer` in `lima2cli.nodes.base`.
 
-    Whoever has one calls `poll` again and again, and tells by `advance` and `finish` how far the frames are. Where
-    something fails, `poll` raises OSError once; from then on this receiver saves nothing more, and must poll and tell
-    all the same, since the others count on its part. A round of which any receiver's write failed is lost to all.
+    Its owner calls `poll` repeatedly, and reports by `advance` and `finish` how far the frames are. Where something
+    fails, `poll` raises OSError once; from then on this receiver saves nothing more, but must go on to poll and to
+    report, since the others wait for its part. A round of which any receiver's write failed is lost to all.
 
     saved   frames of this receiver that are in the file
     """
@@ -158,12 +158,12 @@ class CommonWriter:
 
     @property
     def full(self) -> bool:
-        """Whether no more frames should be handed over for now."""
+        """Return whether no more frames should be handed over for now."""
         return self._error is None and len(self._rounds) >= HELD_ROUNDS
 
     @property
     def done(self) -> bool:
-        """Whether all rounds are over; only after `finish`."""
+        """Return whether all rounds are over; only after `finish`."""
         return self._state is _State.DONE
 
     def stage(self, block: Block) -> NDArray[np.int64]:
@@ -181,7 +181,7 @@ class CommonWriter:
         return rows
 
     def commit(self, staged: NDArray[np.int64]) -> int:
-        """Count what was staged last; the number of frames. Those of this receiver left out before it are lost."""
+        """Count what was staged last; return the number of frames. Own frames left out before it are lost."""
         if len(staged):
             self._passed = max(self._passed, int(staged[-1]) + 1)
         if self._error is not None or not len(staged):
@@ -191,16 +191,16 @@ class CommonWriter:
         return len(staged)
 
     def advance(self, number: int) -> None:
-        """All frames of this receiver with numbers below this one have passed: those not committed are lost."""
+        """Report that all own frames with numbers below this one have passed: those not committed are lost."""
         self._passed = max(self._passed, min(self._channel.rule.before(number), self._rounds.total))
 
     def finish(self, rows: int) -> None:
-        """No frame comes any more; ``rows`` is the number of rows of the run, the same on all receivers."""
+        """Report that no frame comes any more; ``rows`` is the number of rows of the run, the same on all receivers."""
         self._passed = self._rounds.total = min(self._rounds.total, rows)
         self._ended = True
 
     def poll(self) -> bool:
-        """Do what can be done without waiting; whether that was anything. OSError once, see the class."""
+        """Do what can be done without waiting; return whether that was anything. OSError once, see the class."""
         moved = False
         while self._step():
             moved = True
@@ -210,12 +210,20 @@ class CommonWriter:
         return moved
 
     def flush(self) -> None:
-        """Make known what is in the file, also after a kill. OSError."""
+        """Publish what is in the file, so that it survives a kill.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         if self._written is not None:
             self._written.flush()
 
     def close(self) -> None:
-        """End what is open; all receivers do so when they are `done`. A second call does nothing. OSError."""
+        """End what is open; all receivers do so when they are `done`. A second call does nothing.
+
+        Raises:
+            OSError: the disk refuses.
+        """
         file, self._file = self._file, None
         written, self._written = self._written, None
         if file is not None and self.done:
@@ -224,7 +232,7 @@ class CommonWriter:
             written.close()
 
     def _lay_out(self) -> int:
-        """The offset of the dataset plus one, told by the first receiver; 0 where there is none."""
+        """Return the offset of the dataset plus one, sent by the first receiver; 0 where there is none."""
         if self._circle.rank:
             return 0
         try:
@@ -234,7 +242,7 @@ class CommonWriter:
             return 0
 
     def _step(self) -> bool:
-        """One step; whether there was one."""
+        """Do one step; return whether there was one."""
         if self._state is _State.FILLING:
             return self._tell_ready()
         if self._state is _State.WRITING:
@@ -270,7 +278,7 @@ class CommonWriter:
             self._state = _State.FILLING
 
     def _tell_ready(self) -> bool:
-        """Whether all own rows of a round have passed."""
+        """Report the rounds of which all own rows have passed."""
         if self._number * self._rounds.rows >= self._rounds.total:
             self._state = _State.DONE if self._ended else _State.FILLING
             return self._ended
@@ -296,7 +304,7 @@ class CommonWriter:
         return True
 
     def _settle(self) -> None:
-        """A round is over: what it has brought to the file is told there."""
+        """End a round: note what it has brought to the file."""
         words = self._told.words
         self._sound = self._sound and not words.any()
         rows, times, sums = self._rounds.end(self._number)
@@ -313,7 +321,7 @@ class CommonWriter:
             self._error = self._error or error
 
     def _dealt(self, offset: int) -> Stripes:
-        """Which rows are this receiver's."""
+        """Return which rows are this receiver's."""
         channel = self._channel
         own = tuple(place for place, receiver in enumerate(channel.receivers) if receiver == self._receiver)
         row_bytes = channel.height * channel.width * self._dtype.itemsize

@@ -1,4 +1,4 @@
-"""Chunks compressed outside the HDF5 library by the filters of hdf5plugin, byte for byte as HDF5 would."""
+"""Compression of chunks outside the HDF5 library by the filters of hdf5plugin, byte for byte as HDF5 would."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ _FUNCTION = ctypes.CFUNCTYPE(  # releases the interpreter's lock
 
 
 class _FilterClass(ctypes.Structure):
-    """H5Z_class2_t."""
+    """The C structure H5Z_class2_t."""
 
     _fields_ = [
         ("version", ctypes.c_int),
@@ -57,7 +57,7 @@ def load_filters() -> None:
 
 @contextmanager
 def _no_other_plugins() -> Iterator[None]:
-    """Where the HDF5 library looks for plugins there are none for a moment."""
+    """Hide the places where the HDF5 library looks for plugins for a moment."""
     from h5py import h5pl
 
     paths = [h5pl.get(index) for index in range(h5pl.size())]
@@ -87,7 +87,11 @@ def _single_threaded() -> Iterator[None]:
 
 @cache
 def _library(name: str) -> ctypes.CDLL:
-    """The plugin library of a filter. ImportError where hdf5plugin has none."""
+    """Return the plugin library of a filter.
+
+    Raises:
+        ImportError: hdf5plugin has none.
+    """
     load_filters()
     import hdf5plugin
 
@@ -109,7 +113,11 @@ class FilterFunction:
     """A filter with its parameters. Threads may call it at the same time."""
 
     def __init__(self, name: str, values: tuple[int, ...]) -> None:
-        """``name`` as hdf5plugin has it; ``values`` those of the dataset (cd_values). Raises ImportError."""
+        """Find a filter: ``name`` as hdf5plugin has it; ``values`` those of the dataset (cd_values).
+
+        Raises:
+            ImportError: hdf5plugin has none.
+        """
         library = _library(name)
         library.H5PLget_plugin_info.restype = ctypes.POINTER(_FilterClass)
         self._filter = library.H5PLget_plugin_info().contents.filter
@@ -133,7 +141,7 @@ _scratch = threading.local()
 
 
 def bitshuffle_lz4(itemsize: int, block: int, count: int) -> Callable[[NDArray[Any]], bytes] | None:
-    """Return what makes of chunks of ``count`` elements the same as the filter, without a copy of the chunk.
+    """Return a function that makes the same of chunks of ``count`` elements as the filter, without a copy of the chunk.
 
     ``block`` is the number of elements of a block. None where the plugin library does not export the function.
     The stream begins with the number of uncompressed bytes (uint64) and the bytes of a block (uint32), both big-endian
@@ -162,7 +170,7 @@ def bitshuffle_lz4(itemsize: int, block: int, count: int) -> Callable[[NDArray[A
 
 
 def scratch(size: int) -> NDArray[np.uint8]:
-    """Memory of this thread, at least so many bytes, until its next call."""
+    """Return memory of this thread, at least so many bytes, valid until its next call."""
     held: NDArray[np.uint8] | None = getattr(_scratch, "bytes", None)
     if held is None or len(held) < size:
         held = _scratch.bytes = np.empty(size, np.uint8)
@@ -174,8 +182,11 @@ COMPRESSIONS = ("bslz4", "none", "gzip", "lz4", "zstd", "blosc")
 GZIP_LEVEL = 4
 
 BLOCK_BYTES = 48 << 10
-"""What bitshuffle and LZ4 work on at once. LZ4 clears a table of 16 KiB for each block: the library's own choice of
-8 KiB costs a sixth of the rate, and compresses less."""
+"""Bytes that bitshuffle and LZ4 work on at once.
+
+LZ4 clears a table of 16 KiB for each block: the library's own choice of 8 KiB costs a sixth of the rate, and compresses
+less.
+"""
 
 _PLUGINS = {"bslz4": "bshuf", "lz4": "lz4", "zstd": "zstd", "blosc": "blosc"}
 """Name of the filter in hdf5plugin."""
@@ -199,7 +210,7 @@ Encoder = Callable[[NDArray[Any]], Stored]
 
 
 def encoder(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -> Encoder:
-    """Return what compresses whole chunks.
+    """Return a function that compresses whole chunks.
 
     Raises ValueError for an unknown compression, ImportError where its filter is missing. The encoder raises OSError
     where a filter fails.
@@ -219,7 +230,7 @@ def encoder(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -> Encod
 
 
 def filter_options(compression: str, dtype: str) -> Mapping[str, Any]:
-    """Keywords of `h5py.Group.create_dataset` that declare the filter of `encoder` for a dataset of a dtype."""
+    """Return the keywords of `h5py.Group.create_dataset` that declare the filter of `encoder` for a dtype."""
     if compression == "none":
         return {}
     if compression == "gzip":
@@ -237,7 +248,7 @@ def filter_options(compression: str, dtype: str) -> Mapping[str, Any]:
 
 
 def _filter_values(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The parameters of the filter (cd_values) as the library completes them when a dataset is made."""
+    """Return the parameters of the filter (cd_values) as the library completes them when a dataset is made."""
     import h5py
 
     with h5py.File("values.h5", "w", driver="core", backing_store=False) as file:
@@ -248,7 +259,10 @@ def _filter_values(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -
 
 
 def _filtered(compression: str, values: tuple[int, ...]) -> Encoder:
-    """A filter called as the library does. Blosc gives up where a chunk would grow, which is then stored as it is."""
+    """Return a filter called as the library does.
+
+    Blosc gives up where a chunk would grow, which is then stored as it is.
+    """
     function = FilterFunction(_PLUGINS[compression], values)
     may_give_up = compression == "blosc"
     function(np.zeros(64, np.uint8))  # the first call initialises some libraries, which threads must not do at once
@@ -266,12 +280,12 @@ CHUNK = (1, 64, 64)
 
 
 def filter_problems() -> Mapping[str, str | None]:
-    """By compression, what goes wrong with a chunk that is written and read again; None where all is well."""
+    """Return, by compression, what goes wrong with a chunk that is written and read again; None where all is well."""
     return {compression: _problem(compression) for compression in COMPRESSIONS}
 
 
 def _problem(compression: str) -> str | None:
-    """A file in memory is written as frame files are, and read through the library's filters."""
+    """Write a file in memory as frame files are, read it through the library's filters, and return what goes wrong."""
     frame = np.arange(CHUNK[1] * CHUNK[2], dtype=np.uint16).reshape(CHUNK)
     try:
         import h5py
@@ -288,7 +302,7 @@ def _problem(compression: str) -> str | None:
 
 
 def hdf5_versions() -> str:
-    """Of h5py and of the HDF5 library that it brings."""
+    """Return the versions of h5py and of the HDF5 library that it brings."""
     import h5py
 
     return f"h5py {h5py.version.version}, HDF5 {h5py.version.hdf5_version}"

@@ -1,8 +1,8 @@
-"""Room on a disk, had before the HDF5 library writes: a library that meets a full disk while it flushes cannot close
-the file any more, and takes the process along when that ends.
+"""Disk space, allocated before the HDF5 library writes.
 
-All that the library still has to write lies below the end of what it has given out, or a little beyond: so those bytes
-are allocated first, and the disk refuses us, not the library.
+A library that meets a full disk while it flushes cannot close the file any more, and ends the process with it. All that
+the library still has to write lies below the end of what it has given out, or a little beyond: so those bytes are
+allocated first, and the disk refuses us, not the library.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ REFUSALS = {
     errno.EPERM: ("files may not be changed", "have that allowed (`lsattr` shows why)"),
     errno.EACCES: ("files may not be written", "have that allowed"),
 }
-"""Why a disk takes nothing more, and what a user can do."""
+"""Reasons why a disk takes nothing more, and what a user can do."""
 
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 
@@ -39,10 +39,13 @@ UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
 
 def allocate(descriptor: int, first: int, last: int) -> None:
-    """Have the bytes ``first`` to ``last - 1`` of an open file on the disk. OSError where it has no room.
+    """Allocate the bytes ``first`` to ``last - 1`` of an open file on the disk.
 
-    What is there already stays as it is. Where the file system cannot allocate, bytes beyond the end of the file are
-    written as zeros.
+    Existing bytes stay as they are. Where the file system cannot allocate, bytes beyond the end of the file are written
+    as zeros.
+
+    Raises:
+        OSError: the disk has no room.
     """
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if resource.RLIM_INFINITY != limit < last:
@@ -59,30 +62,36 @@ def allocate(descriptor: int, first: int, last: int) -> None:
 
 
 def refusal(*messages: str) -> tuple[str, str] | None:
-    """What it means that a disk refused, and what helps, of the first of these messages that tells of that."""
+    """Return what the refusal of a disk means, and what helps, for the first of these messages that reports one."""
     numbers = (int(number) for message in messages for number in _NUMBER.findall(message))
     return next((REFUSALS[number] for number in numbers if number in REFUSALS), None)
 
 
 def advice(messages: Iterable[str], directory: object, *, whole: bool) -> list[str]:
-    """In a sentence: what to do where messages tell of a disk that refused. ``whole``: masters and tables are there."""
-    told = refusal(*messages)
-    if told is None:
+    """Return a sentence of advice where messages report that a disk refused.
+
+    ``whole``: masters and tables are there.
+    """
+    advised = refusal(*messages)
+    if advised is None:
         return []
     then = "" if whole else f", then `lima2 recover {directory}` makes what is missing"
-    return [f"{told[0]}: {told[1]}{then}"]
+    return [f"{advised[0]}: {advised[1]}{then}"]
 
 
 class Room:
-    """What an HDF5 file that is open for writing has of the disk: all below ``_had``."""
+    """Disk space of an HDF5 file that is open for writing: all below ``_had`` is allocated."""
 
     def __init__(self, h5: Any) -> None:
         self._h5, self._had = h5, 0
 
     def secure(self, margin: int = MARGIN, ahead: int = 0) -> None:
-        """Make sure that what the library holds can be written, and ``margin`` bytes more. OSError.
+        """Make sure that what the library holds can be written, and ``margin`` bytes more.
 
-        Where something has to be had, ``ahead`` bytes more are taken if the disk has them, so that this is seldom.
+        Where bytes have to be allocated, ``ahead`` more are taken if the disk has them, so that this is seldom.
+
+        Raises:
+            OSError: the disk has no room.
         """
         needed = int(self._h5.id.get_filesize()) + margin
         if needed <= self._had:
@@ -96,13 +105,16 @@ class Room:
             self._had = needed
 
     def cut(self) -> None:
-        """The library has flushed: it cuts the file where what it has given out ends."""
+        """Note that the library has flushed: it cuts the file where what it has given out ends."""
         self._had = int(self._h5.id.get_filesize())
 
 
 def begin(path: str) -> None:
-    """Make sure that a new file of this name has room for its beginning; what was there is gone. OSError; then there is
-    no such file."""
+    """Allocate the beginning of a new file of this name; an existing one is replaced.
+
+    Raises:
+        OSError: the disk has no room; there is no such file then.
+    """
     with open(path, "wb") as file:
         try:
             allocate(file.fileno(), 0, MARGIN)
@@ -112,7 +124,11 @@ def begin(path: str) -> None:
 
 
 def give_back(path: str) -> None:
-    """Free what was allocated beyond the end of a file. OSError."""
+    """Free what was allocated beyond the end of a file.
+
+    Raises:
+        OSError: the file can't be changed.
+    """
     os.truncate(path, os.path.getsize(path))
 
 
@@ -124,6 +140,10 @@ def _fallocate() -> Any:
 
 
 def _write_zeros(descriptor: int, first: int, last: int) -> None:
-    """In pieces, as far as the disk takes them. OSError."""
+    """Write zeros in pieces, as far as the disk takes them.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     while first < last:
         first += os.pwrite(descriptor, bytes(min(1 << 20, last - first)), first)

@@ -1,4 +1,4 @@
-"""Frames of one receiver into a sequence of HDF5 files.
+"""Writer of the frames of one receiver into a sequence of HDF5 files.
 
 Frames are collected in whole chunks, compressed outside the library and written directly. What one call costs in
 Python is paid per block and per chunk, never per row.
@@ -24,22 +24,22 @@ CHUNK_BYTES = 1 << 20
 
 
 def frames_per_chunk_auto(height: int, width: int, itemsize: int, period_s: float | None = None) -> int:
-    """Frames of a chunk of about 1 MiB, at least 1.
+    """Return the number of frames of a chunk of about 1 MiB, at least 1.
 
-    With a period, no more than come in half a second: a chunk is written again whenever it is flushed half full, and
-    the space of its former copy is lost.
+    With a period (s), no more than arrive in half a second: a chunk is written again whenever it is flushed half full,
+    and the space of its former copy is lost.
     """
     frames = max(1, round(CHUNK_BYTES / (height * width * itemsize)))
     return frames if period_s is None else max(1, min(frames, int(0.5 / period_s)))
 
 
 def frame_file(channel: Channel, receiver: int, number: int) -> str:
-    """Name of the ``number``-th file of a receiver."""
+    """Return the name of the ``number``-th file of a receiver."""
     return f"{channel.name}_{channel.node}_{receiver}_{number:05d}.h5"
 
 
 def chunk_frames(channel: Channel) -> int:
-    """Frames of a chunk: what was asked, where a file and the run have so many."""
+    """Return the number of frames of a chunk: what was asked, where a file and the run have so many."""
     return min(n for n in (channel.frames_per_chunk, channel.frames_per_file, channel.selected) if n)
 
 
@@ -58,10 +58,10 @@ class Staged:
 
 
 class FrameWriter:
-    """Writes the frames that one receiver holds, in the order they come; see `Writer` in `lima2cli.nodes.base`.
+    """Writer of the frames of one receiver, in the order they arrive; see `Writer` in `lima2cli.nodes.base`.
 
     Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
-    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to tell it
+    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to set it
     before the first block. After an OSError nothing more is written: commit raises again, and close leaves the files
     readable with what was written before. ``threads`` compress the chunks of a block.
     """
@@ -86,11 +86,11 @@ class FrameWriter:
         self._broken: OSError | None = None
 
     def start(self, start_ns: int) -> None:
-        """The acquisition begins at ``start_ns``, ns since the epoch."""
+        """Set the start of the acquisition, ``start_ns``, in ns since the epoch."""
         self._start_ns = start_ns
 
     def stage(self, block: Block) -> Staged:
-        """Compress the chunks that the block completes. Frames (n, height, width) of the channel's dtype."""
+        """Compress the chunks that the block completes. Frames are (n, height, width) of the channel's dtype."""
         frames, base = block.frames, self._rows
         if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
             raise ValueError(
@@ -113,11 +113,11 @@ class FrameWriter:
                 staged.fill = 0
             done += len(part)
         stored = team(self.threads).each(encode)
-        staged.chunks = [(row, count, it) for (row, count), it in zip(rows, stored, strict=True)]
+        staged.chunks = [(row, count, chunk) for (row, count), chunk in zip(rows, stored, strict=True)]
         return staged
 
     def commit(self, staged: Staged) -> int:
-        """Write what `stage` prepared last; the number of frames."""
+        """Write what `stage` prepared last; return the number of frames."""
         if self._broken is not None:
             raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
         if staged.base != self._rows:
@@ -165,18 +165,18 @@ class FrameWriter:
         file.close()
 
     def _room(self, row: int) -> int:
-        """Frames that the chunk of a row still takes, from that row on."""
+        """Return the number of frames that the chunk of a row still takes, from that row on."""
         if not self._per_file:
             return self._per_chunk - row % self._per_chunk
         inside = row % self._per_file
         return min(self._per_chunk - inside % self._per_chunk, self._per_file - inside)
 
     def _encoded(self, part: Array, fill: int, stable: bool) -> Stored:
-        """What the file holds of a chunk; see `_chunk`."""
+        """Return what the file holds of a chunk; see `_chunk`."""
         return self._encode(self._chunk(part, fill, stable))
 
     def _chunk(self, part: Array, fill: int, stable: bool) -> Array:
-        """A whole chunk that ends with ``part``, padded where its file ends before it does."""
+        """Return a whole chunk that ends with ``part``, padded where its file ends before it does."""
         if not fill and len(part) == self._per_chunk:
             if self._direct and not stable:
                 return part.copy()
@@ -200,7 +200,7 @@ class FrameWriter:
         return file
 
     def _commit(self, staged: Staged) -> None:
-        """Rows and complete chunks to the files that they belong to."""
+        """Write rows and complete chunks to the files that they belong to."""
         done, count, chunks = 0, len(staged.numbers), iter(staged.chunks)
         chunk = next(chunks, None)
         while done < count:
@@ -222,7 +222,7 @@ class FrameWriter:
 
 
 class _FrameFile:
-    """One file: ``complete`` rows lie in complete chunks. Methods raise OSError where the disk refuses."""
+    """One file, of which ``complete`` rows lie in complete chunks. Methods raise OSError where the disk refuses."""
 
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
@@ -251,13 +251,13 @@ class _FrameFile:
             detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
             self._per_chunk = chunk_frames(channel)
-            told = {name: detector[name] for name in ("frame_number", "frame_time")}
-            sums = make_sums(detector, {"data": self._data, **told}) if channel.checksum else {}
+            columns = {name: detector[name] for name in ("frame_number", "frame_time")}
+            sums = make_sums(detector, {"data": self._data, **columns}) if channel.checksum else {}
             self._sums = ChunkSums(sums.pop("data")) if sums else None
-            self._row_sums = GrowingSums(sums, told)
+            self._row_sums = GrowingSums(sums, columns)
 
     def start(self, start_ns: int) -> None:
-        """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
+        """Start the file, for frames of an acquisition that began at ``start_ns``, ns since the epoch."""
         self._start_ns = start_ns
         with disk_errors(self._file.path):
             write_start(self._file.h5, start_ns)
@@ -265,20 +265,20 @@ class _FrameFile:
         self._file.start()
 
     def discard(self) -> None:
-        """Leave nothing of a file without frames."""
+        """Remove a file without frames."""
         self._file.discard()
 
     @property
     def pending(self) -> int:
-        """Rows that are not published yet."""
+        """Number of rows that are not published yet."""
         return self._columns.pending
 
     def log(self, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
-        """Number and time of rows to come; in memory until published."""
+        """Note number and time (s since the start) of rows to come; in memory until published."""
         self._columns.append((numbers, times))
 
     def write(self, rows: int, stored: Stored) -> None:
-        """The chunk after the complete ones, of which ``rows`` rows count."""
+        """Write the chunk after the complete ones, of which ``rows`` rows count."""
         row = self.complete
         self._file.secure(memoryview(stored.data).nbytes)  # else the library gives room out that is not there
         with disk_errors(self._file.path):
@@ -289,7 +289,7 @@ class _FrameFile:
             self._sums.put(row // self._per_chunk, stored.checksum)
 
     def publish(self) -> None:
-        """Rows whose data were written: first the data, then their numbers, so that a kill between leaves no gap."""
+        """Publish written rows: data first, then their numbers, so that a kill between leaves no gap."""
         if not self.pending:
             return
         self._file.secure()
@@ -314,18 +314,18 @@ class _FrameFile:
         self._file.close()
 
     def salvage(self) -> None:
-        """Close after an error: as much as the disk still takes, and never another error."""
+        """Close after an error, with as much as the disk still takes, and never raise another error."""
         try:
             with disk_errors(self._file.path):
                 self._data.id.set_extent((self._shown, *self._frame))
             self.publish()
             self._end_sums()
             self._file.close()
-        except OSError:  # told already by the call that failed first
+        except OSError:  # reported already by the call that failed first
             self._file.abandon()
 
     def _end_sums(self) -> None:
-        """The checksums of all chunks, also of the last."""
+        """Write the checksums of all chunks, also of the last."""
         if self._sums is not None:
             self._file.secure()
             with disk_errors(self._file.path):

@@ -12,7 +12,7 @@ from lima2cli.files.nexus import ENTRY, ChannelRecord
 from lima2cli.files.reading_apart import ReaderApart
 
 Unreadable = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""What comes of damaged files: errors of the HDF5 library, and objects that are not what they should be."""
+"""Exceptions that damaged files cause: errors of the HDF5 library, and objects that are not what they should be."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Inspection:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Any]:
-        """The open file; a file whose writer was interrupted is told of and read as far as it goes."""
+        """Return the open file; a file whose writer was interrupted is reported and read as far as it goes."""
         import h5py
 
         path = os.path.join(self.directory, name)
@@ -55,7 +55,7 @@ class Inspection:
             yield file
 
     def records(self, roles: Sequence[str]) -> list[ChannelRecord]:
-        """One record of each node that has files of these roles, the first role preferred."""
+        """Return one record of each node that has files of these roles, the first role preferred."""
         known: dict[str, ChannelRecord] = {}
         for record in self._records.values():
             if record is not None and record.role in roles and (record.node not in known or record.role == roles[0]):
@@ -64,17 +64,17 @@ class Inspection:
 
     @property
     def ends(self) -> list[str]:
-        """Names of the files that the end of a run makes: masters, tables, the linking file."""
-        return [name for name, it in self._records.items() if it is None or it.role in ("master", "table")]
+        """Return the names of the files that the end of a run makes: masters, tables, the linking file."""
+        return [name for name, record in self._records.items() if record is None or record.role in ("master", "table")]
 
     @property
     def files(self) -> list[str]:
-        """Names of all HDF5 files that can be opened."""
-        return [name for name, it in self._records.items() if it is not None]
+        """Return the names of all HDF5 files that can be opened."""
+        return [name for name, record in self._records.items() if record is not None]
 
     @cached_property
     def _records(self) -> dict[str, ChannelRecord | None]:
-        """What each HDF5 file says of itself, by name; None where it says nothing."""
+        """Return the record in each HDF5 file, by name; None where it has none."""
         known: dict[str, ChannelRecord | None] = {}
         for name in sorted(os.listdir(self.directory)):
             if not name.endswith(".h5"):
@@ -88,6 +88,10 @@ class Inspection:
 
 
 def detector_of(file: Any) -> Any:
-    """The NXdetector group, by the default plot of the entry; KeyError where there is none."""
+    """Return the NXdetector group, by the default plot of the entry.
+
+    Raises:
+        KeyError: there is none.
+    """
     entry = file[ENTRY]
     return entry[str(entry.attrs["default"]).rpartition("/")[0]]

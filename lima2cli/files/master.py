@@ -1,4 +1,4 @@
-"""The master of a channel: one virtual dataset over the files of all receivers, in global frame order."""
+"""Master of a channel: one virtual dataset over the files of all receivers, in global frame order."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,8 @@ def copy_rows(
     receivers  of each its files in order: name, and how many rows of it count
     limit      selected frames that are looked at; of a filtered channel those that are in files have a row
 
-    OSError where a file can't be read.
+    Raises:
+        OSError: a file can't be read.
     """
     data = GrowingRows(detector, channel)
     pixels = detector.create_dataset("frame_pixels", detector["frame_number"].shape, "uint32")
@@ -56,8 +57,8 @@ def copy_rows(
             for column in (zip(*taken, strict=True) if taken else [()] * 4)
         )
         order = np.argsort(rows, kind="stable")
-        found, place = np.unique(rows[order], return_inverse=True)
-        count = len(found)
+        distinct, place = np.unique(rows[order], return_inverse=True)
+        count = len(distinct)
         if not channel.filtered:
             place, count = rows[order] - first, last - first
         lengths, each = np.zeros(count, np.int64), (end - begin)[order]
@@ -75,7 +76,7 @@ def copy_rows(
 def _pointers(
     channel: Channel, directory: str, files: Sequence[tuple[str, int]], numbered: Sequence[str]
 ) -> Iterator[Sequence[Indices]]:
-    """Of the files of one receiver, piece by piece: rows, where their pixels begin and end, and in which file."""
+    """Yield, piece by piece, rows of the files of one receiver, where their pixels begin and end, and in which file."""
     for name, held in files:
         for first, last in windows(held, READ):
             with _opened(directory, name) as file:
@@ -87,7 +88,7 @@ def _pointers(
 
 
 def _spans(lengths: Indices) -> Iterator[slice]:
-    """Consecutive rows that have few enough pixels together, or are one."""
+    """Yield runs of consecutive rows that have few enough pixels together, or are one."""
     ends = np.cumsum(lengths)
     first = 0
     while first < len(lengths):
@@ -106,7 +107,7 @@ def _copy(
     end: Indices,
     file: Indices,
 ) -> None:
-    """The pixels from ``begin`` to ``end`` of several rows, each of a file, one row after another."""
+    """Copy the pixels from ``begin`` to ``end`` of several rows, each of a file, one row after another."""
     index: list[NDArray[Any]] = []
     intensity: list[NDArray[Any]] = []
     start, held = np.empty_like(begin), 0
@@ -136,12 +137,12 @@ def _opened(directory: str, name: str) -> Iterator[Any]:
 
 
 def frame_files(directory: str, name: str, node: str) -> list[str]:
-    """Names of the frame files of a channel, by receiver, then by number."""
+    """Return the names of the frame files of a channel, by receiver, then by number."""
     pattern = frame_file_names(name, node)
-    found = [
+    matches = [
         (int(match[1]), int(match[2]), file) for file in os.listdir(directory) if (match := pattern.fullmatch(file))
     ]
-    return [file for _, _, file in sorted(found)]
+    return [file for _, _, file in sorted(matches)]
 
 
 def write_master(
@@ -155,7 +156,7 @@ def write_master(
     unmatched: int | None = None,
     start_ns: int | None = None,
 ) -> str:
-    """Write ``{name}_{node}_master.h5`` from the frame files of ``directory``; returns its path.
+    """Write ``{name}_{node}_master.h5`` from the frame files of ``directory``; return its path.
 
     rows      selected frames, saved or not; at least those up to the last of which files hold something
     statuses  uint8 (rows,): why a row that is in no file is not (1 lost, 2 dropped, 3 incomplete); saved but in no file
@@ -164,14 +165,17 @@ def write_master(
               channel, are read by the accounting
     flows     accounts of all flows that feed the channel, as far as they are known
     unmatched frames that were not in all inputs of the joins before it
-    start_ns  start of the run, ns since the epoch, where no frame file tells it
+    start_ns  start of the run, ns since the epoch, where no frame file has it
 
     Row k is the k-th selected frame, of a filtered channel the k-th that is in files. Of partial frames what there is
     is shown; a row of which some but not all parts are in files has the status 3.
 
     Written under another name, then renamed. Frame files that can't be read, or whose frames are not in order, are
-    left out, and then told of by an OSError that comes after the master was written. OSError too where it can't be
-    written, ValueError where a file holds a frame that the flow does not select.
+    left out.
+
+    Raises:
+        OSError: the master can't be written; or, after it was written, frame files were left out.
+        ValueError: a file holds a frame that the flow does not select.
     """
     path = os.path.join(directory, master_file(channel.name, channel.node))
     files, unreadable = _scan_all(channel, directory)
@@ -205,22 +209,22 @@ def write_master(
 
 
 def by_receiver(names: Iterable[str]) -> list[list[str]]:
-    """Names of frame files in their order, those of each receiver together."""
+    """Return the names of frame files in their order, those of each receiver together."""
     return [list(own) for _, own in groupby(names, _prefix)]
 
 
 def receiver_of(name: str) -> int:
-    """The index of the receiver that writes the frame file of a name."""
+    """Return the index of the receiver that writes the frame file of a name."""
     return int(_prefix(name).rpartition("_")[2])
 
 
 def _prefix(name: str) -> str:
-    """Name of a frame file without its number."""
+    """Return the name of a frame file without its number."""
     return name.rpartition("_")[0]
 
 
 def _scan_all(channel: Channel, directory: str) -> tuple[list[SourceFile], list[str]]:
-    """The frame files that can be read, and what is wrong with the others."""
+    """Return the frame files that can be read, and what is wrong with the others."""
     files: list[SourceFile] = []
     unreadable = []
     for name in frame_files(directory, channel.name, channel.node):
@@ -233,8 +237,8 @@ def _scan_all(channel: Channel, directory: str) -> tuple[list[SourceFile], list[
 
 
 def _scan(channel: Channel, directory: str, name: str, before: int) -> SourceFile:
-    """A file whose rows come after row ``before``."""
-    found, last, source = mapping.RowMapping(), before, 0
+    """Read the facts of a file whose rows come after row ``before``."""
+    mapped, last, source = mapping.RowMapping(), before, 0
     several, rule = len(set(channel.receivers)) < len(channel.receivers), channel.rule
     path = os.path.join(directory, name)
     for (rows,) in _read(path, channel, ("frame_number",)):
@@ -243,9 +247,9 @@ def _scan(channel: Channel, directory: str, name: str, before: int) -> SourceFil
         last = int(rows[-1])
         if not channel.filtered:  # else it maps to rows that are known only when those of all receivers are
             buffer = rule.turn(rule.group(rows))[0] if several else None
-            found.add(rows, np.arange(source, source + len(rows)), buffer)
+            mapped.add(rows, np.arange(source, source + len(rows)), buffer)
         source += len(rows)
-    return SourceFile(name, receiver_of(name), source, last, found.finish(), _start_ns(path))
+    return SourceFile(name, receiver_of(name), source, last, mapped.finish(), _start_ns(path))
 
 
 def _start_ns(path: str) -> int | None:
@@ -257,7 +261,7 @@ def _start_ns(path: str) -> int | None:
 
 
 def _read(path: str, channel: Channel, columns: Iterable[str]) -> Iterator[list[NDArray[Any]]]:
-    """Columns of a frame file, piece by piece; instead of frame numbers their rows in the master.
+    """Yield columns of a frame file, piece by piece; instead of frame numbers their rows in the master.
 
     Rows beyond the shortest of the file's datasets don't count: a kill may leave some longer.
     """
@@ -276,7 +280,7 @@ def _read(path: str, channel: Channel, columns: Iterable[str]) -> Iterator[list[
 
 
 def _receivers(channel: Channel, directory: str, files: Sequence[SourceFile]) -> list[InOrder]:
-    """Of each receiver the frames in its files: index, time, row in the file, and which of ``files`` that is."""
+    """Return the frames in the files of each receiver: index, time, row in the file, and which of ``files`` that is."""
 
     def read(names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
         for name in names:

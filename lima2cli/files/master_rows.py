@@ -19,7 +19,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows ``target + i*target_stride + j`` come from ``source + i*source_stride + j``, i < count, j < block."""
+    """A regular part of a mapping, for i < count, j < block.
+
+    Rows ``target + i*target_stride + j`` come from ``source + i*source_stride + j``.
+    """
 
     target: int
     source: int
@@ -41,7 +44,7 @@ class RowMapping:
         self._split: dict[int, _Runs] = {}
 
     def add(self, target: Indices, source: Indices, buffer: Indices | None = None) -> None:
-        """Source rows ``source[i]`` go to rows ``target[i]``, both (n,) and ascending, through local buffer (n,)."""
+        """Map source rows ``source[i]`` to rows ``target[i]``, both (n,) and ascending, through local buffer (n,)."""
         self._whole.add(target, source)
         if buffer is not None:
             for one in np.unique(buffer).tolist():
@@ -49,7 +52,7 @@ class RowMapping:
                 self._split.setdefault(one, _Runs()).add(target[mine], source[mine])
 
     def finish(self) -> list[Piece]:
-        """The pieces."""
+        """Return the pieces."""
         whole = self._whole.finish()
         if len(whole) <= 2 or not self._split:
             return whole
@@ -58,7 +61,7 @@ class RowMapping:
 
 
 def pieces(target: Indices, buffer: Indices | None = None) -> list[Piece]:
-    """Pieces that map source row i to row ``target[i]``; target (n,) without duplicates, in any order."""
+    """Return the pieces that map source row i to row ``target[i]``; target (n,) without duplicates, in any order."""
     order = np.argsort(target, kind="stable")
     mapping = RowMapping()
     mapping.add(target[order], order, None if buffer is None else buffer[order])
@@ -66,7 +69,7 @@ def pieces(target: Indices, buffer: Indices | None = None) -> list[Piece]:
 
 
 def rows(first: int, stride: int, count: int, block: int) -> Indices:
-    """Row indices of a regular selection, in order."""
+    """Return the row indices of a regular selection, in order."""
     starts = first + stride * np.arange(count, dtype=np.int64)
     return np.add.outer(starts, np.arange(block, dtype=np.int64)).ravel()
 
@@ -104,7 +107,7 @@ class _Runs:
 
 
 def _joins(blocks: Indices, steps: Indices) -> NDArray[np.bool_]:
-    """Whether blocks (n, 3) and the ones that follow them by ``steps`` can be one piece."""
+    """Return whether blocks (n, 3) and the ones that follow them by ``steps`` can be one piece."""
     joins: NDArray[np.bool_] = (steps[:, 2] == 0) & (steps[:, 0] >= blocks[:, 2]) & (steps[:, 1] >= blocks[:, 2])
     return joins
 
@@ -115,8 +118,10 @@ RUNS = 64
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A frame file: its receiver, its rows, the last selected frame (by index; -1: none), how its rows map, and the
-    run's start."""
+    """A frame file: its receiver, its rows, and the mapping of these.
+
+    It also has the index of the last selected frame (-1: none) and the start of the run.
+    """
 
     name: str
     receiver: int
@@ -127,7 +132,7 @@ class SourceFile:
 
 
 def write_virtual(detector: Any, channel: Channel, files: Sequence[SourceFile], count: int) -> None:
-    """The dataset ``data`` (count, height, width), by names relative to the master."""
+    """Write the dataset ``data`` (count, height, width), by names relative to the master."""
     import h5py
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -153,10 +158,10 @@ def write_virtual(detector: Any, channel: Channel, files: Sequence[SourceFile], 
 
 
 def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces of a file that one mapping takes: their rows are in the same order in the file and in the dataset."""
+    """Yield lists of pieces that one mapping takes: their rows are in the same order in the file and in the dataset."""
     held: list[Piece] = []
     for piece in pieces:
-        if held and sum(it.count for it in held) + piece.count > RUNS:
+        if held and sum(held_piece.count for held_piece in held) + piece.count > RUNS:
             yield held
             held = []
         held.append(piece)
@@ -184,7 +189,7 @@ TOLD = ("frame_number", "frame_time", "frame_status", "frame_pixels")
 def write_rows(
     detector: Any, channel: Channel, receivers: Sequence[InOrder], count: int, statuses: Statuses | None
 ) -> None:
-    """A row for each of ``count`` selected frames, saved or not.
+    """Write a row for each of ``count`` selected frames, saved or not.
 
     receivers   of each the frames in its files: index among the selected ones, time (seconds since the start)
     """
@@ -208,7 +213,7 @@ def write_rows(
 def write_kept_rows(
     detector: Any, channel: Channel, receivers: Sequence[InOrder], files: int, limit: int
 ) -> tuple[int, list[RowMapping]]:
-    """A row for each frame below ``limit`` that is in files; how many there are, and how each of the files maps.
+    """Write a row for each frame below ``limit`` that is in files; return their number, and the mapping of each file.
 
     receivers   as of `write_rows`, and of each frame its row in its file, and the index of that file
     """
@@ -233,16 +238,16 @@ def write_kept_rows(
 
 
 def cover_rows(detector: Any) -> None:
-    """Checksums of what a master that is complete tells of its rows."""
+    """Write checksums of the row by row datasets of a master that is complete."""
     cover(detector, {name: detector[name] for name in TOLD if name in detector})
 
 
 def write_flow(
     detector: Any, channel: Channel, count: int, statuses: Statuses | None, totals: Mapping[str, Any] | None
 ) -> None:
-    """The account of the channel's flow; where the rows can't tell it, also what became of each selected frame."""
+    """Write the account of the channel's flow; where the rows don't show it, also the status of each selected frame."""
     flow = group(detector, "flow", "NXcollection")
-    flow.attrs["told"] = statuses is not None  # else rows that are in no file are so for reasons that nobody knows
+    flow.attrs["told"] = statuses is not None  # else rows that are in no file are so for unknown reasons
     write_plain(flow, {"name": channel.flow, **(totals or {})})
     if channel.filtered or channel.places:
         chunks = (min(WINDOW, count),) if count else None

@@ -24,14 +24,14 @@ LONGEST_LINK = 255
 
 
 def link_name(text: str) -> str:
-    """A name that HDF5 takes for one link: ``/`` would make several, and ``.`` is where one is."""
+    """Return a name that HDF5 takes for one link: ``/`` would make several, and ``.`` is the group itself."""
     return text.replace("/", "-") if text.strip(".") else "unnamed"
 
 
 def link_names(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """A link's name for each of ``texts``, no two alike and none of ``taken``.
+    """Return a link's name for each of ``texts``, no two alike and none of ``taken``.
 
-    Texts that can be a name are one; to others, and to those that are taken, a number is added where they collide.
+    Strings that can be a name are kept; to others, and to those that are taken, a number is added where they collide.
     """
     wanted = {text: link_name(text) for text in texts}
     used = set(taken) | {text for text, name in wanted.items() if text == name}
@@ -39,7 +39,7 @@ def link_names(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, s
     for text, name in wanted.items():
         free = text == name and text not in taken
         candidates = chain((name,), (f"{name}_{number}" for number in count(2)))
-        names[text] = name if free else next(it for it in candidates if it not in used)
+        names[text] = name if free else next(candidate for candidate in candidates if candidate not in used)
         used.add(names[text])
     return names
 
@@ -52,45 +52,45 @@ CREATOR = f"LIMA2-{lima2cli.__version__}"
 
 
 OF_ENTRY = ("title", "start_time", "measurement", "sample", "extra", "channel", "flows")
-"""What files have in their entry, beside the instrument or the nodes, which users name."""
+"""Members of the entry next to the instrument or the nodes, which users name."""
 
 INSTRUMENT = "instrument"
-"""Name of the NXinstrument group where nobody names the instrument."""
+"""Name of the NXinstrument group where the instrument has no name."""
 
 OF_INSTRUMENT = ("name", "beam")
-"""What the instrument has beside the detector, which users name."""
+"""Members of the instrument next to the detector, which users name."""
 
 KEY = "key"
 """Attribute of what could not have the name that a user gave it: that name."""
 
 
 def instrument_name(channel: Channel) -> str:
-    """Name of the NXinstrument group."""
+    """Return the name of the NXinstrument group."""
     return link_name(str(channel.metadata.get("instrument") or INSTRUMENT))
 
 
 def detector_path(channel: Channel) -> str:
-    """Path of the NXdetector group, which holds ``data``."""
+    """Return the path of the NXdetector group, which holds ``data``."""
     return f"/{ENTRY}/{instrument_name(channel)}/{link_name(channel.detector.name)}"
 
 
 def group(parent: Any, name: str, nx_class: str) -> Any:
-    """A new group with its NX_class."""
+    """Make a new group with its NX_class."""
     made = parent.create_group(name)
     made.attrs["NX_class"] = fixed(nx_class)
     return made
 
 
 def fixed(text: str) -> Any:
-    """The value of an attribute, ASCII of a fixed length: readers in C take no other.
+    """Return the value of an attribute, ASCII of a fixed length: readers in C take no other.
 
-    With room for a NUL at the end: read as a string of C, a text without loses its last letter.
+    It has room for a NUL at the end: read as a string of C, one without loses its last letter.
     """
     return np.array(text.encode("ascii"), f"S{len(text) + 1}")
 
 
 def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
-    """Attributes of the root, and the entry: ``/entry_0000`` with title and start_time (ISO 8601, UTC)."""
+    """Write the attributes of the root, and the entry: ``/entry_0000`` with title and start_time (ISO 8601, UTC)."""
     file.attrs["NX_class"] = fixed("NXroot")
     file.attrs["creator"] = CREATOR
     file.attrs["default"] = ENTRY
@@ -105,13 +105,14 @@ def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
 
 
 def write_start(file: Any, start_ns: int) -> None:
-    """The start, ns since the epoch, in a file that was planted before it was known."""
+    """Write the start, ns since the epoch, to a file that was made before it was known."""
     file[ENTRY]["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
 
 
 def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
-    """The tree of a channel, all but the data; returns the NXdetector group that wants ``data``, sparse
-    frames also a dataset ``frame_pixels``, which is what is plotted of them.
+    """Write the tree of a channel, all but the data; return the NXdetector group that wants ``data``.
+
+    Sparse frames also want a dataset ``frame_pixels``, which is what is plotted of them.
 
     start_ns   start of the run, ns since the epoch, None where unknown
     """
@@ -144,7 +145,7 @@ def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
 
 
 def write_params(detector: Any, channel: Channel) -> None:
-    """What a master has beside: parameters and static information, for the record."""
+    """Write what a master has in addition: parameters and static information, for the record."""
     params = group(detector, "params", "NXcollection")
     write_plain(group(params, "acquisition", "NXcollection"), channel.acquisition)
     write_plain(group(params, "processing", "NXcollection"), channel.processing)
@@ -165,9 +166,9 @@ def write_params(detector: Any, channel: Channel) -> None:
 
 
 def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
-    """Plain data as datasets: maps become groups, lists of numbers arrays, other lists JSON; None is left out.
+    """Write plain data as datasets: mappings become groups, lists of numbers arrays, other lists JSON.
 
-    Whole numbers of more than 64 bits become their digits.
+    None is left out. Whole numbers of more than 64 bits become their digits.
     """
     held = {str(key): value for key, value in data.items() if value is not None}
     for key, name in link_names(held).items():
@@ -183,7 +184,7 @@ def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
 
 
 def fill_value(channel: Channel) -> Any:
-    """What pixels hold that nobody wrote: what gaps hold, 0 where the frames' dtype can't hold it."""
+    """Return the value of pixels that were not written: that of gaps, 0 where the frames' dtype can't hold it."""
     dtype, gap = np.dtype(channel.dtype), channel.detector.gap_value if channel.hole is None else channel.hole
     if dtype.kind == "f":
         return dtype.type(gap)
@@ -192,12 +193,12 @@ def fill_value(channel: Channel) -> Any:
 
 
 def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
-    """uint32 (height, width), 1 where a pixel is masked; None where all are good."""
+    """Return the mask as uint32 (height, width), 1 where a pixel is masked; None where all are good."""
     return None if channel.mask is None or not channel.mask.any() else channel.mask.astype(np.uint32)
 
 
 def _describe(detector: Any, channel: Channel) -> None:
-    """Fields of NXdetector, and what was done to the image."""
+    """Write the fields of NXdetector, and what was done to the image."""
     info = channel.detector.sensor
     view = channel.view if channel.detector.operated is None else channel.detector.operated.view.then(channel.view)
     meta = channel.metadata
@@ -226,7 +227,7 @@ def _describe(detector: Any, channel: Channel) -> None:
 
 
 def _describe_invalid(detector: Any, rule: Invalid) -> None:
-    """Which values of single pixels are no measurement: attributes of the detector; a lower limit as NeXus has it."""
+    """Write which values of single pixels are no measurement, as attributes; a lower limit as NeXus has it."""
     if values := [value for value in rule.values if np.isfinite(value)]:
         detector.attrs["invalid_values"] = values
     for name, limit in (("invalid_below", rule.below), ("invalid_above", rule.above)):
@@ -237,7 +238,7 @@ def _describe_invalid(detector: Any, rule: Invalid) -> None:
 
 
 def _operation(view: View) -> dict[str, Any]:
-    """What leads from the detector's sensor to the saved image: cut (detector pixels), bin, flip, rotate clockwise."""
+    """Write the way from the sensor to the saved image: cut (detector pixels), bin, flip, rotate clockwise."""
     turned = view.mirrored and view.rotation >= 180  # horizontal and 180 degrees are vertical
     return {
         "origin": {"x": view.area.x, "y": view.area.y},
@@ -255,7 +256,7 @@ def _quantity(parent: Any, name: str, value: float, units: str) -> None:
 
 
 def _beyond(value: Any) -> bool:
-    """Whether no integer of HDF5 holds a number."""
+    """Return whether no integer of HDF5 holds a number."""
     return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
@@ -274,22 +275,22 @@ def _soft(path: str) -> Any:
 
 
 def master_file(name: str, node: str) -> str:
-    """Name of the master of a channel."""
+    """Return the name of the master of a channel."""
     return f"{name}_{node}_master.h5"
 
 
 def frame_file_names(name: str, node: str) -> re.Pattern[str]:
-    """What names of frame files look like, with groups for receiver and number."""
+    """Return a pattern of names of frame files, with groups for receiver and number."""
     return re.compile(re.escape(f"{name}_{node}_") + r"(\d+)_(\d{5,})\.h5")
 
 
 def part_names(name: str, node: str) -> re.Pattern[str]:
-    """What names of parts of a table look like."""
+    """Return a pattern of names of parts of a table."""
     return re.compile(re.escape(f"{name}_{node}_") + r"\d+_rows\.h5")
 
 
 def table_file(name: str, node: str) -> str:
-    """Name of a whole table."""
+    """Return the name of a whole table."""
     return f"{name}_{node}.h5"
 
 
@@ -336,17 +337,17 @@ class ChannelRecord:
 
     @property
     def parts(self) -> int:
-        """Of how many receivers' frames a whole frame is made."""
+        """Number of receivers whose frames make a whole frame."""
         return len(self.places) // 4 or 1
 
     def source(self, flow: str) -> tuple[int, int, int]:
-        """First frame, step and number of the frames that a flow selects; -1 = endless."""
+        """Return first frame, step and number of the frames that a flow selects; -1 = endless."""
         at = 3 * self.flows.index(flow)
         start, step, selected = self.sources[at : at + 3]
         return start, step, selected
 
     def place(self, receiver: int) -> tuple[int, int, int, int] | None:
-        """x, y, width and height of the part that a receiver has of each frame; None of whole frames."""
+        """Return x, y, width and height of the part that a receiver has of each frame; None of whole frames."""
         if not self.places:
             return None
         at = 4 * self.receivers.index(receiver)
@@ -354,17 +355,20 @@ class ChannelRecord:
         return x, y, width, height
 
     def frames(self, sources: Iterable[tuple[int, int, int]]) -> int:
-        """How many frames of its flows make its rows, where these have ``sources``: first frame, step and number."""
+        """Return how many frames of its flows make its rows.
+
+        sources  first frame, step and number of the selected frames of each flow
+        """
         last = min(start + (count - 1) * step if count else -1 for start, step, count in sources)
         return max(0, (last - self.start) // (self.step // max(1, self.window)) + 1)
 
     def rows(self, frames: int) -> int:
-        """How many rows so many frames make, a last incomplete window among them."""
+        """Return how many rows so many frames make, a last incomplete window among them."""
         return -(-frames // self.window) if self.window else min(1, frames)
 
     @property
     def planned(self) -> int:
-        """Rows by the plan; -1 = endless."""
+        """Number of rows by the plan; -1 = endless."""
         if self.window < 2 or self.selected < 0:
             return self.selected
         return self.rows(self.frames(self.source(flow) for flow in self.flows))
@@ -373,7 +377,7 @@ class ChannelRecord:
     def of(
         cls, channel: Channel | TableChannel, role: str, receiver: int = -1, start_ns: int | None = None
     ) -> "ChannelRecord":
-        """The record of a file of a channel."""
+        """Return the record of a file of a channel."""
         rule = channel.rule
         frames = channel if isinstance(channel, Channel) else None
         sources = channel.sources or ((rule.start, rule.step, channel.selected),)
@@ -399,17 +403,17 @@ class ChannelRecord:
         )
 
     def write(self, file: Any) -> None:
-        """Into a file that has its entry."""
+        """Write the record into a file that has its entry."""
         group(file[ENTRY], "channel", "NXcollection").attrs.update(asdict(self))
 
     @staticmethod
     def write_start(file: Any, start_ns: int) -> None:
-        """The start of the run, into a file that has its record."""
+        """Write the start of the run into a file that has its record."""
         file[f"{ENTRY}/channel"].attrs["start_ns"] = start_ns
 
     @classmethod
     def read(cls, file: Any) -> "ChannelRecord | None":
-        """Of an open file; None where it is none of ours."""
+        """Return the record of an open file; None where it is none of ours."""
         if f"{ENTRY}/channel" not in file:
             return None
         attrs = file[f"{ENTRY}/channel"].attrs

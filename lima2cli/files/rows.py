@@ -16,12 +16,16 @@ RowIndices = NDArray[np.int64]
 
 
 def windows(count: int, size: int = WINDOW) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of consecutive pieces of ``count`` rows."""
+    """Return an iterator of consecutive pieces (first, last + 1) of ``count`` rows."""
     return ((first, min(count, first + size)) for first in range(0, count, size))
 
 
 def rows_of(numbers: NDArray[np.uint64], start: int, step: int) -> RowIndices:
-    """Row k of each frame number; ValueError where one is not among the selected frames."""
+    """Return the row k of each frame number.
+
+    Raises:
+        ValueError: a frame is not among the selected ones.
+    """
     row, rest = np.divmod(numbers.astype(np.int64) - start, step)
     if len(row) and (rest.any() or row.min() < 0):
         bad = numbers[(rest != 0) | (row < 0)][0]
@@ -32,7 +36,7 @@ def rows_of(numbers: NDArray[np.uint64], start: int, step: int) -> RowIndices:
 class InOrder:
     """Columns that are read piece by piece and taken up to some row; the first column holds the rows.
 
-    At most one piece is held. What the iterator raises comes out of `take`.
+    At most one piece is held. Exceptions of the iterator pass through `take`.
     """
 
     def __init__(self, pieces: Iterator[Sequence[NDArray[Any]]]) -> None:
@@ -40,7 +44,7 @@ class InOrder:
         self._held: Sequence[NDArray[Any]] | None = next(pieces, None)
 
     def take(self, until: int) -> Iterator[Sequence[NDArray[Any]]]:
-        """The columns, piece by piece, as far as the rows are below ``until``."""
+        """Yield the columns, piece by piece, as far as the rows are below ``until``."""
         while self._held is not None:
             beyond = self._held[0] >= until
             count = int(beyond.argmax()) if beyond.any() else len(beyond)
@@ -62,12 +66,12 @@ class Statuses(Protocol):
     """``frame_status`` of rows, uint8: an array, or what gives one for a slice of rows."""
 
     def __getitem__(self, rows: slice, /) -> Status:
-        """Of the rows of a slice."""
+        """Return the statuses of the rows of a slice."""
         ...
 
 
 def told(statuses: Statuses | None, first: int, last: int) -> Status:
-    """Of rows ``first`` to ``last - 1``; those that nobody tells of are incomplete."""
+    """Return the statuses of rows ``first`` to ``last - 1``; rows without one are incomplete."""
     known = np.full(last - first, INCOMPLETE, np.uint8)
     if statuses is not None:
         some = statuses[first:last]
@@ -76,7 +80,7 @@ def told(statuses: Statuses | None, first: int, last: int) -> Status:
 
 
 def last_row(statuses: Statuses, count: int) -> int:
-    """Index after the last of ``count`` rows that came, be it in vain: that is not missing."""
+    """Return the index after the last of ``count`` rows that arrived, even if in vain: that one is not missing."""
     for first, last in reversed(list(windows(count))):
         if len(kept := np.flatnonzero(statuses[first:last] != INCOMPLETE)):
             return first + int(kept[-1]) + 1
@@ -88,10 +92,10 @@ Joins = Callable[[Integers, Integers], NDArray[np.bool_]]
 
 
 class Progressions:
-    """Splits a sequence of vectors into progressions ``first + i*step``, i < count.
+    """Division of a sequence of vectors into progressions ``first + i*step``, i < count.
 
     Runs of equal steps become progressions; an element between two runs goes to the longer one, to the later only
-    where that is longer. ``joins(elements, steps)`` (n, width) each says which steps may be part of a progression.
+    where that is longer. ``joins(elements, steps)`` (n, width) each marks steps that may be part of one.
     """
 
     def __init__(self, width: int = 1, joins: Joins | None = None) -> None:
@@ -105,7 +109,7 @@ class Progressions:
         self._done: list[Integers] = []
 
     def add(self, values: Integers) -> None:
-        """The next elements (n, width)."""
+        """Add the next elements (n, width)."""
         if not len(values):
             return
         if not len(self._last):
@@ -130,13 +134,13 @@ class Progressions:
         self._settle(2)
 
     def finish(self) -> Integers:
-        """All progressions (n, 2*width + 1): first, step, count; the step of a single element is 0."""
+        """Return all progressions (n, 2*width + 1): first, step, count; the step of a single element is 0."""
         self._settle(0)
         width = self._last.shape[1]
         return np.concatenate([np.empty((0, 2 * width + 1), np.int64), *self._done])
 
     def _settle(self, kept: int) -> None:
-        """Close all runs but the last ``kept``: who owns an element depends on the lengths of both its runs."""
+        """Close all runs but the last ``kept``: which run owns an element depends on the lengths of both its runs."""
         done = len(self._steps) - kept
         if done <= 0:
             return
@@ -153,20 +157,20 @@ class Progressions:
 
 
 def ranges(numbers: ArrayLike) -> list[list[int]]:
-    """Sorted, distinct numbers as few ``[first, last, step]``, last included; ``[n, n, 1]`` for one alone."""
+    """Return sorted, distinct numbers as few ``[first, last, step]``, last included; ``[n, n, 1]`` for one alone."""
     return ranges_of([np.asarray(numbers, dtype=np.int64)])
 
 
 def ranges_of(pieces: Iterable[Integers]) -> list[list[int]]:
-    """As `ranges`, of numbers that come piece by piece."""
-    found = Progressions()
+    """Return the same as `ranges`, of numbers that come piece by piece."""
+    progressions = Progressions()
     for piece in pieces:
-        found.add(piece[:, None])
-    return range_list(found)
+        progressions.add(piece[:, None])
+    return range_list(progressions)
 
 
 def range_list(found: Progressions) -> list[list[int]]:
-    """Progressions of numbers as ``[first, last, step]``."""
+    """Return progressions of numbers as ``[first, last, step]``."""
     first, step, count = found.finish().T
     listed: list[list[int]] = np.stack((first, first + step * (count - 1), np.maximum(step, 1)), axis=1).tolist()
     return listed
@@ -177,6 +181,6 @@ LISTED = 3
 
 
 def range_words(ranges: Sequence[Sequence[int]]) -> str:
-    """Ranges ``[first, last, step]`` in words: ``3, 7-9, 20-30 step 2, ...``."""
+    """Return ranges ``[first, last, step]`` in words: ``3, 7-9, 20-30 step 2, ...``."""
     words = [f"{a}" if a == b else f"{a}-{b}" + (f" step {s}" if s > 1 else "") for a, b, s in ranges[:LISTED]]
     return ", ".join(words) + (", ..." if len(ranges) > LISTED else "")

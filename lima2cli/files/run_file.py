@@ -19,7 +19,9 @@ COUNTS = ("expected", "received", "lost", "dropped", "missing")
 
 @dataclass(frozen=True, eq=False)
 class FlowRecord:
-    """The account of one flow, in frames. Of its slices `Statuses`: what became of its frames.
+    """The account of one flow, in frames.
+
+    Slices of it are `Statuses` of its frames.
 
     statuses   None where all were received
     """
@@ -36,18 +38,18 @@ class FlowRecord:
 
     @property
     def totals(self) -> dict[str, int]:
-        """The counts by their names."""
+        """Return the counts by their names."""
         return {name: getattr(self, name) for name in COUNTS}
 
     def __getitem__(self, rows: slice, /) -> Status:
-        """Of the frames of a slice."""
+        """Return the statuses of the frames of a slice."""
         if self.statuses is not None:
             return self.statuses[rows]
         first, last, _ = rows.indices(self.expected)
         return np.zeros(max(0, last - first), np.uint8)
 
     def write(self, flows: Any) -> None:
-        """Into the group of all flows of a file."""
+        """Write the account into the group of all flows of a file."""
         own = group(flows, self.name, "NXcollection")
         for name, value in {"start": self.start, "step": self.step, **self.totals}.items():
             own[name] = value
@@ -60,7 +62,7 @@ class FlowRecord:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Statuses that are in a file; what the HDF5 library raises comes out of slices."""
+    """Statuses that are in a file; slices raise what the HDF5 library raises."""
 
     directory: str
     file: str
@@ -73,7 +75,7 @@ class _Kept:
 
 
 def write_flows(entry: Any, flows: Iterable[FlowRecord], unmatched: int | None = None) -> None:
-    """The accounts of ``flows`` into the entry of a new file; of no flow nothing."""
+    """Write the accounts of ``flows`` into the entry of a new file; of no flow nothing."""
     kept = list(flows)
     if not kept:
         return
@@ -85,8 +87,8 @@ def write_flows(entry: Any, flows: Iterable[FlowRecord], unmatched: int | None =
 
 
 def kept_flows(inspection: Inspection) -> dict[str, FlowRecord]:
-    """The accounts of flows that the files of a directory hold, by name. That two of them differ is told."""
-    found: dict[str, tuple[str, FlowRecord]] = {}
+    """Return the accounts of flows that the files of a directory hold, by name; report where two of them differ."""
+    accounts: dict[str, tuple[str, FlowRecord]] = {}
     for name in inspection.ends:
         try:
             with inspection.open(name) as file:
@@ -96,32 +98,35 @@ def kept_flows(inspection: Inspection) -> dict[str, FlowRecord]:
                     record = FlowRecord(flow, start, step, expected, received, lost, dropped, missing)
                     if record.received < record.expected:
                         record = replace(record, statuses=_Kept(inspection.directory, name, flow))
-                    other, same = found.setdefault(flow, (name, record))
+                    other, same = accounts.setdefault(flow, (name, record))
                     if same.totals != record.totals:
                         inspection.tell(f"{name}: its account of {flow} is not that of {other}")
         except Unreadable as error:
             inspection.tell_of(name, error)
-    return {flow: record for flow, (_, record) in found.items()}
+    return {flow: record for flow, (_, record) in accounts.items()}
 
 
 def kept_unmatched(inspection: Inspection, name: str) -> int | None:
-    """Frames that joins before the node of a file left out; None where it tells of none."""
+    """Return the number of frames that joins before the node of a file left out; None where the file has none."""
     try:
         with inspection.open(name) as file:
             value = file[FLOWS].attrs.get("unmatched") if FLOWS in file else None
             return None if value is None else int(value)
     except Unreadable:
-        return None  # what is wrong with the file is told by those who read its rows
+        return None  # those who read its rows report what is wrong with the file
 
 
 def cut_short(record: ChannelRecord, expected: Mapping[str, int]) -> bool:
-    """Whether fewer frames were expected of a flow that feeds a node, by name, than it selects: the run was stopped."""
+    """Return whether a flow that feeds a node expected fewer frames than it selects: the run was stopped.
+
+    By name of the node.
+    """
     selected = {name: record.source(name)[2] for name in record.flows}
     return any(count < 0 or expected[name] < count for name, count in selected.items())
 
 
 def expected_rows(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
-    """How many rows a node should have after what its flows expected; None where one of them is not known."""
+    """Return how many rows a node should have after what its flows expected; None where one of them is not known."""
     frames = _frames(record, flows)
     if frames is None or record.window != 1:
         return None if frames is None else record.rows(frames)
@@ -129,13 +134,13 @@ def expected_rows(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int
 
 
 def whole_windows(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
-    """How many of these rows a node can have: all but a last incomplete window. None where it is not known."""
+    """Return how many of these rows a node can have: all but a last incomplete window. None where it is not known."""
     frames = _frames(record, flows) if record.window > 1 else None
     return None if frames is None else frames // record.window
 
 
 def _frames(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | None:
-    """Frames that make the rows of a node; None where one of its flows is not known."""
+    """Return the number of frames that make the rows of a node; None where one of its flows is not known."""
     own = [flows[name] for name in record.flows if name in flows]
     if len(own) < len(record.flows):
         return None
@@ -143,13 +148,13 @@ def _frames(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | Non
 
 
 CHANNEL = ("data", "frame_number", "frame_time", "frame_status", "frame_pixels")
-"""What is linked of a channel, where there is such."""
+"""Members of a channel that are linked, where there are such."""
 
 
 def write_links(
     name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = (), flows: Sequence[FlowRecord] = ()
 ) -> str:
-    """Write ``{name}.h5``; returns its path.
+    """Write ``{name}.h5``; return its path.
 
     ``/entry_0000/<node>`` has, of a channel, ``data`` and its row by row datasets, ``plot`` (NXdata), and ``detector``,
     all that its master has of it; of a table, its columns and ``plot``. ``/entry_0000/measurement/<node>`` is the
@@ -160,7 +165,8 @@ def write_links(
     channels, tables   paths of masters and merged tables; links are relative to ``directory``
     flows              accounts of all flows of the run, as far as they are known
 
-    OSError where a file can't be read or written.
+    Raises:
+        OSError: a file can't be read or written.
     """
     import h5py
 
@@ -193,7 +199,7 @@ def write_links(
 
 
 def _plot(parent: Any, facts: "_Facts", link: str) -> None:
-    """The NXdata group of a master or table, by links to what it shows."""
+    """Make the NXdata group of a master or table, by links to what it shows."""
     import h5py
 
     plot = group(parent, "plot", "NXdata")
@@ -205,8 +211,10 @@ def _plot(parent: Any, facts: "_Facts", link: str) -> None:
 
 
 def _detector(node: Any, facts: "_Facts", link: str) -> None:
-    """All that a master has of its detector, link by link: nexusformat can't read links and groups within a group that
-    is itself behind an external link."""
+    """Link all that a master has of its detector, one by one.
+
+    nexusformat can't read links and groups within a group that is itself behind an external link.
+    """
     import h5py
 
     detector = group(node, "detector", "NXdetector")
@@ -220,7 +228,7 @@ def _detector(node: Any, facts: "_Facts", link: str) -> None:
 
 
 def _members(parent: Any, before: str = "") -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """What is in a group, by its path: of groups that hold others their attributes, then what is in them."""
+    """Yield what is in a group, by its path: of groups that hold others their attributes, then what is in them."""
     import h5py
 
     for name in parent:
@@ -234,8 +242,11 @@ def _members(parent: Any, before: str = "") -> Iterator[tuple[str, dict[str, Any
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is linked of a master or table: the group of its datasets, the names of these, all that a master has of its
-    detector beside the plot (see `_members`), and signal and axes of this plot."""
+    """Facts of a master or table that is linked to.
+
+    The group of its datasets, the names of these, all that a master has of its detector next to the plot (see
+    `_members`), and signal and axes of this plot.
+    """
 
     node: str
     group: str
@@ -246,7 +257,7 @@ class _Facts:
 
     @property
     def shown(self) -> str:
-        """Path of what is the node's in ``measurement``."""
+        """Return the path of what is the node's in ``measurement``."""
         return f"{self.group}/data" if self.image else self.group
 
     @classmethod
@@ -263,5 +274,5 @@ class _Facts:
             where = entry[default].parent if image else entry["measurement"]
             names = CHANNEL if image else tuple(where)
             names = tuple(name for name in names if name in where)
-            members = {name: it for name, it in _members(where) if name != "plot"} if image else {}
+            members = {name: member for name, member in _members(where) if name != "plot"} if image else {}
             return cls(record.node, where.name, names, members, image, plot)

@@ -1,4 +1,4 @@
-"""Sparse frames of one receiver into a sequence of HDF5 files, as compressed sparse rows (CSR).
+"""Writer of the sparse frames of one receiver into a sequence of HDF5 files, as compressed sparse rows (CSR).
 
 The group ``data`` has ``index`` (m,) uint32 and ``intensity`` (m,) of the pixels of all frames, one frame after
 another, and ``frame_ptr`` (n+1,) uint64: frame i has the pixels from ``frame_ptr[i]`` to ``frame_ptr[i+1] - 1``. Pixels
@@ -27,7 +27,7 @@ CHUNK = 16384
 """Pixels of a chunk, which the chunk cache takes."""
 
 PARTS = ("index", "intensity")
-"""What the group ``data`` has of each pixel."""
+"""Columns of the group ``data`` about each pixel."""
 
 
 class GrowingRows:
@@ -51,14 +51,14 @@ class GrowingRows:
         self._sums = GrowingSums(make_sums(detector, covered) if channel.checksum else {}, covered)
 
     def add_pixels(self, index: Array, intensity: Array) -> None:
-        """Pixels (m,) after those that are there."""
+        """Append pixels (m,) to those that are there."""
         for dataset, values in ((self._index, index), (self._intensity, intensity)):
             dataset.resize((self.pixels + len(values),))
             dataset[self.pixels :] = values
         self.pixels += len(index)
 
     def add_rows(self, ends: NDArray[np.uint64]) -> None:
-        """Where rows (n,) after those that are there end; flushes their pixels first."""
+        """Append rows (n,), given as the ends of their pixels, to those that are there; flush their pixels first."""
         self._index.flush()
         self._intensity.flush()
         first = len(self._ptr)
@@ -66,17 +66,20 @@ class GrowingRows:
         self._ptr[first:] = ends
 
     def add_sums(self, *, last: bool = False) -> None:
-        """Checksums of the chunks that are full, of a file that was flushed; of the last chunk, too, at the end."""
+        """Write the checksums of the chunks that are full, of a file that was flushed.
+
+        last  of the last chunk too, at the end
+        """
         self._sums.write(last=last)
 
 
 def is_sparse(data: Any) -> bool:
-    """Whether ``data`` of a file is a group of sparse frames."""
+    """Return whether ``data`` of a file is a group of sparse frames."""
     return hasattr(data, "keys")
 
 
 def whole_rows(data: Any) -> int:
-    """Rows of a group ``data`` whose pixels are all there; of a dataset ``data`` its rows."""
+    """Return the number of rows of a group ``data`` whose pixels are all there; of a dataset ``data`` its rows."""
     if not is_sparse(data):
         return len(data)
     pixels = min(written_rows(data["index"]), written_rows(data["intensity"]))
@@ -99,7 +102,7 @@ class _Staged:
 
 
 class SparseWriter:
-    """Writes the sparse frames of one receiver, in the order they come; see `Writer` in `lima2cli.nodes.base`.
+    """Writer of the sparse frames of one receiver, in the order they arrive; see `Writer` in `lima2cli.nodes.base`.
 
     As for `FrameWriter`; after an OSError files stay as last flushed.
     """
@@ -113,11 +116,15 @@ class SparseWriter:
         self._broken: OSError | None = None
 
     def start(self, start_ns: int) -> None:
-        """The acquisition begins at ``start_ns``, ns since the epoch."""
+        """Set the start of the acquisition, ``start_ns``, in ns since the epoch."""
         self._start_ns = start_ns
 
     def stage(self, block: Block) -> _Staged:
-        """Check a block, which must be a `SparseBlock`. TypeError, ValueError where it is of another kind."""
+        """Check a block, which must be a `SparseBlock`.
+
+        Raises:
+            TypeError, ValueError: it is of another kind.
+        """
         if not isinstance(block, SparseBlock):
             raise TypeError("dense frames for a channel of sparse ones")
         if block.frames.dtype != self._dtype:
@@ -125,7 +132,7 @@ class SparseWriter:
         return _Staged(self._rows, block)
 
     def commit(self, staged: _Staged) -> int:
-        """Write what `stage` prepared last; the number of frames."""
+        """Write what `stage` prepared last; return the number of frames."""
         if self._broken is not None:
             raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
         if staged.base != self._rows:
@@ -173,7 +180,7 @@ class SparseWriter:
         return file
 
     def _commit(self, block: SparseBlock) -> None:
-        """Rows to the files that they belong to."""
+        """Write rows to the files that they belong to."""
         done, count, per_file = 0, len(block.numbers), self._channel.frames_per_file
         while done < count:
             number, inside = divmod(self._rows, per_file) if per_file else (0, self._rows)
@@ -188,7 +195,7 @@ class SparseWriter:
 
 
 class _SparseFile:
-    """One file. Methods raise OSError where the disk refuses."""
+    """One file of sparse frames. Methods raise OSError where the disk refuses."""
 
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
         self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
@@ -206,13 +213,13 @@ class _SparseFile:
                 {"frame_number": "uint64", "frame_time": "float64", "frame_pixels": "uint32"},
                 {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
             )
-            told = {name: detector[name] for name in ("frame_number", "frame_time", "frame_pixels")}
-            self._row_sums = GrowingSums(make_sums(detector, told) if channel.checksum else {}, told)
+            columns = {name: detector[name] for name in ("frame_number", "frame_time", "frame_pixels")}
+            self._row_sums = GrowingSums(make_sums(detector, columns) if channel.checksum else {}, columns)
             detector["frame_time"].attrs["units"] = fixed("s")
             self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
 
     def start(self, start_ns: int) -> None:
-        """Frames come, of an acquisition that began at ``start_ns``, ns since the epoch."""
+        """Start the file, for frames of an acquisition that began at ``start_ns``, ns since the epoch."""
         self._start_ns = start_ns
         with disk_errors(self._file.path):
             write_start(self._file.h5, start_ns)
@@ -220,11 +227,11 @@ class _SparseFile:
         self._file.start()
 
     def discard(self) -> None:
-        """Leave nothing of a file without frames."""
+        """Remove a file without frames."""
         self._file.discard()
 
     def append(self, block: SparseBlock, first: int, last: int) -> None:
-        """Rows ``first`` to ``last - 1`` of a block; in memory until there are enough of them."""
+        """Append rows ``first`` to ``last - 1`` of a block; in memory until there are enough of them."""
         begin, end = int(block.frame_ptr[first]), int(block.frame_ptr[last])
         offset = np.uint64(self._rows.pixels + self._held)
         self._ends.append(block.frame_ptr[first + 1 : last + 1] - np.uint64(begin) + offset)

@@ -17,17 +17,17 @@ from lima2cli.files.run_file import FlowRecord, write_flows
 
 
 def part_file(channel: TableChannel, receiver: int) -> str:
-    """Name of the part of a receiver."""
+    """Return the name of the part of a receiver."""
     return f"{channel.name}_{channel.node}_{receiver}_rows.h5"
 
 
 def part_files(directory: str, name: str, node: str) -> list[str]:
-    """Names of the parts of a table."""
+    """Return the names of the parts of a table."""
     return sorted(filter(part_names(name, node).fullmatch, os.listdir(directory)))
 
 
 class TableWriter:
-    """Appends the rows of one receiver, in memory at first; the file is made by the first rows.
+    """Writer of the rows of one receiver, in memory at first; the file is made by the first rows.
 
     OSError where the disk refuses; then append raises again, and close leaves what was written before readable.
     """
@@ -45,7 +45,12 @@ class TableWriter:
         self._columns = self._open()
 
     def append(self, numbers: NDArray[np.uint64], columns: Mapping[str, NDArray[Any]]) -> None:
-        """Rows of frames ``numbers`` (n,); ``columns`` (n,) or (n, length) each. KeyError where one is missing."""
+        """Append rows of frames ``numbers`` (n,); ``columns`` (n,) or (n, length) each.
+
+        Raises:
+            KeyError: a column is missing.
+            OSError: the disk refuses.
+        """
         if self._broken is not None:
             raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
         try:
@@ -109,18 +114,20 @@ class TableWriter:
 def merge_tables(
     channel: TableChannel, directory: str, *, flows: Sequence[FlowRecord] = (), unmatched: int | None = None
 ) -> str:
-    """The parts of all receivers as ``{name}_{node}.h5``, in frame order; the parts are removed. Returns its path.
+    """Merge the parts of all receivers to ``{name}_{node}.h5``, in frame order, and remove them; return its path.
 
     Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default
     column over the frame number. Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
     of `write_master`. Memory: some thousand values of each column of each part.
-    OSError where a file can't be read or written, or a part is not in order; then the parts stay.
+
+    Raises:
+        OSError: a file can't be read or written, or a part is not in order; the parts stay then.
     """
     import h5py
 
     path = os.path.join(directory, table_file(channel.name, channel.node))
     paths = [os.path.join(directory, name) for name in part_files(directory, channel.name, channel.node)]
-    if os.path.exists(path) and _rows(path) >= sum(map(_rows, paths)):  # merged before; what came after was broken off
+    if os.path.exists(path) and _rows(path) >= sum(map(_rows, paths)):  # merged before; the rest was aborted
         for part in paths:
             os.remove(part)
         return path
@@ -154,7 +161,11 @@ def merge_tables(
 
 
 def _rows(path: str) -> int:
-    """Whole rows of a table or of a part. OSError where it can't be read."""
+    """Return the number of whole rows of a table or of a part.
+
+    Raises:
+        OSError: it can't be read.
+    """
     import h5py
 
     with disk_errors(path), h5py.File(path) as file:
@@ -164,7 +175,7 @@ def _rows(path: str) -> int:
 def _interleaved(
     columns: Sequence[Any], sizes: Sequence[int], read: int
 ) -> Iterator[tuple[list[tuple[int, int]], NDArray[np.intp]]]:
-    """Rows of each part that come next, (first, last + 1), and the order of the frames in them.
+    """Yield the rows of each part that come next, (first, last + 1), and the order of the frames in them.
 
     columns   of sorted frame numbers, of which the first ``sizes`` rows count;  read   rows of each at once
     """

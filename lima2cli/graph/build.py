@@ -1,4 +1,4 @@
-"""How the nodes of a receiver are bound: what happens at once with each block, and what has to wait.
+"""Binding of the nodes of a receiver: what happens at once with each block, and what has to wait.
 
 All that hangs on a flow, or on a node that waits, and on nothing else, is one pass: it happens at once. A node that
 reads from several passes waits until all have come as far (`Pairing`); so does one that works together with other
@@ -28,7 +28,7 @@ from lima2cli.transport.base import Port
 
 
 class NodeFailed(Exception):
-    """A node raised; ``frame`` is the first of the block, None where it was not about frames."""
+    """A node raised; ``frame`` is the first of the block, None where no frame is concerned."""
 
     def __init__(self, node: str, frame: int | None, error: Exception) -> None:
         super().__init__(f"{node}: {error or type(error).__name__}")
@@ -37,8 +37,10 @@ class NodeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BoundStep:
-    """A bound kernel, by the name of its last map or only node; a sink that failed has ``bound`` None, and hands its
-    frames on."""
+    """A bound kernel, by the name of its last map or only node.
+
+    A sink that failed has ``bound`` None, and hands its frames on.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -48,10 +50,10 @@ class BoundStep:
 
 @dataclass(slots=True)
 class BoundPass:
-    """What of one origin happens at once.
+    """Steps that happen at once with each block of one origin.
 
     steps  kernels, in the order of the data
-    feeds  (waiting node, source) of all that is then told how far the origin has come
+    feeds  (waiting node, source) of all nodes to which the progress of the origin is reported
     """
 
     steps: list[BoundStep] = field(default_factory=list)
@@ -60,8 +62,11 @@ class BoundPass:
 
 @dataclass(slots=True)
 class Passes:
-    """The nodes of a receiver, bound. ``paired`` are all that read several sources, waiting or not; ``due`` says which
-    frames each flow and node gives here."""
+    """The nodes of a receiver, bound.
+
+    paired  all nodes that read several sources, waiting or not
+    due     the frames that each flow and node gives here
+    """
 
     passes: dict[str, BoundPass]
     due: Mapping[str, ExpectedFrames]
@@ -72,17 +77,22 @@ class Passes:
 
 
 def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
-    """Which pass the output of each flow and node belongs to."""
+    """Return which pass the output of each flow and node belongs to."""
     origins = {flow: flow for flow in flows}
     for step in steps:
-        came = {origins[source] for source in (*step.sources, *step.tables)}
-        apart = len(came) > 1 or isinstance(step.node, Delegate) or (step.circle and not isinstance(step.node, Sink))
-        origins[step.name] = step.name if apart else came.pop()
+        read_passes = {origins[source] for source in (*step.sources, *step.tables)}
+        apart = (
+            len(read_passes) > 1 or isinstance(step.node, Delegate) or (step.circle and not isinstance(step.node, Sink))
+        )
+        origins[step.name] = step.name if apart else read_passes.pop()
     return origins
 
 
 def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: OwnProcessing | None = None) -> Passes:
-    """Bind all kernels; those that cannot be bound, and what reads from them, are left out and told of."""
+    """Bind all kernels of a receiver.
+
+    Those that cannot be bound, and what reads from them, are left out and reported.
+    """
     flows = [flow.gdt.flow for flow in program.flows]
     origins = origins_of(program.steps, flows)
     bound = Passes({name: BoundPass() for name, origin in origins.items() if name == origin}, expected_frames(program))
@@ -112,8 +122,8 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
             bound.failures.append(NodeFailed(failed.name, None, failed.error))
             continue
         except (Exception, TookTooLong) as error:  # noqa: BLE001  files that have gone, code of the user's
-            told = UserCodeError(words(error)) if is_foreign(type(step.node)) else error
-            bound.failures.append(NodeFailed(step.name, None, cast(Exception, told)))
+            reason = UserCodeError(words(error)) if is_foreign(type(step.node)) else error
+            bound.failures.append(NodeFailed(step.name, None, cast(Exception, reason)))
             continue
         known.update(kernel.makes, kernel.ends)
         _add(bound, kernel, step, one, origins)
@@ -131,7 +141,7 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
 def _bound(
     kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
 ) -> Bound | None:
-    """Bind a kernel; one whose node a package brings must do so in time."""
+    """Return a bound kernel; one whose node a package brings must be bound in time."""
     with WATCH.during(step.name, IMPORT_S) if is_foreign(type(step.node)) else nullcontext():
         return call_foreign(_bind_kernel, kernel, step, nodes, program, files)
 
@@ -139,7 +149,7 @@ def _bound(
 def _bind_kernel(
     kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
 ) -> Bound | None:
-    """None where there is nothing to do at once."""
+    """Bind a kernel; return None where there is nothing to do at once."""
     if isinstance(step.node, Gather | Delegate):
         return None
     if kernel.fused:
@@ -150,7 +160,7 @@ def _bind_kernel(
 
 
 def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: Mapping[str, str]) -> None:
-    """Put a kernel where it happens: at once with what it reads, or when all that it reads is there."""
+    """Add a kernel where it happens: at once with what it reads, or when all that it reads is there."""
     if isinstance(one, Paired):
         bound.paired[step.name] = one
     if isinstance(step.node, Delegate) or (step.circle and isinstance(step.node, Gather)):

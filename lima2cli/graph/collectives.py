@@ -1,12 +1,12 @@
-"""Collectives: what the receivers that hold parts of the same frames do together.
+"""Collectives of the receivers that hold parts of the same frames.
 
 Each group of frames goes through two steps, one after the other, in the order of groups, several groups at a time:
 
-tell   every receiver says which frames of the group it has. None, where it lost them; nothing is sent then, and the
-       frames are lost to all
+tell   every receiver reports which frames of the group it has: none, where it lost them; nothing is sent then, and
+       the frames are lost to all
 move   parts go to the receiver whose turn it is, or partial rows to all
 
-No receiver waits inside a call. Each takes part once for every group of its flow, whatever became of it.
+No receiver waits inside a call. Each takes part once for every group of its flow, even where it has lost the group.
 """
 
 import zlib
@@ -24,15 +24,15 @@ from lima2cli.nodes.base import Partial
 from lima2cli.transport.base import Agreement, CollectiveGroup, Pending, Shared
 
 UNDER_WAY = 16
-"""Groups that are told of, or moved, at the same time."""
+"""Maximal number of groups that are reported, or moved, at the same time."""
 
 Numbers = NDArray[np.uint64]
 Move = Callable[[], Result | None]
-"""Moves one group on; gives its result once, at its end."""
+"""A function that moves one group on and returns its result once, at its end."""
 
 
 class Collective:
-    """The common course of collectives; see `Waiting`. ``_begin`` makes what moves a group whose frames agree."""
+    """The common part of collectives; see `Waiting`. ``_begin`` makes what moves a group whose frames agree."""
 
     def __init__(self, circle: CollectiveGroup) -> None:
         self._circle = circle
@@ -44,7 +44,7 @@ class Collective:
         self._ending = False
 
     def arrive(self, source: str, what: Arrival) -> None:
-        """A group: all of it that this receiver has; or the end."""
+        """Take a group: all of it that this receiver has; or the end."""
         if what.last == END:
             self._ending = True
         else:
@@ -66,8 +66,8 @@ class Collective:
             arrival = self._queued.popleft()
             self._told.append((arrival, self._circle.tell(_word(self._numbers(arrival)))))
         while self._told and len(self._moving) < UNDER_WAY and self._settled() and self._told[0][1].done():
-            arrival, told = self._told.popleft()
-            self._moving.append((arrival, self._agree(arrival, told.words, self._group)))
+            arrival, agreement = self._told.popleft()
+            self._moving.append((arrival, self._agree(arrival, agreement.words, self._group)))
             self._group += 1
         if not self._moving:
             return self._end()
@@ -89,7 +89,12 @@ class Collective:
         return Result(END)
 
     def _settled(self) -> bool:
-        """All receivers move groups in the same order: the next one only when it is known what moves of this one."""
+        """Return whether the move of the group before is known, so that the next may be moved.
+
+        All receivers move groups in the same order: the next one only when it is known what moves of this one.
+
+        All move groups in the same order: the next one only when it is known what moves of this one.
+        """
         if self._settling is not None and self._settling.begun():
             self._settling = None
         return self._settling is None
@@ -98,11 +103,11 @@ class Collective:
         raise NotImplementedError
 
     def _begin(self, arrival: Arrival, numbers: Numbers, group: int) -> Move:
-        """Move the part of the group with these frames, all of which the arrival has."""
+        """Return the begun move of the part of the group with these frames, all of which the arrival has."""
         raise NotImplementedError
 
     def _agree(self, arrival: Arrival, words: Numbers, group: int) -> Move:
-        """Where receivers have different frames of a group, those that all have go on."""
+        """Return the move of a group; where receivers have different frames of it, those that all have go on."""
         if not words.all():
             return lambda: Result(arrival.last)
         own = self._numbers(arrival)
@@ -121,11 +126,14 @@ class Collective:
 
 
 COUNT = 2**24 - 1
-"""Frames of a group at most, as told; beside it a checksum of their numbers."""
+"""Maximal number of frames of a group in a report; a checksum of their numbers follows."""
 
 
 def _word(numbers: Numbers) -> int:
-    """0 where there are none; equal for equal numbers, and, but for one in four billion, for no others."""
+    """Return a word for frame numbers, 0 where there are none.
+
+    It is equal for equal numbers, and, but for one in four billion, for no others.
+    """
     return (zlib.crc32(numbers.tobytes()) << 24 | len(numbers)) if len(numbers) else 0
 
 
@@ -137,7 +145,7 @@ class _After:
         self._move: Move | None = None
 
     def begun(self) -> bool:
-        """Whether it has begun; begins it where it can."""
+        """Return whether it has begun; begin it where it can."""
         if self._move is None and self._shared.done():
             self._move = self._begin(self._shared.parts)
         return self._move is not None
@@ -147,10 +155,10 @@ class _After:
 
 
 class Gathering(Collective):
-    """Parts of frames to whole frames, each group at the next receiver of the circle.
+    """Assembly of parts of frames to whole frames, each group at the next receiver of the circle.
 
-    rule    of the frames: it says which group one is of
-    places  of the parts in the whole frame;  fill  of pixels that no part covers
+    rule    of the frames: it gives the group of a frame
+    places  of the parts in the whole frame, in pixels;  fill  value of pixels that no part covers
     """
 
     def __init__(
@@ -183,7 +191,7 @@ class Gathering(Collective):
         return lambda: self._result(arrival.last, block, whole, pending, mine=mine)
 
     def _group_of(self, numbers: Numbers) -> int:
-        """Of frames that are of one group; several that come one after another may be of the same one."""
+        """Return the group of frames that are all of one; consecutive blocks of frames may be of the same one."""
         return self._rule.group(self._rule.index(int(numbers[0])))
 
     def _result(
@@ -197,7 +205,7 @@ class Gathering(Collective):
         return Result(last, block=full, hold=Lease(lambda: self._spare.append(whole)))
 
     def _room(self, frames: int) -> NDArray[np.generic]:
-        """Memory for whole frames; what was used before has been touched, and still has its fill."""
+        """Return memory for whole frames; what was used before has been touched, and still has its fill."""
         while self._spare:
             spare = self._spare.pop()
             if len(spare) == frames:
@@ -206,7 +214,10 @@ class Gathering(Collective):
 
 
 class Reduction(Collective):
-    """Partial rows of parts of frames to whole rows, which all receivers get; each group is one receiver's to save."""
+    """Reduction of partial rows of parts of frames to whole rows.
+
+    All receivers get them; each group is one receiver's to save.
+    """
 
     def __init__(self, circle: CollectiveGroup, merge: Callable[[Partial, Partial], Partial]) -> None:
         super().__init__(circle)
@@ -235,15 +246,15 @@ class Reduction(Collective):
 
 
 def _bytes(rows: Partial) -> NDArray[np.uint8]:
-    """Rows as bytes: keys in their order, one array after another."""
+    """Return rows as bytes (n,) uint8: keys in their order, one array after another."""
     return np.concatenate([np.ascontiguousarray(rows[key]).reshape(-1).view(np.uint8) for key in sorted(rows)])
 
 
 def _rows(data: NDArray[np.uint8], like: Partial) -> Partial:
-    """The inverse, for rows of the same frames and node."""
-    found, start = {}, 0
+    """Return the rows of bytes, the inverse of `_bytes`, for rows of the same frames and node."""
+    rows, start = {}, 0
     for key in sorted(like):
         end = start + like[key].nbytes
-        found[key] = data[start:end].copy().view(like[key].dtype).reshape(like[key].shape)
+        rows[key] = data[start:end].copy().view(like[key].dtype).reshape(like[key].shape)
         start = end
-    return found
+    return rows

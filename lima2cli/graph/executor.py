@@ -1,4 +1,4 @@
-"""The executor of the nodes of one receiver, with the counts of each, and without those that failed."""
+"""Executor of the nodes of one receiver, with the counts of each, and without those that failed."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,15 @@ from lima2cli.program import ReceiverProgram
 from lima2cli.transport.base import Port
 
 StagedResult = tuple[str, End, Any]
-"""What a node has prepared, and can still throw away."""
+"""Work that a node has prepared, and can still discard."""
 
 
 @dataclass(slots=True)
 class Course:
-    """One pass under way, of frames up to ``last``: blocks and rows by name; ``held`` are the blocks that lie in the
-    memory of ``hold``."""
+    """One pass under way, of frames up to ``last``.
+
+    Blocks and rows are by name; ``held`` are the blocks that lie in the memory of ``hold``.
+    """
 
     last: int
     received_ns: int
@@ -42,14 +44,14 @@ class Course:
 
 
 def copy_of(block: Block) -> Block:
-    """The block with arrays of its own."""
+    """Return the block with arrays of its own."""
     if isinstance(block, SparseBlock):  # has them
         return block
     return Block(block.frames.copy(), block.numbers.copy(), block.times.copy())
 
 
 def whole(blocks: list[Block]) -> Block:
-    """Blocks that follow each other as one."""
+    """Return blocks that follow each other as one."""
     if len(blocks) == 1:
         return blocks[0]
     frames, numbers, times = zip(*((b.frames, b.numbers, b.times) for b in blocks), strict=True)
@@ -57,8 +59,10 @@ def whole(blocks: list[Block]) -> Block:
 
 
 def leave_out(passes: Mapping[str, BoundPass], name: str) -> set[str]:
-    """Take a node out of all passes, and what needs it; gives their names. Not that of a sink, which still hands its
-    frames on."""
+    """Take a node out of all passes, and what needs it; return their names.
+
+    The name of a sink is not among them: it still hands its frames on.
+    """
     gone = {name}
     for each in passes.values():
         each.steps[:] = [kept for step in each.steps for kept in _without(step, name, gone)]
@@ -66,7 +70,7 @@ def leave_out(passes: Mapping[str, BoundPass], name: str) -> set[str]:
 
 
 def _without(step: BoundStep, name: str, gone: set[str]) -> list[BoundStep]:
-    """What is left of a step once ``name`` is gone; adds it to those that are."""
+    """Return what is left of a step once ``name`` is gone; add it to those that are."""
     if isinstance(step.bound, BoundChain):
         step.bound.reducers.pop(name, None)
     if step.name == name and isinstance(step.bound, BoundSink | BoundCommon):
@@ -79,7 +83,7 @@ def _without(step: BoundStep, name: str, gone: set[str]) -> list[BoundStep]:
 
 
 def at_work(passes: Mapping[str, BoundPass]) -> set[str]:
-    """Names of the nodes that the passes still have, reductions of fused kernels among them."""
+    """Return the names of the nodes that the passes still have, reductions of fused kernels among them."""
     alive = {step.name for each in passes.values() for step in each.steps if step.bound is not None}
     for each in passes.values():
         alive.update(*(step.bound.reducers for step in each.steps if isinstance(step.bound, BoundChain)))
@@ -87,7 +91,7 @@ def at_work(passes: Mapping[str, BoundPass]) -> set[str]:
 
 
 def label(passes: Mapping[str, BoundPass], name: str) -> str:
-    """A node for people: of a fused kernel all its maps."""
+    """Return the label of a node for messages: of a fused kernel all its maps."""
     steps = (step for each in passes.values() for step in each.steps)
     maps = (step.bound.maps for step in steps if step.name == name and isinstance(step.bound, BoundChain))
     return ", ".join(next(maps, (name,)))
@@ -106,40 +110,40 @@ class NodeCounts:
 
     @property
     def saved(self) -> dict[str, int]:
-        """Frames and rows that each sink and table has written."""
+        """Return the number of frames and rows that each sink and table has written."""
         return {name: bound.saved for name, bound in self._ends.items()}
 
     @property
     def dropped(self) -> dict[str, list[tuple[int, int]]]:
-        """(first, last) numbers of consecutive frames that each transform has given up, or no join could pair."""
+        """Return (first, last) numbers of consecutive frames that a transform has given up, or no join could pair."""
         nodes: dict[str, BoundTransform | BoundJoin | BoundDelegate]
         nodes = {**self._transforms, **self._delegations, **self._joins}
         return {name: bound.dropped for name, bound in nodes.items()}
 
     @property
     def beside(self) -> dict[str, int]:
-        """Frames that came to each join and are of one of its flows only."""
+        """Return the number of frames that arrived at each join and are of one of its flows only."""
         return {name: bound.beside for name, bound in self._joins.items()}
 
     @property
     def vetoed(self) -> dict[str, int]:
-        """Frames that did not pass each selection."""
+        """Return the number of frames that did not pass each selection."""
         return {name: bound.vetoed for name, bound in self._selects.items()}
 
     def warnings(self) -> list[str]:
-        """What users should know of code of theirs, since the last call."""
+        """Return what users should know of code of theirs, since the last call."""
         nodes: list[BoundTransform | BoundDelegate] = [*self._transforms.values(), *self._delegations.values()]
-        told = [text for each in nodes for text in each.warnings]
+        warnings = [text for each in nodes for text in each.warnings]
         for each in nodes:
             each.warnings.clear()
-        return told
+        return warnings
 
     def silent(self) -> list[int]:
-        """Ranks of workers that did not reply in time, since the last call."""
-        told = [rank for each in self._delegations.values() for rank in each.silent]
+        """Return the ranks of workers that did not reply in time, since the last call."""
+        ranks = [rank for each in self._delegations.values() for rank in each.silent]
         for each in self._delegations.values():
             each.silent.clear()
-        return told
+        return ranks
 
 
 P = ParamSpec("P")
@@ -147,11 +151,12 @@ T = TypeVar("T")
 
 
 class Executor:
-    """The nodes of one receiver, bound once. Each acquisition is announced (`ready`), begins (`begin`) and ends
-    (`close`); `leave` is the end of all.
+    """The nodes of one receiver, bound once.
+
+    Each acquisition is announced (`ready`), begins (`begin`) and ends (`close`); `leave` is the end of all.
 
     A node that fails is left out from then on, and so is what reads from it; all else goes on, and in collectives the
-    receiver still takes part, with nothing. `failures` tells of it.
+    receiver still takes part, with nothing. `failures` reports it.
     """
 
     def __init__(
@@ -173,14 +178,14 @@ class Executor:
         self._told_end = False
 
     def ready(self, directory: str) -> None:
-        """An acquisition will come, whose files go to ``directory``."""
+        """Announce an acquisition, whose files go to ``directory``."""
         for name, end in self._working.copy().items():
             made = self._attempt(name, None, _made_ready, end, directory)
             if made is not None:
                 self._ends[name] = made
 
     def begin(self, start_ns: int) -> None:
-        """The acquisition that was announced began at ``start_ns``, ns since the epoch."""
+        """Begin the acquisition that was announced; it started at ``start_ns``, ns since the epoch."""
         self._told_end, self.timings = False, Timings()
         for each in self._anew:
             each.begin()
@@ -189,36 +194,42 @@ class Executor:
 
     @property
     def needs_stable(self) -> bool:
-        """Whether any node waits, keeps a state or runs code of the user's: torn data must not reach it."""
+        """Return whether any node waits, keeps a state or runs code of the user's: torn data must not reach it."""
         return bool(self._transforms or self._waiting)
 
     def failures(self) -> list[NodeFailed]:
-        """What has failed since the last call."""
+        """Return what has failed since the last call."""
         failed = self._failures.copy()
         self._failures.clear()
         return failed
 
     def stage(self, flow: str, block: Block, received_ns: int, hold: Lease | None = None) -> list[StagedResult]:
-        """Everything that can still be thrown away; where `needs_stable`, ``block`` must be stable, and ``hold`` is of
-        the memory where it lies, if that is given back."""
+        """Do everything that can still be discarded, and return it.
+
+        Where `needs_stable`, ``block`` must be stable, and ``hold`` is of the memory where it lies, if that is given
+        back.
+
+        Where `needs_stable`, ``block`` must be stable, and ``hold`` is of the memory where it lies, if that is given
+        back.
+        """
         course = Course(int(block.numbers[-1]), received_ns, hold, {flow: block})
         if hold is not None and block.stable:
             course.held.add(flow)
         return self._run(flow, course)
 
     def absent(self, flow: str, last: int) -> None:
-        """A group of which ``last`` is the last frame will not come."""
+        """Note that a group of which ``last`` is the last frame will not come."""
         self._feed(flow, Course(last, 0, None))
 
     def commit(self, staged: list[StagedResult], first_frame: int) -> None:
-        """Make what was staged last."""
+        """Make permanent what was staged last."""
         for name, bound, kept in staged:
             before = time.perf_counter_ns()
             self._attempt(name, first_frame, bound.commit, kept)
             self.timings.of(name).commit_ns += time.perf_counter_ns() - before
 
     def poll(self) -> bool:
-        """Let nodes that wait go on; whether any did."""
+        """Let nodes that wait go on; return whether any did."""
         worked = False
         for name in self._waiting:
             before = time.perf_counter_ns()
@@ -230,13 +241,17 @@ class Executor:
         return worked
 
     def full(self, flow: str) -> bool:
-        """Whether nodes that wait had better go on before more comes of a flow."""
+        """Return whether nodes that wait should go on before more is taken from a flow."""
         names = [name for name, _ in self._passes[flow].feeds]
         return any(self._waiting[name].full or (name in self._passes and self.full(name)) for name in names)
 
     def drain(self, frames: int) -> bool:
-        """All flows have ended, with the acquisition's frame ``frames``: let transforms give what they hold, and nodes
-        that wait come to their end. Whether nothing is under way any more."""
+        """End the graph: transforms give what they hold, and nodes that wait come to their end.
+
+        All flows have ended, with the acquisition's frame ``frames``. Returns whether nothing is under way any more.
+
+        All flows have ended, with the acquisition's frame ``frames``.
+        """
         if not self._told_end:
             self._told_end = True
             for waiting in self._waiting.values():
@@ -259,7 +274,7 @@ class Executor:
         self._close(ends)
 
     def leave(self) -> None:
-        """No more acquisitions: end what nodes hold."""
+        """End what nodes hold: no more acquisitions follow."""
         transforms, self._transforms = self._transforms, {}
         self._close(transforms)
 
@@ -273,8 +288,10 @@ class Executor:
     def _attempt(
         self, name: str, frame: int | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | None:
-        """What a function of a node gives; None where it fails: the node is then left out. ``frame`` is the first that
-        the call is about."""
+        """Return what a function of a node gives; None where it fails: the node is then left out.
+
+        frame  the first that the call is about
+        """
         try:
             return call_foreign(function, *args, **kwargs)
         except BlockFailed as failed:
@@ -286,8 +303,14 @@ class Executor:
         return None
 
     def _bounded(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a node for a block; one that a package brings must return in time, as functions of users must. Raises
-        `UserCodeError` with the place in it."""
+        """Call a node for a block and return the result; one that a package brings must return in time.
+
+        Raises:
+            UserCodeError: it failed, or did not return in time; with the place in it.
+
+        Raises:
+            UserCodeError: it failed, or did not return in time; with the place in it.
+        """
         if name not in self._foreign:
             return function(*args, **kwargs)
         try:
@@ -299,7 +322,7 @@ class Executor:
             raise UserCodeError(words(error)) from error
 
     def _follow(self, name: str, result: Result) -> None:
-        """What a node that has waited gives goes on."""
+        """Pass on what a node that has waited gives."""
         course = Course(result.last, time.time_ns(), result.hold)
         if result.block is not None:
             course.blocks[name] = result.block
@@ -320,7 +343,7 @@ class Executor:
         self.commit(self._run(name, course), END)
 
     def _run(self, origin: str, course: Course) -> list[StagedResult]:
-        """One pass, for what has come of an origin."""
+        """Run one pass, for what has arrived from an origin."""
         each = self._passes[origin]
         for step in each.steps.copy():
             given = {source: course.blocks[source] for source in step.sources if source in course.blocks}
@@ -359,7 +382,7 @@ class Executor:
             self._keep(step.name, bound, kept, course)
 
     def _staged(self, bound: Single, block: Block, received_ns: int) -> tuple[Block | None, Any]:
-        """What a kernel gives and prepares; a part of it that fails is left out."""
+        """Return what a kernel gives and prepares; a part of it that fails is left out."""
         while True:
             try:
                 return bound.stage(block, received_ns)
@@ -367,7 +390,7 @@ class Executor:
                 self._drop(failed.name, int(block.numbers[0]), failed.error)
 
     def _keep(self, name: str, bound: End, kept: Any, course: Course) -> None:
-        """What a sink or reduction has prepared: of parts of frames, for the other receivers."""
+        """Keep what a sink or reduction has prepared: of parts of frames, for the other receivers."""
         if isinstance(bound, BoundReduce) and name in self._read:
             course.rows[name] = kept
         if name not in self._together or isinstance(bound, BoundCommon):
@@ -384,13 +407,13 @@ class Executor:
                 course.held.add(step.name)
 
     def _finish(self, step: BoundStep, bound: BoundTransform, given: dict[str, Block], course: Course) -> None:
-        """The last of a transform: what it makes of what came at the end, and what it still holds."""
+        """End a transform: pass on what it makes of what arrived at the end, and what it still holds."""
         pieces = self._attempt(step.name, None, _last_pieces, bound, list(given.values()), course.received_ns)
         if pieces:
             course.blocks[step.name] = whole(pieces)
 
     def _feed(self, origin: str, course: Course) -> None:
-        """Tell nodes that wait how far their source has come, and what it gave."""
+        """Report to nodes that wait how far their source has come, and pass on what it gave."""
         for name, source in self._passes[origin].feeds:
             waiting = self._waiting.get(name)
             if waiting is None:
@@ -430,7 +453,7 @@ def _made_ready(end: End, directory: str) -> End:
 
 
 def _last_pieces(bound: BoundTransform, blocks: Sequence[Block], received_ns: int) -> list[Block]:
-    """What a transform makes of what comes at the end, and what it still holds."""
+    """Return what a transform makes of what arrives at the end, and what it still holds."""
     given = [copy_of(out) for out, _ in (bound.stage(block, received_ns) for block in blocks) if out is not None]
     left = bound.finish()
     return given if left is None else [*given, left]

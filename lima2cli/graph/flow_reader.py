@@ -18,13 +18,13 @@ RowRanges = list[tuple[int, int]]
 
 
 class Failures:
-    """The words of one local buffer: ``words`` (positions * modules * blocks,) in the receiver's own memory."""
+    """Failure words of one local buffer: ``words`` (positions * modules * blocks,) in the receiver's own memory."""
 
     def __init__(self, words: NDArray[np.uint64], modules: int, blocks: int) -> None:
         self._words = words.reshape(-1, modules, blocks)
 
     def of(self, position: int, visits: int, blocks: int) -> NDArray[np.bool_] | None:
-        """Which of the first ``blocks`` blocks of the visits from ``position`` on lack a part; None = none."""
+        """Return which of the first ``blocks`` blocks of the visits from ``position`` on lack a part; None = none."""
         words = self._words[position : position + visits]
         if not words.any():
             return None
@@ -32,7 +32,10 @@ class Failures:
         return failed if failed.any() else None
 
     def usable(self, position: int, visits: int, last: int) -> int:
-        """How many of the leading visits have a whole block each; ``last`` is how many blocks the last visit has."""
+        """Return how many of the leading visits have a whole block each.
+
+        last  number of blocks of the last visit
+        """
         words = self._words[position : position + visits]
         if not words.any():
             return visits
@@ -43,7 +46,7 @@ class Failures:
 
 
 def without(block: Block, failed: NDArray[np.bool_]) -> Block:
-    """The frames of a block that are whole, copied."""
+    """Return the frames of a block that are whole, copied."""
     whole = ~failed
     return Block(block.frames[whole], block.numbers[whole], block.times[whole], block.stable)
 
@@ -58,14 +61,17 @@ def add_rows(rows: RowRanges, indices: NDArray[np.int64]) -> None:
 
 
 COMPLETE, OVERWRITTEN, NOT_WRITTEN = 0, 1, -1
-"""What can be seen of a visit."""
+"""State of a visit, as far as it can be seen."""
 
 
 class ReceiverBuffer:
-    """Visits count from 0 in each acquisition; in the words they go on, from ``base``.
+    """A local buffer, as its receiver reads it.
+
+    Visits count from 0 in each acquisition; in the words they go on, from ``base``.
 
     frames    (positions * blocks, height, width), of the flow's dtype;  times  (positions * blocks,) uint64, ns
-    told      before this visit the receiver may look;  released, credited  before these it has given back, and said so
+    told      before this visit the receiver may look
+    released  before this one it has given back;  credited  before this one it has reported so
     filled    how many visits after ``released`` were ever written at once
     """
 
@@ -86,15 +92,18 @@ class ReceiverBuffer:
         self._generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
 
     def fill(self, value: float) -> None:
-        """What no module writes holds the gap value; and no page is touched for the first time during the run."""
+        """Fill the buffer with the gap value, which stays where no module writes.
+
+        Thus no page is touched for the first time during the run.
+        """
         self.frames[...] = value
 
     def begin(self, base: int) -> None:
-        """An acquisition whose visit 0 is visit ``base`` in the words."""
+        """Begin an acquisition whose visit 0 is visit ``base`` in the words."""
         self.base, self.told, self.released, self.filled = base, 0, 0, 0
 
     def complete(self, visit: int, most: int) -> int:
-        """How many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
+        """Return how many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
         position = self._position(visit)
         most = min(most, self.positions - position)
         if most <= 0:
@@ -104,18 +113,21 @@ class ReceiverBuffer:
         return _leading(self._words(visit, most), self.base + visit, most) if most else 0
 
     def state(self, visit: int) -> int:
-        """`COMPLETE`, `OVERWRITTEN` or `NOT_WRITTEN`."""
+        """Return the state of a visit: `COMPLETE`, `OVERWRITTEN` or `NOT_WRITTEN`."""
         words, due = self._words(visit, 1), 2 * (self.base + visit) + 2
         if int(words.max()) > due:
             return OVERWRITTEN
         return COMPLETE if int(words.min()) == due else NOT_WRITTEN
 
     def writing(self, visit: int) -> int:
-        """The visit that is being written, or was written last, where ``visit`` was."""
+        """Return the visit that is being written, or was written last, where ``visit`` was."""
         return (int(self._words(visit, 1).max()) - 1) // 2 - self.base
 
     def look_at_fill(self) -> bool:
-        """Whether more visits than ever are written and not given back; one plain load where they are not."""
+        """Count the visits that are written and not given back; return whether they are more than ever before.
+
+        It is one plain load where they are not.
+        """
         before = self.filled
         while self.filled < self.positions:
             visit = self.released + self.filled
@@ -135,12 +147,12 @@ def _failures(port: Port, first: int, positions: int, flow: ReceiverFlow) -> Fai
 
 
 def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
-    """Bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
+    """Return bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
     return raw.view(dtype)
 
 
 def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
-    """How many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
+    """Return how many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
     if visits == 1:
         return int(int(words.min()) >= 2 * visit + 2)
     due = np.arange(2 * visit + 2, 2 * (visit + visits) + 2, 2, dtype=np.uint64)
@@ -149,15 +161,22 @@ def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
 
 
 BATCH_BYTES = 4 << 20
-"""A batch is about so large at most: enough to make Python's cost small, few enough to give memory back early. Where
-several threads work on it, it may have a group for each."""
+"""Approximate maximal size of a batch, in bytes.
+
+Enough to make Python's cost small, few enough to give memory back early. Where several threads work on it, it may have
+a group for each.
+"""
 
 EXPOSED_NS = 2_000_000
-"""Of flows that do not wait a batch has so many groups as are done in about this time: until then they lie where they
-may be overwritten."""
+"""Nanoseconds that a batch of flows that do not wait may take.
+
+Until it is done, its frames lie where they may be overwritten.
+
+Until it is done, its frames lie where they may be overwritten.
+"""
 
 DRIFT = 1.1
-"""By how much a group may seem to cost more than the one before, on a machine that others use, too."""
+"""Factor by which a group may seem to cost more than the one before, on a machine that others use, too."""
 
 
 @dataclass(slots=True)
@@ -183,7 +202,7 @@ class Absent:
 
 
 class FlowReader:
-    """Gives batches in the order of groups until all are processed, lost or missing.
+    """Reader of one flow: gives batches in the order of groups until all are processed, lost or missing.
 
     Batches may be released later and in another order than they came; their memory is given back in order.
     ``single``: a batch is one group.
@@ -208,8 +227,10 @@ class FlowReader:
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
     def begin(self, acquisition: int) -> None:
-        """The first acquisition (0), or the next, once the one before is `free`. Visits begin anew; the words in
-        control memory go on."""
+        """Begin the first acquisition (0), or the next, once the one before is `free`.
+
+        Visits begin anew; the words in control memory go on.
+        """
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
         self.count = FlowCount()
@@ -219,11 +240,11 @@ class FlowReader:
                 self._send_credits(buffer)
 
     def limit(self, frames: int) -> None:
-        """The acquisition ends before frame ``frames``."""
+        """Limit the acquisition: it ends before frame ``frames``."""
         self._selected = self._rule.selected(frames)
 
     def end(self, status: str) -> None:
-        """All modules have stopped: nothing more will be written. ``status`` is what `end_status` gave then."""
+        """Note that all modules have stopped and write no more; ``status`` is what `end_status` gave then."""
         self._ended = True
         self.count.status = status
         if self._gdt.end_event:
@@ -231,16 +252,16 @@ class FlowReader:
 
     @property
     def read(self) -> bool:
-        """Whether every visit has come or is known not to come; some may still be held."""
+        """Return whether every visit has come or is known not to come; some may still be held."""
         return self._ended and self._next() is None
 
     @property
     def free(self) -> bool:
-        """Whether all memory of this acquisition has been given back."""
+        """Return whether all memory of this acquisition has been given back."""
         return self.read and not self._held
 
     def _next(self) -> tuple[ReceiverBuffer, int] | None:
-        """The local buffer and visit that come next; None if there are no more."""
+        """Return the local buffer and visit that come next; None if there are no more."""
         visit, turn = divmod(self._turn, len(self._buffers))
         buffer = self._buffers[turn]
         if self._rule.dropped(visit):
@@ -250,11 +271,11 @@ class FlowReader:
         return buffer, visit
 
     def poll(self) -> Batch | Absent | None:
-        """What comes next, if the receiver has been told of it. Counts what is lost."""
-        found = self._next()
-        if found is None:
+        """Return what comes next, if it has been reported to the receiver; count what is lost."""
+        place = self._next()
+        if place is None:
             return None
-        buffer, visit = found
+        buffer, visit = place
         if visit >= buffer.told and not self._look(buffer, visit):
             return None
         most = 1 if self._ended else min(buffer.told - visit, self._most)
@@ -275,12 +296,12 @@ class FlowReader:
         return Absent(self._last(buffer, one) for one in range(visit, visit + absent))
 
     def _last(self, buffer: ReceiverBuffer, visit: int) -> int:
-        """Number of the last frame of a group."""
+        """Return the number of the last frame of a group."""
         rule, group = self._rule, self._rule.group_of(buffer.index, visit)
         return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
 
     def _overtaken(self, buffer: ReceiverBuffer, visit: int) -> int:
-        """How many visits to give up where the writer has overtaken the receiver.
+        """Return how many visits to give up where the writer has overtaken the receiver.
 
         Those that are half a buffer behind the writer go with those that are gone: the oldest that is left would be
         overwritten while it is read, again and again.
@@ -290,7 +311,7 @@ class FlowReader:
         return max(1, buffer.writing(visit) - self._rule.depth // 2 - visit)
 
     def _look(self, buffer: ReceiverBuffer, visit: int) -> bool:
-        """Move the horizon of what the receiver was told; whether it moved beyond ``visit``."""
+        """Move the horizon of what was reported to the receiver; return whether it moved beyond ``visit``."""
         if self._ended:
             self._tell_rest(buffer)
             return True
@@ -299,21 +320,21 @@ class FlowReader:
             return False
         full = None if self._selected is None else self._rule.full_visits(buffer.index, self._selected)
         if period == 1:
-            told = visit + buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
+            horizon = visit + buffer.complete(visit, self._most if full is None else min(self._most, full - visit))
         else:
             boundary = (visit // period + 1) * period - 1
             whole = full is None or boundary < full
-            told = boundary + 1 if whole and buffer.complete(boundary, 1) else visit
-        if told <= visit:
+            horizon = boundary + 1 if whole and buffer.complete(boundary, 1) else visit
+        if horizon <= visit:
             return False
-        self.count.group_events += told // period - buffer.told // period
-        buffer.told = told
+        self.count.group_events += horizon // period - buffer.told // period
+        buffer.told = horizon
         if buffer.look_at_fill():
             self.count.peak_fill = max(self.count.peak_fill, buffer.filled / self._rule.depth)
         return True
 
     def _tell_rest(self, buffer: ReceiverBuffer) -> None:
-        """After the end everything is told; group events that nobody had looked at yet still count."""
+        """Treat everything as reported, after the end; group events that were not read yet still count."""
         assert self._selected is not None
         period = self._gdt.group_event
         if period:
@@ -325,7 +346,7 @@ class FlowReader:
         buffer.told = self._rule.visits(buffer.index, self._selected)
 
     def _usable(self, buffer: ReceiverBuffer, visit: int, visits: int) -> int:
-        """How many complete visits from ``visit`` on have a frame that no module failed to give, each."""
+        """Return how many complete visits from ``visit`` on have, each, a frame that no module failed to give."""
         if buffer.failures is None:
             return visits
         visits = min(visits, buffer.positions - self._rule.position(visit))
@@ -361,7 +382,7 @@ class FlowReader:
             batch.block = without(batch.block, failed)
 
     def took(self, batch: Batch, elapsed_ns: int) -> None:
-        """For how long a batch was worked on: the next may be larger, or has to be smaller."""
+        """Note for how long, in seconds, a batch was worked on: the next may be larger, or has to be smaller."""
         if self._gdt.waits:
             return
         cost = max(1.0, elapsed_ns / batch.visits)
@@ -369,15 +390,17 @@ class FlowReader:
         self._most = max(1, min(int(EXPOSED_NS / self._visit_ns), self._largest))
 
     def intact(self, batch: Batch) -> bool:
-        """The second check, after the data were used: nothing was overwritten meanwhile, of which the first visit would
-        have been the first."""
+        """Return whether nothing was overwritten while the data were used (the second check).
+
+        The first visit of the batch would be the first to be overwritten.
+        """
         if batch.block.stable:
             return True
         self._port.sync()
         return batch.buffer.state(batch.visit) == COMPLETE
 
     def ends(self, batch: Batch) -> NDArray[np.uint64]:
-        """The detector's times of the last frame of each group of a batch, (groups,) ns."""
+        """Return the detector's times of the last frame of each group of a batch, (groups,) ns."""
         times, blocks = batch.block.times, self._rule.blocks
         return times[-1:] if batch.visits == 1 else times[blocks - 1 :: blocks]
 
@@ -405,13 +428,13 @@ class FlowReader:
         buffer.credited = buffer.released
 
     def rest(self) -> None:
-        """Nothing to do: send the credits that were held back to send fewer of them."""
+        """Send the credits that were held back to send fewer of them: there is nothing else to do."""
         for buffer in self._buffers:
             if buffer.credited < buffer.released:
                 self._send_credits(buffer)
 
     def absent_numbers(self) -> NDArray[np.uint64]:
-        """Numbers of the frames that are lost or missing, as far as is known, in order."""
+        """Return the numbers of the frames that are lost or missing, as far as is known, in order."""
         rule, selected = self._rule, self._selected
         visits = [rule.numbers(*visits) for visits in (*self.count.lost, *self.count.missing)]
         rows = [np.arange(first, last + 1, dtype=np.uint64) for first, last in self.count.incomplete]
@@ -428,8 +451,10 @@ class FlowReader:
             into.append((buffer.index, visit, visits))
 
     def end_status(self, acquisition: int) -> str:
-        """The modules' end records of an acquisition, merged; to be asked before the next one starts. A lower mark
-        means that a module never wrote one."""
+        """Return the modules' end records of an acquisition, merged; to be asked before the next one starts.
+
+        A lower mark means that a module never wrote one.
+        """
         marks = self._port.read(self.flow.ends, self._modules * END_WORDS).reshape(self._modules, END_WORDS)[:, 0]
         if int(marks.min()) < end_mark(acquisition, END_OK):
             return "incomplete"

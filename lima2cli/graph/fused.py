@@ -15,7 +15,7 @@ from lima2cli.threads import team
 
 
 class PartFailed(Exception):
-    """One node of a kernel raised; the others are well."""
+    """One node of a kernel raised; the others work."""
 
     def __init__(self, name: str, error: Exception) -> None:
         super().__init__(name)
@@ -23,9 +23,12 @@ class PartFailed(Exception):
 
 
 class BoundChain:
-    """The maps of a kernel, bound; ``reducers``, one for each thread, are added, and taken out, by name.
+    """The maps of a kernel, bound.
 
-    Raises `PartFailed`.
+    ``reducers``, one for each thread, are added, and taken out, by name.
+
+    Raises:
+        PartFailed: a map can't be bound.
     """
 
     def __init__(self, kernel: Kernel, steps: Mapping[str, Step], files: Files, threads: int = 1) -> None:
@@ -38,7 +41,11 @@ class BoundChain:
         self._out = np.empty((0, *self._recipe.shape), self._recipe.target)
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, dict[str, Partial]]:
-        """The frames, where anybody reads them whole, and what each reducer makes of them. Raises `PartFailed`."""
+        """Return the frames, where they are read whole, and what each reducer makes of them.
+
+        Raises:
+            PartFailed: a node failed.
+        """
         frames, count = block.frames, len(block.frames)
         out = None if self._recipe.idle or not self.makes else self._room(count)
         parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
@@ -58,7 +65,7 @@ class BoundChain:
     def _stage_part(
         self, thread: int, block: Block, part: slice, out: Array | None, received_ns: int
     ) -> dict[str, Partial]:
-        """What the reducers of a thread make of its part of the frames, which go to ``out``."""
+        """Return what the reducers of a thread make of its part of the frames, which go to ``out``."""
         reducers = {name: each[thread] for name, each in self.reducers.items()}
         readers = [_reader(name, reducer, len(block.frames)) for name, reducer in reducers.items()]
         self._chains[thread].compute(block.frames, None if out is None else out[part], readers)
@@ -72,12 +79,12 @@ class BoundChain:
 
 
 def part_of(block: Block, part: slice) -> Block:
-    """Consecutive frames of a block."""
+    """Return consecutive frames of a block."""
     return Block(block.frames[part], block.numbers[part], block.times[part], block.stable)
 
 
 def concatenated(partials: Sequence[Partial]) -> Partial:
-    """Partial results of consecutive frames as one."""
+    """Return partial results of consecutive frames as one."""
     if len(partials) == 1:
         return partials[0]
     return {key: np.concatenate([one[key] for one in partials]) for key in partials[0]}
@@ -103,14 +110,16 @@ def _reader(name: str, reducer: StripReducer, frames: int) -> StripReader:
 
 
 Function = Callable[[Mapping[str, Array]], Array]
-"""Frames (n, height, width) of each input, by name, to as many frames."""
+"""A function from frames (n, height, width) of each input, by name, to as many frames."""
 
 
 class Spread:
     """A function that each thread has for itself and does for consecutive frames of a block, into one array.
 
-    ``spec`` is of the frames that it gives. They stay valid until the next call only. Raises `UserCodeError` where it
-    gives others: a node of a plugin that does not keep to what it infers.
+    ``spec`` is of the frames that it gives. They stay valid until the next call only.
+
+    Raises:
+        UserCodeError: it gives others: a node of a plugin that does not keep to what it infers.
     """
 
     def __init__(self, make: Callable[[], Function], spec: FrameSpec, threads: int) -> None:
@@ -120,7 +129,7 @@ class Spread:
         self._out: Array = np.empty((0, *spec.shape), spec.dtype)
 
     def __call__(self, frames: Mapping[str, Array]) -> Array:
-        """The result for a block."""
+        """Return the result for a block."""
         first = next(iter(frames.values()))
         count, parts = len(first), self._team.parts(len(first), first.shape[1] * first.shape[2])
         if len(parts) == 1:
@@ -131,14 +140,17 @@ class Spread:
         return self._out[:count]
 
     def _part(self, thread: int, frames: Mapping[str, Array], part: slice) -> None:
-        given = self._functions[thread]({name: array[part] for name, array in frames.items()})
-        self._out[part] = checked(given, part.stop - part.start, self._spec)
+        result = self._functions[thread]({name: array[part] for name, array in frames.items()})
+        self._out[part] = checked(result, part.stop - part.start, self._spec)
 
 
 def checked(frames: Array, count: int, spec: FrameSpec) -> Array:
-    """``frames``, which a node has given for ``count`` that entered, as they are. Raises `UserCodeError` where they are
-    not of ``spec``."""
+    """Return ``frames``, which a node has given for ``count`` that entered, as they are.
+
+    Raises:
+        UserCodeError: they are not of ``spec``.
+    """
     if frames.shape != (count, *spec.shape) or frames.dtype != spec.dtype:
-        given = f"{frames.dtype} {frames.shape}"
-        raise UserCodeError(f"it has given {given}, and says that it gives {spec.dtype} {(count, *spec.shape)}")
+        layout = f"{frames.dtype} {frames.shape}"
+        raise UserCodeError(f"it has given {layout}, and says that it gives {spec.dtype} {(count, *spec.shape)}")
     return frames

@@ -27,7 +27,7 @@ class ExpectedFrames:
         self._here = [everywhere or numbering.receivers[n] == receiver for n in range(self._rule.buffers)]
 
     def after(self, last: int) -> int:
-        """The first of them with a number above ``last``; END if there is none."""
+        """Return the first of them with a number above ``last``; END if there is none."""
         rule = self._rule
         index = rule.before(last + 1)
         group = rule.group(index)
@@ -39,7 +39,7 @@ class ExpectedFrames:
         return END if self._selected is not None and index >= self._selected else rule.frame(index)
 
     def reached(self, last: int, origin: "ExpectedFrames") -> int:
-        """Up to where they have come when the frames of ``origin`` that they are made of have come up to ``last``.
+        """Return the number up to which these frames are complete when those of ``origin`` have come to ``last``.
 
         A frame that is made of several has the number of the first, and comes with the last. -1 where none has.
         """
@@ -49,7 +49,7 @@ class ExpectedFrames:
 
 
 def expected_frames(program: ReceiverProgram) -> Mapping[str, ExpectedFrames]:
-    """By flow and node."""
+    """Return the expected frames, by flow and node."""
     due = {flow.gdt.flow: ExpectedFrames(of_flow([flow.gdt]), program.receiver) for flow in program.flows}
     for step in program.steps:
         together = bool(step.circle) and isinstance(step.node, Reduce)  # whose rows all receivers of the circle get
@@ -71,7 +71,7 @@ class Ranges:
         self.ranges: list[tuple[int, int]] = []
 
     def add(self, numbers: Numbers) -> None:
-        """Numbers in increasing order."""
+        """Add numbers in increasing order."""
         for number in numbers.tolist():
             if self.ranges and number == self.ranges[-1][1] + self._step:
                 self.ranges[-1] = (self.ranges[-1][0], number)
@@ -80,8 +80,10 @@ class Ranges:
 
 
 class BoundJoin:
-    """A join, bound. ``dropped`` are (first, last) numbers of frames that were not in all inputs and should have been;
-    ``beside`` counts those that are of one flow only.
+    """A join, bound.
+
+    dropped  (first, last) numbers of frames that were not in all inputs and should have been
+    beside   number of frames that are of one flow only
 
     Behind a filter they are not kept: what was vetoed is counted there.
     """
@@ -96,26 +98,26 @@ class BoundJoin:
         self._notes = not step.numbering.filters
 
     def begin(self) -> None:
-        """An acquisition: counts begin anew."""
+        """Begin an acquisition: counts begin anew."""
         self.beside, self._unmatched = 0, Ranges(self._rule.step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """See the class."""
+        """Dropped frames, see the class."""
         return self._unmatched.ranges
 
     def stage(self, blocks: Blocks, rows: PartialRows | None = None) -> Block | None:
-        """The result for blocks by source; None where no frame is in all."""
+        """Return the result for blocks by source; None where no frame is in all."""
         common = self._common(blocks)
         if not len(common):
             return None
-        given = {source: _only(block, common) for source, block in blocks.items()}
-        first = given[self._sources[0]]
-        frames = self._function({name: given[source].frames for name, source in self._inputs.items()})
+        matched = {source: _only(block, common) for source, block in blocks.items()}
+        first = matched[self._sources[0]]
+        frames = self._function({name: matched[source].frames for name, source in self._inputs.items()})
         return Block(frames, first.numbers, first.times, False)
 
     def _common(self, blocks: Blocks) -> Numbers:
-        """Numbers that are in all inputs; the others are noted."""
+        """Return the numbers that are in all inputs; the others are noted."""
         numbers = [block.numbers for block in blocks.values()]
         if len(blocks) < len(self._sources):
             self._note(reduce(np.union1d, numbers, np.empty(0, np.uint64)))
@@ -146,11 +148,11 @@ class BoundSelect:
         self._reduces = {name: reduces[name] for name in step.tables}
 
     def begin(self) -> None:
-        """An acquisition: counts begin anew."""
+        """Begin an acquisition: counts begin anew."""
         self.vetoed = 0
 
     def stage(self, blocks: Blocks, rows: PartialRows) -> Block | None:
-        """Those that pass; None where none does. Frames whose rows were lost are lost with them."""
+        """Return the frames that pass; None where none does. Frames whose rows were lost are lost with them."""
         block = next(iter(blocks.values()), None)
         if block is None or not self._reduces.keys() <= rows.keys():
             return None
@@ -164,32 +166,33 @@ class BoundSelect:
         return block if count == len(chosen) else part_of(block, chosen)
 
     def _with_rows(self, numbers: Numbers, rows: PartialRows) -> NDArray[np.bool_]:
-        """Which frames have all rows that they should have."""
+        """Return which frames have all rows that they should have."""
         known = np.ones(len(numbers), bool)
         for name, node in self._reduces.items():
-            found = rows[name]["frame_number"]
-            if len(found) < len(numbers):
-                known &= np.isin(numbers, found) | (numbers % np.uint64(node.every) != 0)
+            numbers_of_rows = rows[name]["frame_number"]
+            if len(numbers_of_rows) < len(numbers):
+                known &= np.isin(numbers, numbers_of_rows) | (numbers % np.uint64(node.every) != 0)
         return known
 
 
 def part_of(block: Block, chosen: NDArray[np.bool_]) -> Block:
-    """Some frames of a block: a view where they follow each other, else a copy."""
+    """Return some frames of a block: a view where they follow each other, else a copy."""
     (places,) = np.nonzero(chosen)
-    which: slice | NDArray[np.bool_] = chosen
+    selection: slice | NDArray[np.bool_] = chosen
     if len(places) and places[-1] - places[0] + 1 == len(places):
-        which = slice(int(places[0]), int(places[-1]) + 1)
-    return Block(block.frames[which], block.numbers[which], block.times[which], block.stable)
+        selection = slice(int(places[0]), int(places[-1]) + 1)
+    return Block(block.frames[selection], block.numbers[selection], block.times[selection], block.stable)
 
 
 def _only(block: Block, numbers: Numbers) -> Block:
-    """Frames of these numbers, which are some or all of the block's."""
+    """Return the frames of these numbers, which are some or all of the block's."""
     return block if len(numbers) == len(block.numbers) else part_of(block, np.isin(block.numbers, numbers))
 
 
 class Pairing:
-    """Frames, and rows, that do not come together: each is kept until all sources that it is due from have come as
-    far; see `Waiting`.
+    """Pairing of frames, and rows, that do not come together; see `Waiting`.
+
+    Each is kept until all sources that it is due from have come as far.
 
     It goes on to where any source has come, the same steps however the sources take turns: receivers that hold parts of
     frames do the same.
@@ -202,24 +205,24 @@ class Pairing:
         self.begin()
 
     def begin(self) -> None:
-        """An acquisition: frames are numbered from 0 again."""
+        """Begin an acquisition: frames are numbered from 0 again."""
         self._next = {source: each.after(-1) for source, each in self._due.items()}
 
     @property
     def sources(self) -> Collection[str]:
-        """What it reads."""
+        """Sources that it reads."""
         return self._due.keys()
 
     def arrive(self, source: str, what: Arrival) -> None:
         """See `Waiting`."""
-        if what.last < self._next[source]:  # no frame is due yet: it says nothing new
+        if what.last < self._next[source]:  # no frame is due yet: nothing new
             what.done()
             return
         self._next[source] = self._due[source].after(what.last)
         self._kept[source].append(what)
 
     def give_up(self) -> None:
-        """Give nothing any more; what comes is let go."""
+        """Give nothing any more; arrivals are released."""
         self._bound = None
 
     @property
@@ -229,11 +232,15 @@ class Pairing:
 
     @property
     def full(self) -> bool:
-        """See `Waiting`; what it keeps is limited by the local buffers, or by what the flows tell late."""
+        """See `Waiting`; what it keeps is limited by the local buffers, or by what the flows report late."""
         return False
 
     def poll(self) -> Result | None:
-        """See `Waiting`. Raises `BlockFailed` where the node fails; it then goes on with nothing."""
+        """See `Waiting`.
+
+        Raises:
+            BlockFailed: the node fails; it then goes on with nothing.
+        """
         heads = {source: kept[0] for source, kept in self._kept.items() if kept}
         if not heads:
             return None
@@ -259,7 +266,7 @@ class Pairing:
             raise BlockFailed(min(int(block.numbers[0]) for block in blocks.values()), error) from error
 
     def _let_go(self, source: str, head: Arrival, last: int) -> None:
-        """Of what was used."""
+        """Release what was used."""
         if head.last == last:
             self._kept[source].popleft().done()
             return
@@ -277,12 +284,12 @@ def _all_done(holds: Sequence[Lease]) -> None:
 
 
 def _upto(block: Block | None, last: int) -> Block | None:
-    """Its frames up to ``last``."""
+    """Return the frames of an arrival up to ``last``."""
     return None if block is None else _between(block, 0, _count(block.numbers, last))
 
 
 def _after(block: Block, last: int) -> Block | None:
-    """Its frames after ``last``."""
+    """Return the frames of an arrival after ``last``."""
     return _between(block, _count(block.numbers, last), len(block.numbers))
 
 
@@ -305,5 +312,5 @@ def _rows_after(rows: Partial, last: int) -> Partial:
 
 
 def _count(numbers: Array, last: int) -> int:
-    """How many numbers are not above ``last``."""
+    """Return how many numbers are not above ``last``."""
     return int(np.searchsorted(numbers, np.uint64(last), "right"))

@@ -42,7 +42,7 @@ class _Task:
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker as a receiver sees it; ``heard`` is when it last gave a sign of life."""
+    """A worker as a receiver sees it; ``heard`` is when it last gave a sign of life (monotonic, s)."""
 
     member: int
     tasks: dict[int, _Task] = field(default_factory=dict)
@@ -75,12 +75,12 @@ class BoundDelegate:
         self.silent: list[int] = []
 
     def begin(self) -> None:
-        """An acquisition: counts begin anew."""
+        """Begin an acquisition: counts begin anew."""
         self._given_up = Ranges(self._step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """See the class."""
+        """Dropped frames, see the class."""
         return self._given_up.ranges
 
     @property
@@ -101,13 +101,17 @@ class BoundDelegate:
             what.done()
         elif self._node.reply:
             self._unsent.append(task)
-        else:  # it goes on at once, and to a worker besides
+        else:  # it goes on at once, and to a worker as well
             self._unsent.append(_Task(Arrival(what.last, what.block, hold=_taken(what.hold))))
             task.settled, task.result = True, what.block
         self._order.append(task)
 
     def poll(self) -> Result | None:
-        """See `Waiting`. Raises `BlockFailed` where a block has failed and ``on_error`` is stop; once."""
+        """See `Waiting`.
+
+        Raises:
+            BlockFailed: a block has failed and ``on_error`` is stop; once.
+        """
         self._sending = [pending for pending in self._sending if not pending.done()]
         self._hear()
         self._look_at_clock()
@@ -151,13 +155,13 @@ class BoundDelegate:
             self._turn = (self._workers.index(worker) + 1) % len(self._workers)
 
     def _next_worker(self) -> _Worker | None:
-        """Whose turn it is, of those that are there."""
+        """Return the worker whose turn it is, of those that are there."""
         around = self._workers[self._turn :] + self._workers[: self._turn]
         return next((worker for worker in around if not worker.gone), None)
 
     def _hear(self) -> None:
-        while (came := self._line.receive()) is not None:
-            member, (kind, *what), frames = came
+        while (delivery := self._line.receive()) is not None:
+            member, (kind, *what), frames = delivery
             worker = self._workers[member - self._about.receivers]
             worker.heard = time.monotonic()
             if kind == LEFT:
@@ -166,7 +170,7 @@ class BoundDelegate:
                 self._settle(task, kind, what, frames)
 
     def _settle(self, task: _Task, kind: str, what: list[Any], frames: Array | None) -> None:
-        """What a worker said of a block, which it has by now."""
+        """Settle a block with what a worker reported of it."""
         if kind == FAILED:
             self._tell_once(what[1])
             self._fail(task, *what[1:])
@@ -186,7 +190,7 @@ class BoundDelegate:
                 self._lose(worker, f"it did not reply for {seconds_text(limit)}")
 
     def _lose(self, worker: _Worker, why: str) -> None:
-        """A worker gets no more blocks. What was sent to it must stay in place as long as MPI may look at it."""
+        """Give a worker no more blocks. What was sent to it must stay in place as long as MPI may read it."""
         if worker.gone:
             return
         worker.gone = True
@@ -202,7 +206,7 @@ class BoundDelegate:
             self._stop()
 
     def _fail(self, task: _Task, why: str, frame: int | None = None) -> None:
-        """What ``on_error`` says."""
+        """Handle a failed block according to ``on_error``."""
         block = task.arrival.block
         assert block is not None
         task.settled = True
@@ -218,7 +222,7 @@ class BoundDelegate:
             task.arrival.done()
 
     def _stop(self) -> None:
-        """Nothing goes on any more; what has been sent comes to its end."""
+        """Stop: nothing goes on any more, and what has been sent comes to its end."""
         self._stopped = True
         unsent, self._unsent = self._unsent, deque()
         for task in unsent:
@@ -237,8 +241,10 @@ def _taken(hold: Lease | None) -> Lease | None:
 
 @dataclass(slots=True)
 class Given:
-    """A block that a worker has been given, and where it comes from: ``place`` is the receiver's among those that the
-    node has. ``frames`` (n, height, width) are read-only."""
+    """A block that a worker has been given, and its origin.
+
+    ``place`` is the receiver's among those that the node has. ``frames`` (n, height, width) are read-only.
+    """
 
     frames: Array
     numbers: NDArray[np.uint64]
@@ -265,46 +271,46 @@ class Service:
 
     @property
     def name(self) -> str:
-        """What works here, for messages."""
+        """Name of what works here, for messages."""
         return self._node.function or " ".join(self._node.command or ())
 
     @property
     def spec(self) -> FrameSpec:
-        """Of the frames that come."""
+        """Spec of the frames that come."""
         return self._program.step.before
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """Of the node."""
+        """Parameters of the node."""
         return self._node.params
 
     @property
     def replies(self) -> bool:
-        """Whether the receivers wait for frames."""
+        """Return whether the receivers wait for frames."""
         return self._node.reply
 
     def ready(self) -> None:
-        """Blocks may come."""
+        """Report that it is ready: blocks may come."""
         self._port.send(0, (messages.READY, None))
 
     def unfit(self, why: str) -> None:
-        """It cannot work, which keeps the run from starting."""
+        """Report that it cannot work, which keeps the run from starting."""
         failure = Failure(self._program.rank, f"{self._program.step.name}: {why}", self._program.step.name)
         self._port.send(0, (messages.FAILED, failure))
 
     def take(self) -> Given | None:
-        """The next block, if there is one and what was replied before has been sent; does not wait."""
+        """Return the next block, if there is one and what was replied before has been sent; does not wait."""
         while (mail := self._port.receive()) is not None:
             self.ended |= mail[1][0] in (messages.ENDED, messages.QUIT)
             self.done |= mail[1][0] == messages.QUIT
         self._sending = [pending for pending in self._sending if not pending.done()]
-        came = None if self._sending else self._line.receive()
-        if came is None:
+        delivery = None if self._sending else self._line.receive()
+        if delivery is None:
             return None
-        place, (_, index, numbers, times), frames = came
+        place, (_, index, numbers, times), frames = delivery
         assert frames is not None
         if self._left:
-            return None  # nobody waits for a reply
+            return None  # no reply is waited for
         self._tell_all((ALIVE,))
         frames.flags.writeable = False
         self._since_ns = time.perf_counter_ns()
@@ -312,8 +318,10 @@ class Service:
         return Given(frames, numbers, times, place, index)
 
     def reply(self, given: Given, result: Any, code: Code | None = None) -> None:
-        """Answer with what the user's code returned, which is looked at where frames are waited for; by ``code``, where
-        it is called there."""
+        """Answer with what the user's code returned.
+
+        It is checked where frames are waited for. ``code`` is the user's code, where it is called there.
+        """
         self._busy_ns += time.perf_counter_ns() - self._since_ns
         if not self._node.reply:
             self._send(given.place, (DONE, given.index))
@@ -349,7 +357,7 @@ class Service:
             self._tell_all((LEFT, why))
 
     def finish(self) -> None:
-        """Everything is done, once."""
+        """Report that everything is done, once."""
         if not self._finished:
             self._finished = True
             counts = (self._blocks, self._frames, self._failed)
@@ -366,7 +374,7 @@ class Service:
 
 
 class WorkerRank:
-    """Serves a function of the user's; `step` is one block."""
+    """A worker that serves a function of the user's; `step` is one block."""
 
     def __init__(self, program: WorkerProgram, port: Port, files: Files) -> None:
         self._service, self._node, self._files = Service(program, port), program.step.node, files

@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 
 
 class Writing:
-    """A writer for each acquisition; ``saved`` counts the frames of the one that is on, as of the last flush: those
-    that are in the files, whatever comes."""
+    """A writer for each acquisition.
+
+    ``saved`` counts the frames of the current one, as of the last flush: those that are in the files, whatever comes.
+    """
 
     def __init__(self) -> None:
         self.saved = self._committed = 0
@@ -55,7 +57,7 @@ class Writing:
         return block, self._writer.stage(block)
 
     def commit(self, staged: Any) -> None:
-        """See `Writer.commit`. A writer that fails is used no more, but to be closed."""
+        """See `Writer.commit`. A writer that fails is not used again but to be closed."""
         assert self._writer is not None
         committed, self._committed = self._committed, self.saved  # should this fail
         self._committed = committed + self._writer.commit(staged)
@@ -75,7 +77,7 @@ class Writing:
             self.saved = self._committed
 
     def begin_count(self) -> None:
-        """An acquisition begins."""
+        """Begin to count an acquisition."""
         self.saved = self._committed = 0
 
 
@@ -105,7 +107,7 @@ class BoundCommon(Writing):
         self._writer = self._node.open_common(self._channel, self._directory, self._receiver, start_ns, self._circle)
 
     def arrive(self, source: str, what: Arrival) -> None:
-        """How far the frames are; they themselves came before."""
+        """Note how far the frames are; they themselves came before."""
         what.done()
         if self._writer is None:
             return
@@ -133,7 +135,11 @@ class BoundCommon(Writing):
             self.saved = writer.saved
 
     def poll(self) -> Result | None:
-        """See `Waiting`; OSError once."""
+        """See `Waiting`.
+
+        Raises:
+            OSError: the file failed; once.
+        """
         if self._writer is not None:
             self._writer.poll()
         return None
@@ -170,7 +176,7 @@ def _of_one(function: Callable[[Array], Array]) -> Function:
 
 
 class BoundPick:
-    """Frames to sparse frames."""
+    """A function from frames to sparse frames."""
 
     def __init__(self, step: Step, files: Files) -> None:
         self._function = cast(Pick, step.node).bind(step.before, files)
@@ -180,7 +186,7 @@ class BoundPick:
 
 
 class BoundReduce:
-    """Rows per frame, kept as partial results until there are enough of them to be worth the finishing.
+    """A reduction to rows per frame, kept as partial results until there are enough of them to be worth finishing.
 
     Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block.
     """
@@ -208,13 +214,13 @@ class BoundReduce:
         parts = self._team.parts(len(block.numbers), math.prod(block.frames.shape[1:]))
         if len(parts) == 1:
             return None, self._reducers[0].step(block, received_ns)
-        given = zip(self._reducers, parts, strict=False)
-        steps = [partial(it.step, part_of(block, part), received_ns) for it, part in given]
+        shares = zip(self._reducers, parts, strict=False)
+        steps = [partial(reducer.step, part_of(block, part), received_ns) for reducer, part in shares]
         return None, concatenated(self._team.each(steps))
 
     @property
     def strips(self) -> list[StripReducer]:
-        """Of a node that takes strips, one for each thread."""
+        """Return the strip reducers, one for each thread, of a node that takes strips."""
         return cast(list[StripReducer], self._reducers)
 
     def commit(self, staged: Partial) -> None:
@@ -258,13 +264,13 @@ class BoundSink(Writing):
         self._receiver, self._threads, self._directory = program.receiver, program.threads, ""
 
     def ready(self, directory: str) -> None:
-        """An acquisition will come, whose files are in ``directory``: they may be made now."""
+        """Announce an acquisition, whose files are in ``directory``: they may be made now."""
         self._directory = directory
         if self._node.early:
             self._writer = self._node.open(self._channel, directory, self._receiver, None)
 
     def begin(self, start_ns: int) -> None:
-        """It begins; counts begin anew."""
+        """Begin the acquisition; counts begin anew."""
         self.begin_count()
         if isinstance(self._writer, EarlyWriter):
             self._writer.start(start_ns)
@@ -275,8 +281,11 @@ class BoundSink(Writing):
 
 
 class BoundTransform:
-    """A node with a state, or with code of the user's. ``dropped`` are (first, last) numbers of frames given up,
-    ``warnings`` what users should know, for the caller to clear."""
+    """A node with a state, or with code of the user's.
+
+    dropped   (first, last) numbers of frames given up
+    warnings  what users should know, for the caller to clear
+    """
 
     def __init__(self, step: Step, files: Files) -> None:
         node = cast(Transform, step.node)
@@ -287,12 +296,12 @@ class BoundTransform:
         self.warnings: list[str] = []
 
     def begin(self) -> None:
-        """An acquisition: counts begin anew."""
+        """Begin an acquisition: counts begin anew."""
         self._given_up, self._told = Ranges(self._step), False
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """See the class."""
+        """Dropped frames, see the class."""
         return self._given_up.ranges
 
     def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
@@ -316,13 +325,13 @@ class BoundTransform:
 End = BoundReduce | BoundSink | BoundCommon
 Single = BoundMap | BoundPick | BoundTransform | BoundChain | End
 Paired = BoundJoin | BoundSelect
-"""What reads several sources."""
+"""A node that reads several sources."""
 
 Bound = Single | Paired
 
 
 def bind(step: Step, program: ReceiverProgram, files: Files) -> Bound:
-    """A node bound to its receiver; whatever it raises is for the caller to tell."""
+    """Return a node bound to its receiver; whatever it raises is for the caller to report."""
     if pixelwise(step):
         alone = Kernel(step.flow, step.source, (step.name,), (), (step.name,))
         return BoundChain(alone, {step.name: step}, files, program.threads)

@@ -1,4 +1,4 @@
-"""Processing of the user's own on a receiver, beside the nodes of the pipeline or instead of them.
+"""Processing of the user's own on a receiver, next to the nodes of the pipeline or instead of them.
 
 The user's program has a loop, the receiver gives turns (it also has messages to answer and memory to give back). So the
 program has a thread, and of the two only one runs at a time: the program, until it asks for the next block; then the
@@ -29,8 +29,10 @@ AHEAD = 4
 
 @dataclass(slots=True, kw_only=True)
 class SourceBlock(Block):
-    """A block of frames, and ``source``, the flow or node that it comes from. Frames and times are valid until the next
-    block is asked for."""
+    """A block of frames, and ``source``, the flow or node that it comes from.
+
+    Frames and times are valid until the next block is asked for.
+    """
 
     source: str
 
@@ -54,7 +56,7 @@ class Receiver:
         self.asked: tuple[str, ...] | None = None
 
     def blocks(self, *names: str) -> Iterator[SourceBlock]:
-        """Blocks of these flows or nodes, to the end of the run; of each of them in the order of frames.
+        """Return the blocks of these flows or nodes, to the end of the run; of each of them in the order of frames.
 
         Frames are a read-only view of the memspace, which is given back when the next block is asked for; where it may
         be overwritten meanwhile they are a checked copy. Frames that are lost, or dropped by a node, are left out. To
@@ -69,13 +71,21 @@ class Receiver:
         return self._blocks()
 
     def _blocks(self) -> Iterator[SourceBlock]:
-        while (came := self._wait()) is not None:
-            source, block = came
+        while (delivery := self._wait()) is not None:
+            source, block = delivery
             yield SourceBlock(read_only(block.frames), block.numbers, block.times, block.stable, source=source)
 
     def lost(self, flow: str) -> NDArray[np.uint64]:
-        """Numbers (n,) of the frames of a flow that this receiver should have and, as is known by now, never gets.
-        KeyError where the flow does not reach it."""
+        """Return the numbers (n,) uint64 of the frames of a flow that this receiver should have and never gets.
+
+        They are those that are known by now.
+
+        Raises:
+            KeyError: the flow does not reach it.
+
+        Raises:
+            KeyError: the flow does not reach it.
+        """
         return self._readers[flow].absent_numbers()
 
 
@@ -113,7 +123,7 @@ class OwnProcessing:
         return len(self._kept) >= AHEAD and not self._over
 
     def begin(self) -> None:
-        """Start the program, and let it run until it asks for blocks. Raises what it raises."""
+        """Start the program, and let it run until it asks for blocks; raise what it raises."""
         threading.Thread(target=self._run, name=self.name, daemon=True).start()
         self._resume()
         self._open = set(self.names)
@@ -125,7 +135,11 @@ class OwnProcessing:
         self._kept.append((source, what))
 
     def poll(self) -> Result | None:
-        """See `Waiting`: gives the program a block, and waits until it asks for the next. Raises `BlockFailed`."""
+        """See `Waiting`: give the program a block, and wait until it asks for the next.
+
+        Raises:
+            BlockFailed: the program failed.
+        """
         if not self._kept:
             return None
         source, arrival = self._kept.popleft()
@@ -133,7 +147,7 @@ class OwnProcessing:
             if arrival.block is not None and not self._over:
                 self._give((source, arrival.block))
         finally:
-            arrival.done()  # whatever became of it, it has come
+            arrival.done()  # it has come, whatever its fate
         if arrival.last == END:
             self._open.discard(source)
             if not self._open and not self._over:
@@ -152,16 +166,16 @@ class OwnProcessing:
             raise BlockFailed(None if numbers is None else int(numbers[0]), failed)
 
     def _resume(self) -> None:
-        """The program's turn, until it waits or ends."""
+        """Give the program its turn, until it waits or ends."""
         self._go.release()
         try:
             with watch.WATCH.during(self.name, watch.IMPORT_S):
                 self._back.acquire()
-        except watch.TookTooLong as error:  # it goes on to hang in its thread, which nobody waits for
+        except watch.TookTooLong as error:  # it goes on to hang in its thread, which is not waited for
             self._over, self._error = True, ExitError(said(error))
 
     def _next(self) -> tuple[str, Block] | None:
-        """The receiver's turn, until there is a block, or None at the end; called by the program."""
+        """Give the receiver its turn, until there is a block, and return it; None at the end. Called by the program."""
         self._back.release()
         self._go.acquire()
         return self._given
@@ -180,7 +194,10 @@ class OwnProcessing:
 def start_processing(
     program: ReceiverProgram, files: Files, directory: str, readers: Sequence[FlowReader]
 ) -> OwnProcessing | None:
-    """The user's program at a receiver, begun; None where there is none. Raises what it raises by then."""
+    """Begin the user's program at a receiver and return it; None where there is none.
+
+    It raises what the program raises by then.
+    """
     if program.processing is None:
         return None
     receiver = Receiver(program, program.processing, directory, readers)

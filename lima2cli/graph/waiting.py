@@ -1,4 +1,4 @@
-"""What arrives at a node that has to wait: for other flows, or for other receivers."""
+"""Arrivals at a node that has to wait: for other flows, or for other receivers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from lima2cli.frames import Block
 from lima2cli.nodes.base import Partial
 
 END = 2**63
-"""Beyond the last frame: nothing more will come."""
+"""A frame number beyond the last frame: nothing more will come."""
 
 
 class Lease:
-    """Keeps memory from being given back: it is when all who hold it are done.
+    """A hold on memory: it is given back when all who hold it are done.
 
     Whoever makes one holds it first.
     """
@@ -21,12 +21,12 @@ class Lease:
         self._holders, self._give_back = 1, give_back
 
     def take(self) -> "Lease":
-        """Hold it, too."""
+        """Hold the memory, too."""
         self._holders += 1
         return self
 
     def done(self) -> None:
-        """No longer hold it."""
+        """Release the hold."""
         self._holders -= 1
         if not self._holders:
             self._give_back()
@@ -34,7 +34,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Arrival:
-    """What comes of some consecutive frames, the last of which is ``last``: a block, rows, or nothing (None).
+    """An arrival of some consecutive frames, the last of which is ``last``: a block, rows, or nothing (None).
 
     hold    of the memory of the block, None where the arrays are its own
     """
@@ -45,7 +45,7 @@ class Arrival:
     hold: Lease | None = None
 
     def done(self) -> None:
-        """It is not looked at any more."""
+        """Note that it is not read any more."""
         if self.hold is not None:
             self.hold.done()
             self.hold = None
@@ -53,7 +53,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class Result:
-    """What leaves a node that has waited, as it stands for the frames up to ``last``.
+    """A result of a node that has waited, as it stands for the frames up to ``last``.
 
     rows     merged rows; ``own``: they are this receiver's to save
     """
@@ -66,15 +66,17 @@ class Result:
 
     @property
     def frames(self) -> int:
-        """How many frames the result is, or has rows about."""
+        """Return how many frames the result is, or has rows about."""
         if self.block is not None:
             return len(self.block.numbers)
         return 0 if self.rows is None else len(self.rows["frame_number"])
 
 
 class BlockFailed(Exception):
-    """What a node that waits had to do for a block has failed; ``frame`` is the first of the block, None where it was
-    not about frames."""
+    """The work of a node that waits has failed for a block.
+
+    ``frame`` is the first of the block, None where no frame is concerned.
+    """
 
     def __init__(self, frame: int | None, error: Exception) -> None:
         super().__init__(str(error))
@@ -85,19 +87,19 @@ class Waiting(Protocol):
     """A node that has to wait. Arrivals of each source are in the order of frames; so are results."""
 
     def arrive(self, source: str, what: Arrival) -> None:
-        """Something comes from a source; it is kept until it is used."""
+        """Take an arrival from a source; it is kept until it is used."""
         ...
 
     def poll(self) -> Result | None:
-        """The next result, if it is there; does not wait."""
+        """Return the next result, if it is there; does not wait."""
         ...
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """Return whether nothing is under way."""
         ...
 
     @property
     def full(self) -> bool:
-        """Whether its sources had better rest until it has gone on."""
+        """Return whether its sources should rest until it has gone on."""
         ...

@@ -1,9 +1,9 @@
-"""A run in one process whose users' code never comes back from C: ended from outside.
+"""Guard of a run in one process whose users' code never returns from C: it is ended from outside.
 
-No thread of such a process can do anything where the code holds the interpreter's lock. So a child of it, forked
-before users' code is called, sleeps until it is told (by `watch`, or by the C thread of faulthandler) that a call does
-not return. It then stops the process, makes the files readable, writes the summary, and has the process end with the
-exit code of a run that has failed.
+No thread of such a process can do anything where the code holds the interpreter's lock. So a child of it, forked before
+users' code is called, sleeps until it is notified (by `watch`, or by the C thread of faulthandler) that a call does not
+return. It then stops the process, makes the files readable, writes the summary, and has the process end with the exit
+code of a run that has failed.
 """
 
 import ctypes
@@ -32,18 +32,18 @@ GONE = "the process was killed, or users' code ended it"
 PR_SET_PTRACER = 0x59616D61
 
 LAST_LINES_S = 1.0
-"""The last line has come when there was none for so long; and a process that was only stopped has said so."""
+"""Seconds without a line after which the last one has come; a process that was only stopped has sent one by then."""
 
 
 class Guard:
-    """The child that watches over this process, from `begin` on; it ends with it, or with `end`."""
+    """The child that watches this process, from `begin` on; it ends with it, or with `end`."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan, self._directory = plan, directory
         self._child, self._pipe, self._process, self._exit = 0, -1, os.getpid(), os._exit
 
     def begin(self) -> None:
-        """Fork the child, once; where that can't be done, or known, nobody watches."""
+        """Fork the child, once; where that can't be done, or known, nothing watches."""
         if self._child or not hasattr(os, "pidfd_open"):
             return
         ears, mouth = os.pipe()
@@ -69,14 +69,14 @@ class Guard:
         time.sleep(60)  # the child takes it from here
 
     def _ended(self, code: int) -> NoReturn:
-        """In place of ``os._exit``: what users' code says of its end is not what became of the run."""
+        """End in place of ``os._exit``: the exit code of users' code is not the outcome of the run."""
         if os.getpid() == self._process:
-            place = place_of((it.filename, it.lineno or 0) for it in traceback.extract_stack())
+            place = place_of((frame.filename, frame.lineno or 0) for frame in traceback.extract_stack())
             self._tell(f"{place}os._exit({code}) ended the process")
         self._exit(code)
 
     def end(self) -> None:
-        """All has returned."""
+        """End the child: all calls have returned."""
         if not self._child:
             return
         WATCH.rest()
@@ -90,7 +90,10 @@ class Guard:
         self._child = 0
 
     def _sleep(self, ears: int, parent: int) -> None:
-        """The child's life. It takes no part in what happens to the process: signals, files, streams."""
+        """Sleep until notified, in the child.
+
+        It takes no part in what happens to the process: signals, files, streams.
+        """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         kept = {0, 1, 2, ears, parent}
@@ -98,11 +101,11 @@ class Guard:
             if int(name) not in kept:
                 with suppress(OSError):
                     os.close(int(name))
-        text, process = _heard(ears, parent), self._process
-        if GONE not in text:
+        message, process = _heard(ears, parent), self._process
+        if GONE not in message:
             os.kill(process, signal.SIGSTOP)
         document = os.memfd_create("lima2-plan")
-        os.write(document, pickle.dumps((self._plan, str(self._directory), text, process)))
+        os.write(document, pickle.dumps((self._plan, str(self._directory), message, process)))
         os.lseek(document, 0, os.SEEK_SET)
         os.dup2(document, 0)
         command = [sys.executable, "-P", "-m", "lima2cli.job.guard"]
@@ -110,42 +113,42 @@ class Guard:
 
 
 def functions_of(plan: Plan) -> dict[str, str]:
-    """Users' functions of a plan, by the nodes that call them."""
+    """Return users' functions of a plan, by the nodes that call them."""
     named = {step.name: str(getattr(step.node, "function", None) or "") for step in plan.steps}
     return {name: function for name, function in {**named, "--receiver": plan.processing or ""}.items() if function}
 
 
 def calls_others(plan: Plan) -> bool:
-    """Whether a plan has code that others wrote: functions, and kinds of packages."""
+    """Return whether a plan has code that others wrote: functions, and kinds of packages."""
     kinds = [type(step.node) for step in plan.steps] + [type(plan.detector)]
     return bool(functions_of(plan)) or any(map(is_foreign, kinds))
 
 
 def _heard(ears: int, parent: int) -> str:
-    """What is told, or that the process is gone."""
-    poll, text = select.poll(), b""
+    """Return the notification of a call that does not return, or that the process is gone."""
+    poll, message = select.poll(), b""
     poll.register(ears, select.POLLIN)
     poll.register(parent, select.POLLIN)
     while True:
-        ready = dict(poll.poll(1000 * LAST_LINES_S if text else None))
+        ready = dict(poll.poll(1000 * LAST_LINES_S if message else None))
         if parent in ready:
             return f"{UserCodeError.__name__}: {GONE}"
         if not ready:
-            return text.decode(errors="replace")
+            return message.decode(errors="replace")
         more = os.read(ears, 1 << 16)
         if more.endswith(ALIVE):  # it was stopped, and goes on
-            text = b""
+            message = b""
             continue
         if not more:  # users' code has closed it
             poll.unregister(ears)
-        text += more
+        message += more
 
 
 def main() -> None:
-    """End the run of a process that does not end it."""
-    plan, directory, text, process = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  of its own fork
-    reason = hung_at(text, functions_of(plan)) or text
-    gone = GONE in text
+    """End the run of a process that does not end it itself."""
+    plan, directory, message, process = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  of its own fork
+    reason = hung_at(message, functions_of(plan)) or message
+    gone = GONE in message
     try:
         try:
             if not gone:
@@ -161,7 +164,11 @@ def main() -> None:
 
 
 def _unlock(process: int, directory: str) -> None:
-    """Unlock the files of a process that is stopped, and will not go on. Raises OSError."""
+    """Unlock the files of a process that is stopped, and will not go on.
+
+    Raises:
+        OSError: the system refuses.
+    """
     known = os.pidfd_open(process)
     for name in os.listdir(f"/proc/{process}/fd"):
         if os.path.realpath(f"/proc/{process}/fd/{name}").startswith(directory + os.sep):

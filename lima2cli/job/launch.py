@@ -1,8 +1,7 @@
-"""Starts the ranks of a plan, and stays outside of them: it handles signals, passes events on, and tells the truth
-when ranks die.
+"""Launch of the ranks of a plan, from outside of them: signals, events, and a true report when ranks die.
 
-Under MPI each rank is a process of ``mpiexec``; the launcher itself is no rank. Where MPI is not installed all
-ranks run in this process.
+Under MPI each rank is a process of ``mpiexec``; the launcher itself is no rank. Where MPI is not installed all ranks
+run in this process.
 """
 
 import importlib.util
@@ -43,37 +42,37 @@ AT_ONCE = "ended at once by the user"
 NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
 
 ORDERLY_END_S = 60.0
-"""Ranks that have lost their mpiexec may take so long to end in order."""
+"""Seconds that ranks which have lost their mpiexec have to end in order."""
 
 LAST_WORDS_S = 5.0
-"""Ranks have so long to end after mpiexec has."""
+"""Seconds that ranks have to end after mpiexec has."""
 
 MPIEXEC_SAYS = re.compile(rb"=+$|=   |YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ")
 ERROR = re.compile(r"ssh: |[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b")
-"""The last line of a traceback, or why another machine was not reached."""
+"""Pattern of the last line of a traceback, or of why another machine was not reached."""
 
 ABORTED = re.compile(r"MPI_Abort\(.*\) - process (\d+)")
-"""What MPICH says of a rank that has ended the job."""
+"""Pattern of MPICH's message about a rank that has ended the job."""
 
 START_UP_S = 60.0
-"""Programs of the user's have so long to join. Where one of them ends before it does, mpiexec does not notice."""
+"""Seconds that programs of the user's have to join. Where one of them ends before it does, mpiexec does not notice."""
 
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
-"""Set by mpiexec and srun in the processes that they start."""
+"""Variables that mpiexec and srun set in the processes that they start."""
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass
 class Signals:
-    """What the user asked for: the first signal stops the run cleanly, the second at once."""
+    """Signals of the user: the first stops the run cleanly, the second at once."""
 
     received: list[int] = field(default_factory=list)
     on_first: Callable[[], None] = lambda: None
     on_second: Callable[[], None] = lambda: None
 
     def handle(self, number: int, frame: object) -> None:
-        """Signal handler."""
+        """Handle a signal."""
         self.received.append(number)
         (self.on_first if len(self.received) == 1 else self.on_second)()
 
@@ -85,7 +84,7 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
+        """Take the signals while a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -96,35 +95,39 @@ class Signals:
 
 
 def find_mpiexec() -> str | None:
-    """The launcher of the MPI that this Python uses: beside the interpreter first, then on the path."""
+    """Return the launcher of the MPI that this Python uses: next to the interpreter first, then on the path."""
     if importlib.util.find_spec("mpi4py") is None:
         return None
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
+    neighbour = Path(sys.executable).with_name("mpiexec")
+    return str(neighbour) if neighbour.exists() else shutil.which("mpiexec")
 
 
 class Directories:
-    """The run directories of a job, one for each acquisition: noted from its events, which are passed on."""
+    """Run directories of a job, one for each acquisition: noted from its events, which are passed on."""
 
     def __init__(self, first: Path, emit: Emit) -> None:
         self._held, self._emit = [Whereabouts(first)], emit
 
     @property
     def all(self) -> list[Path]:
-        """Where they are now. Raises `RunFailed` where one was removed."""
+        """Return where they are now.
+
+        Raises:
+            RunFailed: one was removed.
+        """
         return [one.found() for one in self._held]
 
     def gone(self) -> str | None:
-        """In words, where one is no longer where it was."""
+        """Return a sentence where one is no longer where it was."""
         return next(filter(None, (one.gone() for one in self._held)), None)
 
     def close(self) -> None:
-        """Let them go."""
+        """Release the directories."""
         for one in self._held:
             one.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """An event of the control rank."""
+        """Take an event of the control rank."""
         if event["type"] == "directory":
             with suppress(OSError):  # it went at once
                 self._held.append(Whereabouts(event["directory"]))
@@ -133,8 +136,9 @@ class Directories:
 
 
 class Ranks:
-    """The processes of a job: mpiexec, what it has started, and what users' code has started besides. All on this
-    machine are known by the job's name in their environment.
+    """Processes of a job: mpiexec, those that it has started, and those that users' code has started as well.
+
+    All on this machine are known by the job's name in their environment.
 
     ``first`` is who was the first to end, where that is sure: the number of a rank, or the name of another process.
     """
@@ -145,7 +149,7 @@ class Ranks:
         self.first: int | str | None = None
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
-        """Host and process of each rank: they are all there."""
+        """Note host and process of each rank: they are all there."""
         self.joined = True
         if self._confined is not None:
             self._confined.settle()
@@ -159,17 +163,20 @@ class Ranks:
             threading.Thread(target=self._watch, args=(processes,), daemon=True).start()
 
     def _watch(self, processes: dict[int, int | str]) -> None:
-        """Wait for the first process to end. mpiexec then ends the others, within milliseconds, and does not say which
-        was the first (the process that it names is any of them). It may hear of an end before the system tells it: who
-        is seen to end is the first only where no other is about to."""
+        """Wait for the first process to end.
+
+        mpiexec then ends the others, within milliseconds, and does not report which was the first (the process that it
+        names is any of them). It may hear of an end before the system reports it: the process that is seen to end is
+        the first only where no other is about to.
+        """
         poll, known = select.poll(), dict[int, int | str]()
         with (
             ExitStack() as opened,
             suppress(OSError, AttributeError),
         ):  # one has ended; or this system has no such thing
             states = [opened.enter_context(open(f"/proc/{pid}/stat", "rb", buffering=0)) for pid in processes]
-            for pid, who in processes.items():
-                known[descriptor := os.pidfd_open(pid)] = who
+            for pid, member in processes.items():
+                known[descriptor := os.pidfd_open(pid)] = member
                 opened.callback(os.close, descriptor)
                 poll.register(descriptor, select.POLLIN)
             ended = poll.poll()
@@ -200,16 +207,20 @@ class Ranks:
         self.kill()
 
     def left(self) -> list[int]:
-        """Processes of the job on this machine."""
+        """Return the processes of the job on this machine."""
         return list(processes_with(LAUNCHED, self._job))
 
 
 LOG_BYTES = 1 << 16
-"""Kept on the disk for a log."""
+"""Bytes on the disk that are kept for a log."""
 
 
 class Log:
-    """The log of a run, which does not need it: what no disk takes is left out. OSError where it can't be made."""
+    """The log of a run, which does not need it: lines that no disk takes are left out.
+
+    Raises:
+        OSError: it can't be made.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._file = (directory / LOG).open("w+b", buffering=0)
@@ -218,12 +229,12 @@ class Log:
             allocate(self.fileno(), 0, LOG_BYTES)
 
     def write(self, line: bytes) -> None:
-        """Add a line, its end with it."""
+        """Add a line and its end."""
         with suppress(OSError):
             self._file.write(line)
 
     def lines(self) -> list[str]:
-        """All that is in it; nothing where it can't be read any more."""
+        """Return all that is in it; nothing where it can't be read any more."""
         try:
             self._file.seek(0)
             return self._file.read().decode(errors="replace").splitlines()
@@ -237,13 +248,13 @@ class Log:
 
 
 LAST_LINES_S = 5.0
-"""The last lines of ranks may take so long to reach the log."""
+"""Seconds that the last lines of ranks may take to reach the log."""
 
 
 def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
 ) -> tuple[Path, dict[str, Any]]:
-    """Run on MPI ranks; returns what `conclude` does: summaries are there whatever happened to the ranks."""
+    """Run on MPI ranks; return what `conclude` does: summaries are there whatever happened to the ranks."""
     directories, began_ns = Directories(directory, emit), time.time_ns()
     try:
         log = Log(directory)
@@ -278,8 +289,10 @@ def run_with_mpiexec(
 
 
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
-    """The command that starts the ranks of a plan, on their hosts: those of lima2 as one program, others with theirs
-    (MPMD)."""
+    """Return the command that starts the ranks of a plan, on their hosts.
+
+    Those of lima2 are one program, others have theirs (MPMD).
+    """
     # -P: the working directory is data; what lies there never stands for a module of the same name
     own = [sys.executable, "-P", "-m", "mpi4py", "-m", "lima2cli.job.rank_main", *arguments]
     programs: list[str] = []
@@ -291,13 +304,15 @@ def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> 
 
 
 def executable(program: tuple[str, ...]) -> list[str]:
-    """A command with the Python that runs this for ``python``."""
+    """Return a command with the Python that runs this for ``python``."""
     return [sys.executable if program[0] == "python" else program[0], *program[1:]]
 
 
 def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, emit: Emit, log: Log) -> int:
-    """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended; the
-    exit code of mpiexec. Where it ends first, the ranks are asked to end in order."""
+    """Pass on events of the control rank and what programs print, until mpiexec and the control rank have ended.
+
+    Returns the exit code of mpiexec. Where it ends first, the ranks are asked to end in order.
+    """
     assert process.stdout is not None
     output, lines, deadline = process.stdout, Lines(), None
     errors = None if process.stderr is None else _log_hidden(process.stderr, log)
@@ -364,7 +379,7 @@ def closing_after(thread: threading.Thread | None) -> Iterator[None]:
 
 
 def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
-    """What mpiexec says of ranks that died, which goes to the log; else what a program of the user's printed."""
+    """Pass on a line of mpiexec about ranks that died, to the log; else what a program of the user's printed."""
     if MPIEXEC_SAYS.match(line):
         log.write(hide(line.decode(errors="replace")).encode() + b"\n")
     elif text := line.decode(errors="replace").rstrip():
@@ -372,22 +387,25 @@ def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
 
 
 def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
-    """What is known of the end of ranks that left no summary: who was seen to end first, the last error in the log."""
+    """Return the known reason of the end of ranks that left no summary.
+
+    It is which process was seen to end first, and the last error in the log.
+    """
     lines = log.lines()
     workers = list(dict.fromkeys(role.worker for role in plan.ranks if plan.command_of(role)))
     if not ranks.joined and workers:
         return f"the programs of {', '.join(map(str, workers))} did not all join the run (lima2cli.worker); see {LOG}"
     errors = [line for line in lines if ERROR.match(line)]
     aborted = [match[1] for line in lines if (match := ABORTED.search(line))]
-    hung, said = hung_at("\n".join(lines), functions_of(plan)), ""
+    hung, reason = hung_at("\n".join(lines), functions_of(plan)), ""
     if hung:
-        said = f": {hung}"
+        reason = f": {hung}"
     elif errors:
-        said = f": {errors[-1]}"
+        reason = f": {errors[-1]}"
     elif len(set(aborted)) == 1:
-        said = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
+        reason = f": rank {aborted[0]} ({rank_name(plan, int(aborted[0]))}) ended the job (MPI_Abort)"
     elif isinstance(ranks.first, int):
-        said = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
+        reason = f": rank {ranks.first} ({rank_name(plan, ranks.first)}) was the first to end"
     elif ranks.first is not None:
-        said = f": {ranks.first} was the first to end"
-    return f"the ranks ended without a summary (mpiexec: exit code {code}){said}; see {LOG}"
+        reason = f": {ranks.first} was the first to end"
+    return f"the ranks ended without a summary (mpiexec: exit code {code}){reason}; see {LOG}"

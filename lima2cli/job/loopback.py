@@ -1,10 +1,10 @@
-"""Runs on one machine listen on its loopback only, so that no other machine can reach them.
+"""Restriction of runs on one machine to its loopback, so that no other machine can reach them.
 
-MPI libraries and mpiexec are told so by their environment; what it says already stands. MPICH's mpiexec (hydra) has no
-such option for the socket at which it waits for its processes: it binds it to all addresses. The launcher therefore
-takes that socket itself (pidfd_getfd(2), Linux 5.6): at once it is held to the loopback device, and once all ranks have
-joined, when nobody else has to connect, it is bound to 127.0.0.1. Where the system does not allow that it stays as
-mpiexec has made it.
+MPI libraries and mpiexec are configured by their environment; variables that are set already stand. MPICH's mpiexec
+(hydra) has no such option for the socket at which it waits for its processes: it binds it to all addresses. The
+launcher therefore takes that socket itself (pidfd_getfd(2), Linux 5.6): at once it is held to the loopback device, and
+once all ranks have joined, when no other process has to connect, it is bound to 127.0.0.1. Where the system does not
+allow that it stays as mpiexec has made it.
 """
 
 import ctypes
@@ -39,10 +39,10 @@ VARIABLES = (
 SIOCGIFADDR = 0x8915
 
 PIDFD_GETFD = 438
-"""The number of pidfd_getfd(2), on all architectures."""
+"""Number of the system call pidfd_getfd(2), on all architectures."""
 
 START_S = 5.0
-"""mpiexec listens within milliseconds; after so long it will not."""
+"""Seconds after which mpiexec will not listen any more; it listens within milliseconds."""
 
 LOOK_S = 0.001
 
@@ -50,13 +50,15 @@ BACKLOG = 128
 
 
 def is_alone(plan: Plan) -> bool:
-    """Whether all ranks run on this machine."""
+    """Return whether all ranks run on this machine."""
     return all(is_here(plan.placement_of(role).host) for role in plan.ranks)
 
 
 def local_variables() -> Mapping[str, str]:
-    """What a run on this machine alone has in its environment besides; nothing where the loopback is not up, as in
-    a network namespace that nobody has set up."""
+    """Return the additional environment of a run on this machine alone.
+
+    Nothing where the loopback is not up, as in a network namespace that was not set up.
+    """
     try:
         with socket.socket() as probe:  # netdevice(7)
             fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", DEVICE.encode()))
@@ -66,7 +68,7 @@ def local_variables() -> Mapping[str, str]:
 
 
 class Confined:
-    """The sockets at which an mpiexec that was just started listens, held to the loopback device."""
+    """Sockets at which an mpiexec that was just started listens, held to the loopback device."""
 
     def __init__(self, pid: int) -> None:
         self._pid, self._lock, self._held = pid, threading.Lock(), list[socket.socket]()
@@ -83,7 +85,11 @@ class Confined:
                 time.sleep(LOOK_S)
 
     def _take(self) -> bool:
-        """Hold the sockets that there are; whether there were any. Raises OSError."""
+        """Hold the sockets that there are; return whether there were any.
+
+        Raises:
+            OSError: the system refuses.
+        """
         process = os.pidfd_open(self._pid)
         try:
             for name in os.listdir(f"/proc/{self._pid}/fd"):
@@ -96,7 +102,7 @@ class Confined:
         return bool(self._held)
 
     def settle(self) -> None:
-        """Bind them to 127.0.0.1: all who have to connect have."""
+        """Bind them to 127.0.0.1: all processes that have to connect have."""
         with self._lock:
             self._over = True
             for taken in self._held:
@@ -106,7 +112,7 @@ class Confined:
             self._held.clear()
 
     def _bind(self, taken: socket.socket) -> None:
-        """Listen at the same port of 127.0.0.1; mpiexec rests meanwhile, for 0.2 ms, so that it sees nothing of it."""
+        """Listen at the same port of 127.0.0.1; mpiexec is stopped meanwhile, for 0.2 ms, and does not notice."""
         port = taken.getsockname()[1]
         os.kill(self._pid, signal.SIGSTOP)
         try:
@@ -121,7 +127,7 @@ class Confined:
 
 
 def _listening(process: int, pid: int, name: str) -> socket.socket | None:
-    """A descriptor of another process as a socket of this one, where it is one that listens for TCP."""
+    """Return a descriptor of another process as a socket of this one, where it is one that listens for TCP."""
     try:
         if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
             return None
@@ -140,18 +146,26 @@ def _listening(process: int, pid: int, name: str) -> socket.socket | None:
 
 
 def descriptor_of(process: int, number: int) -> int:
-    """A descriptor of another process, known by its pidfd, as one of this: of the same open file. Raises OSError."""
+    """Return a descriptor of another process, known by its pidfd, as one of this: of the same open file.
+
+    Raises:
+        OSError: the system refuses.
+    """
     return call_c("syscall", PIDFD_GETFD, process, number, 0)
 
 
 def _unbind(taken: socket.socket) -> None:
-    """Connect to nowhere (AF_UNSPEC), which ends listening and lets the address go; connect(2)."""
+    """Connect to nowhere (AF_UNSPEC), which ends listening and releases the address; connect(2)."""
     nowhere = struct.pack("H14x", socket.AF_UNSPEC)
     call_c("connect", taken.fileno(), nowhere, len(nowhere))
 
 
 def call_c(name: str, *arguments: object) -> int:
-    """Call a function of the C library that Python does not offer. Raises OSError."""
+    """Call a function of the C library that Python does not offer.
+
+    Raises:
+        OSError: it failed.
+    """
     result: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
     if result < 0:
         number = ctypes.get_errno()

@@ -1,7 +1,7 @@
 """A run by ranks that are there already: under ``mpiexec -n N lima2 run`` all processes are the same program.
 
-Rank 0 leads: it alone reads the pipeline, makes the directory, and reports. The others follow: they wait to be told
-that the run begins, or that it does not.
+Rank 0 leads: it alone reads the pipeline, makes the directory, and reports. The others follow: they wait for the
+message that the run begins, or that it does not.
 """
 
 import atexit
@@ -24,9 +24,9 @@ from lima2cli.secret import hide
 
 
 def job_rank() -> int | None:
-    """Rank of this process in the job that mpiexec or srun started, None where none did."""
-    found = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
-    return int(found[0]) if found else None
+    """Return the rank of this process in the job that mpiexec or srun started, None where none did."""
+    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
+    return int(ranks[0]) if ranks else None
 
 
 def _world() -> Any:
@@ -38,7 +38,7 @@ def _world() -> Any:
 
 
 class Leader:
-    """Rank 0, from the first moment on: if it ends before the run begins, the others are told to end, too."""
+    """Rank 0, from the first moment on: if it ends before the run begins, it orders the others to end, too."""
 
     def __init__(self) -> None:
         self._world = _world()
@@ -54,7 +54,11 @@ class Leader:
             self._world.bcast(False)
 
     def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, dict[str, Any], int]:
-        """Run; gives the directory, the summary and the exit code. Raises `EnvironmentUnfit`."""
+        """Run; return the directory, the summary and the exit code.
+
+        Raises:
+            EnvironmentUnfit: the run can't be started.
+        """
         from lima2cli.job.rank_main import run_ranks
 
         size = self._world.Get_size()
@@ -71,7 +75,7 @@ class Leader:
         claim = open_directory(plan, origin)
         directory = claim.path.resolve()
         tell_of_disk(plan, warnings, emit)
-        if any(it.host for it in plan.placements):
+        if any(placement.host for placement in plan.placements):
             message = "what started this job chose the hosts of its ranks: `host` of receivers means nothing"
             emit({"type": "event", "event": "placement", "message": message})
         signals, stop = Signals(), threading.Event()
@@ -97,21 +101,21 @@ class Leader:
 
 
 def _count(plan: Plan, role: str) -> int:
-    return sum(it.role == role for it in plan.ranks)
+    return sum(rank.role == role for rank in plan.ranks)
 
 
 def _workers(plan: Plan) -> str:
-    """Those that a plan has, told by the node that each is of."""
+    """Return the workers of a plan in words, with the node of each."""
     nodes = [role.worker for role in plan.ranks if role.worker is not None]
     return f", {len(nodes)} workers ({', '.join(nodes)})" if nodes else ""
 
 
 def follow() -> None:
-    """Be any other rank."""
+    """Run any rank but the first."""
     from lima2cli.job.rank_main import run_ranks
 
     world = _world()
-    with Signals().installed():  # what they mean is for rank 0 to say
+    with Signals().installed():  # rank 0 reports what they mean
         if world.bcast(None):
             try:
                 run_ranks(None, lambda event: None, lambda: None)

@@ -1,6 +1,6 @@
 """Main program of an MPI rank: ``python -P -m mpi4py -m lima2cli.job.rank_main CHANNEL``, started by the launcher.
 
-Rank 0 gets the job, and orders to stop, over the channel of that name, and tells events there (see `job`). Ranks print
+Rank 0 gets the job, and orders to stop, over the channel of that name, and sends events there (see `job`). Ranks print
 nothing; what users' code prints is passed on by mpiexec.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 SHARE = 0.8
-"""Of the time in which a worker must reply: what its code may take, so that it can still say where that hangs."""
+"""Share of the time in which a worker must reply that its code may take: it can then still report where that hangs."""
 
 
 def main() -> None:
@@ -52,15 +52,20 @@ def main() -> None:
 
 
 def _end(why: str) -> None:
-    """End this rank, and with it the job, since users' code in C does not return: the last line of the log says why."""
+    """End this rank, and with it the job, since users' code in C does not return.
+
+    The last line of the log has the reason.
+    """
     print(f"{UserCodeError.__name__}: {why}", file=sys.stderr, flush=True)
     os._exit(FAILED)
 
 
 def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -> Outcome | None:
-    """Run one rank of a job that rank 0 knows; collective over the world. Rank 0 gets the outcome.
+    """Run one rank of a job that rank 0 knows; collective over the world.
 
-    Where this tells of silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
+    Rank 0 gets the outcome, others None.
+
+    Where the outcome has silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
     """
     world = MPI.COMM_WORLD
     made = None
@@ -94,8 +99,13 @@ def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -
 
 
 def join() -> tuple[WorkerProgram, MpiPort]:
-    """Join a run as a program of the user's; collective over the world. Raises `EnvironmentUnfit` where there is none
-    to join; ends the job where the plan has another rank here."""
+    """Join a run as a program of the user's; collective over the world.
+
+    Ends the job where the plan has another rank here.
+
+    Raises:
+        EnvironmentUnfit: there is no run to join.
+    """
     world = MPI.COMM_WORLD
     if world.Get_size() == 1:
         raise EnvironmentUnfit("this program joins a run: name it in `command` of a node `mpi`, and start the pipeline")

@@ -1,4 +1,4 @@
-"""Recovery of a run that was broken off: the launcher was killed, the machine went down."""
+"""Recovery of a run that was aborted: the launcher was killed, the machine went down."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,11 @@ REASON = "the run was broken off; its files were recovered"
 
 
 def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
-    """Where the plan of a run comes from, and its figures. Raises `UnreadableInput` where that is no run directory."""
+    """Return where the plan of a run comes from, and its figures.
+
+    Raises:
+        UnreadableInput: that is no run directory.
+    """
     try:
         return Origin.read(directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -28,7 +32,7 @@ def origin_of(directory: Path) -> tuple[Origin, dict[str, Any]]:
 
 
 def whole(directory: Path) -> dict[str, Any] | None:
-    """The summary of a run that needs no recovery: it ended in order, and what its end made is there."""
+    """Return the summary of a run that needs no recovery: it ended in order, and what its end made is there."""
     summary = _orderly(directory)
     ends = [None] if summary is None else end_files(summary)
     made = all(name is not None and (directory / name).exists() for name in ends)
@@ -42,18 +46,21 @@ def refuse_live(directory: Path) -> None:
 
 
 def _orderly(directory: Path) -> dict[str, Any] | None:
-    """The summary of a run that ended in order: only its ranks know how long it took."""
+    """Return the summary of a run that ended in order: only its ranks know how long it took."""
     summary = read_summary(directory)
     return summary if summary is not None and summary.get("seconds") is not None else None
 
 
 def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Make the files readable, rebuild masters, tables and the linking file, and write the summary.
+    """Make the files readable, rebuild masters, tables and the linking file, write the summary, and return it.
 
     The summary of a run that ended in order stays, but for what its end could not make: it knows more than the files.
     `problems` then are those of now.
 
-    figures   of the plan when the run began. `RunFailed` where ``plan`` is another: then nothing is touched.
+    figures   of the plan when the run began
+
+    Raises:
+        RunFailed: ``plan`` is another; nothing is changed then.
     """
     now = json.loads(json.dumps(plan_figures(plan)))
     changed = [key for key in ("name", "frames", "gdts", "channels") if now.get(key) != figures.get(key)]
@@ -72,7 +79,10 @@ def recover_run(plan: Plan, figures: dict[str, Any], directory: Path) -> dict[st
 
 
 def _joined(ended: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run told of a node, with what the files hold now: only the run knows why frames are not saved."""
+    """Return the record of a node by its run, with what the files hold now.
+
+    Only the run knows why frames are not saved.
+    """
     now = ended | {key: found[key] for key in ("saved", "dataset", "files", "bytes", "rows", "file") if key in found}
     if "lost" in now:
         now["lost"] = now["expected"] - now["saved"] - now["vetoed"] - now["dropped"]
@@ -80,15 +90,17 @@ def _joined(ended: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mended(plan: Plan, directory: Path, ended: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The summary of a run that ended in order, with what is now in the files of nodes whose end could not be made; it
-    is written where there are such."""
+    """Return the summary of a run that ended in order, with what the files of nodes hold whose end could not be made.
+
+    It is written where there are such.
+    """
     now = ended | {"problems": problems}
     if ends_made(ended):
         return now
-    found = inspect_run(str(directory))
+    inspected = inspect_run(str(directory))
     for table, key in (("channels", "dataset"), ("tables", "file")):
         now[table] = {
-            name: item if item[key] is not None else _joined(item, found[table].get(name, {}))
+            name: item if item[key] is not None else _joined(item, inspected[table].get(name, {}))
             for name, item in ended[table].items()
         }
     now["file"] = link_file(plan, directory)

@@ -1,4 +1,4 @@
-"""Hosts, CPUs, memory and disk of a run: where ranks go, and whether all fits, with the arithmetic."""
+"""Resources of a run: hosts, CPUs, memory and disk; where ranks go, and whether all fits, with the arithmetic."""
 
 import mmap
 import os
@@ -25,38 +25,42 @@ THREADS = Path("/proc/self/task")
 
 
 def is_here(host: str | None) -> bool:
-    """Whether that is this machine, which is also the one of ranks that say none."""
+    """Return whether that is this machine, which is also the one of ranks without a host."""
     own = socket.gethostname()
     return host in (None, "localhost", own, own.partition(".")[0])
 
 
 def elsewhere(plan: Plan) -> set[int]:
-    """Receivers that run on other machines."""
-    return {index for index, it in enumerate(plan.placements) if not is_here(it.host)}
+    """Return the receivers that run on other machines."""
+    return {index for index, placement in enumerate(plan.placements) if not is_here(placement.host)}
 
 
 def all_here(plan: Plan) -> Plan:
-    """A plan as it is run where nothing can be placed: nothing is said of it."""
+    """Return a plan as it is run where nothing can be placed: without any placement."""
     return replace(plan, placements=tuple(Placement() for _ in plan.receivers))
 
 
 def host_options(plan: Plan) -> list[str]:
-    """Of MPICH's mpiexec (hydra): the hosts of all ranks; none where no receiver says one.
+    """Return options of MPICH's mpiexec (hydra): the hosts of all ranks; none where no receiver has one.
 
     A host is listed once and ranks are mapped to it: ranks share memory only where they are on the same entry of the
-    list. (Hydra takes `-host` beside a single program for the list of all.)
+    list. (Hydra takes `-host` with a single program for the list of all.)
     """
-    if all(it.host is None for it in plan.placements):
+    if all(placement.host is None for placement in plan.placements):
         return []
     here = socket.gethostname()
-    places = [it.host for it in map(plan.placement_of, plan.ranks)]
+    places = [placement.host for placement in map(plan.placement_of, plan.ranks)]
     names = [here if name is None or is_here(name) else name for name in places]
     hosts = list(dict.fromkeys(names))
     return ["-hosts", ",".join(hosts), "-rankmap", ",".join(str(hosts.index(name)) for name in names)]
 
 
 def cpus_of(placement: Placement) -> frozenset[int] | None:
-    """CPUs of this machine that a receiver may use, None = as it was started. Raises `EnvironmentUnfit`."""
+    """Return the CPUs of this machine that a receiver may use, None = as it was started.
+
+    Raises:
+        EnvironmentUnfit: there are no such CPUs.
+    """
     if placement.cpus is None and placement.numa is None:
         return None
     if not hasattr(os, "sched_setaffinity"):
@@ -74,18 +78,25 @@ def cpus_of(placement: Placement) -> frozenset[int] | None:
 
 
 def numa_cpus(node: int) -> frozenset[int]:
-    """The CPUs of a NUMA node, from its cpulist (``0-3,8``; sysfs). Raises `EnvironmentUnfit` where it is not there."""
+    """Return the CPUs of a NUMA node, from its cpulist (``0-3,8``; sysfs).
+
+    Raises:
+        EnvironmentUnfit: there is no such node.
+    """
     try:
-        text = (NUMA_NODES / f"node{node}" / "cpulist").read_text().strip()
+        cpulist = (NUMA_NODES / f"node{node}" / "cpulist").read_text().strip()
     except OSError as error:
         raise EnvironmentUnfit(f"there is no NUMA node {node} here") from error
-    spans = [span.partition("-") for span in text.split(",") if span]
+    spans = [span.partition("-") for span in cpulist.split(",") if span]
     return frozenset(cpu for first, _, last in spans for cpu in range(int(first), int(last or first) + 1))
 
 
 def settle(placement: Placement) -> None:
-    """Hold this process to its CPUs: all threads that it has, and those that they will make. Raises
-    `EnvironmentUnfit`."""
+    """Hold this process to its CPUs: all threads that it has, and those that they will make.
+
+    Raises:
+        EnvironmentUnfit: the CPUs can't be used.
+    """
     cpus = cpus_of(placement)
     if cpus is None:
         return
@@ -98,8 +109,10 @@ def settle(placement: Placement) -> None:
 
 
 def touch(memory: NDArray[np.uint8]) -> None:
-    """Write to each page of memory that nobody has used, bytes (n,): it is then given by the NUMA node of the CPU that
-    this runs on (first touch, set_mempolicy(2))."""
+    """Write to each page of unused memory, bytes (n,) uint8.
+
+    It is then given by the NUMA node of the CPU that this runs on (first touch, set_mempolicy(2)).
+    """
     memory[:: mmap.PAGESIZE] = 0
 
 
@@ -108,7 +121,7 @@ def _listed(cpus: frozenset[int]) -> str:
 
 
 def _compact(cpus: Sequence[int]) -> str:
-    """0-3, 8"""
+    """Return CPUs as ranges: 0-3, 8."""
     spans: list[list[int]] = []
     for cpu in cpus:
         if spans and cpu == spans[-1][-1] + 1:
@@ -119,12 +132,15 @@ def _compact(cpus: Sequence[int]) -> str:
 
 
 RANK_BYTES = 80 << 20
-"""A rank's own memory: the interpreter, numpy, MPI, HDF5, and blocks in work."""
+"""Bytes of a rank's own memory: the interpreter, numpy, MPI, HDF5, and blocks in work."""
 
 SHARED_MEMORY = Path("/dev/shm")
 
 MPI_RANK_BYTES = 5_632 << 10
-"""What MPI itself puts in /dev/shm for a rank, with a margin: 5.15 MiB with MPICH 5.0 over UCX, 3 to 8 ranks."""
+"""Bytes that MPI itself puts in /dev/shm for a rank, with a margin.
+
+5.15 MiB with MPICH 5.0 over UCX, 3 to 8 ranks.
+"""
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -159,7 +175,10 @@ def check_memory(plan: Plan, *, shared: bool) -> None:
 
 
 def chunk_bytes(plan: Plan) -> int:
-    """What receivers on this machine hold of chunks that they write: two that are filled in turn, one compressed."""
+    """Return the bytes that receivers on this machine hold of chunks that they write.
+
+    Two are filled in turn, one is compressed.
+    """
     away, total = elsewhere(plan), 0
     for channel in plan.channels.values():
         if channel.layout == "common" or channel.sparse:
@@ -195,8 +214,10 @@ def check_placement(plan: Plan) -> None:
 
 
 def check_files(plan: Plan, base: Path) -> None:
-    """Raise `EnvironmentUnfit` where a memspace cannot be the file that it names: another's file, a file that the run
-    reads, one in use, or one file twice."""
+    """Raise `EnvironmentUnfit` where a memspace cannot be the file that it names.
+
+    It is another's file, a file that the run reads, one in use, or one file twice.
+    """
     away, seen = elsewhere(plan), dict[str, str]()
     for region in plan.regions:
         if region.path is None or region.receiver in away:
@@ -214,9 +235,11 @@ def check_files(plan: Plan, base: Path) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that may still be taken: the least of MemAvailable (proc(5)) and of what the control groups of
-    this process leave; None where the system doesn't say."""
-    return min((it for it in (_available_here(), _available_in_groups()) if it is not None), default=None)
+    """Return the bytes of memory that may still be taken; None where the system doesn't report it.
+
+    The least of MemAvailable (proc(5)) and of what the control groups of this process leave.
+    """
+    return min((amount for amount in (_available_here(), _available_in_groups()) if amount is not None), default=None)
 
 
 def _available_here() -> int | None:
@@ -231,8 +254,11 @@ def _available_here() -> int | None:
 
 
 def _available_in_groups() -> int | None:
-    """By cgroups(7), v2 (memory.max) and v1 (memory.limit_in_bytes): the group of this process and all above it. Cached
-    files count as free, as they do in MemAvailable."""
+    """Return the bytes that the control groups of this process leave; None without a limit.
+
+    By cgroups(7), v2 (memory.max) and v1 (memory.limit_in_bytes): its group and all above it. Cached files count as
+    free, as they do in MemAvailable.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -258,16 +284,16 @@ def _available_in_groups() -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """What a file of a control group says; None where there is no such file, or no limit (``max``)."""
+    """Return the number in a file of a control group; None where there is no such file, or no limit (``max``)."""
     try:
-        text = path.read_text().strip()
+        number = path.read_text().strip()
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
+    return int(number) if number.isdigit() else None
 
 
 def _field(path: Path, name: str) -> int:
-    """A value of ``memory.stat``; 0 where there is none."""
+    """Return a value of ``memory.stat``; 0 where there is none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -276,7 +302,7 @@ def _field(path: Path, name: str) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -291,20 +317,24 @@ class Need:
 
 
 def output_folder(template: str) -> Path:
-    """The folder in which run directories are made, as far as it exists."""
+    """Return the folder in which run directories are made, as far as it exists."""
     return existing(Path(template.partition("{")[0] + "x").parent)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest above it that is there."""
     while not folder.is_dir():
         folder = folder.parent
     return folder
 
 
 def needs(plan: Plan, base: Path) -> Iterator[Need]:
-    """All that is known before: frames, and memspaces in files as far as these are not there yet. ``base`` resolves
-    names of files."""
+    """Yield all needs that are known before: frames, and memspaces in files as far as these are not there yet.
+
+    base  resolves names of files
+
+    base  resolves names of files
+    """
     folder, away = output_folder(plan.output_directory), elsewhere(plan)
     for volume in volumes(plan):
         if volume.bytes is not None:
@@ -318,8 +348,10 @@ def needs(plan: Plan, base: Path) -> Iterator[Need]:
 
 
 def check_disk(plan: Plan, base: Path) -> list[str]:
-    """Raise `EnvironmentUnfit`, with the arithmetic, where a disk has no room for what will surely be written; warnings
-    where it may have none, if compression is poor."""
+    """Raise `EnvironmentUnfit`, with the arithmetic, where a disk has no room for what will surely be written.
+
+    Returns warnings where it may have none, if compression is poor.
+    """
     warnings = []
     by_disk: dict[int, list[Need]] = {}
     for need in needs(plan, base):
@@ -340,7 +372,7 @@ def check_disk(plan: Plan, base: Path) -> list[str]:
 
 
 def free(plan: Plan) -> str:
-    """What is free where runs go, the last line of a plan for people; empty where nothing is saved."""
+    """Return a line about the free disk space where runs go, the last of a plan; empty where nothing is saved."""
     return f"  {_free(plan)}\n" if plan.channels else ""
 
 
@@ -350,9 +382,9 @@ def _free(plan: Plan) -> str:
 
 
 def tell_of_disk(plan: Plan, warnings: Sequence[str], emit: Callable[[dict[str, Any]], None]) -> None:
-    """Say at the start of a run what it saves, what is free, and what `check_disk` warns of."""
-    if found := volumes(plan):
-        less = " before compression" if any(it.less for it in found) else ""
-        emit(said("disk", f"to be saved{less}: {', '.join(map(str, found))}; {_free(plan)}"))
+    """Report at the start of a run what it saves, what is free, and what `check_disk` warns of."""
+    if saved := volumes(plan):
+        less = " before compression" if any(volume.less for volume in saved) else ""
+        emit(said("disk", f"to be saved{less}: {', '.join(map(str, saved))}; {_free(plan)}"))
     for warning in warnings:
         emit(said("warning", f"warning: {warning}"))

@@ -42,11 +42,14 @@ from lima2cli.secret import hide
 def run_plan(
     plan: Plan, origin: Origin, emit: Emit, *, transport: str, latest: bool = True
 ) -> tuple[Path, dict[str, Any], int]:
-    """Run; gives the directory, the summary and the exit code.
+    """Run; return the directory, the summary and the exit code.
 
     ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``; ``latest``: the link of that name
-    beside the directory points to it from then on. Raises `EnvironmentUnfit` before anything is started, `RunFailed`
-    where not even the summary can be written.
+    next to the directory points to it from then on.
+
+    Raises:
+        EnvironmentUnfit: before anything is started.
+        RunFailed: not even the summary can be written.
     """
     mpiexec = find_mpiexec() if transport != "inline" else None
     if transport == "mpi" and mpiexec is None:
@@ -63,7 +66,7 @@ def run_plan(
     tell_of_disk(plan, warnings, emit)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
-    if mpiexec is None and any(it.said for it in plan.placements):
+    if mpiexec is None and any(placement.said for placement in plan.placements):
         message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
         emit({"type": "event", "event": "placement", "message": message})
     signals, here = Signals(), Path.cwd()
@@ -80,9 +83,10 @@ def run_plan(
 
 @contextmanager
 def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
-    """While a run goes on in a directory. What this gives decides, when it has ended, which run stays there: the one
-    before has its place again where this one saved nothing. It takes where a run has ended, and says where that lies
-    now.
+    """Guard a directory while a run goes on in it; decide at its end which run stays there.
+
+    The run before has its place again where this one saved nothing. The yielded function takes where a run has ended,
+    and returns where that lies now.
 
     Of a run that could not be started nothing is left; one that is given up with another exception leaves the one
     before where it was put.
@@ -128,9 +132,9 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
 
 
 def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The last event of a run: how it ended, and all that went wrong."""
-    told = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
-    return {"type": "done", **told, "directory": str(directory)}
+    """Return the last event of a run: how it ended, and all that went wrong."""
+    ending = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
+    return {"type": "done", **ending, "directory": str(directory)}
 
 
 def note(directory: Path, text: str) -> None:
@@ -140,13 +144,20 @@ def note(directory: Path, text: str) -> None:
 
 
 def as_seen(directory: Path) -> Path:
-    """As users of this working directory name it."""
+    """Return a path as users of this working directory name it."""
     here = Path.cwd()
     return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
-    """Make the run directory, with the pipeline and the plan in it. Raises `EnvironmentUnfit`; nothing is left then."""
+    """Make the run directory, with the pipeline and the plan in it, and return its claim.
+
+    Raises:
+        EnvironmentUnfit: it can't be made; nothing is left then.
+
+    Raises:
+        EnvironmentUnfit: it can't be made; nothing is left then.
+    """
     now = datetime.datetime.now().astimezone()
     claim = make_directory(
         plan.output_directory, plan.name, plan.if_exists, now,
@@ -165,7 +176,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
 
 
 def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, dict[str, Any]]:
-    """The second signal ends the run at once; files are then closed with what they have."""
+    """Run all ranks in this process; the second signal ends the run at once, with files closed as they are."""
     stop = threading.Event()
 
     def give_up() -> None:
@@ -197,7 +208,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
 
 
 def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
-    """What the process ends with."""
+    """Return the exit code of the process."""
     if signals.received and summary["state"] == "stopped":
         return STOPPED + int(signal.Signals(signals.received[0]))
     if summary.get("overrun") or summary.get("losses"):

@@ -1,7 +1,7 @@
-"""The control rank: starts, stops and ends a run, and knows what became of every frame.
+"""The control rank: starts, stops and ends a run, and accounts for every frame.
 
-It never blocks and moves no data. Normal end: modules are done, receivers are told so, files are closed. Stop (Ctrl-C,
-an overrun under `stop`, a failed rank): modules pause and say their next frame number; the highest, F, becomes the
+It never blocks and moves no data. Normal end: modules are done, receivers are notified, files are closed. Stop (Ctrl-C,
+an overrun under `stop`, a failed rank): modules pause and report their next frame number; the highest, F, becomes the
 end of the acquisition: receivers learn it first, then every module serves all frames below F, so that blocks are whole.
 
 Where acquisitions are repeated, the next is prepared and starts as soon as the modules are done with one and the
@@ -27,13 +27,13 @@ from lima2cli.transport.base import Port
 from lima2cli.units import seconds_text
 
 START_DELAY_NS = 2_000_000
-"""From the order to start to frame 0, so that all ranks have heard."""
+"""Nanoseconds from the order to start to frame 0, so that all ranks have received it."""
 
 SHORTEST_PATIENCE_S = 10.0
-"""Modules that are told to pause have at least so long for what they are doing."""
+"""Minimal time, in seconds, that modules which are to pause have for the work in hand."""
 
 DIRECTORY_PERIOD_S = 0.5
-"""From one look at the run directory to the next."""
+"""Seconds from one check of the run directory to the next."""
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -44,13 +44,13 @@ ANSWERS = {
     "ending": messages.FINISHED,
     "leaving": messages.FINISHED,
 }
-"""The message that every rank that is waited for sends in a phase."""
+"""Message that every rank that is waited for sends in a phase."""
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 class ControlRank:
-    """Runs a `ControlProgram`.
+    """The state machine of a `ControlProgram`.
 
     emit       gets progress;  close   writes what ends an acquisition (masters, summary) in its directory
     directory  of the first acquisition;  another   makes that of the next. Raises `EnvironmentUnfit`
@@ -94,11 +94,11 @@ class ControlRank:
 
     @property
     def outcome(self) -> Outcome:
-        """Of the last acquisition."""
+        """Outcome of the last acquisition."""
         return self._now.outcome
 
     def prepare(self) -> None:
-        """What ends the run is written by this rank, which has nothing to do now."""
+        """Load the libraries that write the end of the run: this rank has nothing else to do now."""
         if self._plan.channels or self._plan.tables:
             load_libraries()
         try:
@@ -107,7 +107,7 @@ class ControlRank:
             self._warn(f"this run can't be controlled from outside: {error}")
 
     def close(self) -> None:
-        """After `done`, or where the run is given up: files that are being written come to their end."""
+        """End the files that are being written; after `done`, or where the run is given up."""
         self._completion.shutdown()
         self._answers.close()
         for one in self._held:
@@ -115,7 +115,10 @@ class ControlRank:
         self._held.clear()
 
     def step(self) -> bool:
-        """Handle all messages, then look at the clock: where turns are long there is always a message."""
+        """Handle all messages, then look at the clock; return whether there was a message.
+
+        Where turns are long there is always one.
+        """
         handled = False
         while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
@@ -139,35 +142,35 @@ class ControlRank:
         return handled
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
-        kind, what = message
+        kind, content = message
         self._heard[rank] = time.monotonic()
         if kind == messages.FAILED:
-            self._fail(what)
+            self._fail(content)
         elif kind == messages.OVERRUN:
-            self._overrun(*what)
+            self._overrun(*content)
         elif kind == messages.WARNED:
-            self._warn(what)
+            self._warn(content)
         elif kind == messages.STATS:
-            told = self._acquisitions.of(what["acquisition"])
-            told.flows[rank], told.saved[rank] = what["flows"], what["saved"]
+            acquisition = self._acquisitions.of(content["acquisition"])
+            acquisition.flows[rank], acquisition.saved[rank] = content["flows"], content["saved"]
         elif kind == messages.WAITING:
             self._progress.moved()
         elif kind == messages.NEXT:
-            self._next = max(self._next, what)
+            self._next = max(self._next, content)
         elif kind == messages.DONE:
-            self.outcome.sources[rank] = what
+            self.outcome.sources[rank] = content
         elif kind == messages.SILENT:
-            self.outcome.silent.add(what)
-        elif isinstance(what, WorkerReport):
-            self.outcome.workers[rank] = what
-        elif isinstance(what, ReceiverReport):
-            self._finished(rank, what)
+            self.outcome.silent.add(content)
+        elif isinstance(content, WorkerReport):
+            self.outcome.workers[rank] = content
+        elif isinstance(content, ReceiverReport):
+            self._finished(rank, content)
             return
         if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
             self._answered(rank)
 
     def _answered(self, rank: int) -> None:
-        """One rank of those that are waited for; when all have answered, the next phase."""
+        """Note the answer of one rank of those that are waited for; when all have answered, begin the next phase."""
         self._waiting_for.discard(rank)
         if self._waiting_for:
             return
@@ -212,14 +215,20 @@ class ControlRank:
         self._tell(self._receivers | self._detectors, messages.START, start)
 
     def _check_answers(self) -> None:
-        """A module that hangs would hang the run: better that the ranks are ended, and files are as last flushed."""
+        """Fail the run where a module does not answer in time.
+
+        Otherwise the run would hang: better that the ranks are ended, and files are as last flushed.
+        """
         if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
             silent = ", ".join(map(str, sorted(self._waiting_for)))
             raise RunFailed(f"{self.outcome.reason}; then rank {silent} (detector) did not answer")
 
     def _check_silence(self) -> None:
-        """A receiver that hangs, or that others wait for in a collective, would hang the run, and so would a rank that
-        never gets ready. Raises `RunFailed`."""
+        """Raise `RunFailed` where a receiver, or a rank that is not ready, has been silent for too long.
+
+        A receiver that hangs, or that others wait for in a collective, would hang the run, and so would a rank that
+        never gets ready.
+        """
         if self._phase == "preparing":
             check_ready(
                 self._plan, {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in self._waiting_for}
@@ -241,7 +250,7 @@ class ControlRank:
         self._tell(self._receivers, messages.LIMIT, self._next)
 
     def _serve_rest(self) -> None:
-        """Modules serve what is below the limit; those that had served everything before have said so already."""
+        """Let modules serve what is below the limit; those that had served everything have reported so already."""
         self._phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
         broken = {failure.rank for failure in self.outcome.failures}
         modules = frozenset(m for role in self._plan.ranks if role.rank in broken for m in role.modules)
@@ -260,7 +269,7 @@ class ControlRank:
         self._phase, self._waiting_for = "ending", set(self._now.waiting)
 
     def _directory_of_next(self) -> str | None:
-        """Of the acquisition that follows; None where none does."""
+        """Return the directory of the acquisition that follows; None where none does."""
         if self._stopped is not None or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
             return None
         try:
@@ -273,7 +282,7 @@ class ControlRank:
         return directory
 
     def _announce(self, directory: str) -> None:
-        """Another acquisition, once all can."""
+        """Announce another acquisition, once all can take it."""
         self._emit({"type": "directory", "directory": directory})
         self._acquisitions.add(directory)
         self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
@@ -281,7 +290,10 @@ class ControlRank:
         self._tell(self._waiting_for, messages.PREPARE, None)
 
     def _finished(self, rank: int, report: ReceiverReport) -> None:
-        """A receiver has ended the files of an acquisition. Those of the last are completed when all ranks are done."""
+        """Note that a receiver has ended the files of an acquisition.
+
+        Those of the last are completed when all ranks are done.
+        """
         acquisition = self._acquisitions.of(report.acquisition)
         acquisition.outcome.receivers[report.receiver] = report
         acquisition.waiting.discard(rank)
@@ -291,7 +303,7 @@ class ControlRank:
             self._answered(rank)
 
     def _look_at_files(self) -> None:
-        """What has been written."""
+        """Take note of the files that have been written."""
         for acquisition in self._completion.done():
             if self._plan.repeat > 1:
                 self._emit(job_events.completed(self._plan, acquisition))
@@ -299,7 +311,7 @@ class ControlRank:
             self._quit()
 
     def _let_workers_go(self) -> None:
-        """Receivers have all that was replied."""
+        """Let workers end, once receivers have all that was replied."""
         self._phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
         self._paused_at = time.monotonic()
         self._tell(self._waiting_for, messages.ENDED, None)
@@ -307,7 +319,7 @@ class ControlRank:
             self._finish()
 
     def _check_workers(self) -> None:
-        """A worker may take its time to end, but not for ever: the run ends without it."""
+        """Let a worker take its time to end, but not for ever: the run ends without it."""
         if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
             silent = ", ".join(map(str, sorted(self._waiting_for)))
             self.outcome.warnings.append(f"rank {silent} (worker) did not end and was ended")
@@ -326,14 +338,21 @@ class ControlRank:
         self.done = True
 
     def _look_at_directory(self, *, now: bool = False) -> None:
-        """From time to time, or ``now``: a run whose directory went is ended, as long as its open files take frames."""
+        """Check the run directory from time to time, or ``now``.
+
+        A run whose directory was removed is ended, as long as its open files take frames.
+        """
         if now or time.monotonic() - self._looked > DIRECTORY_PERIOD_S:
             self._looked = time.monotonic()
             if self.outcome.state == "complete" and (gone := self._held[-1].gone()):
                 self._fail_run(self.outcome, gone)
 
     def _complete(self, acquisition: LiveAcquisition) -> None:
-        """Write what ends an acquisition, where its directory is now. Raises `RunFailed` where that was removed."""
+        """Write what ends an acquisition, where its directory is now.
+
+        Raises:
+            RunFailed: the directory was removed.
+        """
         acquisition.directory = str(self._held[acquisition.outcome.number].found())
         self._completion.begin(acquisition)
 
@@ -352,7 +371,10 @@ class ControlRank:
         self._fail_run(outcome, f"overrun in {flow}, frame {frame} is lost: receivers were too slow (overrun: stop)")
 
     def _fail_run(self, outcome: Outcome, reason: str) -> None:
-        """The first reason counts; what is under way goes on to its end, and no other acquisition follows."""
+        """Fail the run: what is under way goes on to its end, and no other acquisition follows.
+
+        The first reason counts.
+        """
         if outcome is not self.outcome:
             outcome.fail(reason)
         if self._phase == "running":

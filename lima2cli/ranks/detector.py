@@ -39,7 +39,7 @@ class _Cursor:
         self.headers = [port.lane(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets]
 
     def begin(self, acquisition: int) -> None:
-        """Groups and counts begin anew; visits, as words tell them, go on from ``base``."""
+        """Begin groups and counts anew; visits, as the words count them, go on from ``base``."""
         self.base = acquisition * self.rule.epoch(self.gdt.selected) if acquisition and self.gdt.selected else 0
         self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
         self.written = [0] * len(self.flow.targets)
@@ -47,7 +47,7 @@ class _Cursor:
         self.broken = False
 
     def aim(self, frames: int | None) -> None:
-        """Look at the group that is next when ``frames`` are acquired in all."""
+        """Point to the group that is next when ``frames`` are acquired in all."""
         rule = self.rule
         self.blocks = rule.blocks_of_group(self.group, rule.selected(frames))
         if not self.blocks:
@@ -63,7 +63,7 @@ def _whole(cut: Rect, module: Rect) -> bool:
 
 
 class DetectorRank:
-    """Runs a `DetectorProgram`; `step` does a little and says whether there was anything to do."""
+    """The state machine of a `DetectorProgram`; `step` does a little and returns whether there was anything to do."""
 
     def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
         self.done = False
@@ -77,13 +77,13 @@ class DetectorRank:
         self._warned: set[str] = set()
 
     def prepare(self) -> None:
-        """Get the detector ready and say so, or that it failed."""
+        """Get the detector ready and report so, or that it failed."""
         if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
             self._warn()
             self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
-        """Serve a few groups, or obey one message."""
+        """Serve a few groups, or obey one message; return whether there was anything to do."""
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
@@ -91,7 +91,7 @@ class DetectorRank:
             return False
         try:
             return call_foreign(self._serve_some)
-        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
+        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must know
             due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
             self._fail(error, min(due)[1] if due else None)
             return True
@@ -103,7 +103,7 @@ class DetectorRank:
         return served > 0
 
     def _do(self, operation: Callable[[], None]) -> bool:
-        """Whether an operation of the detector succeeded; the control rank is told of a failure."""
+        """Return whether an operation of the detector succeeded; report a failure to the control rank."""
         try:
             call_foreign(operation)
         except Exception as error:  # noqa: BLE001
@@ -138,7 +138,7 @@ class DetectorRank:
             assert isinstance(what, tuple)
             self._limit(*what)
         elif kind == messages.QUIT:
-            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
+            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and is not reported
             self.done = True
 
     def _start(self, start: Start) -> None:
@@ -177,7 +177,7 @@ class DetectorRank:
             self._acquired = max(self._acquired, self._detector.nb_acq_frames())
             if cursor.last >= self._acquired:
                 return False
-            self._behind = max(self._behind, self._acquired - 1 - cursor.last)  # due since somebody looked last
+            self._behind = max(self._behind, self._acquired - 1 - cursor.last)  # due since the last check
         if not self._send_group(cursor):
             if cursor.broken:  # a module that failed keeps this place from ever being released
                 cursor.last = -1
@@ -188,7 +188,7 @@ class DetectorRank:
         return True
 
     def _send_group(self, cursor: _Cursor) -> bool:
-        """Write one group to its place; False where memory isn't released yet."""
+        """Write one group to its place; return False where memory isn't released yet."""
         rule, flow, port = cursor.rule, cursor.flow, self._port
         index, visit = rule.turn(cursor.group)
         if rule.dropped(visit):
@@ -230,13 +230,13 @@ class DetectorRank:
             lane.flush()  # the detector may use the memory of these frames for the next
 
     def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
-        """Which frames of the group the module has failed to give, from word ``first`` on."""
+        """Write which frames of the group the module has failed to give, from word ``first`` on."""
         missing = self._detector.missing(cursor.gdt.dataset, module, cursor.numbers)
         words = np.zeros(len(cursor.numbers), np.uint64) if missing is None else missing.astype(np.uint64)
         self._port.put_words(rank, first, words)
 
     def _put_times(self, cursor: _Cursor, index: int, position: int, base: int) -> None:
-        """The detector's times of the group and, where asked for, the headers of its slots."""
+        """Write the detector's times of the group and, where asked for, the headers of its slots."""
         target, numbers = cursor.flow.targets[index], cursor.numbers
         times = self._detector.times(numbers)
         self._first_ns, self._last_ns = self._first_ns or int(times[0]), max(self._last_ns, int(times[-1]))
@@ -248,8 +248,10 @@ class DetectorRank:
             header.flush()
 
     def _credit(self, cursor: _Cursor, index: int, visit: int) -> bool:
-        """Whether the place of a visit has been released (visits of all acquisitions count on); counts the time spent
-        waiting for it."""
+        """Return whether the place of a visit has been released; count the time spent waiting for it.
+
+        Visits of all acquisitions count on.
+        """
         needed = visit - cursor.rule.depth + 1
         if cursor.released[index] < needed:
             cursor.released[index] = int(self._port.read(cursor.flow.credits + index, 1)[0])
@@ -262,7 +264,7 @@ class DetectorRank:
         return True
 
     def _wait(self, cursor: _Cursor) -> None:
-        """Note since when, and tell now and then, so that slow receivers are not taken for a dead detector."""
+        """Note since when it waits, and report it now and then: slow receivers are not a dead detector."""
         now = time.perf_counter_ns()
         if not cursor.waiting_since:
             cursor.waiting_since = now
@@ -271,7 +273,7 @@ class DetectorRank:
             self._port.send(0, (messages.WAITING, None))
 
     def _warn(self) -> None:
-        """Pass on what the detector has to say that it has not said yet."""
+        """Pass on warnings of the detector that were not passed on yet."""
         for text in self._detector.warnings() if isinstance(self._detector, Warns) else ():
             if text not in self._warned:
                 self._warned.add(text)
@@ -300,7 +302,7 @@ class DetectorRank:
         return True
 
     def _write_end_records(self, cursor: _Cursor) -> None:
-        """One record per module and receiver; the mark last."""
+        """Write one end record per module and receiver; the mark last."""
         flow = cursor.flow
         for rank, first in flow.ends:
             written = sum(n for n, t in zip(cursor.written, flow.targets, strict=True) if t.rank == rank)
@@ -313,7 +315,10 @@ class DetectorRank:
 
 
 class CompliantRank:
-    """Runs a `DetectorProgram` without serving its flows; `step` obeys one message and looks at the clock."""
+    """The state machine of a `DetectorProgram` that does not serve its flows.
+
+    `step` obeys one message and looks at the clock.
+    """
 
     def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
         self.done = False
@@ -321,12 +326,12 @@ class CompliantRank:
         self._deadline: float | None = None
 
     def prepare(self) -> None:
-        """Set up the data flows and say so, or that it failed."""
+        """Set up the data flows and report so, or that it failed."""
         if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
             self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
-        """Obey one message, or find that no frame has come for too long."""
+        """Obey one message, or note that no frame has come for too long; return whether there was a message."""
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
@@ -341,7 +346,7 @@ class CompliantRank:
     def _do(self, operation: Callable[[], None]) -> bool:
         try:
             call_foreign(operation)
-        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must be told
+        except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must know
             self._fail(f"detector: {error or type(error).__name__}", repr(error))
             return False
         return True
@@ -363,11 +368,11 @@ class CompliantRank:
             assert isinstance(what, tuple)
             self._report(what[0])
         elif kind == messages.QUIT:
-            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and nobody listens
+            self._do(self._detector.reset)  # a failure now changes nothing for the frames, and is not reported
             self.done = True
 
     def _stop(self) -> int:
-        """Stop the detector; how many frames were due by then, 0 where that has no end."""
+        """Stop the detector; return how many frames were due by then, 0 where that has no end."""
         if self._detector.status() is not State.RUNNING:
             return 0  # it never started
         due = self._detector.nb_acq_frames()

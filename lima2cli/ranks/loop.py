@@ -1,4 +1,4 @@
-"""Programs to running ranks, and the loops that give them turns."""
+"""Construction of ranks from programs, and the loops that give them turns."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,16 +30,16 @@ class Rank(Protocol):
     done: bool
 
     def prepare(self) -> None:
-        """Get ready and say so to the control rank."""
+        """Get ready and report so to the control rank."""
         ...
 
     def step(self) -> bool:
-        """Do one thing; False where there was none."""
+        """Do one thing; return False where there was none."""
         ...
 
 
 def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
-    """What the transport is to make; paths of mapped memspaces are relative to the pipeline's file."""
+    """Return what the transport is to make; paths of mapped memspaces are relative to the pipeline's file."""
     regions = tuple(
         RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
         for region, owner in zip(wiring.regions, wiring.owners, strict=True)
@@ -50,9 +50,11 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
 def make_rank(
     program: Program, port: Port, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]"
 ) -> Rank:
-    """The rank of a program. ``base`` resolves files named in the pipeline, ``directory`` is the run's.
+    """Return the rank of a program.
 
-    What only other ranks need is not imported: there are many, and they start at the same time.
+    ``base`` resolves files named in the pipeline, ``directory`` is the run's.
+
+    Modules that only other ranks need are not imported: there are many ranks, and they start at the same time.
     """
     if isinstance(program, ControlProgram):
         return _control(program, port, directory, emit, order)
@@ -111,7 +113,7 @@ def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGES
 
 
 def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]") -> Outcome:
-    """All ranks in this process, in turn: the reference."""
+    """Run all ranks in this process, in turn, until they are done; return the outcome. This is the reference."""
     from lima2cli.transport.inline import InlineMemory, InlinePort
 
     WATCH.timeout_s = plan.timeout_s

@@ -1,4 +1,4 @@
-"""A run as it goes on: its progress reported, its silence noticed, and the answers to what users ask of it."""
+"""Progress of a run: reports, the detection of silence, and the answers to requests of users."""
 
 import math
 import time
@@ -12,18 +12,20 @@ from lima2cli.runs.control_socket import Requests
 from lima2cli.units import seconds_text
 
 SHORTEST_SILENCE_S = 30.0
-"""Receivers, which tell twice a second how far they are, may be silent at least for so long."""
+"""Minimal silence, in seconds, of receivers that counts as a hang; they report twice a second how far they are."""
 
 LATER = 1.2
-"""Times the acquisition's timeout, in which a call of users' code is found that hangs."""
+"""Factor on the acquisition's timeout, in which a call of users' code is found that hangs."""
 
 PREPARATION_S = 300.0
-"""A rank may take at least so long until it is ready: it reads calibrations, and imports users' code."""
+"""Minimal time, in seconds, that a rank has to get ready: it reads calibrations, and imports users' code."""
 
 
 def longest_wait_s(plan: Plan) -> float:
-    """Seconds without a frame after which a run fails. What receivers report comes in groups, and as seldom as events
-    say; a software trigger may come at any time."""
+    """Return the seconds without a frame after which a run fails.
+
+    Reports of receivers come in groups, and as seldom as events are reported; a software trigger may come at any time.
+    """
     periods = [
         (plan.period_s or 0) * gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * gdt.group_event
         for gdt in plan.gdts
@@ -61,7 +63,7 @@ def check_ready(plan: Plan, heard: Mapping[int, float]) -> None:
 
 
 def rank_name(plan: Plan, rank: int) -> str:
-    """A rank for people."""
+    """Return the name of a rank for messages."""
     role = plan.ranks[rank]
     if role.receiver is not None:
         return plan.receivers[role.receiver]
@@ -72,7 +74,7 @@ PERIOD_S = 0.5
 
 
 class Progress:
-    """Of the acquisition that runs."""
+    """Progress of the acquisition that runs."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -80,20 +82,20 @@ class Progress:
         self._seen = -1
 
     def begin(self) -> None:
-        """An acquisition starts: nothing of it has been seen."""
+        """Begin an acquisition: nothing of it has been seen."""
         self._moved_at, self._seen = time.monotonic(), -1
 
     def moved(self) -> None:
-        """It gets on, though no frame has come."""
+        """Note that it goes on, though no frame has come."""
         self._moved_at = time.monotonic()
 
     @property
     def stuck(self) -> bool:
-        """Whether nothing has come for longer than may be."""
+        """Return whether nothing has come for longer than is allowed."""
         return self._told_at - self._moved_at > longest_wait_s(self._plan)
 
     def event(self, acquisition: LiveAcquisition) -> dict[str, Any] | None:
-        """What to tell now; None where it is too early."""
+        """Return the event to report now; None where it is too early."""
         now = time.monotonic()
         if now - self._told_at < PERIOD_S:
             return None
@@ -111,7 +113,7 @@ class Progress:
 
 
 def status(plan: Plan, acquisition: LiveAcquisition, phase: str) -> dict[str, Any]:
-    """How far a run is, as plain data; ``flows`` are frames received and lost."""
+    """Return how far a run is, as plain data; ``flows`` are frames received and lost."""
     outcome = acquisition.outcome
     return {
         "ok": True,
@@ -125,7 +127,7 @@ def status(plan: Plan, acquisition: LiveAcquisition, phase: str) -> dict[str, An
 
 
 def no_trigger(plan: Plan, acquisition: LiveAcquisition, phase: str, count: object) -> str | None:
-    """Why so many triggers are refused; None where they are not."""
+    """Return why so many triggers are refused; None where they are not."""
     asked = plan.acquisition
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         return "a number of triggers is a whole number above 0"
@@ -142,7 +144,11 @@ def no_trigger(plan: Plan, acquisition: LiveAcquisition, phase: str, count: obje
 
 
 class Answers:
-    """``stop_asked``: somebody wants the run to stop; ``trigger`` gets how many software triggers to fire."""
+    """Answers to requests of users.
+
+    stop_asked  a user wants the run to stop
+    trigger     gets how many software triggers to fire
+    """
 
     def __init__(self, plan: Plan, trigger: Callable[[int], None]) -> None:
         self._plan, self._trigger = plan, trigger
@@ -150,17 +156,25 @@ class Answers:
         self.stop_asked = False
 
     def listen(self, directory: str) -> None:
-        """From now on requests are taken, and ``directory`` says where. OSError where that can't be."""
+        """Take requests from now on; ``directory`` shows where.
+
+        Raises:
+            OSError: that can't be.
+        """
         self._requests = Requests()
         self._requests.announce(directory)
 
     def announce(self, directory: str) -> None:
-        """Another directory says so, too, if requests are taken. OSError."""
+        """Show in another directory, too, where requests are taken, if they are.
+
+        Raises:
+            OSError: the directory can't be written.
+        """
         if self._requests is not None:
             self._requests.announce(directory)
 
     def poll(self, acquisition: LiveAcquisition, phase: str) -> None:
-        """Answer what has come, as things stand."""
+        """Answer the requests that have come, as things stand."""
         if self._requests is not None:
             self._requests.poll(lambda request: self._answer(request, acquisition, phase))
 
@@ -181,7 +195,7 @@ class Answers:
         return {"ok": True, "triggers": acquisition.triggers}
 
     def close(self) -> None:
-        """No more requests are taken."""
+        """Take no more requests."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None

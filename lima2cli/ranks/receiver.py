@@ -22,8 +22,10 @@ STATS_PERIOD_NS = 500_000_000
 
 @dataclass
 class _Order:
-    """An acquisition, as far as the control rank has told of it: frames before which it ends, and what the end records
-    of each flow said then."""
+    """An acquisition, as far as the control rank has reported it.
+
+    The frame before which it ends, and what the end records of each flow held then.
+    """
 
     start: Start
     frames: int | None = None
@@ -32,7 +34,7 @@ class _Order:
 
 
 class ReceiverRank:
-    """Runs a `ReceiverProgram`; `step` gives every flow one turn and says whether there was work.
+    """The state machine of a `ReceiverProgram`; `step` gives every flow one turn and returns whether there was work.
 
     Acquisitions are done one after the other. The next may be arriving while one is still being saved.
     """
@@ -57,7 +59,7 @@ class ReceiverRank:
         return self._orders[0] if self._orders else None
 
     def prepare(self) -> None:
-        """Read calibrations, make kernels and files, load libraries; say that all is there, or what is not."""
+        """Read calibrations, make kernels and files, load libraries; report that all is there, or what is not."""
         if self._program.channels or self._program.tables:
             load_libraries()
         try:
@@ -71,7 +73,7 @@ class ReceiverRank:
             self._port.send(0, (messages.READY, None))
 
     def step(self) -> bool:
-        """One turn."""
+        """Do one turn; return whether there was work."""
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
@@ -90,24 +92,26 @@ class ReceiverRank:
         return worked
 
     def _free(self) -> bool:
-        """Whether another acquisition may be written to the memory: sources that do not wait would destroy what is
-        still to be read."""
+        """Return whether another acquisition may be written to the memory.
+
+        Sources that do not wait would destroy what is still to be read.
+        """
         return all(reader.flow.gdt.waits for reader in self._readers) or self._order is None
 
     def _turn(self, graph: Executor, order: _Order) -> bool:
-        """Every flow, and what waits in the graph, once."""
+        """Give every flow, and what waits in the graph, one turn; return whether there was work."""
         worked = False
         for reader in self._readers:
-            came = None if graph.full(reader.flow.gdt.flow) else reader.poll()
-            if isinstance(came, Batch):
+            arrived = None if graph.full(reader.flow.gdt.flow) else reader.poll()
+            if isinstance(arrived, Batch):
                 before = time.perf_counter_ns()
-                self._process(graph, reader, came)
-                reader.took(came, time.perf_counter_ns() - before)
-            elif came is not None:
-                self._skip(graph, reader, came)
+                self._process(graph, reader, arrived)
+                reader.took(arrived, time.perf_counter_ns() - before)
+            elif arrived is not None:
+                self._skip(graph, reader, arrived)
             else:
                 reader.rest()
-            worked |= came is not None
+            worked |= arrived is not None
             if reader.count.lost:
                 self._report_overrun(reader)
         worked |= graph.poll()
@@ -121,7 +125,10 @@ class ReceiverRank:
         return all(reader.read for reader in self._readers) and graph.drain(order.frames)
 
     def _obey(self, kind: str, what: object) -> None:
-        """The end is told of the acquisition that started last, which is not always the one that is processed."""
+        """Obey one message.
+
+        The end is of the acquisition that started last, which is not always the one that is processed.
+        """
         if kind == messages.START:
             assert isinstance(what, Start)
             self._orders.append(_Order(what))
@@ -144,11 +151,11 @@ class ReceiverRank:
         elif kind == messages.QUIT:
             if self._graph is not None:
                 self._graph.close()
-                self._graph.leave()  # what fails now is of a run that has failed, or has been told of
+                self._graph.leave()  # what fails now is of a run that has failed, or was reported
             self.done = True
 
     def _begin(self, order: _Order) -> None:
-        """The next acquisition in turn."""
+        """Begin the next acquisition in turn."""
         assert self._graph is not None
         self._overran.clear()
         self._busy_ns, self._cpu_s = 0, usage().cpu_s
@@ -161,7 +168,7 @@ class ReceiverRank:
         self._report_failures(self._graph)
 
     def _look_at(self, order: _Order) -> None:
-        """What is known of the end of an acquisition; of one whose turn has not come, later."""
+        """Apply what is known of the end of an acquisition; of one whose turn has not come, later."""
         if order is not self._order:
             return
         for place, reader in enumerate(self._readers):
@@ -171,7 +178,7 @@ class ReceiverRank:
                 reader.end(order.ended[place])
 
     def _process(self, graph: Executor, reader: FlowReader, batch: Batch) -> None:
-        """Nodes first, then the second check, then what lasts; the memory is given back whatever happens.
+        """Run nodes first, then the second check, then what lasts; the memory is given back whatever happens.
 
         Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
         and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
@@ -201,7 +208,7 @@ class ReceiverRank:
             reader.release(batch, intact)
 
     def _skip(self, graph: Executor, reader: FlowReader, absent: Absent) -> None:
-        """What waits must know that these will not come."""
+        """Report to what waits that these will not come."""
         if graph.needs_stable:
             for last in absent.lasts:
                 graph.absent(reader.flow.gdt.flow, last)
@@ -219,7 +226,7 @@ class ReceiverRank:
         return None if self._order is None else self._order.start.number
 
     def _report_failures(self, graph: Executor) -> bool:
-        """Warnings, too; whether there were any failures."""
+        """Report failures, and warnings, too; return whether there were any failures."""
         for text in graph.counts.warnings():
             self._port.send(0, (messages.WARNED, text))
         for rank in graph.counts.silent():
@@ -232,7 +239,7 @@ class ReceiverRank:
         return bool(failures)
 
     def _report_threads(self) -> None:
-        """Threads that users' code has left: the process does not wait for them."""
+        """Report threads that users' code has left: the process does not wait for them."""
         functions = [(step.name, str(getattr(step.node, "function", None))) for step in self._program.steps]
         for name, place in lingering().items():
             if name in self._threads:  # of the program that has called lima2
@@ -245,7 +252,7 @@ class ReceiverRank:
             )
 
     def _tell(self, graph: Executor, order: _Order) -> None:
-        """Flush what was committed and tell the control rank how far this receiver is."""
+        """Flush what was committed and report to the control rank how far this receiver is."""
         graph.flush()
         self._report_failures(graph)
         flows = {}
@@ -263,7 +270,7 @@ class ReceiverRank:
             self._report_failures(self._graph)
 
     def _finish(self, graph: Executor, order: _Order) -> None:
-        """An acquisition is read: end its files, report, go on with the next one, if that is there already."""
+        """End an acquisition that is read: end its files, report, go on with the next one, if that is there already."""
         graph.close()
         if order.last:
             graph.leave()

@@ -18,16 +18,16 @@ from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import same_user
 
 LAUNCHED = "LIMA2_LAUNCHED"
-"""Set in the environment of a run's processes that the launcher has started."""
+"""Variable in the environment of a run's processes that the launcher has started."""
 
 HAND_OVER_S = 30.0
-"""Sending and receiving the job may take so long."""
+"""Seconds that sending and receiving the job may take."""
 
 BACKLOG_BYTES = 1 << 20
-"""Events that the launcher has not taken yet are kept up to here; beyond, reports of progress are left out."""
+"""Maximal bytes of events that the launcher has not taken yet; beyond, reports of progress are left out."""
 
 LAST_EVENTS_S = 5.0
-"""The last events may take so long."""
+"""Seconds that the last events may take."""
 
 LENGTH = struct.Struct(">Q")
 
@@ -55,20 +55,20 @@ NO_LAUNCHER = Stop("failed", "lima2 run, which had started the ranks, was killed
 
 
 class Lines:
-    """Bytes as they come, cut into lines."""
+    """Bytes as they arrive, cut into lines."""
 
     def __init__(self, longest: int = 1 << 20) -> None:
         self._rest, self._longest = b"", longest
 
     def feed(self, more: bytes) -> list[bytes]:
-        """The lines that are whole now, without their ends; a longer one than ``longest`` bytes is cut."""
+        """Return the lines that are whole now, without their ends; a longer one than ``longest`` bytes is cut."""
         *whole, self._rest = (self._rest + more).split(b"\n")
         if len(self._rest) > self._longest:
             whole, self._rest = [*whole, self._rest], b""
         return whole
 
     def end(self) -> list[bytes]:
-        """The last line, if its end never came."""
+        """Return the last line, if its end never came."""
         rest, self._rest = self._rest, b""
         return [rest] if rest else []
 
@@ -86,7 +86,7 @@ class JobServer:
         self._job, self._stops, self._lines = job, list[Stop](), Lines()
 
     def accept(self) -> socket.socket | None:
-        """Take the control rank's call and hand the job over; None where it was somebody else's."""
+        """Take the control rank's call and hand the job over; return None where the caller was another process."""
         caller, _ = self.listener.accept()
         if self.connection is not None or not same_user(caller):
             caller.close()
@@ -103,7 +103,7 @@ class JobServer:
         return caller
 
     def stop(self, order: Stop) -> None:
-        """Ask the control rank to end the run; it is told as soon as it has called."""
+        """Ask the control rank to end the run; the order is sent as soon as it has called."""
         self._stops.append(order)
         self._send(order)
 
@@ -112,11 +112,11 @@ class JobServer:
             return
         try:
             self.connection.sendall(json.dumps(asdict(order)).encode() + b"\n")
-        except OSError:  # it has ended already, which its end of the channel tells
+        except OSError:  # it has ended already, as its end of the channel shows
             return
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events that have come; to be asked where there is something to read."""
+        """Yield the events that have come; to be asked where there is something to read."""
         assert self.connection is not None
         try:
             more = self.connection.recv(1 << 16)
@@ -127,14 +127,18 @@ class JobServer:
             yield json.loads(line)
 
     def close(self) -> None:
-        """Nobody can call any more."""
+        """Close the channel: no call is taken any more."""
         self.listener.close()
         if self.connection is not None:
             self.connection.close()
 
 
 class Launcher:
-    """The control rank's end: ``job`` is what it was handed. Raises `RunFailed` where that is not the launcher's."""
+    """The control rank's end: ``job`` is what it was handed.
+
+    Raises:
+        RunFailed: the caller is not the launcher's.
+    """
 
     def __init__(self, name: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -183,7 +187,7 @@ class Launcher:
             del self._backlog[:sent]
 
     def order(self) -> Stop | None:
-        """The order to stop that the launcher has given, or has left by its death; does not wait."""
+        """Return the order to stop that the launcher has given, or has left by its death; does not wait."""
         self._flush()
         try:
             more = b"" if self._gone else self._socket.recv(1 << 12)
@@ -199,7 +203,7 @@ class Launcher:
         return self._order
 
     def close(self) -> None:
-        """After the last event, which is waited for a little."""
+        """Close the channel after the last event, which is waited for a little."""
         deadline = time.monotonic() + LAST_EVENTS_S
         while self._backlog and not self._gone and time.monotonic() < deadline:
             self._flush()
@@ -211,25 +215,25 @@ Event = dict[str, Any]
 
 
 def started(plan: Plan, acquisition: LiveAcquisition) -> Event:
-    """An acquisition begins."""
+    """Return the event that an acquisition begins."""
     number, directory = acquisition.outcome.number + 1, acquisition.directory
     return {"type": "start", "name": plan.name, "frames": plan.frames, "directory": directory,
             "acquisition": number, "of": plan.repeat}  # fmt: skip
 
 
 def completed(plan: Plan, acquisition: LiveAcquisition) -> Event:
-    """One of several acquisitions has ended, and its files are written."""
-    it = acquisition.outcome
-    return {"type": "acquisition", "number": it.number + 1, "of": plan.repeat, "state": it.verdict[0],
-            "directory": acquisition.directory, "frames": it.frames, "dead_time_s": it.dead_s}  # fmt: skip
+    """Return the event that one of several acquisitions has ended, and its files are written."""
+    outcome = acquisition.outcome
+    return {"type": "acquisition", "number": outcome.number + 1, "of": plan.repeat, "state": outcome.verdict[0],
+            "directory": acquisition.directory, "frames": outcome.frames, "dead_time_s": outcome.dead_s}  # fmt: skip
 
 
 def failed(failure: Failure) -> Event:
-    """Something went wrong on a rank."""
+    """Return the event that something went wrong on a rank."""
     return {"type": "error", "message": failure.message, "rank": failure.rank, "node": failure.node,
             "frame": failure.frame, "detail": failure.detail}  # fmt: skip
 
 
 def said(event: str, message: str) -> Event:
-    """Something that people should read."""
+    """Return the event of a message for users."""
     return {"type": "event", "event": event, "message": message}

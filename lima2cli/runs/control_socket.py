@@ -19,44 +19,53 @@ from lima2cli.secret import hidden
 
 FILE = "control.json"
 PREFIX = "lima2-"
-"""Of the name of a socket."""
+"""Prefix of the name of a socket."""
 
 VERSION = 1
 
 
 def announce(directory: Path, name: str | None = None) -> None:
-    """Say that this process runs what goes on in ``directory``; ``name`` of its socket, None while there is none yet.
-    Readers see the old file or the new one, never a part. OSError."""
-    told: dict[str, Any] = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid()}
-    told |= {"started": started(os.getpid())} if name is None else {"socket": name}
+    """Note that this process runs what goes on in ``directory``.
+
+    ``name`` is of its socket, None while there is none yet. Readers see the old file or the new one, never a part.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    content: dict[str, Any] = {"version": VERSION, "host": socket.gethostname(), "pid": os.getpid()}
+    content |= {"started": started(os.getpid())} if name is None else {"socket": name}
     part = directory / f".{FILE}.part"
-    part.write_text(json.dumps(told) + "\n")
+    part.write_text(json.dumps(content) + "\n")
     part.replace(directory / FILE)
 
 
 def where(directory: Path) -> dict[str, Any] | None:
-    """What a run directory says; None where no run goes on there. Raises `UnreadableInput`."""
+    """Return where a run can be asked, from its directory; None where no run goes on there.
+
+    Raises:
+        UnreadableInput: the file can't be read.
+    """
     if not directory.is_dir():
         raise UnreadableInput(f"there is no run directory {directory}")
     try:
-        told = read_json_object(directory / FILE)
+        content = read_json_object(directory / FILE)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
-    sound = isinstance(told.get("socket", ""), str) and isinstance(told.get("pid"), int)
+    sound = isinstance(content.get("socket", ""), str) and isinstance(content.get("pid"), int)
     if not sound:
         raise UnreadableInput(f"{directory / FILE} is none of lima2's")
-    return told
+    return content
 
 
 def elsewhere(told: dict[str, Any]) -> bool:
-    """Whether a run is one of another machine."""
+    """Return whether a run is one of another machine."""
     return told.get("host") != socket.gethostname()
 
 
 def starting(told: dict[str, Any]) -> bool:
-    """Whether a run is being started: it has no socket yet, and its launcher is there, on this machine."""
+    """Return whether a run is being started: it has no socket yet, and its launcher is there, on this machine."""
     if "socket" in told or elsewhere(told):
         return False
     now = started(told["pid"])
@@ -64,13 +73,15 @@ def starting(told: dict[str, Any]) -> bool:
 
 
 def forget(directory: Path) -> None:
-    """Clear what a run that was broken off says of itself, where that can be; a part of it too, or what a machine that
-    went down has left."""
+    """Remove what an aborted run has left about where to ask, where that can be.
+
+    That may be a part of it, or what a machine that went down has left.
+    """
     with suppress(OSError):
         (directory / f".{FILE}.part").unlink(missing_ok=True)
         try:
-            told = where(directory)
-            here = told is not None and not elsewhere(told)
+            place = where(directory)
+            here = place is not None and not elsewhere(place)
         except UnreadableInput:
             here = os.access(directory / FILE, os.R_OK)  # it is damaged
         if here:
@@ -78,29 +89,33 @@ def forget(directory: Path) -> None:
 
 
 CREDENTIALS = struct.Struct("3i")
-"""pid, uid, gid of a peer (struct ucred)."""
+"""Process, user and group id of a peer (struct ucred)."""
 
 
 def same_user(peer: socket.socket) -> bool:
-    """Whether a process of the same user is there (SO_PEERCRED)."""
+    """Return whether a process of the same user is at the other end (SO_PEERCRED)."""
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     return bool(CREDENTIALS.unpack(credentials)[1] == os.getuid())
 
 
 LONGEST = 4096
-"""Bytes of a request or an answer, and its end of line."""
+"""Maximal bytes of a request or an answer, and its end of line."""
 
 PATIENCE_S = 10.0
-"""A run has so long to answer."""
+"""Seconds that a run has to answer."""
 
 Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Requests:
-    """The side of the run: `poll` answers what has come, and never waits."""
+    """The side of the run: `poll` answers the requests that have come, and never waits."""
 
     def __init__(self) -> None:
-        """Listen. OSError where there can't be a socket."""
+        """Listen.
+
+        Raises:
+            OSError: there can't be a socket.
+        """
         self._files: list[Path] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._name = PREFIX + secrets.token_hex(16)
@@ -112,7 +127,11 @@ class Requests:
         self._came: dict[socket.socket, bytes] = {}
 
     def announce(self, directory: str) -> None:
-        """Say in a run directory where to ask. OSError."""
+        """Note in a run directory where to ask.
+
+        Raises:
+            OSError: the file can't be written.
+        """
         announce(Path(directory), self._name)
         self._files.append(Path(directory) / FILE)
 
@@ -149,7 +168,7 @@ class Requests:
             caller.close()
 
     def close(self) -> None:
-        """Nobody can ask any more."""
+        """Close the socket: no requests are taken any more."""
         for file in self._files:
             with contextlib.suppress(OSError):  # its directory went, or may not be written to any more
                 file.unlink()
@@ -168,25 +187,26 @@ def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
 
 
 def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a run something; its answer has ``ok``, and a ``message`` where that is false.
+    """Send a request to a run and return its answer, with ``ok``, and a ``message`` where that is false.
 
-    Raises `UnreadableInput` where there is no run directory, `RunFailed` where its run was broken off, is out of reach,
-    or does not answer.
+    Raises:
+        UnreadableInput: there is no run directory.
+        RunFailed: its run was aborted, is out of reach, or does not answer.
     """
-    told = where(directory)
-    if told is None:
+    place = where(directory)
+    if place is None:
         return {"ok": False, "message": f"no run goes on in {directory}: it has ended, or has not begun"}
-    if told.get("host") != socket.gethostname():
-        raise RunFailed(f"the run in {directory} is controlled on {told.get('host')}: ask there")
-    if starting(told):
+    if place.get("host") != socket.gethostname():
+        raise RunFailed(f"the run in {directory} is controlled on {place.get('host')}: ask there")
+    if starting(place):
         return {"ok": False, "message": f"not yet: the run in {directory} is being started"}
-    gone = f"the run in {directory} was broken off (process {told['pid']} is gone): lima2 recover {directory}"
-    if "socket" not in told:
+    gone = f"the run in {directory} was broken off (process {place['pid']} is gone): lima2 recover {directory}"
+    if "socket" not in place:
         raise RunFailed(gone)
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(PATIENCE_S)
-            caller.connect(f"\0{told['socket']}")
+            caller.connect(f"\0{place['socket']}")
             if not same_user(caller):
                 raise RunFailed(f"the run in {directory} is another user's")
             caller.sendall(json.dumps(request).encode() + b"\n")

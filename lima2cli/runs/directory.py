@@ -1,4 +1,4 @@
-"""The run directory: its name, that no run writes over what is not its own, and the runs that are on disk."""
+"""Run directories: their names, the protection of what is not the run's own, and the runs that are on disk."""
 
 import datetime
 import fcntl
@@ -51,12 +51,18 @@ class Claim:
         return str(self.path)
 
     def keep(self) -> list[str]:
-        """The run has files: remove the one before. What others have put there meanwhile stays, and is named."""
+        """Remove the run before, since this one has files; return the names of files of others that stay.
+
+        Files of others that were put there meanwhile stay, and are named.
+        """
         before, self.before = self.before, None
         return [] if before is None else remove_run(before)
 
     def give_back(self) -> Path:
-        """The run has no files: the one before gets its place again. Where this one's log and summary are then."""
+        """Give the run before its place again, since this one has no files.
+
+        Returns where this one's log and summary are then.
+        """
         before, self.before = self.before, None
         if before is None:
             return self.path
@@ -66,7 +72,11 @@ class Claim:
         return failed
 
     def undo(self) -> None:
-        """The run was not started: nothing is left of it, and the one before has its place again. OSError."""
+        """Remove what is left of a run that was not started, and give the one before its place again.
+
+        Raises:
+            OSError: the system refuses.
+        """
         remove_run(self.path)
         if self.before is not None:
             self.before.rename(self.path)
@@ -89,10 +99,12 @@ def make_directory(
     names: RunNames | None = None,
     inputs: Sequence[str] = (),
 ) -> Claim:
-    """Make the run's directory and, with ``latest``, point the link of that name beside it to it.
+    """Make the run's directory and return its claim; with ``latest``, point the link of that name next to it to it.
 
-    ``{run}`` is the next number that is free. ``inputs`` are files that the run reads. Raises `EnvironmentUnfit` where
-    the directory exists and may not be overwritten, or cannot be made; nothing has been changed then.
+    ``{run}`` is the next number that is free. ``inputs`` are files that the run reads.
+
+    Raises:
+        EnvironmentUnfit: the directory exists and may not be overwritten, or cannot be made; nothing has been changed.
     """
     try:
         claim = _claim(template, name, if_exists, now, names or RunNames(name), inputs)
@@ -105,9 +117,18 @@ def make_directory(
 
 
 def make_another(directory: Path, template: str, names: RunNames, ends: int = 0) -> Claim:
-    """The directory of the next acquisition of a job, with the files that tell where its data come from, as in
-    ``directory``, and room for ``ends`` bytes at its end. Its path is absolute. Raises `EnvironmentUnfit`; nothing is
-    left then."""
+    """Make the directory of the next acquisition of a job and return its claim, with an absolute path.
+
+    It has the files about the origin of its data, as in ``directory``, and disk space for ``ends`` bytes at its end.
+
+    Raises:
+        EnvironmentUnfit: it can't be made; nothing is left of it.
+
+    It has the files about the origin of its data, as in ``directory``, and disk space for ``ends`` bytes at its end.
+
+    Raises:
+        EnvironmentUnfit: it can't be made; nothing is left of it.
+    """
     now = datetime.datetime.now().astimezone()
     claim = make_directory(template, names.name, "abort", now, names=names)
     claim.path = claim.path.resolve()
@@ -148,7 +169,7 @@ def _claim(
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep other runs from putting directories in a folder aside, or in their place, meanwhile."""
+    """Keep other runs from moving directories of a folder aside, or to their place, meanwhile."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
@@ -159,26 +180,35 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _fresh(directory: Path, names: RunNames) -> Claim:
-    """Raises `FileExistsError` where another run was faster."""
+    """Make a new directory and return its claim.
+
+    Raises:
+        FileExistsError: another run was faster.
+
+    Raises:
+        FileExistsError: another run was faster.
+    """
     directory.mkdir()
     return Claim(directory, mark(directory, names))
 
 
 def _last_run(template: str, fields: dict[str, str]) -> int:
-    """The highest number in use, 0 if none."""
+    """Return the highest number in use, 0 if none."""
     parsed = Formatter().parse(template)
-    shown = Path("".join(text + ("\0" if it == "run" else fields.get(it or "", "")) for text, it, _, _ in parsed))
+    shown = Path(
+        "".join(text + ("\0" if field == "run" else fields.get(field or "", "")) for text, field, _, _ in parsed)
+    )
     part = next((i for i, piece in enumerate(shown.parts) if "\0" in piece), len(shown.parts) - 1)
     parent = Path(*shown.parts[:part]) if part else Path()
     pattern = re.compile(re.escape(shown.parts[part]).replace("\0", r"(\d+)") + "$")
     if not parent.is_dir():
         return 0
-    found = (pattern.match(entry.name) for entry in parent.iterdir())
-    return max((int(match[1]) for match in found if match), default=0)
+    matches = (pattern.match(entry.name) for entry in parent.iterdir())
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
-    """Put what is there aside, once it is known that it is a run of ours that has ended, and nothing else."""
+    """Return the claim of an existing directory, once it is known to be a run of ours that has ended."""
     if directory.is_symlink():
         raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left alone")
     if not directory.is_dir():
@@ -198,7 +228,7 @@ def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim
 
 
 def _exchange(directory: Path, names: RunNames, lease: Ownership) -> Claim:
-    """Put the new directory, marked already, in the place of the old one, which is put aside."""
+    """Return the claim of a new directory, marked already, put in the place of the old one, which is moved aside."""
     fresh = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}")
     fresh.mkdir()
     own = mark(fresh, names)
@@ -230,8 +260,10 @@ def _check_removable(directory: Path, lease: Ownership, inputs: Sequence[str]) -
 
 
 def _free(path: Path, *, replaces: bool = False) -> Path:
-    """A path of that name, or with a number, where there is nothing. ``replaces``: a run there that is ours and saved
-    nothing is removed, where nothing else lies beside its files."""
+    """Return a path of that name, or with a number, where there is nothing.
+
+    replaces  a run there that is ours and saved nothing is removed, where nothing else lies next to its files
+    """
     number, free = 1, path
     while os.path.lexists(free):
         if replaces and not free.is_symlink() and _removed(free):
@@ -253,8 +285,10 @@ def _removed(directory: Path) -> bool:
 
 
 def _point_latest(directory: Path) -> None:
-    """A relative link, replaced in one step, and only where it leads to a run beside it, or to one that is gone; where
-    the file system has no links there is none."""
+    """Make a relative link, replaced in one step.
+
+    Only where it leads to a run next to it, or to one that is gone; where the file system has no links there is none.
+    """
     link = directory.parent / LATEST
     if os.path.lexists(link) and not _ours(link):
         return
@@ -279,9 +313,13 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. ``state``: ``starting``, ``live``, ``broken off``, ``damaged`` (its summary, or where it is
-    controlled, is none), or what its summary says. ``told`` is its summary, or of a live run what it answers to
-    ``status``; empty where nothing is known."""
+    """A run directory.
+
+    state  ``starting``, ``live``, ``broken off``, ``damaged`` (its summary, or where it is controlled, is none), or
+    what
+           its summary has
+    told   its summary, or of a live run what it answers to ``status``; empty where nothing is known
+    """
 
     directory: Path
     state: str
@@ -289,7 +327,11 @@ class Run:
 
 
 def find_run(name: str) -> Path:
-    """A run directory by its path, or by its name below ``runs``. Raises `UnreadableInput` where there is none."""
+    """Return a run directory by its path, or by its name below ``runs``.
+
+    Raises:
+        UnreadableInput: there is none.
+    """
     for directory in (Path(name), Path(RUNS) / name):
         if (directory / PLAN_FILE).is_file():
             return directory
@@ -297,20 +339,20 @@ def find_run(name: str) -> Path:
 
 
 def look(directory: Path) -> Run:
-    """A run as it stands."""
+    """Return a run as it stands."""
     summary = read_summary(directory)
     if summary is not None:
         return Run(directory, str(summary["state"]), summary)
     if (directory / SUMMARY).exists():
         return Run(directory, "damaged", {})
     try:
-        told = where(directory)
+        place = where(directory)
     except UnreadableInput:
         return Run(directory, "damaged", {})
-    if told is not None and starting(told):
+    if place is not None and starting(place):
         return Run(directory, "starting", {})
     try:
-        answer = ask(directory, {"do": "status"}) if told is not None else {}
+        answer = ask(directory, {"do": "status"}) if place is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):
@@ -319,7 +361,14 @@ def look(directory: Path) -> Run:
 
 
 def runs_in(folder: Path) -> Iterator[Run]:
-    """All runs below a folder, by name. Raises `UnreadableInput` where there is no such folder."""
+    """Yield all runs below a folder, by name.
+
+    Raises:
+        UnreadableInput: there is no such folder.
+
+    Raises:
+        UnreadableInput: there is no such folder.
+    """
     if not folder.is_dir():
         raise UnreadableInput(f"there is no folder {folder}")
     for entry in sorted(folder.iterdir()):

@@ -34,8 +34,13 @@ from lima2cli.runs.ownership import own_files
 def conclude(
     plan: Plan, directories: Sequence[Path], reason: str, state: str = "failed"
 ) -> tuple[Path, dict[str, Any]]:
-    """A job has ended, in order or not: every acquisition has a summary then. Returns the directory and the summary of
-    the first that was not complete, else of the last. Raises `RunFailed` where that can't be written."""
+    """Give every acquisition of a job that has ended, in order or not, a summary.
+
+    Returns the directory and the summary of the first that was not complete, else of the last.
+
+    Raises:
+        RunFailed: a summary can't be written.
+    """
     ended: list[tuple[Path, dict[str, Any]]] = []
     for directory in directories:
         forget(directory)
@@ -51,16 +56,20 @@ def conclude(
 
 
 def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed") -> dict[str, Any]:
-    """End a run whose ranks died: make its files readable, rebuild masters and tables, and say what the files hold.
+    """End a run whose ranks died and return its summary.
 
-    Frames that are in no file count as missing: nobody is left to tell what became of them.
+    Its files are made readable, masters and tables rebuilt, and what the files hold is reported.
+
+    Frames that are in no file count as missing: the reasons are lost with the ranks.
+
+    Frames that are in no file count as missing: the reasons are lost with the ranks.
     """
     problems = reopen_files(directory)
     release_ends(directory)
     write_ends(plan, None, kept_flows(Inspection(str(directory), False)), {}, str(directory), problems)
-    found = inspect_run(str(directory))
-    flows = {gdt.flow: found["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
-    channels = {name: found["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
+    inspected = inspect_run(str(directory))
+    flows = {gdt.flow: inspected["flows"].get(gdt.flow) or _unseen(plan, gdt) for gdt in plan.gdts}
+    channels = {name: inspected["channels"].get(name) or _unsaved(plan, name, flows) for name in plan.channels}
     summary: dict[str, Any] = {
         "version": VERSION,
         "state": state,
@@ -71,12 +80,12 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
         "frames": plan.frames,
         "flows": {name: flow | {"waited_s": 0.0} for name, flow in flows.items()},
         "channels": channels,
-        "tables": {name: found["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
+        "tables": {name: inspected["tables"].get(name, {"rows": None, "file": None}) for name in plan.tables},
         "seconds": None,
         "rates": {},
         "resources": {},
-        "problems": problems + found["problems"],
-        "warnings": found["warnings"],
+        "problems": problems + inspected["problems"],
+        "warnings": inspected["warnings"],
     }
     summary["problems"] += advice([reason, *summary["problems"]], directory, whole=ends_made(summary))
     write_summary(directory, summary)
@@ -84,19 +93,23 @@ def close_broken(plan: Plan, directory: Path, reason: str, state: str = "failed"
 
 
 def write_missing(plan: Plan, directory: Path, summary: Mapping[str, Any]) -> list[str]:
-    """Write again the masters, tables and linking file that are gone of a run that ended in order; problems as
-    sentences. Its summary stays as it is."""
+    """Write again the masters, tables and linking file that are gone of a run that ended in order.
+
+    Returns problems as sentences. Its summary stays as it is.
+    """
     problems = reopen_files(directory)
     flows = kept_flows(Inspection(str(directory), False))
     nodes = summary["channels"] | summary["tables"]
-    beside = {name: {"unmatched": it["unmatched"]} for name, it in nodes.items() if "unmatched" in it}
-    write_ends(plan, None, flows, beside, str(directory), problems)
+    unmatched = {name: {"unmatched": node["unmatched"]} for name, node in nodes.items() if "unmatched" in node}
+    write_ends(plan, None, flows, unmatched, str(directory), problems)
     return problems + advice(problems, directory, whole=False)
 
 
 def reopen_files(directory: Path) -> list[str]:
-    """Clear what interrupted writers left in the HDF5 files of a run; problems as sentences. What others have put
-    beside them is not touched."""
+    """Clear what interrupted writers left in the HDF5 files of a run; return problems as sentences.
+
+    Files that others have put next to them are not changed.
+    """
     problems = []
     for path in (directory / name for name in sorted(own_files(directory))):
         if path.name.endswith((f".h5{NOT_STARTED}", f".h5.part{NOT_STARTED}")):  # no rows have come
@@ -112,7 +125,7 @@ def reopen_files(directory: Path) -> list[str]:
 
 
 def even(directory: Path) -> bool:
-    """Whether all that receivers have written in a directory can be read, and has as many numbers as frames."""
+    """Return whether all that receivers have written in a directory can be read, and has as many numbers as frames."""
     try:
         files = [directory / name for name in own_files(directory) if name.endswith(".h5")]
         return all(uneven(str(path)) is None for path in files)
@@ -121,7 +134,7 @@ def even(directory: Path) -> bool:
 
 
 def _unseen(plan: Plan, gdt: Gdt) -> dict[str, Any]:
-    """A flow that left nothing in files: nothing came of it where all of its frames should have."""
+    """Return a flow that left nothing in files: nothing came of it where all of its frames should have."""
     nodes: list[Channel | TableChannel] = [*plan.channels.values(), *plan.tables.values()]
     if not any(node.complete and node.flow == gdt.flow for node in nodes):
         return {**dict.fromkeys(COUNTS), "expected": gdt.selected, "missing_frames": None}
@@ -142,20 +155,25 @@ def _unsaved(plan: Plan, name: str, flows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
-    """Write what ends a run whose ranks have all reported. What cannot be written makes the run a failed one."""
+    """Write what ends a run whose ranks have all reported. Files that cannot be written make the run a failed one."""
     accounts = flow_accounts(plan, outcome)
     problems: list[str] = []
     held = {name: channel_account(plan, channel, accounts, outcome) for name, channel in plan.channels.items()}
     flows = {name: account.record() for name, account in accounts.items()}
-    beside = {name: _unmatched(plan, it.unmatched, it.channel.unmatched, outcome) for name, it in held.items()}
-    beside |= {
-        name: _unmatched(plan, given_up(it.rule, it.unmatched, outcome, it.window), it.unmatched, outcome)
-        for name, it in plan.tables.items()
+    unmatched = {
+        name: _unmatched(plan, held_node.unmatched, held_node.channel.unmatched, outcome)
+        for name, held_node in held.items()
+    }
+    unmatched |= {
+        name: _unmatched(
+            plan, given_up(held_node.rule, held_node.unmatched, outcome, held_node.window), held_node.unmatched, outcome
+        )
+        for name, held_node in plan.tables.items()
     }
     release_ends(Path(directory))
     if outcome.failures:  # of a file that was given up numbers may be fewer than frames
         problems += reopen_files(Path(directory))
-    write_ends(plan, held, flows, beside, directory, problems, outcome.start_ns or None)
+    write_ends(plan, held, flows, unmatched, directory, problems, outcome.start_ns or None)
     channels = {name: _channel(plan, name, account, outcome, directory, problems) for name, account in held.items()}
     tables = {name: _table(plan, name, outcome, directory, problems) for name in plan.tables}
     if problems and outcome.state != "failed":
@@ -172,7 +190,10 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> None:
 def _channel(
     plan: Plan, name: str, account: ChannelAccount, outcome: Outcome, directory: str, problems: list[str]
 ) -> dict[str, Any]:
-    """What is saved is what the files hold; that they hold less than was written to them is a problem."""
+    """Return what is saved of a channel: what the files hold.
+
+    That they hold less than was written to them is a problem.
+    """
     folder, master = Path(directory), master_file(plan.name, name)
     # receivers of parts need not have the same frames: of so many it is not sure that all parts were written
     unsure = (account.channel.parts - 1) * (account.expected - account.vetoed)
@@ -195,40 +216,42 @@ def _channel(
 
 
 def _count_saved(channels: Mapping[str, Any], tables: Mapping[str, Any], directory: str) -> None:
-    """Of nodes whose master or table could not be made: what the files of receivers hold."""
-    found = inspect_run(directory)
+    """Count what the files of receivers hold, for nodes whose master or table could not be made."""
+    inspected = inspect_run(directory)
     for name, channel in channels.items():
-        if channel["dataset"] is None and name in found["channels"]:
-            saved = min(found["channels"][name]["saved"], channel["lost"])
+        if channel["dataset"] is None and name in inspected["channels"]:
+            saved = min(inspected["channels"][name]["saved"], channel["lost"])
             channel["saved"], channel["lost"] = saved, channel["lost"] - saved
     for name, table in tables.items():
-        if table["file"] is None and name in found["tables"]:
-            table["rows"] = found["tables"][name]["rows"]
+        if table["file"] is None and name in inspected["tables"]:
+            table["rows"] = inspected["tables"][name]["rows"]
 
 
 def _table(plan: Plan, name: str, outcome: Outcome, directory: str, problems: list[str]) -> dict[str, Any]:
     file = f"{plan.name}_{name}.h5"
     rows = _held(table_rows, Path(directory) / file, name, outcome, problems)
     table = plan.tables[name]
-    given = given_up(table.rule, table.unmatched, outcome, table.window)
-    unmatched = _unmatched(plan, given, table.unmatched, outcome)
+    losses = given_up(table.rule, table.unmatched, outcome, table.window)
+    unmatched = _unmatched(plan, losses, table.unmatched, outcome)
     return {"rows": rows, **unmatched, "file": table_file(plan, name, Path(directory))}
 
 
 def _unmatched(plan: Plan, rows: RowRanges, nodes: Sequence[str], outcome: Outcome) -> dict[str, int]:
-    """Frames that were not in all inputs of the joins on the way."""
+    """Return the number of frames that were not in all inputs of the joins on the way."""
     if not nodes:
         return {}
     reports = outcome.receivers.values()
-    beside = sum(counted(plan, name, [report.beside.get(name, 0) for report in reports]) for name in nodes)
-    return {"unmatched": count_rows(rows) + beside}
+    single = sum(counted(plan, name, [report.beside.get(name, 0) for report in reports]) for name in nodes)
+    return {"unmatched": count_rows(rows) + single}
 
 
 def _held(
     count: Callable[[str], int], path: Path, node: str, outcome: Outcome, problems: list[str], unsure: int = 0
 ) -> int:
-    """Frames or rows that a node's file shows; 0 where there is none. ``unsure``: how many fewer than receivers have
-    written these may be."""
+    """Return the frames or rows that a node's file shows; 0 where there is none.
+
+    unsure  how many fewer than receivers have written these may be
+    """
     written = sum(report.saved.get(node, 0) for report in outcome.receivers.values()) - unsure
     try:
         held = count(str(path)) if path.exists() else 0

@@ -1,8 +1,8 @@
-"""Whose a run directory is.
+"""Ownership of a run directory.
 
-The first file of a run directory is its marker: it says which files the run may write there, and is locked while the
-run goes on. What has no marker is not ours and is left alone. Of what is ours only the files of the run are ever
-removed, by name, never a folder with all that is in it.
+The first file of a run directory is its marker: it lists which files the run may write there, and is locked while the
+run goes on. A directory without marker is not ours and is left alone. Of what is ours only the files of the run are
+ever removed, by name, never a folder with all that is in it.
 """
 
 import errno
@@ -29,18 +29,18 @@ VERSION = 1
 LOG = "lima2.log"
 
 FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))
-"""Of every run."""
+"""Names of files that every run may write."""
 
 UNFINISHED = (".new", KEPT, ".part")
-"""Added to the names of HDF5 files that are being made."""
+"""Suffixes of the names of files that are being made."""
 
 SHOWN = 5
-"""Names listed in a message."""
+"""Maximal number of names in a message."""
 
 
 @dataclass(frozen=True)
 class RunNames:
-    """What the files of a run are named after: the pipeline, its channels and its tables."""
+    """Names after which the files of a run are named: of the pipeline, its channels and its tables."""
 
     name: str
     channels: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class RunNames:
 
     @classmethod
     def of(cls, plan: Plan) -> "RunNames":
-        """Those of a plan."""
+        """Return the names of a plan."""
         return cls(plan.name, tuple(plan.channels), tuple(plan.tables))
 
     def owns(self, file: str) -> bool:
-        """Whether a run of these names may write a file of that name."""
+        """Return whether a run of these names may write a file of that name."""
         if file in FILES:
             return True
         for suffix in UNFINISHED:
@@ -64,7 +64,7 @@ class RunNames:
         return file in whole or any(pattern.fullmatch(file) for pattern in numbered)
 
     def as_plain(self) -> dict[str, Any]:
-        """What the marker says."""
+        """Return the contents of the marker, as plain data."""
         names = {"name": self.name, "channels": list(self.channels), "tables": list(self.tables)}
         return {"version": VERSION, "lima2": __version__, "run": str(uuid.uuid4()), **names}
 
@@ -81,10 +81,19 @@ class Ownership:
 
 
 def mark(directory: Path, names: RunNames) -> Ownership:
-    """Make a directory, empty so far, one of this run's. FileExistsError where another run was faster; OSError."""
+    """Mark a directory, empty so far, as one of this run, and return the locked marker.
+
+    Raises:
+        FileExistsError: another run was faster.
+        OSError: the marker can't be made.
+
+    Raises:
+        FileExistsError: another run was faster.
+        OSError: the marker can't be made.
+    """
     file = (directory / MARKER).open("x+b")
     try:
-        lock(file.fileno(), wait=True)  # nobody holds it for long: what is not yet written is no marker
+        lock(file.fileno(), wait=True)  # it is never held for long: what is not yet written is no marker
         file.write(json.dumps(names.as_plain()).encode() + b"\n")
         file.flush()
     except BaseException:
@@ -94,7 +103,14 @@ def mark(directory: Path, names: RunNames) -> Ownership:
 
 
 def take(directory: Path) -> Ownership:
-    """Lock the marker of a run that has ended. Raises `EnvironmentUnfit` where there is no marker, or it has not."""
+    """Lock the marker of a run that has ended, and return it.
+
+    Raises:
+        EnvironmentUnfit: there is no marker, or the run has not ended.
+
+    Raises:
+        EnvironmentUnfit: there is no marker, or the run has not ended.
+    """
     path = directory / MARKER
     try:
         file = _opened(directory, os.O_RDWR)
@@ -118,12 +134,12 @@ def take(directory: Path) -> Ownership:
 
 
 def marked(directory: Path) -> bool:
-    """Whether a directory is a run directory of lima2."""
+    """Return whether a directory is a run directory of lima2."""
     return names_of(directory) is not None
 
 
 def names_of(directory: Path) -> RunNames | None:
-    """What the files of a run directory are named after, None where it has no marker."""
+    """Return the names after which the files of a run directory are named, None where it has no marker."""
     try:
         with _opened(directory, os.O_RDONLY) as file:
             return _read(file)
@@ -132,53 +148,58 @@ def names_of(directory: Path) -> RunNames | None:
 
 
 def is_live(directory: Path) -> bool:
-    """Whether a run goes on in a directory, as far as this machine can tell."""
+    """Return whether a run goes on in a directory, as far as this machine can see."""
     try:
         with _opened(directory, os.O_RDWR) as file:
             if not lock(file.fileno()):
                 return True
     except OSError:
-        pass  # a run of an older version; one that nobody here may write to
+        pass  # a run of an older version; one that no user here may write to
     return answers(directory)
 
 
 def answers(directory: Path) -> bool:
-    """Whether ``control.json`` tells of a run that is being started, or that answers."""
+    """Return whether ``control.json`` is of a run that is being started, or that answers."""
     try:
-        told = where(directory)
-        return told is not None and (starting(told) or bool(ask(directory, {"do": "status"}).get("ok")))
+        place = where(directory)
+        return place is not None and (starting(place) or bool(ask(directory, {"do": "status"}).get("ok")))
     except Lima2Error:
         return False
 
 
 def unheard(directory: Path) -> bool:
-    """Whether ``control.json`` tells of a run of another machine, which cannot be asked and has no summary."""
+    """Return whether ``control.json`` is of a run of another machine, which cannot be asked and has no summary."""
     try:
-        told = where(directory)
+        place = where(directory)
     except Lima2Error:
         return False
-    return told is not None and elsewhere(told) and not (directory / SUMMARY).exists()
+    return place is not None and elsewhere(place) and not (directory / SUMMARY).exists()
 
 
 def foreign(directory: Path, names: RunNames) -> list[str]:
-    """What lies in a run directory and is not of the run: other names, and what is no regular file."""
+    """Return what lies in a run directory and is not of the run: other names, and what is no regular file."""
     with os.scandir(directory) as entries:
-        return sorted(it.name for it in entries if not (it.is_file(follow_symlinks=False) and names.owns(it.name)))
+        return sorted(
+            entry.name for entry in entries if not (entry.is_file(follow_symlinks=False) and names.owns(entry.name))
+        )
 
 
 def own_files(directory: Path) -> frozenset[str]:
-    """Names of the regular files in a directory that are of its run; all of them where it has no marker, as runs of
-    older versions have not."""
+    """Return the names of the regular files in a directory that are of its run.
+
+    All of them where it has no marker, as runs of older versions have not.
+    """
     names = names_of(directory)
     with os.scandir(directory) as entries:
-        files = [it.name for it in entries if it.is_file(follow_symlinks=False)]
+        files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     return frozenset(file for file in files if names is None or names.owns(file))
 
 
 def remove_run(directory: Path) -> list[str]:
-    """Remove the files of a run, the marker last, and the directory; what others have put there stays, and is named.
+    """Remove the files of a run, the marker last, and the directory; return the names of files of others, which stay.
 
-    OSError where the system refuses.
+    Raises:
+        OSError: the system refuses.
     """
     names = names_of(directory)
     if names is None:
@@ -199,8 +220,11 @@ def remove_run(directory: Path) -> list[str]:
 
 
 def has_saved(directory: Path) -> bool | None:
-    """Whether the run in a directory, which has ended, has frames or rows in its files, or is complete without any;
-    None where its summary and its files do not agree, or there is none."""
+    """Return whether the run in a directory, which has ended, has saved anything.
+
+    It has frames or rows in its files, or is complete without any. None where its summary and its files do not agree,
+    or there is none.
+    """
     names = names_of(directory)
     try:
         summary = json.loads((directory / SUMMARY).read_text())
@@ -213,31 +237,35 @@ def has_saved(directory: Path) -> bool | None:
     if complete or any(counts):
         return True
     patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
-    return None if names is None or any(it.fullmatch(file) for it in patterns for file in files) else False
+    return None if names is None or any(pattern.fullmatch(file) for pattern in patterns for file in files) else False
 
 
 def listed(names: Sequence[object]) -> str:
-    """Names for a message."""
+    """Return names for a message."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
 
 
 def _opened(directory: Path, flags: int) -> IO[bytes]:
-    """The marker of a directory; never through a link, and without waiting for what is no file. OSError."""
+    """Return the marker of a directory, opened; never through a link, and without waiting for what is no file.
+
+    Raises:
+        OSError: it can't be opened.
+    """
     descriptor = os.open(directory / MARKER, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _read(file: IO[bytes]) -> RunNames | None:
     with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        said = json.loads(file.read(1 << 20))
-        if said["version"] == VERSION and isinstance(said["name"], str):
-            return RunNames(said["name"], tuple(map(str, said["channels"])), tuple(map(str, said["tables"])))
+        content = json.loads(file.read(1 << 20))
+        if content["version"] == VERSION and isinstance(content["name"], str):
+            return RunNames(content["name"], tuple(map(str, content["channels"])), tuple(map(str, content["tables"])))
     return None
 
 
 def _same(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file."""
+    """Return whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except OSError:

@@ -11,11 +11,11 @@ from typing import IO
 from lima2cli.errors import RunFailed
 
 EXITING = 0x4
-"""PF_EXITING among the flags of a process (proc(5), stat, field 9)."""
+"""Flag PF_EXITING of a process (proc(5), stat, field 9)."""
 
 
 def started(pid: int) -> str:
-    """When a process was started (proc(5), stat, field 22); empty where it has ended, with all its files closed."""
+    """Return when a process was started (proc(5), stat, field 22); empty where it has ended and closed its files."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         threads = len(os.listdir(f"/proc/{pid}/task"))  # the first may have ended while others still hold the files
@@ -25,7 +25,12 @@ def started(pid: int) -> str:
 
 
 def processes_with(variable: str, value: str) -> Iterator[int]:
-    """Processes of this machine in whose environment a variable has a value: those of a job, whoever started them."""
+    """Yield the processes of this machine in whose environment a variable has a value.
+
+    They are those of a job, whoever started them.
+
+    They are those of a job, whoever started them.
+    """
     wanted = f"{variable}={value}".encode()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -35,7 +40,7 @@ def processes_with(variable: str, value: str) -> Iterator[int]:
 
 
 def ending(stat: IO[bytes]) -> bool:
-    """Whether a process has ended or is about to, by its open file ``/proc/PID/stat``."""
+    """Return whether a process has ended or is about to, by its open file ``/proc/PID/stat``."""
     try:
         fields = stat.read().rpartition(b")")[2].split()
     except OSError:
@@ -44,7 +49,7 @@ def ending(stat: IO[bytes]) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
-    """The process that has started another, or that has it now; None where that has ended."""
+    """Return the process that has started another, or that has it now; None where that has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -56,15 +61,17 @@ NAMES = re.compile(r"(mpich|ucx)_shm_\w+")
 MAPPING = re.compile(r"^\S+ \S+ \S+ (\w+):(\w+) (\d+)", re.MULTILINE)
 
 OLD_S = 120.0
-"""No start takes so long."""
+"""Seconds within which every start is done."""
 
 Key = tuple[int, int]
-"""Device and inode."""
+"""Device and inode of a file."""
 
 
 def sweep(since_ns: int | None = None, folder: Path = SHARED) -> list[str]:
-    """Remove what no living process uses: files made since ``since_ns`` (`time.time_ns`), by default all old ones.
-    Returns their names; nothing is removed where it cannot be known."""
+    """Remove files that no living process uses, made since ``since_ns`` (`time.time_ns`), by default all old ones.
+
+    Returns their names; nothing is removed where it cannot be known.
+    """
     candidates = {}
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -87,14 +94,17 @@ def sweep(since_ns: int | None = None, folder: Path = SHARED) -> list[str]:
 
 
 def _used(keys: Iterable[Key]) -> set[Key] | None:
-    """Those of some files that any process has mapped or open; None where a process of this user cannot be asked."""
-    wanted, found = set(keys), set[Key]()
+    """Return those of some files that any process has mapped or open.
+
+    None where a process of this user cannot be asked.
+    """
+    wanted, used = set(keys), set[Key]()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         process = Path("/proc", name)
         try:
-            found |= wanted.intersection(_held(process))
+            used |= wanted.intersection(_held(process))
         except (FileNotFoundError, ProcessLookupError):  # it has ended
             continue
         except PermissionError:
@@ -103,11 +113,16 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
                     return None
         except OSError:
             return None
-    return found
+    return used
 
 
 def _held(process: Path) -> Iterator[Key]:
-    """Files that are open are looked for first: one that is being mapped is closed after that, and is never missed."""
+    """Yield the files that a process holds.
+
+    Open files are looked for first: one that is being mapped is closed after that, and is never missed.
+
+    Open files are looked for first: one that is being mapped is closed after that, and is never missed.
+    """
     for link in os.listdir(process / "fd"):
         with suppress(FileNotFoundError):
             status = os.stat(process / "fd" / link)
@@ -117,14 +132,20 @@ def _held(process: Path) -> Iterator[Key]:
 
 
 class Whereabouts:
-    """A directory that is held open, until `close`. ``path`` is where it was, absolute. OSError."""
+    """A directory that is held open, until `close`.
+
+    ``path`` is where it was, absolute.
+
+    Raises:
+        OSError: it can't be opened.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def now(self) -> Path | None:
-        """Where it is now; None where it was removed."""
+        """Return where it is now; None where it was removed."""
         try:
             if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
                 return self.path
@@ -140,7 +161,7 @@ class Whereabouts:
             return None
 
     def gone(self) -> str | None:
-        """In words, where it is no longer where it was."""
+        """Return a sentence where it is no longer where it was, else None."""
         now = self.now()
         if now == self.path:
             return None
@@ -148,12 +169,16 @@ class Whereabouts:
         return f"the run directory went: {self.path} was {became} during the run"
 
     def found(self) -> Path:
-        """Where it is now. Raises `RunFailed` where it was removed."""
+        """Return where it is now.
+
+        Raises:
+            RunFailed: it was removed.
+        """
         now = self.now()
         if now is None:
             raise RunFailed(f"{self.gone()}; nothing of the run is kept")
         return now
 
     def close(self) -> None:
-        """Let it go."""
+        """Release the directory."""
         os.close(self._descriptor)

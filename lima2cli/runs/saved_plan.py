@@ -19,7 +19,7 @@ from lima2cli.secret import HIDDEN, hidden
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that is not the same; ``old`` and ``new`` are JSON texts, None where there is nothing.
+    """A value that is not the same; ``old`` and ``new`` are JSON, None where there is nothing.
 
     ``path`` is a JSON pointer: ``/gdts/FullDet1/slots``.
     """
@@ -35,7 +35,7 @@ class Difference:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """All of them, in the order of the new plan, what is gone last. Lists are compared item by item."""
+    """Return all differences, in the order of the new plan, what is gone last. Lists are compared item by item."""
     return tuple(_differences("", json.loads(json.dumps(old)), json.loads(json.dumps(new))))
 
 
@@ -56,7 +56,7 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[Difference]:
 
 
 def _numbered(items: list[Any]) -> dict[str, Any]:
-    """Items by name where they have one, so that one more does not shift the others; else by place."""
+    """Return items by name where they have one, so that one more does not shift the others; else by place."""
     named = {str(item["name"]): item for item in items if isinstance(item, dict) and "name" in item}
     if len(named) == len(items):
         return named
@@ -70,12 +70,12 @@ def _text(value: Any) -> str:
 PLAN_FILE, PIPELINE_FILE = "plan.json", "pipeline.yaml"
 
 UNKNOWN = 2 * HIDDEN
-"""Stands for a secret where its value is of no matter."""
+"""Value in place of a secret where that is of no matter."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The text of a pipeline and all that its meaning depends on.
+    """Source of a pipeline and all that its meaning depends on.
 
     file         as it was named;  base   resolves the file names in it
     overrides    of the command line;  environment   the variables that were put into the text, but for secrets
@@ -101,37 +101,41 @@ class Origin:
         texts: Mapping[str, str] | None = None,
         variables: Variables | None = None,
     ) -> "Origin":
-        """Of a file of the command line (``-`` is standard input) on this machine."""
+        """Return the origin of a file of the command line (``-`` is standard input) on this machine."""
         base, used = Path(".") if file == "-" else Path(file).parent, variables or Variables({})
         cores, secrets = len(os.sched_getaffinity(0)), sorted(used.secret & used.used.keys())
         return cls(text, file, base, tuple(overrides), used.open, cores, texts or {}, secrets)
 
     def variables(self, *, needed: bool) -> dict[str, str]:
-        """The variables to compile it with again: secrets are those of now.
+        """Return the variables to compile it with again: secrets are those of now.
 
-        needed   False: one that is not set is of no matter, and something stands for it
+        needed   False: one that is not set is of no matter, and has a substitute
         """
         now = {name: os.environ.get(name) or (None if needed else UNKNOWN) for name in self.secrets}
         return {**self.environment, **{name: value for name, value in now.items() if value is not None}}
 
     @classmethod
     def known(cls, text: str, source: Mapping[str, Any]) -> "Origin":
-        """Of a text and what `source` gave. Raises KeyError or TypeError where it did not."""
-        told = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
-        told["secrets"] = source.get("secrets", [])
+        """Return the origin of a source and what `source` gave.
+
+        Raises:
+            KeyError, TypeError: the data are not of `source`.
+        """
+        origin = {name: source[name] for name in ("file", "overrides", "environment", "cores", "texts")}
+        origin["secrets"] = source.get("secrets", [])
         kinds = {
             "file": str, "overrides": list, "environment": dict, "cores": int, "texts": dict, "secrets": list
         }  # fmt: skip
-        texts = [text for name in ("environment", "texts") for text in told[name].values()]
-        strings = [*told["overrides"], *told["secrets"], *texts]
-        if not all(isinstance(told[name], kinds[name]) for name in kinds) or not all(
-            isinstance(it, str) for it in strings
+        values = [text for name in ("environment", "texts") for text in origin[name].values()]
+        strings = [*origin["overrides"], *origin["secrets"], *values]
+        if not all(isinstance(origin[name], kinds[name]) for name in kinds) or not all(
+            isinstance(string, str) for string in strings
         ):
             raise TypeError("the source of the plan is not what lima2 writes")
-        return cls(text=text, base=Path(source["base"]), **told)
+        return cls(text=text, base=Path(source["base"]), **origin)
 
     def source(self) -> dict[str, Any]:
-        """All but the text, as plain data."""
+        """Return all but the source text, as plain data."""
         return {
             "file": self.file,
             "base": str(self.base.resolve()),
@@ -143,12 +147,17 @@ class Origin:
         }
 
     def write(self, directory: Path, contents: Mapping[str, Any]) -> None:
-        """Keep it with the plan's contents in a run directory, on the disk itself: without them nothing recovers the
-        files, should the machine go down. Raises OSError."""
+        """Write it with the plan's contents to a run directory, on the disk itself.
+
+        Without them nothing recovers the files, should the machine go down.
+
+        Raises:
+            OSError: a file can't be written.
+        """
         kept = hidden({**contents, "source": self.source()})
-        for name, text in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
+        for name, content in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
             with (directory / name).open("w") as file:
-                file.write(text)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         descriptor = os.open(directory, os.O_RDONLY)
@@ -159,18 +168,22 @@ class Origin:
 
     @classmethod
     def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":
-        """From a run directory, with the plan's figures. Raises OSError, ValueError or KeyError where it is none."""
+        """Return the origin from a run directory, with the plan's figures.
+
+        Raises:
+            OSError, ValueError, KeyError: the directory has none.
+        """
         figures = read_json_object(directory / PLAN_FILE)
         source = figures.pop("source")
-        text = (directory / PIPELINE_FILE).read_text()
-        return cls.known(text, source), figures
+        pipeline = (directory / PIPELINE_FILE).read_text()
+        return cls.known(pipeline, source), figures
 
 
 NOT_COMPARED = ("warnings", "source")
 
 
 def plan_contents(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, Any]:
-    """A plan as plain data: its figures, and all parameters that it was compiled from."""
+    """Return a plan as plain data: its figures, and all parameters that it was compiled from."""
     return {
         **plan_figures(plan, warnings),
         "lima2": __version__,
@@ -180,17 +193,21 @@ def plan_contents(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, 
 
 
 def looks_saved(file: str) -> bool:
-    """Whether a file of the command line is meant as a saved plan: pipelines are not JSON files with such keys."""
+    """Return whether a file of the command line is meant as a saved plan: pipelines are no JSON with such keys."""
     if not file.endswith(".json"):
         return False
     try:
         return "gdts" in read_json_object(Path(file))
     except (OSError, ValueError):
-        return False  # what is wrong with it will be told of a pipeline
+        return False  # mistakes in it will be reported as those of a pipeline
 
 
 def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
-    """Where a saved plan comes from (its text not yet read), and its contents. Raises `UnreadableInput`."""
+    """Return where a saved plan comes from (its source not yet read), and its contents.
+
+    Raises:
+        UnreadableInput: it can't be read.
+    """
     try:
         contents = read_json_object(Path(file))
         return Origin.known("", contents.pop("source")), contents
@@ -199,6 +216,8 @@ def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[Difference, ...]:
-    """How the contents of two plans differ, warnings and where they come from left out."""
-    before, after = ({key: value for key, value in it.items() if key not in NOT_COMPARED} for it in (old, hidden(new)))
+    """Return how the contents of two plans differ, warnings and origins left out."""
+    before, after = (
+        {key: value for key, value in contents.items() if key not in NOT_COMPARED} for contents in (old, hidden(new))
+    )
     return differences(before, after)

@@ -29,20 +29,20 @@ from lima2cli.runs.saved_plan import Origin
 from lima2cli.simulate.verdict import Verdict, judge, warnings
 
 SUFFIX = "{name}_sim_{run:04d}"
-"""Of the run directory of a simulation, which lies beside those of runs: on the same disk."""
+"""Template of the run directory of a simulation, which lies next to those of runs: on the same disk."""
 
 
 ANY_LOST = "100 %"
-"""What is lost is the answer of a simulation, not its failure."""
+"""Losses that a simulation allows: they are its answer, not its failure."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is asked of a simulation.
+    """Request of a simulation.
 
     period_s   from frame to frame, None = as fast as REMU can;  frames  of the acquisition
     faults     of the detector, None for none;  saves  whether frames are written
-    directory  of its files; None: beside the runs
+    directory  of its files; None: next to the runs
     """
 
     period_s: float | None
@@ -54,21 +54,23 @@ class Simulation:
 
 @dataclass(frozen=True, kw_only=True)
 class CountOnly(Checkpoint):
-    """In the place of a sink: which frames came, dense or sparse."""
+    """A node in the place of a sink that counts frames, dense or sparse."""
 
     sparse: ClassVar[bool] = True
 
 
 def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
-    """The pipeline as a simulation runs it. It must be without `POISON`.
+    """Return the pipeline as a simulation runs it.
+
+    It must be without `POISON`.
 
     REMU has the sensor of the detector (image, modules, datasets, channels, gap value, names), does what the detector
-    is asked to do itself, and sees what `DetectorConfig.scenes_for` says. Frames start by themselves; nothing repeats;
+    is asked to do itself, and sees what `DetectorConfig.scenes_for` gives. Frames start by themselves; nothing repeats;
     no run is overwritten.
     """
-    said = pipeline.acquisition
+    wanted = pipeline.acquisition
     acquisition = replace(
-        said,
+        wanted,
         frames=asked.frames,
         period=asked.period_s,
         rate=None,
@@ -81,16 +83,16 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
     return replace(
         pipeline,
         config=config,
-        detector=operate(sensor, said.operations),
+        detector=operate(sensor, wanted.operations),
         acquisition=acquisition,
         flows={name: _unwaiting(flow) for name, flow in pipeline.flows.items()},
-        nodes=pipeline.nodes if asked.saves else {name: _unsaved(it) for name, it in pipeline.nodes.items()},
+        nodes=pipeline.nodes if asked.saves else {name: _unsaved(node) for name, node in pipeline.nodes.items()},
         output=Output(directory=asked.directory or beside(pipeline.output.directory)),
     )
 
 
 def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None) -> tuple[Remu, DetectorInfo]:
-    """REMU that plays a detector whose sensor is described, and the description of that."""
+    """Return REMU that plays a detector whose sensor is described, and the description of that."""
     scenes = {name: _endless(scene) for name, scene in config.scenes_for(sensor).items()}
     datasets = tuple(replace(dataset, frames=None) for dataset in sensor.datasets)
     loses = (faults is not None and faults.lose_frames) or any(scene.lossy for scene in scenes.values())
@@ -113,18 +115,18 @@ def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None
 
 
 def beside(directory: str) -> str:
-    """The directory of a simulation, as a template, from that of runs."""
+    """Return the directory of a simulation, as a template, from that of runs."""
     return str(PurePath(directory).parent / SUFFIX)
 
 
 def faults_of(config: DetectorConfig) -> Faults | None:
-    """Those that the pipeline gives its detector."""
+    """Return the faults that the pipeline gives its detector."""
     faults = getattr(config, "faults", None)
     return faults if isinstance(faults, Faults) else None
 
 
 def waiting_flows(flows: Mapping[str, DataFlow]) -> list[str]:
-    """Names of the flows for which a run would wait."""
+    """Return the names of the flows for which a run would wait."""
     return [name for name, flow in flows.items() if flow.overrun == "wait"]
 
 
@@ -137,28 +139,31 @@ def _unwaiting(flow: DataFlow) -> DataFlow:
 
 
 def _unsaved(it: GraphNode) -> GraphNode:
-    """Frames that would be saved are noted instead, so that all that makes them is still computed."""
+    """Return a node that notes frames instead of saving them, so that all that makes them is still computed."""
     return replace(it, node=CountOnly()) if isinstance(it.node, Sink) else it
 
 
 SECONDS = 5.0
-"""Of frames, where nothing else is said."""
+"""Default number of frames."""
 
 UNPACED = 1000
-"""Frames without a period, where nothing else is said."""
+"""Default number of frames without a period."""
 
 PROBE_S, PROBE_FRAMES = 1.5, 40
-"""Of frames for each rate that is tried, and so many at least."""
+"""Seconds of frames, and minimal number of frames, for each rate that is tried."""
 
 CLOSE = 1.05
-"""Two rates of this ratio are close enough."""
+"""Ratio of two rates that are close enough."""
 
 MOST_PROBES = 16
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A rate that was tried. ``kept_up`` None: the emulator could not send so fast; ``capacity_hz``: see `Verdict`."""
+    """A rate that was tried.
+
+    ``kept_up`` None: the emulator could not send so fast; ``capacity_hz``: see `Verdict`.
+    """
 
     hz: float
     kept_up: bool | None
@@ -168,15 +173,18 @@ class Probe:
 
 @dataclass(frozen=True)
 class MaxRate:
-    """The highest rate that was found to be kept up with, None where there is none; ``bounded``: the next rate that was
-    tried was not kept up with, so that it is the pipeline's limit, and not the emulator's."""
+    """The highest rate that was kept up with, None where there is none.
+
+    ``bounded``: the next rate that was tried was not kept up with, so that it is the pipeline's limit, and not the
+    emulator's.
+    """
 
     hz: float | None
     bounded: bool
 
 
 def next_rate(probes: Sequence[Probe], first: float) -> float | None:
-    """The rate to try next, None when it is known.
+    """Return the rate to try next, None when it is known.
 
     The first guess may be far off: what receivers were measured to do leads to the neighbourhood, then the interval is
     halved, in ratios. A rate that fails although receivers had time left is tried once more: it may have been the
@@ -203,22 +211,25 @@ def next_rate(probes: Sequence[Probe], first: float) -> float | None:
 
 
 def bracket(probes: Sequence[Probe]) -> tuple[float | None, float | None]:
-    """The highest rate that was kept up with below the lowest that was not, and that one; None where there is none."""
+    """Return the highest rate that was kept up with below the lowest that was not, and that one.
+
+    None where there is none.
+    """
     kept = {probe.hz for probe in probes if probe.kept_up}
     high = min((probe.hz for probe in probes if probe.hz not in kept), default=None)
     return max((hz for hz in kept if high is None or hz < high), default=None), high
 
 
 def max_rate(probes: Sequence[Probe]) -> MaxRate:
-    """What has been found."""
+    """Return what has been found."""
     low, high = bracket(probes)
     return MaxRate(low, any(probe.hz == high and probe.kept_up is False for probe in probes))
 
 
 def enough_frames(plan: Plan, period_s: float | None) -> int:
-    """Frames after which an overrun has shown: of `SECONDS`, and twice what the buffers hold.
+    """Return the number of frames after which an overrun has shown: of `SECONDS`, and twice what the buffers hold.
 
-    Where receivers are told at the end only, no more than the pipeline has: its buffers are made for these.
+    Where receivers are notified at the end only, no more than the pipeline has: its buffers are made for these.
     """
     if plan.frames is not None and any(not gdt.group_event and not gdt.rule.bounded for gdt in plan.gdts):
         return plan.frames
@@ -228,12 +239,15 @@ def enough_frames(plan: Plan, period_s: float | None) -> int:
 
 
 def probe_frames(plan: Plan, hz: float) -> int:
-    """Frames to try a rate with."""
+    """Return the number of frames to try a rate with."""
     return min(enough_frames(plan, 1 / hz), whole_groups(plan.gdts, max(PROBE_FRAMES, math.ceil(PROBE_S * hz))))
 
 
 def whole_groups(gdts: Sequence[Gdt], frames: int) -> int:
-    """So many frames or a few more, that no flow has a group that no event would tell of, and each has two groups."""
+    """Return so many frames or a few more, in whole groups.
+
+    No flow has a group that no event would report, and each has two groups.
+    """
     rules = [gdt.rule for gdt in gdts]
     start = max(rule.start for rule in rules)
     groups = max(gdt.rule.step * gdt.rule.blocks * gdt.rule.buffers * max(1, gdt.group_event) for gdt in gdts)
@@ -249,7 +263,7 @@ def whole_groups(gdts: Sequence[Gdt], frames: int) -> int:
 VERSION = 1
 
 FIRST_GUESS_HZ = 100.0
-"""Tried first where no rate is said."""
+"""Rate that is tried first where none is given, in Hz."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +285,7 @@ class Simulated:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed for another reason than lost frames."""
+        """Return whether it failed for another reason than lost frames."""
         return self.summary["state"] == "failed" and not self.summary["overrun"]
 
 
@@ -285,7 +299,7 @@ class SimulationUnfit(Exception):
 
 @dataclass(frozen=True)
 class Simulator:
-    """Runs simulations of one pipeline that was checked.
+    """Runner of simulations of one pipeline that was checked.
 
     keep   their files stay;  bold   also where the disk may not hold them
     """
@@ -298,7 +312,14 @@ class Simulator:
     emit: Emit
 
     def run(self, asked: Simulation) -> Simulated:
-        """One. Raises `SimulationUnfit`, and what `run_plan` raises."""
+        """Run one simulation and return its results.
+
+        Raises:
+            SimulationUnfit: it does not compile; and what `run_plan` raises.
+
+        Raises:
+            SimulationUnfit: it does not compile; and what `run_plan` raises.
+        """
         assert self.checked.pipeline is not None
         pipeline = simulated(self.checked.pipeline, asked)
         checked = compile_again(self.checked, pipeline, self.origin.base, cores=self.origin.cores)
@@ -327,7 +348,7 @@ class Simulator:
 
 
 def _broken(summary: Mapping[str, Any], plan: Plan) -> Verdict:
-    """Ranks died, and nobody is left to tell what they have measured."""
+    """Return a simulation whose ranks died: their measurements are lost."""
     asked = None if plan.period_s is None else 1 / plan.period_s
     reason = "the simulation was stopped" if summary["state"] == "stopped" else f"the run failed: {summary['reason']}"
     return Verdict(None, reason, asked, None, None, None, 0, None, None, None)
@@ -340,11 +361,11 @@ def find_max_rate(
     period_s: float | None,
     told: Callable[[Probe], None],
 ) -> tuple[Simulated, Sequence[Probe], MaxRate]:
-    """Try one rate after another; gives the simulation to learn from, all that was tried, and what was found.
+    """Try one rate after another; return the simulation to learn from, all that was tried, and what was found.
 
     That simulation is the one at the lowest rate that was not kept up with; else, and after a failure, the last.
 
-    ``asked``  the simulation at a rate, with so many frames;  ``told``  of each that was tried
+    ``asked``  runs the simulation at a rate, with so many frames;  ``told``  is called with each that was tried
     """
     probes: list[Probe] = []
     first = FIRST_GUESS_HZ if period_s is None else 1 / period_s
@@ -366,7 +387,7 @@ def find_max_rate(
 def report(
     found: Simulated, probes: Sequence[Probe], highest: MaxRate | None, file: str, notes: Sequence[str]
 ) -> dict[str, Any]:
-    """All of it as plain data: what ``--report`` writes."""
+    """Return all of it as plain data, as ``--report`` writes it."""
     searched: dict[str, Any] = {}
     if highest is not None:
         searched = {"max_rate_hz": highest.hz, "max_rate_bounded": highest.bounded}

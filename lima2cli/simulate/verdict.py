@@ -1,8 +1,8 @@
-"""What a simulation has shown: whether the pipeline keeps up, and what breaks first. Pure, from the summary of a run.
+"""Verdict of a simulation: whether the pipeline keeps up, and what breaks first. Pure, from the summary of a run.
 
 **No** where frames were lost, or where results came ever later: what is left of the buffers is then a matter of time.
 **Yes** where neither was so, and frames were sent at the rate that was asked for. **Unknown** (None) where the emulator
-could not send so fast, or was held up by transfers: hardware would have sent, and nobody knows what then.
+could not send so fast, or was held up by transfers: hardware would have sent, with an unknown result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,9 @@ Summary = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The kernel that takes the largest share of the time of the busiest receiver, or of the one that lost frames; or
-    the worker of a node that is busier than that.
+    """The kernel that takes the largest share of the time of the busiest receiver, or of the one that lost frames.
+
+    Or the worker of a node that is busier than that.
 
     place    the receiver, or ``worker`` with the number of its rank
     nodes    of the kernel; empty where receiving itself takes longest: looking for groups, copies
@@ -36,8 +37,10 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Lost:
-    """The first frame that was lost. ``time_s``: when another took its place, since the start of the run; None where
-    frames have no period."""
+    """The first frame that was lost.
+
+    ``time_s``: when another took its place, in seconds since the start of the run; None where frames have no period.
+    """
 
     flow: str
     frame: int
@@ -47,8 +50,12 @@ class Lost:
 
 @dataclass(frozen=True)
 class Behind:
-    """A flow whose results leave a receiver more slowly than its frames come, both in frames of the detector per
-    second. ``lasts_s``: so long its buffers last, None where that is not known."""
+    """A flow whose results leave a receiver more slowly than its frames arrive.
+
+    Both are in frames of the detector per second.
+
+    ``lasts_s``: seconds that its buffers last, None where that is not known.
+    """
 
     flow: str
     receiver: str
@@ -59,7 +66,9 @@ class Behind:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found. Rates are of frames of the detector per second, None where there is none.
+    """Findings of a simulation.
+
+    Rates are of frames of the detector per second, None where there is none.
 
     kept_up       yes, no, or None: unknown;  reason  in one sentence
     asked_hz      None = as fast as REMU can;  sent_hz  by the emulator;  sustained_hz  by the slowest receiver
@@ -80,7 +89,10 @@ class Verdict:
 
 
 def judge(summary: Summary) -> Verdict:
-    """What the summary of a simulation says; of one that failed for another reason than lost frames nothing."""
+    """Return the verdict on the summary of a simulation.
+
+    There is none for one that failed for another reason than lost frames.
+    """
     rates, measured = summary["rates"], summary["resources"]
     asked, sent = rates.get("asked_hz"), rates.get("achieved_hz")
     lost, first = sum(flow["lost"] for flow in summary["flows"].values()), first_lost(summary, asked)
@@ -105,7 +117,7 @@ def judge(summary: Summary) -> Verdict:
 def _answer(
     summary: Summary, first: Lost | None, behind: Behind | None, asked: float | None, sent: float | None
 ) -> tuple[bool | None, str]:
-    """Whether it kept up, and why that is so."""
+    """Return whether it kept up, and the reason."""
     if first is not None and _burst(summary, first, asked):
         return None, f"frame {first.frame} of {first.flow} was lost in a burst: the emulator had been late"
     if first is not None:
@@ -135,7 +147,10 @@ def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
 
 
 def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
-    """Whether frames were lost that an emulator had sent late and all at once, to a receiver that has time left."""
+    """Return whether frames were lost that an emulator had sent late and all at once.
+
+    The receiver that lost them had time left.
+    """
     can, hold = capacity(summary), hold_of(summary["resources"], first.flow)
     if asked is None or can is None or hold is None or can * BUSY < asked:
         return False
@@ -143,7 +158,7 @@ def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
 
 
 def late_by(measured: Summary) -> float:
-    """Seconds that detector ranks were behind their clock at most."""
+    """Return the seconds that detector ranks were behind their clock at most."""
     late: float = max((rank["behind_s"] or 0.0 for rank in measured["detectors"].values()), default=0.0)
     return late
 
@@ -153,30 +168,33 @@ def _late(frames: int, asked: float, sent: float) -> bool:
 
 
 def blocked_share(summary: Summary) -> float:
-    """Share of the run that the worst detector rank was blocked in Flush."""
+    """Return the share of the run that the worst detector rank was blocked in Flush."""
     ranks = summary["resources"]["detectors"].values()
     blocked: float = max((rank["flush_s"] for rank in ranks), default=0.0) / summary["seconds"]
     return blocked
 
 
 def first_lost(summary: Summary, asked: float | None) -> Lost | None:
-    """Of all flows."""
-    found = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
-    if not found:
+    """Return the first lost frame of all flows."""
+    losses = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
+    if not losses:
         return None
-    frame, name = min(found)
+    frame, name = min(losses)
     hold = hold_of(summary["resources"], name)
     time_s = None if asked is None else frame / asked + (hold or 0.0)
     return Lost(name, frame, summary["flows"][name]["first_lost"]["receiver"], time_s)
 
 
 def hold_of(measured: Summary, flow: str) -> float | None:
-    """For how long the local buffers of a data flow hold its frames; of one dispatched by modules those of a place."""
+    """Return for how many seconds the local buffers of a data flow hold its frames.
+
+    Of one dispatched by modules those of a place.
+    """
     return next((hold for name, hold in measured["hold_s"].items() if name.partition("[")[0] == flow), None)
 
 
 def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(flow, receiver, figures) where a rate is known."""
+    """Yield (flow, receiver, figures) where a rate is known."""
     for flow, receivers in measured["paces"].items():
         for receiver, pace in receivers.items():
             if pace["hz"] is not None:
@@ -184,38 +202,43 @@ def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
-    """The flow and receiver whose results leave most slowly, if that is more slowly than frames come."""
-    found = None
+    """Return the flow and receiver whose results leave most slowly, if that is more slowly than frames arrive."""
+    slowest = None
     for flow, receiver, pace in _paces(measured):
         out_hz = pace["hz"]
         late_s = pace["seconds"] * (1 - out_hz / in_hz)
-        if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (found is None or out_hz < found.out_hz):
+        if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (slowest is None or out_hz < slowest.out_hz):
             hold = measured["hold_s"].get(flow)
             lasts = None if hold is None else hold * in_hz / (in_hz - out_hz)
-            found = Behind(flow, receiver, in_hz, out_hz, lasts)
-    return found
+            slowest = Behind(flow, receiver, in_hz, out_hz, lasts)
+    return slowest
 
 
 def sustained(measured: Summary, most: float | None) -> float | None:
-    """Frames of the detector per second whose results left the slowest receiver; None where nothing did."""
-    found = [pace["hz"] for _, _, pace in _paces(measured)]
-    return min([*found, *([] if most is None else [most])]) if found else None
+    """Return the frames of the detector per second whose results left the slowest receiver; None where nothing did."""
+    rates = [pace["hz"] for _, _, pace in _paces(measured)]
+    return min([*rates, *([] if most is None else [most])]) if rates else None
 
 
 def capacity(summary: Summary) -> float | None:
-    """Frames of the detector per second of work of the busiest receiver, or worker; None where there was none."""
-    receivers = [it for it in summary["resources"]["receivers"].values() if it["busy_s"] > 0 and it["frames"]]
-    found = [it["frames"] / it["busy_s"] for it in receivers]
-    busiest = max((it["busy_s"] or 0.0 for it in summary.get("workers", ())), default=0.0)
-    if found and busiest > 0:
-        found.append(max(it["frames"] for it in receivers) / busiest)
-    return min(found, default=None)
+    """Return the frames of the detector per second of work of the busiest receiver, or worker.
+
+    None where there was none.
+    """
+    receivers = [
+        figures for figures in summary["resources"]["receivers"].values() if figures["busy_s"] > 0 and figures["frames"]
+    ]
+    rates = [figures["frames"] / figures["busy_s"] for figures in receivers]
+    busiest = max((figures["busy_s"] or 0.0 for figures in summary.get("workers", ())), default=0.0)
+    if rates and busiest > 0:
+        rates.append(max(figures["frames"] for figures in receivers) / busiest)
+    return min(rates, default=None)
 
 
 def bottleneck(
     measured: Summary, workers: Sequence[Summary], seconds: float, receiver: str | None
 ) -> Bottleneck | None:
-    """Of the receiver that is named, else of the busiest; and of all workers."""
+    """Return the bottleneck of the receiver that is named, else of the busiest; and of all workers."""
     receivers = measured["receivers"]
     if not receivers:
         return None
@@ -226,12 +249,12 @@ def bottleneck(
     costs: list[tuple[tuple[str, ...], float, float]] = [((), its["busy_s"] - sum(map(_cost, its["kernels"])), most)]
     costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
     nodes, cost, frames = max(costs, key=lambda it: it[1])
-    found = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
+    busiest = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
     for its in workers:
         busy = its["busy_s"] or 0.0
-        if its["frames"] and busy / seconds > found.share:
-            found = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
-    return found
+        if its["frames"] and busy / seconds > busiest.share:
+            busiest = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
+    return busiest
 
 
 def _cost(kernel: Mapping[str, Any]) -> float:
@@ -240,20 +263,23 @@ def _cost(kernel: Mapping[str, Any]) -> float:
 
 
 def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[str]:
-    """What the figures are worth. ``inline``: the ranks were given turns in one process."""
+    """Return warnings about the value of the figures.
+
+    ``inline``: the ranks were given turns in one process.
+    """
     ranks = summary["resources"]["ranks"]
-    found = []
+    sentences = []
     if inline:
-        found.append("all ranks took turns in one process: the figures are those of less than one core")
+        sentences.append("all ranks took turns in one process: the figures are those of less than one core")
     elif len(ranks) > cores:
-        found.append(
+        sentences.append(
             f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
         )
     if (late := late_by(summary["resources"])) > HICCUP_S:
-        found.append(
+        sentences.append(
             f"the emulator was late by up to {seconds_text(late)}: frames came in bursts that hardware has not"
         )
     missing = sum(flow["missing"] for flow in summary["flows"].values())
     if missing:
-        found.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
-    return found
+        sentences.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
+    return sentences
