@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.graph.fused import BoundChain, PartFailed

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from tests.compiling import compiled, figures, plan_of
 from tests.running import TRANSPORTS, run, truth
 

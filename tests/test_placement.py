@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from lima2cli.doctor import Bandwidths, Check
 from lima2cli.doctor import pipeline as doctor_pipeline
 from lima2cli.errors import EnvironmentUnfit

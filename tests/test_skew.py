@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from lima2cli.plan.ir import Plan
 from lima2cli.ranks.loop import run_inline
 from tests.compiling import compiled, figures, plan_of

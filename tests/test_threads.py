@@ -10,7 +10,7 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pytest
 
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from lima2cli.frames import Array
 from lima2cli.kernels.statistics import RegionSums
 from lima2cli.ranks.loop import run_inline

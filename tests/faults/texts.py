@@ -28,7 +28,7 @@ from typing import Any
 
 from lima2cli.check import Checked, check_text
 from lima2cli.cli.border import Format
-from lima2cli.cli.plan import show_plan
+from lima2cli.cli.plan_text import show_plan
 from lima2cli.cli.reading import show_all
 from lima2cli.diagnostics import Findings
 from lima2cli.document import load
