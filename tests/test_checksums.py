@@ -164,7 +164,7 @@ def test_old_files_are_read_by_a_process_that_may_die(tmp_path: Path, compressio
 
 
 def test_a_reader_that_dies_is_said_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lima2cli.files import inspection as reading_apart
+    from lima2cli.files import reading_apart
 
     script = (
         "import json, os, sys\n"

@@ -484,7 +484,7 @@ def test_what_a_kill_leaves_is_recovered(tmp_path: Path) -> None:
 OVER_MPI = """
 import sys
 from mpi4py import MPI
-from lima2cli.artefacts import common_rounds
+from lima2cli.files import common_writer as common_rounds
 from lima2cli.files.common_writer import CommonWriter
 from lima2cli.transport.mpi_collective import MpiCircle
 from tests.artefacts_samples import START_NS, make_block, make_channel

@@ -132,7 +132,7 @@ def test_what_faulthandler_writes_is_read() -> None:
 SLEEPS = """
 import sys
 from pathlib import Path
-from lima2cli import watch
+from lima2cli import foreign as watch
 watch.IMPORT_S, watch.CALL_S, watch.RESORT_S, watch.SILENT_S = 0.5, 0.4, 0.2, 0.5
 from lima2cli.cli import app
 app(["run", "k.yaml", "--transport", "inline", "--progress", "none"])

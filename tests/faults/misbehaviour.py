@@ -66,7 +66,7 @@ RAISES = {
     "text of megabytes": Kind(once("raise ValueError('x' * 5_000_000)"), FAILS, "ValueError: xxx"),
     "text with controls": Kind(once(r"raise ValueError('\x1b[2J\x00\ud800')"), FAILS, "ValueError"),
     "took too long of its own": Kind(
-        once("raise w.TookTooLong('mine')", "from lima2cli import watch as w"), FAILS, "TookTooLong"
+        once("raise w.TookTooLong('mine')", "from lima2cli import foreign as w"), FAILS, "TookTooLong"
     ),
     "dropped of its own": Kind(
         once("raise b.Dropped('mine')", "from lima2cli.nodes import base as b"), FAILS, "Dropped"
