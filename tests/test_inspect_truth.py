@@ -144,13 +144,17 @@ def _inspect(ran: Ran, *options: str) -> dict[str, Any]:
     return found
 
 
-def _check(ran: Ran) -> None:
+def _check(ran: Ran, *, overrun: bool = False) -> None:
     """The files tell the same as the summary; without masters, or without anything that the end made, nothing else."""
     summary = ran.summary
     want = _told(summary)
     found = _inspect(ran, "--verify")
     assert _told(found) == want
-    assert found["problems"] == found["warnings"] == []
+    assert found["problems"] == []
+    unsummed = (
+        "frames have no checksum: nothing tells whether all is as it was written"  # rows at the end of an overrun
+    )
+    assert [it for it in found["warnings"] if not (overrun and it.endswith(unsummed))] == []
     # masters are gone, the run's account is in other files
     common = {name for name, item in summary["channels"].items() if item["files"] and "_master" in item["files"][0]}
     for path in ran.directory.glob("*_master.h5"):
@@ -235,4 +239,4 @@ def test_frames_lost_by_an_overrun(tmp_path: Path) -> None:
     ran = run(OVERRUN, tmp_path, "inline", name="overrun")
     assert ran.code in (0, 11), ran.output
     assert ran.summary["flows"]["F"]["lost"] > 0
-    _check(ran)
+    _check(ran, overrun=True)

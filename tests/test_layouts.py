@@ -486,14 +486,14 @@ import sys
 from mpi4py import MPI
 from lima2cli.files import common_writer as common_rounds
 from lima2cli.files.common_writer import CommonWriter
-from lima2cli.transport.mpi_collective import MpiCircle
+from lima2cli.transport.mpi_collective import MpiCollectiveGroup
 from tests.artefacts_samples import START_NS, make_block, make_channel
 world = MPI.COMM_WORLD
 common_rounds.ROUND_BYTES = int(sys.argv[3])
 channel = make_channel(
     height=int(sys.argv[2]), receivers=(0, 1, 2), blocks=2, selected=40, layout="common", compression="none"
 )
-circle = MpiCircle(world, (0, 1, 2), 1)
+circle = MpiCollectiveGroup(world, (0, 1, 2), 1)
 writer = CommonWriter(channel, sys.argv[1], world.rank, START_NS, circle)
 for frame in range(38):
     if frame // 2 % 3 == world.rank and frame not in (7, 20):

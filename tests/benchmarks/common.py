@@ -26,7 +26,7 @@ from lima2cli.files.common_writer import CommonWriter
 from lima2cli.files.frame_writer import FrameWriter
 from lima2cli.files.master import write_master
 from lima2cli.frames import Block
-from lima2cli.transport.mpi_collective import MpiCircle
+from lima2cli.transport.mpi_collective import MpiCollectiveGroup
 from tests.artefacts_samples import START_NS, make_channel
 world = MPI.COMM_WORLD
 layout, folder, side, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -37,7 +37,7 @@ channel = make_channel(
 load_libraries()
 together = max(1, 2**22 // (side * side * 2))
 pool = np.random.default_rng(world.rank).integers(0, 999, (together, side, side), np.uint16)
-circle = MpiCircle(world, (0, 1), 1)
+circle = MpiCollectiveGroup(world, (0, 1), 1)
 world.Barrier()
 begin = time.perf_counter()
 if layout == "common":
