@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from lima2cli.job import launch
 from lima2cli.runs.channel import Launcher, Lines
 from tests.running import PATIENCE_S, Live, lima2, mpiexec, needs_mpi
 
@@ -181,3 +182,16 @@ def test_only_a_launcher_hands_a_job_over() -> None:
 
     with pytest.raises(RunFailed, match="did not hand over"):
         Launcher("lima2-nobody-listens-here")
+
+
+def test_processes_that_have_lost_their_environment_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that end: their memory goes before their files do."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        ranks = launch.Ranks(process, "job")
+        monkeypatch.setattr(launch, "processes_with", lambda variable, value: [process.pid])
+        assert ranks.left() == [process.pid]
+        monkeypatch.setattr(launch, "processes_with", lambda variable, value: [])
+        assert ranks.left() == [process.pid]
+        process.kill()
+        process.wait()
+        assert ranks.left() == []

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,7 +34,7 @@ from lima2cli.ranks.progress import rank_name
 from lima2cli.runs.channel import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runs.ending import conclude
 from lima2cli.runs.ownership import LOG
-from lima2cli.runs.processes import Whereabouts, ending, parent_of, processes_with, sweep
+from lima2cli.runs.processes import Whereabouts, ending, parent_of, processes_with, started, sweep
 from lima2cli.secret import hide, known
 
 PROXY = "the process of mpiexec that started the ranks"
@@ -147,12 +147,14 @@ class Ranks:
         self._process, self._job, self._confined = process, job, confined
         self.joined = False
         self.first: int | str | None = None
+        self._seen: dict[int, str] = {}
 
     def know(self, ranks: list[tuple[str, int]]) -> None:
         """Note host and process of each rank: they are all there."""
         self.joined = True
         if self._confined is not None:
             self._confined.settle()
+        self._see(pid for host, pid in ranks if host == socket.gethostname())
         if all(host == socket.gethostname() for host, _ in ranks):  # else one that is not seen may be the first
             processes: dict[int, int | str] = {pid: rank for rank, (_, pid) in enumerate(ranks)}
             processes[self._process.pid] = "mpiexec"
@@ -207,8 +209,16 @@ class Ranks:
         self.kill()
 
     def left(self) -> list[int]:
-        """Return the processes of the job on this machine."""
-        return list(processes_with(LAUNCHED, self._job))
+        """Return the processes of the job on this machine that have not closed all their files.
+
+        One that ends gives up its memory, and with it its environment, before its files: so those that were seen once
+        are looked at by their numbers.
+        """
+        self._see(processes_with(LAUNCHED, self._job))
+        return [pid for pid, start in self._seen.items() if started(pid) == start]
+
+    def _see(self, pids: Iterable[int]) -> None:
+        self._seen = self._seen | {pid: start for pid in pids if (start := started(pid))}  # a signal may come between
 
 
 LOG_BYTES = 1 << 16

@@ -28,8 +28,6 @@ def processes_with(variable: str, value: str) -> Iterator[int]:
     """Yield the processes of this machine in whose environment a variable has a value.
 
     They are those of a job, whoever started them.
-
-    They are those of a job, whoever started them.
     """
     wanted = f"{variable}={value}".encode()
     for name in os.listdir("/proc"):
