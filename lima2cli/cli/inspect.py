@@ -24,7 +24,7 @@ def inspect(
     format: Annotated[InspectFormat, typer.Option("--format", help="For people or for programs.")] = InspectFormat.TEXT,
     debug: Debug = False,
 ) -> None:
-    """What is in the files of a run, recomputed from the files themselves.
+    """Show what the files of a run hold, recomputed from the files themselves.
 
     Exit code 0: every frame is accounted for, 2: no run directory, 10: with --verify, something is wrong.
     """

@@ -320,7 +320,7 @@ def _why(found: "Simulated") -> Iterator[str]:
 
 
 def _buffers(measured: Mapping[str, Any]) -> list[Row]:
-    """How full local buffers were at most; what is left of the time that they hold."""
+    """Return how full local buffers were at most, and what is left of the time that they hold."""
     from lima2cli.simulate.verdict import hold_of
 
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]

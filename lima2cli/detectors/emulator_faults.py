@@ -98,7 +98,7 @@ KINDS: Mapping[str, type[Fault]] = {it.kind: it for it in (Hot, Dead, Jitter, La
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong, on purpose."""
+    """Faults of the detector, on purpose."""
 
     seed: int = param("Seed of all that is drawn: the same seed makes the same faults.", Integer(0), 1)
     hot: Hot | None = param("Pixels that always hold the largest value.", Table(Hot), None)

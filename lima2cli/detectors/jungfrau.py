@@ -58,7 +58,7 @@ PITCH_M = 75e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the packets of a module come to."""
+    """The address that the packets of a module come to."""
 
     address: str = param("Address of the network interface; 0.0.0.0 is any.", Text(), "0.0.0.0")
     port: int = param("UDP port.", Integer(1, 65535))
@@ -89,7 +89,7 @@ class JungfrauGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Mounted:
-    """Where a module of 1024 x 512 pixels lies in the image."""
+    """The place of a module of 1024 x 512 pixels in the image."""
 
     x: int = param("First column.", Integer(0, LARGEST))
     y: int = param("First row.", Integer(0, LARGEST))

@@ -15,7 +15,7 @@ PATIENCE_S = 60.0
 COMMAND = [sys.executable, "-P", "-m", __name__]
 
 DEATHS = 20
-"""Of the process while it reads a dataset, from which on the rest is not read."""
+"""Deaths of the process while it reads a dataset, after which the rest is not read."""
 
 
 class ReaderApart:

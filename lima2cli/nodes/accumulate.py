@@ -98,7 +98,7 @@ class Largest:
         self.count += len(frames)
 
     def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
-        """Of the window, of the caller's own; ``missing`` (height, width) frames do not count in a pixel."""
+        """Return the result of the window, the caller's own; ``missing`` (height, width) frames not counted."""
         return narrowed(self._largest, dtype)
 
 
@@ -211,7 +211,7 @@ class MaskedTotal:
         self._any_missing = True
 
     def result(self) -> Array:
-        """Of the window, of the caller's own."""
+        """Return the result of the window, (height, width), the caller's own."""
         with np.errstate(all="ignore"):  # pixels that no frame measured
             result = self._total.result(self._dtype, self._missing if self._any_missing else None)
         masked = self._masked()

@@ -1,4 +1,4 @@
-"""How a calibration image gets to the shape of a node's input.
+"""Calibration images, brought to the shape of a node's input.
 
 A calibration image is a number, or a file that holds an image (h, w) or a stack of images (n, h, w):
 

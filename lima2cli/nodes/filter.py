@@ -106,7 +106,7 @@ class _Reader(Reader):
 
 
 def evaluate(tree: Tree, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """Whether each row fulfils a condition, bool (n,); columns by name, each (n,)."""
+    """Return for each row if it fulfils a condition, bool (n,); columns by name, each (n,)."""
 
     def value(part: Tree) -> Any:
         if isinstance(part, Name):
@@ -158,7 +158,7 @@ class Filter(Select):
         return kept
 
     def _satisfied(self, numbers: NDArray[np.uint64], rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
-        """Which frames have a row in each table, and these satisfy the condition."""
+        """Return the frames that have a row in each table, and whose rows satisfy the condition."""
         there = np.ones(len(numbers), np.bool_)
         at: dict[str, NDArray[np.intp]] = {}
         for source in self.tables:

@@ -28,7 +28,7 @@ BUILT_IN: Mapping[str, str] = {
     "sparsify": "lima2cli.nodes.sparsify:Sparsify",
     "filter": "lima2cli.nodes.filter:Filter",
 }
-"""Where the tables of the built-in nodes are, by kind; one is imported where it is asked for."""
+"""The places of the tables of the built-in nodes, by kind; one is imported where it is asked for."""
 
 WIRING = ("input", "inputs")
 """Keys of a node that are no kinds: what it reads, one or several."""

@@ -109,7 +109,7 @@ class RoiFlipRot(Map):
 
     @property
     def upright(self) -> bool:
-        """Whether rows stay rows and pixels stay pixels."""
+        """True where rows stay rows and pixels stay pixels."""
         return self.bins == 1 and self.rotation % 180 == 0
 
     def in_strips(self, inputs: int) -> bool:
@@ -121,14 +121,14 @@ class RoiFlipRot(Map):
         return Turn(self.turned)
 
     def turned(self, view: View) -> View:
-        """How frames show what they showed as ``view`` before."""
+        """Return the view of frames that showed ``view`` before."""
         view = view.bin(self.binning.x, self.binning.y)
         if self.roi is not None:
             view = view.cut(Rect(self.roi.x, self.roi.y, self.roi.width, self.roi.height))
         return view.flipped(self.flip).rotate(self.rotation)
 
     def _within(self, spec: FrameSpec) -> View:
-        """How the output shows the input."""
+        """Return the view of the output."""
         height, width = spec.shape
         return self.turned(View(Rect(0, 0, width, height)))
 

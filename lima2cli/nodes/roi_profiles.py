@@ -154,7 +154,7 @@ class _Tile:
         return np.broadcast_to(values, (frames, width if self.axis == 1 else height))
 
     def count(self) -> Array:
-        """How many of each line count."""
+        """Return the number of pixels that count, of each line."""
         if self.there is None:
             return self._lines(np.asarray(self.pixels.shape[self.axis]))
         return self._lines(np.count_nonzero(self.there, axis=self.axis - 3))
@@ -176,7 +176,7 @@ class _Tile:
         return self.pixels if self.there is None else np.where(self.there, self.pixels, value)
 
     def reaching(self, limit: Any) -> Array:
-        """How many of each line are at or above a limit; None: no pixel can be."""
+        """Return the number of pixels at or above a limit, of each line; None: no pixel can be."""
         if limit is None:
             return self._lines(np.asarray(0))
         high = self.pixels >= limit
@@ -241,7 +241,7 @@ class RoiProfiles(Reduce):
         return columns | {"frame_number": partial["frame_number"]}
 
     def _lengths(self, spec: FrameSpec) -> list[int]:
-        """Of each ROI's profile."""
+        """Return the length of each ROI's profile, in pixels."""
         boxes = [region.whole for region in regions(self.rois, self.coordinates, spec).values()]
         return [box.width if self.direction == "horizontal" else box.height for box in boxes]
 

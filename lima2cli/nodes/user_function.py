@@ -125,7 +125,7 @@ _OPEN = ("globals", "locals", "vars", "setattr", "exec", "eval")
 
 @dataclass
 class UnfitFunction(Exception):
-    """What is wrong with a function, in words; ``param``: the parameter that it is about."""
+    """A mistake in a function, in words; ``param``: the parameter that it is about."""
 
     message: str
     help: str | None = None
@@ -134,7 +134,7 @@ class UnfitFunction(Exception):
 
 @dataclass(frozen=True)
 class ModuleText:
-    """What a module binds at its top: ``bound`` by name, and whether there may be more (``open``)."""
+    """The names that a module binds at its top: ``bound``; ``open`` where there may be more."""
 
     bound: Mapping[str, list[ast.AST]]
     open: bool
@@ -277,7 +277,7 @@ def _own(item: ast.AST) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionOutput:
-    """What a function returns for each frame."""
+    """The result of a function for each frame."""
 
     dtype: str | None = param("Pixels; default: as the input.", Choice(DTYPES), None)
     shape: tuple[int, ...] | None = param(

@@ -1,4 +1,4 @@
-"""What every detector keeps."""
+"""Conformance tests of detectors, which packages inherit."""
 
 import json
 import time

@@ -118,7 +118,7 @@ def frame_block(frames: Array, begin: int = 0, end: int | None = None) -> Block:
 
 
 SPLITS: tuple[tuple[int, ...], ...] = ((), (1,), (3, 4), (2, 4, 6), (1, 2, 3, 4, 5, 6))
-"""Where 7 frames are cut into blocks."""
+"""The places at which 7 frames are cut into blocks."""
 
 COUNT = 7
 
