@@ -7,7 +7,6 @@ ends with a traceback or another exit code than it should. An input of a user's,
 within its budget, or accepts it, and then the run ends as runs end.
 """
 
-import argparse
 import json
 import random
 import re
@@ -26,7 +25,7 @@ import fabio.tifimage
 import h5py
 import numpy as np
 
-from tests.faults import Outcome
+from tests.faults import Outcome, command
 from tests.faults.apart import Ended, forked
 from tests.faults.texts import VALUES
 
@@ -320,19 +319,5 @@ def search(seconds: float, seed: int, *, files: int = 10**9) -> Outcome:
     return Outcome("files", kinds.total(), failures, figures)
 
 
-def main() -> int:
-    """Print what was found; the exit code is 1 where a promise is broken."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--files", type=int, default=250)
-    arguments.add_argument("--minutes", type=float, default=1e6)
-    arguments.add_argument("--seed", type=int, default=1)
-    given = arguments.parse_args()
-    outcome = search(60 * given.minutes, given.seed, files=given.files)
-    for failure in outcome.failures:
-        print(f"--- {failure}")
-    print(outcome.figures)
-    return 1 if outcome.failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(search, __doc__, "files", 250))

@@ -5,7 +5,6 @@ All rows are held against the scene, against what the progress called saved, and
 is who was killed; nothing is left.
 """
 
-import argparse
 import random
 import signal
 import sys
@@ -15,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import Outcome
+from tests.faults import Outcome, command
 from tests.faults.job import JobRun
 
 KINDS = ("launcher", "mpiexec", "proxy", "control", "detector", "receiver", "worker", "two", "all", "recover")
@@ -84,17 +83,5 @@ def search(seconds: float, seed: int, *, rounds: int = 10**9, say: bool = False)
     return Outcome("kills", len(tried), wrong, figures)
 
 
-def main() -> int:
-    """The exit code is 1 where anything broke a promise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12, help="of each kind")
-    parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    outcome = search(60 * given.minutes, given.seed, rounds=given.rounds, say=True)
-    print("\n".join([outcome.figures, *outcome.failures]))
-    return 1 if outcome.failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(search, __doc__, "rounds", 12, say=True))

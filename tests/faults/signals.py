@@ -5,7 +5,6 @@ is fixed: INT and TERM end the run in order, with exit codes 130 and 143; HUP, P
 CONT) change nothing; others end the process that gets them, as a kill does. All else is as after kills.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
 
-from tests.faults import Outcome
+from tests.faults import Outcome, command
 from tests.faults.job import JobRun
 
 PHASES = ("starting", "joining", "running", "draining", "finishing")
@@ -139,17 +138,5 @@ def _name(cell: Cell) -> str:
     return f"SIG{cell.signal} to {cell.target}, {cell.phase}"
 
 
-def main() -> int:
-    """The exit code is 1 where anything broke a promise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=SIZE, help="by default each signal in each phase")
-    parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    outcome = search(60 * given.minutes, given.seed, rounds=given.rounds, say=True)
-    print("\n".join([outcome.figures, *outcome.failures]))
-    return 1 if outcome.failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(search, __doc__, "rounds", SIZE, say=True))
