@@ -39,7 +39,7 @@ def searches() -> list[str]:
 
 
 def run(module: str, seconds: float, seed: int) -> tuple[Outcome, list[str]]:
-    """What a search has found, and what it has left."""
+    """The findings of a search, and its leavings."""
     with tempfile.TemporaryDirectory(prefix="lima2-faults-", ignore_cleanup_errors=True) as name:
         temporary, answer = Path(name, "tmp"), Path(name, "outcome.json")
         temporary.mkdir()

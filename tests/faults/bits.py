@@ -211,7 +211,7 @@ Content = dict[str, tuple[str, list[int], bytes]]
 
 
 def content(directory: Path, node: str) -> Content:
-    """What a user reads of a channel by its master, or of a table. Whatever the HDF5 library raises."""
+    """Return the data that a user reads of a channel by its master, or of a table. Whatever the HDF5 library raises."""
     master = directory / f"bits_{node}_master.h5"
     with h5py.File(master if master.exists() else directory / f"bits_{node}.h5") as file:
         entry = file["entry_0000"]

@@ -50,7 +50,7 @@ import lima2cli.foreign as watch
 watch.IMPORT_S, watch.CALL_S = 1.6, 1.5
 watch.RESORT_S = 1.0
 """
-"""What is put before all processes of a run (``sitecustomize``): who hangs is found sooner."""
+"""A module that is put before all processes of a run (``sitecustomize``): who hangs is found sooner."""
 
 
 @dataclass
@@ -186,7 +186,7 @@ class Round:
             self.faults.append(f"inspect: {done.stdout[-300:]}{done.stderr[-300:]}")
 
     def _outcome(self) -> None:
-        """What became of the node, against what should."""
+        """Compare the node's accounts with what they should be."""
         told = f"{self.summary['reason']} {' '.join(self.summary['warnings'] + self.summary['problems'])}"
         state, made, kept = self.summary["state"], self.kind.made, self.summary["channels"]["save"]
         failed = made == DIES or (made == FAILS and (self.on_error == "stop" or self.where in ("plugin", "receiver")))

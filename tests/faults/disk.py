@@ -39,7 +39,7 @@ GARBAGE = ("HDF5-DIAG", "Traceback", "this is a bug", "slist", "major:", "minor:
 
 @dataclass
 class Found:
-    """What one round has shown; ``wrong``: sentences."""
+    """The findings of one round; ``wrong``: sentences."""
 
     kind: str
     size: int
@@ -179,7 +179,7 @@ def _end(found: Found, directory: Path, out: Path) -> None:
 
 
 def _compare(found: Found, directory: Path, known: set[int], told: int, code: int, out: Path) -> None:
-    """What recovery has made of the frames that were known."""
+    """Compare the recovered frames with those that were known."""
     if code:
         found.wrong.append(f"recover ended with {code}: {_last(out)}")
         return
@@ -226,7 +226,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
 
 
 def _left(directory: Path) -> Iterator[str]:
-    """What nobody needs any more: files that are being made, and room beyond the ends of files."""
+    """Return leftovers: files that are being made, and room beyond the ends of files."""
     for path in directory.iterdir():
         if path.name.endswith((".part", ".new")) or path.name == "control.json":
             yield f"{path.name} is left"

@@ -66,7 +66,7 @@ def scene(number: int) -> NDArray[np.uint16]:
 
 
 def pixels(kind: str, number: int) -> NDArray[Any]:
-    """Of a frame that is saved."""
+    """Compare a saved frame with the scene."""
     if kind.startswith("summed"):
         return np.asarray(np.stack([scene(number + k) for k in range(WINDOW)]).sum(axis=0, dtype=np.int64))
     return scene(number)
@@ -102,7 +102,7 @@ def _detector(file: Any) -> Any:
 
 
 def _sparse(data: Any, row: int, number: int) -> bool:
-    """Whether a row of sparse data has the pixels of a frame."""
+    """True where a row of sparse data has the pixels of a frame."""
     first, last = (int(it) for it in data["frame_ptr"][row : row + 2])
     if last > min(len(data["index"]), len(data["intensity"])):
         return False

@@ -30,7 +30,7 @@ from tests.faults.apart import Ended, forked
 from tests.faults.texts import VALUES
 
 CPU_S, MEMORY = 5.0, 500 << 20
-"""What `validate` may cost, beyond what the process has already."""
+"""Cost that `validate` may have, beyond what the process has already."""
 
 MOST_S, MOST_MEMORY = 30.0, 1 << 30
 """The same of other commands."""
@@ -219,7 +219,7 @@ def inputs(folder: Path) -> dict[str, Path]:
 
 
 def problem(command: str, ended: Ended, good: tuple[int, ...]) -> str | None:
-    """What is wrong with how a command ended."""
+    """Return the faults in how a command ended."""
     bad = [word for word in ("Traceback", "internal-error", "bug of lima2") if word in ended.said]
     if ended.code not in good or bad:
         return f"{command}: exit {ended.code}: {ended.said[-500:]}"

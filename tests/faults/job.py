@@ -86,7 +86,7 @@ class JobRun:
         return found
 
     def ready(self, phase: str) -> bool:
-        """Whether it has come to a phase: ``starting``, ``joining``, ``running``, ``finishing`` or ``ended``."""
+        """True where it has come to a phase: ``starting``, ``joining``, ``running``, ``finishing`` or ``ended``."""
         if phase == "starting" or self.launcher.poll() is not None:
             return True
         if phase == "joining":
@@ -118,7 +118,7 @@ class JobRun:
         process.wait()
 
     def failures(self, codes: set[int]) -> list[str]:
-        """What is not as it should be after the end; ``codes`` are those that the launcher may end with."""
+        """Return all that is not as it should be after the end; ``codes`` are those that the launcher may end with."""
         try:
             code = self.launcher.wait(LONGEST_S)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What faults leave: processes, shared memory, files of temporary folders, sockets. There should be nothing."""
+"""Leavings of faults: processes, shared memory, files of temporary folders, sockets. There should be nothing."""
 
 import os
 import time
@@ -36,7 +36,7 @@ class Leavings:
         return kept | {self._mark: "1", "TMPDIR": str(self._folder)}
 
     def processes(self) -> list[int]:
-        """Those that go on."""
+        """Return the processes that go on."""
         return list(processes_with(self._mark, "1"))
 
     def left(self, patience_s: float = PATIENCE_S) -> list[str]:

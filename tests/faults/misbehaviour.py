@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import indent
 
 FINE, FAILS, DIES, ENDS = "fine", "fails", "dies", "ends"
-"""What a run makes of it: nothing happens; the block with frame 7 has failed; the process is gone; the run fails, or
+"""Outcomes of a run with it: nothing happens; the block with frame 7 has failed; the process is gone; the run fails, or
 is complete, whatever the code makes of it."""
 
 
@@ -279,7 +279,7 @@ PROCESSING = {
     "ends": ("return", ""),
     "dies": ("import os; os._exit(0)", ""),
 }  # fmt: skip
-"""What a `--receiver` program does with the block of frame 7, and what is then said."""
+"""Acts of a `--receiver` program with the block of frame 7, and the words for each."""
 
 
 def receiver_program(statement: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 HEIGHT, WIDTH, LEVEL = 48, 64, 60000
 
 CODE = "def same(frames, numbers): return frames\n"
-"""Of `u.py`, in the folder of the pipeline."""
+"""The text of `u.py`, in the folder of the pipeline."""
 
 
 def pipeline(frames: int = 900, rate: int = 300, *, worker: bool = True) -> str:

@@ -107,7 +107,7 @@ class Round:
         return self.tree() if self.launcher.poll() is None else {}
 
     def faults(self, victim: str) -> list[str]:
-        """What is not as it should be, once the run has ended."""
+        """Return all that is not as it should be, once the run has ended."""
         try:
             code = self.launcher.wait(LONGEST_S)
         except subprocess.TimeoutExpired:
@@ -144,12 +144,12 @@ class Round:
 
     @staticmethod
     def just(victim: str, blamed: str) -> bool:
-        """Whether who is blamed is who was killed."""
+        """True where the one that is blamed is the one that was killed."""
         return victim.startswith(blamed) or blamed.startswith(victim) or (victim, blamed) == ("proxy", "mpiexec")
 
     @staticmethod
     def unused(name: str) -> bool:
-        """Whether nobody, of other runs either, uses a file of shared memory."""
+        """True where no process, of other runs either, uses a file of shared memory."""
         try:
             status = os.stat(f"/dev/shm/{name}")
         except FileNotFoundError:

@@ -133,7 +133,7 @@ FAULTS: dict[str, tuple[Callable[[Place, list[int]], None], Callable[[Place], No
     "latest gone": (lambda it, _: (it.run.parent / "latest").unlink(), nothing, 130, ""),
     "latest replaced": (latest_replaced, nothing, 130, ""),
 }
-"""What happens, what puts it right, the exit code of the run that is then stopped, and what it says."""
+"""The fault, its cure, the exit code of the run that is then stopped, and what it says."""
 
 
 def fill(path: Path) -> None:
@@ -209,7 +209,7 @@ def _told(said: str) -> int:
 
 
 def _restarted(place: Place) -> list[str]:
-    """What is wrong after the machine has started again: what no disk had taken yet is lost, which is said."""
+    """Return the faults after the machine has started again: what no disk had taken yet is lost, which is said."""
     done = _lima2("recover", place.run)
     said = done.stdout + done.stderr
     wrong = [f"recover: {said[-500:]}"] if done.returncode not in (0, 10) or any(it in said for it in GARBAGE) else []
@@ -221,7 +221,7 @@ def _restarted(place: Place) -> list[str]:
 
 
 def _recovered(place: Place, told: int) -> list[str]:
-    """What is wrong with the run when it was recovered, once and again."""
+    """Return the faults of the run when it was recovered, once and again."""
     for _ in range(2):
         done = _lima2("recover", place.run)
         if done.returncode:

@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def _survived(self) -> bool:
-        """Whether the process goes on."""
+        """True where the process goes on."""
         if self.target in ("mpiexec", "proxy"):
             return self.signal in ("WINCH", "STOP")
         if self.target == "launcher":
@@ -60,7 +60,7 @@ class Cell:
 
 @dataclass
 class Round:
-    """What came of a cell."""
+    """The outcome of a cell."""
 
     cell: Cell
     code: int = 0

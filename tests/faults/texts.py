@@ -49,7 +49,7 @@ RUN_S = 60
 """Seconds of a run; a text without an end is stopped then."""
 
 RUN_ONE_IN = 40
-"""Of so many texts that are accepted one runs."""
+"""Accepted texts to each one that is run."""
 
 STATIC = re.compile(r"\b(MemoryError|OverflowError|ValueError|TypeError|KeyError|IndexError|AssertionError)\b")
 """Reasons of a run that has failed that `validate` should have known."""
@@ -60,11 +60,11 @@ VALUES = (
     [1], {"x": 1}, {"host": None}, "nope.h5::/data", "u.py:K", "é" * 200, 65536, 65535, 256, 257, 8192, 4096, 3, 7,
     "uint8", "float64", "1 GHz", "0.5 Hz", "4 GiB", -2**31, 1e308, "wait", "virtual", "common", ["x"] * 300,
 )  # fmt: skip
-"""What stands in the place of a value."""
+"""Texts in the place of a value."""
 
 MARKS = ("{", "}", "[", "]", ":", ",", "&a ", "*a", "!!python/object ", "- ", "\t", "\n", "'", '"', "#", "|", "%", "?",
          "<<: ", "${", "\0", "\ufeff", "\u2028", "1e9", "~", "---\n", "...\n")  # fmt: skip
-"""What is put anywhere into a text."""
+"""Pieces that are put anywhere into a text."""
 
 
 @dataclass(frozen=True)
