@@ -39,7 +39,7 @@ def searches() -> list[str]:
 
 
 def run(module: str, seconds: float, seed: int) -> tuple[Outcome, list[str]]:
-    """The findings of a search, and its leavings."""
+    """Run a search; return its findings and its leavings."""
     with tempfile.TemporaryDirectory(prefix="lima2-faults-", ignore_cleanup_errors=True) as name:
         temporary, answer = Path(name, "tmp"), Path(name, "outcome.json")
         temporary.mkdir()

@@ -226,7 +226,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
 
 
 def _left(directory: Path) -> Iterator[str]:
-    """Return leftovers: files that are being made, and room beyond the ends of files."""
+    """Yield leftovers: files that are being made, and room beyond the ends of files."""
     for path in directory.iterdir():
         if path.name.endswith((".part", ".new")) or path.name == "control.json":
             yield f"{path.name} is left"

@@ -66,7 +66,7 @@ def scene(number: int) -> NDArray[np.uint16]:
 
 
 def pixels(kind: str, number: int) -> NDArray[Any]:
-    """Compare a saved frame with the scene."""
+    """Return the pixels of a saved frame."""
     if kind.startswith("summed"):
         return np.asarray(np.stack([scene(number + k) for k in range(WINDOW)]).sum(axis=0, dtype=np.int64))
     return scene(number)
