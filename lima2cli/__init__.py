@@ -1,8 +1,9 @@
 """lima2: declarative pipelines for 2D X-ray detectors that are faster than one computer.
 
-Here are the names that authors need: of nodes (`node`, the roles, the shapes of parameters), of detectors
-(`DetectorConfig`), and of programs that process frames themselves (`Receiver`, `serve`). Each is imported when it is
-first asked for, so that ``import lima2cli`` costs nothing. Tests to inherit are in `lima2cli.testing`.
+Here are the names that programs need which start and drive runs (`run`, `open`, `validate`), and those that authors
+need: of nodes (`node`, the roles, the shapes of parameters), of detectors (`DetectorConfig`), and of programs that
+process frames themselves (`Receiver`, `serve`). Each is imported when it is first asked for, so that ``import
+lima2cli`` costs nothing. Tests to inherit are in `lima2cli.testing`.
 """
 
 from importlib import import_module
@@ -38,7 +39,19 @@ if TYPE_CHECKING:
     )
     from lima2cli.detectors.emulated import EmulatedDetector, PartKey
     from lima2cli.detectors.sources import PixelSource
-    from lima2cli.errors import FileProblem, Lima2Error, NodeMisuse, StateError, UserCodeError
+    from lima2cli.drive import PipelineInvalid, Run, run, validate
+    from lima2cli.drive import compile_pipeline as compile
+    from lima2cli.drive import open_run as open
+    from lima2cli.errors import (
+        EnvironmentUnfit,
+        FileProblem,
+        Lima2Error,
+        NodeMisuse,
+        RunFailed,
+        StateError,
+        UnreadableInput,
+        UserCodeError,
+    )
     from lima2cli.files.channel import Channel
     from lima2cli.frames import (
         Array,
@@ -50,21 +63,21 @@ if TYPE_CHECKING:
         FrameSpec,
         Invalid,
         SparseBlock,
+        SparsePixels,
         SparseSpec,
         StackInfo,
         TableSpec,
     )
     from lima2cli.geometry import Rect, Rule
+    from lima2cli.kernels.strips import Affine, Formula, Stage, StripFunction, Turn
     from lima2cli.nodes.base import (
         BlockDropped,
-        Delegate,
         EarlyWriter,
-        Gather,
-        Join,
+        Exchange,
+        Inputs,
         Map,
         Node,
         Partial,
-        Pick,
         Reduce,
         Reducer,
         Rows,
@@ -74,9 +87,11 @@ if TYPE_CHECKING:
         ThreadedWriter,
         Transform,
         Transformer,
+        WorkerPool,
         Writer,
         node,
     )
+    from lima2cli.nodes.pixelwise import Pixelwise
     from lima2cli.processing import Receiver, SourceBlock
     from lima2cli.view import View
     from lima2cli.worker import Task, Worker, serve
@@ -91,22 +106,30 @@ _PLACES = {
     "lima2cli.detectors.base": "AcqParams Capabilities Detector DetectorConfig Operations State XferParams",
     "lima2cli.detectors.emulated": "EmulatedDetector PartKey",
     "lima2cli.detectors.sources": "PixelSource",
-    "lima2cli.errors": "FileProblem Lima2Error NodeMisuse StateError UserCodeError",
+    "lima2cli.drive": "PipelineInvalid Run compile open run validate",
+    "lima2cli.errors": """
+        EnvironmentUnfit FileProblem Lima2Error NodeMisuse RunFailed StateError UnreadableInput UserCodeError
+    """,
     "lima2cli.files.channel": "Channel",
     "lima2cli.frames": """
-        Array Block DatasetInfo DetectorInfo Files FrameReader FrameSpec Invalid SparseBlock SparseSpec StackInfo
-        TableSpec
+        Array Block DatasetInfo DetectorInfo Files FrameReader FrameSpec Invalid SparseBlock SparsePixels SparseSpec
+        StackInfo TableSpec
     """,
     "lima2cli.geometry": "Rect Rule",
+    "lima2cli.kernels.strips": "Affine Formula Stage StripFunction Turn",
     "lima2cli.nodes.base": """
-        BlockDropped Delegate EarlyWriter Gather Join Map Node Partial Pick Reduce Reducer Rows Select Sink
-        StripReducer ThreadedWriter Transform Transformer Writer node
+        BlockDropped EarlyWriter Exchange Inputs Map Node Partial Reduce Reducer Rows Select Sink StripReducer
+        ThreadedWriter Transform Transformer WorkerPool Writer node
     """,
+    "lima2cli.nodes.pixelwise": "Pixelwise",
     "lima2cli.processing": "Receiver SourceBlock",
     "lima2cli.view": "View",
     "lima2cli.worker": "Task Worker serve",
 }
 """The public names, by the module in which each is."""
+
+_OTHERWISE = {"compile": "compile_pipeline", "open": "open_run"}
+"""Public names that are other ones there: they are Python's own, too."""
 
 _PLACE = {name: module for module, names in _PLACES.items() for name in names.split()}
 
@@ -115,7 +138,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module in which it is."""
     if name not in _PLACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_PLACE[name]), name)
+    value = getattr(import_module(_PLACE[name]), _OTHERWISE.get(name, name))
     globals()[name] = value
     return value
 
@@ -126,13 +149,14 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AcqParams", "Anything", "Array", "Block", "BlockDropped", "Capabilities", "Channel", "Choice", "DatasetInfo",
-    "Delegate", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
-    "FileProblem", "FileReference", "Files", "Flag", "FrameReader", "FrameSpec", "FunctionReference", "Gather",
-    "Integer", "Invalid", "Join", "Lima2Error", "ListOf", "Map", "MapOf", "Node", "NodeMisuse", "Number",
-    "NumberOrNan", "Operations", "PartKey", "Partial", "Pick", "PixelSource", "Plausible", "Quantity", "Receiver",
-    "Rect", "Reduce", "Reducer", "Rows", "Rule", "Select", "Sink", "SourceBlock", "SparseBlock", "SparseSpec",
-    "StackInfo", "State", "StateError", "StripReducer", "Table", "TableSpec", "Task", "Text", "ThreadedWriter",
-    "Transform", "Transformer", "UserCodeError", "View", "Worker", "Writer", "XferParams", "__version__", "node",
-    "param", "serve",
+    "AcqParams", "Affine", "Anything", "Array", "Block", "BlockDropped", "Capabilities", "Channel", "Choice",
+    "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
+    "EnvironmentUnfit", "Exchange", "FileProblem", "FileReference", "Files", "Flag", "Formula", "FrameReader",
+    "FrameSpec", "FunctionReference", "Inputs", "Integer", "Invalid", "Lima2Error", "ListOf", "Map", "MapOf", "Node",
+    "NodeMisuse", "Number", "NumberOrNan", "Operations", "PartKey", "Partial", "PipelineInvalid", "PixelSource",
+    "Pixelwise", "Plausible", "Quantity", "Receiver", "Rect", "Reduce", "Reducer", "Rows", "Rule", "Run", "RunFailed",
+    "Select", "Sink", "SourceBlock", "SparseBlock", "SparsePixels", "SparseSpec", "StackInfo", "Stage", "State",
+    "StateError", "StripFunction", "StripReducer", "Table", "TableSpec", "Task", "Text", "ThreadedWriter", "Transform",
+    "Transformer", "Turn", "UnreadableInput", "UserCodeError", "View", "Worker", "WorkerPool", "Writer", "XferParams",
+    "__version__", "compile", "node", "open", "param", "run", "serve", "validate",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from lima2cli.errors import INTERRUPTED
+from lima2cli.errors import ExitCode
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, handler)
         program()
     except KeyboardInterrupt:  # before a command, or after it
-        sys.exit(INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":

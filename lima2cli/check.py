@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lima2cli.diagnostics import Findings
-from lima2cli.document import Source, load, once, suppress
+from lima2cli.document import Source, load, without_repeats
+from lima2cli.document.render import suppress
 from lima2cli.document.substitute import Variables
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.language.definitions import with_named_inputs
 from lima2cli.language.expansion import check_graph_file, expand, is_graph_file
-from lima2cli.language.parse import parse
-from lima2cli.language.pipeline import Pipeline
+from lima2cli.language.pipeline import Pipeline, parse
 from lima2cli.paths import is_file
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.destinations import Inputs, check_destinations, commands
@@ -74,7 +74,7 @@ def check_text(
     with FileStore(base, texts) as files:
         if is_graph_file(document):
             document = check_graph_file(document, findings, files.text, variables)
-            left = suppress(document, once(document, findings))
+            left = suppress(document, without_repeats(document, findings))
             return Checked(document, left, texts=files.texts, variables=variables)
         document = with_named_inputs(expand(document, findings, files.text, variables))
         pipeline = parse(document, findings, files)
@@ -83,7 +83,7 @@ def check_text(
             inputs = _inputs(pipeline, files, file)
             check_destinations(pipeline, document, inputs, base, here, findings)
             plan = None if plan is None or findings.failed else replace(plan, inputs=tuple(_paths(inputs)))
-    left = suppress(document, once(document, findings))
+    left = suppress(document, without_repeats(document, findings))
     return Checked(document, left, pipeline, plan, files.texts, variables)
 
 

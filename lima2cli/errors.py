@@ -1,5 +1,7 @@
 """Exceptions that cross the border of a stage, and the exit codes of the program."""
 
+from enum import IntEnum
+
 
 class Lima2Error(Exception):
     """Root of all errors that lima2 raises on purpose."""
@@ -22,6 +24,10 @@ class FileProblem(Lima2Error):
     def __init__(self, message: str, rule: str = "file-unreadable", help: str | None = None) -> None:
         super().__init__(message)
         self.rule, self.help = rule, help
+
+
+class StreamProblem(Lima2Error):
+    """A message of a stream of frames is damaged, or not what is expected."""
 
 
 class RunFailed(Lima2Error):
@@ -58,20 +64,30 @@ class NodeMisuse(Lima2Error):
         self.rule, self.message, self.key, self.help = rule, message, key, help
 
 
-FINE = 0
-PROBLEMS = 1
-"""Exit code of an input with problems."""
-USAGE = 2
-"""Exit code of wrong usage, or an unreadable file."""
-BUG = 3
-"""Exit code of a mistake of ours."""
-FAILED = 10
-"""Exit code of a failed run."""
-DATA_LOST = 11
-"""Exit code of a run that lost data although the pipeline forbids it."""
-UNFIT = 12
-"""Exit code of a machine that cannot run the plan; nothing was started."""
-STOPPED = 128
-"""Exit code to which the number of the signal is added that stopped the program."""
-INTERRUPTED = STOPPED + 2
-"""Exit code of Ctrl-C."""
+class ExitCode(IntEnum):
+    """Exit codes of the program; see also `of_signal`."""
+
+    FINE = 0
+    PROBLEMS = 1
+    """The input has problems."""
+    USAGE = 2
+    """Wrong usage, or an unreadable file."""
+    BUG = 3
+    """A mistake of lima2's own."""
+    FAILED = 10
+    """The run failed."""
+    DATA_LOST = 11
+    """The run lost data although the pipeline forbids it."""
+    UNFIT = 12
+    """This machine cannot run the plan; nothing was started."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+
+
+BY_SIGNAL = 128
+"""Exit code to which the number of the signal is added that stopped the program, as shells do."""
+
+
+def of_signal(number: int) -> int:
+    """Return the exit code of a program that a signal has stopped."""
+    return BY_SIGNAL + number

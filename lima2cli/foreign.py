@@ -1,9 +1,10 @@
 """Run code of others in our processes: functions of users, and classes of plugins."""
 
 import atexit
+import builtins
 import ctypes
-import faulthandler
 import importlib
+import io
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from concurrent.futures import thread as pools
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import ParamSpec, TypeVar
 
 from lima2cli.errors import EndedAtOnce, Lima2Error, UserCodeError
@@ -38,7 +39,7 @@ LONGEST = 2000
 
 
 class ExitError(Lima2Error):
-    """A raised object that is no Exception: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
+    """A raised object that is not an `Exception`: SystemExit, KeyboardInterrupt, GeneratorExit, and the like."""
 
 
 def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -56,13 +57,13 @@ def call_foreign(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     except (Exception, EndedAtOnce):
         raise
     except BaseException as error:
-        raise ExitError(said(error)).with_traceback(error.__traceback__) from error
+        raise ExitError(error_text(error)).with_traceback(error.__traceback__) from error
     finally:
         if os.getpid() != process:
             os._exit(0)
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return kind and message of an exception in one line; for one that stands for another, those of that."""
     if isinstance(error, ExitError | UserCodeError):
         return str(error)
@@ -89,9 +90,25 @@ def place_of(frames: Iterable[tuple[str, int]]) -> str:
     return f"{Path(known[-1][0]).name}:{known[-1][1]}: " if known else ""
 
 
-def standard_descriptors() -> None:
-    """Open descriptors 0 to 2 again where they were closed: else a file of the run would get the number, and with it
-    everything that is printed.
+_UMASK: int | None = None
+"""Mask of the modes of new files (umask(2)) before users' code was called first."""
+
+_MODULES: dict[str, ModuleType] = {}
+"""Modules that were there when users' code was last called."""
+
+
+def _note_umask() -> None:
+    global _UMASK
+    _UMASK = os.umask(0o077)  # nothing else asks for it
+    os.umask(_UMASK)
+
+
+def restore_standards() -> None:
+    """Open descriptors 0 to 2 again where they were closed, and put back hooks, `open` and modules that were removed,
+    and the mask of files' modes.
+
+    Else a file of the run would get the number, and with it everything that is printed; no thread could be started, no
+    file opened, and libraries of C would be loaded a second time.
     """
     for descriptor in range(3):
         try:
@@ -101,6 +118,17 @@ def standard_descriptors() -> None:
             if opened != descriptor:
                 os.dup2(opened, descriptor)
                 os.close(opened)
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        if not callable(getattr(module, name)):
+            setattr(module, name, getattr(module, f"__{name}__"))
+    if _UMASK is not None:
+        os.umask(_UMASK)
+    if not callable(builtins.open):
+        builtins.open = io.open
+    if len(sys.modules) != len(_MODULES):
+        for name, module in _MODULES.items():
+            sys.modules.setdefault(name, module)
+        _MODULES.update(sys.modules)
 
 
 SIGNAL = signal.SIGRTMIN + 7
@@ -108,14 +136,10 @@ LOOK_S, AGAIN_S, RESORT_S = 0.1, 1.0, 5.0
 """Seconds from one look at the clock to the next, from one signal to the next, from the first to the last resort."""
 
 ARM_S, SILENT_S = 1.0, 3.0
-"""Seconds from one setting of the C thread to the next, and by how much this one's may be late."""
+"""Seconds from one call of `Watch.arm` to the next, and by how much the next may be late."""
 
 IMPORT_S, CALL_S = 45.0, 25.0
 """Least seconds allowed for an import or the making of an object, and for a call for a block."""
-
-
-ALIVE = b"alive\n"
-"""Line written by a process that only slept and may have been given up."""
 
 
 class TookTooLong(BaseException):
@@ -135,13 +159,16 @@ class _Call:
 
 class Watch:
     """The calls of one process, in its main thread. ``timeout_s`` of the acquisition is the least that a call has,
-    ``most_s`` the most that one for a block has."""
+    ``most_s`` the most that one for a block has.
+
+    ``arm`` is called again and again with the seconds after which a process that does not call it any more is to be
+    given up: its code holds the interpreter's lock.
+    """
 
     def __init__(self) -> None:
         self.timeout_s, self.most_s = 0.0, math.inf
         self.last_resort: Callable[[str], None] = lambda text: None
-        self.dump_to: int | None = None
-        self.dump_ends = False
+        self.arm: Callable[[float], None] | None = None
         self._lock = threading.Lock()
         self._call: _Call | None = None
         self._thread: threading.Thread | None = None
@@ -158,7 +185,8 @@ class Watch:
         limit_s = max(self.timeout_s, least_s)
         call = _Call(what, limit_s if least_s > CALL_S else min(limit_s, self.most_s), time.monotonic())
         if self._thread is None or not self._thread.is_alive():
-            self._arm(call, late=False)  # it may never have its turn
+            _note_umask()
+            self._arm(call)  # the thread may never have its turn
             self._thread = threading.Thread(target=self._look, name="lima2-watch", daemon=True)
             self._thread.start()
         if signal.getsignal(SIGNAL) is not _ring:
@@ -175,15 +203,14 @@ class Watch:
         return self._thread is not None
 
     def _look(self) -> None:
-        rung = armed = looked = time.monotonic()
+        rung = armed = time.monotonic()
         armed_for: _Call | None = None
         while True:
             time.sleep(LOOK_S)
             call, now = self._call, time.monotonic()
             if now - armed > ARM_S or call is not armed_for:
-                self._arm(call, late=now - looked > SILENT_S)
+                self._arm(call)
                 armed, armed_for = now, call
-            looked = now
             if call is None or call.over_s < 0:
                 continue
             if now - rung > AGAIN_S:
@@ -192,21 +219,16 @@ class Watch:
             if call.over_s > RESORT_S and self._call is call:
                 self.last_resort(f"{_where()}TookTooLong: {_words(call)} ({call.what})")
 
-    def _arm(self, call: _Call | None, *, late: bool) -> None:
-        """Set the C thread to after the last resort; ``late``: the process has slept, and may have been given up."""
+    def _arm(self, call: _Call | None) -> None:
         with self._lock:
-            if self.dump_to is None:
-                return
-            if late and not self.dump_ends:
-                os.write(self.dump_to, ALIVE)
-            left = max(self.timeout_s, IMPORT_S) if call is None else max(0.0, -call.over_s)
-            faulthandler.dump_traceback_later(left + RESORT_S + SILENT_S, file=self.dump_to, exit=self.dump_ends)
+            if self.arm is not None:
+                left = max(self.timeout_s, IMPORT_S) if call is None else max(0.0, -call.over_s)
+                self.arm(left + RESORT_S + SILENT_S)  # after the last resort
 
     def rest(self) -> None:
         """Stop watching from outside."""
         with self._lock:
-            self.dump_to, self.last_resort = None, lambda text: None
-            faulthandler.cancel_dump_traceback_later()
+            self.arm, self.last_resort = None, lambda text: None
 
     def ring(self) -> None:
         """Interrupt the current call if it is due.
@@ -227,7 +249,7 @@ def _where() -> str:
     return place_of((summary.filename, summary.lineno or 0) for summary in traceback.extract_stack(frame))
 
 
-DUMPED = re.compile(r"^Timeout \(", re.MULTILINE)
+DUMPED = re.compile(r"^(?:Timeout \(|Thread |Current thread )", re.MULTILINE)
 DUMPED_FRAME = re.compile(r'^  File "(.+)", line (\d+) in ', re.MULTILINE)
 
 
@@ -241,12 +263,12 @@ def hung_at(text: str, functions: Mapping[str, str]) -> str | None:
     if message:
         words = message[1]
     elif dumped:
-        threads = re.split(r"^(?:Current t|T)hread .*$", text[dumped.end() :], flags=re.MULTILINE)
+        threads = re.split(r"^(?:Current t|T)hread .*$", text[dumped.start() :], flags=re.MULTILINE)
         stacks = [[(file, int(line)) for file, line in DUMPED_FRAME.findall(thread)][::-1] for thread in threads]
         stacks = stacks[::-1]  # the main thread is the last
         own = [[thread for thread in stack if not thread[0].startswith(LIBRARIES)] for stack in stacks]
         place = next(filter(None, map(place_of, [*own, *stacks])), "")
-        words = f"{place}TookTooLong: it did not come back from C, and held the interpreter's lock"
+        words = f"{place}TookTooLong: it did not return from C, and held the interpreter's lock"
     else:
         return None
     files = {function.rpartition(":")[0].rpartition("/")[2]: node for node, function in functions.items()}
@@ -277,6 +299,10 @@ def lingering() -> dict[str, str]:
     return places
 
 
+ENDINGS: list[Callable[[], None]] = []
+"""Calls with which a program that called users' code begins to end."""
+
+
 def leave(code: int) -> None:
     """End this process with ``code``, without waiting, where users' code was called, or threads of it go on.
 
@@ -284,6 +310,8 @@ def leave(code: int) -> None:
     """
     if not lingering() and not WATCH.used:
         return
+    for end in ENDINGS:
+        end()
     if "mpi4py.MPI" not in sys.modules:  # ranks are ended by their launcher
         sys.unraisablehook = _ignore  # else the interpreter prints a traceback of a handler that is late
         with suppress(TookTooLong), WATCH.during("atexit", CALL_S):

@@ -41,7 +41,7 @@ class DatasetInfo:
     bits    significant bits, at most those of the dtype
     frames  how many exist (recorded data), None where the source has no end
     threshold_ev  photons of less energy are not counted, in eV; None where there is no such thing
-    invalid  values of pixels that are no measurement
+    invalid  values of pixels that are not measurements
     """
 
     name: str
@@ -152,7 +152,7 @@ class FrameSpec:
     saturation  in the units of the pixels, None if unknown or no longer meaningful
     whole       of partial frames: the view of the whole frame that these are a part of; ``view`` is what the part
                 shows, with the same binning and turn. None = these are whole
-    invalid     values of pixels of single frames that are no measurement; NaN is one always, and is among the values
+    invalid     values of pixels of single frames that are not measurements; NaN is one always, and is among the values
                 where it may stem from such pixels
     gap         the detector's gap value: what masked pixels become in integers where they were NaN
     holds       what most masked pixels hold, None = the gap value
@@ -196,7 +196,7 @@ class FrameSpec:
         return self.gap if self.holds is None else self.holds
 
     def masked(self, more: NDArray[np.bool_] | None) -> "FrameSpec":
-        """Return the spec with more pixels masked."""
+        """Return the spec with more pixels masked, those of ``more`` (height, width)."""
         if more is None or not more.any():
             return self
         return replace(self, mask=more if self.mask is None else self.mask | more)
@@ -262,6 +262,15 @@ class SparseBlock(Block):
     frame_ptr  (n+1,) uint64, frame i has the pixels from ``frame_ptr[i]`` to ``frame_ptr[i+1] - 1``
     """
 
+    index: NDArray[np.uint32]
+    frame_ptr: NDArray[np.uint64]
+
+
+@dataclass(slots=True)
+class SparsePixels:
+    """The pixels of a `SparseBlock`, see there, as a map gives them for the frames of a block."""
+
+    frames: Array
     index: NDArray[np.uint32]
     frame_ptr: NDArray[np.uint64]
 

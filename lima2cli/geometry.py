@@ -68,7 +68,7 @@ def bounding_box(rects: Sequence[Rect]) -> Rect:
     return Rect(x, y, max(rect.right for rect in rects) - x, max(rect.bottom for rect in rects) - y)
 
 
-def up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
     """Return ``n`` rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
@@ -92,9 +92,9 @@ def lay_out_block(
 ) -> BlockLayout:
     """Return the layout of ``height`` rows of ``width`` pixels; alignments in bits, header and footer in bytes."""
     block, row = max(1, block_bits // 8), max(1, row_bits // 8)
-    pitch = up(width * pixel_bytes, row)
-    payload = up(header, block)
-    return BlockLayout(pitch, payload, up(payload + pitch * height + footer, block), block)
+    pitch = round_up(width * pixel_bytes, row)
+    payload = round_up(header, block)
+    return BlockLayout(pitch, payload, round_up(payload + pitch * height + footer, block), block)
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class Rule:
 
         These are whole rounds, so that visit v of each is at the position of v, and overwrites the oldest data.
         """
-        return up(max(1, self.visits(0, selected)), self.depth)
+        return round_up(max(1, self.visits(0, selected)), self.depth)
 
     def full_visits(self, buffer: int, selected: int) -> int:
         """Return the written visits of B blocks: those that can raise a group event."""

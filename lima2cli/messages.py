@@ -1,13 +1,16 @@
 """The control messages between ranks, in the order of a run, and the measurements that they carry.
 
-Frames never travel this way. Latencies are kept in constant memory: a histogram of logarithmic bins that merges.
+Frames travel this way only where a user looks at one. Latencies are kept in constant memory: a histogram of logarithmic
+bins that merges.
 """
 
+import math
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +75,18 @@ class Histogram:
 
         It is the middle of the bin where that number lies, so within a thirty-second of it.
         """
-        due = max(1, int(np.ceil(share * len(self))))
-        for index in sorted(self.counts):
-            due -= self.counts[index]
-            if due <= 0:
-                first, beyond = bounds(index)
-                return min((first + beyond - 1) / 2, self.largest) * 1e-9
-        return None
+        return next(self.quantiles(share), None)
+
+    def quantiles(self, *shares: float) -> Iterator[float]:
+        """Yield the `quantile` of each of some shares, which ascend; nothing where there are no numbers."""
+        bins, reached, index = iter(sorted(self.counts)), 0, 0
+        for share in shares if self.counts else ():
+            due = max(1, math.ceil(share * len(self)))
+            while reached < due:
+                index = next(bins)
+                reached += self.counts[index]
+            first, beyond = bounds(index)
+            yield min((first + beyond - 1) / 2, self.largest) * 1e-9
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
@@ -150,6 +158,11 @@ class Pace:
         return max(0.0, self.last - self.first - lost) / seconds if seconds > 0 else None
 
 
+def median_and_p99(paces: Mapping[str, Pace]) -> dict[str, tuple[float, ...]]:
+    """Return the two latencies in seconds that half, and 99 % of the results do not exceed, by name."""
+    return {name: tuple(pace.latency.quantiles(0.5, 0.99)) for name, pace in paces.items() if pace.latency.counts}
+
+
 class Timings:
     """Measurements of one acquisition at a receiver.
 
@@ -183,15 +196,21 @@ READY, START, STATS, WAITING = "ready", "start", "stats", "waiting"
 OVERRUN, FAILED, WARNED, SILENT = "overrun", "failed", "warned", "silent"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
 FINISHED, QUIT, PREPARE, TRIGGER = "finished", "quit", "prepare", "trigger"
+TAP, TAPPED = "tap", "tapped"
+CHANGE, CHANGED, HOLD, SETTLE = "change", "changed", "hold", "settle"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start of an acquisition of a job, numbered from 0: when (ns since the epoch), and where its files go."""
+    """Start of an acquisition of a job, numbered from 0: when (ns since the epoch), and where its files go.
+
+    frames  before which it ends, None = until it is stopped
+    """
 
     number: int
     start_ns: int
     directory: str
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +219,30 @@ class Ended:
 
     frames: int
     last: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter of a node that gets another value, as users write it; ``number`` tells changes apart."""
+
+    number: int
+    node: str
+    parameter: str
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """A frame (height, width) of a flow or node that a user looks at.
+
+    number  of the frame;  time_ns  the detector's, ns since the epoch;  acquisition  of the job, from 0
+    """
+
+    node: str
+    number: int
+    time_ns: int
+    frame: NDArray[Any]
+    acquisition: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,12 +263,14 @@ class FlowCount:
 
     ``lost`` and ``missing`` hold (local buffer, visit, visits).
 
+    done     by local buffer, before which visit all is known: used, lost or missing
     incomplete  (first, last) index, among the selected frames, of frames of other visits that a module failed to give
     status   of the modules' end records, merged: ``ok``, ``full`` (a oneshot buffer was), ``incomplete`` (a module
              never wrote its record)
     """
 
     received: int = 0
+    done: dict[int, int] = field(default_factory=dict)
     lost: list[tuple[int, int, int]] = field(default_factory=list)
     missing: list[tuple[int, int, int]] = field(default_factory=list)
     incomplete: list[tuple[int, int]] = field(default_factory=list)
@@ -243,6 +288,36 @@ class Usage:
     rss_bytes: int
 
 
+NEVER = 2**63
+"""A frame number beyond all others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Report of how far a receiver is with an acquisition, sent twice to ten times a second.
+
+    flows    by name of the GDT, frames received and lost, and how full the local buffers are, as a share of their depth
+    saved    frames and rows that it has written, by node;  done  frames gone through, whatever became of them, by GDT
+    undecided  by node, number of the first frame at this receiver that may still be saved, `NEVER` where none may; not
+             of what receivers write together
+    latency  seconds that half, and 99 % of the results took, by GDT and by node that waits for others
+    seconds  from the start of the acquisition;  busy_s  of these in turns in which there was work
+    used     CPU seconds since that start, and the peak resident set, of the process ``pid``
+    """
+
+    acquisition: int = 0
+    flows: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    undecided: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Spent] = field(default_factory=dict)
+    latency: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    used: Usage = Usage(0.0, 0)
+    pid: int = 0
+
+
 @dataclass(frozen=True)
 class Measured:
     """Measurements of a receiver.
@@ -258,20 +333,28 @@ class Measured:
     paces: dict[str, Pace] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ReceiverReport:
-    """Accounting of a receiver.
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Account of the frames of an acquisition that one receiver alone knows, so far.
 
-    Flows by name, frames saved by channel, (first, last) numbers dropped by transforms, how many frames each selection
-    did not let pass, and how many arrived at each join that are of one flow only.
+    flows     by name of the GDT
+    dropped   by node, (first, last) numbers of frames that it gave up; of a join, that were not in all of its inputs
+    vetoed    by selection, how many frames did not pass
+    beside    by join, how many frames arrived that are of one of its flows only
     """
 
+    flows: dict[str, FlowCount] = field(default_factory=dict)
+    dropped: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    vetoed: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiverReport(Counts):
+    """Last account of a receiver, with the frames that it has saved, by channel, and what it used."""
+
     receiver: int
-    flows: dict[str, FlowCount]
     saved: dict[str, int]
-    dropped: dict[str, list[tuple[int, int]]]
-    vetoed: dict[str, int]
-    beside: dict[str, int]
     usage: Usage
     measured: Measured = Measured()
     acquisition: int = 0

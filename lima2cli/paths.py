@@ -61,9 +61,9 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"it is no object but {type(value).__name__}")
+        raise ValueError(f"it is not an object but {type(value).__name__}")
     return value
 
 

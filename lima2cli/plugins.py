@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lima2cli.declare import Table, params
 from lima2cli.errors import Lima2Error
-from lima2cli.foreign import call_foreign, said
+from lima2cli.foreign import call_foreign, error_text
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -138,23 +138,25 @@ class Kinds(Generic[T]):
         try:
             loaded = call_foreign(claim.load)
         except Exception as error:  # whatever a module of others does when it is imported
-            raise self._broken(name, claim, f"{claim.value} cannot be imported: {said(error)}") from error
+            raise self._broken(name, claim, f"{claim.value} cannot be imported: {error_text(error)}") from error
         if wrong := self._wrong(name, loaded):
             raise self._broken(name, claim, f"{claim.value} {wrong}")
         try:
             Table(loaded).schema()
         except Exception as error:
-            raise self._broken(name, claim, f"the parameters of {claim.value} cannot be read: {said(error)}") from error
+            raise self._broken(
+                name, claim, f"the parameters of {claim.value} cannot be read: {error_text(error)}"
+            ) from error
         return loaded  # type: ignore[no-any-return]
 
     def _wrong(self, name: str, loaded: Any) -> str | None:
         """Return the fault of a class, as the end of a sentence; None without."""
         if not isinstance(loaded, type) or not issubclass(loaded, self._base):
-            return f"is no {self._base.__module__}.{self._base.__name__}"
+            return f"is not a {self._base.__module__}.{self._base.__name__}"
         if not issubclass(loaded, self._roles):
-            return f"is none of {', '.join(role.__name__ for role in self._roles)}"
+            return f"is not one of {', '.join(role.__name__ for role in self._roles)}"
         if "__dataclass_fields__" not in vars(loaded):
-            return "is no dataclass"
+            return "is not a dataclass"
         table: Any = loaded  # for fields(), which wants to see that it is a dataclass
         if extra := [field.name for field in fields(table) if field.name not in params(table)]:
             return f"has a field that is not made by `param`: {', '.join(extra)}"
@@ -166,7 +168,7 @@ class Kinds(Generic[T]):
 
     def _broken(self, name: str, claim: "EntryPoint", reason: str) -> PluginProblem:
         message = f"the {self._what} `{name}` of {_origin(claim)} cannot be used: {reason}"
-        return PluginProblem("plugin-broken", message, f"mend, update or uninstall {_origin(claim).distribution}")
+        return PluginProblem("plugin-broken", message, f"fix, update or uninstall {_origin(claim).distribution}")
 
 
 def _imported(place: str) -> Any:

@@ -7,7 +7,7 @@ from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.frames import DetectorInfo, FrameSpec, SparseSpec
 from lima2cli.geometry import Rect
-from lima2cli.nodes.base import Delegate, Sink
+from lima2cli.nodes.base import Sink, WorkerPool
 from lima2cli.plan.ir import Gdt, Kernel, Placement, Plan, RankRole, Region, Step
 from lima2cli.plan.rashpa_calls import rashpa_calls
 
@@ -27,14 +27,16 @@ def end_mark(acquisition: int, status: int) -> int:
 class Wiring:
     """The memory that the transport makes: ``regions`` with the rank that owns each, and how many 8-byte control
     words each rank has. Control words hold, at receivers, generation words, detector times and end records, and at
-    detector ranks the credits. ``circles`` are the ranks of each collective, in the order of their places; ``lines``
-    those of each node that delegates: its receivers, then its workers."""
+    detector ranks the credits. ``collectives`` are the ranks of each collective, in the order of their places;
+    ``mailboxes``
+    those of each node that delegates: its receivers, then its workers.
+    """
 
     regions: tuple[Region, ...]
     owners: tuple[int, ...]
     control_words: tuple[int, ...]
-    circles: tuple[tuple[int, ...], ...] = ()
-    lines: tuple[tuple[int, ...], ...] = ()
+    collectives: tuple[tuple[int, ...], ...] = ()
+    mailboxes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Route:
 @dataclass(frozen=True)
 class SourceFlow:
     """One flow as a detector rank serves it. ``credits``: first of its own control words for released groups.
-    ``ends``: (rank, first word) of the end records of the flow at each receiver."""
+    ``ends``: (rank, first word) of the end records of the flow at each receiver.
+    """
 
     gdt: Gdt
     routes: tuple[Route, ...]
@@ -121,10 +124,12 @@ class ReceiverFlow:
 
 @dataclass(frozen=True)
 class Delegation:
-    """A node that delegates, as its receivers see it: the index of its line, the world ranks of the members, those of
-    the receivers first, and after how long a worker that does not reply is given up."""
+    """A node that delegates, as its receivers see it: the index of its mailbox, the world ranks of the members, those
+    of
+    the receivers first, and after how long a worker that does not reply is given up.
+    """
 
-    line: int
+    mailbox: int
     members: tuple[int, ...]
     receivers: int
     timeout_s: float
@@ -133,7 +138,8 @@ class Delegation:
 @dataclass(frozen=True, eq=False)
 class Processing:
     """A program of the user's on a receiver: where its ``main`` is, ``name`` of the receiver and ``count`` of all, and
-    the flows and nodes of which it can have frames."""
+    the flows and nodes of which it can have frames.
+    """
 
     function: str
     name: str
@@ -143,17 +149,20 @@ class Processing:
 
 @dataclass(frozen=True, eq=False)
 class ReceiverProgram:
-    """The program of a receiver. ``steps`` are the nodes as it sees them; ``circles`` the index of the circle, and
-    ``places`` the place of each member's part in the whole frame, of those that are done together; ``delegations`` are
-    of those that workers do.
+    """The program of a receiver.
+
+    ``name`` is that of the pipeline; ``steps`` are the nodes as it sees them; ``collectives`` the index of the
+    collective, and ``places`` the place of each member's part in the whole frame, of those that are done together;
+    ``delegations`` are of those that workers do; ``triggered``: frames come on request, and are waited for.
     """
 
     rank: int
     receiver: int
+    name: str
     flows: tuple[ReceiverFlow, ...]
     steps: tuple[Step, ...]
     kernels: tuple[Kernel, ...]
-    circles: Mapping[str, int]
+    collectives: Mapping[str, int]
     places: Mapping[str, tuple[Rect, ...]]
     channels: Mapping[str, Channel]
     tables: Mapping[str, TableChannel]
@@ -161,16 +170,23 @@ class ReceiverProgram:
     placement: Placement = Placement()
     delegations: Mapping[str, Delegation] = field(default_factory=dict)
     processing: Processing | None = None
+    triggered: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class WorkerProgram:
-    """The program of a worker: serve the node of a step to the first ``receivers`` members of a line."""
+    """The program of a worker: serve the node of a step to the first ``receivers`` members of a mailbox."""
 
     rank: int
     step: Step
-    line: int
+    mailbox: int
     receivers: int
+
+    @property
+    def workers(self) -> WorkerPool:
+        """Return what the processes of the node are."""
+        assert self.step.workers is not None
+        return self.step.workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,20 +230,20 @@ def lower(plan: Plan) -> tuple[Wiring, tuple[Program, ...]]:
     """Return one program per rank, by rank number, and the memory that they share; every compiled plan has them."""
     words = _lay_out_words(plan)
     owners = tuple(plan.rank_of_receiver(region.receiver) for region in plan.regions)
-    circles = tuple(tuple(plan.rank_of_receiver(r) for r in step.circle) for step in _together(plan))
-    lines = tuple(_delegation(plan, index, step).members for index, step in enumerate(_delegating(plan)))
-    wiring = Wiring(plan.regions, owners, words.sizes, circles, lines)
+    collectives = tuple(tuple(plan.rank_of_receiver(r) for r in step.collective) for step in _together(plan))
+    mailboxes = tuple(_delegation(plan, index, step).members for index, step in enumerate(_delegating(plan)))
+    wiring = Wiring(plan.regions, owners, words.sizes, collectives, mailboxes)
     return wiring, tuple(_program(plan, role, words) for role in plan.ranks)
 
 
 def _together(plan: Plan) -> list[Step]:
     """Return the collectives of a plan, in the order of the data."""
-    return [step for step in plan.steps if step.circle]
+    return [step for step in plan.steps if step.collective]
 
 
 def _delegating(plan: Plan) -> list[Step]:
     """Return the nodes that delegate, in the order of the data."""
-    return [step for step in plan.steps if isinstance(step.node, Delegate)]
+    return [step for step in plan.steps if step.workers is not None]
 
 
 def _delegation(plan: Plan, index: int, step: Step) -> Delegation:
@@ -347,6 +363,7 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
     return ReceiverProgram(
         rank,
         receiver,
+        plan.name,
         tuple(flows),
         tuple(steps.values()),
         kernels,
@@ -359,5 +376,6 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
         delegations={
             step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
         },
+        triggered=plan.acquisition.trigger != "internal",
         processing=processing_of(plan, receiver, [flow.gdt for flow in flows], kernels, steps),
     )

@@ -182,3 +182,8 @@ def _digits(value: float, digits: int) -> str:
     """Return so many significant digits, and no power of ten for large values."""
     text = f"{value:.{digits}g}"
     return f"{float(text):.0f}" if "e+" in text else text
+
+
+def which_text(number: int, of: int) -> str:
+    """Return which one of several it is: ``3 of 20``, or ``3`` where these have no end (``of`` 0)."""
+    return f"{number} of {of}" if of else str(number)

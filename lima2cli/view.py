@@ -5,6 +5,7 @@ of the detector, and frames that are cut, binned and turned can be cut, binned a
 of all that.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ from lima2cli.geometry import Rect
 
 FLIPS = ("none", "horizontal", "vertical", "both")
 """Names of flips: left and right, top and bottom."""
+
+Outline = list[list[tuple[float, float]]]
+"""Closed lines about a region, to be drawn on images: corners (x, y) in pixels of the detector."""
 
 How = Literal["sum", "mean", "any"]
 """Reduction of the pixels of a bin to one pixel."""
@@ -94,6 +98,14 @@ class View:
         row = (y - self.area.y + 0.5) / self.binning[1] - 0.5
         return self._turned(column, row)
 
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Return the place of the detector of a shown place: the inverse of `point`."""
+        column, row = self._turned_back(x, y)
+        return (
+            self.area.x + (column + 0.5) * self.binning[0] - 0.5,
+            self.area.y + (row + 0.5) * self.binning[1] - 0.5,
+        )
+
     def behind(self, part: Rect) -> Rect:
         """Return the detector pixels that a part of the shown image is made of."""
         bins = _spanned(self._turned_back(part.x, part.y), self._turned_back(part.right - 1, part.bottom - 1))
@@ -165,6 +177,18 @@ class View:
         height, width = self.shape
         x, y = _quarters(x, y, width, height, -self.rotation % 360)
         return (self.bins[0] - 1 - x if self.mirrored else x), y
+
+
+def view_plain(view: View) -> dict[str, Any]:
+    """Return a view as plain data; `view_from` reads it."""
+    area = [view.area.x, view.area.y, view.area.width, view.area.height]
+    return {"area": area, "binning": list(view.binning), "mirrored": view.mirrored, "rotation": view.rotation}
+
+
+def view_from(plain: Mapping[str, Any]) -> View:
+    """Return the view that `view_plain` wrote. Raises KeyError, TypeError: it is not one."""
+    x, y = plain["binning"]
+    return View(Rect(*plain["area"]), (x, y), plain["mirrored"], plain["rotation"])
 
 
 def binned(images: NDArray[Any], binning: tuple[int, int], how: How) -> NDArray[Any]:

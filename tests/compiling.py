@@ -6,7 +6,7 @@ from typing import Any
 from lima2cli.diagnostics import Findings
 from lima2cli.document import load
 from lima2cli.inputs.stacks import FileStore
-from lima2cli.language.parse import parse
+from lima2cli.language.pipeline import parse
 from lima2cli.plan.compile import compile_plan
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.ir import Plan
@@ -31,5 +31,5 @@ def plan_of(text: str, base: Path = Path(), *, cores: int = 2) -> Plan:
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    """What ``plan --format json`` prints."""
+    """Return the output of ``plan --format json``."""
     return plan_figures(plan)

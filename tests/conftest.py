@@ -1,17 +1,51 @@
-"""What several tests need."""
+"""Fixtures and hooks of all tests."""
 
+import gc
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lima2cli.job import run
+from tests import world
+
+# While tests are collected what one process has compiled serves all others, whatever the environment says, and nothing
+# is garbage.
+WRITES_NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+gc.disable()
 settings.register_profile(  # time says nothing where others use the machine, too; a folder may serve all examples
     "lima2", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("lima2")
 
 collect_ignore = ["plugin_example"]  # a package of its own, installed and tested by test_plugins.py
+
+
+def pytest_configure() -> None:
+    """Let runs go to ranks that stay, unless a test is about the launch."""
+    if importlib.util.find_spec("mpi4py") is not None:
+        vars(run)["run_with_mpiexec"] = world.run_in_world
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector, and forks, from going through all tests again and again."""
+    sys.dont_write_bytecode = WRITES_NO_BYTECODE
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """See `tests.world`."""
+    world.Worlds.launched = item.get_closest_marker("launch") is not None
+
+
+def pytest_sessionfinish() -> None:
+    """End the ranks that have stayed."""
+    world.Worlds.end()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ Step = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Chain:
-    """What is done to an image of this size."""
+    """Draw the steps that are done to an image of this size."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""What nodes are given in tests: files in memory, specs, blocks of all layouts, nodes as users write them."""
+"""Inputs of nodes in tests: files in memory, specs, blocks of all layouts, nodes as users write them."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lima2cli.declare import Bad, Table
+from lima2cli.declare import Shape, Table
+from lima2cli.declare.reading import Reading
+from lima2cli.diagnostics import Findings, KeyPath
 from lima2cli.errors import FileProblem
 from lima2cli.frames import Array, Block, FrameReader, FrameSpec, StackInfo
 from lima2cli.geometry import Rect
@@ -14,7 +16,7 @@ from lima2cli.nodes.registry import node_kinds
 from lima2cli.testing.inputs import padded
 from lima2cli.view import View
 
-__all__ = ["DTYPES", "MemoryFiles", "block", "node", "padded", "pixels", "spec_of", "splits"]
+__all__ = ["DTYPES", "MemoryFiles", "block", "node", "padded", "pixels", "read", "spec_of", "splits"]
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 
@@ -45,9 +47,33 @@ class MemoryFiles:
         raise NotImplementedError
 
 
+class _Unbounded(Reading):
+    def look(self, data: Any, at: KeyPath) -> None:
+        pass
+
+
+def read(shape: Shape, data: Any) -> Any:
+    """Return the Python value of data that fit; numbers may be larger than texts can give.
+
+    Raises: ValueError, with all that is wrong.
+    """
+    reading = _Unbounded(Findings())
+    value = shape.read(data, (), reading)
+    if reading.findings.failed:
+        raise ValueError("; ".join(f"{item.at}: {item.message}" for item in reading.findings))
+    return value
+
+
 def node(kind: str, **parameters: Any) -> Any:
-    """A node from what a user writes below its kind."""
-    return Table(node_kinds()[kind]).read(parameters, (), Bad())
+    """A node from what a user writes below its kind; tuples stand for lists, None for nothing."""
+    written = {key: _written(value) for key, value in parameters.items() if value is not None}
+    return read(Table(node_kinds()[kind]), written)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
+    return [_written(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def spec_of(dtype: str, height: int, width: int, **more: Any) -> FrameSpec:

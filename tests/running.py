@@ -1,5 +1,6 @@
 """Runs of pipelines in tests, and what they should have saved."""
 
+import faulthandler
 import importlib.util
 import json
 import os
@@ -8,30 +9,36 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from lima2cli.__main__ import main
 from lima2cli.cli import app
 from lima2cli.geometry import Rect
+from tests import ROOT
+from tests.world import FEWEST, Worlds, environment
 
 PATIENCE_S = 180.0
-"""What has not ended by then hangs, on a busy machine too."""
+"""Seconds after which a run hangs that has not ended, on a busy machine too."""
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "pipelines"
+EXAMPLES = ROOT / "examples" / "pipelines"
 
 needs_mpi = pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="MPI is not installed")
 
 
 def mpi(*values: Any) -> Any:
     """Parameters of a test that runs on MPI, ``values`` and the transport. A run costs a second or two: one such case
-    is enough where the others differ in what each process does by itself."""
+    is enough where the others differ in what each process does by itself.
+    """
     return pytest.param(*values, "mpi", marks=[pytest.mark.mpi, needs_mpi])
 
 
@@ -63,12 +70,6 @@ class Ran:
             return file[path][()], detector["frame_number"][()], detector["frame_status"][()]
 
 
-def _clean() -> dict[str, str]:
-    """The environment, without what would make a run join another's ranks."""
-    hidden = ("PMI", "HYDRA", "PYTHONDONTWRITEBYTECODE")  # the last would compile all modules anew in every rank
-    return {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-
-
 Done = subprocess.CompletedProcess[str]
 
 
@@ -78,7 +79,7 @@ def lima2(*arguments: str, cwd: Path, timeout: float = PATIENCE_S) -> Done:
     def late(number: int, frame: object) -> None:
         pytest.fail(f"lima2 {' '.join(arguments)}: no end after {timeout:g} s")
 
-    runner = CliRunner(env=dict.fromkeys(os.environ.keys() - _clean().keys()))
+    runner = CliRunner(env=dict.fromkeys(os.environ.keys() - environment().keys()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         before = signal.signal(signal.SIGALRM, late)
@@ -101,7 +102,7 @@ def program(*arguments: str, cwd: Path) -> Done:
         text=True,
         timeout=PATIENCE_S,
         check=False,
-        env=_clean(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
     )
 
@@ -112,9 +113,109 @@ def mpiexec(ranks: int, *arguments: str, cwd: Path) -> Done:
 
     return subprocess.run(
         [str(find_mpiexec()), "-n", str(ranks), sys.executable, "-m", "lima2cli", *arguments],
-        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=_clean(),
+        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment(),
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+class Copy:
+    """The program in a copy of this process, which has imported it already; used as what `subprocess.Popen` makes.
+
+    Its standard error goes where its standard output goes. Ranks are those that stay, unless the test is about the
+    launch: no other run may use them before this one has ended.
+    """
+
+    def __init__(self, words: list[str], cwd: Path) -> None:
+        from lima2cli.job.launch import find_mpiexec
+
+        self._on_world = "mpi" in words and not Worlds.launched
+        if self._on_world:
+            Worlds.of(str(find_mpiexec()), FEWEST)
+        read, write = os.pipe()
+        self.stdout = os.fdopen(read, errors="replace")
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            _become(words, cwd, write)
+        os.close(write)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None before the end."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send it SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, None]:
+        """Wait for its end, return what it has printed since. It is killed after ``timeout`` seconds."""
+        watchdog = threading.Timer(timeout, self.kill)
+        watchdog.start()
+        try:
+            with self.stdout:
+                printed = self.stdout.read()
+            while self.poll() is None:
+                time.sleep(0.005)
+        finally:
+            watchdog.cancel()
+        if self._on_world and self.returncode and self.returncode < 0:
+            Worlds.end()  # its ranks are in the middle of a run
+        return printed, None
+
+
+def _become(words: list[str], cwd: Path, output: int) -> NoReturn:
+    """Run the program, and end this process as it ends."""
+    code, world = 70, Worlds.now
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+        faulthandler.disable()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for name in os.environ.keys() - environment().keys():
+            del os.environ[name]
+        os.chdir(cwd)
+        Worlds.owner = os.getpid()
+        sys.argv = ["lima2", *words]
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        if Worlds.now is not world:
+            Worlds.end()
+    except BaseException:  # noqa: BLE001  whatever it is, the tests must not run on in this process
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def copied(*arguments: str, cwd: Path) -> Done:
+    """The program in a process of its own that need not import it again; its standard error is in ``stdout``, too."""
+    process = Copy(list(arguments), cwd)
+    printed, _ = process.communicate(PATIENCE_S)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(arguments, process.returncode, printed, "")
 
 
 class Live:
@@ -124,14 +225,9 @@ class Live:
         import psutil
 
         (cwd / "pipeline.yaml").write_text(text)
-        command = [sys.executable, "-m", "lima2cli", "run", "pipeline.yaml", "--transport", transport]
         self._cwd = cwd
-        self.process = subprocess.Popen(
-            [*command, "--progress", "json", *arguments],
-            cwd=cwd, env=_clean(), text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self._seen: list[str] = []
+        self.process = Copy(["run", "pipeline.yaml", "--transport", transport, "--progress", "json", *arguments], cwd)
+        self.seen: list[str] = []
         self._watchdog = threading.Timer(PATIENCE_S, self.process.kill)
         self._watchdog.start()
         self.wait_for('"type": "start"')
@@ -144,22 +240,28 @@ class Live:
 
     def wait_for(self, text: str) -> None:
         """Read on until a line holds ``text``."""
-        assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._seen.append(line)
+            self.seen.append(line)
             if text in line:
                 return
-        raise AssertionError(f"no {text!r} in\n" + "".join(self._seen))
+        raise AssertionError(f"no {text!r} in\n" + "".join(self.seen))
 
     def wait_for_frames(self, count: int = 1) -> None:
         """Until so many progress events have told of frames, in every flow."""
         for _ in range(count + 40):
             self.wait_for('"type": "progress"')
-            if all(flow["received"] for flow in json.loads(self._seen[-1])["flows"].values()):
+            if all(flow["received"] for flow in json.loads(self.seen[-1])["flows"].values()):
                 count -= 1
             if count <= 0:
                 return
-        raise AssertionError("".join(self._seen))
+        raise AssertionError("".join(self.seen))
+
+    def wait_until_saved(self, count: int) -> None:
+        """Until each node that saves has told of so many frames or rows."""
+        while True:
+            self.wait_for('"type": "progress"')
+            if min(json.loads(self.seen[-1])["saved"].values()) >= count:
+                return
 
     def limit_files(self, size: int) -> None:
         """From now on the disk is full for files that grow beyond ``size`` bytes."""
@@ -173,7 +275,7 @@ class Live:
         finally:
             self._watchdog.cancel()
             self.process.kill()
-        output = "".join(self._seen) + rest
+        output = "".join(self.seen) + rest
         return Ran(self.process.returncode, output, (self._cwd / "runs" / "latest").resolve())
 
     def survivors(self) -> list[int]:
@@ -218,6 +320,14 @@ def truth(ran: Ran, *, problems: bool = False) -> dict[str, Any]:
     return summary
 
 
+def inspect_run(directory: str, *, verify: bool = False) -> Any:
+    """Return the output of `lima2 inspect --format json`."""
+    from lima2cli.accounting.inspect_run import inspect_run as inspect
+    from lima2cli.declare.plain import to_plain
+
+    return to_plain(inspect(directory, verify=verify))
+
+
 def _channels(ran: Ran) -> list[dict[str, Any]]:
     channels: dict[str, dict[str, Any]] = json.loads((ran.directory / "plan.json").read_text())["channels"]
     return list(channels.values())
@@ -243,7 +353,7 @@ def counter(
 
 
 def covered(modules: list[Rect], source: Rect) -> NDArray[np.bool_]:
-    """Which pixels of a source some module covers."""
+    """Return the pixels of a source that some module covers."""
     mask = np.zeros((source.height, source.width), bool)
     for module in modules:
         common = module & source

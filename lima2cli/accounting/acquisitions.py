@@ -1,11 +1,21 @@
 """Acquisitions of a job, as the control rank knows them, and their completion on disk by a thread."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from lima2cli.messages import Failure, ReceiverReport, SourceReport, WorkerReport
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.messages import (
+    NEVER,
+    Failure,
+    ReceiverReport,
+    SourceReport,
+    Stats,
+    Usage,
+    WorkerReport,
+    median_and_p99,
+)
 from lima2cli.plan.ir import Plan
 
 
@@ -14,6 +24,7 @@ class Outcome:
     """Outcome of an acquisition: ``state`` complete, stopped or failed, why, and the reports of all ranks.
 
     number   of the acquisition in its job, from 0
+    period_s  that was asked for, None = as fast as possible
     dead_s   seconds from the last frame of the acquisition before to when this one could take a frame, None where there
              is none
     losses   what was lost beyond what is allowed, a sentence for each flow: known when the files are being ended
@@ -33,6 +44,7 @@ class Outcome:
     workers: dict[int, WorkerReport] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     number: int = 0
+    period_s: float | None = None
     dead_s: float | None = None
     losses: list[str] = field(default_factory=list)
 
@@ -64,16 +76,46 @@ class Outcome:
 class LiveAcquisition:
     """An acquisition that has been announced; its files go to ``directory``.
 
-    waiting       receivers, by rank, that have still to report
-    flows, saved  the last report of each receiver, by rank
+    plan     of the job, with the frames and the period that were asked for
+    waiting  receivers, by rank, that have still to report
+    stats    how far each receiver was when it said so last, by rank
     """
 
     directory: str
+    plan: Plan
     waiting: set[int]
     outcome: Outcome = field(default_factory=Outcome)
-    flows: dict[int, dict[str, tuple[int, int, float]]] = field(default_factory=dict)
-    saved: dict[int, dict[str, int]] = field(default_factory=dict)
+    stats: dict[int, Stats] = field(default_factory=dict)
     triggers: int = 0
+    _chosen: dict[str, "_Chosen"] = field(default_factory=dict)
+
+    def take(self, rank: int, stats: Stats) -> None:
+        """Take a report of a receiver."""
+        self.stats[rank] = stats
+        for name, first in stats.undecided.items():
+            self._chosen.setdefault(name, _Chosen()).note(rank, first, stats.saved.get(name, 0))
+
+    def end(self, rank: int, report: ReceiverReport) -> None:
+        """Take the last report of a receiver: its files are closed."""
+        blocks = {gdt.name: gdt.rule.blocks for gdt in self.plan.gdts}
+        before, measured = self.stats.get(rank, Stats()), report.measured
+        stats = Stats(
+            acquisition=report.acquisition,
+            flows={
+                name: (count.received, sum(visits for _, _, visits in count.lost) * blocks[name], 0.0)
+                for name, count in report.flows.items()
+            },
+            saved=report.saved,
+            done={name: sum(count.done.values()) * blocks[name] for name, count in report.flows.items()},
+            spent=measured.spent,
+            latency=median_and_p99(measured.paces),
+            seconds=(time.time_ns() - self.outcome.start_ns) * 1e-9,
+            busy_s=measured.busy_s,
+            used=Usage(measured.cpu_s, report.usage.rss_bytes),
+            undecided=dict.fromkeys(before.undecided.keys() | report.saved.keys(), NEVER),
+            pid=before.pid,
+        )
+        self.take(rank, stats)
 
     def totals(self, plan: Plan) -> dict[str, tuple[int, int]]:
         """Return the frames received and lost, by flow.
@@ -81,8 +123,8 @@ class LiveAcquisition:
         Of a flow whose receivers hold parts of frames those of the receiver most behind count.
         """
         counts = {gdt.name: (0, 0) for gdt in plan.gdts}
-        for flows in self.flows.values():
-            for name, (received, lost, _) in flows.items():
+        for stats in self.stats.values():
+            for name, (received, lost, _) in stats.flows.items():
                 counts[name] = (counts[name][0] + received, counts[name][1] + lost)
         totals: dict[str, tuple[int, int]] = {}
         for gdt in plan.gdts:
@@ -95,8 +137,8 @@ class LiveAcquisition:
         Of partial frames those of the receiver most behind count.
         """
         counts: dict[str, list[int]] = {}
-        for saved in self.saved.values():
-            for name, count in saved.items():
+        for stats in self.stats.values():
+            for name, count in stats.saved.items():
                 counts.setdefault(name, []).append(count)
         parts = {name: channel.parts for name, channel in plan.channels.items() if channel.parts > 1}
         return {
@@ -104,13 +146,124 @@ class LiveAcquisition:
             for name, some in counts.items()
         }
 
+    def rows(self, plan: Plan) -> dict[str, int]:
+        """Return the leading rows whose fate is known and that readers of the files can see, by channel and table.
+
+        Behind a filter, and of tables with a row for some frames only, those that are saved. Not of frames and rows
+        that receivers write together, unless each frame of one flow has its row.
+        """
+        numbering = {step.name: step.numbering for step in plan.steps}
+        rows = {}
+        for name, entry in entries_of(plan).items():
+            if entry.complete:
+                rows[name] = self._rows(plan, name, entry)
+            elif not written_together(plan, name):
+                ranks = [plan.rank_of_receiver(receiver) for receiver in dict.fromkeys(entry.receivers)]
+                first = self._undecided(name, ranks)
+                if has_all_rows(plan, name):
+                    rows[name] = self._before(entry, first)
+                else:
+                    chosen = self._chosen.get(name, _Chosen())
+                    rows[name] = chosen.count(ranks, first, together=min if numbering[name].parts else sum)
+        return rows
+
+    def _before(self, entry: Channel | TableChannel, first: int) -> int:
+        """Return how many rows there are of frames before ``first``, of those that the acquisition has."""
+        rule, window = entry.rule, entry.window
+        if first == NEVER:  # before its end, as far as whole windows go
+            first = self.outcome.frames - (rule.step - rule.step // window if window else 0)
+        rows = rule.before(first)
+        return rows if entry.selected is None else min(rows, entry.selected)
+
+    def undecided(self, plan: Plan, name: str) -> int:
+        """Return the number of the first frame of a channel or table that may still be saved, at any receiver."""
+        receivers = dict.fromkeys(entries_of(plan)[name].receivers)
+        return self._undecided(name, [plan.rank_of_receiver(receiver) for receiver in receivers])
+
+    def _undecided(self, name: str, ranks: Iterable[int]) -> int:
+        return min(self.stats.get(rank, Stats()).undecided.get(name, 0) for rank in ranks)
+
+    def _rows(self, plan: Plan, name: str, entry: Channel | TableChannel) -> int:
+        rule, firsts = entry.rule, []
+        for role in plan.ranks:
+            if role.receiver is None or role.receiver not in entry.receivers:
+                continue
+            parts = isinstance(entry, Channel) and entry.places
+            own = [0] if parts else [index for index, one in enumerate(entry.receivers) if one == role.receiver]
+            group, rest = divmod(self._final(plan, role.rank, name, entry.flow), rule.blocks)
+            visit, place = divmod(group, len(own))
+            firsts.append(rule.group_of(own[place], visit) * rule.blocks + rest)
+        rows = min(firsts, default=0)
+        return rows if entry.selected is None else min(rows, entry.selected)
+
+    def _final(self, plan: Plan, rank: int, name: str, flow: str) -> int:
+        """Return how many of a receiver's own frames are saved, or never will be, before the first that still may be.
+
+        Where nodes still work on some, those that are saved: a lower limit.
+        """
+        stats = self.stats.get(rank, Stats())
+        saved, flows = stats.saved.get(name, 0), stats.flows
+        mine = [gdt.name for gdt in plan.gdts_of(flow) if gdt.name in flows]
+        if not mine or saved < sum(flows[one][0] for one in mine):
+            return saved
+        return max(saved, sum(stats.done.get(one, 0) for one in mine))
+
+
+def entries_of(plan: Plan) -> dict[str, Channel | TableChannel]:
+    """Return channels and tables of a plan, by node."""
+    return {**plan.channels, **plan.tables}
+
+
+def written_together(plan: Plan, name: str) -> bool:
+    """Return whether receivers write frames, or rows, of a node together."""
+    return any(step.name == name and step.collective for step in plan.steps)
+
+
+def has_all_rows(plan: Plan, name: str) -> bool:
+    """Return whether each frame that reaches a node by the plan has its row, whatever becomes of it."""
+    (step,) = (step for step in plan.steps if step.name == name)
+    return not step.numbering.filters and getattr(step.node, "every", 1) == 1
+
+
+REPORTS = 256
+"""Reports of one receiver that are kept, of how many frames it had saved when."""
+
+
+class _Chosen:
+    """Saved frames of a node that not all frames reach: of each receiver how many there were before which frame."""
+
+    def __init__(self) -> None:
+        self._reports: dict[int, list[tuple[int, int]]] = {}
+
+    def note(self, rank: int, first: int, saved: int) -> None:
+        """Note that a receiver had saved so many, all of them before frame ``first``."""
+        reports = self._reports.setdefault(rank, [])
+        if reports and reports[-1][0] == first:
+            reports.pop()
+        reports.append((first, saved))
+        if len(reports) > REPORTS:  # fewer: the count is then a little behind
+            del reports[-2]
+
+    def count(self, ranks: Sequence[int], first: int, *, together: Callable[[list[int]], int]) -> int:
+        """Return how many frames before ``first`` are saved, at least.
+
+        together  of the counts of the receivers: their sum, or the least where each has a part of all frames
+        """
+        counts = []
+        for rank in ranks:
+            reports = self._reports.get(rank, [])
+            while len(reports) > 1 and reports[1][0] <= first:
+                del reports[0]
+            counts.append(reports[0][1] if reports and reports[0][0] <= first else 0)
+        return together(counts) if counts else 0
+
 
 class Acquisitions:
     """Acquisitions of a job, in their order. The first is there from the start; `add` announces another."""
 
-    def __init__(self, directory: str, receivers: Iterable[int]) -> None:
+    def __init__(self, directory: str, plan: Plan, receivers: Iterable[int]) -> None:
         self._receivers = frozenset(receivers)
-        self._all = [LiveAcquisition(directory, set(self._receivers))]
+        self._all = [LiveAcquisition(directory, plan, set(self._receivers))]
 
     @property
     def now(self) -> LiveAcquisition:
@@ -130,8 +283,10 @@ class Acquisitions:
         return self.now if number is None else self._all[number]
 
     def add(self, directory: str) -> None:
-        """Announce another, whose files go to ``directory``, and return it."""
-        self._all.append(LiveAcquisition(directory, set(self._receivers), Outcome(number=len(self._all))))
+        """Announce another, whose files go to ``directory``; it asks for what the last one did."""
+        self._all.append(
+            LiveAcquisition(directory, self.now.plan, set(self._receivers), Outcome(number=len(self._all)))
+        )
 
     @property
     def well(self) -> bool:

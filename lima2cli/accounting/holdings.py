@@ -1,17 +1,19 @@
 """Holdings of one node, window by window: what its files hold, and whether it is as it was written."""
 
+import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.accounting.claims import Claims
-from lima2cli.files.checksums import READ_BYTES, RowSpan, SummedDataset
-from lima2cli.files.inspection import Inspection, Unreadable
-from lima2cli.files.master_rows import TOLD
+from lima2cli.accounting.verify import verify_common, verify_frames, verify_table
+from lima2cli.files.common_file import written_rows_files
+from lima2cli.files.inspection import Inspection, Unreadable, detector_of
+from lima2cli.files.master import by_receiver, frame_files, receiver_of
 from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, master_file, table_file
 from lima2cli.files.rows import (
     DROPPED,
@@ -27,146 +29,13 @@ from lima2cli.files.rows import (
     last_row,
     range_list,
     range_words,
-    ranges,
     rows_of,
     told,
     windows,
 )
 from lima2cli.files.run_file import FlowRecord, cut_short, expected_rows, kept_unmatched, whole_windows
-from lima2cli.files.sparse_writer import PARTS, is_sparse
+from lima2cli.files.sparse_writer import whole_rows
 from lima2cli.files.tables import part_files
-
-SMALL_BYTES = 1 << 16
-"""Bytes of a dataset that is read to check that it can be."""
-
-FrameNumbers = Callable[[int, int], NDArray[Any]]
-"""A function that returns the frames of rows ``first`` to ``last - 1``, by number."""
-
-
-def verify_structure(inspection: Inspection, name: str) -> None:
-    """Open every object of a file, and read what is small: HDF5 has checksums of its own metadata."""
-    import h5py
-
-    def look(_: str, item: Any) -> None:
-        dict(item.attrs)
-        if not isinstance(item, h5py.Dataset) or item.shape is None or item.is_virtual or item.chunks is not None:
-            return
-        if item.dtype.itemsize * prod(item.shape) <= SMALL_BYTES:
-            item[()]
-
-    try:
-        with inspection.open(name) as file:
-            dict(file.attrs)
-            file.visititems(look)
-    except Unreadable as error:
-        inspection.tell_of(name, f"a part of it can't be read: {error}")
-
-
-def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
-    """Compare the columns about rows of a file with their checksums, and report the frames whose values are damaged."""
-    numbers, data = detector["frame_number"], detector["data"]
-    columns = {column: detector[column] for column in TOLD if column in detector}
-    if is_sparse(data):
-        columns["frame_ptr"] = data["frame_ptr"]
-    for column, values in columns.items():
-        checked = SummedDataset.of(values, detector, column)
-        if checked is None:
-            continue
-        why = f"the bytes of {column} are not those that were written"
-        before = int(column == "frame_ptr")  # its row k is where frame k - 1 ends
-        bad = [(max(0, first - before), min(last, len(numbers))) for first, last in checked.damaged(0, checked.covered)]
-        if column == "frame_number":
-            rows = _frames(bad, np.arange)
-            _tell(inspection, name, rows, f"{'is' if len(rows) == 1 else 'are'} damaged: {why}", "row")
-        else:
-            damaged = _frames(bad, lambda first, last: numbers[first:last])
-            _tell(inspection, name, damaged, f"{'has' if len(damaged) == 1 else 'have'} damaged values: {why}")
-
-
-def verify_frames(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Compare the dense or sparse frames of a file with their checksums, and report which are damaged."""
-    data, numbers = detector["data"], detector["frame_number"]
-    verify_rows(inspection, name, detector)
-    if not is_sparse(data):
-        if data.chunks is None:  # of a master, which shows rows of others, or none where nothing was saved
-            return
-        _verify(inspection, node, name, data, SummedDataset.of(data, detector), lambda a, b: numbers[a:b])
-        return
-    ends = data["frame_ptr"][1:]
-
-    def frames(first: int, last: int) -> NDArray[Any]:
-        begin, end = np.searchsorted(ends, (first, max(first, last - 1)), "right").tolist()
-        absent: NDArray[Any] = numbers[begin : end + 1]
-        return absent
-
-    for part in PARTS:
-        _verify(inspection, node, name, data[part], SummedDataset.of(data[part], detector, part), frames)
-
-
-def verify_common(inspection: Inspection, node: str, name: str, detector: Any) -> None:
-    """Compare the saved frames of a common file with their checksums, and report which are damaged."""
-    data, numbers, status = detector["data"], detector["frame_number"], detector["frame_status"]
-    verify_rows(inspection, name, detector)
-
-    def saved(first: int, last: int) -> NDArray[Any]:
-        listed = numbers[first:last]  # fewer where the master is damaged, which is reported elsewhere
-        frames: NDArray[Any] = listed[status[first : first + len(listed)] == 0]
-        return frames
-
-    _verify(inspection, node, name, data, SummedDataset.of(data, detector), saved)
-
-
-def verify_table(inspection: Inspection, node: str, name: str, columns: Any) -> None:
-    """Compare the columns of a table with their checksums, and report the frames whose values are damaged."""
-    numbers = columns["frame_number"]
-    for column, data in columns.items():
-        checked = SummedDataset.of(data, columns.parent, column)
-        if column == "frame_number":
-            _verify(inspection, node, name, data, checked, np.arange, "row")
-        else:
-            _verify(inspection, node, name, data, checked, lambda a, b: numbers[a:b])
-
-
-def _verify(
-    inspection: Inspection,
-    node: str,
-    name: str,
-    dataset: Any,
-    checked: SummedDataset | None,
-    frames: FrameNumbers,
-    word: str = "frame",
-) -> None:
-    part = dataset.name.rpartition("/")[2]
-    covered = 0 if checked is None else checked.covered
-    if checked is not None:
-        damaged = _frames(checked.damaged(0, covered), frames)
-        why = f"the bytes of {part} are not those that were written"
-        _tell(inspection, name, damaged, f"{'is' if len(damaged) == 1 else 'are'} damaged: {why}", word)
-    rest = len(dataset) - covered
-    if not rest:
-        return
-    inspection.unchecked[node] = inspection.unchecked.get(node, 0) + len(np.unique(frames(covered, len(dataset))))
-    step = dataset.chunks[0] if dataset.chunks else _rows_together(dataset)
-    bad: dict[str, list[RowSpan]] = {}
-    for row, why in inspection.reader.unreadable(dataset.file.filename, dataset.name, covered, len(dataset), step):
-        bad.setdefault(why, []).append((row, min(len(dataset), row + step)))
-    for why, rows in bad.items():
-        _tell(inspection, name, _frames(rows, frames), f"of {part} {why}" if part != "data" else why, word)
-
-
-def _rows_together(dataset: Any) -> int:
-    row_bytes: int = dataset.dtype.itemsize * prod(dataset.shape[1:])
-    return max(1, READ_BYTES // max(1, row_bytes))
-
-
-def _frames(rows: Iterable[RowSpan], frames: FrameNumbers) -> NDArray[Any]:
-    numbers = [frames(first, last) for first, last in rows]
-    return np.unique(np.concatenate(numbers)) if numbers else np.empty(0, np.uint64)
-
-
-def _tell(inspection: Inspection, name: str, frames: NDArray[Any], problem: str, word: str = "frame") -> None:
-    if len(frames):
-        inspection.tell(f"{name}: {word}{'s' * (len(frames) != 1)} {range_words(ranges(frames))} {problem}")
 
 
 class Holding:
@@ -175,6 +44,7 @@ class Holding:
     ``expected`` is their number; they are read in consecutive windows, between `rewind` and `release`.
 
     files       that could be read
+    listed      number of rows up to the last that is in files
     told        statuses of the rows' frames in the flow, where no master has them; None: they are not known
     saved, dropped   rows so far;  vetoed   all of them, None unknown
     whole       rows that can be saved: those after them are a last incomplete window, which is dropped; None: all
@@ -190,6 +60,7 @@ class Holding:
         self.vetoed = None if record.filtered else 0
         self.unmatched: int | None = None
         self.files: list[str] = []
+        self.listed = 0
         self.gone = False
         self._inspection = inspection
         self._streams: list[InOrder] = []
@@ -235,6 +106,27 @@ class Holding:
         if first >= last:
             return np.empty(0, np.uint8), np.empty(0, bool)
         absent, claimed = self._claimed(first, last)
+        complete = self._complete(first, last)
+        if self.whole is not None:
+            absent[max(0, self.whole - first) :] = DROPPED
+        self.saved += int(np.count_nonzero(complete))
+        status = np.where(complete, np.uint8(SAVED), absent)
+        self.dropped += int(np.count_nonzero(status == DROPPED))
+        return status, (claimed == SAVED) & ~complete
+
+    def held_rows(self) -> Iterator[RowIndices]:
+        """Yield, piece by piece, the rows that are in files, whole, as far as they can be read."""
+        try:
+            self.rewind()
+            for first, last in windows(self.listed):
+                yield np.flatnonzero(self._complete(first, last)) + first
+        except Unreadable as error:
+            self._inspection.tell(f"{self.record.node}: {error}")
+        finally:
+            self.release()
+
+    def _complete(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Return which of the rows ``first`` to ``last - 1`` are in files, whole."""
         rows = np.concatenate(
             [np.empty(0, np.int64), *(rows for stream in self._streams for (rows,) in stream.take(last))]
         )
@@ -244,13 +136,7 @@ class Holding:
         parts = np.bincount(rows - first, minlength=last - first)
         if parts.max() > self.record.parts:
             self._inspection.tell(f"{self.record.node}: some frames are in more than one place")
-        complete = parts >= self.record.parts
-        if self.whole is not None:
-            absent[max(0, self.whole - first) :] = DROPPED
-        self.saved += int(np.count_nonzero(complete))
-        status = np.where(complete, np.uint8(SAVED), absent)
-        self.dropped += int(np.count_nonzero(status == DROPPED))
-        return status, (claimed == SAVED) & ~complete
+        return parts >= self.record.parts
 
     def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
         """Return the rows that are in files: of each sequence of files in order, piece by piece."""
@@ -325,6 +211,126 @@ class Claimed(Holding):
         return super()._claimed(first, last) if self._claims is None else self._claims.window(first, last)
 
 
+class CommonHolding(Claimed):
+    """A channel whose receivers write one file: that file, or, where it is not complete, their notes about it."""
+
+    def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
+        super().__init__(inspection, record)
+        self._written: list[str] = []
+        if record.role == "master":
+            self._open()
+        if self._claims is not None:
+            self.dataset, self.files, self.expected = self._master, [self._master], self._claims.expected
+            self.listed = self._claims.rows
+            self.unmatched = kept_unmatched(inspection, self._master)
+        else:
+            inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
+            self._written = written_rows_files(inspection.directory, record.name, record.node)
+            self.listed = 1 + self._last_listed(self._written)
+            self.expected = max(record.planned, self.listed)
+
+    def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
+        if self._claims is not None:
+            return [self._claims.saved()]
+        return [self._listed(name) for name in self._written]
+
+    def _open(self) -> None:
+        try:
+            if self._inspection.verify:
+                with self._inspection.open(self._master) as file:
+                    verify_common(self._inspection, self.record.node, self._master, detector_of(file))
+            self._claims = Claims(self._inspection, self.record, self._master)
+        except Unreadable as error:
+            self._inspection.tell(f"{self._master}: {error}")
+
+
+class FrameHolding(Claimed):
+    """A channel: its frame files, and its master compared with them."""
+
+    def __init__(self, inspection: Inspection, record: ChannelRecord) -> None:
+        super().__init__(inspection, record)
+        self._counts: dict[str, int] = {}
+        for name in frame_files(inspection.directory, record.name, record.node):
+            try:
+                self._open(name)
+            except Unreadable as error:
+                inspection.tell_of(name, error)
+        self.files = list(self._counts)
+        if record.role == "master":
+            self._open_master()
+        if self._claims is not None:
+            self.dataset, self.expected = self._master, self._claims.expected
+            self.vetoed = self._claims.vetoed if record.filtered else 0
+            self.unmatched = kept_unmatched(inspection, self._master)
+        else:
+            inspection.tell(f"{self._master} is missing or unreadable: `lima2 recover` rebuilds it")
+            self.expected = max(record.planned, self.listed)
+
+    def _reads(self) -> list[Iterator[Sequence[RowIndices]]]:
+        return [self._read(names) for names in by_receiver(self.files)]
+
+    def _open(self, name: str) -> None:
+        """Note how many frames a file has."""
+        with self._inspection.open(name) as file:
+            detector = detector_of(file)
+            frames, numbers = whole_rows(detector["data"]), len(detector["frame_number"])
+            if frames != numbers:
+                self._inspection.tell(f"{name}: {frames} frames but {numbers} frame numbers")
+            count = min(frames, numbers)
+            self.listed = max(self.listed, 1 + last_listed(detector["frame_number"], count, self.record))
+            self._counts[name] = count
+            if self._inspection.verify:
+                verify_frames(self._inspection, self.record.node, name, detector)
+
+    def _open_master(self) -> None:
+        """Open the claims of the master; its sources must exist and be long enough."""
+        inspection = self._inspection
+        try:
+            self._claims = claims = Claims(inspection, self.record, self._master)
+            if inspection.verify:
+                with inspection.open(self._master) as file:
+                    verify_frames(inspection, self.record.node, self._master, detector_of(file))
+        except Unreadable as error:
+            inspection.tell(f"{self._master}: {error}")
+            return
+        for source in () if claims.sources is None else claims.sources.all:
+            held = self._counts.get(source.name)
+            if held is not None and not claims.shows_whole(source, receiver_of(source.name)):
+                inspection.tell(f"{source.name}: {self._master} does not show its frames where they belong")
+            if held is not None and source.origin.last >= held:
+                inspection.tell(f"{source.name} is short: it has {held} frames, {self._master} needs more")
+            elif held is None and not os.path.exists(os.path.join(inspection.directory, source.name)):
+                inspection.tell(f"{source.name} is missing")
+
+    def _read(self, names: Sequence[str]) -> Iterator[Sequence[RowIndices]]:
+        """Yield the rows of the files of one receiver; they must be those that the master shows."""
+        for name in names:
+            try:
+                with self._inspection.open(name) as file:
+                    detector = detector_of(file)
+                    for first, last in windows(self._counts[name], READ):
+                        rows = rows_of(detector["frame_number"][first:last], self.record.start, self.record.step)
+                        if self._claims is not None:
+                            self._claims.check_files(name, first, last, rows, detector["frame_time"][first:last])
+                            if self._claims.sparse:
+                                self._check_pixels(name, first, last, self._claims.places(rows))
+                        yield (rows,)
+            except Unreadable as error:
+                self._inspection.tell_of(name, error)
+
+    def _check_pixels(self, name: str, first: int, last: int, rows: RowIndices) -> None:
+        """Check that a file has as many pixels of each frame as the master's copy, where they are rows ``rows``."""
+        with self._inspection.open(name) as file, self._inspection.open(self._master) as master:
+            held, shown = detector_of(file)["frame_pixels"][first:last], detector_of(master)["frame_pixels"]
+            inside = (rows >= 0) & (rows < len(shown))
+            if not inside.any():
+                return
+            low = int(rows[inside].min())
+            there = shown[low : int(rows[inside].max()) + 1][rows[inside] - low]
+            if (there != held[inside] if self.record.parts == 1 else there < held[inside]).any():
+                self._inspection.tell(f"{name}: {self._master} has other numbers of pixels of its frames")
+
+
 class TableHolding(Holding):
     """A table: the merged file, or what there is of its parts. ``rows`` are those that it has."""
 
@@ -344,7 +350,8 @@ class TableHolding(Holding):
                 self.rows += _shortest(file[MEASUREMENT])
                 if inspection.verify and self.file is not None:
                     verify_table(inspection, record.node, name, file[MEASUREMENT])
-        self.expected = max(record.planned, 1 + self._last_listed(self.files))
+        self.listed = 1 + self._last_listed(self.files)
+        self.expected = max(record.planned, self.listed)
 
     def check_rows(self, flows: Mapping[str, FlowRecord]) -> None:
         """Check that parts that are still there have no rows that the table lacks."""
@@ -363,6 +370,28 @@ class TableHolding(Holding):
             known = file[f"{MEASUREMENT}/frame_number"]
             among = known[bisect_left(known, numbers[0]) : bisect_right(known, numbers[-1])]
         return bool(np.isin(numbers, among).all())
+
+
+@contextmanager
+def reported(inspection: Inspection, record: ChannelRecord) -> Iterator[None]:
+    """Report what can't be read of the files of one node as a problem, which hides no other."""
+    try:
+        yield
+    except Unreadable as error:
+        name = (table_file if record.role in ("table", "rows") else master_file)(record.name, record.node)
+        inspection.tell_of(name, f"it, or a file that belongs to it, can't be read: {error}")
+
+
+def holdings_of(inspection: Inspection) -> list[Holding]:
+    """Return the holdings of all nodes of which there are files, channels first."""
+    made: list[Holding] = []
+    for roles in (("master", "frames", "written"), ("table", "rows")):
+        for record in inspection.records(roles):
+            table, common = record.role in ("table", "rows"), record.layout == "common"
+            with reported(inspection, record):
+                kind = TableHolding if table else CommonHolding if common else FrameHolding
+                made.append(kind(inspection, record))
+    return made
 
 
 def _shortest(columns: Any) -> int:

@@ -1,13 +1,27 @@
-"""Shortfalls of a run: frames lost beyond what is allowed, rates below those asked for; and the figures measured."""
+"""Figures that a run has measured, and its shortfalls: too many frames lost, rates below those asked for."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
-from lima2cli.accounting.account import FlowAccount
 from lima2cli.accounting.acquisitions import Outcome
-from lima2cli.files.rows import INCOMPLETE, LOST
-from lima2cli.messages import ReceiverReport, Spent, merged
+from lima2cli.accounting.summary import (
+    DetectorFigures,
+    FirstLost,
+    FlowRate,
+    FlowReport,
+    KernelCost,
+    Latency,
+    PaceFigures,
+    RankUsage,
+    Rates,
+    ReceiverFigures,
+    Resources,
+    WorkerSummary,
+)
+from lima2cli.files.rows import last_row
+from lima2cli.files.run_file import FlowRecord
+from lima2cli.messages import FlowCount, ReceiverReport, Spent, Usage, merged, usage
 from lima2cli.plan.buffers import EVENTS_HZ, GROUPS
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.plan.join_depth import held_frames
@@ -23,46 +37,115 @@ HICCUP_S = 0.05
 """Seconds by which a machine with other programs on it may be late once, without a meaning."""
 
 
-def measured_figures(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """Return plain data for ``resources`` of the summary."""
+def workers(plan: Plan, outcome: Outcome) -> tuple[WorkerSummary, ...]:
+    """Return what each worker was given."""
+    return tuple(_worker(role.rank, role.worker, outcome) for role in plan.ranks if role.worker is not None)
+
+
+def _worker(rank: int, node: str, outcome: Outcome) -> WorkerSummary:
+    report = outcome.workers.get(rank)
+    if report is None:
+        return WorkerSummary(rank, node, None, None, None, None)
+    return WorkerSummary(rank, node, report.blocks, report.frames, report.failed, report.busy_s)
+
+
+def rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowRecord]) -> Rates:
+    """Return the rates of a run, and of its flows."""
+    seconds = outcome.seconds or 1e-9
+    sizes = dict.fromkeys(accounts, 0)
+    for gdt in plan.gdts:
+        sizes[gdt.flow] += gdt.source.area * gdt.pixel_bytes
+    return Rates(
+        asked_hz=None if plan.period_s is None else 1 / plan.period_s,
+        achieved_hz=achieved_hz(plan, outcome),
+        flows={
+            name: FlowRate(account.received / seconds, account.received * sizes[name] / seconds)
+            for name, account in accounts.items()
+        },
+    )
+
+
+STATUSES = ("ok", "full", "incomplete")
+"""Order of statuses of a flow, the worse later; see `FlowCount`."""
+
+
+def flow_report(plan: Plan, flow: FlowRecord, outcome: Outcome) -> FlowReport:
+    """Return what only the ranks know of a flow."""
+    counts = _counts(plan, flow.name, outcome)
+    return FlowReport(
+        allowed=allowed_losses(plan, flow.name, flow.expected),
+        status=max((count.status for count in counts.values()), key=STATUSES.index, default="incomplete"),
+        receivers=_by_name(plan, {number: count.received for number, count in counts.items()}),
+        group_events=_by_name(plan, {number: count.group_events for number, count in counts.items()}),
+        end_events=_by_name(plan, {number: count.end_events for number, count in counts.items()}),
+        first_lost=first_lost(plan, flow.name, outcome),
+    )
+
+
+def waited_s(plan: Plan, flow: str, outcome: Outcome) -> float:
+    """Return for how many seconds receivers held the source of a flow back."""
+    waits = [source.waited_s.get(gdt.name, 0.0) for gdt in plan.gdts_of(flow) for source in outcome.sources.values()]
+    return max(waits, default=0.0)
+
+
+def _counts(plan: Plan, flow: str, outcome: Outcome) -> dict[int, FlowCount]:
+    """Return what each receiver of a flow has counted."""
     return {
-        "receivers": {
-            plan.receivers[number]: {
-                "rank": plan.rank_of_receiver(number),
-                "busy_s": report.measured.busy_s,
-                "cpu_s": report.measured.cpu_s,
-                "frames": _frames_of_detector(plan, report),
-                "kernels": _kernels(plan, report.measured.spent),
-            }
-            for number, report in sorted(outcome.receivers.items())
-        },
-        "latency": _latencies(plan, outcome),
-        "paces": {gdt.name: _paces(plan, gdt, outcome) for gdt in plan.gdts},
-        "hold_s": {gdt.name: None if plan.period_s is None else plan.period_s * held_frames(gdt) for gdt in plan.gdts},
-        "detectors": {
-            str(rank): {
-                "put_s": source.put_s,
-                "flush_s": source.flush_s,
-                "cpu_s": source.cpu_s,
-                "behind_s": None if plan.period_s is None else source.behind * plan.period_s,
-            }
-            for rank, source in sorted(outcome.sources.items())
-        },
+        number: report.flows[gdt.name]
+        for gdt in plan.gdts_of(flow)
+        for number, report in outcome.receivers.items()
+        if gdt.name in report.flows
     }
 
 
-def first_lost(plan: Plan, flow: str, outcome: Outcome) -> dict[str, Any] | None:
-    """Return the first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
-    losses_of_flow = [
-        (int(gdt.rule.numbers(buffer, visit, 1)[0]), number)
-        for gdt in plan.gdts_of(flow)
-        for number, report in outcome.receivers.items()
-        for buffer, visit, _ in (report.flows[gdt.name].lost if gdt.name in report.flows else ())
-    ]
-    if not losses_of_flow:
-        return None
-    frame, number = min(losses_of_flow)
-    return {"frame": frame, "receiver": plan.receivers[number]}
+T = TypeVar("T")
+
+
+def _by_name(plan: Plan, values: Mapping[int, T]) -> dict[str, T]:
+    """Return values by the receivers' names, in their order."""
+    return {plan.receivers[receiver]: values[receiver] for receiver in sorted(values)}
+
+
+def resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowRecord]) -> Resources:
+    """Return what ranks have used and measured."""
+    used: dict[int, Usage] = {0: usage()}
+    used |= {rank: source.usage for rank, source in outcome.sources.items()}
+    used |= {plan.rank_of_receiver(r): report.usage for r, report in outcome.receivers.items()}
+    used |= {rank: report.usage for rank, report in outcome.workers.items()}
+    return Resources(
+        ranks=tuple(
+            RankUsage(role.rank, role.role, used[role.rank].cpu_s, used[role.rank].rss_bytes)
+            for role in plan.ranks
+            if role.rank in used
+        ),
+        peak_fill={
+            flow: _by_name(plan, {r: count.peak_fill for r, count in _counts(plan, flow, outcome).items()})
+            for flow in accounts
+        },
+        put_s={str(rank): source.put_s for rank, source in outcome.sources.items()},
+        receivers={
+            plan.receivers[number]: ReceiverFigures(
+                rank=plan.rank_of_receiver(number),
+                busy_s=report.measured.busy_s,
+                cpu_s=report.measured.cpu_s,
+                frames=_frames_of_detector(plan, report),
+                kernels=tuple(kernel_costs(plan, report.measured.spent)),
+            )
+            for number, report in sorted(outcome.receivers.items())
+        },
+        latency=_latencies(plan, outcome),
+        paces={gdt.name: _paces(plan, gdt, outcome) for gdt in plan.gdts},
+        hold_s={gdt.name: None if plan.period_s is None else plan.period_s * held_frames(gdt) for gdt in plan.gdts},
+        detectors={
+            str(rank): DetectorFigures(
+                put_s=source.put_s,
+                flush_s=source.flush_s,
+                cpu_s=source.cpu_s,
+                behind_s=None if plan.period_s is None else source.behind * plan.period_s,
+            )
+            for rank, source in sorted(outcome.sources.items())
+        },
+    )
 
 
 def _scale(gdt: Gdt, receiver: int) -> float:
@@ -81,34 +164,28 @@ def _frames_of_detector(plan: Plan, report: ReceiverReport) -> float:
     return max((paces[gdt.name].frames * _scale(gdt, report.receiver) for gdt in own), default=0.0)
 
 
-def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, Any]:
-    """Return results of a flow by receiver: frames, ``hz`` (see `Pace`), and for how long."""
+def _paces(plan: Plan, gdt: Gdt, outcome: Outcome) -> dict[str, PaceFigures]:
+    """Return results of a flow by receiver."""
     figures = {}
     for number, report in sorted(outcome.receivers.items()):
         pace = report.measured.paces.get(gdt.name)
         if pace is not None and number in gdt.receivers:
             lost = sum(visits for _, _, visits in report.flows[gdt.name].lost) * gdt.rule.blocks
-            figures[plan.receivers[number]] = {
-                "frames": pace.frames,
-                "hz": pace.hz(lost * _scale(gdt, number)),
-                "seconds": (pace.last_ns - pace.first_ns) * 1e-9,
-            }
+            hz = pace.hz(lost * _scale(gdt, number))
+            figures[plan.receivers[number]] = PaceFigures(pace.frames, hz, (pace.last_ns - pace.first_ns) * 1e-9)
     return figures
 
 
-def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Latency]:
     """Return the latencies of all receivers together, by flow and by node that waits for others."""
     measured = [report.measured.paces for report in outcome.receivers.values()]
     names = [*(gdt.name for gdt in plan.gdts), *(step.name for step in plan.steps)]
     own = {name: [paces[name].latency for paces in measured if name in paces] for name in names}
     whole = {name: merged(histograms) for name, histograms in own.items() if histograms}
-    return {
-        name: {"p50_s": one.quantile(0.5), "p99_s": one.quantile(0.99), "max_s": one.largest * 1e-9}
-        for name, one in whole.items()
-    }
+    return {name: Latency(one.quantile(0.5), one.quantile(0.99), one.largest * 1e-9) for name, one in whole.items()}
 
 
-def _kernels(plan: Plan, spent: Mapping[str, Spent]) -> list[dict[str, Any]]:
+def kernel_costs(plan: Plan, spent: Mapping[str, Spent]) -> list[KernelCost]:
     """Return times by kernel, in the order of the data.
 
     The cost to write a table or file behind a kernel is the kernel's.
@@ -118,17 +195,31 @@ def _kernels(plan: Plan, spent: Mapping[str, Spent]) -> list[dict[str, Any]]:
     for kernel in plan.kernels:
         own = [left.pop(name) for name in kernel.nodes if name in left]
         if own:
-            figures.append(_kernel(list(kernel.nodes), own))
-    return figures + [_kernel([name], [one]) for name, one in left.items()]
+            figures.append(_kernel(kernel.nodes, own))
+    return figures + [_kernel((name,), [one]) for name, one in left.items()]
 
 
-def _kernel(nodes: list[str], own: list[Spent]) -> dict[str, Any]:
-    return {
-        "nodes": nodes,
-        "frames": max(one.frames for one in own),
-        "stage_s": sum(one.stage_ns for one in own) * 1e-9,
-        "commit_s": sum(one.commit_ns for one in own) * 1e-9,
-    }
+def _kernel(nodes: tuple[str, ...], own: list[Spent]) -> KernelCost:
+    return KernelCost(
+        nodes=nodes,
+        frames=max(one.frames for one in own),
+        stage_s=sum(one.stage_ns for one in own) * 1e-9,
+        commit_s=sum(one.commit_ns for one in own) * 1e-9,
+    )
+
+
+def first_lost(plan: Plan, flow: str, outcome: Outcome) -> FirstLost | None:
+    """Return the first frame of a flow that was overwritten before it was used, and the receiver that was too slow."""
+    losses_of_flow = [
+        (int(gdt.rule.numbers(buffer, visit, 1)[0]), number)
+        for gdt in plan.gdts_of(flow)
+        for number, report in outcome.receivers.items()
+        for buffer, visit, _ in (report.flows[gdt.name].lost if gdt.name in report.flows else ())
+    ]
+    if not losses_of_flow:
+        return None
+    frame, number = min(losses_of_flow)
+    return FirstLost(frame, plan.receivers[number])
 
 
 BRIDGED_S = 1.0
@@ -145,13 +236,13 @@ def allowed_losses(plan: Plan, flow: str, expected: int) -> int | None:
     return math.floor(float(allowed.rstrip().rstrip("%")) / 100 * expected * (1 + 1e-12))
 
 
-def lost_frames(account: FlowAccount, state: str) -> int:
+def lost_frames(account: FlowRecord, state: str) -> int:
     """Return the number of frames of a flow that were lost in a run that ended so."""
-    lost = account.counts[LOST] + account.counts[INCOMPLETE]
-    return lost - (account.expected - account.last_row()) if lost and state == "stopped" else lost
+    lost = account.lost + account.missing
+    return lost - (account.expected - last_row(account, account.expected)) if lost and state == "stopped" else lost
 
 
-def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowRecord]) -> list[str]:
     """Return a sentence for each flow that lost more than is allowed.
 
     There is none for a run that has failed, whose reason is known.
@@ -161,7 +252,7 @@ def losses(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) ->
     sentences = []
     for name, account in accounts.items():
         skips = plan.info.sensor.skips and plan.allow_lost is None  # what is missing was asked to be left out
-        lost = account.counts[LOST] if skips else lost_frames(account, outcome.state)
+        lost = account.lost if skips else lost_frames(account, outcome.state)
         allowed = allowed_losses(plan, name, account.expected)
         if allowed is not None and lost > allowed:
             share = f"{100 * lost / account.expected:.2g} %"
@@ -174,18 +265,18 @@ def allowed_text(allowed: int | None) -> str:
     return "any may be" if allowed is None else f"{allowed or 'none'} may be"
 
 
-def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> list[str]:
+def shortfalls(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowRecord]) -> list[str]:
     """Return warnings of frames that receivers were too slow for, each with a cure, and of a low rate."""
     return [*_cures(plan, outcome, accounts), *_slow(plan, outcome)]
 
 
-def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> Iterator[str]:
+def _cures(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowRecord]) -> Iterator[str]:
     for name, account in accounts.items():
-        first = first_lost(plan, name, outcome) if account.counts[LOST] else None
+        first = first_lost(plan, name, outcome) if account.lost else None
         if first is not None:
-            gdt = next(gdt for gdt in plan.gdts_of(name) if plan.receivers.index(first["receiver"]) in gdt.receivers)
-            yield f"{name}: {account.counts[LOST]} frames overwritten before {first['receiver']} used them: " + _cure(
-                plan, gdt, plan.receivers.index(first["receiver"]), outcome
+            gdt = next(gdt for gdt in plan.gdts_of(name) if plan.receivers.index(first.receiver) in gdt.receivers)
+            yield f"{name}: {account.lost} frames overwritten before {first.receiver} used them: " + _cure(
+                plan, gdt, plan.receivers.index(first.receiver), outcome
             )
 
 

@@ -1,149 +1,261 @@
-"""``summary.json``: its contents for a run that ended in order, and its writing: last, in one atomic step."""
+"""``summary.json``: the account of a run as its directory keeps it, declared, written last in one step, and read."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from lima2cli.accounting.account import FlowAccount
-from lima2cli.accounting.acquisitions import Outcome
-from lima2cli.accounting.finish import link_file
-from lima2cli.accounting.shortfalls import achieved_hz, allowed_losses, first_lost, measured_figures, shortfalls
+from lima2cli.declare.plain import from_plain, key, schema_of, to_plain
 from lima2cli.errors import RunFailed
 from lima2cli.files.disk import advice, allocate
 from lima2cli.files.nexus import SUMMARY
-from lima2cli.files.run_file import COUNTS
-from lima2cli.messages import Usage, usage
 from lima2cli.paths import read_json_object
-from lima2cli.plan.ir import Plan
 from lima2cli.secret import hidden
 
 VERSION = 1
 RESERVE_BYTES = 256 << 10
 """Maximal bytes of a summary: one of many nodes, ranks and losses has some 100 KiB."""
-STATES = ("complete", "stopped", "failed")
-CHANNEL_COUNTS = ("expected", "saved", "vetoed", "dropped", "lost", "bytes")
+
+State = Literal["complete", "stopped", "failed"]
+Range = tuple[int, int, int]
+"""First and last number, and step."""
 
 
-def content(
-    plan: Plan,
-    outcome: Outcome,
-    directory: Path,
-    accounts: Mapping[str, FlowAccount],
-    channels: Mapping[str, Any],
-    tables: Mapping[str, Any],
-    problems: Sequence[str],
-) -> dict[str, Any]:
-    """Return the contents of ``summary.json``, as plain data.
+@dataclass(frozen=True)
+class FirstLost:
+    """The first frame of a flow that was overwritten before it was used."""
 
-    channels, tables  what the files of each node hold
-    """
-    return {
-        "version": VERSION,
-        "state": outcome.verdict[0],
-        "reason": outcome.verdict[1],
-        "acquisition": {"number": outcome.number + 1, "of": plan.repeat, "dead_time_s": outcome.dead_s},
-        "overrun": outcome.overrun,
-        "losses": outcome.losses,
-        "file": link_file(plan, directory),
-        "frames": outcome.frames,
-        "flows": {
-            name: _flow(plan, account) | {"first_lost": first_lost(plan, name, outcome)}
-            for name, account in accounts.items()
-        },
-        "channels": channels,
-        "tables": tables,
-        "seconds": outcome.seconds,
-        "rates": _rates(plan, outcome, accounts),
-        "resources": _resources(plan, outcome, accounts),
-        "problems": list(dict.fromkeys([*problems, *(failure.message for failure in outcome.failures)])),
-        "warnings": [*_doubts(plan), *outcome.warnings, *shortfalls(plan, outcome, accounts)],
-        "workers": _workers(plan, outcome),
+    frame: int = key("Its number.")
+    receiver: str = key("The receiver that was too slow.")
+
+
+@dataclass(frozen=True)
+class FlowReport:
+    """Facts about a flow that only the ranks know."""
+
+    allowed: int | None = key("Frames that may be lost or missing; null: any.")
+    status: str = key("How it ended: ok, full (a oneshot buffer), or incomplete.")
+    receivers: Mapping[str, int] = key("Frames received, by receiver.")
+    group_events: Mapping[str, int] = key("Events of groups, by receiver.")
+    end_events: Mapping[str, int] = key("Events of its end, by receiver.")
+    first_lost: FirstLost | None = key("The first frame that was lost; null where none was.")
+
+
+@dataclass(frozen=True)
+class FlowSummary:
+    """A flow, in frames: expected = received + lost + dropped + missing. Null: no file tells."""
+
+    expected: int | None = key("Frames that it selects of those that were taken.")
+    received: int | None = key("Frames that receivers used.")
+    lost: int | None = key("Frames that were overwritten before they were used.")
+    dropped: int | None = key("Frames that found a oneshot buffer full.")
+    missing: int | None = key("Frames that never came, or not whole (a module failed, packets were lost).")
+    missing_frames: tuple[Range, ...] | None = key(
+        "Numbers of the frames that were not received, as ranges [first, last, step], last included."
+    )
+    waited_s: float | None = key("Seconds that the source was held back.", None, none="absent")
+    reported: FlowReport | None = key("What only the ranks know.", None, none="spread")
+
+
+@dataclass(frozen=True)
+class ChannelSummary:
+    """A node that saves frames: expected = saved + vetoed + dropped + lost. Null: no file tells."""
+
+    expected: int = key("Frames that should be saved.")
+    saved: int = key("Frames that the files hold.")
+    vetoed: int | None = key("Frames that `filter` nodes left out.")
+    dropped: int | None = key("Frames that a full buffer or a transform dropped.")
+    lost: int | None = key("Frames that were lost, those that its flow lost among them.")
+    unmatched: int | None = key("Frames of these that were not in all inputs of a join.", None, none="absent")
+    dataset: str | None = key("The frames: file::/path; null where there is no master.", None)
+    files: tuple[str, ...] = key("Files that hold the frames.", ())
+    bytes: int = key("Size of these files.", 0)
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """A node that saves rows."""
+
+    rows: int | None = key("Rows; null where no file tells.")
+    unmatched: int | None = key("Frames that were not in all inputs of a join.", None, none="absent")
+    file: str | None = key("Its file; null where there is none.", None)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """An acquisition among those of its job."""
+
+    number: int = key("From 1.")
+    of: int = key("How many there are; 0: until stopped.")
+    dead_time_s: float | None = key(
+        "Seconds from the last frame of the one before to when this one could take a frame; null for the first."
+    )
+
+
+@dataclass(frozen=True)
+class FlowRate:
+    """The rate of one flow, on average."""
+
+    frames_per_s: float = key("Frames received per second.")
+    bytes_per_s: float = key("Bytes of these per second.")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a run."""
+
+    asked_hz: float | None = key("Frames per second that were asked for; null: as fast as possible.")
+    achieved_hz: float | None = key("Frames per second that the modules served; null where there were none.")
+    flows: Mapping[str, FlowRate] = key("By flow.")
+
+
+@dataclass(frozen=True)
+class RankUsage:
+    """Resources that a rank used."""
+
+    rank: int = key("Its number.")
+    role: str = key("control, detector, receiver or worker.")
+    cpu_s: float = key("CPU seconds, the start of the program among them.")
+    rss_bytes: int = key("Peak memory.")
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """Cost of nodes that are computed together, on one receiver."""
+
+    nodes: tuple[str, ...] = key("In the order of the data.")
+    frames: int = key("Frames that it was given.")
+    stage_s: float = key("Seconds to compute.")
+    commit_s: float = key("Seconds to write.")
+
+
+@dataclass(frozen=True)
+class ReceiverFigures:
+    """Work of one receiver."""
+
+    rank: int = key("Its rank.")
+    busy_s: float = key("Seconds that it was busy.")
+    cpu_s: float = key("CPU seconds from the start of the acquisition on.")
+    frames: float = key("Frames of the detector for which it did its part.")
+    kernels: tuple[KernelCost, ...] = key("Cost of each kernel.")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of results, from a frame's time to when it was released."""
+
+    p50_s: float | None = key("Median, in seconds; null where there was none.")
+    p99_s: float | None = key("99th percentile.")
+    max_s: float = key("The longest.")
+
+
+@dataclass(frozen=True)
+class PaceFigures:
+    """Pace of the results of a flow on one receiver."""
+
+    frames: int = key("Frames whose results left.")
+    hz: float | None = key("Frames of the detector per second, without those that were lost; null: too few.")
+    seconds: float = key("For how long.")
+
+
+@dataclass(frozen=True)
+class DetectorFigures:
+    """Work of one detector rank."""
+
+    put_s: float = key("Seconds spent sending.")
+    flush_s: float = key("Seconds of these blocked in Flush.")
+    cpu_s: float = key("CPU seconds from the start of the acquisition on.")
+    behind_s: float | None = key("Seconds that it was behind its clock at most; null where frames have no period.")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Figures that the ranks have measured."""
+
+    ranks: tuple[RankUsage, ...] = key("Of each rank that reported.")
+    peak_fill: Mapping[str, Mapping[str, float]] = key(
+        "The highest fill of local buffers, as a share of their depth, by flow and receiver."
+    )
+    put_s: Mapping[str, float] = key("Seconds spent sending, by rank.")
+    receivers: Mapping[str, ReceiverFigures] = key("By receiver.")
+    latency: Mapping[str, Latency] = key("By flow, and by node that waits for others.")
+    paces: Mapping[str, Mapping[str, PaceFigures]] = key("Results, by flow and receiver.")
+    hold_s: Mapping[str, float | None] = key("Seconds that local buffers hold frames; null where these have no period.")
+    detectors: Mapping[str, DetectorFigures] = key("By rank.")
+
+
+@dataclass(frozen=True)
+class WorkerSummary:
+    """A rank of a node `mpi`; null where it was not there any more to report."""
+
+    rank: int = key("Its number.")
+    node: str = key("The node that delegates to it.")
+    blocks: int | None = key("Blocks that it was given.")
+    frames: int | None = key("Frames that it was given.")
+    failed: int | None = key("Blocks of these that it failed.")
+    busy_s: float | None = key("Seconds from when it was given a block to when it had a result.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """The account of a run: of its flows, and of the nodes that save."""
+
+    version: Literal[1] = key("Of this format.", VERSION)
+    flows: Mapping[str, FlowSummary] = key("By flow.")
+    channels: Mapping[str, ChannelSummary] = key("By node that saves frames.")
+    tables: Mapping[str, TableSummary] = key("By node that saves rows.")
+    problems: tuple[str, ...] = key("Masters or tables that could not be written, failures of ranks: sentences.", ())
+    warnings: tuple[str, ...] = key("What else is to be known: sentences.", ())
+
+    @property
+    def nodes(self) -> Mapping[str, ChannelSummary | TableSummary]:
+        """Nodes that save, by name."""
+        return {**self.channels, **self.tables}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Accounting):
+    """The account of an acquisition, written last and in one step. Paths in it are relative to its directory."""
+
+    state: State = key("complete, stopped (by the user) or failed.")
+    reason: str | None = key("Why it is not complete.")
+    acquisition: Acquisition | None = key("Which of the job; absent where ranks died.", None, none="absent")
+    overrun: bool = key("Whether data were destroyed in a flow of `overrun: stop`.", False)
+    losses: tuple[str, ...] = key(
+        "A sentence for each flow that lost more frames than it may; with one of them no run is complete.", ()
+    )
+    file: str | None = key("The file that links all others; null where there is none.")
+    frames: int | None = key("Frames that were asked for, or those until it was stopped; null: unknown.")
+    seconds: float | None = key(
+        "From frame 0 to the last file closed, without masters and tables; null where ranks died."
+    )
+    rates: Rates | None = key("Rates; empty where ranks died.", None, none="empty")
+    resources: Resources | None = key("What was measured; empty where ranks died.", None, none="empty")
+    workers: tuple[WorkerSummary, ...] | None = key("Workers; absent where ranks died.", None, none="absent")
+
+    @property
+    def orderly(self) -> bool:
+        """Return whether the run ended in order: only its ranks know how long it took."""
+        return self.seconds is not None
+
+    @property
+    def end_files(self) -> list[str | None]:
+        """Return the names of the files that the end of the run made; None for each that could not be made."""
+        channels = [item.dataset and item.dataset.partition("::")[0] for item in self.channels.values()]
+        return [*channels, *(item.file for item in self.tables.values()), self.file]
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of ``summary.json``, as it is published."""
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:lima2:schemas:summary-1",
+        "title": "lima2 summary of a run, version 1",
     }
-
-
-def _flow(plan: Plan, account: FlowAccount) -> dict[str, Any]:
-    return account.totals | {
-        "allowed": allowed_losses(plan, account.name, account.expected),
-        "waited_s": account.waited_s,
-        "missing_frames": account.absent(),
-        "status": account.status,
-        "receivers": _named(plan, account.by_receiver),
-        "group_events": _named(plan, account.group_events),
-        "end_events": _named(plan, account.end_events),
-    }
-
-
-def _named(plan: Plan, counts: Mapping[int, int]) -> dict[str, int]:
-    """Return values by the receivers' names, in their order."""
-    return {plan.receivers[receiver]: counts[receiver] for receiver in sorted(counts)}
-
-
-def _doubts(plan: Plan) -> Iterator[str]:
-    """Yield warnings of recorded frames: what was asked and is not in their files, or is there and was not taken."""
-    asked = plan.record.get("acquisition", {}).get("frames") or 0
-    if plan.frames is not None and plan.frames < asked:
-        yield f"{asked} frames were asked for, and {plan.frames} are recorded"
-    yield from plan.info.sensor.doubts
-
-
-def _workers(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
-    """Return what each worker was given; null where it is not there any more to report it."""
-    reports = outcome.workers
-    return [
-        {
-            "rank": role.rank,
-            "node": role.worker,
-            "blocks": reports[role.rank].blocks if role.rank in reports else None,
-            "frames": reports[role.rank].frames if role.rank in reports else None,
-            "failed": reports[role.rank].failed if role.rank in reports else None,
-            "busy_s": reports[role.rank].busy_s if role.rank in reports else None,
-        }
-        for role in plan.ranks
-        if role.worker is not None
-    ]
-
-
-def _rates(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
-    seconds = outcome.seconds or 1e-9
-    sizes = dict.fromkeys(accounts, 0)
-    for gdt in plan.gdts:
-        sizes[gdt.flow] += gdt.source.area * gdt.pixel_bytes
-    return {
-        "asked_hz": None if plan.period_s is None else 1 / plan.period_s,
-        "achieved_hz": achieved_hz(plan, outcome),
-        "flows": {
-            name: {"frames_per_s": account.received / seconds, "bytes_per_s": account.received * sizes[name] / seconds}
-            for name, account in accounts.items()
-        },
-    }
-
-
-def _resources(plan: Plan, outcome: Outcome, accounts: Mapping[str, FlowAccount]) -> dict[str, Any]:
-    used: dict[int, Usage] = {0: usage()}
-    used |= {rank: source.usage for rank, source in outcome.sources.items()}
-    used |= {plan.rank_of_receiver(r): report.usage for r, report in outcome.receivers.items()}
-    used |= {rank: report.usage for rank, report in outcome.workers.items()}
-    return {
-        "ranks": [
-            {
-                "rank": role.rank,
-                "role": role.role,
-                "cpu_s": used[role.rank].cpu_s,
-                "rss_bytes": used[role.rank].rss_bytes,
-            }
-            for role in plan.ranks
-            if role.rank in used
-        ],
-        "peak_fill": {
-            name: {plan.receivers[r]: fill for r, fill in account.peak_fill.items()}
-            for name, account in accounts.items()
-        },
-        "put_s": {str(rank): source.put_s for rank, source in outcome.sources.items()},
-        **measured_figures(plan, outcome),
-    }
+    return json.dumps(head | schema_of(Summary), indent=1, ensure_ascii=False) + "\n"
 
 
 def reserve_summary(directory: Path, ends: int = 0) -> None:
@@ -171,13 +283,19 @@ def release_ends(directory: Path) -> None:
             file.truncate(RESERVE_BYTES)
 
 
-def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+FIRST = ("version", "state", "reason", "acquisition", "overrun", "losses", "file", "frames")
+"""Keys that people look for first."""
+
+
+def write_summary(directory: Path, summary: Summary) -> None:
     """Write ``summary.json``, last and in one step: where it is, all the rest is.
 
     Raises:
         RunFailed: it can't be written.
     """
-    part, data = _part(directory), json.dumps(hidden(dict(summary)), indent=1).encode() + b"\n"
+    plain = hidden(to_plain(summary))
+    plain = {name: plain[name] for name in (*FIRST, *plain) if name in plain}
+    part, data = _part(directory), json.dumps(plain, indent=1).encode() + b"\n"
     try:
         with part.open("r+b" if part.exists() else "wb") as file:  # where there is room for it
             file.write(data)
@@ -187,7 +305,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
         part.replace(directory / SUMMARY)
     except OSError as error:
         help = "; ".join(["", *advice([str(error)], directory, whole=False)])
-        message = f"the run ended ({summary['state']}), but its summary cannot be written: {error}{help}"
+        message = f"the run ended ({summary.state}), but its summary cannot be written: {error}{help}"
         raise RunFailed(message) from error
 
 
@@ -196,44 +314,9 @@ def _part(directory: Path) -> Path:
     return directory / f".{SUMMARY}.part"
 
 
-def read_summary(directory: Path) -> dict[str, Any] | None:
+def read_summary(directory: Path) -> Summary | None:
     """Return the summary; None where there is none, or it is damaged."""
     try:
-        summary = read_json_object(directory / SUMMARY)
+        return from_plain(Summary, read_json_object(directory / SUMMARY))
     except (OSError, ValueError):
         return None
-    return summary if _sound(summary) else None
-
-
-def _sound(summary: Mapping[str, Any]) -> bool:
-    """Return whether it has what readers need: states, counts and names of files, each of its type."""
-    counts = {"flows": COUNTS, "channels": CHANNEL_COUNTS, "tables": ("rows",)}
-    of_one = {"number": 1, "of": 1}
-    try:
-        return (
-            summary["state"] in STATES
-            and all(isinstance(summary[key], str | None) for key in ("reason", "file"))
-            and all(isinstance(summary[key], int | float | None) for key in ("frames", "seconds"))
-            and all(isinstance(sentence, str) for key in ("problems", "warnings") for sentence in summary[key])
-            and all(
-                isinstance(item[key], int | None)
-                for table in counts
-                for item in _items(summary[table])
-                for key in counts[table]
-            )
-            and all(isinstance(item["dataset"], str | None) for item in _items(summary["channels"]))
-            and all(isinstance(item["file"], str | None) for item in _items(summary["tables"]))
-            and all(_ranges(item["missing_frames"]) for item in _items(summary["flows"]))
-            and all(isinstance(summary.get("acquisition", of_one)[key], int) for key in of_one)
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
-
-
-def _items(table: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return list(table.values())
-
-
-def _ranges(found: Any) -> bool:
-    """Return whether these are lists of first, last, step; or None, where that is not known."""
-    return found is None or all(len(numbers) == 3 and all(isinstance(n, int) for n in numbers) for numbers in found)

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from lima2cli.cli.doctor import doctor
+from lima2cli.cli.check import doctor, plan, schema, validate
 from lima2cli.cli.inspect import inspect, recover
 from lima2cli.cli.kinds import detectors, nodes
-from lima2cli.cli.plan import plan
 from lima2cli.cli.run import run
-from lima2cli.cli.runs import runs, stop, trigger
+from lima2cli.cli.runs import runs, set_parameter, start, stop, trigger
+from lima2cli.cli.serve import serve, view
 from lima2cli.cli.simulate import simulate
-from lima2cli.cli.validate import schema, validate
-from lima2cli.errors import FAILED, FINE
+from lima2cli.cli.tap import tap
+from lima2cli.cli.top import top
+from lima2cli.errors import ExitCode
 from lima2cli.foreign import leave
 
 app = typer.Typer(
@@ -45,8 +46,12 @@ def options(
     """Declarative pipelines for 2D X-ray detectors that are faster than one computer."""
 
 
-for command in (validate, plan, doctor, run, simulate, inspect, stop, trigger, recover, schema):
+for command in (
+    validate, plan, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
+    recover, schema,
+):  # fmt: skip
     app.command()(command)
+app.command("set")(set_parameter)
 app.add_typer(runs, name="runs")
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")
@@ -61,5 +66,5 @@ def main() -> None:
     try:
         app(prog_name="lima2")
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else FINE if end.code is None else FAILED)
+        leave(end.code if isinstance(end.code, int) else ExitCode.FINE if end.code is None else ExitCode.FAILED)
         raise

@@ -10,26 +10,14 @@ from typing import Annotated
 
 import typer
 
-from lima2cli.errors import (
-    BUG,
-    FAILED,
-    FINE,
-    INTERRUPTED,
-    PROBLEMS,
-    UNFIT,
-    USAGE,
-    EnvironmentUnfit,
-    Lima2Error,
-    RunFailed,
-    UnreadableInput,
-)
+from lima2cli.errors import EnvironmentUnfit, ExitCode, Lima2Error, RunFailed, UnreadableInput
 from lima2cli.paths import same
 from lima2cli.secret import hide
 
 _CODES: tuple[tuple[type[Lima2Error], int], ...] = (
-    (UnreadableInput, USAGE),
-    (RunFailed, FAILED),
-    (EnvironmentUnfit, UNFIT),
+    (UnreadableInput, ExitCode.USAGE),
+    (RunFailed, ExitCode.FAILED),
+    (EnvironmentUnfit, ExitCode.UNFIT),
 )
 
 
@@ -44,29 +32,29 @@ def border(*, as_json: bool, debug: bool, as_event: bool = False) -> Iterator[No
         yield
     except BrokenPipeError:  # the reader went away; nothing that is left can be shown
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(PROBLEMS) from None
+        raise typer.Exit(ExitCode.PROBLEMS) from None
     except Lima2Error as error:
-        code = next((code for kind, code in _CODES if isinstance(error, kind)), BUG)
-        tell("internal-error" if code == BUG else _rule(error), str(error), as_json, as_event=as_event)
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.BUG)
+        show_error("internal-error" if code == ExitCode.BUG else _rule(error), str(error), as_json, as_event=as_event)
         raise typer.Exit(code) from None
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and (advice_text := _refused(error)):
-            tell("run-failed", str(error), as_json, advice_text, as_event=as_event)
-            raise typer.Exit(FAILED) from None
-        message = f"this is a bug of lima2, not of your file ({type(error).__name__}: {error})"
-        help = "run again with --debug, and report what it prints"
-        tell("internal-error", message, as_json, help, as_event=as_event)
-        raise typer.Exit(BUG) from None
+            show_error("run-failed", str(error), as_json, advice_text, as_event=as_event)
+            raise typer.Exit(ExitCode.FAILED) from None
+        message = f"this is a bug in lima2, not in your file ({type(error).__name__}: {error})"
+        help = "run again with --debug, and report its output"
+        show_error("internal-error", message, as_json, help, as_event=as_event)
+        raise typer.Exit(ExitCode.BUG) from None
 
 
 def _refused(error: OSError) -> str | None:
-    """Return what helps where a disk refused, wherever that was: it is no error of lima2."""
+    """Return what helps where a disk refused, wherever that was: it is not an error of lima2."""
     from lima2cli.files.disk import refusal
 
     meaning = refusal(str(error))
@@ -77,12 +65,12 @@ def _rule(error: Lima2Error) -> str:
     return {UnreadableInput: "unreadable-input", RunFailed: "run-failed"}.get(type(error), "environment-unfit")
 
 
-def tell(rule: str, message: str, as_json: bool, help: str | None = None, *, as_event: bool = False) -> None:
+def show_error(rule: str, message: str, as_json: bool, help: str | None = None, *, as_event: bool = False) -> None:
     """Print an error that has no place in a file."""
     message = hide(message)
     if as_json or as_event:
         from lima2cli.diagnostics import Diagnostic
-        from lima2cli.document import show_events, show_json
+        from lima2cli.document.render import show_events, show_json
 
         diagnostics = [Diagnostic(rule, message, help=help)]
         typer.echo(show_events(None, diagnostics) if as_event else show_json(None, diagnostics) + "\n", nl=False)
@@ -104,9 +92,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY.PATH=VALUE", help="Replace a value of the file; may be repeated."),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")]
-NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Every node is a kernel of its own.", hidden=True)]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
+NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Do not fuse nodes into kernels.", hidden=True)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", hidden=True)]
+
+
+def seconds_option(option: str, text: str) -> float:
+    """Return the seconds that an option says, a plain number or one with a unit such as `10ms`.
+
+    Raises:
+        UnreadableInput: they are neither.
+    """
+    from lima2cli.units import parse
+
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else float(parse(text, "seconds"))
+    except ValueError as error:
+        raise UnreadableInput(f"{option}: {error}") from error
 
 
 OTHERS = (
@@ -128,12 +130,12 @@ def check_output(path: str, inputs: Iterable[str]) -> None:
         return
     target = file.resolve()
     if any(same(file, Path(one)) for one in inputs):
-        raise EnvironmentUnfit(f"{path} is read by the pipeline; it is left alone")
+        raise EnvironmentUnfit(f"{path} is an input of the pipeline and is not overwritten")
     if target.suffix.lower() in OTHERS:
-        raise EnvironmentUnfit(f"{path} exists, and {target.suffix} files are not replaced by what is printed here")
+        raise EnvironmentUnfit(f"{path} exists; existing {target.suffix} files are not overwritten")
     names = names_of(target.parent)
     if names is not None and names.owns(target.name):
-        raise EnvironmentUnfit(f"{path} is a file of a run; it is left alone")
+        raise EnvironmentUnfit(f"{path} belongs to a run and is not overwritten")
 
 
 def write_output(path: str, text: str, inputs: Iterable[str]) -> None:
@@ -149,4 +151,4 @@ def write_output(path: str, text: str, inputs: Iterable[str]) -> None:
         raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
 
 
-__all__ = ["FAILED", "FINE", "PROBLEMS", "UNFIT", "USAGE", "border", "tell"]
+__all__ = ["ExitCode", "border", "show_error"]

@@ -9,28 +9,8 @@ from typing import Any
 
 from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Short, Table, params
 from lima2cli.declare.wording import words
-from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.detectors.base import Capabilities
 from lima2cli.plugins import Kind
-
-ROLES: tuple[tuple[type, str], ...] = (
-    (Map, "map"),
-    (Join, "join"),
-    (Transform, "transform"),
-    (Pick, "sparse"),
-    (Select, "select"),
-    (Reduce, "table"),
-    (Gather, "gather"),
-    (Delegate, "delegate"),
-    (Sink, "sink"),
-    (DetectorConfig, "source"),
-)
-"""Kind of a node in one word.
-
-Frames to frames one by one, the same with several inputs, frames to other frames, frames to sparse frames, frames to
-some of them, frames to rows, parts of frames to whole frames, frames to what other processes reply, frames to files,
-frames.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,7 @@ def describe_kind(name: str, kind: Kind[Any]) -> Description:
     class_text = inspect.cleandoc(table.__doc__ or "")
     return Description(
         kind=name,
-        role=next(role for base, role in ROLES if issubclass(table, base)),
+        role=getattr(table, "role", "source"),  # a detector has none
         origin=str(kind.origin),
         line=" ".join(class_text.split("\n\n")[0].split()),
         text=_module_text(name, table) or class_text,

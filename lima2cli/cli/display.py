@@ -6,13 +6,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from io import UnsupportedOperation
+from pathlib import Path
 from typing import Any, TextIO
 
+from lima2cli.cli.progress_line import Window, progress_line
 from lima2cli.secret import hidden, hide
-from lima2cli.units import count_text, frames_text, seconds_text
+from lima2cli.units import frames_text, seconds_text, which_text
 
 
 class ProgressStyle(StrEnum):
@@ -27,19 +30,29 @@ class ProgressStyle(StrEnum):
 
 PLAIN_PERIOD_S = 10.0
 
+Table = Callable[[Path], list[str]]
+"""Function that returns lines about a run, by its directory."""
+
+CLEAR = "\r\x1b[J"
+"""Go to the begin of the line, and clear it and all that is below (ECMA-48)."""
+
 
 class ProgressPrinter:
     """Printer of the events of a run: one line that is drawn again on a terminal, else a line per 10 s and per event.
 
     With `ProgressStyle.NONE` errors and warnings only.
+
+    table  gives lines to be drawn below that line, by the run directory
     """
 
-    def __init__(self, mode: ProgressStyle, out: TextIO) -> None:
+    def __init__(self, mode: ProgressStyle, out: TextIO, table: Table | None = None) -> None:
         if mode is ProgressStyle.AUTO:
             mode = ProgressStyle.TTY if out.isatty() else ProgressStyle.PLAIN
-        self._mode, self._out = mode, out
+        self._mode, self._out, self._table = mode, out, table
+        self._directory: Path | None = None
         self._printed_at, self._open = time.monotonic(), False
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
+        self._window = Window()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
@@ -57,10 +70,10 @@ class ProgressPrinter:
         kind = event["type"]
         if kind == "error" or (kind == "event" and event["event"] == "warning"):
             self._show(event)
-            self._told.add(event["message"].removeprefix("warning: "))
+            self._printed.add(event["message"].removeprefix("warning: "))
         elif kind == "done":
-            problems = [f"problem: {text}" for text in event["problems"] if text not in self._told]
-            warnings = [f"warning: {text}" for text in event["warnings"] if text not in self._told]
+            problems = [f"problem: {text}" for text in event["problems"] if text not in self._printed]
+            warnings = [f"warning: {text}" for text in event["warnings"] if text not in self._printed]
             ended = [] if event["state"] == "complete" else [f"{event['state']}: {event['reason']}"]
             for text in (*problems, *warnings, *ended):
                 self._line(text)
@@ -69,12 +82,13 @@ class ProgressPrinter:
         kind = event["type"]
         if kind == "start":
             frames = "until stopped" if event["frames"] is None else frames_text(event["frames"])
-            which = f" {event['acquisition']} of {event['of']}" if event.get("of", 1) > 1 else ""
+            which = "" if event.get("of", 1) == 1 else f" {which_text(event['acquisition'], event['of'])}"
             self._line(f"{event['name']}{which}: started, {frames}")
+            self._directory = Path(event["directory"])
         elif kind == "acquisition":
             dead = event["dead_time_s"]
-            after = "" if dead is None else f", {seconds_text(dead)} after the one before"
-            which, frames = f"{event['number']} of {event['of']}", frames_text(event["frames"])
+            after = "" if dead is None else f", {seconds_text(dead)} after the previous one"
+            which, frames = which_text(event["number"], event["of"]), frames_text(event["frames"])
             self._line(f"acquisition {which}: {event['state']}, {frames}{after}, {event['directory']}")
         elif kind == "progress":
             self._progress(event)
@@ -85,30 +99,45 @@ class ProgressPrinter:
             detail = f" ({event['detail']})" if event.get("detail") else ""
             self._line(f"error on rank {event['rank']}{where}: {event['message']}{detail}")
         elif kind == "done" and self._open:
-            self._out.write("\n")
+            self._out.write("\n\x1b[J")
 
     def _progress(self, event: dict[str, Any]) -> None:
-        flows = event["flows"]
-        seconds = event["seconds"]
-        parts = []
-        for name, count in flows.items():
-            lost = f" ({count_text(count['lost'])} lost)" if count["lost"] else ""
-            rate = count["received"] / seconds if seconds > 0 else 0.0
-            parts.append(f"{name} {count_text(count['received'])}{lost} {count_text(round(rate))}/s")
-        text = f"{seconds_text(round(seconds, 1)):>10}  " + "  ".join(parts)
+        before = self._window.before(event)
         if self._mode is ProgressStyle.TTY:
-            self._out.write(f"\r\x1b[K{text[:200]}")
+            columns, lines = _size(self._out)
+            line = progress_line(event, before, columns - 1)
+            below = [row[: columns - 1] for row in self._below()[: max(0, lines - 2)]]
+            up = f"\x1b[{len(below)}A" if below else ""  # the cursor stays in the line
+            self._out.write(CLEAR + "\n".join([line, *below]) + up)
             self._out.flush()
             self._open = True
         elif time.monotonic() - self._printed_at >= PLAIN_PERIOD_S:
-            self._line(text)
+            self._line(progress_line(event, before))
+
+    def _below(self) -> list[str]:
+        return [] if self._table is None or self._directory is None else self._table(self._directory)
 
     def _line(self, text: str) -> None:
         self._printed_at = time.monotonic()
-        self._out.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self._out.write((CLEAR if self._open else "") + text + "\n")
         self._out.flush()
         self._open = False
 
+
+def _size(stream: TextIO) -> tuple[int, int]:
+    """Return the columns and lines of a terminal in characters; some numbers where it is none, or tells none."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        size = os.terminal_size((0, 0))
+    return size.columns or COLUMNS, size.lines or LINES
+
+
+COLUMNS = 120
+"""Width of a terminal that does not tell its own."""
+
+LINES = 24
+"""Height of such a terminal."""
 
 KEPT = 1000
 """Number of events that are kept for a display that takes none; beyond, reports of progress are left out."""
@@ -118,14 +147,14 @@ LAST_WORDS_S = 5.0
 
 
 class Display:
-    """Display of the events of a run (see `ProgressPrinter`) and its end.
+    """Display of the events of a run, and its end; ``mode`` and ``table`` as of `ProgressPrinter`.
 
     The reader may be slow, blocked, full or gone: nothing is raised, and `close` returns what could not be shown.
     """
 
-    def __init__(self, mode: ProgressStyle) -> None:
+    def __init__(self, mode: ProgressStyle, table: Table | None = None) -> None:
         self._out, self._err = _own(sys.stdout), _own(sys.stderr)
-        self._show = ProgressPrinter(mode, self._out if mode is ProgressStyle.JSON else self._err)
+        self._show = ProgressPrinter(mode, self._out if mode is ProgressStyle.JSON else self._err, table)
         self._waiting: deque[dict[str, Any] | str] = deque()
         self._news = threading.Condition()
         self._closed, self._left_out, self._broken = False, 0, ""
@@ -150,10 +179,14 @@ class Display:
             self._news.notify()
         self._thread.join(LAST_WORDS_S)
         if self._thread.is_alive():
-            return "standard output or standard error takes nothing any more: the rest was not shown"
+            return "standard output or standard error is blocked: the rest was not shown"
         if self._broken:
-            return f"the progress could not be shown to its end: {self._broken}"
-        return f"{self._left_out} reports of progress were not shown: nobody took them" if self._left_out else None
+            return f"the progress could not be shown completely: {self._broken}"
+        return (
+            f"{self._left_out} progress reports were not shown: the output was not read fast enough"
+            if self._left_out
+            else None
+        )
 
     def _put(self, item: dict[str, Any] | str) -> None:
         with self._news:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import PROBLEMS, USAGE, Debug, border, tell
+from lima2cli.cli.border import Debug, ExitCode, border, show_error
 from lima2cli.units import in_units
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def facts(can: "Capabilities") -> list[tuple[str, str]]:
     parts = "no" if not can.extraction else "any" if (x, y) == (1, 1) else f"in units of {x} x {y} pixels"
     return [
         ("image", "any size" if can.largest is None else f"up to {can.largest[0]} x {can.largest[1]} pixels"),
-        ("dtypes", _named(can.dtypes, "not told")),
+        ("dtypes", _named(can.dtypes, "not stated")),
         ("bit depths", _named(can.bit_depths, "any")),
         ("datasets", str(can.datasets or many)),
         ("modules", str(can.modules or many)),
@@ -141,7 +141,7 @@ class KindFormat(StrEnum):
     JSON = "json"
 
 
-KindFormatOption = Annotated[KindFormat, typer.Option("--format", help="For people or for programs.")]
+KindFormatOption = Annotated[KindFormat, typer.Option("--format", help="Format of the output.")]
 
 
 def list_kinds(kinds: Mapping[str, "Kind[Any]"], key: str, format: KindFormat) -> None:
@@ -175,14 +175,14 @@ def show_kind(
     as_json, kind = format is KindFormat.JSON, kinds.get(name)
     if kind is None:
         if name in later:
-            tell("not-available", f"`{name}` is part of the language, but not of this version", as_json)
+            show_error("not-available", f"`{name}` is part of the language, but not available in this version", as_json)
         else:
-            tell("unknown-kind", f"there is no {what} of kind `{name}`", as_json, did_you_mean(name, kinds))
-        raise typer.Exit(USAGE)
+            show_error("unknown-kind", f"there is no {what} of kind `{name}`", as_json, did_you_mean(name, kinds))
+        raise typer.Exit(ExitCode.USAGE)
     if kind.problem is not None or kind.table is None:
         assert kind.problem is not None
-        tell(kind.problem.rule, str(kind.problem), as_json, kind.problem.help)
-        raise typer.Exit(PROBLEMS)
+        show_error(kind.problem.rule, str(kind.problem), as_json, kind.problem.help)
+        raise typer.Exit(ExitCode.PROBLEMS)
     description = describe_kind(name, kind)
     print(_as_json(description, kind.table) if as_json else _as_text(description), flush=True)
 
@@ -224,7 +224,7 @@ nodes = typer.Typer(help="The kinds of node: those built in, and those of instal
 
 @nodes.command("list")
 def list_nodes(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False) -> None:
-    """List the kinds of node: kind, role, who brings it, what it does."""
+    """List the kinds of node: kind, role, origin, purpose."""
     with border(as_json=format is KindFormat.JSON, debug=debug):
         from lima2cli.nodes.registry import NODES
 
@@ -233,13 +233,13 @@ def list_nodes(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False)
 
 @nodes.command("show")
 def show_node(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as roi_counters.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of node, such as roi_counters.")],
     format: KindFormatOption = KindFormat.TEXT,
     debug: Debug = False,
 ) -> None:
     """Show what a node does, with its formulae and parameters.
 
-    Exit code 0: fine, 1: the package that brings it is broken, 2: there is no such kind.
+    Exit code 0: fine, 1: the package that provides it is broken, 2: there is no such kind.
     """
     with border(as_json=format is KindFormat.JSON, debug=debug):
         from lima2cli.nodes.registry import LANGUAGE, NODES
@@ -254,7 +254,7 @@ detectors = typer.Typer(
 
 @detectors.command("list")
 def list_detectors(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False) -> None:
-    """List the kinds of detector: kind, role, who brings it, what it is; then what each can do."""
+    """List the kinds of detector: kind, role, origin, description; then the capabilities of each."""
     with border(as_json=format is KindFormat.JSON, debug=debug):
         from lima2cli.detectors.base import DETECTORS
 
@@ -268,16 +268,20 @@ def list_detectors(format: KindFormatOption = KindFormat.TEXT, debug: Debug = Fa
 @detectors.command("show")
 def show_detector(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND | FILE", help="Such as remu; or a pipeline, whose detector is shown.")
+        str,
+        typer.Argument(
+            metavar="KIND | FILE", help="Kind of detector, such as remu; or a pipeline, whose detector is shown."
+        ),
     ],
     format: KindFormatOption = KindFormat.TEXT,
     debug: Debug = False,
 ) -> None:
-    """Show a kind of detector: parameters, and what it can do whatever they are.
+    """Show a kind of detector: parameters, and the capabilities that do not depend on them.
 
-    Of a pipeline (a name with a dot or a slash in it): its detector as it is configured; as JSON its capability record.
+    For a pipeline (a name with a dot or a slash): its detector as configured; as JSON its capability record.
 
-    Exit code 0: fine, 1: the package that brings it is broken, or the pipeline has problems, 2: there is no such kind.
+    Exit code 0: fine, 1: the package that provides it is broken, or the pipeline has problems, 2: there is no such
+    kind.
     """
     with border(as_json=format is KindFormat.JSON, debug=debug):
         from lima2cli.detectors.base import DETECTORS
@@ -298,6 +302,6 @@ def _show_configured(file: str, *, as_json: bool) -> None:
     checked = check_file(file)
     if checked.findings.failed or checked.pipeline is None:
         print(show_all([checked], Diagnostics.TEXT), end="", file=sys.stderr, flush=True)
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.PROBLEMS)
     config, info = checked.pipeline.config, checked.pipeline.detector.sensor
     print(record_text(config, info) if as_json else configured_text(config, info), flush=True)

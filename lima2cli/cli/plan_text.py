@@ -8,7 +8,6 @@ from lima2cli.kernels.masked import words
 from lima2cli.plan.figures import (
     gdt_figures,
     kernel_figures,
-    kernel_role,
     link_figures,
     slack_s,
     unused_nodes,
@@ -160,10 +159,8 @@ def _nodes(plan: Plan) -> str:
     rows = []
     for step in plan.steps:
         receivers = ", ".join(plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers))
-        receivers += ", together" if step.circle else ""
-        rows.append(
-            (step.name, step.node.kind, kernel_role(step.node), f"{', '.join(step.sources)} → {step.after}", receivers)
-        )
+        receivers += ", together" if step.collective else ""
+        rows.append((step.name, step.node.kind, step.node.role, f"{', '.join(step.sources)} → {step.after}", receivers))
     return "nodes\n" + _table(rows) if rows else ""
 
 

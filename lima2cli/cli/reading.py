@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from lima2cli.check import Checked, check_text
-from lima2cli.cli.border import PROBLEMS, Format, tell
+from lima2cli.cli.border import ExitCode, Format, show_error
 from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.document import Source, show_concise, show_events, show_github, show_json, show_sarif, show_text
+from lima2cli.document import Source
+from lima2cli.document.render import show_concise, show_events, show_github, show_json, show_sarif, show_text
 from lima2cli.errors import UnreadableInput
 from lima2cli.secret import hide
 
@@ -39,13 +40,10 @@ def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = Tru
 
     Raises:
         UnreadableInput: as `check_file`, or it has only graphs.
-
-    Raises:
-        UnreadableInput: as `check_file`, or it has only graphs.
     """
     checked = check_file(file, overrides, fuse=fuse)
     if checked.plan is None and not checked.findings.failed:
-        raise UnreadableInput(f"{file} is no pipeline: it has graphs for pipelines to take")
+        raise UnreadableInput(f"{file} is not a pipeline: it defines graphs for pipelines to use")
     return checked
 
 
@@ -63,7 +61,7 @@ def read(file: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableInput(f"cannot read {file}: {reason}") from error
 
@@ -118,21 +116,21 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
     text = read(pipeline)
     checked = check_text(
         text, pipeline, origin.base, cores=origin.cores,
-        environment=origin.variables(needed=True), overrides=origin.overrides, fuse=fuse,
+        environment=origin.variables(), overrides=origin.overrides, fuse=fuse,
     )  # fmt: skip
     differences = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
     if differences:
         listed = [f"  {difference}" for difference in differences[:SHOWN]]
         more = [f"  and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
-        message = "\n".join([f"{file} is stale: {pipeline} compiles to another plan today", *listed, *more])
-        tell(
+        message = "\n".join([f"{file} is stale: {pipeline} now compiles to a different plan", *listed, *more])
+        show_error(
             "stale-plan",
             message,
             as_json=False,
             help=f"look at `lima2 plan {pipeline}`, and save it with `--format json -o FILE`",
             as_event=as_event,
         )
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.PROBLEMS)
     if checked.plan is not None:
         checked = replace(checked, plan=replace(checked.plan, inputs=(*checked.plan.inputs, str(Path(file).resolve()))))
     return checked, replace(origin, text=text, file=pipeline, texts=checked.texts)

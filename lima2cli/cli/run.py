@@ -5,14 +5,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import FINE, PROBLEMS, Debug, NoFuse, Overrides, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, NoFuse, Overrides, Strict, border
 from lima2cli.cli.display import ProgressStyle
 
 if TYPE_CHECKING:
+    from lima2cli.document import Source
     from lima2cli.plan.ir import Plan
     from lima2cli.runs.saved_plan import Origin
 
@@ -27,20 +28,26 @@ class Transport(StrEnum):
 
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE | PLAN | -", help="A pipeline or a saved plan; - for stdin.")],
-    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to tell of the run.")] = ProgressStyle.AUTO,
+    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
     transport: Annotated[
-        Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
+        Transport,
+        typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
     ] = Transport.AUTO,
+    armed: Annotated[
+        bool, typer.Option("--armed", help="Get ready, then wait for `lima2 start` (`acquisition.start: request`).")
+    ] = False,
     overrides: Overrides = None,
     receiver: Annotated[
         str | None,
-        typer.Option("--receiver", metavar="FILE.py:NAME", help="Your own processing: a function for each receiver."),
+        typer.Option(
+            "--receiver", metavar="FILE.py:NAME", help="Your own processing: a function that each receiver runs."
+        ),
     ] = None,
     strict: Strict = False,
     no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
-    """Run a pipeline. Starts the MPI ranks that it needs by itself, or joins those of mpiexec or srun.
+    """Run a pipeline. Starts the MPI ranks that it needs, or joins those of mpiexec or srun.
 
     Ctrl-C ends the run cleanly, a second one at once. Exit code 0: complete, 1: the file has problems, 10: the run
     failed, 11: data were lost although the pipeline forbids it, 12: this machine cannot run it (nothing was started),
@@ -48,6 +55,7 @@ def run(
     """
     with border(as_json=False, as_event=progress is ProgressStyle.JSON, debug=debug):
         from lima2cli.cli.display import Display
+        from lima2cli.cli.top import NodeTable
         from lima2cli.cli.totals import show_summary
         from lima2cli.job.mpi_join import Leader, follow, job_rank
         from lima2cli.job.run import note, run_plan
@@ -56,24 +64,60 @@ def run(
         if rank:
             gc.enable()
             follow()
-            raise typer.Exit(FINE)
+            raise typer.Exit(ExitCode.FINE)
         with nullcontext() if rank is None else Leader() as leader:
             own = None if receiver is None else _own_processing(receiver)
-            plan, origin = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
+            plan, origin, source = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
+            plan = replace(plan, on_request=plan.on_request or armed)
             gc.enable()
-            display = Display(progress)
+            display, failures = Display(progress, NodeTable()), list[dict[str, Any]]()
+
+            def emit(event: dict[str, Any]) -> None:
+                if event["type"] == "error":
+                    failures.append(event)
+                display(event)
+
             try:
                 if leader is not None:
-                    directory, summary, code = leader.run(plan, origin, display)
+                    directory, summary, code = leader.run(plan, origin, emit)
                 else:
-                    directory, summary, code = run_plan(plan, origin, display, transport=transport.value)
+                    directory, summary, code = run_plan(plan, origin, emit, transport=transport.value)
                 if progress not in (ProgressStyle.JSON, ProgressStyle.NONE):
                     display.print(show_summary(directory, summary))
+                    if summary.state == "failed":
+                        display.print(_where_failed(failures, plan, source, directory, launched=leader is None))
             finally:
                 unseen = display.close()
         if unseen is not None:
             note(directory, unseen)
         raise typer.Exit(code)
+
+
+def _where_failed(
+    failures: list[dict[str, Any]], plan: "Plan", source: "Source", directory: Path, *, launched: bool
+) -> str:
+    """Return the place of the first failure (rank, host, node, frame, line of the pipeline) and the log, in lines.
+
+    launched  by lima2, which then knows the hosts; a job that was joined has put ranks where it liked
+    """
+    import socket
+
+    from lima2cli.document import Document
+    from lima2cli.runs.ownership import LOG
+
+    lines = []
+    for event in failures[:1]:
+        role = plan.ranks[event["rank"]]
+        host = f" on {plan.placement_of(role).host or socket.gethostname()}" if launched else ""
+        who = role.role if role.receiver is None else plan.receivers[role.receiver]
+        frame = "" if event.get("frame") is None else f", frame {event['frame']}"
+        key = ("detector",) if role.role == "detector" else ("nodes", event["node"]) if event.get("node") else ()
+        if key and isinstance(source, Document):
+            place = source.place(key, on_key=True)
+            lines.append(f"  --> {place.file}:{place.span.line}:{place.span.column}  at /{'/'.join(key)}")
+        lines.append(f"   = rank {role.rank} ({who}){host}{frame}")
+    lines += [f"   = log: {directory / LOG}"] if (directory / LOG).exists() else []  # all in one process need none
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _own_processing(reference: str) -> str:
@@ -84,14 +128,14 @@ def _own_processing(reference: str) -> str:
     """
     from lima2cli.errors import FileProblem, NodeMisuse, UnreadableInput
     from lima2cli.inputs.stacks import FileStore
-    from lima2cli.nodes.user_function import look
+    from lima2cli.nodes.user_function import check_function
 
     where, colon, name = reference.rpartition(":")
     if not colon or not where or not name.isidentifier():
         raise UnreadableInput(f"--receiver {reference}: `file.py:name` or `module:name` is a function")
     try:
         with FileStore(Path()) as files:
-            look(reference, files)
+            check_function(reference, files)
     except (NodeMisuse, FileProblem) as error:
         raise UnreadableInput(f"--receiver {reference}: {error}") from error
     return f"{Path(where).resolve()}:{name}" if where.endswith(".py") else reference
@@ -99,8 +143,8 @@ def _own_processing(reference: str) -> str:
 
 def _plan_of(
     file: str, overrides: list[str], strict: bool, progress: ProgressStyle, *, fuse: bool, own: str | None
-) -> "tuple[Plan, Origin]":
-    """Return the plan of a file, and its origin; problems are shown, and end the command."""
+) -> "tuple[Plan, Origin, Source]":
+    """Return the plan of a file, its origin, and its text with places; problems are shown, and end the command."""
     from lima2cli.cli.border import Format
     from lima2cli.cli.reading import check_pipeline, check_saved, show_all, show_as_events
     from lima2cli.runs.saved_plan import Origin, looks_saved
@@ -116,11 +160,13 @@ def _plan_of(
         as_json = progress is ProgressStyle.JSON
         shown = show_as_events(checked) if as_json else show_all([checked], Format.TEXT)
         typer.echo(shown, nl=False, err=not as_json)
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.PROBLEMS)
     if progress is ProgressStyle.JSON:
         print(show_as_events(checked), end="", flush=True)
     else:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    if own is not None and checked.plan.repeat > 1:
-        raise typer.BadParameter("your own processing takes the blocks of one acquisition: not with acquisition.repeat")
-    return replace(checked.plan, processing=own), origin
+    if own is not None and checked.plan.repeat != 1:
+        raise typer.BadParameter(
+            "--receiver takes the blocks of one acquisition: it cannot be combined with acquisition.repeat"
+        )
+    return replace(checked.plan, processing=own), origin, checked.source

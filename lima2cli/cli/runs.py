@@ -5,36 +5,92 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import PROBLEMS, Debug, border
-from lima2cli.units import frames_text, seconds_text
+from lima2cli.cli.border import Debug, ExitCode, border, seconds_option
+from lima2cli.units import frames_text, seconds_text, which_text
 
 if TYPE_CHECKING:
     from lima2cli.runs.directory import Run
 
 
-RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A run directory, or its name below runs.")]
+RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`.")]
 
 
-def stop(run: RunName = "latest", debug: Debug = False) -> None:
-    """End a run cleanly, as the first Ctrl-C does where it was started; of repeated acquisitions no more begin.
+Now = Annotated[bool, typer.Option("--now", help="At once, as the second Ctrl-C: frames in flight are lost.")]
 
-    Returns at once; the run then ends its files. Exit code 0: it will stop, 1: no run goes on there, 2: no run
-    directory, 10: the run was broken off, or does not answer.
+
+def stop(run: RunName = "latest", now: Now = False, debug: Debug = False) -> None:
+    """End a run cleanly, as the first Ctrl-C does; no further acquisition of a repeated run begins.
+
+    Returns at once; the run then ends its files. Exit code 0: it will stop, 1: no run is active there, 2: no run
+    directory, 10: the run was aborted, or does not answer.
     """
     with border(as_json=False, debug=debug):
-        directory, _ = asked(run, {"do": "stop"})
-        print(f"{directory} is being stopped")
+        directory, _ = asked(run, {"do": "abort" if now else "stop"})
+        print(f"{directory} is being {'aborted' if now else 'stopped'}")
+
+
+def start(
+    run: RunName = "latest",
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Fewer than the pipeline has.")] = None,
+    period: Annotated[str | None, typer.Option("--period", help="Longer than the pipeline's, such as `10ms`.")] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Its title, in its files.")] = None,
+    sample: Annotated[str | None, typer.Option("--sample", help="Name of the sample, in its files.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Start the acquisition that a run has made ready (`lima2 run --armed`, or `acquisition.start: request`).
+
+    Exit code 0: it starts, 1: nothing is ready, or it can't be had like this, 2: no run directory, 10: the run was
+    aborted, or does not answer.
+    """
+    with border(as_json=False, debug=debug):
+        said = {key: value for key, value in (("title", title), ("sample", sample)) if value is not None}
+        request: dict[str, Any] = {"do": "start"} | ({} if frames is None else {"frames": frames})
+        request |= {"metadata": said} if said else {}
+        directory, _ = asked(run, request | ({} if period is None else {"period": seconds_option("--period", period)}))
+        print(f"{directory}: started")
+
+
+def set_parameter(
+    node: Annotated[str, typer.Argument(help="The node.")],
+    parameter: Annotated[str, typer.Argument(help="Its parameter.")],
+    value: Annotated[str, typer.Argument(help="The new value, as pipelines have it.")],
+    run: Annotated[str, typer.Option("--run", help="A run directory, or its name in `runs`.")] = "latest",
+    debug: Debug = False,
+) -> None:
+    """Change a parameter of a node while the run goes on, such as a level, a region or a calibration.
+
+    It applies to all frames from the one that is printed on, on all receivers; the files say so. What leaves the node
+    stays the same: names and number of counters, dtype, shape, masked pixels. Exit code 0: changed, 1: refused, 2: no
+    run directory, 10: the run was aborted, or does not answer.
+    """
+    with border(as_json=False, debug=debug):
+        request = {"do": "set", "node": node, "parameter": parameter, "value": _plain(value)}
+        directory, answer = asked(run, request)
+        print(f"{directory}: {node}: {parameter} is changed from frame {answer['frame']} on")
+
+
+def _plain(text: str) -> Any:
+    """Return a value as pipelines have it. Raises `UnreadableInput` where it is not YAML."""
+    from lima2cli.diagnostics import Findings
+    from lima2cli.document import load
+    from lima2cli.errors import UnreadableInput
+
+    findings = Findings()
+    document = load(f"value: {text}\n", "-", findings, environment={})
+    if document is None or findings.failed or not isinstance(document.data, dict):
+        raise UnreadableInput(f"{text!r}: {'; '.join(one.message for one in findings)}")
+    return document.data["value"]
 
 
 def trigger(
     run: RunName = "latest",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many triggers.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of triggers.")] = 1,
     debug: Debug = False,
 ) -> None:
     """Fire software triggers of a run with `acquisition.trigger: software`; each gives `frames_per_trigger` frames.
 
-    Triggers that come while frames of the last one are acquired follow them. Exit code 0: fired, 1: refused, such as
-    too many or before the start, 2: no run directory, 10: the run was broken off, or does not answer.
+    Triggers that arrive while frames of an earlier one are acquired follow them. Exit code 0: fired, 1: refused, such
+    as too many or before the start, 2: no run directory, 10: the run was aborted, or does not answer.
     """
     with border(as_json=False, debug=debug):
         directory, answer = asked(run, {"do": "trigger", "count": count})
@@ -51,13 +107,13 @@ def asked(run: str, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     answer = ask(directory, request)
     if not answer.get("ok"):
         typer.echo(f"error[refused]: {answer.get('message')}", err=True)
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.PROBLEMS)
     return str(directory), answer
 
 
 runs = typer.Typer(help="Live and finished runs.", rich_markup_mode=None, invoke_without_command=True)
 
-Folder = Annotated[str, typer.Option("--directory", help="The folder of the run directories.")]
+Folder = Annotated[str, typer.Option("--directory", help="The folder that contains the run directories.")]
 
 
 @runs.callback()
@@ -69,7 +125,7 @@ def default(context: typer.Context) -> None:
 
 @runs.command("list")
 def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
-    """List the runs below a folder: starting, live, complete, stopped, failed, or broken off (see `lima2 recover`).
+    """List the runs in a folder: starting, live, complete, stopped, failed, or aborted (see `lima2 recover`).
 
     Exit code 0; 2: no such folder.
     """
@@ -78,12 +134,7 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
 
         from lima2cli.runs.directory import runs_in
 
-        rows = []
-        for run in runs_in(Path(directory)):
-            try:
-                rows.append(_row(run))
-            except UNSOUND:
-                rows.append((run.directory.name, "damaged", "", ""))
+        rows = [_row(run) for run in runs_in(Path(directory))]
         if not rows:
             print(f"no runs in {directory}")
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
@@ -93,55 +144,37 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
 
 @runs.command("show")
 def show(run: RunName = "latest", debug: Debug = False) -> None:
-    """Show what became of every frame of a run, or how far a live one is. Exit code 0; 2: no run directory."""
+    """Show the accounting of every frame of a run, or the progress of a live one. Exit code 0; 2: no run directory."""
     with border(as_json=False, debug=debug):
         from lima2cli.cli.totals import show_summary
-        from lima2cli.runs.directory import find_run, look
+        from lima2cli.runs.directory import find_run, read_run
 
-        shown = look(find_run(run))
+        shown = read_run(find_run(run))
         if shown.state == "live":
             print("  ".join(_row(shown)).rstrip())
-            for name, (received, lost) in shown.told["flows"].items():
+            for name, (received, lost) in shown.answer["flows"].items():
                 print(f"  {name}: {received} received, {lost} lost")
-        elif shown.told:
-            try:
-                text = show_summary(shown.directory, shown.told)
-            except UNSOUND:
-                text = f"{shown.directory}: its summary is damaged; lima2 recover {shown.directory}\n"
-            print(text, end="")
+        elif shown.summary is not None:
+            print(show_summary(shown.directory, shown.summary), end="")
         elif shown.state == "starting":
-            print(f"{shown.directory} is being started")
+            print(f"{shown.directory} is starting")
         else:
-            print(f"{shown.directory}: broken off; lima2 recover {shown.directory}")
+            print(f"{shown.directory}: aborted; lima2 recover {shown.directory}")
 
 
 runs.command("stop")(stop)
 
 
-UNSOUND = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""Exceptions that a summary with values of other types than a run writes causes; one of them hides no other run."""
-
-
 def _row(run: "Run") -> tuple[str, str, str, str]:
     """Return name, state, frames, and what else is known."""
-    report = run.told
-    frames = report.get("frames")
-    seconds = report.get("seconds")
-    took = seconds_text(seconds) if seconds else ""
-    return (
-        run.directory.name,
-        run.state,
-        "" if frames is None else frames_text(frames),
-        "  ".join((took, _more(report))),
-    )
-
-
-def _more(told: Mapping[str, Any]) -> str:
-    number = told.get("acquisition")
-    if isinstance(number, Mapping):
-        number, of = number["number"], number["of"]
+    answer, summary = run.answer, run.summary
+    if summary is None:
+        frames, seconds, number, of = (answer.get(key) for key in ("frames", "seconds", "acquisition", "of"))
+        phase = answer.get("state") or answer.get("phase") or answer.get("reason") or ""
     else:
-        of = told.get("of", 1)
-    acquisition = f"acquisition {number} of {of}" if of > 1 else ""
-    phase = told.get("phase") or told.get("reason") or ""
-    return "  ".join(part for part in (acquisition, phase) if part)
+        frames, seconds, phase, own = summary.frames, summary.seconds, summary.reason or "", summary.acquisition
+        number, of = (None, None) if own is None else (own.number, own.of)
+    acquisition = "" if number is None or of == 1 else f"acquisition {which_text(number, of or 0)}"
+    more = "  ".join(part for part in (acquisition, phase) if part)
+    took = seconds_text(seconds) if seconds else ""
+    return run.directory.name, run.state, "" if frames is None else frames_text(frames), f"{took}  {more}"

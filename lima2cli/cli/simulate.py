@@ -3,21 +3,22 @@
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import FAILED, FINE, PROBLEMS, UNFIT, Debug, Overrides, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, Overrides, Strict, border
 from lima2cli.cli.display import ProgressStyle
 from lima2cli.cli.run import Transport
 from lima2cli.cli.totals import ranges_text, table
-from lima2cli.errors import DATA_LOST, STOPPED, EnvironmentUnfit, UnreadableInput
+from lima2cli.errors import BY_SIGNAL, EnvironmentUnfit, UnreadableInput
 from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
 
 if TYPE_CHECKING:
+    from lima2cli.accounting.summary import Resources
     from lima2cli.check import Checked
     from lima2cli.detectors.emulator_faults import Faults
     from lima2cli.plan.ir import Plan
@@ -36,34 +37,40 @@ class SimulateFormat(StrEnum):
 def simulate(
     file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for stdin.")],
     rate: Annotated[
-        str | None, typer.Option("--rate", metavar="2x|HZ|max", help="Instead of the file's, such as `2x`, `1 kHz`.")
+        str | None,
+        typer.Option("--rate", metavar="2x|HZ|max", help="Frame rate instead of the file's, such as `2x`, `1 kHz`."),
     ] = None,
-    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Default: of 5 s, or more.")] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Number of frames; default: those of 5 s, or more.")
+    ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option("--fault", metavar="KIND[:KEY=VALUE,…]", help="What goes wrong; may be repeated."),
+        typer.Option("--fault", metavar="KIND[:KEY=VALUE,…]", help="A fault to inject; may be repeated."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the faults.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the faults.")] = None,
     find_max_rate: Annotated[
-        bool, typer.Option("--find-max-rate", help="Find the highest rate without loss, by some short runs.")
+        bool, typer.Option("--find-max-rate", help="Find the highest rate without loss in several short runs.")
     ] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Compute everything, but write no frames.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the files, beside those of runs.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the files, next to those of runs.")] = False,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Keep the files in this directory.")] = None,
-    report: Annotated[str | None, typer.Option("--report", metavar="FILE", help="Write everything as JSON.")] = None,
-    format: Annotated[SimulateFormat, typer.Option("--format", help="Of the answer.")] = SimulateFormat.TEXT,
-    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to tell of the run.")] = ProgressStyle.AUTO,
+    report: Annotated[
+        str | None, typer.Option("--report", metavar="FILE", help="Write all results to this file, as JSON.")
+    ] = None,
+    format: Annotated[SimulateFormat, typer.Option("--format", help="Format of the result.")] = SimulateFormat.TEXT,
+    progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
     transport: Annotated[
-        Transport, typer.Option("--transport", help="MPI ranks (default, where MPI is), or all in this process.")
+        Transport,
+        typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
     ] = Transport.AUTO,
     overrides: Overrides = None,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Run a pipeline against REMU in the place of its detector: does it keep up, and what breaks first?
+    """Run a pipeline against REMU in place of its detector: does it keep up, and what breaks first?
 
-    REMU plays hardware: it never waits. Exit code 0: it keeps up, 1: the file has problems, 10: the run failed, 11:
-    it does not, 12: this machine cannot tell (the emulator was too slow, memory is missing), 130 and 143: stopped.
+    REMU behaves like hardware: it never waits. Exit code 0: it keeps up, 1: the file has problems, 10: the run failed,
+    11: it does not, 12: this machine cannot tell (the emulator was too slow, memory is missing), 130 and 143: stopped.
     """
     as_json = format is SimulateFormat.JSON or progress is ProgressStyle.JSON
     with border(as_json=as_json, debug=debug):
@@ -80,7 +87,7 @@ def simulate(
                 "--find-max-rate makes several runs: keep their files by --keep, not in one directory"
             )
         if output is not None and os.path.lexists(output):
-            raise EnvironmentUnfit(f"{output} exists, and a simulation overwrites nothing")
+            raise EnvironmentUnfit(f"{output} exists, and a simulation does not overwrite files")
         checked, origin = _checked(file, overrides or [], strict, as_json)
         assert checked.plan is not None
         if report is not None:
@@ -143,7 +150,7 @@ def _run(
         )
     except SimulationUnfit as unfit:
         _show(unfit.checked, as_json)
-        raise typer.Exit(PROBLEMS) from None
+        raise typer.Exit(ExitCode.PROBLEMS) from None
     return best
 
 
@@ -155,7 +162,7 @@ def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "t
     checked = check_pipeline(file, overrides)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         _show(checked, as_json)
-        raise typer.Exit(PROBLEMS)
+        raise typer.Exit(ExitCode.PROBLEMS)
     if not as_json:
         from lima2cli.cli.border import Format
         from lima2cli.cli.reading import show_all
@@ -192,7 +199,7 @@ def _period(rate: str | None, period_s: float | None) -> float | None:
             f"--rate {rate}: expected a factor such as `2x`, a rate such as `1 kHz`, or `max`"
         ) from error
     if period_s is None:
-        raise UnreadableInput(f"--rate {rate}: the file says no rate of which this could be a multiple; give one in Hz")
+        raise UnreadableInput(f"--rate {rate}: the file gives no rate to multiply; give one in Hz")
     return period_s / factor
 
 
@@ -234,9 +241,9 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
     assert checked.pipeline is not None
     asked, notes = checked.pipeline.acquisition, []
     if waiting := waiting_flows(checked.pipeline.flows):
-        notes.append(f"{', '.join(waiting)}: `overrun: wait` is played as `continue`, as hardware never waits")
+        notes.append(f"{', '.join(waiting)}: `overrun: wait` is simulated as `continue`, since hardware never waits")
     if rate is None and wanted.period_s is None:
-        notes.append("the file says no rate: REMU sends as fast as it can; give one with --rate")
+        notes.append("the file gives no rate: REMU sends as fast as it can; give one with --rate")
     if asked.exposure is not None and wanted.period_s is not None and asked.exposure > wanted.period_s:
         notes.append(
             f"the detector could not do this: an exposure of {seconds_text(asked.exposure)} is longer than the period"
@@ -248,11 +255,11 @@ def _notes(checked: "Checked", rate: str | None, wanted: _Wanted) -> list[str]:
 
 def _code(found: "Simulated", highest: "MaxRate | None") -> int:
     """Return the exit code."""
-    if found.failed or found.code > STOPPED:
-        return found.code or FAILED
+    if found.failed or found.code > BY_SIGNAL:
+        return found.code or ExitCode.FAILED
     if highest is not None:
-        return FINE if highest.hz is not None else DATA_LOST
-    return {True: FINE, False: DATA_LOST, None: UNFIT}[found.verdict.kept_up]
+        return ExitCode.FINE if highest.hz is not None else ExitCode.DATA_LOST
+    return {True: ExitCode.FINE, False: ExitCode.DATA_LOST, None: ExitCode.UNFIT}[found.verdict.kept_up]
 
 
 Row = tuple[str, ...]
@@ -269,9 +276,8 @@ def show_answer(found: "Simulated", probes: "Sequence[Probe]", highest: "MaxRate
     """The answer first, then why, then the figures."""
     summary, file = found.summary, found.plan.name if file == "-" else file
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
-    if summary["seconds"] is not None:
-        measured = summary["resources"]
-        ranks = [] if found.inline else _ranks(summary)
+    if (measured := summary.resources) is not None:
+        ranks = [] if found.inline else _ranks(measured, summary.seconds or 1e-9)
         for rows in (_buffers(measured), _latency(measured), _kernels(measured), ranks):
             parts += ["", *table(rows)] if len(rows) > 1 else []
     parts += ["", *(f"warning: {text}" for text in found.warnings)] if found.warnings else []
@@ -305,26 +311,26 @@ def _why(found: "Simulated") -> Iterator[str]:
         yield f"  bottleneck    {nodes} on {slow.place}: {cost}"
     if (first := verdict.first_lost) is not None:
         when = "" if first.time_s is None else f", {seconds_text(first.time_s)} after the start"
-        total = sum(flow["expected"] for flow in summary["flows"].values())
+        total = sum(flow.expected or 0 for flow in summary.flows.values())
         lost = f"{count_text(verdict.lost)} of {frames_text(total)}"
         yield f"  first lost    frame {first.frame} of {first.flow}{when}; in all {lost}"
-    for name, flow in summary["flows"].items():
-        if flow["missing"] and not flow["lost"]:
-            which = ranges_text(flow["missing_frames"])
-            missing = f"{count_text(flow['missing'])} of {frames_text(flow['expected'])}"
-            yield f"  never came    {missing} of {name}: {which}"
+    for name, flow in summary.flows.items():
+        if flow.missing and not flow.lost:
+            which = ranges_text(flow.missing_frames or ())
+            missing = f"{count_text(flow.missing)} of {frames_text(flow.expected or 0)}"
+            yield f"  missing       {missing} of {name}: {which}"
     if (behind := verdict.behind) is not None:
         lasts = "" if behind.lasts_s is None else f": its buffers last {seconds_text(behind.lasts_s)}"
-        rates = f"{hertz_text(behind.in_hz)} come, {hertz_text(behind.out_hz)} leave"
+        rates = f"{hertz_text(behind.in_hz)} in, {hertz_text(behind.out_hz)} out"
         yield f"  falls behind  {behind.flow} on {behind.receiver}: {rates}{lasts}"
 
 
-def _buffers(measured: Mapping[str, Any]) -> list[Row]:
+def _buffers(measured: "Resources") -> list[Row]:
     """Return how full local buffers were at most, and what is left of the time that they hold."""
     from lima2cli.simulate.verdict import hold_of
 
     rows: list[Row] = [("buffers", "on", "hold", "fullest", "left")]
-    for flow, fills in measured["peak_fill"].items():
+    for flow, fills in measured.peak_fill.items():
         for receiver, fill in sorted(fills.items()):
             hold = hold_of(measured, flow)
             left = None if hold is None else hold * max(0.0, 1 - fill)
@@ -332,32 +338,30 @@ def _buffers(measured: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _latency(measured: Mapping[str, Any]) -> list[Row]:
+def _latency(measured: "Resources") -> list[Row]:
     rows: list[Row] = [("latency", "p50", "p99", "longest")]
-    for name, its in measured["latency"].items():
-        rows.append((name, *(seconds_text(its[key]) for key in ("p50_s", "p99_s", "max_s"))))
+    for name, its in measured.latency.items():
+        rows.append((name, seconds_text(its.p50_s), seconds_text(its.p99_s), seconds_text(its.max_s)))
     return rows
 
 
-def _kernels(measured: Mapping[str, Any]) -> list[Row]:
+def _kernels(measured: "Resources") -> list[Row]:
     rows: list[Row] = [("nodes", "on", "frames", "a frame", "computing", "writing")]
-    for receiver, its in measured["receivers"].items():
-        for kernel in its["kernels"]:
-            cost, frames = kernel["stage_s"] + kernel["commit_s"], kernel["frames"]
+    for receiver, its in measured.receivers.items():
+        for kernel in its.kernels:
+            cost, frames = kernel.stage_s + kernel.commit_s, kernel.frames
             each = seconds_text(cost / frames if frames else None)
-            times = (seconds_text(kernel["stage_s"]), seconds_text(kernel["commit_s"]))
-            rows.append((", ".join(kernel["nodes"]), receiver, count_text(frames), each, *times))
+            times = (seconds_text(kernel.stage_s), seconds_text(kernel.commit_s))
+            rows.append((", ".join(kernel.nodes), receiver, count_text(frames), each, *times))
     return rows
 
 
-def _ranks(summary: Mapping[str, Any]) -> list[Row]:
+def _ranks(measured: "Resources", seconds: float) -> list[Row]:
     """Return what ranks have used of a core, and for how long they were busy: detector ranks with sending."""
     rows: list[Row] = [("ranks", "CPU", "busy", "in Flush", "late by")]
-    measured, seconds = summary["resources"], summary["seconds"]
-    for rank, its in measured["detectors"].items():
-        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "put_s", "flush_s"))
-        rows.append((f"{rank} detector", *shares, seconds_text(its["behind_s"])))
-    for name, its in measured["receivers"].items():
-        shares = (f"{its[key] / seconds:.0%}" for key in ("cpu_s", "busy_s"))
-        rows.append((f"{its['rank']} {name}", *shares, "-", "-"))
+    for rank, its in measured.detectors.items():
+        shares = (f"{spent / seconds:.0%}" for spent in (its.cpu_s, its.put_s, its.flush_s))
+        rows.append((f"{rank} detector", *shares, seconds_text(its.behind_s)))
+    for name, own in measured.receivers.items():
+        rows.append((f"{own.rank} {name}", f"{own.cpu_s / seconds:.0%}", f"{own.busy_s / seconds:.0%}", "-", "-"))
     return rows

@@ -1,71 +1,76 @@
 """Accounting of every frame, as a run ends or an inspection shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lima2cli.units import count_text, seconds_text, volume_text
 
+if TYPE_CHECKING:
+    from lima2cli.accounting.summary import Accounting, FlowSummary, Summary
 
-def show_summary(directory: Path, summary: Mapping[str, Any]) -> str:
-    """Return flows, channels and where the files are, in lines."""
-    lines = [f"{summary['state']}" + (f": {summary['reason']}" if summary.get("reason") else "")]
+
+def show_summary(directory: Path, summary: "Summary") -> str:
+    """Return how a run ended, its flows and channels, and where the files are, in lines."""
+    lines = [f"{summary.state}" + (f": {summary.reason}" if summary.reason else ""), *_account(summary)]
+    acquisition = summary.acquisition
+    if acquisition is not None and acquisition.of > 1:
+        before = acquisition.dead_time_s
+        dead = "" if before is None else f"; dead time before it {seconds_text(before)}"
+        lines.append(f"acquisition {acquisition.number} of {acquisition.of}{dead}")
+    where = f"{directory}/{summary.file}" if summary.file else str(directory)
+    return "\n".join([*lines, "", (f"{seconds_text(summary.seconds)}, " if summary.seconds else "") + where]) + "\n"
+
+
+def show_account(directory: Path, accounting: "Accounting", word: str) -> str:
+    """Return the flows and channels of a run, as its files have them, in lines; the first is ``word``."""
+    return "\n".join([word, *_account(accounting), "", str(directory)]) + "\n"
+
+
+def _account(accounting: "Accounting") -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("flow", "expected", "received", "lost", "dropped", "missing", "waited")]
-    for name, flow in summary["flows"].items():
-        counts = [count_text(flow[key]) for key in ("expected", "received", "lost", "dropped", "missing")]
-        rows.append((name, *counts, seconds_text(flow.get("waited_s", 0))))
-    lines += ["", *table(rows)]
-    lines += _receivers(summary["flows"])
-    if summary["channels"]:
+    for name, flow in accounting.flows.items():
+        counts = (flow.expected, flow.received, flow.lost, flow.dropped, flow.missing)
+        rows.append((name, *map(count_text, counts), seconds_text(flow.waited_s or 0)))
+    yield from ("", *table(rows), *_receivers(accounting.flows))
+    if accounting.channels:
         rows = [("channel", "expected", "saved", "lost", "dropped", "vetoed", "size", "file")]
-        for name, channel in summary["channels"].items():
-            counts = [count_text(channel[key]) for key in ("expected", "saved", "lost", "dropped", "vetoed")]
-            rows.append((name, *counts, volume_text(channel["bytes"]), str(channel["dataset"] or "-")))
-        lines += ["", *table(rows)]
-    for name, flow in summary["flows"].items():
-        if flow["missing_frames"]:
-            lines.append(f"{name}: not received: {ranges_text(flow['missing_frames'])}{_allowed(flow)}")
-    for name, saved in [*summary["channels"].items(), *summary.get("tables", {}).items()]:
-        if saved.get("unmatched"):
-            lines.append(f"{name}: {count_text(saved['unmatched'])} unmatched: not in all inputs of a join")
-    for problem in summary.get("problems", ()):
-        lines.append(f"problem: {problem}")
-    lines += [f"warning: {warning}" for warning in summary.get("warnings", ())]
-    acquisition = summary.get("acquisition", {})
-    if acquisition.get("of", 1) > 1:
-        dead = (
-            ""
-            if acquisition["dead_time_s"] is None
-            else f"; dead time before it {seconds_text(acquisition['dead_time_s'])}"
-        )
-        lines.append(f"acquisition {acquisition['number']} of {acquisition['of']}{dead}")
-    seconds = summary.get("seconds")
-    where = f"{directory}/{summary['file']}" if summary.get("file") else str(directory)
-    lines += ["", (f"{seconds_text(seconds)}, " if seconds else "") + where]
-    return "\n".join(lines) + "\n"
+        for name, channel in accounting.channels.items():
+            saved = (channel.expected, channel.saved, channel.lost, channel.dropped, channel.vetoed)
+            rows.append((name, *map(count_text, saved), volume_text(channel.bytes), channel.dataset or "-"))
+        yield from ("", *table(rows))
+    for name, flow in accounting.flows.items():
+        if flow.missing_frames:
+            yield f"{name}: not received: {ranges_text(flow.missing_frames)}{_allowed(flow)}"
+    for name, node in accounting.nodes.items():
+        if node.unmatched:
+            yield f"{name}: {count_text(node.unmatched)} unmatched: not in all inputs of a join"
+    yield from (f"problem: {problem}" for problem in accounting.problems)
+    yield from (f"warning: {warning}" for warning in accounting.warnings)
 
 
-def _allowed(flow: Mapping[str, Any]) -> str:
+def _allowed(flow: "FlowSummary") -> str:
     """Return how many may be; nothing for figures recomputed from files, which lack it."""
-    if "allowed" not in flow:
+    if flow.reported is None:
         return ""
-    return f"; {'any' if flow['allowed'] is None else flow['allowed'] or 'none'} may be lost"
+    return f"; {'any' if flow.reported.allowed is None else flow.reported.allowed or 'none'} may be lost"
 
 
-def _receivers(flows: Mapping[str, Any]) -> list[str]:
+def _receivers(flows: Mapping[str, "FlowSummary"]) -> list[str]:
     """Return how frames and events were shared out; nothing for figures recomputed from files, which lack it."""
-    if not all({"receivers", "group_events", "end_events"} <= flow.keys() for flow in flows.values()):
-        return []
     rows: list[tuple[str, ...]] = [("flow", "frames by receiver", "group events", "end events")]
     for name, flow in flows.items():
-        shares = (flow["receivers"], flow["group_events"], flow["end_events"])
+        if flow.reported is None:
+            return []
+        shares = (flow.reported.receivers, flow.reported.group_events, flow.reported.end_events)
         frames, group, end = (" + ".join(map(count_text, counts.values())) for counts in shares)
-        rows.append((name, f"{frames} ({', '.join(flow['receivers'])})", group, end))
+        rows.append((name, f"{frames} ({', '.join(flow.reported.receivers)})", group, end))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return ["", *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
 
 
-def ranges_text(ranges: list[list[int]], most: int = 8) -> str:
+def ranges_text(ranges: Sequence[tuple[int, int, int]], most: int = 8) -> str:
+    """Return (first, last, step) ranges of frame numbers in words, at most ``most`` of them."""
     texts = [
         str(first) if first == last else f"{first}..{last}" + (f" step {step}" if step > 1 else "")
         for first, last, step in ranges[:most]

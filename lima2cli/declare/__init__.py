@@ -1,298 +1,90 @@
 """One declaration of each parameter: typed object, parser, JSON Schema and manual page come from it.
 
 A table of the language is a frozen keyword-only dataclass whose fields are made by `param`. Each field has a
-*shape*, which knows the JSON Schema of what may be written and turns a value that fits the schema into a
-Python value. What does not fit has been reported by then, and is read as `POISON`.
+*shape*, which knows the JSON Schema of what may be written, and checks and reads data in one walk: it returns the
+Python value, and `POISON` for what does not fit, which the `declare.reading.Reading` has then reported.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
-from lima2cli import units
+from lima2cli.declare.scalars import (
+    LARGEST,
+    PHOTON_ENERGY,
+    THRESHOLD,
+    Anything,
+    Choice,
+    FileReference,
+    Flag,
+    FunctionReference,
+    Integer,
+    Number,
+    NumberOrNan,
+    OutOfBounds,
+    Plausible,
+    Quantity,
+    Scalar,
+    Schema,
+    Shape,
+    Sort,
+    Text,
+    matches,
+    sort,
+)
 from lima2cli.diagnostics import NAME, POISON, KeyPath, nearest
+from lima2cli.secret import Secret
 
-Schema = dict[str, Any]
+if TYPE_CHECKING:
+    from lima2cli.declare.reading import Reading
 
-LARGEST = 2**63
-"""Bound of all numbers of the language, so that sums and products of a few stay finite."""
-
+__all__ = [
+    "LARGEST", "MOST", "PHOTON_ENERGY", "THRESHOLD", "Anything", "Choice", "Either", "FileReference", "Flag",
+    "FunctionReference", "Integer", "ListOf", "MapOf", "Number", "NumberOrNan", "OneKind", "OutOfBounds", "Param",
+    "Plausible", "Quantity", "Scalar", "Schema", "Shape", "Short", "Sort", "Table", "Text", "kind_schemas",
+    "matches", "or_null", "pair", "param", "params", "read_kind", "sort",
+]  # fmt: skip
 
 MOST = 1024
 """Most entries of a list or a mapping: each entry costs time to check."""
-
-
-class OutOfBounds(ValueError):
-    """A quantity that is too small or too large."""
-
-
-class Bad:
-    """Paths at which the structure is wrong."""
-
-    def __init__(self, paths: frozenset[KeyPath] = frozenset()) -> None:
-        self._paths = paths
-
-    def __contains__(self, path: KeyPath) -> bool:
-        return path in self._paths
-
-
-class Shape:
-    """The values that may be written for a key."""
-
-    def schema(self) -> Schema:
-        """Return the JSON Schema (draft 2020-12) of the value."""
-        raise NotImplementedError
-
-    def read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        """Return the Python value; `POISON` where the path is bad."""
-        return POISON if at in bad else self._read(data, at, bad)
-
-    def leaves(self, data: Any, at: KeyPath) -> Iterator["Leaf"]:
-        """Yield all values without parts, each with its shape; values that do not fit the schema may be passed over."""
-        yield Leaf(at, self, data)
-
-    def names_file(self, data: Any) -> bool:
-        """Return True if a value without parts is a string that begins with a file's name."""
-        return False
-
-    def hides(self, data: Any) -> bool:
-        """Return True if a value without parts may be a secret."""
-        return False
-
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return data
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A value without parts as written, its shape, and its place."""
-
-    at: KeyPath
-    shape: Shape
-    value: Any
-
-
-def files(shape: Shape, data: Any, at: KeyPath = ()) -> Iterator[KeyPath]:
-    """Yield the places of strings that begin with a file's name."""
-    return (leaf.at for leaf in shape.leaves(data, at) if leaf.shape.names_file(leaf.value))
-
-
-def _bounds(minimum: float | None, maximum: float | None, above: float | None = None) -> Schema:
-    limits = {"minimum": minimum, "maximum": maximum, "exclusiveMinimum": above}
-    return {key: value for key, value in limits.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Integer(Shape):
-    """A whole number."""
-
-    minimum: int | None = None
-    maximum: int | None = None
-
-    def schema(self) -> Schema:
-        return {"type": "integer", **_bounds(self.minimum, self.maximum)}
-
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> int:
-        return int(data)
-
-
-@dataclass(frozen=True)
-class Number(Shape):
-    """A finite number."""
-
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-
-    def schema(self) -> Schema:
-        return {"type": "number", **_bounds(self.minimum, self.maximum, self.above)}
-
-
-@dataclass(frozen=True)
-class NumberOrNan(Shape):
-    """A finite number, or NaN, written ``.nan`` or ``nan``."""
-
-    def schema(self) -> Schema:
-        return {"anyOf": [{"type": "number"}, {"enum": ["nan"]}], "x-nan": True, "x-words": "a number, or nan"}
-
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> float:
-        return math.nan if data == "nan" or math.isnan(data) else data
-
-
-@dataclass(frozen=True)
-class Flag(Shape):
-    """A boolean, true or false."""
-
-    def schema(self) -> Schema:
-        return {"type": "boolean"}
-
-
-@dataclass(frozen=True)
-class Text(Shape):
-    """A string, matched by ``pattern`` where given; ``words`` say in a message what that means ("a name").
-
-    ``may_hide``: it is handed on, and names nothing, so that it may be a secret.
-    """
-
-    pattern: str | None = None
-    words: str | None = None
-    may_hide: bool = False
-
-    def schema(self) -> Schema:
-        pattern = {"pattern": self.pattern} if self.pattern else {}
-        return {"type": "string"} | pattern | ({"x-words": self.words} if self.words else {})
-
-    def hides(self, data: Any) -> bool:
-        return self.may_hide
-
-
-@dataclass(frozen=True)
-class Choice(Shape):
-    """One of a few values."""
-
-    values: tuple[Any, ...]
-
-    def schema(self) -> Schema:
-        return {"enum": list(self.values)}
-
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return next(value for value in self.values if value == data)  # 90 where 90.0 is written
-
-
-@dataclass(frozen=True)
-class Plausible:
-    """The range of values of a quantity that are probably meant, in base units; 0 is plausible where it is allowed.
-
-    bare  only plain numbers are doubted: who writes a unit means it
-    """
-
-    least: float
-    most: float
-    bare: bool = False
-
-
-@dataclass(frozen=True)
-class Quantity(Shape):
-    """A number in base units, or a string with a unit (``16 MiB``). Whole for bytes and bits."""
-
-    unit: str
-    minimum: float | None = None
-    above: float | None = None
-    plausible: Plausible | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Return True if only whole numbers make sense."""
-        return self.unit in ("bytes", "bits")
-
-    def schema(self) -> Schema:
-        number: Schema = {"type": "integer" if self.whole else "number"}
-        signed = (self.minimum is None or self.minimum < 0) and self.above is None
-        return {
-            "anyOf": [
-                number | _bounds(self.minimum, None, self.above),
-                {"type": "string", "pattern": units.pattern(self.unit, signed=signed)},
-            ],
-            "x-unit": self.unit,
-        }
-
-    def parse(self, data: int | float | str) -> float:
-        """Return the number in base units.
-
-        Raises: ValueError where a string is no quantity, out of bounds, or bytes don't come out whole.
-        """
-        value: float = data if not isinstance(data, str) else units.parse(data, self.unit)
-        if not abs(value) < LARGEST:
-            raise OutOfBounds(f"a smaller number, got {data}")
-        if self.minimum is not None and value < self.minimum:
-            raise OutOfBounds(f"at least {self.minimum:g} {self.unit}, got {data}")
-        if self.above is not None and value <= self.above:
-            raise OutOfBounds(f"more than {self.above:g} {self.unit}, got {data}")
-        if self.whole and value != int(value):
-            comes_out = f"and {data} is {value:.15g} {self.unit}" if isinstance(data, str) else f"got {data}"
-            raise ValueError(f"a whole number of {self.unit}, {comes_out}")
-        return int(value) if self.whole else value
-
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> float:
-        return self.parse(data)
-
-
-PHOTON_ENERGY = Quantity("eV", above=0, plausible=Plausible(100, 1e6))
-THRESHOLD = Quantity("eV", minimum=0, plausible=Plausible(100, 1e6))
-"""Energies of single photons, and of the thresholds above which they count."""
-
-
-@dataclass(frozen=True)
-class FileReference(Shape):
-    """A reference to a file: ``path.h5::/path/in/file``, ``path.edf``, ``path.cbf``, ``path.tif``, ``path.npy``."""
-
-    def schema(self) -> Schema:
-        return {"type": "string", "minLength": 1, "x-words": "a file, such as `dark.h5::/entry/data`"}
-
-    def names_file(self, data: Any) -> bool:
-        return isinstance(data, str)
-
-
-@dataclass(frozen=True)
-class FunctionReference(Shape):
-    """A reference to a function: ``module:name``, or ``file.py:name``."""
-
-    def schema(self) -> Schema:
-        return {"type": "string", "pattern": r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$"}
-
-    def names_file(self, data: Any) -> bool:
-        return isinstance(data, str) and ".py:" in data
-
-
-@dataclass(frozen=True)
-class Anything(Shape):
-    """Any YAML value, taken as it is."""
-
-    def schema(self) -> Schema:
-        return {}
-
-    def hides(self, data: Any) -> bool:
-        return True
-
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        if isinstance(data, dict | list):
-            for step, value in data.items() if isinstance(data, dict) else enumerate(data):
-                yield from self.leaves(value, (*at, step))
-        else:
-            yield Leaf(at, self, data)
 
 
 @dataclass(frozen=True)
 class ListOf(Shape):
     """A list, read as a tuple."""
 
+    sorts = ("list",)
     item: Shape
     minimum: int = 0
 
     def schema(self) -> Schema:
+        """See `Shape.schema`."""
         least = {"minItems": self.minimum} if self.minimum else {}
         return {"type": "array", "items": self.item.schema(), "maxItems": MOST} | least
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return tuple(self.item.read(value, (*at, i), bad) for i, value in enumerate(data))
-
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        for i, value in enumerate(data if isinstance(data, list) else ()):
-            yield from self.item.leaves(value, (*at, i))
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, list):
+            return reading.refuse("type", data, self, at)
+        items = tuple([self.item.read(value, (*at, i), reading) for i, value in enumerate(data)])
+        if len(data) > MOST:
+            return reading.fault("maxItems", data, self, at)
+        return reading.fault("minItems", data, self, at) if len(data) < self.minimum else items
 
 
 @dataclass(frozen=True)
 class MapOf(Shape):
     """Named things, in the order written."""
 
+    sorts = ("mapping",)
     item: Shape
     pattern: str = NAME
     minimum: int = 0
     maximum: int = MOST
 
     def schema(self) -> Schema:
+        """See `Shape.schema`."""
         return {
             "type": "object",
             "propertyNames": {"pattern": self.pattern},
@@ -300,12 +92,18 @@ class MapOf(Shape):
             "maxProperties": self.maximum,
         } | ({"minProperties": self.minimum} if self.minimum else {})
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return {name: self.item.read(value, (*at, name), bad) for name, value in data.items()}
-
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        for name, value in data.items() if isinstance(data, dict) else ():
-            yield from self.item.leaves(value, (*at, name))
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, dict):
+            return reading.refuse("type", data, self, at)
+        items = {}
+        for name, value in data.items():
+            below = reading.key(name, at)
+            if not matches(self.pattern, name):
+                reading.fault_of_name(name, self.pattern, below)
+            items[name] = self.item.read(value, below, reading)
+        if len(data) > self.maximum > 1:
+            return reading.fault("maxProperties", data, self, at)
+        return reading.fault("minProperties", data, self, at) if len(data) < self.minimum else items
 
 
 @dataclass(frozen=True)
@@ -314,18 +112,50 @@ class Either(Shape):
 
     shapes: tuple[Shape, ...]
 
+    @property
+    def sorts(self) -> Collection[str]:  # type: ignore[override]
+        """Return the kinds that any of the shapes takes."""
+        return {sort for shape in self.shapes for sort in shape.sorts}
+
     def schema(self) -> Schema:
+        """See `Shape.schema`."""
         return {"anyOf": [shape.schema() for shape in self.shapes]}
 
-    def pick(self, data: Any) -> Shape:
-        """Return the shape meant, see `closest`."""
-        return self.shapes[closest([shape.schema() for shape in self.shapes], data)]
+    def takes(self, data: Any) -> bool:
+        """See `Shape.takes`."""
+        return any(shape.takes(data) for shape in self.shapes)
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return self.pick(data).read(data, at, bad)
+    def known_keys(self) -> Collection[str]:
+        """See `Shape.known_keys`."""
+        return {key for shape in self.shapes for key in shape.known_keys()}
 
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        return self.pick(data).leaves(data, at)
+    def pick(self, data: Any) -> Shape | None:
+        """Return the shape meant: the first that takes data of this kind; None where none does.
+
+        Among several that take mappings, the one that knows most of the keys, or of keys like them.
+        """
+        able = [shape for shape in self.shapes if sort(data) in shape.sorts]
+        if len(able) < 2 or not isinstance(data, dict):
+            return next((shape for shape in able if shape.takes(data)), able[-1] if able else None)
+
+        def known(shape: Shape) -> tuple[int, int]:
+            keys = shape.known_keys()
+            exact = sum(key in keys for key in data)
+            return exact, exact or sum(nearest(str(key), keys) is not None for key in data)
+
+        return max(able, key=known)
+
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        shape = self.pick(data)
+        if shape is None or (isinstance(shape, Choice) and not shape.takes(data)):
+            reading.refuse("anyOf", data, self, at)
+            if isinstance(data, Secret):
+                reading.misplaced(at)
+            return POISON
+        return self._made(shape, shape.read(data, at, reading))
+
+    def _made(self, shape: Shape, value: Any) -> Any:
+        return value
 
 
 @dataclass(frozen=True)
@@ -338,60 +168,13 @@ class Short(Either):
     make: Callable[[Any], Any]
     words: str
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        shape = self.pick(data)
-        value = shape.read(data, at, bad)
+    def _made(self, shape: Shape, value: Any) -> Any:
         return value if shape is self.shapes[0] or value is POISON else self.make(value)
 
 
 def pair(table: type, each: Shape) -> Short:
     """Return the shape of ``{x: …, y: …}``, or one value for both."""
     return Short((Table(table), each), lambda value: table(x=value, y=value), "one value for both")
-
-
-def closest(options: Sequence[Schema], data: Any) -> int:
-    """Return the index of the alternative meant: the first that takes the value's kind (map, list, text, number, flag).
-
-    Among several that take mappings, the one that knows most of the keys, or of keys like them.
-    """
-    able = [i for i, option in enumerate(options) if _fits(option, data)]
-    if len(able) < 2 or not isinstance(data, dict):
-        return able[0] if able else len(options) - 1
-
-    def known(i: int) -> tuple[int, int]:
-        keys = _keys(options[i])
-        exact = sum(key in keys for key in data)
-        return exact, exact or sum(nearest(str(key), keys) is not None for key in data)
-
-    return max(able, key=known)
-
-
-def _keys(schema: Schema) -> set[str]:
-    return set(schema.get("properties", ())).union(*(_keys(option) for option in schema.get("anyOf", ())))
-
-
-def _fits(schema: Schema, data: Any) -> bool:
-    if "anyOf" in schema:
-        return any(_fits(option, data) for option in schema["anyOf"])
-    if "enum" in schema:
-        return any(data == value and isinstance(data, bool) == isinstance(value, bool) for value in schema["enum"])
-    kind = schema.get("type")
-    return kind is None or any(_KINDS[name](data) for name in ([kind] if isinstance(kind, str) else kind))
-
-
-def _is_number(data: Any) -> bool:
-    return isinstance(data, (int, float)) and not isinstance(data, bool)
-
-
-_KINDS: Mapping[str, Callable[[Any], bool]] = {
-    "object": lambda data: isinstance(data, dict),
-    "array": lambda data: isinstance(data, list),
-    "string": lambda data: isinstance(data, str),
-    "boolean": lambda data: isinstance(data, bool),
-    "integer": lambda data: _is_number(data) and data % 1 == 0,
-    "number": _is_number,
-    "null": lambda data: data is None,
-}
 
 
 @dataclass(frozen=True)
@@ -413,7 +196,7 @@ def param(doc: str, shape: Shape, default: Any = MISSING) -> Any:
     return field(metadata=metadata, default=default)
 
 
-def params(table: type) -> dict[str, Param]:
+def params(table: type) -> Mapping[str, Param]:
     """Return the declared parameters of a table, by key."""
     return {f.name: f.metadata["param"] for f in dataclasses.fields(table) if "param" in f.metadata}
 
@@ -426,10 +209,12 @@ class Table(Shape):
     short form of another has a method ``spelled_out``, which returns that one.
     """
 
+    sorts = ("mapping",)
     table: type
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def schema(self) -> Schema:
+        """See `Shape.schema`."""
         properties = {}
         for key, declared in params(self.table).items():
             entry = self.shapes.get(key, declared.shape).schema() | {"description": declared.doc}
@@ -446,22 +231,36 @@ class Table(Shape):
             **({"required": required} if required else {}),
         }
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        values: dict[str, Any] = {}
-        for key, declared in params(self.table).items():
-            if (*at, key) in bad:
+    def known_keys(self) -> Collection[str]:
+        """See `Shape.known_keys`."""
+        return self.declared
+
+    @cached_property
+    def declared(self) -> Mapping[str, Param]:
+        """Return the parameters, by key."""
+        return params(self.table)
+
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, dict):
+            return reading.refuse("type", data, self, at)
+        declared, values = self.declared, dict[str, Any]()
+        for key, one in declared.items():
+            if key in data:
+                values[key] = self.shapes.get(key, one.shape).read(data[key], reading.key(key, at), reading)
+            elif one.required:
                 values[key] = POISON
-            elif key in data:
-                values[key] = self.shapes.get(key, declared.shape).read(data[key], (*at, key), bad)
-            elif declared.required:
-                values[key] = POISON  # its absence has been reported
+        if reading.look_at_others(data, declared, at) or len(values) > len(data):
+            reading.check_keys(data, self, at)
+        if reading.bad:
+            values |= {key: POISON for key in declared if (*at, key) in reading.bad}
         made = self.table(**values)
         return made.spelled_out() if hasattr(made, "spelled_out") else made
 
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        for key, declared in params(self.table).items():
-            if isinstance(data, dict) and key in data:
-                yield from self.shapes.get(key, declared.shape).leaves(data[key], (*at, key))
+
+@cache
+def table_of(kind: type) -> Table:
+    """Return the shape of the parameters of a kind, the same one each time."""
+    return Table(kind)
 
 
 @dataclass(frozen=True)
@@ -473,10 +272,12 @@ class OneKind(Shape):
     mapping.
     """
 
+    sorts = ("mapping",)
     what: str
     kinds: Callable[[], Mapping[str, Any]]
 
     def schema(self) -> Schema:
+        """See `Shape.schema`."""
         return {
             "type": "object",
             "properties": kind_schemas(self.kinds()),
@@ -486,13 +287,18 @@ class OneKind(Shape):
             "x-kind": self.what,
         }
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> Any:
-        return read_kind(self.kinds(), data, at, bad)
+    def known_keys(self) -> Collection[str]:
+        """See `Shape.known_keys`."""
+        return self.kinds()
 
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        for kind, table in self.kinds().items():
-            if isinstance(data, dict) and kind in data and table is not None:
-                yield from Table(table).leaves(data[kind], (*at, kind))
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, dict):
+            return reading.refuse("type", data, self, at)
+        kinds = self.kinds()
+        value = read_kind(kinds, data, at, reading)
+        if reading.look_at_others(data, kinds, at) or len(data) != 1:
+            reading.check_keys(data, self, at)
+        return POISON if any((*at, kind) in reading.bad for kind in data if kind in kinds) else value
 
 
 def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:
@@ -500,12 +306,16 @@ def kind_schemas(kinds: Mapping[str, Any]) -> dict[str, Schema]:
     return {kind: {} if table is None else or_null(Table(table).schema()) for kind, table in kinds.items()}
 
 
-def read_kind(kinds: Mapping[str, Any], data: Any, at: KeyPath, bad: Bad) -> Any:
+def read_kind(kinds: Mapping[str, Any], data: Mapping[str, Any], at: KeyPath, reading: "Reading") -> Any:
     """Return an instance of the table of the one kind in ``data``; `POISON` where there is none, or no table."""
-    for kind, table in kinds.items():
-        if kind in data and table is not None:
-            return Table(table).read(data[kind] or {}, (*at, kind), bad)
-    return POISON
+    value = POISON
+    for kind in [key for key in data if key in kinds]:
+        parameters, below = data[kind], reading.key(kind, at)
+        if kinds[kind] is None:
+            reading.look(parameters, below)
+        else:
+            value = table_of(kinds[kind]).read({} if parameters is None else parameters, below, reading)
+    return value
 
 
 def or_null(schema: Schema) -> Schema:

@@ -3,18 +3,16 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from lima2cli.declare import OutOfBounds, Quantity, Schema
+from lima2cli.declare.scalars import OutOfBounds, Quantity, Schema, Shape, Sort, sort
 from lima2cli.diagnostics import NAME, Diagnostic, KeyPath, nearest
 from lima2cli.units import UNITS, in_units, plain_spelling
 
-Sort = Literal["map", "list", "text", "number", "flag", "nothing"]
-
 _SORTS: Mapping[str, Sort] = {
-    "object": "map",
+    "object": "mapping",
     "array": "list",
-    "string": "text",
+    "string": "string",
     "integer": "number",
     "number": "number",
     "boolean": "flag",
@@ -35,19 +33,6 @@ _PATTERNS = {
 }
 
 
-def sort(value: Any) -> Sort:
-    """Return the kind of YAML value."""
-    if isinstance(value, bool):
-        return "flag"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, dict):
-        return "map"
-    if isinstance(value, list):
-        return "list"
-    return "nothing" if value is None else "text"
-
-
 def sorts(schema: Schema) -> frozenset[Sort]:
     """Return the kinds of YAML value that a schema takes; all where the schema names none."""
     if "anyOf" in schema:
@@ -64,7 +49,7 @@ def words(schema: Schema) -> str:
         return str(schema["x-words"])
     if "x-unit" in schema:
         unit = schema["x-unit"]
-        return f"a number of {unit}{_limits(schema['anyOf'][0])}, or a text such as `{_EXAMPLES[unit]}`"
+        return f"a number of {unit}{_limits(schema['anyOf'][0])}, or a string such as `{_EXAMPLES[unit]}`"
     if "anyOf" in schema:
         return ", or ".join(words(option) for option in schema["anyOf"])
     if "enum" in schema:
@@ -80,7 +65,7 @@ def _words_of_type(name: str, schema: Schema) -> str:
     if name == "array":
         return "a list of at least one item" if schema.get("minItems") else "a list"
     if name == "string":
-        return _PATTERNS.get(schema.get("pattern", ""), "a text")
+        return _PATTERNS.get(schema.get("pattern", ""), "a string")
     plain = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
     return plain.get(name, "a value") + _limits(schema)
 
@@ -89,10 +74,10 @@ def _words_of_map(schema: Schema) -> str:
     neighbours = schema.get("x-beside", [])
     keys = [key for key in schema.get("properties", {}) if key not in neighbours]
     if "x-kind" in schema:
-        return f"a map with one kind of {schema['x-kind']} ({', '.join(keys)})"
+        return f"a mapping with one kind of {schema['x-kind']} ({', '.join(keys)})"
     if not keys:
-        return "a map of at least one named thing" if schema.get("minProperties") else "a map of named things"
-    return "a map with the keys " + ", ".join(keys)
+        return "a mapping with at least one name" if schema.get("minProperties") else "a mapping of names"
+    return "a mapping with the keys " + ", ".join(keys)
 
 
 def _limits(schema: Schema) -> str:
@@ -109,9 +94,9 @@ def _limits(schema: Schema) -> str:
 def got(value: Any) -> str:
     """Return the written value, shortened."""
     kind = sort(value)
-    if kind == "text":
-        return f"text `{_short(str(value))}`" if value else "an empty text"
-    if kind in ("map", "list"):
+    if kind == "string":
+        return f"the string `{_short(str(value))}`" if value else "an empty string"
+    if kind in ("mapping", "list"):
         return f"a {kind}" if value else f"an empty {kind}"
     if kind == "flag":
         return "true" if value else "false"
@@ -161,20 +146,13 @@ _TEXT = re.compile(
 _TURNED = re.compile(r"([^\W\d_]+)\s*([0-9].*)")
 
 
-def quantity_of(schema: Schema) -> Quantity:
-    """Return the declaration that a schema was made from."""
-    number = schema["anyOf"][0]
-    return Quantity(schema["x-unit"], number.get("minimum"), number.get("exclusiveMinimum"))
-
-
-def check_quantity(value: Any, schema: Any, at: KeyPath) -> Diagnostic:
+def check_quantity(value: Any, quantity: Quantity, at: KeyPath) -> Diagnostic:
     """Return the diagnostic of a value that is known not to fit.
 
     Raises: AssertionError where it fits.
     """
-    if sort(value) not in ("number", "text"):
-        return Diagnostic("wrong-type", f"expected {words(schema)}, got {got(value)}", at)
-    quantity = quantity_of(schema)
+    if sort(value) not in ("number", "string"):
+        return Diagnostic("wrong-type", f"expected {words(quantity.described)}, got {got(value)}", at)
     try:
         quantity.parse(value)
     except OutOfBounds as problem:
@@ -258,53 +236,63 @@ def _known(unit: str, quantity: str) -> tuple[str | None, float]:
 
 
 @dataclass(frozen=True)
-class SchemaFault:
-    """A value that breaks a keyword of the schema at a path."""
+class Fault:
+    """A value that breaks a keyword of its shape's schema."""
 
     keyword: str
     value: Any
-    schema: Schema
+    shape: Shape
     at: KeyPath
 
+    @property
+    def schema(self) -> Schema:
+        """Return the schema that is broken."""
+        return self.shape.described
 
-def word(fault: SchemaFault) -> Diagnostic:
+
+def diagnose(fault: Fault) -> Diagnostic:
     """Return the fault as a diagnostic in words."""
     return _WORDING[fault.keyword](fault)
 
 
-def _expected(fault: SchemaFault) -> str:
+def _expected(fault: Fault) -> str:
     return f"expected {words(fault.schema)}, got {got(fault.value)}"
 
 
-def _wrong_type(fault: SchemaFault) -> Diagnostic:
+def _wrong_type(fault: Fault) -> Diagnostic:
     return Diagnostic("wrong-type", _expected(fault), fault.at, help=_slip(fault.value, fault.schema))
 
 
 def _slip(value: Any, schema: Schema) -> str | None:
     """Return help for the typical mistakes behind a value of another sort."""
     actual, wanted = sort(value), sorts(schema)
-    if actual == "map" and "text" in wanted and len(value) == 1 and next(iter(value.values())) is None:
+    if actual == "mapping" and "string" in wanted and len(value) == 1 and next(iter(value.values())) is None:
         return f'quote it: "{{{next(iter(value))}}}"'
-    if actual == "text" and "x-kind" in schema and value in schema["properties"]:
-        return f"write it as a map: {{{value}: {{}}}}"
-    if actual == "text" and "flag" in wanted and value.lower() in ("yes", "no", "on", "off"):
+    if actual == "string" and "x-kind" in schema and value in schema["properties"]:
+        return f"write it as a mapping: {{{value}: {{}}}}"
+    if actual == "string" and "flag" in wanted and value.lower() in ("yes", "no", "on", "off"):
         return f"did you mean `{'true' if value.lower() in ('yes', 'on') else 'false'}`?"
-    if actual in ("number", "flag") and wanted == {"text"} and "enum" not in schema:
+    if actual in ("number", "flag") and wanted == {"string"} and "enum" not in schema:
         return f'quote it: "{str(value).lower()}"'
     return "write a list: [ … ]" if wanted == {"list"} else None
 
 
-def _out_of_range(fault: SchemaFault) -> Diagnostic:
+def _out_of_range(fault: Fault) -> Diagnostic:
     return Diagnostic("out-of-range", _expected(fault), fault.at)
 
 
-def _too_many(fault: SchemaFault) -> Diagnostic:
+def _bad_quantity(fault: Fault) -> Diagnostic:
+    assert isinstance(fault.shape, Quantity)
+    return check_quantity(fault.value, fault.shape, fault.at)
+
+
+def _too_many(fault: Fault) -> Diagnostic:
     most = fault.schema["maxItems" if fault.keyword == "maxItems" else "maxProperties"]
-    message = f"{len(fault.value)} are too many, at most {most} can stand here"
+    message = f"{len(fault.value)} are too many, at most {most} are allowed here"
     return Diagnostic("too-many", message, fault.at, on_key=True)
 
 
-def _unknown_value(fault: SchemaFault) -> Diagnostic:
+def _unknown_value(fault: Fault) -> Diagnostic:
     known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
     if not known or sort(fault.value) not in sorts(fault.schema):
         return _wrong_type(fault)
@@ -312,25 +300,24 @@ def _unknown_value(fault: SchemaFault) -> Diagnostic:
     return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{near}`?" if near else None)
 
 
-def _bad_text(fault: SchemaFault) -> Diagnostic:
+def _bad_text(fault: Fault) -> Diagnostic:
     rule = "bad-name" if words(fault.schema).startswith("a name") else "bad-text"
     return Diagnostic(rule, _expected(fault), fault.at)
 
 
-def _bad_name(fault: SchemaFault) -> Diagnostic:
-    name = str(fault.value)
+def bad_name(name: str, pattern: str, at: KeyPath) -> Diagnostic:
+    """Return the diagnostic of a name that breaks the pattern of names."""
     dashed = re.sub("[^A-Za-z0-9]+", "-", name).strip("-")
-    help = f"for example `{dashed}`" if re.search(fault.schema["pattern"], dashed) else None
-    message = f"`{name}` is not {words(fault.schema | {'type': 'string'})}"
-    return Diagnostic("bad-name", message, fault.at, on_key=True, help=help)
+    help = f"for example `{dashed}`" if re.search(pattern, dashed) else None
+    message = f"`{name}` is not {words({'type': 'string', 'pattern': pattern})}"
+    return Diagnostic("bad-name", message, at, on_key=True, help=help)
 
 
-_WORDING: Mapping[str, Callable[[SchemaFault], Diagnostic]] = {
+_WORDING: Mapping[str, Callable[[Fault], Diagnostic]] = {
     "type": _wrong_type,
     "enum": _unknown_value,
     "anyOf": _unknown_value,
-    "x-unit": lambda fault: check_quantity(fault.value, fault.schema, fault.at),
-    "propertyNames": _bad_name,
+    "x-unit": _bad_quantity,
     "pattern": _bad_text,
     "minLength": _bad_text,
     "minimum": _out_of_range,

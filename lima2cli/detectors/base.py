@@ -111,10 +111,10 @@ PIXEL_SIZE: Shape = pair(PixelSize, PITCH)
 
 @dataclass(frozen=True, kw_only=True)
 class InvalidLimits:
-    """Pixels below or above are no measurement."""
+    """Pixels below or above are not measurements."""
 
-    below: float | None = param("Pixels less than this are no measurement.", Number(), None)
-    above: float | None = param("Pixels greater than this are no measurement.", Number(), None)
+    below: float | None = param("Pixels less than this are not measurements.", Number(), None)
+    above: float | None = param("Pixels greater than this are not measurements.", Number(), None)
 
     @property
     def rule(self) -> Invalid:
@@ -210,7 +210,7 @@ class DetectorConfig:
     pixel_size: PixelSize | None = param("Pixel pitch, saved with the data.", PIXEL_SIZE, None)
     saturation: float | None = param("Pixels at or above this value count as saturated.", Number(), None)
     invalid: tuple[float, ...] | InvalidLimits | None = param(
-        "Values of pixels of single frames that are no measurement: a list of them, or limits `{below, above}`; "
+        "Values of pixels of single frames that are not measurements: a list of them, or limits `{below, above}`; "
         "default: those that the file or the protocol declares.",
         INVALID,
         None,
@@ -229,7 +229,7 @@ class DetectorConfig:
         rule = self.invalid.rule if isinstance(self.invalid, InvalidLimits) else Invalid(self.invalid)
         if not any(fits(rule, dataset.dtype) for dataset in info.datasets):
             dtypes = ", ".join(dict.fromkeys(dataset.dtype for dataset in info.datasets))
-            message = f"`{words(rule)}` does not tell pixels of {dtypes} apart"
+            message = f"`{words(rule)}` does not distinguish pixels of {dtypes}"
             raise NodeMisuse(
                 "invalid-value", message, ("invalid",), "values that the pixels can have, and not all of these"
             )
@@ -355,6 +355,7 @@ BUILT_IN: Mapping[str, str] = {
     "smartpix": "lima2cli.detectors.smartpix:SmartPix",
     "rashpa": "lima2cli.detectors.rashpa:Rashpa",
     "jungfrau": "lima2cli.detectors.jungfrau:Jungfrau",
+    "dectris": "lima2cli.detectors.dectris:Dectris",
 }
 """Modules of the tables of the built-in detectors, by kind; one is imported where it is asked for."""
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lima2cli.declare import Bad, Choice, Flag, Integer, ListOf, MapOf, Number, NumberOrNan, Table, Text, param
-from lima2cli.declare.checking import check
+from lima2cli.declare import Choice, Flag, Integer, ListOf, MapOf, Number, NumberOrNan, Table, Text, param
+from lima2cli.declare.reading import Reading
 from lima2cli.detectors.base import (
     INVALID,
     OPERATIONS,
@@ -55,7 +55,7 @@ class Stream:
     bits: int | None = param("Significant bits; default: all of the dtype.", Integer(1, 64), None)
     threshold: float | None = param("Photons of less energy are not counted, in eV.", Number(0), None)
     invalid: tuple[float, ...] | InvalidLimits | None = param(
-        "Pixels of single frames that are no measurement: a list of values, or limits.", INVALID, None
+        "Pixels of single frames that are not measurements: a list of values, or limits.", INVALID, None
     )
 
 
@@ -63,7 +63,7 @@ class Stream:
 class Extraction:
     """Parts of the image that a flow may take."""
 
-    possible: bool = param("Whether it may take one at all.", Flag(), True)
+    possible: bool = param("Whether a flow may take a part of the image.", Flag(), True)
     granularity: PixelStep = param("Its place and size are multiples of these.", Table(PixelStep), PixelStep())
 
 
@@ -71,7 +71,7 @@ class Extraction:
 class BufferMemory:
     """Memory that frames are written to."""
 
-    memory: tuple[str, ...] = param("Kinds of it.", ListOf(Choice(("host", "gpu"))), ("host",))
+    memory: tuple[str, ...] = param("Kinds of memory.", ListOf(Choice(("host", "gpu"))), ("host",))
     owner: str = param("Who allocates it.", Choice(("receiver", "detector")), "receiver")
 
 
@@ -81,26 +81,30 @@ class CapabilityRecord:
 
     version: int = param("Version of the record.", Choice((VERSION,)))
     name: str = param("Name of the detector.", Text())
-    versions: Mapping[str, str] = param("Of hardware, firmware and software, by what they are of.", MapOf(Text()), {})
+    versions: Mapping[str, str] = param("Versions of hardware, firmware and software, by component.", MapOf(Text()), {})
     pixel_size: PixelSize | None = param("Pixel pitch in metres.", PIXEL_SIZE, None)
     image: Size = param("Size of the whole image.", Table(Size))
     modules: tuple[Module, ...] | None = param(
-        "Their rectangles in the image; default: one that covers it.", ListOf(Table(Module), minimum=1), None
+        "Rectangles of the modules in the image; default: one that covers it.", ListOf(Table(Module), minimum=1), None
     )
     datasets: Mapping[str, Stream] = param("Streams of frames, numbered as written.", MapOf(Table(Stream), minimum=1))
     channels: int | None = param("Data channels of a module; default: any number.", Integer(1), None)
     gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
     saturation: float | None = param("Pixels at or above this value count as saturated.", Number(), None)
     triggers: tuple[str, ...] = param("What starts frames.", ListOf(Choice(TRIGGERS), minimum=1), ("internal",))
-    frames_per_trigger: int | None = param("Most of them; default: any number.", Integer(1), None)
-    operations: tuple[str, ...] = param("What it does to frames itself.", ListOf(Choice(OPERATIONS)), ())
-    binnings: tuple[PixelStep, ...] = param("Binnings that there are; none: any.", ListOf(Table(PixelStep)), ())
-    accumulation: int | None = param("Most exposures of a frame; default: any number.", Integer(1), None)
-    shutter: bool = param("Whether it opens and closes one.", Flag(), False)
+    frames_per_trigger: int | None = param(
+        "Largest number of frames per trigger; default: any number.", Integer(1), None
+    )
+    operations: tuple[str, ...] = param(
+        "Operations on frames that the detector does itself.", ListOf(Choice(OPERATIONS)), ()
+    )
+    binnings: tuple[PixelStep, ...] = param("Binnings that it can do; none: any.", ListOf(Table(PixelStep)), ())
+    accumulation: int | None = param("Largest number of exposures of a frame; default: any number.", Integer(1), None)
+    shutter: bool = param("Whether it opens and closes a shutter.", Flag(), False)
     extraction: Extraction = param("Parts of the image that a flow may take.", Table(Extraction), Extraction())
     reconstruction: bool = param("Whether modules write to their place in the full frame.", Flag(), True)
-    alignment: int | None = param("Most bits that blocks and rows can be aligned on.", Integer(1), None)
-    can_wait: bool = param("Whether it stands still until receivers have released memory.", Flag(), False)
+    alignment: int | None = param("Largest alignment of blocks and rows, in bits.", Integer(1), None)
+    can_wait: bool = param("Whether it can pause until receivers have released memory.", Flag(), False)
     buffers: BufferMemory = param("Memory that frames are written to.", Table(BufferMemory), BufferMemory())
 
 
@@ -173,12 +177,11 @@ def read_record(data: Any, kind: str) -> tuple[DetectorInfo, Capabilities]:
 
 
 def _checked(data: Any) -> CapabilityRecord:
-    shape, findings, whole = Table(CapabilityRecord), Findings(), "capability record"
-    document = {whole: _without_nulls(data)}  # so that messages name it
-    check(document, {"type": "object", "properties": {whole: shape.schema()}}, findings)
+    findings = Findings()
+    named = ("capability record",)  # in messages
+    record: CapabilityRecord = Table(CapabilityRecord).read(_without_nulls(data), named, Reading(findings))
     for finding in findings:
         raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
-    record: CapabilityRecord = shape.read(document[whole], (), Bad())
     return record
 
 
@@ -191,14 +194,14 @@ def _without_nulls(data: Any) -> Any:
     return data
 
 
-def _dataset(index: int, name: str, said: Stream) -> DatasetInfo:
-    whole = DatasetInfo(name, index, said.dtype, 64)
+def _dataset(index: int, name: str, stream: Stream) -> DatasetInfo:
+    whole = DatasetInfo(name, index, stream.dtype, 64)
     available = 8 * whole.pixel_bytes
-    if said.bits is not None and said.bits > available:
-        message = f"dataset {name} has {said.bits} significant bits, and {said.dtype} holds {available}"
+    if stream.bits is not None and stream.bits > available:
+        message = f"dataset {name} has {stream.bits} significant bits, and {stream.dtype} holds {available}"
         raise NodeMisuse("dataset-bits", message, ("datasets", name, "bits"))
-    rule = said.invalid.rule if isinstance(said.invalid, InvalidLimits) else Invalid(said.invalid or ())
-    return replace(whole, bits=said.bits or available, threshold_ev=said.threshold, invalid=rule)
+    rule = stream.invalid.rule if isinstance(stream.invalid, InvalidLimits) else Invalid(stream.invalid or ())
+    return replace(whole, bits=stream.bits or available, threshold_ev=stream.threshold, invalid=rule)
 
 
 def _invalid(rule: Invalid) -> Any:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.detectors.base import AcqParams, State, XferParams
+from lima2cli.detectors.base import AcqParams, Operations, State, XferParams
 from lima2cli.detectors.emulator_faults import Faults, Struck, with_bad_pixels
 from lima2cli.detectors.lifecycle import Lifecycle
-from lima2cli.detectors.operations import operate, operated
+from lima2cli.detectors.modules import operate, operated
 from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.errors import StateError
 from lima2cli.frames import Array, DetectorInfo
@@ -22,7 +22,8 @@ OpenSources = Callable[[Sequence[PartKey]], Mapping[PartKey, PixelSource]]
 class EmulatedDetector:
     """The implementation of `Detector` and `Warns` by sources of pixels.
 
-    ``open_sources`` makes the source of each route ready, ``faults`` change what it gives, ``told`` are warnings.
+    ``open_sources`` makes the source of each route ready, ``faults`` change what it gives, ``warnings`` returns
+    warnings.
     """
 
     def __init__(
@@ -30,20 +31,21 @@ class EmulatedDetector:
         info: DetectorInfo,
         open_sources: OpenSources,
         faults: Faults | None = None,
-        told: Callable[[], Sequence[str]] = tuple,
+        warnings: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        self._told = told
+        self._warnings = warnings
         self._info, self._open_sources, self._faults = info, open_sources, faults
         self._sources: Mapping[PartKey, PixelSource] = {}
-        self._prepared: tuple[AcqParams, XferParams] | None = None
+        self._rendered: tuple[Operations, str, XferParams] | None = None
         self._life = Lifecycle()
 
     def prepare(self, acq_params: AcqParams, xfer_params: XferParams) -> None:
         """Render or open what the routes need; what is there from the last time, for the same, is used again."""
         self._life.require("prepare", State.IDLE, State.STOPPED)
-        if self._prepared != (acq_params, xfer_params):
+        asked = acq_params.operations, acq_params.shutter, xfer_params
+        if self._rendered != asked:
             self._make_sources(acq_params, xfer_params)
-            self._prepared = acq_params, xfer_params
+            self._rendered = asked
         recorded = min((dataset.frames for dataset in self._info.datasets if dataset.frames is not None), default=None)
         self._prepare_clock(acq_params, recorded, [module for _, module in self._sources])
 
@@ -92,8 +94,9 @@ class EmulatedDetector:
         self._life.stop()
 
     def reset(self) -> None:
-        """See `Detector`; frees what was rendered."""
-        self._sources, self._prepared = {}, None
+        """See `Detector`; frees what was rendered, unless the next acquisition may be of the same."""
+        if self._life.state is not State.PREPARED:
+            self._sources, self._rendered = {}, None
         self._life.reset()
 
     def status(self) -> State:
@@ -130,7 +133,7 @@ class EmulatedDetector:
 
     def warnings(self) -> Sequence[str]:
         """See `Warns`."""
-        return self._told()
+        return self._warnings()
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """See `Detector`."""

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.declare import Bad, Integer, Number, Quantity, Table, param
-from lima2cli.declare.checking import check
+from lima2cli.declare import Integer, Number, Quantity, Table, param
+from lima2cli.declare.reading import Reading
 from lima2cli.detectors.scenes import largest
 from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.diagnostics import Findings, did_you_mean
@@ -28,7 +28,7 @@ class Hot:
     """Pixels that always hold the largest value."""
 
     kind: ClassVar[str] = "hot"
-    pixels: int = param("How many pixels of the image.", Integer(0), 10)
+    pixels: int = param("Number of pixels of the image.", Integer(0), 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Dead:
     """Pixels that always hold 0."""
 
     kind: ClassVar[str] = "dead"
-    pixels: int = param("How many pixels of the image.", Integer(0), 10)
+    pixels: int = param("Number of pixels of the image.", Integer(0), 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jitter:
-    """Frames come later than the clock says, each by a time of its own; without a period it does nothing."""
+    """Frames arrive later than the clock says, each by a time of its own; without a period it does nothing."""
 
     kind: ClassVar[str] = "jitter"
-    by: float = param("The longest, cut at a period.", Quantity("seconds", minimum=0))
+    by: float = param("Longest delay, limited to a period.", Quantity("seconds", minimum=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Late:
     """A module lags behind the others, and so do those that the same rank serves."""
 
     kind: ClassVar[str] = "late"
-    by: float = param("By how much.", Quantity("seconds", minimum=0))
+    by: float = param("Delay.", Quantity("seconds", minimum=0))
     module: int | None = MODULE
 
 
@@ -75,7 +75,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Corrupted:
-    """Frames in which a module gives bytes at random instead of pixels, and does not know it."""
+    """Frames in which a module gives random bytes instead of pixels, undetected."""
 
     kind: ClassVar[str] = "corrupted"
     rate: float = RATE
@@ -87,7 +87,7 @@ class Died:
     """A module gives nothing from some frame on."""
 
     kind: ClassVar[str] = "died"
-    frame: int = param("The first that it does not give.", Integer(0))
+    frame: int = param("The first frame that it does not give.", Integer(0))
     module: int = param("Number of the module.", Integer(0), 0)
 
 
@@ -98,12 +98,12 @@ KINDS: Mapping[str, type[Fault]] = {it.kind: it for it in (Hot, Dead, Jitter, La
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Faults of the detector, on purpose."""
+    """Injected faults of the detector."""
 
-    seed: int = param("Seed of all that is drawn: the same seed makes the same faults.", Integer(0), 1)
+    seed: int = param("Seed of the random numbers: the same seed makes the same faults.", Integer(0), 1)
     hot: Hot | None = param("Pixels that always hold the largest value.", Table(Hot), None)
     dead: Dead | None = param("Pixels that always hold 0.", Table(Dead), None)
-    jitter: Jitter | None = param("Frames come later than the clock says.", Table(Jitter), None)
+    jitter: Jitter | None = param("Frames arrive later than the clock says.", Table(Jitter), None)
     late: Late | None = param("A module lags behind the others.", Table(Late), None)
     dropped: Dropped | None = param("Frames that no module gives.", Table(Dropped), None)
     failed: Failed | None = param("Frames that single modules do not give.", Table(Failed), None)
@@ -198,11 +198,10 @@ def parse_fault(text: str) -> Fault:
             help = f"write `{kind}:key=value,key=value`"
             raise NodeMisuse("fault-syntax", f"`{item.strip()}` does not say `key=value`", (), help)
         values[key.strip()] = resolve(value.strip())
-    shape, findings = Table(KINDS[kind]), Findings()
-    check({kind: values}, {"type": "object", "properties": {kind: shape.schema()}}, findings)
+    findings = Findings()
+    fault: Fault = Table(KINDS[kind]).read(values, (kind,), Reading(findings))
     for finding in findings:
         raise NodeMisuse(finding.rule, finding.message, finding.at[1:], finding.help)
-    fault: Fault = shape.read(values, (), Bad())
     return fault
 
 

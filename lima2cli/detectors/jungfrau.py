@@ -2,13 +2,13 @@
 
 Its one dataset is `adc`: uint16, 14 bits of ADC below 2 gain bits, which node `gain` turns into charge or photons. A
 frame of a module is 128 packets of 8240 bytes, in the format of slsDetectorPackage (header version 2, one UDP port a
-module). Pixels between modules, and those whose packet never came, hold 0x8000: they are masked, and node `gain` makes
-NaN of them.
+module). Pixels between modules, and those whose packet never arrived, hold 0x8000: they are masked, and node `gain`
+makes NaN of them.
 
 Frame 0 is the one that the detector numbers `first_frame`, in all modules. A frame for which more than `tolerate`
-packets of any module never came is incomplete: no node gets it, and the run counts it as missing. Packets may come in
-any order within `window` frames; `depth` frames of each module, besides those of a group, are kept for a run that is
-behind for a while.
+packets of any module never arrived is incomplete: no node gets it, and the run counts it as missing. Packets may arrive
+in any order within `window` frames; `depth` frames of each module, in addition to those of a group, are kept for a run
+that is behind for a while.
 
 With `emulate` the packets are made here and sent to the loopback, paced over the period of the acquisition:
 
@@ -41,8 +41,7 @@ from lima2cli.declare import (
     param,
 )
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.jungfrau_emulator import FIXED_STAGE, Charge, codes, photon_bits
-from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, ROWS
+from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, FIXED_STAGE, PACKETS, ROWS, Charge, codes, photon_bits
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
 from lima2cli.detectors.scenes import SCENES, Rings, Scene
 from lima2cli.detectors.sources import PixelSource
@@ -98,7 +97,7 @@ class Mounted:
 
 @dataclass(frozen=True, kw_only=True)
 class Emulation:
-    """A detector that is not there: photons of a scene, as packets on the loopback."""
+    """An emulated detector: photons of a scene, as packets on the loopback."""
 
     scene: Scene = param("Photons that the detector sees.", OneKind("scene", lambda: SCENES), Rings())
     photon_energy: float = param("Energy of a photon.", PHOTON_ENERGY, 12.4e3)
@@ -109,7 +108,7 @@ class Emulation:
     period: float = param(
         "From frame to frame, where the acquisition does not say.", Quantity("seconds", above=0), 10e-3
     )
-    loss: float = param("Part of the packets that is not sent.", Number(0, 1), 0.0)
+    loss: float = param("Share of the packets that is not sent.", Number(0, 1), 0.0)
     seed: int = param("Seed of the loss.", Integer(0), 1)
 
     def codes(self, gain_mode: str) -> NDArray[np.uint16]:
@@ -131,7 +130,7 @@ class Jungfrau(DetectorConfig):
     )
 
     udp: tuple[Endpoint, ...] = param(
-        "Where the packets of each module come to; may be left out with `emulate`.", ListOf(Table(Endpoint)), ()
+        "Where the packets of each module arrive; may be left out with `emulate`.", ListOf(Table(Endpoint)), ()
     )
     modules: JungfrauGrid | tuple[Mounted, ...] = param(
         "A grid, or a list of places.",
@@ -142,11 +141,17 @@ class Jungfrau(DetectorConfig):
         "How pixels choose their gain, as in slsDetectorPackage.", Choice(tuple(FIXED_STAGE)), "dynamic"
     )
     first_frame: int = param("The detector's number of the first frame of an acquisition.", Integer(0), 1)
-    buffer: int = param("Asked of the kernel for each module's packets.", Quantity("bytes", minimum=1), 4 << 20)
-    depth: int = param("Frames of each module that are kept, besides those of a group.", Integer(16, 65536), 64)
-    window: int = param("A frame is given up when packets come of one so much later.", Integer(1, 15), 4)
-    patience: float = param("A frame is given up when no packet comes for so long.", Quantity("seconds", above=0), 0.5)
-    tolerate: int = param("Packets of a module that a frame may lack without being incomplete.", Integer(0, 127), 0)
+    buffer: int = param("Size of the kernel's buffer for each module's packets.", Quantity("bytes", minimum=1), 4 << 20)
+    depth: int = param(
+        "Number of frames of each module that are kept, in addition to those of a group.", Integer(16, 65536), 64
+    )
+    window: int = param("A frame is given up when packets of one this many frames later arrive.", Integer(1, 15), 4)
+    patience: float = param(
+        "A frame is given up when no packet arrives for this long.", Quantity("seconds", above=0), 0.5
+    )
+    tolerate: int = param(
+        "Number of packets of a module that a frame may lack without being incomplete.", Integer(0, 127), 0
+    )
     emulate: Emulation | None = param("Do without a detector.", Table(Emulation), None)
 
     def describe(self, files: Files) -> DetectorInfo:
@@ -245,7 +250,7 @@ class Jungfrau(DetectorConfig):
         if len(self.udp) != modules:
             raise NodeMisuse(
                 "udp-ports",
-                f"there are {modules} modules, and ports for {len(self.udp)}",
+                f"there are {modules} modules, but ports for {len(self.udp)}",
                 ("udp",) if self.udp else (),
                 "one {address, port} for each module, or `emulate: {}` to do without a detector",
             )

@@ -24,7 +24,7 @@ class Counts:
     taken      packets put in their place;  duplicate: that were there already;  late: of closed frames
     outside    of frames that are not of the acquisition, or no packet of a module
     overrun    for whose frame there was no room
-    incomplete closed frames that lack packets;  absent: all of them;  lacking: packets of closed frames that never came
+    incomplete closed frames that lack packets;  absent: all of them;  lacking: missing packets of closed frames
     forgotten  frames that were asked for when their place held a later one
     """
 

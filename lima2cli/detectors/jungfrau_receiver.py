@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from lima2cli.detectors.base import AcqParams, State, XferParams
 from lima2cli.detectors.jungfrau_assembler import Assembler, Gate
-from lima2cli.detectors.jungfrau_emulator import ModuleEmulator
-from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, LARGEST_BUFFER, PACKET, Inbox
+from lima2cli.detectors.jungfrau_packets import DETECTOR_TYPE, LARGEST_BUFFER, PACKET, Inbox, ModuleEmulator
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.errors import StateError
 from lima2cli.frames import Array, DetectorInfo, Files
@@ -51,7 +50,7 @@ class ModuleReceiver:
         self.gate = Gate(config.window, config.patience, config.first_frame)
         self.failure: Exception | None = None
         self.strange = 0
-        """Number of datagrams that are no packets of JUNGFRAU."""
+        """Number of datagrams that are not packets of a JUNGFRAU."""
         self.place: tuple[int, int] | None = None
         """Row and column of the module, by its first packet."""
         self.stands = False
@@ -290,21 +289,21 @@ class JungfrauDetector:
         frames = f" of frames {first} to {last}" if last > first else f" of frame {first}"
         needed = min(max(4 * inbox.buffer, LEAST_BUFFER), LARGEST_BUFFER)
         warnings = {
-            "no packet has come": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
+            "no packet has arrived": self._life.state in (State.RUNNING, State.STOPPED) and not receiver.begun,
             f"{_were(gate.stale, 'packet', frames)} left over from another acquisition (`first_frame`?)": gate.stale,
             self._misplaced(receiver) or "": self._misplaced(receiver) is not None,
-            "the clock of its packets stands still: frames are timed when they come": receiver.stands,
+            "the clock of its packets stands still: frames are timed when they arrive": receiver.stands,
             f"{inbox.buffer} of {asked} bytes are given to its packets: raise net.core.rmem_max": inbox.buffer < asked,
             f"{counted_text(counts.lacking, 'packet')} of {frames_text(counts.incomplete + counts.absent)} never "
-            "came": counts.lacking,
+            "arrived": counts.lacking,
             f"{_were(dropped, 'packet')} dropped by the kernel, as they were not read in time: `buffer: {needed}`, and "
             f"sysctl -w net.core.rmem_max={needed}": dropped,
-            f"{counted_text(counts.late, 'packet')} came too late": counts.late,
+            f"{counted_text(counts.late, 'packet')} arrived too late": counts.late,
             f"{_were(counts.outside, 'packet')} of frames that are not of the acquisition "
             "(`first_frame`)": counts.outside,
             f"{counted_text(counts.overrun, 'packet')} found no room, as frames were not taken in time": counts.overrun,
             f"{_were(counts.forgotten, 'frame')} not taken in time": counts.forgotten,
-            f"{_were(receiver.strange, 'datagram')} no packets of JUNGFRAU": receiver.strange,
+            f"{_were(receiver.strange, 'datagram')} not packets of a JUNGFRAU": receiver.strange,
         }
         return [f"module {receiver.module}: {text}" for text, so in warnings.items() if so]
 
@@ -314,12 +313,12 @@ class JungfrauDetector:
         if places is None or receiver.place is None or receiver.place == places[receiver.module]:
             return None
         row, column = receiver.place
-        place = f"its packets say row {row}, column {column}"
+        place = f"its packets report row {row}, column {column}"
         if receiver.place in places:
             place += f", the place of module {places.index(receiver.place)}"
         expected = "row {}, column {}".format(*places[receiver.module])
         port = receiver.inbox.place[1]
-        return f"{place}, and not {expected}: see the order of `udp` (port {port}) and `modules.order`"
+        return f"{place}, not {expected}: see the order of `udp` (port {port}) and `modules.order`"
 
     def _assembler(self, dataset: int, module: int) -> Assembler:
         if dataset != 0 or module not in self._modules:

@@ -162,7 +162,7 @@ class Manager:
         result = getattr(self._library, function)(*values)
         if result == self._ffi.NULL:
             shown = [self._ffi.string(value).decode() for value in values if self._is_text(value)]
-            raise RunFailed(f"librashpa: {function} gave no pointer ({', '.join(shown) or 'no names'})")
+            raise RunFailed(f"librashpa: {function} returned no pointer ({', '.join(shown) or 'no names'})")
         return result
 
     def _value(self, argument: Argument, known: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ are set up by calls of librashpa, those of `lima2 plan --format c`. Where the li
 `plan` work, and `run` starts nothing.
 
 **In this version no frame is received from such a detector**: what is known of librashpa sets up data flows, and does
-not tell how memory is given to it, nor how its events come. See the guide on RASHPA detectors.
+not show how memory is given to it, nor how its events are received. See the guide on RASHPA detectors.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def _read(path: str, name: str) -> Any:
     except OSError as error:
         raise FileProblem(f"{name} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise FileProblem(f"{name} is no capability record in JSON: {error}", "file-format") from error
+        raise FileProblem(f"{name} is not a capability record in JSON: {error}", "file-format") from error
 
 
 class RashpaDetector:
@@ -169,7 +169,7 @@ class RashpaDetector:
 
     def trigger(self) -> None:
         """Raise `StateError`: there is no known call for it."""
-        raise StateError("cannot trigger a RASHPA detector by software: librashpa has no call for it that is known")
+        raise StateError("cannot trigger a RASHPA detector by software: no known call of librashpa does it")
 
     def _close(self) -> None:
         manager, self._manager = self._manager, None

@@ -11,7 +11,7 @@ from lima2cli.declare import THRESHOLD, Choice, Integer, MapOf, NumberOrNan, One
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, PartKey
 from lima2cli.detectors.emulator_faults import Faults
-from lima2cli.detectors.modules import LARGEST, MODULES, Modules, check_gap_value, lay_out_modules
+from lima2cli.detectors.modules import LARGEST, MODULES, ImageSize, Modules, check_gap_value, lay_out_modules
 from lima2cli.detectors.scenes import SCENES, Rings, Scene
 from lima2cli.detectors.sources import PixelSource
 from lima2cli.diagnostics import did_you_mean
@@ -20,14 +20,6 @@ from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Files
 from lima2cli.geometry import Rect
 
 SCENE = OneKind("scene", lambda: SCENES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSize:
-    """Size of the whole image, gaps included."""
-
-    width: int = param("Columns.", Integer(1, LARGEST))
-    height: int = param("Rows.", Integer(1, LARGEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +56,7 @@ class Remu(DetectorConfig):
     )
     channels: int | None = param("Data channels of a module; default: unlimited.", Integer(1), None)
     gap_value: float = param("Stored in pixels that no module covers; `nan` in frames of floats.", NumberOrNan(), 0)
-    faults: Faults | None = param("What goes wrong, on purpose; default: nothing.", Table(Faults), None)
+    faults: Faults | None = param("Faults to inject; default: none.", Table(Faults), None)
     scene: Scene = param("What the detector sees.", SCENE, Rings())
     scenes: Mapping[str, Scene] = param("Scenes of single datasets, instead of `scene`.", MapOf(SCENE), {})
 

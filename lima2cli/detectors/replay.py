@@ -81,7 +81,7 @@ class Replay(DetectorConfig):
             recording = Recording(reader, info.datasets[0].dtype, loop=self.loop, gap=info.gap_value)
             return {route: RecordingPart(recording, info.image, info.modules[route[1]]) for route in routes}
 
-        return EmulatedDetector(info, sources, told=lambda: [text for it in readers for text in it.unread()])
+        return EmulatedDetector(info, sources, warnings=lambda: [text for it in readers for text in it.unread()])
 
 
 def _taken(stack: StackInfo, saturation: bool) -> Iterator[str]:

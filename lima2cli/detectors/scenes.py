@@ -103,7 +103,6 @@ class Rings(Scene):
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
-
         paint = _poisson(self.seed, self.background, self.intensity, _rings(image), dataset)
         return render(dataset, image, modules, paint)
 
@@ -161,7 +160,7 @@ class CounterScene(Scene):
             raise NodeMisuse(
                 "scene-dtype",
                 f"a counter needs an unsigned dtype, and dataset {dataset.name} is {dataset.dtype}",
-                help="`gradient` goes with any dtype",
+                help="`gradient` works with any dtype",
             )
         return None
 
@@ -303,7 +302,7 @@ class EmissionLine:
     """Photons of one energy."""
 
     energy: float = param("Energy of the photons.", PHOTON_ENERGY)
-    share: float = param("How many of them, relative to other lines.", Number(0), 1)
+    share: float = param("Number of photons, relative to other lines.", Number(0), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,14 +359,14 @@ class Poisson(Scene):
         """Return mean photons, (image height, 1 or image width).
 
         Raises:
-            FileProblem: the values are no counts.
+            FileProblem: the values are not counts.
         """
         if not isinstance(self.mean, str):
             return np.full((image.height, 1), float(self.mean))
         mean: NDArray[np.float64]
         mean = np.asarray(files.image(self.mean), np.float64).reshape(-1, image.height, image.width).mean(axis=0)
         if not ((mean >= 0) & (mean <= MOST_COUNTS)).all():
-            raise FileProblem(f"{self.mean} has values that are no mean counts: negative, NaN, or above 1e9")
+            raise FileProblem(f"{self.mean} has values that are not mean counts: negative, NaN, or above 1e9")
         return mean
 
     def above(self, threshold_ev: float) -> float:

@@ -6,8 +6,8 @@ threshold is the dataset `CTR1`, above the second `CTR2`. Counters have 6 or 12 
 counter together, and there is one threshold. (As in Medipix3RX, whose pixels are 55 um wide. The size of a module,
 512 x 512 pixels with 4 pixels between them, is an assumption.)
 
-The hardware never waits for receivers. Emulated, it can: `overrun: wait` is there for `run`, and the default; write
-`overrun: stop` or `continue` to see what the hardware would do.
+The hardware never waits for receivers. The emulated one can: `overrun: wait` is possible for `run`, and the default;
+write `overrun: stop` or `continue` to see what the hardware would do.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from lima2cli.declare import THRESHOLD, Choice, Integer, ListOf, Table, param
 from lima2cli.detectors.base import TRIGGERS, Capabilities, DetectorConfig, PixelSize
 from lima2cli.detectors.emulated import EmulatedDetector
 from lima2cli.detectors.emulator_faults import Faults
-from lima2cli.detectors.modules import Gap, ModuleGrid
-from lima2cli.detectors.remu import SCENE, Dataset, ImageSize, Remu
+from lima2cli.detectors.modules import Gap, ImageSize, ModuleGrid
+from lima2cli.detectors.remu import SCENE, Dataset, Remu
 from lima2cli.detectors.scenes import Poisson, Scene
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import DetectorInfo, Files
@@ -65,7 +65,7 @@ class SmartPix(DetectorConfig):
     )
     depth: int = param("Bits of a counter; with 24 there is one, of both.", Choice((12, 6, 24)), 12)
     scene: Scene = param("What the detector sees.", SCENE, Poisson())
-    faults: Faults | None = param("What goes wrong, on purpose; default: nothing.", Table(Faults), None)
+    faults: Faults | None = param("Faults to inject; default: none.", Table(Faults), None)
 
     def describe(self, files: Files) -> DetectorInfo:
         """See `DetectorConfig`."""

@@ -34,7 +34,7 @@ class PixelSource(Protocol):
 
 
 def leading(numbers: Sequence[int], period: int) -> range:
-    """Return places, in a cycle of ``period`` frames, of the leading numbers up to where the cycle begins anew."""
+    """Return places, in a cycle of ``period`` frames, of the leading numbers up to where the cycle starts again."""
     place = int(numbers[0]) % period
     if isinstance(numbers, range):
         step = numbers.step % period

@@ -1,4 +1,4 @@
-"""Checks of a machine, for any pipeline: Python, MPI, memory, filters, limits, and short measurements."""
+"""Checks of a machine: Python, MPI, memory, filters, limits, short measurements; and whether one pipeline fits it."""
 
 import importlib.util
 import json
@@ -11,19 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lima2cli import __version__
 from lima2cli.detectors.librashpa import LIBRARY, load
-from lima2cli.doctor import Check, CheckStatus
+from lima2cli.doctor import Bandwidths, Check, CheckStatus, Diagnosis
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.job.launch import RANK_VARIABLES, find_mpiexec
 from lima2cli.job.loopback import Confined, local_variables
 from lima2cli.job.mpi_join import job_rank
-from lima2cli.job.resources import SHARED_MEMORY, available_memory, cores
+from lima2cli.job.resources import (
+    SHARED_MEMORY,
+    available_memory,
+    check_disk,
+    check_files,
+    check_memory,
+    check_placement,
+    cores,
+    elsewhere,
+    output_folder,
+    without_placement,
+)
+from lima2cli.plan.figures import link_figures, volumes
+from lima2cli.plan.ir import Plan
 from lima2cli.units import rate_text, seconds_text, size_text
 
 START_S = 30.0
@@ -69,16 +82,16 @@ def measure_put(mpiexec: str, timeout_s: float = START_S) -> PutRate:
         if isinstance(error, subprocess.TimeoutExpired):
             raise EnvironmentUnfit(f"two MPI ranks have not ended after {seconds_text(timeout_s)}") from None
         raise
-    return _told(process.returncode, output, errors, time.monotonic() - begin)
+    return _put_rate(process.returncode, output, errors, time.monotonic() - begin)
 
 
-def _told(code: int, output: str, errors: str, seconds: float) -> PutRate:
+def _put_rate(code: int, output: str, errors: str, seconds: float) -> PutRate:
     for line in output.splitlines():
         with suppress(ValueError, TypeError, KeyError):
             report = json.loads(line)
             if code == 0:
                 return PutRate(float(report["bytes_per_s"]), str(report["library"]), seconds)
-    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "nothing was said")
+    last = next((line.strip() for line in reversed(errors.splitlines()) if line.strip()), "no output")
     raise EnvironmentUnfit(f"two MPI ranks failed (exit code {code}): {last}")
 
 
@@ -100,7 +113,14 @@ def measure_disk(folder: Path, seconds: float = DISK_S, limit: int = DISK_BYTES)
 
 
 PACKAGES = ("numpy", "numexpr", "h5py", "hdf5plugin", "xxhash")
-OPTIONAL = {"mpi4py": "mpi", "fabio": "images", "cffi": "rashpa"}
+OPTIONAL = {
+    "mpi4py": "mpi",
+    "fabio": "images",
+    "cffi": "rashpa",
+    "pyzmq": "stream",
+    "cbor2": "stream",
+    "ophyd-async": "bluesky",
+}
 """Packages of the extras, by name."""
 
 FILES = 1024
@@ -154,7 +174,7 @@ def mpi_check() -> tuple[Check, float | None]:
         return _check("MPI", "warning", "mpi4py is not installed: runs go in one process, on one core", install), None
     mpiexec = find_mpiexec()
     if mpiexec is None:
-        absent = "mpi4py is installed, and no mpiexec is beside Python or on the path"
+        absent = "mpi4py is installed, but there is no mpiexec next to Python or on the path"
         return _check("MPI", "problem", absent, install), None
     if job_rank() is not None:
         return _check("MPI", "warning", "this is a rank of an MPI job: no ranks can be started from it"), None
@@ -174,7 +194,7 @@ def mpi_check() -> tuple[Check, float | None]:
 def _memory() -> Check:
     available = available_memory()
     if available is None:
-        return _check("memory", "warning", "the system does not say how much there is")
+        return _check("memory", "warning", "the system does not report how much there is")
     return _check("memory", "ok", f"{size_text(available)} available")
 
 
@@ -233,7 +253,7 @@ def receive_buffer(needed: int | None) -> Check:
     try:
         limit = int(RECEIVE_BUFFER.read_text())
     except (OSError, ValueError):
-        return _check("UDP buffer", "ok" if needed is None else "warning", "the system does not say its limit")
+        return _check("UDP buffer", "ok" if needed is None else "warning", "the system does not report its limit")
     message = f"net.core.rmem_max is {limit} bytes"
     asked = "" if needed is None else f", the detector's packets need {needed}"
     if needed is None:
@@ -242,3 +262,166 @@ def receive_buffer(needed: int | None) -> Check:
         help = f"sysctl -w net.core.rmem_max={needed}"
         return Check("pipeline", "UDP buffer", "warning", message + asked, help)
     return Check("pipeline", "UDP buffer", "ok", message + asked)
+
+
+def _fits(name: str, status: CheckStatus, message: str, help: str | None = None) -> Check:
+    return Check("pipeline", name, status, message, help)
+
+
+def pipeline_checks(plan: Plan, base: Path, measured: Bandwidths, *, shared: bool) -> Iterator[Check]:
+    """Yield all checks of a plan. ``base`` resolves its file names, ``shared``: memspaces are in /dev/shm."""
+    placed = plan if shared else without_placement(plan)
+    yield _ranks(plan)
+    yield _unless("memory", lambda: check_memory(placed, shared=shared), _memory_text(placed, shared))
+    if any(region.path is not None for region in plan.regions):
+        yield _mapped(placed, base)
+    if any(placement.requested for placement in plan.placements):
+        yield _placement(plan, shared)
+    yield _detector(plan)
+    if (packets := plan.record.get("detector", {}).get("jungfrau")) is not None:
+        yield receive_buffer(int(packets.get("buffer", 4 << 20)))
+    yield _transfer_rate(plan, measured.put)
+    if plan.channels:
+        yield _disk_rate(plan, measured.disk)
+        yield disk_room(plan)
+
+
+def _mapped(plan: Plan, base: Path) -> Check:
+    def check() -> None:
+        check_files(plan, base)
+        check_disk(replace(plan, channels={}), base)
+
+    return _unless("mapped memspaces", check, "there is room for them")
+
+
+def _unless(name: str, check: Callable[[], None], fine: str) -> Check:
+    """Return the finding of a check of the run itself."""
+    try:
+        check()
+    except EnvironmentUnfit as error:
+        return _fits(name, "problem", str(error))
+    return _fits(name, "ok", fine)
+
+
+def _detector(plan: Plan) -> Check:
+    finding = _unless(f"detector {plan.info.name}", plan.detector.check_machine, "has what it needs")
+    if finding.status == "ok" and plan.detector.writes_itself:
+        message = "can be set up, but this version of lima2 receives no frame from such a detector"
+        return _fits(finding.name, "problem", message, "put the detector `remu` in its place to try the pipeline")
+    return finding
+
+
+def _ranks(plan: Plan) -> Check:
+    ranks, available = len(plan.ranks), cores()
+    working = sum(role.role != "control" for role in plan.ranks)
+    message = f"{ranks} ranks, of which {working} move or process frames, on {available} CPUs"
+    if working > available:
+        return _fits("CPUs", "warning", f"{message}: they take turns, so that rates are lower than with a CPU each")
+    return _fits("CPUs", "ok", message)
+
+
+def _placement(plan: Plan, by_mpi: bool) -> Check:
+    name = "placement"
+    if not by_mpi:
+        return _fits(name, "warning", "all ranks run in one process: `host`, `cpus` and `numa` have no effect")
+    away = [plan.receivers[index] for index in sorted(elsewhere(plan))]
+    finding = _unless(name, lambda: check_placement(plan), "the CPUs and NUMA nodes of receivers are there")
+    if finding.status == "ok" and away:
+        return _fits(name, "warning", f"on other machines, where nothing was checked: {', '.join(away)}")
+    return finding
+
+
+def _memory_text(plan: Plan, shared: bool) -> str:
+    away = elsewhere(plan)
+    windows = sum(region.size for region in plan.regions if region.path is None and region.receiver not in away)
+    message = f"memspaces need {size_text(windows)}"
+    if shared and SHARED_MEMORY.is_dir():
+        message += f", /dev/shm has {size_text(shutil.disk_usage(SHARED_MEMORY).free)} free"
+    available = available_memory()
+    return message if available is None else f"{message}; {size_text(available)} of memory are available"
+
+
+def _transfer_rate(plan: Plan, measured: float | None) -> Check:
+    """Return the transfer rate of all modules together: on one machine they share the memory."""
+    name = "transfers"
+    if plan.period_s is None:
+        return _fits(name, "ok", "no rate is asked for: as fast as the slowest part allows")
+    needed = sum(rate for rate in link_figures(plan)["modules"].values())
+    if measured is None:
+        return _fits(name, "warning", f"{rate_text(needed)} are needed; the available rate was not measured")
+    message = f"{rate_text(needed)} are needed, {rate_text(measured)} were measured"
+    if needed <= measured:
+        return _fits(name, "ok", message)
+    return _too_slow(plan, name, message, "a longer period, a smaller source, or fewer frames (slices)")
+
+
+def _too_slow(plan: Plan, name: str, message: str, help: str) -> Check:
+    """Return a problem where data would be lost, a warning where the source waits."""
+    if all(gdt.waits for gdt in plan.gdts):
+        return _fits(name, "warning", f"{message}: the run will be slower than asked", help)
+    return _fits(name, "problem", f"{message}: data would be lost", help)
+
+
+def _disk_rate(plan: Plan, measured: float | None) -> Check:
+    name = "saving rate"
+    if plan.period_s is None:
+        return _fits(name, "ok", "no rate is asked for: as fast as the slowest part allows")
+    sizes = {channel.node: channel.frame_bytes for channel in volumes(plan)}
+    needed = sum(sizes[name] / (plan.period_s * channel.rule.step) for name, channel in plan.channels.items())
+    if measured is None:
+        return _fits(name, "warning", f"{rate_text(needed)} are to be saved; the rate of the disk was not measured")
+    message = f"{rate_text(needed)} are to be saved{_compressed(plan)}, {rate_text(measured)} were measured"
+    if needed <= measured:
+        return _fits(name, "ok", message)
+    if _compressed(plan):
+        return _fits(name, "warning", message, "whether it is enough depends on how well frames can be compressed")
+    return _too_slow(plan, name, message, "another disk, compression, or fewer frames")
+
+
+def disk_room(plan: Plan) -> Check:
+    """Return the check of the size of the data against the free disk space; compression may make it less."""
+    folder, saved = output_folder(plan.output_directory).resolve(), volumes(plan)
+    name, free = "disk", shutil.disk_usage(folder).free
+    listed = ", ".join(map(str, saved))
+    if any(volume.bytes is None for volume in saved):
+        return _fits(name, "ok", f"{folder} has {size_text(free)} free; the run has no end: {listed}")
+    needed, sure = (sum(volume.bytes or 0 for volume in saved if not (volume.less and less)) for less in (False, True))
+    message = f"{size_text(needed)} are to be saved{_compressed(plan)}, {folder} has {size_text(free)} free: {listed}"
+    if needed <= free:
+        return _fits(name, "ok", message)
+    return _fits(name, "problem" if sure > free else "warning", message, "another output.directory")
+
+
+def _compressed(plan: Plan) -> str:
+    """Return a remark about sizes that compression and sparse frames make smaller; empty where nothing does."""
+    smaller = [channel for channel in plan.channels.values() if channel.sparse or channel.compression != "none"]
+    return " (before compression)" if smaller else ""
+
+
+DIRECTORY = "runs/{name}"
+"""Folder of runs if no pipeline has one."""
+
+
+def examine(plan: Plan | None = None, base: Path = Path()) -> Diagnosis:
+    """Return all checks of the machine, then those of a plan, in a few seconds.
+
+    base  resolves file names of the plan
+    """
+    mpi, put = mpi_check()
+    folder = output_folder(DIRECTORY if plan is None else plan.output_directory)
+    disk, rate = _disk(folder)
+    measured = Bandwidths(put, rate)
+    checks = [mpi, *machine_checks(), disk]
+    if plan is not None:
+        checks += pipeline_checks(plan, base, measured, shared=mpi.status != "problem" and put is not None)
+    return Diagnosis(tuple(checks), measured)
+
+
+def _disk(folder: Path) -> tuple[Check, float | None]:
+    try:
+        rate = measure_disk(folder)
+    except OSError as error:
+        where = folder.resolve()
+        message = f"no file can be written in {where}: {error.strerror}"
+        return Check("machine", "disk", "problem", message, "choose another output.directory"), None
+    return Check("machine", "disk", "ok", f"{rate_text(rate)} written in {folder.resolve()}"), rate

@@ -22,7 +22,7 @@ SECONDS = 0.3
 def main() -> None:
     """Let rank 0 write for `SECONDS` to the memory of rank 1, which sleeps."""
     if MPI.COMM_WORLD.Get_size() != 2:
-        sys.exit("the processes do not know of each other: mpiexec is of another MPI than mpi4py uses")
+        sys.exit("the processes do not see each other: mpiexec belongs to another MPI than the one mpi4py uses")
     frame_bytes = 2 * FRAME[0] * FRAME[1]
     port = MpiPort(MemorySpec((RegionSpec(1, FRAMES * frame_bytes),), (1, 1)))
     if port.rank == 0:
@@ -44,15 +44,15 @@ def library() -> str:
 def _write(port: MpiPort, frame_bytes: int) -> float:
     """Return the bytes per second, once every page has been touched."""
     height, width = FRAME
-    lane = port.lane(0, height, 2 * width, 2 * width, frame_bytes)
+    channel = port.put_channel(0, height, 2 * width, 2 * width, frame_bytes)
     frames = np.ones((1, height, width), np.uint16)
     for slot in range(FRAMES):
-        lane.put(frames, slot * frame_bytes)
-    lane.flush()
+        channel.put(frames, slot * frame_bytes)
+    channel.flush()
     begin, written = time.perf_counter(), 0
     while (passed := time.perf_counter() - begin) < SECONDS:
-        lane.put(frames, written % FRAMES * frame_bytes)
-        lane.flush()
+        channel.put(frames, written % FRAMES * frame_bytes)
+        channel.flush()
         written += 1
     return written * frame_bytes / passed
 

@@ -1,10 +1,114 @@
-"""Turn YAML text into plain data with the place of every key and value, and show diagnostics at those places."""
+"""Turn YAML text into a tree in which every value knows its place, and show diagnostics at those places.
 
-from lima2cli.document.load import load
-from lima2cli.document.places import AS_WRITTEN, Document, Place, Source, Span, once
-from lima2cli.document.render import show_concise, show_events, show_github, show_json, show_sarif, show_text, suppress
+One pass reports every mistake of syntax; the ``--set`` overrides are then put into the tree.
+"""
 
-__all__ = [
-    "AS_WRITTEN", "Document", "Place", "Source", "Span", "load", "once", "show_concise", "show_events", "show_github",
-    "show_json", "show_sarif", "show_text", "suppress",
-]  # fmt: skip
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lima2cli.diagnostics import Diagnostic, Findings, KeyPath
+from lima2cli.document.places import (
+    AS_WRITTEN,
+    START,
+    Document,
+    Override,
+    Place,
+    Source,
+    Span,
+    YamlNode,
+    plain,
+    without_repeats,
+)
+from lima2cli.document.substitute import substitute
+from lima2cli.document.syntax_errors import CONTROL, syntax_error
+from lima2cli.document.yaml_tree import DEPTH_LIMIT, build, put, resolve
+from lima2cli.secret import Secret
+
+__all__ = ["AS_WRITTEN", "START", "Document", "Place", "Source", "Span", "YamlNode", "load", "plain", "without_repeats"]
+
+
+def failed_at(override: str) -> KeyPath:
+    """Return the path of diagnostics of an override that cannot be applied; no document has it."""
+    return (f"--set {override}",)
+
+
+def apply(root: YamlNode, override: str, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
+    """Return the tree with one override applied; None where it cannot be applied, which has been reported.
+
+    Steps are separated by dots; a step into a list is an index, from 0. Missing mappings on the way are created, so
+    that a misspelt key is reported at the override, where all keys are checked.
+    """
+    at = failed_at(override)
+    key, equals, _ = override.partition("=")
+    steps = tuple(key.strip().split("."))
+    if not equals or not all(steps) or len(steps) > DEPTH_LIMIT:
+        message = f"`{override}` does not say what to set"
+        findings.add(Diagnostic("set-syntax", message, at, help="write `key.path=value`", span=_span(override)))
+        return None
+    node = _value(override, len(key) + 1, findings, environment)
+    if node is None:
+        return None
+    if len(steps) + node.height > DEPTH_LIMIT:
+        message = f"with this value, mappings and lists are nested more than {DEPTH_LIMIT} deep"
+        findings.add(Diagnostic("yaml-too-deep", message, at, span=_span(override)))
+        return None
+    try:
+        return put(root, steps, node, Place(node.at.source, Span(1, 1, 1, len(key) + 1)))
+    except ValueError as error:
+        findings.add(Diagnostic("set-path", str(error), at, span=_span(override)))
+        return None
+
+
+def _value(override: str, start: int, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
+    """Read the value that an override sets: a mapping, list or quoted string, else a plain scalar, taken whole."""
+    text = override[start:]
+    span = Span(1, start + 1, 1, len(override) + 1)
+    own, source = Findings(), Override("--set", override)
+    if text.lstrip().startswith(("[", "{", '"', "'")):
+        # Blanks in place of the key keep the places those within the override.
+        node = build(Source("--set", " " * start + text), own, environment, source)
+    else:
+        plain = text.strip()
+        if "$" in plain:
+            plain = substitute(plain, environment, lambda *what: own.add(Diagnostic(what[0], what[1], help=what[2])))
+        node = YamlNode(plain if isinstance(plain, Secret) else resolve(plain), Place(source, span))
+    for item in own:
+        findings.add(replace(item, at=failed_at(override), related=(), span=item.span or span))
+    return None if own.failed else node
+
+
+def _span(override: str) -> Span:
+    return Span(1, 1, 1, len(override) + 1)
+
+
+SIZE_LIMIT = 2**20
+"""Largest number of characters of a document."""
+
+
+def load(
+    text: str, file: str, findings: Findings, *, environment: Mapping[str, str], overrides: Sequence[str] = ()
+) -> Document | None:
+    """Read a YAML document, replace variables, and apply ``--set`` overrides in order.
+
+    ``file`` is the name to show, ``-`` for standard input. Mistakes go to ``findings``; the result is None only where
+    nothing can be read at all (syntax error, empty, too large, too deep).
+    """
+    source = Source(file, text.removeprefix("\ufeff"))
+    if len(source.text) > SIZE_LIMIT:
+        findings.add(Diagnostic("yaml-too-large", f"{len(text)} characters; at most {SIZE_LIMIT} are read", span=START))
+        return None
+    if (control := CONTROL.search(source.text)) is not None:
+        message = f"the character U+{ord(control[0]):04X} is not allowed in YAML"
+        findings.add(syntax_error(source, message, control.start(), help='write it as an escape in "double quotes"'))
+        return None
+    root = build(source, findings, environment)
+    if root is None:
+        return None
+    failed: dict[KeyPath, Override] = {}
+    for override in overrides:
+        changed = apply(root, override, findings, environment)
+        if changed is None:
+            failed[failed_at(override)] = Override("--set", override)
+        else:
+            root = changed
+    return Document(source.file, source.text, root, failed)

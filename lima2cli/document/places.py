@@ -1,9 +1,9 @@
-"""Places of keys and values: spans, and a document that knows the place of everything in it."""
+"""The tree of a document, in which every value knows its place, and a document that shows findings at these."""
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 START = Span(1, 1, 1, 1)
 
 AS_WRITTEN = "as written"
-"""First step of paths into the original of a document whose data have since been replaced."""
+"""First step of paths into the tree of a document before its graphs were expanded."""
 
 
 @dataclass(frozen=True)
@@ -66,129 +66,266 @@ class Source:
         line = bisect_right(self._starts, index)
         return line, index - self._starts[line - 1] + 1
 
-    def named(self, file: str) -> "Source":
-        """Return the source for a file name that a `Place` has."""
-        return self
+
+@dataclass(frozen=True)
+class Override(Source):
+    """The text of a ``--set``."""
 
 
 class Place(NamedTuple):
-    """The place that a diagnostic points at. ``override``: the ``--set`` that wrote the value, else None."""
+    """A part of a file, or of an override."""
 
-    file: str
+    source: Source
     span: Span
-    override: str | None
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file, ``--set`` for an override."""
+        return self.source.file
+
+    @property
+    def override(self) -> str | None:
+        """Return the text of the override, None for a file."""
+        return self.source.text if isinstance(self.source, Override) else None
+
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(slots=True)
+class YamlNode:
+    """A value with its place. Aliases make a node appear several times; it is never changed once complete.
+
+    at       its place; that of an alias is the alias
+    key      the place of its key, in a mapping
+    size     number of nodes, this one and all below, aliases expanded
+    height   number of collections on the longest way down, this one included
+    bad      a mistake in it has been reported
+    origin   of a copy: the path where it was written, as that of a diagnostic
+    instead  of a copy: the node in whose place it stands, such as a parameter
+    marks    second places that explain all that is in it
+    """
+
+    content: "Scalar | dict[str, YamlNode] | list[YamlNode]"
+    at: Place
+    key: Place | None = None
+    size: int = 1
+    height: int = 0
+    bad: bool = False
+    origin: KeyPath | None = None
+    instead: "YamlNode | None" = None
+    marks: tuple[Related, ...] = ()
+
+    def child(self, step: str | int) -> "YamlNode | None":
+        """Return the value at a key or an index; None without one."""
+        if isinstance(self.content, dict):
+            return self.content.get(step) if isinstance(step, str) else None
+        if isinstance(self.content, list) and isinstance(step, int) and 0 <= step < len(self.content):
+            return self.content[step]
+        return None
+
+    @property
+    def is_collection(self) -> bool:
+        """Return True for a mapping and a list."""
+        return isinstance(self.content, dict | list)
+
+    @property
+    def shown_by_key(self) -> bool:
+        """Return True for a mapping or list that spans lines, which its key stands for."""
+        span, key = self.at.span, self.key
+        several = key is not None and (span.line != span.end_line or span.line != key.span.line)
+        return several and self.is_collection
+
+
+class _Spot(NamedTuple):
+    """The end of a way down the tree.
+
+    node     the value, or its nearest ancestor that exists (``found`` False);  depth  steps to it
+    home     name of the other document that it was written in, empty for this one;  written  whole path there
+    copied   it is a copy, or within one;  within  the same of the mapping or list that it is in
+    marks    of the nearest node that has some;  stands  the path in the definition that this is a copy of
+    """
+
+    node: YamlNode
+    depth: int
+    found: bool
+    home: str
+    written: KeyPath
+    copied: bool
+    within: bool
+    marks: tuple[Related, ...]
+    stands: KeyPath | None
 
 
 @dataclass(frozen=True)
 class Document(Source):
-    """A YAML document as plain data, with places.
+    """A YAML document.
 
-    data        dict, list, str, int, float, bool, None
-    keys        place of each key, by the path of its value
-    values      place of each value; that of an alias is the alias, of what is below it where that is written
-    overridden  text of the ``--set`` that made the value, by path; the places of these are within that text
-    bad         values of which a mistake has been reported here, so that no second one need be
-    copied      what was copied to a path was written at another one; the longest leading part of a path counts
-    original    the document as it was written, where its data are another's by now
-    others      documents that parts were taken from; the first step of a path into one is its key, as that of a path
-                into the original is `AS_WRITTEN`
-    marks       second places that explain all that is at a path or below
+    root      the tree, in which graphs may have been expanded;  original  the tree before that
+    failed    overrides that were not applied, by the path of their diagnostics
+    others    documents that parts were taken from; the first step of a path into one is its key
+    named     for each of these, the path that names it
+    spoiled   paths of which a mistake has been reported, in addition to those of bad nodes
     """
 
-    data: Any
-    keys: Mapping[KeyPath, Span]
-    values: Mapping[KeyPath, Span]
-    overridden: Mapping[KeyPath, str] = field(default_factory=dict)
-    bad: frozenset[KeyPath] = frozenset()
-    copied: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
-    original: "Document | None" = None
+    root: YamlNode
+    failed: Mapping[KeyPath, Override] = field(default_factory=dict)
+    original: YamlNode | None = None
     others: Mapping[str, "Document"] = field(default_factory=dict)
-    marks: Mapping[KeyPath, tuple[Related, ...]] = field(default_factory=dict)
+    named: Mapping[str, KeyPath] = field(default_factory=dict)
+    spoiled: frozenset[KeyPath] = frozenset()
 
-    def named(self, file: str) -> Source:
-        """Return the source for a file name, see `Source.named`."""
-        return next((other for other in self.others.values() if other.file == file), self)
+    @property
+    def data(self) -> Any:
+        """Return the values: dict, list, str, int, float, bool, None; aliases expanded."""
+        return self._values[0]
 
-    def written(self, path: KeyPath, on_key: bool = False) -> tuple["Document", KeyPath]:
-        """Return the document that a value, or its key, was written in, and its path there."""
-        source = (on_key and self._copied_from(path[:-1])) or self._copied_from(path)
-        if source:
-            path = (*self.copied[source], *path[len(source) :])
-        if path[:1] == (AS_WRITTEN,):
-            path = path[1:]
-        elif path and path[0] in self.others:
-            return self.others[str(path[0])], path[1:]
-        return self.original or self, path
+    @property
+    def bad(self) -> frozenset[KeyPath]:
+        """Return the paths of values of which a mistake has been reported, so that no second one need be."""
+        return self._values[1]
 
-    def is_copy(self, path: KeyPath) -> bool:
-        """Return True if the value at a path was copied there."""
-        return bool(self._copied_from(path))
+    @cached_property
+    def _values(self) -> tuple[Any, frozenset[KeyPath]]:
+        bad: set[KeyPath] = set()
+        data = plain(self.root, bad)
+        return data, self.spoiled | bad
 
-    def related(self, diagnostic: Diagnostic) -> tuple[Related, ...]:
-        """Return the second places of a diagnostic, and those of all that was copied to or from its place."""
-        at = diagnostic.at
-        marked = next((at[:end] for end in range(len(at), 0, -1) if at[:end] in self.marks), ())
-        marks = self.marks.get(marked, ())
-        shown, where = self.written(at, diagnostic.on_key)
-        uses = [self.written(mark.at) for mark in marks]
-        if marked in self.copied and any(shown is used and where[: len(use)] == use for used, use in uses):
-            marks = (Related((*self.copied[marked], *at[len(marked) :]), "it stands here"),)
-        return (*diagnostic.related, *marks)
+    def node(self, path: KeyPath) -> YamlNode:
+        """Return the value at a path that exists."""
+        spot = self._spot(path)
+        assert spot.found, path
+        return spot.node
 
-    def _copied_from(self, path: KeyPath) -> KeyPath:
-        """Return the longest leading part of a path that is known to be a copy."""
-        return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in self.copied), ())
-
-    def place(self, path: KeyPath, on_key: bool = False) -> Span:
-        """Return the span to show for a path: that of the value, or of the key.
+    def place(self, path: KeyPath, on_key: bool = False) -> Place:
+        """Return the place to show for a path: that of the value, or of the key.
 
         A mapping or list that spans lines is shown by its key. For a path that is absent, the key of the nearest
         ancestor is shown; the start of the document where there is none.
         """
-        nearest_path = self.nearest(path)
-        if not nearest_path:
-            root = self.values.get((), START)
-            return Span(root.line, root.column, root.line, root.column)
-        value, key = self.values[nearest_path], self.keys.get(nearest_path)
-        if key is None:
-            return value
-        return key if on_key or nearest_path != path or self._by_key(nearest_path) else value
+        spot = self._spot(path)
+        node = spot.node
+        if not spot.depth:
+            return Place(node.at.source, Span(*node.at.span[:2], *node.at.span[:2]))
+        key = node.instead.key if on_key and spot.found and spot.within and node.instead else node.key
+        by_key = on_key or not spot.found or node.shown_by_key
+        return key if key is not None and by_key else node.at
 
-    def nearest(self, path: KeyPath) -> KeyPath:
-        """Return the longest leading part of the path that exists."""
-        while path and path not in self.values:
-            path = path[:-1]
-        return path
+    def second_place(self, path: KeyPath) -> Place:
+        """Return a second place; for a mapping or list, its key with the colon, so that it stays short."""
+        spot = self._spot(path)
+        key = spot.node.key
+        if key is None or not spot.found or not spot.node.is_collection:
+            return self.place(path)
+        line, column, end_line, end = key.span
+        if key.override is None and key.source.lines[end_line - 1][end - 1 : end] == ":":
+            end += 1
+        return Place(key.source, Span(line, column, end_line, end))
 
     def locate(self, diagnostic: Diagnostic) -> Place:
         """Return the place that a diagnostic points at."""
-        document, at = self.written(diagnostic.at, diagnostic.on_key)
-        return document._locate(replace(diagnostic, at=at))
-
-    def _locate(self, diagnostic: Diagnostic) -> Place:
         at = diagnostic.at
-        if diagnostic.span is not None:  # in the text of the file, or of an override that was not applied
-            override = self.overridden[at] if at in self.overridden and at not in self.values else None
-            span = Span(*diagnostic.span)
+        if diagnostic.span is None:
+            return self.place(at, diagnostic.on_key)
+        text = self.others.get(self._home(at)[0], self)  # of a file, or of an override that was not applied
+        return Place(self.failed.get(at) or text.root.at.source, Span(*diagnostic.span))
+
+    def written(self, path: KeyPath, on_key: bool = False) -> KeyPath:
+        """Return the path at which a value, or its key, was written, in the document where it was."""
+        return () if path in self.failed else self._spot(path, on_key).written
+
+    def is_copy(self, path: KeyPath) -> bool:
+        """Return True if the value at a path was copied there."""
+        return self._spot(path).copied
+
+    def related(self, diagnostic: Diagnostic) -> tuple[Related, ...]:
+        """Return the second places of a diagnostic, and those of all that was copied to or from its place."""
+        spot = self._spot(diagnostic.at, diagnostic.on_key)
+        marks = spot.marks
+        for use in [self._spot(mark.at) for mark in marks]:
+            at_use = (spot.home, spot.written[: len(use.written)]) == (use.home, use.written)
+            if at_use and spot.stands is not None:
+                marks = (Related(spot.stands, "it is written here"),)
+        return (*diagnostic.related, *marks)
+
+    def _home(self, path: KeyPath) -> tuple[str, KeyPath]:
+        """Return the other document that a path leads into, empty for this one, and the path in it."""
+        if path[:1] == (AS_WRITTEN,):
+            return "", path[1:]
+        return (str(path[0]), path[1:]) if path and path[0] in self.others else ("", path)
+
+    def _spot(self, path: KeyPath, on_key: bool = False) -> _Spot:
+        """Walk down to a value, or to its key, which was written where the mapping was that has it."""
+        home, steps = self._home(path)
+        node = self.others[home].root if home else (path != steps and self.original) or self.root
+        marks: tuple[Related, ...] = (Related(self.named[home], "named here"),) if home in self.named else ()
+        written, copied, within, depth, stands, above = KeyPath(), False, False, 0, None, (home, KeyPath())
+        for depth, step in enumerate(steps, 1):
+            child = node.child(step)
+            if child is None and self.original is not None and path == steps and not copied:
+                return self._spot((AS_WRITTEN, *path), on_key)  # of a use that has been expanded
+            if child is None:
+                depth -= 1
+                break
+            node, within, above, written = child, copied, (home, (*written, step)), (*written, step)
+            stands = None if stands is None else (*stands, step)
+            if node.origin is not None:
+                copied, (home, written) = True, self._home(node.origin)
+            if node.marks:
+                marks, stands = node.marks, node.origin
+        rest = steps[depth:]
+        if on_key and within and not rest:
+            home, written = above
+        stands = None if stands is None else (*stands, *rest)
+        return _Spot(node, depth, not rest, home, (*written, *rest), copied, within, marks, stands)
+
+    def scalars(self) -> list[Span]:
+        """Return the places in the document's text of keys and values without parts, in order; they do not overlap."""
+        places = {place for node in _nodes(self.original or self.root) for place in _simple(node)}
+        return sorted(place.span for place in places if place.override is None)
+
+
+def _simple(node: YamlNode) -> Iterator[Place]:
+    if node.key is not None:
+        yield node.key
+    if not node.is_collection:
+        yield node.at
+
+
+def _nodes(root: YamlNode) -> Iterator[YamlNode]:
+    """Yield all nodes of a tree, each once."""
+    todo, seen = [root], {id(root)}
+    while todo:
+        node = todo.pop()
+        yield node
+        content = node.content
+        for child in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+            if id(child) not in seen:
+                seen.add(id(child))
+                todo.append(child)
+
+
+def plain(root: YamlNode, bad: set[KeyPath] | None = None) -> Any:
+    """Return the values of a tree, aliases expanded; paths of bad nodes are added to ``bad``."""
+    data: list[Any] = [None]
+    todo: list[tuple[KeyPath, YamlNode, Any, str | int]] = [((), root, data, 0)]
+    while todo:
+        path, node, parent, step = todo.pop()
+        if node.bad and bad is not None:
+            bad.add(path)
+        content = node.content
+        if isinstance(content, dict):
+            parent[step] = mapping = dict.fromkeys(content)
+            todo.extend(((*path, key), child, mapping, key) for key, child in content.items())
+        elif isinstance(content, list):
+            parent[step] = items = [None] * len(content)
+            todo.extend(((*path, i), child, items, i) for i, child in enumerate(content))
         else:
-            override = self.overridden.get(self.nearest(at))
-            span = self.place(at, diagnostic.on_key)
-        return Place(self.file if override is None else "--set", span, override)
-
-    def value(self, path: KeyPath) -> Any:
-        """Return the value at a path that exists."""
-        value = self.data
-        for step in path:
-            value = value[step]
-        return value
-
-    def _by_key(self, path: KeyPath) -> bool:
-        span = self.values[path]
-        several = span.line != span.end_line or span.line != self.keys[path].line
-        return several and isinstance(self.value(path), (dict, list))
+            parent[step] = content
+    return data[0]
 
 
-def once(document: Document, findings: Findings) -> Findings:
+def without_repeats(document: Document, findings: Findings) -> Findings:
     """Return the findings, with only the first of those that show the same rule at the same place through copies.
 
     A finding at the place that copies were taken from counts as the first.

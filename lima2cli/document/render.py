@@ -46,8 +46,8 @@ def show_text(source: Source | None, diagnostics: Iterable[Diagnostic], color: b
 def show_concise(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
     """Return one line for each diagnostic: ``file:line:column: error[rule]: message``."""
     lines = []
-    for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
-        where = f"{file}:{span.line}:{span.column}" if override is None else f"--set {override}"
+    for item, place in _arrange(source or _NOWHERE, diagnostics):
+        where = _named(place)
         lines.append(f"{_clean(where)}: {item.severity}[{item.rule}]: {_clean(item.message)}\n")
     return "".join(lines)
 
@@ -100,10 +100,10 @@ def _entries(source: Source | None, diagnostics: Iterable[Diagnostic]) -> list[d
 def show_github(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
     """Return workflow commands of GitHub Actions, which annotate the lines of a change."""
     lines = []
-    for item, (file, span, override) in _arrange(source or _NOWHERE, diagnostics):
-        message = item.message if override is None else f"{item.message} (--set {override})"
+    for item, place in _arrange(source or _NOWHERE, diagnostics):
+        span, message = place.span, _message(item, place)
         text = "\n".join([message, *item.notes, *([f"help: {item.help}"] if item.help else [])])
-        where = {"file": file, "line": span.line, "col": span.column, "endLine": span.end_line,
+        where = {"file": place.file, "line": span.line, "col": span.column, "endLine": span.end_line,
                  "endColumn": span.end_column, "title": item.rule}  # fmt: skip
         properties = ",".join(f"{key}={_escape(str(value), ':,')}" for key, value in where.items())
         lines.append(f"::{item.severity} {properties}::{_escape(text)}\n")
@@ -116,11 +116,11 @@ def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
 
     shown = _arrange(source or _NOWHERE, diagnostics)
     results = []
-    for item, (file, span, override) in shown:
+    for item, place in shown:
+        span, text = place.span, _message(item, place)
         region = {"startLine": span.line, "startColumn": span.column, "endLine": span.end_line,
                   "endColumn": span.end_column}  # fmt: skip
-        text = item.message if override is None else f"{item.message} (--set {override})"
-        location = {"artifactLocation": {"uri": quote(file)}, "region": region}
+        location = {"artifactLocation": {"uri": quote(place.file)}, "region": region}
         results.append(
             {
                 "ruleId": item.rule,
@@ -133,6 +133,16 @@ def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     log = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
     return json.dumps(log, indent=2)
+
+
+def _named(place: Place) -> str:
+    """Return a place in words."""
+    override = place.override
+    return f"{place.file}:{place.span.line}:{place.span.column}" if override is None else f"--set {override}"
+
+
+def _message(item: Diagnostic, place: Place) -> str:
+    return item.message if place.override is None else f"{item.message} (--set {place.override})"
 
 
 def _escape(text: str, more: str = "") -> str:
@@ -157,16 +167,12 @@ def _arrange(source: Source, diagnostics: Iterable[Diagnostic]) -> list[_Shown]:
 def _locate(source: Source, item: Diagnostic) -> Place:
     if isinstance(source, Document):
         return source.locate(item)
-    return Place(source.file, START if item.span is None else Span(*item.span), None)
+    return Place(source, START if item.span is None else Span(*item.span))
 
 
 def _pointer(source: Source, item: Diagnostic) -> str:
     """Return the path as a JSON pointer; empty for the whole document, and for an override that was not applied."""
-    at = item.at
-    if isinstance(source, Document):
-        source, at = source.written(at, item.on_key)
-        if at in source.overridden and at not in source.values:
-            return ""
+    at = source.written(item.at, item.on_key) if isinstance(source, Document) else item.at
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in at)
 
 
@@ -175,17 +181,7 @@ def _all_related(source: Source, item: Diagnostic) -> tuple[Related, ...]:
 
 
 def _related(source: Source, path: KeyPath) -> Place:
-    """Return a second place; for a mapping or list, its key with the colon, so that it stays short."""
-    if not isinstance(source, Document):
-        return Place(source.file, START, None)
-    source, path = source.written(path)
-    override = source.overridden.get(source.nearest(path))
-    if path in source.keys and isinstance(source.value(path), (dict, list)):
-        line, column, end_line, end = source.keys[path]
-        if override is None and source.lines[end_line - 1][end - 1 : end] == ":":
-            end += 1
-        return Place(source.file if override is None else "--set", Span(line, column, end_line, end), override)
-    return Place(source.file if override is None else "--set", source.place(path), override)
+    return source.second_place(path) if isinstance(source, Document) else Place(source, START)
 
 
 def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
@@ -195,23 +191,19 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
     numbers = [there.span.line for there in (place, *(there for there, _ in others)) if there.override is None]
     margin = " " * len(str(max(numbers, default=1)))
     pointer = _clean(_pointer(source, item))
-    where = (
-        f"{place.file}:{place.span.line}:{place.span.column}" if place.override is None else f"--set {place.override}"
-    )
     lines = [
         paint(f"{item.severity}[{item.rule}]", item.severity) + paint(f": {_clean(item.message)}", "bold"),
-        f"{margin}{paint('-->', 'gutter')} {_clean(where)}" + (f"  at {pointer}" if pointer else ""),
+        f"{margin}{paint('-->', 'gutter')} {_clean(_named(place))}" + (f"  at {pointer}" if pointer else ""),
     ]
     bar = f"{margin} {paint('|', 'gutter')}"
-    here = source.named(place.file)
-    if place.override is None and place.span.line <= len(here.lines) and here.text:
-        lines += [bar, *_excerpt(here, place.span, "^", "", item.severity, margin, paint)]
+    if place.override is None and place.span.line <= len(place.source.lines) and place.source.text:
+        lines += [bar, *_excerpt(place, "^", "", item.severity, margin, paint)]
     for there, label in others:
         elsewhere = there.override is None and there.file != place.file
         where = f" {_clean(there.file)}:{there.span.line}:{there.span.column}" if elsewhere else ""
         lines.append(f"{margin} {paint(':' * (3 if elsewhere else 1), 'gutter')}{where}")
         if there.override is None:
-            lines += _excerpt(source.named(there.file), there.span, "-", f" {_clean(label)}", "gutter", margin, paint)
+            lines += _excerpt(there, "-", f" {_clean(label)}", "gutter", margin, paint)
         else:
             lines.append(f"{margin} {paint('=', 'gutter')} {_clean(label)}: --set {_clean(there.override)}")
     lines += [f"{margin} {paint('=', 'gutter')} {paint('note', 'bold')}: {_clean(note)}" for note in item.notes]
@@ -220,9 +212,10 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
     return lines
 
 
-def _excerpt(source: Source, span: Span, mark: str, label: str, style: str, margin: str, paint: Paint) -> list[str]:
-    """Return a source line, and marks under the part of the span that is in it."""
-    line = source.lines[span.line - 1]
+def _excerpt(place: Place, mark: str, label: str, style: str, margin: str, paint: Paint) -> list[str]:
+    """Return a source line, and marks under the part of the place that is in it."""
+    span = place.span
+    line = place.source.lines[span.line - 1]
     start = min(span.column - 1, len(line))
     end = span.end_column - 1 if span.end_line == span.line else len(line.rstrip())
     end = max(min(end, len(line)), start)
@@ -285,7 +278,7 @@ def suppress(document: Document, findings: Findings) -> Findings:
     To be called once all checks are done. Errors cannot be silenced. In documents that parts were taken from, unused
     comments are not reported: they may silence a warning of another use.
     """
-    ignores = list(_ignores(document.original or document))
+    ignores = list(_ignores(document))
     others = [(other.file, ignore) for other in document.others.values() for ignore in _ignores(other)]
     if not ignores and not others:
         return findings
@@ -308,7 +301,7 @@ def suppress(document: Document, findings: Findings) -> Findings:
 
 
 def _unused(ignore: _Ignore, is_error: bool) -> Diagnostic:
-    message = f"no warning `{ignore.rule}` is in this line" if ignore.rule else "this names no rule"
+    message = f"this line has no warning `{ignore.rule}`" if ignore.rule else "no rule is named"
     notes = ("errors cannot be silenced",) if is_error else ()
     return Diagnostic("unused-ignore", message, severity="warning", notes=notes, help="remove it", span=ignore.span)
 
@@ -316,7 +309,7 @@ def _unused(ignore: _Ignore, is_error: bool) -> Diagnostic:
 def _ignores(document: Document) -> Iterator[_Ignore]:
     if "lima2:" not in document.text:
         return
-    scalars = _texts(document)
+    scalars = document.scalars()
     for number, line in enumerate(document.lines, 1):
         for comment in _IGNORE.finditer(line):
             if _within(document, scalars, number, comment.start() + 1):
@@ -327,16 +320,6 @@ def _ignores(document: Document) -> Iterator[_Ignore]:
                 yield _Ignore(name[0], Span(number, column, number, column + len(name[0])))
             if not names:
                 yield _Ignore("", Span(number, comment.start() + 1, number, comment.end() + 1))
-
-
-def _texts(document: Document) -> list[Span]:
-    """Return the places of keys and scalars, in order; they do not overlap."""
-    scalars = {
-        span
-        for path, span in document.values.items()
-        if path not in document.overridden and not isinstance(document.value(path), (dict, list))
-    }
-    return sorted(scalars | {span for path, span in document.keys.items() if path not in document.overridden})
 
 
 def _within(document: Document, scalars: list[Span], line: int, column: int) -> bool:

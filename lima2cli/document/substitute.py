@@ -77,7 +77,7 @@ def _value(reference: re.Match[str], variables: Variables, report: Report) -> tu
     if inside is None or not reference[2]:
         report(
             "variable-syntax",
-            f"`{reference[0]}` is no variable",
+            f"`{reference[0]}` is not a variable",
             "write `${NAME}`, `${NAME:-default}`, or `${NAME!}` for a secret; `$$` for a dollar sign",
         )
         return reference[0], False
@@ -92,11 +92,11 @@ def _value(reference: re.Match[str], variables: Variables, report: Report) -> tu
         guess = f"did you mean `{close}`? " if close else ""
         message = f"the environment variable {name} is not set"
         if secret:
-            message += "; its value is secret, and kept nowhere"
+            message += "; its value is secret and is not stored"
         report("variable-unset", message, f"{guess}`${{{name}{inside[2]}:-default}}` gives a default")
         return reference[0], False
     if secret and len(value) < SHORTEST:
-        message = f"the secret {name} has {len(value)} characters: messages would hide all such texts"
+        message = f"the secret {name} has {len(value)} characters: messages would hide every such string"
         report("secret-too-short", message, f"at least {SHORTEST}")
         return "", False
     variables.used[name] = value

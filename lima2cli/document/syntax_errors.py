@@ -57,7 +57,7 @@ def explain(source: Source, error: yaml.YAMLError) -> Diagnostic:
     finding = next(answer for look in _LOOKS if (answer := look(trouble)) is not None)
     message, first, count, help = finding
     noticed = source.position(trouble.at)[0]
-    notes = (f"reading went wrong in line {noticed}",) if noticed > source.position(first)[0] else ()
+    notes = (f"the parser stopped in line {noticed}",) if noticed > source.position(first)[0] else ()
     return syntax_error(source, message, first, count, notes=notes, help=help)
 
 
@@ -141,13 +141,18 @@ def _bracket(trouble: Trouble) -> _Finding | None:
         return f"this `{trouble.opener}` is not closed", trouble.since, 1, f"close it with `{closer}`"
     if trouble.char == ",":
         return "there is nothing before this `,`", trouble.at, 1, None
-    return f"`,` or `{closer}` is expected before this", trouble.at, 1, "quote a text that holds `: `, `,` or brackets"
+    return (
+        f"`,` or `{closer}` is expected before this",
+        trouble.at,
+        1,
+        "quote a string that contains `: `, `,` or brackets",
+    )
 
 
 def _stray_closer(trouble: Trouble) -> _Finding | None:
     if trouble.char not in ("]", "}") or not trouble.char:
         return None
-    return f"this `{trouble.char}` closes nothing", trouble.at, 1, "remove it, or quote the text"
+    return f"this `{trouble.char}` has no matching opening bracket", trouble.at, 1, "remove it, or quote the string"
 
 
 def _colon(trouble: Trouble) -> _Finding | None:
@@ -159,7 +164,7 @@ def _colon(trouble: Trouble) -> _Finding | None:
         return None
     before = trouble.text[: trouble.at].rstrip().splitlines()[-2:]
     glued = next((found for line in before[:-1] if (found := re.match(r"\s*[\w-]+:(?=[^\s/:])", line))), None)
-    help = "quote a text that holds `: `; the keys of a map are indented alike"
+    help = "quote a string that contains `: `; indent all keys of a mapping alike"
     if glued is not None:
         help = f"a space is missing after `{glued[0].strip()}` in the line above"
     return "a `:` cannot stand here", trouble.at, 1, help
@@ -168,14 +173,14 @@ def _colon(trouble: Trouble) -> _Finding | None:
 def _first_character(trouble: Trouble) -> _Finding | None:
     if "alphabetic or numeric" in trouble.problem and trouble.since is not None:
         what = "an alias" if trouble.opener == "*" else "an anchor"
-        return f"`{trouble.opener}` begins {what}, and no name follows", trouble.since, 1, "quote it if it is text"
+        return f"`{trouble.opener}` begins {what}, and no name follows", trouble.since, 1, "quote it if it is a string"
     if "cannot start any token" in trouble.problem:
         char = "a backtick" if trouble.char == "`" else f"`{trouble.char}`"
-        return f"a text cannot begin with {char}", trouble.at, 1, "quote it"
+        return f"a string cannot begin with {char}", trouble.at, 1, "quote it"
     if "escape" in trouble.problem:
         backslash = trouble.text.find("\\", max(trouble.at - 1, 0))
         help = "write `\\\\` for a backslash, or use single quotes"
-        return f"`{trouble.text[backslash : backslash + 2]}` is no escape sequence", backslash, 2, help
+        return f"`{trouble.text[backslash : backslash + 2]}` is not an escape sequence", backslash, 2, help
     return None
 
 
@@ -184,19 +189,24 @@ def _block(trouble: Trouble) -> _Finding | None:
     if "entries are not allowed" in trouble.problem:
         return "a list item cannot begin here", trouble.at, 1, "begin it on a line of its own, or write `[a, b]`"
     if "node content" in trouble.problem:
-        return "a value is expected before this", trouble.at, 1, "remove it, or quote it if it is text"
+        return "a value is expected before this", trouble.at, 1, "remove it, or quote it if it is a string"
     if trouble.context.startswith("while parsing a block "):
         start = trouble.text.rfind("\n", 0, trouble.at) + 1
         if trouble.text[start : trouble.at].strip():
-            help = "quote the whole text; a `'` within single quotes is written `''`"
+            help = "quote the whole string; a `'` within single quotes is written `''`"
             return "this follows a value that has ended", trouble.at, 1, help
         if trouble.char == "-" and "mapping" in trouble.context:
-            return "a list item is in the middle of a map", trouble.at, 1, "a map has keys only: check the indentation"
+            return (
+                "this list item is in the middle of a mapping",
+                trouble.at,
+                1,
+                "a mapping has keys only: check the indentation",
+            )
         if "collection" in trouble.context:
             return "a `-` is expected here, for the next item of the list", trouble.at, 1, "check the indentation"
-        return "the indentation of this fits no map above", trouble.at, 1, "the keys of a map are indented alike"
+        return "the indentation matches no mapping above", trouble.at, 1, "indent all keys of a mapping alike"
     if "<document start>" in trouble.problem:
-        return "the document has ended before this", trouble.at, 1, "there is one map at the outside of a pipeline"
+        return "the document has ended before this", trouble.at, 1, "a pipeline is one mapping at the top level"
     return None
 
 

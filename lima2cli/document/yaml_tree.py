@@ -6,18 +6,16 @@ builder recurse.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related, did_you_mean
-from lima2cli.document.places import Document, Source, Span
+from lima2cli.document.places import Place, Scalar, Source, Span, YamlNode
 from lima2cli.document.substitute import substitute
 from lima2cli.document.syntax_errors import explain, nested_beyond, trouble_of
 from lima2cli.secret import Secret
-
-Scalar = str | int | float | bool | None
 
 _WORDS: dict[str, bool | None] = (
     dict.fromkeys(("", "~", "null", "Null", "NULL"))
@@ -55,66 +53,17 @@ def resolve(text: str) -> Scalar:
 
 
 def kind(value: object) -> str:
-    """Return the kind of a value in words: "a number", "a map"..."""
+    """Return the kind of a value in words: "a number", "a mapping"..."""
     if isinstance(value, bool):
         return "true or false"
-    names = {str: "a text", int: "a number", float: "a number", dict: "a map", list: "a list", type(None): "null"}
+    names = {str: "a string", int: "a number", float: "a number", dict: "a mapping", list: "a list", type(None): "null"}
     return names[type(value)]
 
 
-@dataclass(slots=True)
-class YamlNode:
-    """A value with its place. Aliases make a node appear several times; it is never changed once complete.
-
-    keys      place of each key, in a mapping
-    size      number of nodes, this one and all below, aliases expanded
-    height    number of collections on the longest way down, this one included
-    bad       a mistake in it has been reported
-    override  text of the ``--set`` that made it
-    """
-
-    content: "Scalar | dict[str, YamlNode] | list[YamlNode]"
-    span: Span
-    keys: dict[str, Span] = field(default_factory=dict)
-    size: int = 1
-    height: int = 0
-    bad: bool = False
-    override: str | None = None
-
-
-def to_document(source: Source, root: YamlNode, failed: Mapping[KeyPath, str]) -> Document:
-    """Return the tree as plain data and places, aliases expanded. ``failed``: overrides that were not applied."""
-    keys: dict[KeyPath, Span] = {}
-    values: dict[KeyPath, Span] = {}
-    overridden: dict[KeyPath, str] = dict(failed)
-    bad: set[KeyPath] = set()
-    data: list[Any] = [None]
-    todo: list[tuple[KeyPath, YamlNode, Any, str | int, str | None]] = [((), root, data, 0, None)]
-    while todo:
-        path, node, parent, step, inherited = todo.pop()
-        values[path] = node.span
-        override = node.override or inherited
-        if override is not None:
-            overridden[path] = override
-        if node.bad:
-            bad.add(path)
-        content = node.content
-        if isinstance(content, dict):
-            parent[step] = mapping = dict.fromkeys(content)
-            keys |= {(*path, key): span for key, span in node.keys.items()}
-            todo.extend(((*path, key), child, mapping, key, override) for key, child in content.items())
-        elif isinstance(content, list):
-            parent[step] = items = [None] * len(content)
-            todo.extend(((*path, i), child, items, i, override) for i, child in enumerate(content))
-        else:
-            parent[step] = content
-    return Document(source.file, source.text, data[0], keys, values, overridden, frozenset(bad))
-
-
-def put(root: YamlNode, steps: tuple[str, ...], node: YamlNode, key_span: Span) -> YamlNode:
+def put(root: YamlNode, steps: tuple[str, ...], node: YamlNode, key: Place) -> YamlNode:
     """Return a copy of the tree with ``node`` where ``steps`` lead to; missing mappings on the way are created.
 
-    A step into a list is an index.
+    A step into a list is an index; ``key`` is the place of new keys.
 
     Raises: ValueError, in words for the user, where a step leads nowhere.
     """
@@ -124,16 +73,15 @@ def put(root: YamlNode, steps: tuple[str, ...], node: YamlNode, key_span: Span) 
     content = root.content
     if isinstance(content, list):
         if not step.isdecimal() or int(step) >= len(content):
-            raise ValueError(f"`{step}` is no item of a list of {len(content)}, whose items are numbered from 0")
+            raise ValueError(f"`{step}` is not an item of a list of {len(content)} (numbered from 0)")
         index = int(step)
-        items = [*content[:index], put(content[index], rest, node, key_span), *content[index + 1 :]]
+        items = [*content[:index], put(content[index], rest, node, key), *content[index + 1 :]]
         return replace(root, content=items)
     if isinstance(content, dict) or content is None:
-        old = content or {}
-        child = old.get(step) or YamlNode(None, node.span, override=node.override)
-        made = put(child, rest, node, key_span)
-        keys = root.keys if rest and step in old else root.keys | {step: key_span}
-        return replace(root, content={**old, step: made}, keys=keys, bad=False)
+        old = (content or {}).get(step)
+        made = put(old or YamlNode(None, node.at), rest, node, key)
+        made = made if rest and old else replace(made, key=key)
+        return replace(root, content={**(content or {}), step: made}, bad=False)
     raise ValueError(f"`{step}` leads into {kind(content)}, which has no keys")
 
 
@@ -215,17 +163,23 @@ class _Open:
     block: bool
     is_key: bool
     key: str | None = None  # of the value that comes next
+    key_at: Span | None = None
     keep: bool = True  # whether that value is wanted
 
 
-def build(source: Source, findings: Findings, environment: Mapping[str, str]) -> YamlNode | None:
-    """Return the tree of the one document in a string; None where there is none, which has been reported."""
-    builder = _Builder(source, findings, environment)
+def build(
+    source: Source, findings: Findings, environment: Mapping[str, str], shown: Source | None = None
+) -> YamlNode | None:
+    """Return the tree of the one document in a string; None where there is none, which has been reported.
+
+    ``shown``: the text that places are in, where it is not the one that is read.
+    """
+    builder = _Builder(source, findings, environment, shown or source)
     try:
         for event in yaml.parse(builder.surrogates.parsed, Loader=_LOADER):
             if isinstance(event, yaml.DocumentStartEvent) and builder.root is not None:
                 builder.error(
-                    "yaml-documents", "a second YAML document begins here", span_of(event), help="one is read"
+                    "yaml-documents", "a second YAML document begins here", span_of(event), help="only one is allowed"
                 )
                 break
             builder.take(event)
@@ -235,8 +189,8 @@ def build(source: Source, findings: Findings, environment: Mapping[str, str]) ->
         return None
     except _Stop:
         return None
-    if builder.root is None or (builder.root.content is None and builder.root.span[:2] == builder.root.span[2:]):
-        findings.add(Diagnostic("yaml-empty", "there is nothing in it", span=(1, 1, 1, 1)))
+    if builder.root is None or (builder.root.content is None and builder.root.at.span[:2] == builder.root.at.span[2:]):
+        findings.add(Diagnostic("yaml-empty", "the file is empty", span=(1, 1, 1, 1)))
         return None
     return builder.root
 
@@ -250,10 +204,10 @@ def span_of(event: Any) -> Span:
 class _Builder:
     """Builder of the tree, event by event. ``root`` is the tree once the document has ended."""
 
-    def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str]) -> None:
+    def __init__(self, source: Source, findings: Findings, environment: Mapping[str, str], shown: Source) -> None:
         self.root: YamlNode | None = None
         self.surrogates = Surrogates(source.text)
-        self._source = source
+        self._source, self._shown = source, shown
         self._findings = findings
         self._environment = environment
         self._stack: list[_Open] = []
@@ -295,7 +249,7 @@ class _Builder:
         return True
 
     def _too_deep(self, span: Span) -> None:
-        self.error("yaml-too-deep", f"maps and lists are nested more than {DEPTH_LIMIT} deep", span)
+        self.error("yaml-too-deep", f"mappings and lists are nested more than {DEPTH_LIMIT} deep", span)
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         span, plain = span_of(event), not event.style
@@ -313,7 +267,7 @@ class _Builder:
         bad = bad or len(self._findings.items) > reported
         node = YamlNode(
             value if isinstance(value, Secret) or not plain else resolve(value),
-            span,
+            self._place(span),
             size=1 + len(value) // LETTERS,
             bad=bad,
         )
@@ -337,7 +291,7 @@ class _Builder:
             self._too_deep(span)
             raise _Stop
         bad = self._tagged(event, span)
-        node = YamlNode({} if isinstance(event, yaml.MappingStartEvent) else [], span, bad=bad, height=1)
+        node = YamlNode({} if isinstance(event, yaml.MappingStartEvent) else [], self._place(span), bad=bad, height=1)
         is_key = self._expects_key()
         self._stack.append(_Open(node, self._path(), event.anchor, not event.flow_style, is_key))
 
@@ -345,10 +299,10 @@ class _Builder:
         done = self._stack.pop()
         node, end = done.node, span_of(event)
         if not done.block:
-            node.span = Span(*node.span[:2], *end[2:])
+            node.at = self._place(Span(*node.at.span[:2], *end[2:]))
         self._remember(done.anchor, node)
         if done.is_key:
-            self._bad_key(node.span, f"{kind(node.content)} cannot be a key")
+            self._bad_key(node.at.span, f"{kind(node.content)} cannot be a key")
         else:
             self._add(node)
 
@@ -359,20 +313,23 @@ class _Builder:
             return
         target = self._anchors.get(name)
         if any(open_.anchor == name for open_ in self._stack):
-            self.error("yaml-alias", f"`*{name}` stands inside of what it names", span)
+            self.error("yaml-alias", f"`*{name}` is used inside the value that it names", span)
         elif target is None:
-            help = did_you_mean(name, self._anchors) or f"`&{name}` before a value names it; quote a text with a `*`"
+            help = did_you_mean(name, self._anchors) or f"`&{name}` before a value names it; quote a string with a `*`"
             self.error("yaml-alias", f"nothing is named `&{name}` before this", span, help=help)
         elif len(self._stack) + target.height > DEPTH_LIMIT:
-            self.error("yaml-too-deep", f"with `*{name}` written out, nesting is more than {DEPTH_LIMIT} deep", span)
+            self.error("yaml-too-deep", f"with `*{name}` expanded, nesting is more than {DEPTH_LIMIT} deep", span)
         elif self._size + target.size > NODE_LIMIT:
-            self.error("alias-bomb", f"with its aliases written out, the document has over {NODE_LIMIT} values", span)
+            self.error("alias-bomb", f"with its aliases expanded, the document has over {NODE_LIMIT} values", span)
             raise _Stop
         else:
             self._size += target.size
-            self._add(replace(target, span=span))
+            self._add(replace(target, at=self._place(span), key=None))
             return
-        self._add(YamlNode(None, span, bad=True))
+        self._add(YamlNode(None, self._place(span), bad=True))
+
+    def _place(self, span: Span) -> Place:
+        return Place(self._shown, span)
 
     def _expects_key(self) -> bool:
         return bool(self._stack) and isinstance(self._stack[-1].node.content, dict) and self._stack[-1].key is None
@@ -392,20 +349,21 @@ class _Builder:
         value = resolve(text) if plain else text
         top.key, top.keep = text, True
         if plain and text == "<<":
-            self.error("yaml-merge", "merge keys (`<<`) are not read", span, help="write the keys out, or use `*name`")
+            self.error(
+                "yaml-merge", "merge keys (`<<`) are not supported", span, help="write the keys out, or use `*name`"
+            )
             top.keep, top.node.bad = False, True
         elif text in content:
             first = Related(self._path(), "first written here")
-            self.error("duplicate-key", f"`{text}` is written twice in this map", span, related=(first,))
+            self.error("duplicate-key", f"`{text}` is written twice in this mapping", span, related=(first,))
             top.keep = False
         elif not isinstance(value, str):
             what = f"`{text}` is {kind(value)}" if text else "this is empty"
-            self.error("key-not-text", f"{what}, and a key is a text", span, help=f'quote it: "{text}"')
-        if top.keep:
-            top.node.keys[text] = span
+            self.error("key-not-text", f"{what}, and a key must be a string", span, help=f'quote it: "{text}"')
+        top.key_at = span
 
     def _bad_key(self, span: Span, message: str) -> None:
-        self.error("key-not-text", message, span, help="quote it if it is meant as text")
+        self.error("key-not-text", message, span, help="quote it if it is meant as a string")
         self._stack[-1].key, self._stack[-1].keep = _NO_KEY, False
         self._stack[-1].node.bad = True
 
@@ -416,7 +374,9 @@ class _Builder:
         match = _TAG.search(self._source.lines[span.line - 1], span.column - 1)
         if match is not None:
             span = Span(span.line, match.start() + 1, span.line, match.end() + 1)
-        self.error("yaml-tag", f"tags ({event.tag}) are not read", span, help="leave it out; quote a text with a `!`")
+        self.error(
+            "yaml-tag", f"tags ({event.tag} ) are not supported", span, help="leave it out; quote a string with a `!`"
+        )
         return True
 
     def _charge(self, size: int, span: Span) -> None:
@@ -442,10 +402,12 @@ class _Builder:
             assert top.key is not None
             keep = top.keep
             if keep:
+                assert top.key_at is not None
+                node.key = self._place(top.key_at)
                 parent.content[top.key] = node
             top.key = None
         if keep:
             parent.size += node.size
             parent.height = max(parent.height, node.height + 1)
-        if top.block and node.span[2:] > parent.span[2:]:
-            parent.span = Span(*parent.span[:2], *node.span[2:])
+        if top.block and node.at.span[2:] > parent.at.span[2:]:
+            parent.at = self._place(Span(*parent.at.span[:2], *node.at.span[2:]))

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from lima2cli.errors import FileProblem, Lima2Error
 from lima2cli.files.compression import load_filters
-from lima2cli.files.disk import MARGIN, Room, begin, give_back
+from lima2cli.files.disk import MARGIN, Room, begin, close_unwritten, disk_errors, give_back, watch
 from lima2cli.files.rows import READ, windows
 from lima2cli.paths import lock
 
@@ -39,27 +38,48 @@ def reopenable(path: str) -> bool:
         FileProblem: it is no HDF5 file of that version, or is still being written.
         OSError: it can't be read or written.
     """
-    with open(path, "r+b") as file:
+    with open(path, "r+b", buffering=0) as file:
         if not lock(file.fileno()):  # writers hold a shared lock for as long as they live
             raise FileProblem(f"{path} is open in another process")
         status = os.fstat(file.fileno())
-        size = status.st_size
-        if status.st_blocks * 512 > size + BLOCK:  # what a writer had taken of the disk beyond the end is given back
-            file.truncate(size)
+        if status.st_blocks * 512 > status.st_size + BLOCK:  # what a writer had taken of the disk beyond the end
+            file.truncate(status.st_size)
+        return _clear_marks(file.fileno(), path)
+
+
+def _clear_marks(descriptor: int, path: str) -> bool:
+    size = os.fstat(descriptor).st_size
+    block = bytearray(os.pread(descriptor, 48, 0))
+    if block[:8] == SIGNATURE and block[8:9] and block[8] < 2:
+        return False
+    if len(block) < 48 or block[:8] != SIGNATURE or block[8] not in (2, 3) or block[9] != 8:
+        raise FileProblem(f"{path} is not an HDF5 file that lima2 has written")
+    (end,) = struct.unpack_from("<Q", block, 28)
+    if not block[11] and end <= size:
+        return False
+    block[11] = 0
+    struct.pack_into("<Q", block, 28, size)
+    struct.pack_into("<I", block, 44, lookup3(bytes(block[:44])))
+    os.pwrite(descriptor, block, 0)
+    return True
+
+
+SWMR_WRITER = 0b101
+"""File consistency flags of a file that is being written (bit 0) and may be read meanwhile (bit 2)."""
+
+
+def set_marks(path: str) -> None:
+    """Give a whole file the marks of a writer, which `reopenable` clears: it can be opened for SWMR reading only.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    with open(path, "r+b", buffering=0) as file:
         block = bytearray(file.read(48))
-        if block[:8] == SIGNATURE and block[8:9] and block[8] < 2:
-            return False
-        if len(block) < 48 or block[:8] != SIGNATURE or block[8] not in (2, 3) or block[9] != 8:
-            raise FileProblem(f"{path} is not an HDF5 file that lima2 has written")
-        (end,) = struct.unpack_from("<Q", block, 28)
-        if not block[11] and end <= size:
-            return False
-        block[11] = 0
-        struct.pack_into("<Q", block, 28, size)
+        block[11] = SWMR_WRITER
         struct.pack_into("<I", block, 44, lookup3(bytes(block[:44])))
         file.seek(0)
         file.write(block)
-    return True
 
 
 def level(path: str) -> None:
@@ -212,29 +232,9 @@ VERSIONS = ("v110", "v110")
 """Format versions (low, high): the oldest that has this mode and virtual datasets, so that old readers cope."""
 
 
-_REFUSED = re.compile(r"errno = (\d+), error message = '([^']*)'")
-"""Pattern of the reason in the long messages of the HDF5 library."""
-
-
 def load_libraries() -> None:
     """Import the libraries that writing needs, a few tenths of a second, before the first frame rather than with it."""
     load_filters()
-
-
-@contextmanager
-def disk_errors(path: str) -> Iterator[None]:
-    """Raise whatever the HDF5 library raises when a disk refuses as an OSError, in the words of the system."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        refused = _REFUSED.search(str(error))
-        if refused is not None:
-            raise OSError(int(refused[1]), refused[2], path) from error
-        if isinstance(error, OSError):
-            if error.errno is not None and error.filename is None:
-                raise OSError(error.errno, error.strerror, path) from error
-            raise
-        raise OSError(f"{path}: {error}") from error
 
 
 NOT_STARTED = ".new"
@@ -259,6 +259,7 @@ class AppendingFile:
         with disk_errors(path):
             begin(self._part)
             self.h5 = h5py.File(self._part, "w", libver=VERSIONS, locking="best-effort", rdcc_nbytes=CHUNK_CACHE_BYTES)
+            watch(path, self.h5)
         self._room = Room(self.h5)
 
     @contextmanager
@@ -291,7 +292,7 @@ class AppendingFile:
 
     def discard(self) -> None:
         """Remove a file that was never started."""
-        close_unwritten(self.h5)
+        close_unwritten(self.path)
         with suppress(OSError):
             os.remove(self._part)
 
@@ -322,33 +323,32 @@ class AppendingFile:
         except OSError:
             self.abandon()
             raise
-        with disk_errors(self.path):
-            self.h5.close()
-            give_back(self.path)
+        close_flushed(self.path, self.h5)
 
     def abandon(self) -> None:
         """Close without another byte to the disk: the file stays as last flushed, made readable."""
-        if not self.h5:
-            return
-        close_unwritten(self.h5)
+        close_unwritten(self.path)
         with suppress(OSError, Lima2Error):  # on a disk that refuses writes `recover` has to do it later
             give_back(self.path)
             reopenable(self.path)
 
 
-def close_unwritten(h5: Any) -> None:
-    """Close an HDF5 file without another byte to the disk.
+def close_flushed(path: str, h5: Any) -> None:
+    """Close an HDF5 file of which all is flushed, and write its end without the library, which a refusal would break.
 
-    The library insists on writing what it holds, and a file that it can't close breaks it. So its descriptor is
-    pointed to memory for these writes.
+    Left to write are the marks of a writer, which are in the first block.
+
+    Raises:
+        OSError: the disk refuses; the file is left as last flushed.
     """
-    if not h5:
-        return
-    memory = os.memfd_create("abandoned")
-    os.dup2(memory, h5.id.get_vfd_handle())
-    os.close(memory)
-    with suppress(RuntimeError, OSError):  # a limit on the size of files (ulimit -f) holds for memory too
-        h5.close()
+    descriptor = os.dup(h5.id.get_vfd_handle())  # the path is of no use where the directory was renamed
+    try:
+        close_unwritten(path)
+        with disk_errors(path):
+            _clear_marks(descriptor, path)
+            give_back(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 WHOLE_MARGIN = 4 * CHUNK_CACHE_BYTES
@@ -369,18 +369,37 @@ def written(path: str, mode: str = "w", **options: Any) -> Iterator[Any]:
         if mode == "w":
             begin(path)
         file = h5py.File(path, mode, rdcc_nbytes=CHUNK_CACHE_BYTES, **options)
+        watch(path, file)
         try:
-            yield file
-            Room(file).secure(WHOLE_MARGIN)
-            file.flush()
+            with disk_errors(path):
+                yield file
+                Room(file).secure(WHOLE_MARGIN)
+                file.flush()
         except BaseException:
-            close_unwritten(file)
+            close_unwritten(path)
             if mode == "w":
                 with suppress(OSError):
                     os.remove(path)
             raise
-        file.close()
-        give_back(path)
+        close_flushed(path, file)
+
+
+class Writing:
+    """A writer that writes nothing more after the first error of the disk."""
+
+    def __init__(self) -> None:
+        self._broken: OSError | None = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise OSError where the disk has refused before; note it where it refuses now."""
+        if self._broken is not None:
+            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
+        try:
+            yield
+        except OSError as error:
+            self._broken = error
+            raise
 
 
 class Columns:

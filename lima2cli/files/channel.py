@@ -17,7 +17,7 @@ RowSource = tuple[int, int, int | None]
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """Frames of one `io_hdf5` node, as they are saved.
+    """Frames of one sink, as they are saved.
 
     name        of the pipeline;  node, flow   the saving node and the flow that feeds it
     flows       all flows that feed it, where it saves what was joined
@@ -29,7 +29,7 @@ class Channel:
     view        which part of the detector frames show, and how
     mask        bool (height, width), True = masked (gaps too), or None; saved as NeXus pixel_mask
     saturation  in the units of the pixels, None if unknown or no longer meaningful
-    invalid     values of pixels of single frames that are no measurement
+    invalid     values of pixels of single frames that are not measurements
     checksum    whether stored data have checksums
     hole        value of pixels that were not written; None: the detector's gap value
     metadata    the pipeline's ``metadata`` (plain data, base units)
@@ -89,6 +89,11 @@ class Channel:
         one = self.window == 1 and len(self.flows) <= 1
         return one and not (self.filtered or self.upstream or self.unmatched)
 
+    @property
+    def live(self) -> bool:
+        """Return whether its master is there, and grows, while the run goes on."""
+        return not (self.sparse or self.filtered) and self.layout != "common"
+
     def place(self, receiver: int) -> Rect:
         """Return the rectangle of the whole frame, in pixels, that the frames of a receiver show."""
         return self.places[self.receivers.index(receiver)] if self.places else Rect(0, 0, self.width, self.height)
@@ -109,7 +114,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class TableChannel:
-    """Rows of one table node (checkpoint, roi_counters, roi_profiles), one per frame.
+    """Rows of one node that makes a table, one per frame.
 
     columns     numpy dtype name of each column; ``frame_number`` uint64 comes with every row
     default     the column that viewers plot first

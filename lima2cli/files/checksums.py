@@ -68,7 +68,7 @@ def make_sums(
 
 
 def _address(dataset: Any) -> int:
-    """Return where the header of a dataset lies in its file: elsewhere in a copy that a program has packed anew."""
+    """Return where the header of a dataset lies in its file: elsewhere in a copy that a program has repacked."""
     import h5py
 
     return int(h5py.h5o.get_info(dataset.id).addr)
@@ -99,6 +99,7 @@ class ChunkSums:
             return
         self._values.resize((self._written + count,))
         self._values[self._written :] = np.array(self._pending[:count], np.uint64)
+        self._values.flush()  # values, then the length: the library writes lengths by itself, and a kill leaves zeros
         del self._pending[:count]
         self._written += count
 
@@ -145,7 +146,11 @@ class SummedDataset:
     def __init__(self, dataset: Any, values: Any) -> None:
         self._dataset, self._values = dataset, values
         self.rows = int(values.attrs["rows"])
-        self.covered = min(len(dataset), len(values) * self.rows)
+        count = len(values)
+        if values.maxshape[0] is None:  # it grows: a power failure may leave room for values that were never written
+            taken = np.flatnonzero(values[()])
+            count = int(taken[-1]) + 1 if len(taken) else 0
+        self.covered = min(len(dataset), count * self.rows)
 
     @classmethod
     def of(cls, dataset: Any, parent: Any, name: str = "data") -> "SummedDataset | None":

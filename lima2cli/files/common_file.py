@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.files.appending import NOT_STARTED, WHOLE_MARGIN, AppendingFile, Columns, disk_errors, written
+from lima2cli.files.appending import NOT_STARTED, WHOLE_MARGIN, AppendingFile, Columns, written
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import GROUP, make_sums
-from lima2cli.files.disk import allocate
+from lima2cli.files.disk import allocate, disk_errors, library_is_broken
 from lima2cli.files.master_rows import cover_rows, write_flow, write_rows
 from lima2cli.files.nexus import (
     ENTRY,
@@ -121,7 +121,7 @@ def cut_rows(path: str, dataset: str, rows: int) -> None:
         messages = _messages(raw, base + address)
         space, layout = messages.get(1), messages.get(8)
         if space is None or layout is None or space[1][:2] != bytes((1, len(shape))) or layout[1][:2] != b"\3\1":
-            raise ValueError(f"{dataset} of {path} is no contiguous dataset of the kind that lima2 lays out")
+            raise ValueError(f"{dataset} of {path} is not a contiguous dataset as lima2 makes them")
         for at in (8, 8 + 8 * len(shape)) if space[1][2] & 1 else (8,):
             raw.seek(space[0] + at)
             raw.write(struct.pack("<Q", rows))
@@ -259,6 +259,9 @@ class WrittenRows:
         Raises:
             OSError: the disk refuses; the file has what was flushed before.
         """
+        if library_is_broken():  # which was raised already
+            self._file.abandon()
+            return
         try:
             self.flush()
         except OSError:

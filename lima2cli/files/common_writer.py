@@ -83,11 +83,11 @@ class Rounds:
         return first, rows
 
     def nothing(self, number: int) -> tuple[int, NDArray[np.uint8]]:
-        """Return the same as `bytes`, without any row."""
+        """Return the same as `bytes`, with no row: (0, row_bytes)."""
         return self._own(number)[0], np.empty((0, self.stripes.row_bytes), np.uint8)
 
     def end(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
-        """Return rows, times and checksums of the frames of a round, and take its memory back."""
+        """Return rows, times and checksums (n,) of the n frames of a round, and take its memory back."""
         held = self._held.pop(number, None)
         if held is None:
             nothing = np.empty(0, np.uint64)
@@ -117,7 +117,7 @@ class Rounds:
 HELD_ROUNDS = 4
 """Rounds with frames in them from which on no more frames should be handed over."""
 
-WELL, FAILED, ABSENT = 0, 1, 2
+OK, FAILED, ABSENT = 0, 1, 2
 """Reports of a receiver about a round: its write went well, failed, or it has given up and wrote nothing."""
 
 
@@ -127,7 +127,7 @@ class _State(Enum):
     FILLING = auto()
     READY = auto()
     WRITING = auto()
-    TELLING = auto()
+    AGREEING = auto()
     DONE = auto()
 
 
@@ -141,10 +141,12 @@ class CommonWriter:
     saved   frames of this receiver that are in the file
     """
 
-    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: CollectiveGroup) -> None:
+    def __init__(
+        self, channel: Channel, directory: str, receiver: int, start_ns: int, collective: CollectiveGroup
+    ) -> None:
         assert channel.selected is not None
         self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns
-        self._circle = circle
+        self._collective = collective
         self._path = unfinished(channel, directory)
         self._dtype, self._frame = np.dtype(channel.dtype), (channel.height, channel.width)
         self._rounds = Rounds(channel, self._dealt(0), channel.selected)
@@ -154,7 +156,7 @@ class CommonWriter:
         self._number = self._passed = self.saved = 0
         self._sound, self._ended, self._broken = True, False, False
         self._error: OSError | None = None
-        self._state, self._told = _State.LAYING_OUT, circle.tell(self._lay_out())
+        self._state, self._agreement = _State.LAYING_OUT, collective.agree(self._lay_out())
 
     @property
     def full(self) -> bool:
@@ -167,7 +169,11 @@ class CommonWriter:
         return self._state is _State.DONE
 
     def stage(self, block: Block) -> NDArray[np.int64]:
-        """Copy frames (n, height, width) of the channel's dtype to their rounds; they count when committed."""
+        """Copy frames (n, height, width) of the channel's dtype to their rounds; they count when committed.
+
+        Raises:
+            ValueError: they have another dtype or shape.
+        """
         frames = block.frames
         if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
             raise ValueError(
@@ -195,7 +201,7 @@ class CommonWriter:
         self._passed = max(self._passed, min(self._channel.rule.before(number), self._rounds.total))
 
     def finish(self, rows: int) -> None:
-        """Report that no frame comes any more; ``rows`` is the number of rows of the run, the same on all receivers."""
+        """Report that no more frames follow; ``rows`` is the number of rows of the run, the same on all receivers."""
         self._passed = self._rounds.total = min(self._rounds.total, rows)
         self._ended = True
 
@@ -233,7 +239,7 @@ class CommonWriter:
 
     def _lay_out(self) -> int:
         """Return the offset of the dataset plus one, sent by the first receiver; 0 where there is none."""
-        if self._circle.rank:
+        if self._collective.rank:
             return 0
         try:
             return 1 + lay_out(self._channel, self._directory, self._start_ns)
@@ -247,31 +253,31 @@ class CommonWriter:
             return self._tell_ready()
         if self._state is _State.WRITING:
             return self._end_writing()
-        if self._state is _State.DONE or not self._told.done():
+        if self._state is _State.DONE or not self._agreement.done():
             return False
         after = {
             _State.LAYING_OUT: self._open,
             _State.OPENING: self._opened,
             _State.READY: self._write,
-            _State.TELLING: self._settle,
+            _State.AGREEING: self._settle,
         }
         after[self._state]()
         return True
 
     def _open(self) -> None:
-        offset, failed = int(self._told.words.max()) - 1, False
+        offset, failed = int(self._agreement.words.max()) - 1, False
         try:
             if offset < 0:
                 raise OSError(f"{self._path}: another receiver could not make it")
             self._rounds.stripes = self._dealt(offset)
-            self._file = self._circle.open_file(self._path, self._rounds.stripes)
+            self._file = self._collective.open_file(self._path, self._rounds.stripes)
             self._written = WrittenRows(self._channel, self._directory, self._receiver, self._start_ns)
         except OSError as error:
             self._error, failed = self._error or error, True
-        self._state, self._told = _State.OPENING, self._circle.tell(FAILED if failed else WELL)
+        self._state, self._agreement = _State.OPENING, self._collective.agree(FAILED if failed else OK)
 
     def _opened(self) -> None:
-        if self._told.words.any():  # on all receivers the end
+        if self._agreement.words.any():  # on all receivers the end
             self._error = self._error or OSError(f"{self._path}: another receiver could not open it")
             self._state = _State.DONE
         else:
@@ -284,7 +290,7 @@ class CommonWriter:
             return self._ended
         if self._passed < self._rounds.last(self._number):
             return False
-        self._state, self._told = _State.READY, self._circle.tell(WELL)
+        self._state, self._agreement = _State.READY, self._collective.agree(OK)
         return True
 
     def _write(self) -> None:
@@ -294,18 +300,18 @@ class CommonWriter:
 
     def _end_writing(self) -> bool:
         assert self._pending is not None
-        word = WELL if self._error is None else ABSENT
+        word = OK if self._error is None else ABSENT
         try:
             if not self._pending.done():
                 return False
         except OSError as error:
             self._error, word = self._error or error, FAILED
-        self._state, self._told = _State.TELLING, self._circle.tell(word)
+        self._state, self._agreement = _State.AGREEING, self._collective.agree(word)
         return True
 
     def _settle(self) -> None:
         """End a round: note what it has brought to the file."""
-        words = self._told.words
+        words = self._agreement.words
         self._sound = self._sound and not words.any()
         rows, times, sums = self._rounds.end(self._number)
         if (words == FAILED).any() or self._error is not None:

@@ -112,7 +112,7 @@ def _libc() -> ctypes.CDLL:
 class FilterFunction:
     """A filter with its parameters. Threads may call it at the same time."""
 
-    def __init__(self, name: str, values: tuple[int, ...]) -> None:
+    def __init__(self, name: str, values: tuple[int, ...], flags: int = 0) -> None:
         """Find a filter: ``name`` as hdf5plugin has it; ``values`` those of the dataset (cd_values).
 
         Raises:
@@ -121,7 +121,7 @@ class FilterFunction:
         library = _library(name)
         library.H5PLget_plugin_info.restype = ctypes.POINTER(_FilterClass)
         self._filter = library.H5PLget_plugin_info().contents.filter
-        self._values = (ctypes.c_uint * len(values))(*values)
+        self._values, self._flags = (ctypes.c_uint * len(values))(*values), flags
 
     def __call__(self, chunk: NDArray[Any]) -> tuple[bytes, bool]:
         """Return what the filter makes of a C-contiguous chunk, and True; the chunk and False where it gives up."""
@@ -131,7 +131,8 @@ class FilterFunction:
             raise MemoryError(f"{count} bytes for a chunk")
         try:
             ctypes.memmove(buffer, chunk.ctypes.data, count)
-            made = self._filter(0, len(self._values), self._values, count, ctypes.byref(size), ctypes.byref(buffer))
+            sizes = ctypes.byref(size), ctypes.byref(buffer)
+            made = self._filter(self._flags, len(self._values), self._values, count, *sizes)
             return ctypes.string_at(buffer, made or count), bool(made)
         finally:
             libc.free(buffer)
@@ -144,6 +145,14 @@ def bitshuffle_lz4(itemsize: int, block: int, count: int) -> Callable[[NDArray[A
     """Return a function that makes the same of chunks of ``count`` elements as the filter, without a copy of the chunk.
 
     ``block`` is the number of elements of a block. None where the plugin library does not export the function.
+    """
+    encode = bitshuffle_lz4_view(itemsize, block, count)
+    return None if encode is None else lambda chunk: encode(chunk).tobytes()
+
+
+def bitshuffle_lz4_view(itemsize: int, block: int, count: int) -> Callable[[NDArray[Any]], memoryview] | None:
+    """Return a function as `bitshuffle_lz4` does, whose result is valid until the next call in the same thread only.
+
     The stream begins with the number of uncompressed bytes (uint64) and the bytes of a block (uint32), both big-endian
     (``bshuf_h5filter.c``). Raises ImportError.
     """
@@ -158,19 +167,78 @@ def bitshuffle_lz4(itemsize: int, block: int, count: int) -> Callable[[NDArray[A
     header = np.frombuffer(struct.pack(">QI", count * itemsize, block * itemsize), np.uint8)
     most = len(header) + bound(count, itemsize, block)
 
-    def encode(chunk: NDArray[Any]) -> bytes:
+    def encode(chunk: NDArray[Any]) -> memoryview:
         out = scratch(most)
         made = compress(chunk.ctypes.data, out.ctypes.data + len(header), count, itemsize, block)
         if made < 0:
             raise OSError(f"bitshuffle cannot compress a chunk of {chunk.nbytes} bytes: its error {made}")
         out[: len(header)] = header
-        return out[: len(header) + made].tobytes()
+        return out[: len(header) + made].data
 
     return encode
 
 
+LZ4_HEADER = struct.Struct(">QI")
+"""Header of chunks of bitshuffle-LZ4 and LZ4: bytes before compression, bytes of a block."""
+
+REVERSE = 0x0100
+"""Flag of a filter that decompresses (H5Z_FLAG_REVERSE)."""
+
+
+@cache
+def lz4_reader(compression: str, itemsize: int) -> Callable[[bytes, NDArray[Any]], None]:
+    """Return a function that decompresses a chunk, with its header, into a C-contiguous array of its size.
+
+    compression  ``bslz4`` or ``lz4``. The function raises ValueError for a chunk that is damaged; it never reads or
+    writes beyond either, and releases the interpreter's lock.
+
+    Raises:
+        ImportError: the filter is missing.
+    """
+    if compression == "lz4":
+        undo = FilterFunction("lz4", (0,), REVERSE)
+
+        def read_lz4(data: bytes, out: NDArray[Any]) -> None:
+            _check_blocks(data, out.nbytes, 1)
+            made, done = undo(np.frombuffer(data, np.uint8))
+            if not done or len(made) != out.nbytes:
+                raise ValueError("an LZ4 block can't be decompressed")
+            out.reshape(-1).view(np.uint8)[:] = np.frombuffer(made, np.uint8)
+
+        return read_lz4
+    decompress, size = _library("bshuf")["bshuf_decompress_lz4"], ctypes.c_size_t
+    decompress.argtypes = [ctypes.c_char_p, ctypes.c_void_p, size, size, size]
+    decompress.restype = ctypes.c_int64
+
+    def read_bslz4(data: bytes, out: NDArray[Any]) -> None:
+        block = _check_blocks(data, out.nbytes, 8 * itemsize)
+        made = decompress(data[LZ4_HEADER.size :], out.ctypes.data, out.size, itemsize, block // itemsize)
+        if made < 0:
+            raise ValueError(f"bitshuffle cannot decompress a block: its error {made}")
+
+    return read_bslz4
+
+
+def _check_blocks(data: bytes, size: int, unit: int) -> int:
+    """Return the bytes of a block, once all blocks are known to lie within ``data``: the libraries do not look.
+
+    Blocks are of whole ``unit`` bytes; what is left is stored as it is.
+    """
+    whole, block = LZ4_HEADER.unpack_from(data) if len(data) >= LZ4_HEADER.size else (0, 0)
+    if whole != size or block == 0 or block % unit:
+        raise ValueError(f"its header says {whole} bytes in blocks of {block}")
+    at, end = LZ4_HEADER.size, len(data) - size % unit
+    for _ in range(-(-(size - size % unit) // block)):
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+        if at > end:
+            raise ValueError("it is cut off")
+    if at != end:
+        raise ValueError(f"{end - at} bytes are left over")
+    return int(block)
+
+
 def scratch(size: int) -> NDArray[np.uint8]:
-    """Return memory of this thread, at least so many bytes, valid until its next call."""
+    """Return memory of this thread, (m,) bytes with m >= ``size``, valid until its next call."""
     held: NDArray[np.uint8] | None = getattr(_scratch, "bytes", None)
     if held is None or len(held) < size:
         held = _scratch.bytes = np.empty(size, np.uint8)

@@ -1,21 +1,24 @@
-"""Writer of the frames of one receiver into a sequence of HDF5 files.
+"""Writers of the frames of one receiver into a sequence of HDF5 files: their base, and that of dense frames.
 
-Frames are collected in whole chunks, compressed outside the library and written directly. What one call costs in
+Dense frames are collected in whole chunks, compressed outside the library and written directly. What one call costs in
 Python is paid per block and per chunk, never per row.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.files.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors
+from lima2cli.files.appending import ROWS_KEPT, AppendingFile, Columns, Writing
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import ChunkSums, GrowingSums, make_sums, summed
 from lima2cli.files.compression import Stored, encoder, filter_options
+from lima2cli.files.disk import disk_errors, library_is_broken
 from lima2cli.files.nexus import ChannelRecord, fill_value, fixed, write_nexus, write_start
 from lima2cli.frames import Array, Block
 from lima2cli.threads import team
@@ -43,6 +46,164 @@ def chunk_frames(channel: Channel) -> int:
     return min(n for n in (channel.frames_per_chunk, channel.frames_per_file, channel.selected) if n)
 
 
+class _Based(Protocol):
+    base: int
+
+
+S = TypeVar("S", bound=_Based)
+F = TypeVar("F", bound="GrowingFile")
+
+
+class FrameSequence(Writing, ABC, Generic[F, S]):
+    """Base of the writers of the frames of one receiver, in the order they arrive; see `Writer` in `nodes.base`.
+
+    Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
+    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to set it
+    before the first block. After an OSError nothing more is written: commit raises again, and close leaves the files
+    readable with what was written before.
+    """
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
+        super().__init__()
+        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
+        self._dtype, self._per_file = np.dtype(channel.dtype), channel.frames_per_file
+        self._rows = 0
+        self._file: F | None = None
+        self._ahead = self._make(0) if start_ns is None else None
+
+    @abstractmethod
+    def _make(self, number: int) -> F:
+        """Return the ``number``-th file, not started."""
+
+    @abstractmethod
+    def _write(self, staged: S) -> None:
+        """Write what `stage` prepared to the files that it belongs to, and count its rows.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+
+    def start(self, start_ns: int) -> None:
+        """Set the start of the acquisition, ``start_ns``, in ns since the epoch."""
+        self._start_ns = start_ns
+
+    def commit(self, staged: S) -> int:
+        """Write what `stage` prepared last; return the number of frames.
+
+        Raises:
+            ValueError: another block was committed after it was staged.
+        """
+        with self._writing():
+            before = self._rows
+            if staged.base != before:
+                raise ValueError("blocks are staged and committed one at a time")
+            self._write(staged)
+        return self._rows - before
+
+    def flush(self) -> None:
+        """Make what was committed readable."""
+        if self._file is not None and self._broken is None:
+            with self._writing():
+                self._publish(self._file)
+
+    def close(self) -> None:
+        """End the files; a second call does nothing."""
+        file, self._file = self._file, None
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.discard()
+        if file is None:
+            return
+        if self._broken is not None:
+            file.salvage()
+            return
+        try:
+            with self._writing():
+                self._publish(file)
+                file.close()
+        except OSError:
+            file.salvage()
+            raise
+
+    def _publish(self, file: F) -> None:
+        file.publish()
+
+    def _span(self, row: int, most: int) -> tuple[F, int]:
+        """Return the file of a row, begun where it is its first, and how many rows of ``most`` belong there."""
+        number, inside = divmod(row, self._per_file) if self._per_file else (0, row)
+        if self._file is None:
+            ahead, self._ahead = self._ahead, None
+            self._file = self._make(number) if ahead is None else ahead
+            self._file.start(self._start_ns)
+        return self._file, min(most, self._per_file - inside) if self._per_file else most
+
+
+class GrowingFile(ABC):
+    """One file of a sequence. Methods raise OSError where the disk refuses.
+
+    columns   dtypes of the columns about rows
+    """
+
+    columns: ClassVar[dict[str, str]] = {"frame_number": "uint64", "frame_time": "float64"}
+
+    def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
+        self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
+        self._start_ns = 0
+        with self._file.making():
+            detector = write_nexus(self._file.h5, channel, None)
+            ChannelRecord.of(channel, "frames", receiver).write(self._file.h5)
+            self._add_data(detector, channel)
+            self._columns = Columns(
+                detector, self.columns, {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9}
+            )
+            detector["frame_time"].attrs["units"] = fixed("s")
+            self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+            columns = {name: detector[name] for name in self.columns}
+            self._row_sums = GrowingSums(make_sums(detector, columns) if channel.checksum else {}, columns)
+
+    @abstractmethod
+    def _add_data(self, detector: Any, channel: Channel) -> None:
+        """Add what holds the pixels to the group of the detector."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Publish written rows: data first, then their numbers, so that a kill between leaves no gap."""
+
+    @abstractmethod
+    def _end_sums(self) -> None:
+        """Write the checksums of all chunks, also of the last."""
+
+    @property
+    def pending(self) -> int:
+        """Number of rows that are not published yet."""
+        return self._columns.pending
+
+    def start(self, start_ns: int) -> None:
+        """Start the file, for frames of an acquisition that began at ``start_ns``, ns since the epoch."""
+        self._start_ns = start_ns
+        with disk_errors(self._file.path):
+            write_start(self._file.h5, start_ns)
+            ChannelRecord.write_start(self._file.h5, start_ns)
+        self._file.start()
+
+    def discard(self) -> None:
+        """Remove a file without frames."""
+        self._file.discard()
+
+    def close(self) -> None:
+        """End the file; one that can't be ended stays as last flushed."""
+        try:
+            self._end_sums()
+        except OSError:
+            self._file.abandon()
+            raise
+        self._file.close()
+
+    def salvage(self) -> None:
+        """Close after an error, as last flushed, and never raise another error."""
+        self._file.abandon()
+
+
 @dataclass(slots=True)
 class Staged:
     """Frames ready to be written. ``chunks`` are (row, count, stored bytes) of those that they complete.
@@ -57,21 +218,14 @@ class Staged:
     chunks: list[tuple[int, int, Stored]] = field(default_factory=list)
 
 
-class FrameWriter:
-    """Writer of the frames of one receiver, in the order they arrive; see `Writer` in `lima2cli.nodes.base`.
-
-    Blocks are staged and committed one at a time: a block that was staged and is not committed leaves no trace.
-    The first file is made by the first commit; or at once, where ``start_ns`` is None: then `start` has to set it
-    before the first block. After an OSError nothing more is written: commit raises again, and close leaves the files
-    readable with what was written before. ``threads`` compress the chunks of a block.
-    """
+class FrameWriter(FrameSequence["_FrameFile", Staged]):
+    """Writer of dense frames; see `FrameSequence`. ``threads`` compress the chunks of a block."""
 
     threads = 1
 
     def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
-        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
-        self._dtype, self._frame = np.dtype(channel.dtype), (channel.height, channel.width)
-        self._per_file = channel.frames_per_file
+        super().__init__(channel, directory, receiver, start_ns)
+        self._frame = (channel.height, channel.width)
         self._per_chunk = chunk_frames(channel)
         shape = (self._per_chunk, *self._frame)
         encode = encoder(channel.compression, channel.dtype, shape)
@@ -80,17 +234,13 @@ class FrameWriter:
         self._fill_value = fill_value(channel)
         self._carry, self._spare = np.empty(shape, self._dtype), np.empty(shape, self._dtype)
         self._fill = 0
-        self._rows = 0
-        self._file: _FrameFile | None = None
-        self._ahead = _FrameFile(channel, directory, receiver, 0) if start_ns is None else None
-        self._broken: OSError | None = None
-
-    def start(self, start_ns: int) -> None:
-        """Set the start of the acquisition, ``start_ns``, in ns since the epoch."""
-        self._start_ns = start_ns
 
     def stage(self, block: Block) -> Staged:
-        """Compress the chunks that the block completes. Frames are (n, height, width) of the channel's dtype."""
+        """Compress the chunks that the block completes. Frames are (n, height, width) of the channel's dtype.
+
+        Raises:
+            ValueError: they have another dtype or shape.
+        """
         frames, base = block.frames, self._rows
         if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
             raise ValueError(
@@ -115,54 +265,6 @@ class FrameWriter:
         stored = team(self.threads).each(encode)
         staged.chunks = [(row, count, chunk) for (row, count), chunk in zip(rows, stored, strict=True)]
         return staged
-
-    def commit(self, staged: Staged) -> int:
-        """Write what `stage` prepared last; return the number of frames."""
-        if self._broken is not None:
-            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
-        if staged.base != self._rows:
-            raise ValueError("blocks are staged and committed one at a time")
-        try:
-            self._commit(staged)
-            if staged.chunks:
-                self._carry, self._spare = self._spare, self._carry
-            self._fill = staged.fill
-            self._rows += len(staged.numbers)
-            if self._file is not None and self._file.pending >= ROWS_KEPT:
-                self._publish(self._file)
-        except OSError as error:
-            self._broken = error
-            raise
-        return len(staged.numbers)
-
-    def flush(self) -> None:
-        """Make what was committed readable, an incomplete chunk too."""
-        if self._file is None or self._broken is not None:
-            return
-        try:
-            self._publish(self._file)
-        except OSError as error:
-            self._broken = error
-            raise
-
-    def close(self) -> None:
-        """End the files; a second call does nothing."""
-        file, self._file = self._file, None
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.discard()
-        if file is None:
-            return
-        if self._broken is not None:
-            file.salvage()
-            return
-        try:
-            self._publish(file)
-        except OSError as error:
-            self._broken = error
-            file.salvage()
-            raise
-        file.close()
 
     def _room(self, row: int) -> int:
         """Return the number of frames that the chunk of a row still takes, from that row on."""
@@ -192,23 +294,25 @@ class FrameWriter:
             file.write(self._fill, self._encode(self._carry))
         file.publish()
 
-    def _next_file(self, number: int) -> "_FrameFile":
-        file, self._ahead = self._ahead, None
-        if file is None:
-            file = _FrameFile(self._channel, self._directory, self._receiver, number)
-        file.start(self._start_ns)
-        return file
+    def _make(self, number: int) -> "_FrameFile":
+        return _FrameFile(self._channel, self._directory, self._receiver, number)
 
-    def _commit(self, staged: Staged) -> None:
+    def _write(self, staged: Staged) -> None:
+        self._append(staged)
+        if staged.chunks:
+            self._carry, self._spare = self._spare, self._carry
+        self._fill = staged.fill
+        self._rows += len(staged.numbers)
+        if self._file is not None and self._file.pending >= ROWS_KEPT:
+            self._publish(self._file)
+
+    def _append(self, staged: Staged) -> None:
         """Write rows and complete chunks to the files that they belong to."""
         done, count, chunks = 0, len(staged.numbers), iter(staged.chunks)
         chunk = next(chunks, None)
         while done < count:
-            number, inside = divmod(staged.base + done, self._per_file) if self._per_file else (0, staged.base + done)
-            last = min(count, done + self._per_file - inside) if self._per_file else count
-            if self._file is None:
-                self._file = self._next_file(number)
-            file = self._file
+            file, rows = self._span(staged.base + done, count - done)
+            last = done + rows
             file.log(staged.numbers[done:last], staged.times[done:last])
             while chunk is not None and chunk[0] < staged.base + last:
                 file.write(chunk[1], chunk[2])
@@ -221,57 +325,28 @@ class FrameWriter:
             done = last
 
 
-class _FrameFile:
-    """One file, of which ``complete`` rows lie in complete chunks. Methods raise OSError where the disk refuses."""
+class _FrameFile(GrowingFile):
+    """One file of dense frames, of which ``complete`` rows lie in complete chunks."""
 
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
-        self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
-        self._frame = (channel.height, channel.width)
-        self.complete = 0
-        self._shown = self._start_ns = 0
-        with self._file.making():
-            detector = write_nexus(self._file.h5, channel, None)
-            ChannelRecord.of(channel, "frames", receiver).write(self._file.h5)
-            self._data = detector.create_dataset(
-                "data",
-                (0, *self._frame),
-                channel.dtype,
-                maxshape=(None, *self._frame),
-                chunks=(chunk_frames(channel), *self._frame),
-                fillvalue=fill_value(channel),
-                fill_time="never",
-                **filter_options(channel.compression, channel.dtype),
-            )
-            self._data.attrs["interpretation"] = "image"
-            self._columns = Columns(
-                detector,
-                {"frame_number": "uint64", "frame_time": "float64"},
-                {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
-            )
-            detector["frame_time"].attrs["units"] = fixed("s")
-            self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
-            self._per_chunk = chunk_frames(channel)
-            columns = {name: detector[name] for name in ("frame_number", "frame_time")}
-            sums = make_sums(detector, {"data": self._data, **columns}) if channel.checksum else {}
-            self._sums = ChunkSums(sums.pop("data")) if sums else None
-            self._row_sums = GrowingSums(sums, columns)
+        self._frame, self._per_chunk = (channel.height, channel.width), chunk_frames(channel)
+        self.complete = self._shown = 0
+        super().__init__(channel, directory, receiver, number)
 
-    def start(self, start_ns: int) -> None:
-        """Start the file, for frames of an acquisition that began at ``start_ns``, ns since the epoch."""
-        self._start_ns = start_ns
-        with disk_errors(self._file.path):
-            write_start(self._file.h5, start_ns)
-            ChannelRecord.write_start(self._file.h5, start_ns)
-        self._file.start()
-
-    def discard(self) -> None:
-        """Remove a file without frames."""
-        self._file.discard()
-
-    @property
-    def pending(self) -> int:
-        """Number of rows that are not published yet."""
-        return self._columns.pending
+    def _add_data(self, detector: Any, channel: Channel) -> None:
+        self._data = detector.create_dataset(
+            "data",
+            (0, *self._frame),
+            channel.dtype,
+            maxshape=(None, *self._frame),
+            chunks=(self._per_chunk, *self._frame),
+            fillvalue=fill_value(channel),
+            fill_time="never",
+            **filter_options(channel.compression, channel.dtype),
+        )
+        self._data.attrs["interpretation"] = "image"
+        sums = make_sums(detector, {"data": self._data}) if channel.checksum else {}
+        self._sums = ChunkSums(sums["data"]) if sums else None
 
     def log(self, numbers: NDArray[np.uint64], times: NDArray[np.uint64]) -> None:
         """Note number and time (s since the start) of rows to come; in memory until published."""
@@ -304,17 +379,11 @@ class _FrameFile:
                 self._sums.write(self.complete // self._per_chunk)
                 self._row_sums.write()
 
-    def close(self) -> None:
-        """End the file; one that can't be ended stays as last flushed."""
-        try:
-            self._end_sums()
-        except OSError:
-            self._file.abandon()
-            raise
-        self._file.close()
-
     def salvage(self) -> None:
         """Close after an error, with as much as the disk still takes, and never raise another error."""
+        if library_is_broken():
+            self._file.abandon()
+            return
         try:
             with disk_errors(self._file.path):
                 self._data.id.set_extent((self._shown, *self._frame))

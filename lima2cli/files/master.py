@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.files import master_rows as mapping
-from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, disk_errors, written
+from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, written
 from lima2cli.files.channel import Channel
 from lima2cli.files.compression import load_filters
+from lima2cli.files.disk import disk_errors
+from lima2cli.files.inspection import detector_of
 from lima2cli.files.master_rows import SourceFile, cover_rows, write_flow, write_kept_rows, write_rows, write_virtual
 from lima2cli.files.nexus import (
     ENTRY,
@@ -24,7 +26,7 @@ from lima2cli.files.nexus import (
     write_nexus,
     write_params,
 )
-from lima2cli.files.rows import READ, InOrder, Statuses, rows_of, windows
+from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
 from lima2cli.files.sparse_writer import GrowingRows, whole_rows
 
@@ -206,6 +208,30 @@ def write_master(
     if unreadable:
         raise OSError(f"{os.path.basename(path)} was written without {'; '.join(unreadable)}")
     return path
+
+
+def tells(master: str) -> bool:
+    """Return whether a master is there that can be read and has the reasons why frames are not saved."""
+    import h5py
+
+    try:
+        with h5py.File(master) as file:
+            return bool(detector_of(file)["flow"].attrs["told"])
+    except (OSError, RuntimeError, KeyError):
+        return False
+
+
+def saved_frames(master: str) -> int:
+    """Return the number of frames that a master shows.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    import h5py
+
+    with h5py.File(master) as file:
+        status = detector_of(file)["frame_status"]
+        return sum(int(np.count_nonzero(status[first:last] == SAVED)) for first, last in windows(len(status)))
 
 
 def by_receiver(names: Iterable[str]) -> list[list[str]]:

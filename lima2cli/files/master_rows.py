@@ -133,15 +133,48 @@ class SourceFile:
 
 def write_virtual(detector: Any, channel: Channel, files: Sequence[SourceFile], count: int) -> None:
     """Write the dataset ``data`` (count, height, width), by names relative to the master."""
+    places = {file.receiver: channel.place(file.receiver) for file in files}
+    made = _virtual(
+        detector, "data", channel.dtype, fill_value(channel), (channel.height, channel.width), count, files, places
+    )
+    made.attrs["interpretation"] = "image"
+
+
+COLUMNS = ("frame_number", "frame_time", "frame_status")
+"""Datasets of frame files with a value for each row."""
+
+
+def write_columns(detector: Any, files: Sequence[SourceFile], count: int) -> None:
+    """Write number, time and status of ``count`` rows that are all in files, as virtual datasets, too."""
+    for name, dtype in zip(COLUMNS, ("uint64", "float64", "uint8"), strict=True):
+        made = _virtual(detector, name, dtype, 0, (), count, files, {})
+        if name == "frame_time":
+            made.attrs["units"] = fixed("s")
+
+
+def _virtual(
+    detector: Any,
+    dataset: str,
+    dtype: str,
+    fill: Any,
+    shape: tuple[int, ...],
+    count: int,
+    files: Sequence[SourceFile],
+    places: Mapping[int, Rect],
+) -> Any:
+    """Make and return a virtual dataset (count, *shape) over those of that name in frame files.
+
+    places  of each receiver the rectangle that its frames show; of values there is none
+    """
     import h5py
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    target = h5py.h5s.create_simple((count, channel.height, channel.width))
-    source = f"{detector.name}/data".replace("%", "%%").encode()
+    target = h5py.h5s.create_simple((count, *shape))
+    source = f"{detector.name}/{dataset}".replace("%", "%%").encode()
     for file in files:
-        place = channel.place(file.receiver)
-        own = Rect(0, 0, place.width, place.height)
-        available = h5py.h5s.create_simple((file.rows, own.height, own.width))
+        place = places.get(file.receiver)
+        own = None if place is None else Rect(0, 0, place.width, place.height)
+        available = h5py.h5s.create_simple((file.rows, *(() if own is None else (own.height, own.width))))
         name = file.name.replace("%", "%%").encode()  # printf-style names would be patterns
         for together in _together(file.pieces):
             target.select_none()
@@ -150,11 +183,10 @@ def write_virtual(detector: Any, channel: Channel, files: Sequence[SourceFile], 
                 _add(target, piece.target, piece.target_stride, piece, place)
                 _add(available, piece.source, piece.source_stride, piece, own)
             layout.set_virtual(target, name, source, available)
-    dtype = np.dtype(channel.dtype)
-    layout.set_fill_value(np.array(fill_value(channel), dtype))
+    layout.set_fill_value(np.array(fill, np.dtype(dtype)))
     target.select_all()
-    made = h5py.h5d.create(detector.id, b"data", h5py.h5t.py_create(dtype), target, layout)
-    h5py.Dataset(made).attrs["interpretation"] = "image"
+    made = h5py.h5d.create(detector.id, dataset.encode(), h5py.h5t.py_create(np.dtype(dtype)), target, layout)
+    return h5py.Dataset(made)
 
 
 def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -169,15 +201,16 @@ def _together(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield held
 
 
-def _add(space: Any, first: int, stride: int, piece: Piece, place: Rect) -> None:
+def _add(space: Any, first: int, stride: int, piece: Piece, place: Rect | None) -> None:
     import h5py
 
-    ones = (1, 1)
+    corner, size = ((), ()) if place is None else ((place.y, place.x), (place.height, place.width))
+    ones = (1,) * len(size)
     space.select_hyperslab(
-        (first, place.y, place.x),
+        (first, *corner),
         (piece.count, *ones),
         (max(stride, piece.block), *ones),
-        (piece.block, place.height, place.width),
+        (piece.block, *size),
         op=h5py.h5s.SELECT_OR,
     )
 

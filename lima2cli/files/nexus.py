@@ -227,7 +227,7 @@ def _describe(detector: Any, channel: Channel) -> None:
 
 
 def _describe_invalid(detector: Any, rule: Invalid) -> None:
-    """Write which values of single pixels are no measurement, as attributes; a lower limit as NeXus has it."""
+    """Write which values of single pixels are not measurements, as attributes; a lower limit as NeXus has it."""
     if values := [value for value in rule.values if np.isfinite(value)]:
         detector.attrs["invalid_values"] = values
     for name, limit in (("invalid_below", rule.below), ("invalid_above", rule.above)):
@@ -294,6 +294,11 @@ def table_file(name: str, node: str) -> str:
     return f"{name}_{node}.h5"
 
 
+def ledger_file(name: str, receiver: int) -> str:
+    """Return the name of the ledger of a receiver."""
+    return f"{name}_{receiver}.ledger"
+
+
 SEQUENCES = ("receivers", "places", "sources")
 """Attributes of several numbers."""
 
@@ -302,7 +307,8 @@ SEQUENCES = ("receivers", "places", "sources")
 class ChannelRecord:
     """Attributes of the group ``channel`` of a file.
 
-    role       ``frames`` (of one receiver), ``master``, ``rows`` (of one receiver), ``table``
+    role       ``frames`` (of one receiver), ``master``, ``live`` (a master while its run goes on), ``written`` (common
+               file that is not whole), ``rows`` (of one receiver), ``table``
     receiver   index, -1 in masters and tables
     start, step, selected   numbers of the selected frames; ``selected`` -1 = endless
     blocks     frames of a group;  receivers   index of the receiver of each local buffer, in rotation order

@@ -21,7 +21,7 @@ def windows(count: int, size: int = WINDOW) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(numbers: NDArray[np.uint64], start: int, step: int) -> RowIndices:
-    """Return the row k of each frame number.
+    """Return the row k of each frame number, int64 (n,) for ``numbers`` (n,).
 
     Raises:
         ValueError: a frame is not among the selected ones.
@@ -44,7 +44,7 @@ class InOrder:
         self._held: Sequence[NDArray[Any]] | None = next(pieces, None)
 
     def take(self, until: int) -> Iterator[Sequence[NDArray[Any]]]:
-        """Yield the columns, piece by piece, as far as the rows are below ``until``."""
+        """Yield the columns, each (n, …), piece by piece, as far as the rows are below ``until``."""
         while self._held is not None:
             beyond = self._held[0] >= until
             count = int(beyond.argmax()) if beyond.any() else len(beyond)
@@ -167,6 +167,21 @@ def ranges_of(pieces: Iterable[Integers]) -> list[list[int]]:
     for piece in pieces:
         progressions.add(piece[:, None])
     return range_list(progressions)
+
+
+def runs(numbers: Integers) -> Integers:
+    """Return sorted, distinct numbers (n,) as ranges (first, last), last included, of consecutive ones: (m, 2)."""
+    begins = np.diff(numbers, prepend=numbers[:1] - 2) != 1
+    return np.stack((numbers[begins], numbers[np.roll(begins, -1)]), axis=1)
+
+
+def union(ranges: ArrayLike) -> Integers:
+    """Return ranges (first, last), last included, in any order, as few of them, in order and apart: (m, 2)."""
+    pairs = np.asarray(ranges, np.int64).reshape(-1, 2)
+    low, high = pairs[np.argsort(pairs[:, 0], kind="stable")].T
+    high = np.maximum.accumulate(high)
+    begins = low > np.concatenate((low[:1] - 2, high[:-1])) + 1
+    return np.stack((low[begins], high[np.roll(begins, -1)]), axis=1)
 
 
 def range_list(found: Progressions) -> list[list[int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from lima2cli.files.appending import VERSIONS, written
 from lima2cli.files.inspection import Inspection, Unreadable
 from lima2cli.files.nexus import ENTRY, KEY, OF_ENTRY, ChannelRecord, group, link_names, write_root
-from lima2cli.files.rows import WINDOW, Status, Statuses, windows
+from lima2cli.files.rows import WINDOW, Status, Statuses, ranges_of, windows
 
 FLOWS = f"{ENTRY}/flows"
 
@@ -47,6 +47,13 @@ class FlowRecord:
             return self.statuses[rows]
         first, last, _ = rows.indices(self.expected)
         return np.zeros(max(0, last - first), np.uint8)
+
+    def absent(self) -> list[list[int]]:
+        """Return the numbers of all frames that were not received, in order, as ``[first, last, step]``."""
+        if self.received == self.expected:
+            return []
+        rows = (np.flatnonzero(self[first:last]) + first for first, last in windows(self.expected))
+        return ranges_of(each * self.step + self.start for each in rows)
 
     def write(self, flows: Any) -> None:
         """Write the account into the group of all flows of a file."""
@@ -267,7 +274,7 @@ class _Facts:
         with h5py.File(path) as file:
             record = ChannelRecord.read(file)
             if record is None:
-                raise OSError(f"{path} is no master or table of a run")
+                raise OSError(f"{path} is not a master or table of a run")
             entry, image = file[ENTRY], record.role == "master"
             default = entry.attrs.get("default")
             plot = {} if default is None else {k: v for k, v in entry[default].attrs.items() if k in ("signal", "axes")}

@@ -6,21 +6,20 @@ are collected until they fill a chunk. They reach the file before the rows that 
 moment leaves whole frames.
 """
 
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.files.appending import ROWS_KEPT, AppendingFile, Columns, disk_errors, written_rows
+from lima2cli.files.appending import ROWS_KEPT, written_rows
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import GrowingSums, make_sums
 from lima2cli.files.compression import filter_options
-from lima2cli.files.disk import MARGIN
-from lima2cli.files.frame_writer import frame_file
-from lima2cli.files.nexus import ChannelRecord, fixed, group, write_nexus, write_start
+from lima2cli.files.disk import MARGIN, disk_errors
+from lima2cli.files.frame_writer import FrameSequence, GrowingFile
+from lima2cli.files.nexus import group
 from lima2cli.frames import Array, Block, SparseBlock
 
 CHUNK = 16384
@@ -101,23 +100,8 @@ class _Staged:
     block: SparseBlock
 
 
-class SparseWriter:
-    """Writer of the sparse frames of one receiver, in the order they arrive; see `Writer` in `lima2cli.nodes.base`.
-
-    As for `FrameWriter`; after an OSError files stay as last flushed.
-    """
-
-    def __init__(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> None:
-        self._channel, self._directory, self._receiver, self._start_ns = channel, directory, receiver, start_ns or 0
-        self._dtype = np.dtype(channel.dtype)
-        self._rows = 0
-        self._file: _SparseFile | None = None
-        self._ahead = _SparseFile(channel, directory, receiver, 0) if start_ns is None else None
-        self._broken: OSError | None = None
-
-    def start(self, start_ns: int) -> None:
-        """Set the start of the acquisition, ``start_ns``, in ns since the epoch."""
-        self._start_ns = start_ns
+class SparseWriter(FrameSequence["_SparseFile", _Staged]):
+    """Writer of sparse frames; see `FrameSequence`. After an OSError files stay as last flushed."""
 
     def stage(self, block: Block) -> _Staged:
         """Check a block, which must be a `SparseBlock`.
@@ -131,104 +115,36 @@ class SparseWriter:
             raise ValueError(f"pixels of {block.frames.dtype} for a channel of {self._dtype}")
         return _Staged(self._rows, block)
 
-    def commit(self, staged: _Staged) -> int:
-        """Write what `stage` prepared last; return the number of frames."""
-        if self._broken is not None:
-            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
-        if staged.base != self._rows:
-            raise ValueError("blocks are staged and committed one at a time")
-        try:
-            self._commit(staged.block)
-        except OSError as error:
-            self._broken = error
-            raise
-        return len(staged.block.numbers)
+    def _make(self, number: int) -> "_SparseFile":
+        return _SparseFile(self._channel, self._directory, self._receiver, number)
 
-    def flush(self) -> None:
-        """Make what was committed readable."""
-        if self._file is None or self._broken is not None:
-            return
-        try:
-            self._file.publish()
-        except OSError as error:
-            self._broken = error
-            raise
-
-    def close(self) -> None:
-        """End the files; a second call does nothing."""
-        file, self._file = self._file, None
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.discard()
-        if file is None:
-            return
-        if self._broken is not None:
-            file.abandon()
-            return
-        try:
-            file.close()
-        except OSError as error:
-            self._broken = error
-            file.abandon()
-            raise
-
-    def _next_file(self, number: int) -> "_SparseFile":
-        file, self._ahead = self._ahead, None
-        if file is None:
-            file = _SparseFile(self._channel, self._directory, self._receiver, number)
-        file.start(self._start_ns)
-        return file
-
-    def _commit(self, block: SparseBlock) -> None:
-        """Write rows to the files that they belong to."""
-        done, count, per_file = 0, len(block.numbers), self._channel.frames_per_file
+    def _write(self, staged: _Staged) -> None:
+        done, count = 0, len(staged.block.numbers)
         while done < count:
-            number, inside = divmod(self._rows, per_file) if per_file else (0, self._rows)
-            last = min(count, done + per_file - inside) if per_file else count
-            if self._file is None:
-                self._file = self._next_file(number)
-            self._file.append(block, done, last)
-            self._rows += last - done
-            if per_file and self._rows == (number + 1) * per_file:
-                self.close()
-            done = last
+            file, rows = self._span(self._rows, count - done)
+            file.append(staged.block, done, done + rows)
+            self._rows += rows
+            done += rows
+            if self._per_file and self._rows % self._per_file == 0:
+                self._file = None
+                file.close()
 
 
-class _SparseFile:
-    """One file of sparse frames. Methods raise OSError where the disk refuses."""
+class _SparseFile(GrowingFile):
+    """One file of sparse frames."""
+
+    columns: ClassVar[dict[str, str]] = GrowingFile.columns | {"frame_pixels": "uint32"}
 
     def __init__(self, channel: Channel, directory: str, receiver: int, number: int) -> None:
-        self._file = AppendingFile(os.path.join(directory, frame_file(channel, receiver, number)))
         self._index: list[Array] = []
         self._intensity: list[Array] = []
-        self._held = self._start_ns = 0
+        self._held = 0
         self._ends: list[NDArray[np.uint64]] = []
         self._margin = MARGIN + CHUNK * (4 + np.dtype(channel.dtype).itemsize) + 8 * ROWS_KEPT  # the library's chunks
-        with self._file.making():
-            detector = write_nexus(self._file.h5, channel, None)
-            ChannelRecord.of(channel, "frames", receiver).write(self._file.h5)
-            self._rows = GrowingRows(detector, channel)
-            self._columns = Columns(
-                detector,
-                {"frame_number": "uint64", "frame_time": "float64", "frame_pixels": "uint32"},
-                {"frame_time": lambda times_ns: (times_ns - self._start_ns) * 1e-9},
-            )
-            columns = {name: detector[name] for name in ("frame_number", "frame_time", "frame_pixels")}
-            self._row_sums = GrowingSums(make_sums(detector, columns) if channel.checksum else {}, columns)
-            detector["frame_time"].attrs["units"] = fixed("s")
-            self._status = detector.create_dataset("frame_status", (0,), "uint8", maxshape=(None,), chunks=(ROWS_KEPT,))
+        super().__init__(channel, directory, receiver, number)
 
-    def start(self, start_ns: int) -> None:
-        """Start the file, for frames of an acquisition that began at ``start_ns``, ns since the epoch."""
-        self._start_ns = start_ns
-        with disk_errors(self._file.path):
-            write_start(self._file.h5, start_ns)
-            ChannelRecord.write_start(self._file.h5, start_ns)
-        self._file.start()
-
-    def discard(self) -> None:
-        """Remove a file without frames."""
-        self._file.discard()
+    def _add_data(self, detector: Any, channel: Channel) -> None:
+        self._rows = GrowingRows(detector, channel)
 
     def append(self, block: SparseBlock, first: int, last: int) -> None:
         """Append rows ``first`` to ``last - 1`` of a block; in memory until there are enough of them."""
@@ -263,17 +179,11 @@ class _SparseFile:
             self._rows.add_sums()
             self._row_sums.write()
 
-    def close(self) -> None:
-        """End the file."""
+    def _end_sums(self) -> None:
         self.publish()
         with disk_errors(self._file.path):
             self._rows.add_sums(last=True)
             self._row_sums.write(last=True)
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Close after an error, as last flushed."""
-        self._file.abandon()
 
     def _write_pixels(self) -> None:
         if self._held:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, disk_errors, written
+from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, Writing, written
 from lima2cli.files.channel import TableChannel
 from lima2cli.files.checksums import cover
+from lima2cli.files.disk import disk_errors
 from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, group, part_names, table_file, write_root
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows
@@ -26,19 +27,19 @@ def part_files(directory: str, name: str, node: str) -> list[str]:
     return sorted(filter(part_names(name, node).fullmatch, os.listdir(directory)))
 
 
-class TableWriter:
+class TableWriter(Writing):
     """Writer of the rows of one receiver, in memory at first; the file is made by the first rows.
 
     OSError where the disk refuses; then append raises again, and close leaves what was written before readable.
     """
 
     def __init__(self, channel: TableChannel, directory: str, receiver: int) -> None:
+        super().__init__()
         self._channel, self._receiver = channel, receiver
         self._path = os.path.join(directory, part_file(channel, receiver))
         self._file: AppendingFile | None = None
         self._columns: Columns | None = None
         self._started = False
-        self._broken: OSError | None = None
 
     def ready(self) -> None:
         """Make the file ahead; one without rows is left out in the end."""
@@ -51,9 +52,7 @@ class TableWriter:
             KeyError: a column is missing.
             OSError: the disk refuses.
         """
-        if self._broken is not None:
-            raise OSError(self._broken.errno, f"nothing is written after an error: {self._broken}")
-        try:
+        with self._writing():
             if self._columns is None:
                 self._columns = self._open()
             if not self._started and self._file is not None:
@@ -61,22 +60,13 @@ class TableWriter:
                 self._started = True
             self._columns.append([numbers, *(columns[name] for name in self._channel.columns)])
             if self._columns.full:
-                self.flush()
-        except OSError as error:
-            self._broken = error
-            raise
+                self._flush()
 
     def flush(self) -> None:
         """Make the rows so far readable by others, also after a kill."""
-        if self._file is None or self._columns is None or self._broken is not None or not self._columns.pending:
-            return
-        try:
-            with disk_errors(self._path):
-                self._columns.write()
-            self._file.flush()
-        except OSError as error:
-            self._broken = error
-            raise
+        if self._broken is None:
+            with self._writing():
+                self._flush()
 
     def close(self) -> None:
         """End the file; a second call does nothing."""
@@ -92,13 +82,19 @@ class TableWriter:
             file.abandon()
             return
         try:
-            self.flush()
+            self._flush()
             file.close()
         except OSError:
             file.abandon()
             raise
         finally:
             self._file = None
+
+    def _flush(self) -> None:
+        if self._file is not None and self._columns is not None and self._columns.pending:
+            with disk_errors(self._path):
+                self._columns.write()
+            self._file.flush()
 
     def _open(self) -> Columns:
         self._file = file = AppendingFile(self._path)
@@ -158,6 +154,18 @@ def merge_tables(
     for part in paths:
         os.remove(part)
     return path
+
+
+def table_rows(table: str) -> int:
+    """Return the number of rows of a table.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    import h5py
+
+    with h5py.File(table) as file:
+        return len(file[f"{MEASUREMENT}/frame_number"])
 
 
 def _rows(path: str) -> int:

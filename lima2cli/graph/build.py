@@ -1,8 +1,8 @@
 """Binding of the nodes of a receiver: what happens at once with each block, and what has to wait.
 
-All that hangs on a flow, or on a node that waits, and on nothing else, is one pass: it happens at once. A node that
-reads from several passes waits until all have come as far (`Pairing`); so does one that works together with other
-receivers (`Gathering`, `Reduction`). What it gives begins a pass of its own.
+All that hangs on a flow, or on an operator that waits, and on nothing else, is one pass: it happens at once. A node
+that reads from several passes waits until all have come as far (`Pairing`); so does one that works together with other
+processes. What it gives begins a pass of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from lima2cli.errors import UserCodeError
 from lima2cli.foreign import IMPORT_S, WATCH, TookTooLong, call_foreign, is_foreign
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.graph.collectives import Gathering, Reduction
-from lima2cli.graph.fused import BoundChain, PartFailed
+from lima2cli.graph.fused import BoundChain
 from lima2cli.graph.joins import BoundSelect, ExpectedFrames, Pairing, expected_frames
 from lima2cli.graph.offload import BoundDelegate
-from lima2cli.graph.operators import Bound, BoundCommon, BoundReduce, End, Paired, bind
+from lima2cli.graph.operators import BoundCommon, BoundReduce, bind
+from lima2cli.graph.protocol import Operator, PartFailed
 from lima2cli.graph.user_program import OwnProcessing
-from lima2cli.graph.waiting import Waiting
-from lima2cli.nodes.base import Delegate, Gather, Reduce, Sink
+from lima2cli.nodes.base import Exchange, Reduce, Sink
 from lima2cli.nodes.user_function import words
 from lima2cli.plan.ir import Kernel, Step
 from lima2cli.program import ReceiverProgram
@@ -37,42 +37,38 @@ class NodeFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BoundStep:
-    """A bound kernel, by the name of its last map or only node.
+    """An operator in a pass, and what it reads of it: flows and nodes, of which all need frames, and ``tables``."""
 
-    A sink that failed has ``bound`` None, and hands its frames on.
-    """
-
-    name: str
+    operator: Operator
     sources: tuple[str, ...]
-    bound: Bound | None
     tables: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class BoundPass:
-    """Steps that happen at once with each block of one origin.
+    """Everything that happens with each block of one origin.
 
-    steps  kernels, in the order of the data
-    feeds  (waiting node, source) of all nodes to which the progress of the origin is reported
+    steps  operators that answer at once, in the order of the data;  feeds  then those that wait, one for each source
     """
 
     steps: list[BoundStep] = field(default_factory=list)
-    feeds: list[tuple[str, str]] = field(default_factory=list)
+    feeds: list[BoundStep] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Passes:
     """The nodes of a receiver, bound.
 
-    paired  all nodes that read several sources, waiting or not
-    due     the frames that each flow and node gives here
+    operators  all, each once; one that others wait for may be of the same node as one that answers at once
+    savers     operators by the names of the nodes whose frames or rows they save
+    due        the frames that each flow and node gives here;  origins  the pass that each belongs to
     """
 
     passes: dict[str, BoundPass]
     due: Mapping[str, ExpectedFrames]
-    waiting: dict[str, Waiting] = field(default_factory=dict)
-    ends: dict[str, End] = field(default_factory=dict)
-    paired: dict[str, Paired] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    operators: list[Operator] = field(default_factory=list)
+    savers: dict[str, Operator] = field(default_factory=dict)
     failures: list[NodeFailed] = field(default_factory=list)
 
 
@@ -81,9 +77,8 @@ def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
     origins = {flow: flow for flow in flows}
     for step in steps:
         read_passes = {origins[source] for source in (*step.sources, *step.tables)}
-        apart = (
-            len(read_passes) > 1 or isinstance(step.node, Delegate) or (step.circle and not isinstance(step.node, Sink))
-        )
+        meets = step.workers is not None or (step.collective and not isinstance(step.node, Sink))
+        apart = len(read_passes) > 1 or meets
         origins[step.name] = step.name if apart else read_passes.pop()
     return origins
 
@@ -93,115 +88,106 @@ def bind_passes(program: ReceiverProgram, port: Port, files: Files, processing: 
 
     Those that cannot be bound, and what reads from them, are left out and reported.
     """
-    flows = [flow.gdt.flow for flow in program.flows]
-    origins = origins_of(program.steps, flows)
-    bound = Passes({name: BoundPass() for name, origin in origins.items() if name == origin}, expected_frames(program))
-    nodes = {step.name: step for step in program.steps}
-    for step in program.steps:
-        if step.circle and isinstance(step.node, Sink):
-            bound.waiting[step.name] = _common(step, port, program)
-            bound.passes[origins[step.source]].feeds.append((step.name, step.source))
-        elif isinstance(step.node, Delegate):
-            bound.waiting[step.name] = _delegation(step, port, program)
-            bound.passes[origins[step.source]].feeds.append((step.name, step.source))
-        elif step.circle:
-            bound.waiting[step.name] = _collective(step, port, program)
-            source = step.source if isinstance(step.node, Gather) else step.name
-            bound.passes[origins[step.source]].feeds.append((step.name, source))
-    known = set(flows)
-    for kernel in program.kernels:
-        step = nodes[kernel.maps[-1] if kernel.maps else kernel.ends[0]]
-        if not known.issuperset((*kernel.sources, *step.tables)):
-            continue
+    return _Binding(program, port, files).bound(processing)
+
+
+class _Binding:
+    """The binding of one receiver."""
+
+    def __init__(self, program: ReceiverProgram, port: Port, files: Files) -> None:
+        self._program, self._port, self._files = program, port, files
+        self._steps = {step.name: step for step in program.steps}
+        flows = [flow.gdt.flow for flow in program.flows]
+        self._origins, self._known = origins_of(program.steps, flows), set(flows)
+        passes = {name: BoundPass() for name, origin in self._origins.items() if name == origin}
+        self._bound = Passes(passes, expected_frames(program), self._origins)
+
+    def bound(self, processing: OwnProcessing | None) -> Passes:
+        """Return all that is bound; ``processing`` is the user's program, which reads what it has asked for."""
+        for step in self._program.steps:
+            meeting = self._meeting(step)
+            if meeting is not None:
+                self._feed(meeting, step.name if step.name in self._program.tables else step.source)
+        for kernel in self._program.kernels:
+            self._add(kernel, self._steps[kernel.maps[-1] if kernel.maps else kernel.ends[0]])
+        if processing is not None:
+            self._bound.passes[processing.name] = BoundPass()
+            self._feed(processing, *processing.names)
+        return self._bound
+
+    def _feed(self, operator: Operator, *sources: str) -> None:
+        """Add an operator that waits; rows that are merged come from the pass where the node reads frames."""
+        self._bound.operators.append(operator)
+        for source in sources:
+            origin = self._origins[self._steps[source].source if source == operator.name else source]
+            self._bound.passes[origin].feeds.append(BoundStep(operator, (source,)))
+
+    def _meeting(self, step: Step) -> Operator | None:
+        """Return what the node does together with other processes, apart from other nodes; None = nothing."""
+        program = self._program
+        if step.workers is not None:
+            delegation = program.delegations[step.name]
+            mailbox = self._port.mailbox(delegation.mailbox)
+            return BoundDelegate(step, delegation, mailbox, delegation.members.index(program.rank))
+        if not step.collective or isinstance(step.node, Sink):
+            return None
+        collective = self._port.collective(program.collectives[step.name])
+        if isinstance(step.node, Reduce):
+            return Reduction(step.name, collective, step.node.merge)
+        whole, node = cast(FrameSpec, step.after), cast(Exchange, step.node)
+        rule, places = step.numbering.rule, program.places[step.name]
+        return Gathering(step.name, collective, rule, places, whole.shape, whole.dtype, node.filling(step.before))
+
+    def _add(self, kernel: Kernel, step: Step) -> None:
+        """Bind a kernel, where there is something to do at once or when all that it reads is there."""
+        if isinstance(step.node, Sink) and step.collective:  # it takes part, whatever it gets
+            collective = self._port.collective(self._program.collectives[step.name])
+            channel = self._program.channels[step.name]
+            self._place(kernel, step, BoundCommon(step, channel, self._program.receiver, collective))
+        if not self._known.issuperset((*kernel.sources, *step.tables)):
+            return
+        if (step.collective and not isinstance(step.node, Reduce)) or step.workers is not None:
+            self._known.update(kernel.makes)  # by what it does together with others
+            return
         try:
-            shared = bound.waiting.get(step.name)
-            one: Bound | None = (
-                shared if isinstance(shared, BoundCommon) else _bound(kernel, step, nodes, program, files)
-            )
+            with WATCH.during(step.name, IMPORT_S) if is_foreign(type(step.node)) else nullcontext():
+                operator = call_foreign(self._operator, kernel, step)
         except PartFailed as failed:
-            bound.failures.append(NodeFailed(failed.name, None, failed.error))
-            continue
+            self._bound.failures.append(NodeFailed(failed.name, None, failed.error))
         except (Exception, TookTooLong) as error:  # noqa: BLE001  files that have gone, code of the user's
             reason = UserCodeError(words(error)) if is_foreign(type(step.node)) else error
-            bound.failures.append(NodeFailed(step.name, None, cast(Exception, reason)))
-            continue
-        known.update(kernel.makes, kernel.ends)
-        _add(bound, kernel, step, one, origins)
-        if isinstance(one, BoundChain):
-            _bind_reductions(bound, one, [nodes[end] for end in kernel.ends], program, files)
-        elif isinstance(one, End):
-            bound.ends[step.name] = one
-    if processing is not None:
-        bound.waiting[processing.name], bound.passes[processing.name] = processing, BoundPass()
-        for name in processing.names:
-            bound.passes[origins[name]].feeds.append((processing.name, name))
-    return bound
-
-
-def _bound(
-    kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
-) -> Bound | None:
-    """Return a bound kernel; one whose node a package brings must be bound in time."""
-    with WATCH.during(step.name, IMPORT_S) if is_foreign(type(step.node)) else nullcontext():
-        return call_foreign(_bind_kernel, kernel, step, nodes, program, files)
-
-
-def _bind_kernel(
-    kernel: Kernel, step: Step, nodes: Mapping[str, Step], program: ReceiverProgram, files: Files
-) -> Bound | None:
-    """Bind a kernel; return None where there is nothing to do at once."""
-    if isinstance(step.node, Gather | Delegate):
-        return None
-    if kernel.fused:
-        return BoundChain(kernel, nodes, files, program.threads)
-    if step.tables:
-        return BoundSelect(step, {name: cast(Reduce, nodes[name].node) for name in step.tables})
-    return bind(step, program, files)
-
-
-def _add(bound: Passes, kernel: Kernel, step: Step, one: Bound | None, origins: Mapping[str, str]) -> None:
-    """Add a kernel where it happens: at once with what it reads, or when all that it reads is there."""
-    if isinstance(one, Paired):
-        bound.paired[step.name] = one
-    if isinstance(step.node, Delegate) or (step.circle and isinstance(step.node, Gather)):
-        return
-    if isinstance(one, Paired) and origins[step.name] == step.name:
-        sources = tuple(dict.fromkeys((*step.sources, *step.tables)))
-        bound.waiting[step.name] = Pairing(one, {source: bound.due[source] for source in sources})
-        for source in sources:
-            bound.passes[origins[source]].feeds.append((step.name, source))
-        return
-    bound.passes[origins[kernel.source]].steps.append(BoundStep(step.name, kernel.sources, one, step.tables))
-
-
-def _bind_reductions(
-    bound: Passes, chain: BoundChain, steps: Sequence[Step], program: ReceiverProgram, files: Files
-) -> None:
-    for step in steps:
-        try:
-            one = call_foreign(BoundReduce, step, program, files)
-        except Exception as error:  # noqa: BLE001  files that have gone
-            bound.failures.append(NodeFailed(step.name, None, error))
+            self._bound.failures.append(NodeFailed(step.name, None, cast(Exception, reason)))
         else:
-            chain.reducers[step.name] = one.strips
-            bound.ends[step.name] = one
+            self._known.update(kernel.makes, kernel.ends)
+            self._place(kernel, step, operator)
 
+    def _operator(self, kernel: Kernel, step: Step) -> Operator:
+        if kernel.fused:
+            return BoundChain(kernel, self._steps, self._files, self._program.threads)
+        if step.tables:
+            return BoundSelect(step, {name: cast(Reduce, self._steps[name].node) for name in step.tables})
+        return bind(step, self._program, self._files)
 
-def _common(step: Step, port: Port, program: ReceiverProgram) -> BoundCommon:
-    circle = port.circle(program.circles[step.name])
-    return BoundCommon(step, program.channels[step.name], program.receiver, circle)
+    def _place(self, kernel: Kernel, step: Step, operator: Operator) -> None:
+        """Put an operator where it happens."""
+        sources = tuple(dict.fromkeys((*step.sources, *step.tables)))
+        if len({self._origins[source] for source in sources}) > 1:
+            self._feed(Pairing(operator, {source: self._bound.due[source] for source in sources}), *sources)
+            return
+        self._bound.operators.append(operator)
+        if step.name in self._program.channels or step.name in self._program.tables:
+            self._bound.savers[step.name] = operator
+        if isinstance(operator, BoundChain):
+            self._add_reductions(operator, kernel)
+        self._bound.passes[self._origins[kernel.source]].steps.append(BoundStep(operator, kernel.sources, step.tables))
 
-
-def _delegation(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
-    delegation = program.delegations[step.name]
-    return BoundDelegate(step, delegation, port.line(delegation.line), delegation.members.index(program.rank))
-
-
-def _collective(step: Step, port: Port, program: ReceiverProgram) -> Waiting:
-    circle = port.circle(program.circles[step.name])
-    if isinstance(step.node, Gather):
-        whole = step.after
-        assert isinstance(whole, FrameSpec)
-        rule, places = step.numbering.rule, program.places[step.name]
-        return Gathering(circle, rule, places, whole.shape, whole.dtype, step.node.filling(step.before))
-    return Reduction(circle, cast(Reduce, step.node).merge)
+    def _add_reductions(self, chain: BoundChain, kernel: Kernel) -> None:
+        for name in kernel.ends:
+            try:
+                reduction = call_foreign(BoundReduce, self._steps[name], self._program, self._files)
+            except Exception as error:  # noqa: BLE001  files that have gone
+                self._bound.failures.append(NodeFailed(name, None, error))
+            else:
+                chain.add(name, reduction.strips, merged=reduction.merged)
+                self._bound.operators.append(reduction)
+                self._bound.savers[name] = reduction

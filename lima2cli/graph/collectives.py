@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lima2cli.frames import Block
 from lima2cli.geometry import Rect, Rule
-from lima2cli.graph.waiting import END, Arrival, Lease, Result
+from lima2cli.graph.protocol import END, Arrival, Lease, Operator, Result
 from lima2cli.nodes.base import Partial
 from lima2cli.transport.base import Agreement, CollectiveGroup, Pending, Shared
 
@@ -31,42 +31,45 @@ Move = Callable[[], Result | None]
 """A function that moves one group on and returns its result once, at its end."""
 
 
-class Collective:
-    """The common part of collectives; see `Waiting`. ``_begin`` makes what moves a group whose frames agree."""
+class Collective(Operator):
+    """The common part of collectives; see `Operator`. ``_begin`` makes what moves a group whose frames agree."""
 
-    def __init__(self, circle: CollectiveGroup) -> None:
-        self._circle = circle
+    always = waits = True
+
+    def __init__(self, name: str, collective: CollectiveGroup) -> None:
+        super().__init__(name)
+        self._collective = collective
         self._queued: deque[Arrival] = deque()
-        self._told: deque[tuple[Arrival, Agreement]] = deque()
+        self._agreements: deque[tuple[Arrival, Agreement]] = deque()
         self._moving: deque[tuple[Arrival, Move]] = deque()
         self._settling: _After | None = None
         self._group = 0
         self._ending = False
 
-    def arrive(self, source: str, what: Arrival) -> None:
+    def push(self, arrival: Arrival) -> None:
         """Take a group: all of it that this receiver has; or the end."""
-        if what.last == END:
+        if arrival.last == END:
             self._ending = True
         else:
-            self._queued.append(what)
+            self._queued.append(arrival)
 
     @property
     def idle(self) -> bool:
-        """See `Waiting`."""
-        return not (self._queued or self._told or self._moving or self._ending)
+        """See `Operator`."""
+        return not (self._queued or self._agreements or self._moving or self._ending)
 
     @property
     def full(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return len(self._queued) >= UNDER_WAY
 
     def poll(self) -> Result | None:
-        """See `Waiting`."""
-        while self._queued and len(self._told) < UNDER_WAY:
+        """See `Operator`."""
+        while self._queued and len(self._agreements) < UNDER_WAY:
             arrival = self._queued.popleft()
-            self._told.append((arrival, self._circle.tell(_word(self._numbers(arrival)))))
-        while self._told and len(self._moving) < UNDER_WAY and self._settled() and self._told[0][1].done():
-            arrival, agreement = self._told.popleft()
+            self._agreements.append((arrival, self._collective.agree(_word(self._numbers(arrival)))))
+        while self._agreements and len(self._moving) < UNDER_WAY and self._settled() and self._agreements[0][1].done():
+            arrival, agreement = self._agreements.popleft()
             self._moving.append((arrival, self._agree(arrival, agreement.words, self._group)))
             self._group += 1
         if not self._moving:
@@ -83,7 +86,7 @@ class Collective:
         return result
 
     def _end(self) -> Result | None:
-        if not self._ending or self._queued or self._told:
+        if not self._ending or self._queued or self._agreements:
             return None
         self._ending = False
         return Result(END)
@@ -92,8 +95,6 @@ class Collective:
         """Return whether the move of the group before is known, so that the next may be moved.
 
         All receivers move groups in the same order: the next one only when it is known what moves of this one.
-
-        All move groups in the same order: the next one only when it is known what moves of this one.
         """
         if self._settling is not None and self._settling.begun():
             self._settling = None
@@ -115,7 +116,7 @@ class Collective:
             return self._begin(arrival, own, group)
         sizes = [8 * int(word & np.uint64(COUNT)) for word in words]
         self._settling = _After(
-            self._circle.share(own.view(np.uint8), sizes),
+            self._collective.share(own.view(np.uint8), sizes),
             lambda parts: self._common(arrival, [part.copy().view(np.uint64) for part in parts], group),
         )
         return self._settling
@@ -155,7 +156,7 @@ class _After:
 
 
 class Gathering(Collective):
-    """Assembly of parts of frames to whole frames, each group at the next receiver of the circle.
+    """Assembly of parts of frames to whole frames, each group at the next receiver of the collective.
 
     rule    of the frames: it gives the group of a frame
     places  of the parts in the whole frame, in pixels;  fill  value of pixels that no part covers
@@ -163,14 +164,15 @@ class Gathering(Collective):
 
     def __init__(
         self,
-        circle: CollectiveGroup,
+        name: str,
+        collective: CollectiveGroup,
         rule: Rule,
         places: Sequence[Rect],
         shape: tuple[int, int],
         dtype: str,
         fill: float,
     ) -> None:
-        super().__init__(circle)
+        super().__init__(name, collective)
         self._rule = rule
         self._places, self._shape, self._dtype, self._fill = places, shape, np.dtype(dtype), fill
         self._spare: list[NDArray[np.generic]] = []
@@ -184,10 +186,10 @@ class Gathering(Collective):
         if len(numbers) < len(block.numbers):
             chosen = np.isin(block.numbers, numbers)
             block = Block(block.frames[chosen], block.numbers[chosen], block.times[chosen])
-        root = self._group_of(numbers) % self._circle.size
-        mine = root == self._circle.rank
+        root = self._group_of(numbers) % self._collective.size
+        mine = root == self._collective.rank
         whole = self._room(len(numbers)) if mine else np.empty((0, 0, 0), self._dtype)
-        pending = self._circle.collect(root, block.frames, whole, self._places)
+        pending = self._collective.collect(root, block.frames, whole, self._places)
         return lambda: self._result(arrival.last, block, whole, pending, mine=mine)
 
     def _group_of(self, numbers: Numbers) -> int:
@@ -219,8 +221,8 @@ class Reduction(Collective):
     All receivers get them; each group is one receiver's to save.
     """
 
-    def __init__(self, circle: CollectiveGroup, merge: Callable[[Partial, Partial], Partial]) -> None:
-        super().__init__(circle)
+    def __init__(self, name: str, collective: CollectiveGroup, merge: Callable[[Partial, Partial], Partial]) -> None:
+        super().__init__(name, collective)
         self._merge = merge
 
     def _numbers(self, arrival: Arrival) -> Numbers:
@@ -233,14 +235,14 @@ class Reduction(Collective):
             chosen = np.isin(rows["frame_number"], numbers)
             rows = {key: value[chosen] for key, value in rows.items()}
         own = _bytes(rows)
-        shared = self._circle.share(own, [len(own)] * self._circle.size)
-        mine = group % self._circle.size == self._circle.rank
+        shared = self._collective.share(own, [len(own)] * self._collective.size)
+        mine = group % self._collective.size == self._collective.rank
 
         def move() -> Result | None:
             if not shared.done():
                 return None
-            merged = reduce(self._merge, [_rows(part, rows) for part in shared.parts])
-            return Result(arrival.last, rows=merged, own=mine)
+            merged = {self.name: reduce(self._merge, [_rows(part, rows) for part in shared.parts])}
+            return Result(arrival.last, rows=merged, staged=merged if mine else None)
 
         return move
 

@@ -1,5 +1,6 @@
 """One flow as one receiver sees it: which groups are complete, in the order of the groups, without a copy."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lima2cli.frames import Array, Block
+from lima2cli.graph.protocol import END
 from lima2cli.messages import FlowCount
 from lima2cli.program import END_FULL, END_OK, END_WORDS, OwnBuffer, ReceiverFlow, end_mark
 from lima2cli.transport.base import Port
@@ -70,7 +72,7 @@ class ReceiverBuffer:
     Visits count from 0 in each acquisition; in the words they go on, from ``base``.
 
     frames    (positions * blocks, height, width), of the flow's dtype;  times  (positions * blocks,) uint64, ns
-    told      before this visit the receiver may look
+    notified      before this visit the receiver may look
     released  before this one it has given back;  credited  before this one it has reported so
     filled    how many visits after ``released`` were ever written at once
     """
@@ -79,7 +81,7 @@ class ReceiverBuffer:
         gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
         self.index, self._first, self._port = own.index, own.generations, port
         self._position, self._modules = rule.position, flow.contributors
-        self.base = self.told = self.released = self.credited = self.filled = 0
+        self.base = self.notified = self.released = self.credited = self.filled = 0
         self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
         start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
         memory = port.memory(own.region)[start:]
@@ -100,7 +102,7 @@ class ReceiverBuffer:
 
     def begin(self, base: int) -> None:
         """Begin an acquisition whose visit 0 is visit ``base`` in the words."""
-        self.base, self.told, self.released, self.filled = base, 0, 0, 0
+        self.base, self.notified, self.released, self.filled = base, 0, 0, 0
 
     def complete(self, visit: int, most: int) -> int:
         """Return how many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
@@ -130,11 +132,19 @@ class ReceiverBuffer:
         """
         before = self.filled
         while self.filled < self.positions:
-            visit = self.released + self.filled
-            if int(self._generations[visit % self.positions, 0]) <= 2 * (self.base + visit):
+            if not self._begun(self.released + self.filled):
                 break
             self.filled += 1
         return self.filled > before
+
+    @property
+    def held(self) -> int:
+        """Number of visits that are written now and not given back; found in few loads, since they have an order."""
+        return bisect_left(range(self.positions), True, key=lambda ahead: not self._begun(self.released + ahead))
+
+    def _begun(self, visit: int) -> bool:
+        """Return whether a module has written a visit, or writes it."""
+        return int(self._generations[visit % self.positions, 0]) > 2 * (self.base + visit)
 
     def _words(self, visit: int, visits: int) -> NDArray[np.uint64]:
         first = self._first + self._position(visit) * self._modules
@@ -171,12 +181,10 @@ EXPOSED_NS = 2_000_000
 """Nanoseconds that a batch of flows that do not wait may take.
 
 Until it is done, its frames lie where they may be overwritten.
-
-Until it is done, its frames lie where they may be overwritten.
 """
 
 DRIFT = 1.1
-"""Factor by which a group may seem to cost more than the one before, on a machine that others use, too."""
+"""Factor by which a group may seem to cost more than the previous one, on a machine that others also use."""
 
 
 @dataclass(slots=True)
@@ -204,7 +212,7 @@ class Absent:
 class FlowReader:
     """Reader of one flow: gives batches in the order of groups until all are processed, lost or missing.
 
-    Batches may be released later and in another order than they came; their memory is given back in order.
+    Batches may be released later and in another order than they arrived; their memory is given back in order.
     ``single``: a batch is one group.
     """
 
@@ -215,9 +223,9 @@ class FlowReader:
         for buffer in self._buffers:
             buffer.fill(self._gdt.gap_value)
             buffer.frames.flags.writeable = False
-        self._epoch = 0 if self._gdt.selected is None else self._rule.epoch(self._gdt.selected)
+        self._base = 0
         self._held: deque[Batch] = deque()
-        self.begin(0)
+        self._begin()
         block_bytes = max(1, self._gdt.source.area * self._gdt.pixel_bytes * self._rule.blocks)
         deep = max(1, self._rule.depth // 4)
         batched = len(self._buffers) == 1 and not single
@@ -226,18 +234,19 @@ class FlowReader:
         self._credit_every = max(1, self._rule.depth // 8)
         self._nothing = Block(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.uint64))
 
-    def begin(self, acquisition: int) -> None:
-        """Begin the first acquisition (0), or the next, once the one before is `free`.
+    def follow(self) -> None:
+        """Begin the acquisition after one whose end is known: visits start again, the words in control memory go on."""
+        self._base += self._rule.epoch(self._selected or 0)
+        self._begin()
+        for buffer in self._buffers:
+            self._send_credits(buffer)
 
-        Visits begin anew; the words in control memory go on.
-        """
+    def _begin(self) -> None:
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
         self.count = FlowCount()
         for buffer in self._buffers:
-            buffer.begin(acquisition * self._epoch)
-            if acquisition:
-                self._send_credits(buffer)
+            buffer.begin(self._base)
 
     def limit(self, frames: int) -> None:
         """Limit the acquisition: it ends before frame ``frames``."""
@@ -261,7 +270,7 @@ class FlowReader:
         return self.read and not self._held
 
     def _next(self) -> tuple[ReceiverBuffer, int] | None:
-        """Return the local buffer and visit that come next; None if there are no more."""
+        """Return the next local buffer and visit; None if there are no more."""
         visit, turn = divmod(self._turn, len(self._buffers))
         buffer = self._buffers[turn]
         if self._rule.dropped(visit):
@@ -276,9 +285,9 @@ class FlowReader:
         if place is None:
             return None
         buffer, visit = place
-        if visit >= buffer.told and not self._look(buffer, visit):
+        if visit >= buffer.notified and not self._look(buffer, visit):
             return None
-        most = 1 if self._ended else min(buffer.told - visit, self._most)
+        most = 1 if self._ended else min(buffer.notified - visit, self._most)
         state = COMPLETE if self._gdt.waits and not self._ended else buffer.state(visit)
         visits = self._usable(buffer, visit, most) if state == COMPLETE else 0
         if state == COMPLETE and not visits:
@@ -299,6 +308,20 @@ class FlowReader:
         """Return the number of the last frame of a group."""
         rule, group = self._rule, self._rule.group_of(buffer.index, visit)
         return rule.frame(group * rule.blocks + rule.blocks_of_group(group, self._selected) - 1)
+
+    @property
+    def undecided(self) -> int:
+        """Number of the first frame of this receiver that has not been given yet; `END` where there is none."""
+        place = self._next()
+        if place is None:
+            return END
+        group = self._rule.group_of(place[0].index, place[1])
+        return self._rule.frame(group * self._rule.blocks)
+
+    @property
+    def fill(self) -> float:
+        """Fill of the fullest of the local buffers now, as a share of its depth."""
+        return max(buffer.held for buffer in self._buffers) / self._rule.depth
 
     def _overtaken(self, buffer: ReceiverBuffer, visit: int) -> int:
         """Return how many visits to give up where the writer has overtaken the receiver.
@@ -327,8 +350,8 @@ class FlowReader:
             horizon = boundary + 1 if whole and buffer.complete(boundary, 1) else visit
         if horizon <= visit:
             return False
-        self.count.group_events += horizon // period - buffer.told // period
-        buffer.told = horizon
+        self.count.group_events += horizon // period - buffer.notified // period
+        buffer.notified = horizon
         if buffer.look_at_fill():
             self.count.peak_fill = max(self.count.peak_fill, buffer.filled / self._rule.depth)
         return True
@@ -340,10 +363,10 @@ class FlowReader:
         if period:
             full = self._rule.full_visits(buffer.index, self._selected)
             boundary = full // period * period - 1
-            while boundary >= buffer.told and not buffer.complete(boundary, 1):
+            while boundary >= buffer.notified and not buffer.complete(boundary, 1):
                 boundary -= period
-            self.count.group_events += max(0, (boundary + 1) // period - buffer.told // period)
-        buffer.told = self._rule.visits(buffer.index, self._selected)
+            self.count.group_events += max(0, (boundary + 1) // period - buffer.notified // period)
+        buffer.notified = self._rule.visits(buffer.index, self._selected)
 
     def _usable(self, buffer: ReceiverBuffer, visit: int, visits: int) -> int:
         """Return how many complete visits from ``visit`` on have, each, a frame that no module failed to give."""
@@ -432,6 +455,16 @@ class FlowReader:
         for buffer in self._buffers:
             if buffer.credited < buffer.released:
                 self._send_credits(buffer)
+
+    @property
+    def done(self) -> int:
+        """Number of the flow's frames that were read here, or are lost, before the first that may still be read."""
+        return sum(buffer.released for buffer in self._buffers) * self._rule.blocks
+
+    def counted(self) -> FlowCount:
+        """Return the account of the flow, with what is done so far."""
+        self.count.done = {buffer.index: buffer.released for buffer in self._buffers}
+        return self.count
 
     def absent_numbers(self) -> NDArray[np.uint64]:
         """Return the numbers of the frames that are lost or missing, as far as is known, in order."""

@@ -1,61 +1,100 @@
 """A fused kernel at work: pixel-wise maps, and the reductions that read their results, in several threads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 
 from lima2cli.errors import UserCodeError
-from lima2cli.frames import Array, Block, Files, FrameSpec
+from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels
+from lima2cli.graph.protocol import Arrival, Operator, PartFailed, Result
 from lima2cli.kernels.chain import Chain, StripReader, settle
 from lima2cli.kernels.strips import Stage, Turn
-from lima2cli.nodes.base import Partial, StripReducer
+from lima2cli.nodes.base import Map, Partial, StripReducer
 from lima2cli.plan.ir import Kernel, Step
 from lima2cli.threads import team
 
 
-class PartFailed(Exception):
-    """One node of a kernel raised; the others work."""
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(name)
-        self.name, self.error = name, error
-
-
-class BoundChain:
-    """The maps of a kernel, bound.
-
-    ``reducers``, one for each thread, are added, and taken out, by name.
+class BoundChain(Operator):
+    """The maps of a kernel, bound, and the reducers that read their frames: one of each node for each thread.
 
     Raises:
         PartFailed: a map can't be bound.
     """
 
     def __init__(self, kernel: Kernel, steps: Mapping[str, Step], files: Files, threads: int = 1) -> None:
-        self.maps, self.makes = kernel.maps, bool(kernel.makes)
-        self.reducers: dict[str, Sequence[StripReducer]] = {}
+        super().__init__(kernel.maps[-1])
+        self._maps, self._makes = kernel.maps, bool(kernel.makes)
+        self._reducers: dict[str, Sequence[StripReducer]] = {}
+        self._merged: set[str] = set()
         parts, before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
         self._recipe = settle(parts, before.dtype, *before.shape)
+        self._parts, self._before, self._threads = parts, before, threads
+        self._looks: dict[str, Chain] = {}
         self._team = team(threads)
         self._chains = [Chain(self._recipe, keeps=False) for _ in range(threads)]
         self._out = np.empty((0, *self._recipe.shape), self._recipe.target)
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block | None, dict[str, Partial]]:
-        """Return the frames, where they are read whole, and what each reducer makes of them.
+    def add(self, name: str, reducers: Sequence[StripReducer], *, merged: bool = False) -> None:
+        """Add a node's reducers; where its rows are ``merged`` with those of others they are not saved as they are."""
+        self._reducers[name] = reducers
+        self._merged |= {name} if merged else set()
 
-        Raises:
-            PartFailed: a node failed.
-        """
+    @property
+    def nodes(self) -> Collection[str]:
+        """See `Operator`: the last map stands for all."""
+        return (self.name, *self._reducers)
+
+    @property
+    def label(self) -> str:
+        """See `Operator`."""
+        return ", ".join(self._maps)
+
+    def give_up(self, gone: Collection[str]) -> None:
+        """See `Operator`."""
+        for name in self._reducers.keys() & gone:
+            del self._reducers[name]
+
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`: the frames, where they are read whole, and what each reducer makes of them."""
+        block, received_ns = arrival.there, arrival.received_ns
         frames, count = block.frames, len(block.frames)
-        out = None if self._recipe.idle or not self.makes else self._room(count)
+        out = None if self._recipe.idle or not self._makes else self._room(count)
         parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
         partials = self._team.each(
             [partial(self._stage_part, i, part_of(block, part), part, out, received_ns) for i, part in enumerate(parts)]
         )
-        whole = {name: concatenated([part[name] for part in partials]) for name in self.reducers}
-        if not self.makes:
-            return None, whole
-        return Block(self._recipe.seen(frames) if out is None else out, block.numbers, block.times, False), whole
+        whole = {name: concatenated([part[name] for part in partials]) for name in self._reducers}
+        staged = {name: rows for name, rows in whole.items() if name not in self._merged} if self._merged else whole
+        if not self._makes:
+            return Result(arrival.last, None, whole, staged)
+        made = Block(self._recipe.seen(frames) if out is None else out, block.numbers, block.times, False)
+        return Result(arrival.last, made, whole, staged)
+
+    def rebind(self, step: Step, files: Files) -> Callable[[], None] | None:
+        """See `Operator.rebind`: one of the maps."""
+        if step.name not in self._maps:
+            return None
+        parts = list(self._parts)
+        parts[self._maps.index(step.name)] = _part(step, files)
+        recipe = settle(parts, self._before.dtype, *self._before.shape)
+        chains = [Chain(recipe, keeps=False) for _ in range(self._threads)]
+
+        def put() -> None:
+            self._parts, self._recipe, self._chains, self._looks = parts, recipe, chains, {}
+
+        return put
+
+    def last_frame(self, name: str, block: Block) -> Array | None:
+        """See `Operator.last_frame`: the maps up to this one are computed for one frame more."""
+        if name not in self._maps:
+            return None
+        if name not in self._looks:
+            parts = self._parts[: self._maps.index(name) + 1]
+            self._looks[name] = Chain(settle(parts, self._before.dtype, *self._before.shape))
+        frame: Array = self._looks[name](block.frames[-1:])[0]
+        return frame.copy()
 
     def _room(self, count: int) -> Array:
         if count > len(self._out):
@@ -66,7 +105,7 @@ class BoundChain:
         self, thread: int, block: Block, part: slice, out: Array | None, received_ns: int
     ) -> dict[str, Partial]:
         """Return what the reducers of a thread make of its part of the frames, which go to ``out``."""
-        reducers = {name: each[thread] for name, each in self.reducers.items()}
+        reducers = {name: each[thread] for name, each in self._reducers.items()}
         readers = [_reader(name, reducer, len(block.frames)) for name, reducer in reducers.items()]
         self._chains[thread].compute(block.frames, None if out is None else out[part], readers)
         partials = {}
@@ -92,7 +131,7 @@ def concatenated(partials: Sequence[Partial]) -> Partial:
 
 def _part(step: Step, files: Files) -> Stage | Turn:
     try:
-        return step.node.stage_of(step.specs or {step.source: step.before}, files)
+        return cast(Map, step.node).stage_of(step.given(files))
     except Exception as error:
         raise PartFailed(step.name, error) from error
 
@@ -109,8 +148,8 @@ def _reader(name: str, reducer: StripReducer, frames: int) -> StripReader:
     return read
 
 
-Function = Callable[[Mapping[str, Array]], Array]
-"""A function from frames (n, height, width) of each input, by name, to as many frames."""
+Function = Callable[..., Array | SparsePixels]
+"""A function from frames (n, height, width) of each input to as many frames."""
 
 
 class Spread:
@@ -128,29 +167,31 @@ class Spread:
         self._spec = spec
         self._out: Array = np.empty((0, *spec.shape), spec.dtype)
 
-    def __call__(self, frames: Mapping[str, Array]) -> Array:
+    def __call__(self, *frames: Array) -> Array:
         """Return the result for a block."""
-        first = next(iter(frames.values()))
-        count, parts = len(first), self._team.parts(len(first), first.shape[1] * first.shape[2])
+        count, height, width = frames[0].shape
+        parts = self._team.parts(count, height * width)
         if len(parts) == 1:
-            return checked(self._functions[0](frames), count, self._spec)
+            return checked(self._functions[0](*frames), count, self._spec)
         if count > len(self._out):
             self._out = np.empty((count, *self._out.shape[1:]), self._out.dtype)
         self._team.each([partial(self._part, i, frames, part) for i, part in enumerate(parts)])
         return self._out[:count]
 
-    def _part(self, thread: int, frames: Mapping[str, Array], part: slice) -> None:
-        result = self._functions[thread]({name: array[part] for name, array in frames.items()})
+    def _part(self, thread: int, frames: Sequence[Array], part: slice) -> None:
+        result = self._functions[thread](*(array[part] for array in frames))
         self._out[part] = checked(result, part.stop - part.start, self._spec)
 
 
-def checked(frames: Array, count: int, spec: FrameSpec) -> Array:
+def checked(frames: Array | SparsePixels, count: int, spec: FrameSpec) -> Array:
     """Return ``frames``, which a node has given for ``count`` that entered, as they are.
 
     Raises:
         UserCodeError: they are not of ``spec``.
     """
+    if isinstance(frames, SparsePixels):
+        raise UserCodeError(f"it returned sparse frames, but declares {spec}")
     if frames.shape != (count, *spec.shape) or frames.dtype != spec.dtype:
         layout = f"{frames.dtype} {frames.shape}"
-        raise UserCodeError(f"it has given {layout}, and says that it gives {spec.dtype} {(count, *spec.shape)}")
+        raise UserCodeError(f"it returned {layout}, but declares {spec.dtype} {(count, *spec.shape)}")
     return frames

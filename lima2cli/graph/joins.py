@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lima2cli.frames import Array, Block, Files, FrameSpec
 from lima2cli.graph.fused import Spread
-from lima2cli.graph.waiting import END, Arrival, BlockFailed, Lease, Result
-from lima2cli.nodes.base import Join, Partial, Reduce, Select
+from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, Result
+from lima2cli.nodes.base import Map, Partial, Reduce, Select
 from lima2cli.plan.ir import Numbering, Step
 from lima2cli.plan.numbering import after, of_flow
 from lima2cli.program import ReceiverProgram
@@ -52,7 +52,9 @@ def expected_frames(program: ReceiverProgram) -> Mapping[str, ExpectedFrames]:
     """Return the expected frames, by flow and node."""
     due = {flow.gdt.flow: ExpectedFrames(of_flow([flow.gdt]), program.receiver) for flow in program.flows}
     for step in program.steps:
-        together = bool(step.circle) and isinstance(step.node, Reduce)  # whose rows all receivers of the circle get
+        together = bool(step.collective) and isinstance(
+            step.node, Reduce
+        )  # whose rows all receivers of the collective get
         due[step.name] = ExpectedFrames(replace(after(step), everywhere=together), program.receiver)
     return due
 
@@ -79,42 +81,47 @@ class Ranges:
                 self.ranges.append((number, number))
 
 
-class BoundJoin:
-    """A join, bound.
+class BoundJoin(Operator):
+    """A map of several inputs, bound.
 
-    dropped  (first, last) numbers of frames that were not in all inputs and should have been
-    beside   number of frames that are of one flow only
-
-    Behind a filter they are not kept: what was vetoed is counted there.
+    Behind a filter frames that were not in all inputs are not kept: what was vetoed is counted there.
     """
 
     def __init__(self, step: Step, files: Files, threads: int) -> None:
-        node = cast(Join, step.node)
-        self._inputs, self._sources = step.inputs, step.sources
-        self._function = Spread(lambda: node.bind_all(step.specs, files), cast(FrameSpec, step.after), threads)
-        self.beside = 0
+        super().__init__(step.name)
+        node = cast(Map, step.node)
+        self._inputs, self._sources = tuple(step.inputs.values()), step.sources
+        self._function = Spread(lambda: node.bind(step.given(files)), cast(FrameSpec, step.after), threads)
+        self._single = 0
         self._rule, self._selected = step.numbering.rule, step.numbering.selected
         self._unmatched = Ranges(self._rule.step)
         self._notes = not step.numbering.filters
 
-    def begin(self) -> None:
-        """Begin an acquisition: counts begin anew."""
-        self.beside, self._unmatched = 0, Ranges(self._rule.step)
+    def begin(self, start_ns: int) -> None:
+        """See `Operator.begin`."""
+        self._single, self._unmatched = 0, Ranges(self._rule.step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """Dropped frames, see the class."""
+        """See `Operator`."""
         return self._unmatched.ranges
 
-    def stage(self, blocks: Blocks, rows: PartialRows | None = None) -> Block | None:
-        """Return the result for blocks by source; None where no frame is in all."""
+    @property
+    def single(self) -> int:
+        """See `Operator`."""
+        return self._single
+
+    def push(self, arrival: Arrival) -> Result | None:
+        """See `Operator.push`; None where no frame is in all inputs."""
+        given = arrival.blocks or {}
+        blocks = {source: given[source] for source in self._sources if source in given}
         common = self._common(blocks)
         if not len(common):
             return None
         matched = {source: _only(block, common) for source, block in blocks.items()}
         first = matched[self._sources[0]]
-        frames = self._function({name: matched[source].frames for name, source in self._inputs.items()})
-        return Block(frames, first.numbers, first.times, False)
+        frames = self._function(*(matched[source].frames for source in self._inputs))
+        return Result(arrival.last, Block(frames, first.numbers, first.times, False))
 
     def _common(self, blocks: Blocks) -> Numbers:
         """Return the numbers that are in all inputs; the others are noted."""
@@ -135,35 +142,43 @@ class BoundJoin:
         expected = places.selected
         if self._selected is not None:
             expected &= places.index < self._selected
-        self.beside += len(numbers) - int(np.count_nonzero(expected))
+        self._single += len(numbers) - int(np.count_nonzero(expected))
         self._unmatched.add(numbers[expected])
 
 
-class BoundSelect:
-    """A selection, bound. ``vetoed`` counts the frames that did not pass."""
+class BoundSelect(Operator):
+    """A selection, bound."""
+
+    same = True
 
     def __init__(self, step: Step, reduces: Mapping[str, Reduce]) -> None:
-        self.vetoed = 0
+        super().__init__(step.name)
+        self._vetoed = 0
         self._node, self._rule = cast(Select, step.node), step.numbering.rule
         self._reduces = {name: reduces[name] for name in step.tables}
 
-    def begin(self) -> None:
-        """Begin an acquisition: counts begin anew."""
-        self.vetoed = 0
+    def begin(self, start_ns: int) -> None:
+        """See `Operator.begin`."""
+        self._vetoed = 0
 
-    def stage(self, blocks: Blocks, rows: PartialRows) -> Block | None:
-        """Return the frames that pass; None where none does. Frames whose rows were lost are lost with them."""
-        block = next(iter(blocks.values()), None)
-        if block is None or not self._reduces.keys() <= rows.keys():
+    @property
+    def vetoed(self) -> int:
+        """See `Operator`."""
+        return self._vetoed
+
+    def push(self, arrival: Arrival) -> Result | None:
+        """See `Operator.push`; None where none passes. Frames whose rows were lost are lost with them."""
+        block, rows = arrival.there, arrival.tables or {}
+        if not self._reduces.keys() <= rows.keys():
             return None
         columns = {name: reduce.finish(rows[name]) for name, reduce in self._reduces.items()}
         known = self._with_rows(block.numbers, rows)
         chosen = known & self._node.choose(block.numbers, self._rule, columns)
         count = int(np.count_nonzero(chosen))
-        self.vetoed += int(np.count_nonzero(known)) - count
+        self._vetoed += int(np.count_nonzero(known)) - count
         if not count:
             return None
-        return block if count == len(chosen) else part_of(block, chosen)
+        return Result(arrival.last, block if count == len(chosen) else part_of(block, chosen))
 
     def _with_rows(self, numbers: Numbers, rows: PartialRows) -> NDArray[np.bool_]:
         """Return which frames have all rows that they should have."""
@@ -189,8 +204,8 @@ def _only(block: Block, numbers: Numbers) -> Block:
     return block if len(numbers) == len(block.numbers) else part_of(block, np.isin(block.numbers, numbers))
 
 
-class Pairing:
-    """Pairing of frames, and rows, that do not come together; see `Waiting`.
+class Pairing(Operator):
+    """Pairing of frames, and rows, that do not come together, for an operator that reads them.
 
     Each is kept until all sources that it is due from have come as far.
 
@@ -198,49 +213,58 @@ class Pairing:
     frames do the same.
     """
 
-    def __init__(self, bound: BoundJoin | BoundSelect, due: Mapping[str, ExpectedFrames]) -> None:
-        self._bound: BoundJoin | BoundSelect | None = bound
-        self._due = due
-        self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
-        self.begin()
+    always = waits = True
 
-    def begin(self) -> None:
+    def __init__(self, paired: Operator, due: Mapping[str, ExpectedFrames]) -> None:
+        super().__init__(paired.name)
+        self._operator, self._due, self._over = paired, due, False
+        self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
+        self._expect()
+
+    def _expect(self) -> None:
         """Begin an acquisition: frames are numbered from 0 again."""
         self._next = {source: each.after(-1) for source, each in self._due.items()}
 
-    @property
-    def sources(self) -> Collection[str]:
-        """Sources that it reads."""
-        return self._due.keys()
+    def begin(self, start_ns: int) -> None:
+        """See `Operator.begin`."""
+        self._expect()
+        self._operator.begin(start_ns)
 
-    def arrive(self, source: str, what: Arrival) -> None:
-        """See `Waiting`."""
-        if what.last < self._next[source]:  # no frame is due yet: nothing new
-            what.done()
+    def push(self, arrival: Arrival) -> None:
+        """See `Operator.push`. What it keeps is limited by the local buffers, or by what the flows report late."""
+        if arrival.last < self._next[arrival.source]:  # no frame is due yet: nothing new
+            arrival.done()
             return
-        self._next[source] = self._due[source].after(what.last)
-        self._kept[source].append(what)
+        self._next[arrival.source] = self._due[arrival.source].after(arrival.last)
+        self._kept[arrival.source].append(arrival)
 
-    def give_up(self) -> None:
-        """Give nothing any more; arrivals are released."""
-        self._bound = None
+    def give_up(self, gone: Collection[str]) -> None:
+        """See `Operator`: it gives nothing any more, and arrivals are released."""
+        if self.name in gone or not self._due.keys().isdisjoint(gone):
+            self._over = True
+
+    @property
+    def dropped(self) -> list[tuple[int, int]] | None:
+        """See `Operator`."""
+        return self._operator.dropped
+
+    @property
+    def single(self) -> int | None:
+        """See `Operator`."""
+        return self._operator.single
+
+    @property
+    def vetoed(self) -> int | None:
+        """See `Operator`."""
+        return self._operator.vetoed
 
     @property
     def idle(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return not any(self._kept.values())
 
-    @property
-    def full(self) -> bool:
-        """See `Waiting`; what it keeps is limited by the local buffers, or by what the flows report late."""
-        return False
-
     def poll(self) -> Result | None:
-        """See `Waiting`.
-
-        Raises:
-            BlockFailed: the node fails; it then goes on with nothing.
-        """
+        """See `Operator.poll`."""
         heads = {source: kept[0] for source, kept in self._kept.items() if kept}
         if not heads:
             return None
@@ -249,20 +273,22 @@ class Pairing:
             return None
         blocks = {s: now for s, head in heads.items() if (now := _upto(head.block, last)) is not None}
         rows = {s: _rows_upto(head.rows, last) for s, head in heads.items() if head.rows is not None}
-        out = self._paired(blocks, rows)
+        out = self._paired(last, blocks, rows)
         holds = [heads[s].hold for s in blocks if heads[s].hold is not None]
         hold = Lease(partial(_all_done, [each.take() for each in holds if each is not None]))
         for source, head in heads.items():
             self._let_go(source, head, last)
         return Result(last, block=out, hold=hold)
 
-    def _paired(self, blocks: Blocks, rows: PartialRows) -> Block | None:
-        if self._bound is None or not blocks:
+    def _paired(self, last: int, blocks: Blocks, rows: PartialRows) -> Block | None:
+        if self._over or not blocks:
             return None
+        source, block = next(iter(blocks.items()))
         try:
-            return self._bound.stage(blocks, rows)
+            result = self._operator.push(Arrival(source, last, block, blocks=blocks, tables=rows))
+            return None if result is None else result.block
         except Exception as error:
-            self.give_up()
+            self._over = True
             raise BlockFailed(min(int(block.numbers[0]) for block in blocks.values()), error) from error
 
     def _let_go(self, source: str, head: Arrival, last: int) -> None:

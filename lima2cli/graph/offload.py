@@ -14,9 +14,8 @@ from lima2cli import program as records
 from lima2cli.errors import UserCodeError
 from lima2cli.frames import Array, Block, Files, FrameSpec
 from lima2cli.graph.joins import Ranges
-from lima2cli.graph.waiting import Arrival, BlockFailed, Lease, Result
+from lima2cli.graph.protocol import Arrival, BlockFailed, Lease, Operator, Result
 from lima2cli.messages import Failure, WorkerReport, usage
-from lima2cli.nodes.base import Delegate
 from lima2cli.nodes.user_function import Code, load
 from lima2cli.plan.ir import Step
 from lima2cli.program import WorkerProgram
@@ -50,16 +49,15 @@ class _Worker:
     gone: bool = False
 
 
-class BoundDelegate:
-    """A node that delegates, at one receiver; see `Waiting`.
+class BoundDelegate(Operator):
+    """A node that delegates, at one receiver."""
 
-    ``dropped`` are (first, last) numbers of frames given up, ``warnings`` what users should know, ``silent`` the ranks
-    of workers that did not reply in time; the last two are for the caller to clear.
-    """
+    always = waits = True
 
-    def __init__(self, step: Step, delegation: records.Delegation, line: Mailbox, place: int) -> None:
-        assert isinstance(step.node, Delegate)
-        self._name, self._node, self._line, self._about = step.name, step.node, line, delegation
+    def __init__(self, step: Step, delegation: records.Delegation, mailbox: Mailbox, place: int) -> None:
+        assert step.workers is not None
+        super().__init__(step.name)
+        self._asked, self._mailbox, self._about = step.workers, mailbox, delegation
         self._workers = [_Worker(m) for m in range(delegation.receivers, len(delegation.members))]
         self._turn = place % len(self._workers)
         self._order: deque[_Task] = deque()
@@ -70,44 +68,42 @@ class BoundDelegate:
         self._given_up = Ranges(self._step)
         self._index = 0
         self._failed: BlockFailed | None = None
-        self._stopped = self._told = False
-        self.warnings: list[str] = []
-        self.silent: list[int] = []
+        self._stopped = self._warned = False
 
-    def begin(self) -> None:
-        """Begin an acquisition: counts begin anew."""
+    def begin(self, start_ns: int) -> None:
+        """See `Operator.begin`."""
         self._given_up = Ranges(self._step)
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """Dropped frames, see the class."""
+        """See `Operator`."""
         return self._given_up.ranges
 
     @property
     def idle(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return not (self._order or self._unsent or any(worker.tasks for worker in self._workers))
 
     @property
     def full(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return len(self._unsent) >= UNDER_WAY
 
-    def arrive(self, source: str, what: Arrival) -> None:
-        """See `Waiting`."""
-        task = _Task(what)
-        if what.block is None or self._stopped:
+    def push(self, arrival: Arrival) -> None:
+        """See `Operator.push`."""
+        task = _Task(arrival)
+        if arrival.block is None or self._stopped:
             task.settled = True
-            what.done()
-        elif self._node.reply:
+            arrival.done()
+        elif self._asked.reply:
             self._unsent.append(task)
         else:  # it goes on at once, and to a worker as well
-            self._unsent.append(_Task(Arrival(what.last, what.block, hold=_taken(what.hold))))
-            task.settled, task.result = True, what.block
+            self._unsent.append(_Task(Arrival(arrival.source, arrival.last, arrival.block, hold=_taken(arrival.hold))))
+            task.settled, task.result = True, arrival.block
         self._order.append(task)
 
     def poll(self) -> Result | None:
-        """See `Waiting`.
+        """See `Operator.poll`.
 
         Raises:
             BlockFailed: a block has failed and ``on_error`` is stop; once.
@@ -134,7 +130,7 @@ class BoundDelegate:
             return Result(arrival.last, block=block, hold=Lease(lambda: None))
         return Result(arrival.last, block=block, hold=hold)
 
-    # Workers
+    # WorkerPool
 
     def _send(self) -> None:
         while self._unsent:
@@ -148,7 +144,7 @@ class BoundDelegate:
             block = task.arrival.block
             assert block is not None
             head = (BLOCK, self._index, block.numbers.copy(), block.times.copy())
-            self._sending.append(self._line.send(worker.member, head, block.frames))
+            self._sending.append(self._mailbox.send(worker.member, head, block.frames))
             task.sent = time.monotonic()
             worker.tasks[self._index] = task
             self._index += 1
@@ -160,7 +156,7 @@ class BoundDelegate:
         return next((worker for worker in around if not worker.gone), None)
 
     def _hear(self) -> None:
-        while (delivery := self._line.receive()) is not None:
+        while (delivery := self._mailbox.receive()) is not None:
             member, (kind, *what), frames = delivery
             worker = self._workers[member - self._about.receivers]
             worker.heard = time.monotonic()
@@ -172,7 +168,7 @@ class BoundDelegate:
     def _settle(self, task: _Task, kind: str, what: list[Any], frames: Array | None) -> None:
         """Settle a block with what a worker reported of it."""
         if kind == FAILED:
-            self._tell_once(what[1])
+            self._warn_once(what[1])
             self._fail(task, *what[1:])
             return
         if kind == REPLY and frames is not None and not self._stopped:
@@ -196,11 +192,11 @@ class BoundDelegate:
         worker.gone = True
         lost, worker.tasks = worker.tasks, {}
         self._abandoned += lost.values()
-        why = f"rank {self._about.members[worker.member]}, a worker, is gone: {why}"
+        why = f"rank {self._about.members[worker.member]}, a worker, has ended: {why}"
         for task in lost.values():
             self._fail(task, why)
-        if self._node.on_error != "stop":
-            self.warnings.append(f"{self._name}: {why}")
+        if self._asked.on_error != "stop":
+            self.warnings.append(f"{self.name}: {why}")
         elif not self._stopped:
             self._failed = BlockFailed(None, UserCodeError(why))
             self._stop()
@@ -210,15 +206,15 @@ class BoundDelegate:
         block = task.arrival.block
         assert block is not None
         task.settled = True
-        on_error = self._node.on_error
+        on_error = self._asked.on_error
         if on_error == "stop" and not self._stopped:
             self._failed = BlockFailed(int(block.numbers[0]) if frame is None else frame, UserCodeError(why))
             self._stop()
-        elif on_error == "pass" and self._node.reply and not self._stopped:
+        elif on_error == "pass" and self._asked.reply and not self._stopped:
             task.result = block
-        elif on_error == "drop" and self._node.reply and not self._stopped:
+        elif on_error == "drop" and self._asked.reply and not self._stopped:
             self._given_up.add(block.numbers)
-        if not self._node.reply:
+        if not self._asked.reply:
             task.arrival.done()
 
     def _stop(self) -> None:
@@ -229,10 +225,10 @@ class BoundDelegate:
             task.settled = True
             task.arrival.done()
 
-    def _tell_once(self, why: str) -> None:
-        if self._node.on_error != "stop" and not self._told:
-            self._told = True
-            self.warnings.append(f"{self._name}: a worker has failed (on_error: {self._node.on_error}): {why}")
+    def _warn_once(self, why: str) -> None:
+        if self._asked.on_error != "stop" and not self._warned:
+            self._warned = True
+            self.warnings.append(f"{self.name}: a worker has failed (on_error: {self._asked.on_error}): {why}")
 
 
 def _taken(hold: Lease | None) -> Lease | None:
@@ -260,10 +256,9 @@ class Service:
     """
 
     def __init__(self, program: WorkerProgram, port: Port) -> None:
-        assert isinstance(program.step.node, Delegate)
         self.ended = self.done = False
-        self._program, self._port, self._node = program, port, program.step.node
-        self._line = port.line(program.line)
+        self._program, self._port, self._asked = program, port, program.workers
+        self._mailbox = port.mailbox(program.mailbox)
         self._sending: list[Pending] = []
         self._left = self._finished = False
         self._blocks = self._frames = self._failed = 0
@@ -272,7 +267,7 @@ class Service:
     @property
     def name(self) -> str:
         """Name of what works here, for messages."""
-        return self._node.function or " ".join(self._node.command or ())
+        return self._asked.function or " ".join(self._asked.command or ())
 
     @property
     def spec(self) -> FrameSpec:
@@ -282,12 +277,12 @@ class Service:
     @property
     def params(self) -> Mapping[str, Any]:
         """Parameters of the node."""
-        return self._node.params
+        return self._asked.params
 
     @property
     def replies(self) -> bool:
         """Return whether the receivers wait for frames."""
-        return self._node.reply
+        return self._asked.reply
 
     def ready(self) -> None:
         """Report that it is ready: blocks may come."""
@@ -304,7 +299,7 @@ class Service:
             self.ended |= mail[1][0] in (messages.ENDED, messages.QUIT)
             self.done |= mail[1][0] == messages.QUIT
         self._sending = [pending for pending in self._sending if not pending.done()]
-        delivery = None if self._sending else self._line.receive()
+        delivery = None if self._sending else self._mailbox.receive()
         if delivery is None:
             return None
         place, (_, index, numbers, times), frames = delivery
@@ -323,18 +318,18 @@ class Service:
         It is checked where frames are waited for. ``code`` is the user's code, where it is called there.
         """
         self._busy_ns += time.perf_counter_ns() - self._since_ns
-        if not self._node.reply:
+        if not self._asked.reply:
             self._send(given.place, (DONE, given.index))
             return
         after = self._program.step.after
         assert isinstance(after, FrameSpec)
-        about, output = (given.numbers, after, self.name), self._node.output
+        about, output = (given.numbers, after, self.name), self._asked.output
         try:
             frames = output.fit(result, *about) if code is None else code.fit(output, result, *about)
         except UserCodeError as error:
             self.fail(given, str(error), error.frame)
             return
-        self._sending.append(self._line.send(given.place, (REPLY, given.index), np.ascontiguousarray(frames)))
+        self._sending.append(self._mailbox.send(given.place, (REPLY, given.index), np.ascontiguousarray(frames)))
 
     def answer(self, given: Given, code: Code) -> None:
         """Answer with what code of the user's makes of the block."""
@@ -370,21 +365,20 @@ class Service:
             self._send(place, head)
 
     def _send(self, place: int, head: tuple[Any, ...]) -> None:
-        self._sending.append(self._line.send(place, head))
+        self._sending.append(self._mailbox.send(place, head))
 
 
 class WorkerRank:
     """A worker that serves a function of the user's; `step` is one block."""
 
     def __init__(self, program: WorkerProgram, port: Port, files: Files) -> None:
-        self._service, self._node, self._files = Service(program, port), program.step.node, files
+        self._service, self._asked, self._files = Service(program, port), program.workers, files
         self._code: Code | None = None
         self.done = False
 
     def prepare(self) -> None:
         """See `Rank.prepare`."""
-        service, node = self._service, self._node
-        assert isinstance(node, Delegate)
+        service, node = self._service, self._asked
         reference = node.function
         assert reference is not None
         try:

@@ -1,25 +1,24 @@
-"""Nodes at work on one receiver: `stage` and `commit` for each role, and sinks of one or all receivers."""
+"""Operators of single nodes, by role, and of sinks of one or all receivers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import numpy as np
 
 from lima2cli.files.channel import Channel
 from lima2cli.files.tables import TableWriter
-from lima2cli.frames import Array, Block, Files, FrameSpec
-from lima2cli.graph.fused import BoundChain, Function, Spread, concatenated, part_of
-from lima2cli.graph.joins import BoundJoin, BoundSelect, Ranges
-from lima2cli.graph.waiting import END, Arrival, Result
+from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparsePixels, SparseSpec
+from lima2cli.graph.fused import BoundChain, Spread, concatenated, part_of
+from lima2cli.graph.joins import BoundJoin, Ranges
+from lima2cli.graph.protocol import END, Arrival, Operator, Result, copy_of
 from lima2cli.nodes.base import (
     BlockDropped,
     EarlyWriter,
-    Join,
     Map,
     Partial,
-    Pick,
     Reduce,
     Reducer,
     Sink,
@@ -27,9 +26,9 @@ from lima2cli.nodes.base import (
     ThreadedWriter,
     Transform,
     Transformer,
+    WarningTransformer,
     Writer,
 )
-from lima2cli.nodes.io_hdf5 import IoHdf5
 from lima2cli.nodes.user_function import fitted
 from lima2cli.plan.fuse import pixelwise
 from lima2cli.plan.ir import Kernel, Step
@@ -41,20 +40,36 @@ if TYPE_CHECKING:
     from lima2cli.files.common_writer import CommonWriter
 
 
-class Writing:
-    """A writer for each acquisition.
+class Writing(Operator):
+    """A sink: a writer for each acquisition. It hands frames on as they are, and once it has failed does nothing else.
 
-    ``saved`` counts the frames of the current one, as of the last flush: those that are in the files, whatever comes.
+    Frames are saved as of the last flush.
     """
 
-    def __init__(self) -> None:
+    saves = same = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
         self.saved = self._committed = 0
         self._writer: Writer | None = None
+        self._failed = False
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
-        """See `Writer.stage`; the block goes on as it is."""
+    @property
+    def nodes(self) -> Collection[str]:
+        """See `Operator`."""
+        return () if self._failed else (self.name,)
+
+    def give_up(self, gone: Collection[str]) -> None:
+        """See `Operator`."""
+        self._failed = self._failed or self.name in gone
+
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`, and `Writer.stage`."""
+        block = arrival.there
+        if self._failed:
+            return Result(arrival.last, block)
         assert self._writer is not None
-        return block, self._writer.stage(block)
+        return Result(arrival.last, block, staged={self.name: self._writer.stage(block)})
 
     def commit(self, staged: Any) -> None:
         """See `Writer.commit`. A writer that fails is not used again but to be closed."""
@@ -76,45 +91,60 @@ class Writing:
             writer.close()
             self.saved = self._committed
 
-    def begin_count(self) -> None:
+    def begin(self, start_ns: int) -> None:
         """Begin to count an acquisition."""
         self.saved = self._committed = 0
 
 
 class BoundCommon(Writing):
-    """See `Waiting` and `BoundSink`. ``frames`` is the end of the acquisition, once known.
+    """A sink whose file all receivers write together. After an error it saves nothing more and goes on to take part."""
 
-    After an error it saves nothing more and goes on to take part.
-    """
+    always = True
 
     _writer: "CommonWriter | None"
 
-    def __init__(self, step: Step, channel: Channel, receiver: int, circle: CollectiveGroup) -> None:
-        super().__init__()
-        self.frames: int | None = None
-        self._node, self._channel, self._receiver, self._circle = cast(IoHdf5, step.node), channel, receiver, circle
+    def __init__(self, step: Step, channel: Channel, receiver: int, collective: CollectiveGroup) -> None:
+        super().__init__(step.name)
+        self._node, self._channel, self._receiver, self._collective = (
+            cast(Sink, step.node),
+            channel,
+            receiver,
+            collective,
+        )
         self._rule = channel.rule
+        self._frames: int | None = None
         self._directory = ""
 
+    @property
+    def nodes(self) -> Collection[str]:
+        """See `Operator`: the others wait for it."""
+        return (self.name,)
+
     def ready(self, directory: str) -> None:
-        """See `BoundSink.ready`. The file itself, which they make together, holds the time of the start."""
+        """See `Operator.ready`. The file itself, which they make together, holds the time of the start."""
         self._directory = directory
 
     def begin(self, start_ns: int) -> None:
-        """See `BoundSink.begin`."""
-        self.begin_count()
-        self.frames = None
-        self._writer = self._node.open_common(self._channel, self._directory, self._receiver, start_ns, self._circle)
+        """See `Operator.begin`."""
+        super().begin(start_ns)
+        self._frames = None
+        self._writer = self._node.open_together(
+            self._channel, self._directory, self._receiver, start_ns, self._collective
+        )
 
-    def arrive(self, source: str, what: Arrival) -> None:
-        """Note how far the frames are; they themselves came before."""
-        what.done()
-        if self._writer is None:
-            return
-        if what.last < END:
-            self._writer.advance(what.last + 1)
-        else:
-            self._writer.finish(self._rule.selected(self.frames) or 0)
+    def limit(self, frames: int) -> None:
+        """See `Operator.limit`."""
+        self._frames = frames
+
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`; notes how far the frames are, too."""
+        try:
+            return Result(arrival.last) if arrival.block is None else super().push(arrival)
+        finally:
+            if self._writer is not None and arrival.last < END:
+                self._writer.advance(arrival.last + 1)
+            elif self._writer is not None:
+                self._writer.finish(self._rule.selected(self._frames) or 0)
 
     def commit(self, staged: Any) -> None:
         """See `Writer.commit`; they are saved when their round is in the file."""
@@ -135,7 +165,7 @@ class BoundCommon(Writing):
             self.saved = writer.saved
 
     def poll(self) -> Result | None:
-        """See `Waiting`.
+        """See `Operator.poll`.
 
         Raises:
             OSError: the file failed; once.
@@ -146,12 +176,12 @@ class BoundCommon(Writing):
 
     @property
     def idle(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return self._writer is None or self._writer.done
 
     @property
     def full(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return self._writer is not None and self._writer.full
 
 
@@ -159,64 +189,127 @@ ROWS_FINISHED = 256
 """Rows of a table that are finished and written together."""
 
 
-class BoundMap:
+class BoundNothing(Operator):
+    """A node that hands frames on as they are."""
+
+    same = True
+
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`."""
+        return Result(arrival.last, arrival.there)
+
+
+F = TypeVar("F")
+
+
+class BoundFunction(Operator, Generic[F]):
+    """A map as a function, in whose place another is put where users change a parameter."""
+
+    def __init__(self, step: Step, files: Files) -> None:
+        super().__init__(step.name)
+        self._function = self._bound(step, files)
+
+    def _bound(self, step: Step, files: Files) -> F:
+        """Return the function of a map."""
+        raise NotImplementedError
+
+    def rebind(self, step: Step, files: Files) -> Callable[[], None] | None:
+        """See `Operator.rebind`."""
+        if step.name != self.name:
+            return None
+        function = self._bound(step, files)
+
+        def put() -> None:
+            self._function = function
+
+        return put
+
+
+class BoundMap(BoundFunction[Spread]):
     """A function over the arrays of a block."""
 
     def __init__(self, step: Step, files: Files, threads: int) -> None:
+        self._threads = threads
+        super().__init__(step, files)
+
+    def _bound(self, step: Step, files: Files) -> Spread:
         node, after = cast(Map, step.node), cast(FrameSpec, step.after)
-        self._function = Spread(lambda: _of_one(node.bind(step.before, files)), after, threads)
+        return Spread(lambda: node.bind(step.given(files)), after, self._threads)
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, Any]:
-        frames = self._function({"": block.frames})
-        return Block(frames, block.numbers, block.times, False), None
-
-
-def _of_one(function: Callable[[Array], Array]) -> Function:
-    return lambda frames: function(frames[""])
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`."""
+        block = arrival.there
+        return Result(arrival.last, Block(self._function(block.frames), block.numbers, block.times, False))
 
 
-class BoundPick:
-    """A function from frames to sparse frames."""
+class BoundSparse(BoundFunction[Callable[[Array], SparsePixels]]):
+    """A function from the array of a block to some of its pixels."""
 
-    def __init__(self, step: Step, files: Files) -> None:
-        self._function = cast(Pick, step.node).bind(step.before, files)
+    def _bound(self, step: Step, files: Files) -> Callable[[Array], SparsePixels]:
+        return cast(Callable[[Array], SparsePixels], cast(Map, step.node).bind(step.given(files)))
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block, None]:
-        return self._function(block), None
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`."""
+        block = arrival.there
+        found = self._function(block.frames)
+        index, frame_ptr = found.index, found.frame_ptr
+        sparse = SparseBlock(found.frames, block.numbers, block.times, index=index, frame_ptr=frame_ptr)
+        return Result(arrival.last, sparse)
 
 
-class BoundReduce:
+class BoundReduce(Operator):
     """A reduction to rows per frame, kept as partial results until there are enough of them to be worth finishing.
 
-    Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block.
+    Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block. Rows of parts
+    of frames are ``merged`` with those of other receivers before they are saved.
     """
 
     def __init__(self, step: Step, program: ReceiverProgram, files: Files) -> None:
+        super().__init__(step.name)
         self.saved = self._appended = 0
+        self.merged = bool(step.collective)
         self._node = cast(Reduce, step.node)
         self._team = team(program.threads if self._node.strips else 1)
-        self._reducers: list[Reducer] = [self._node.start(step.before, files) for _ in range(self._team.size)]
+        self._reducers: list[Reducer] = [self._node.bind(step.given(files)) for _ in range(self._team.size)]
         self._table, self._receiver = program.tables[step.name], program.receiver
         self._writer: TableWriter
         self._kept: list[Partial] = []
         self._rows = 0
 
     def ready(self, directory: str) -> None:
-        """See `BoundSink.ready`."""
+        """See `Operator.ready`."""
         self._writer = TableWriter(self._table, directory, self._receiver)
         self._writer.ready()
 
     def begin(self, start_ns: int) -> None:
-        """See `BoundSink.begin`."""
+        """See `Operator.begin`."""
         self.saved, self._appended, self._kept, self._rows = 0, 0, [], 0
 
-    def stage(self, block: Block, received_ns: int) -> tuple[None, Partial]:
+    def push(self, arrival: Arrival) -> Result:
+        """See `Operator.push`."""
+        rows = {self.name: self._reduced(arrival.there, arrival.received_ns)}
+        return Result(arrival.last, None, rows, None if self.merged else rows)
+
+    def _reduced(self, block: Block, received_ns: int) -> Partial:
         parts = self._team.parts(len(block.numbers), math.prod(block.frames.shape[1:]))
         if len(parts) == 1:
-            return None, self._reducers[0].step(block, received_ns)
+            return self._reducers[0].step(block, received_ns)
         shares = zip(self._reducers, parts, strict=False)
         steps = [partial(reducer.step, part_of(block, part), received_ns) for reducer, part in shares]
-        return None, concatenated(self._team.each(steps))
+        return concatenated(self._team.each(steps))
+
+    def rebind(self, step: Step, files: Files) -> Callable[[], None] | None:
+        """See `Operator.rebind`; rows so far are those of the old node."""
+        if step.name != self.name:
+            return None
+        node = cast(Reduce, step.node)
+        reducers = [node.bind(step.given(files)) for _ in self._reducers]
+
+        def put() -> None:
+            self._finish()
+            self._reducers[:], self._node = reducers, node
+
+        return put
 
     @property
     def strips(self) -> list[StripReducer]:
@@ -224,17 +317,20 @@ class BoundReduce:
         return cast(list[StripReducer], self._reducers)
 
     def commit(self, staged: Partial) -> None:
+        """Keep rows until there are enough."""
         self._kept.append(staged)
         self._rows += len(staged["frame_number"])
         if self._rows >= ROWS_FINISHED:
             self._finish()
 
     def flush(self) -> None:
+        """See `Operator.flush`."""
         self._finish()
         self._writer.flush()
         self.saved = self._appended
 
     def close(self) -> None:
+        """See `Operator.close`."""
         try:
             self._finish()
         finally:
@@ -259,19 +355,19 @@ class BoundSink(Writing):
     """A sink with files of its own."""
 
     def __init__(self, step: Step, program: ReceiverProgram) -> None:
-        super().__init__()
+        super().__init__(step.name)
         self._node, self._channel = cast(Sink, step.node), program.channels[step.name]
         self._receiver, self._threads, self._directory = program.receiver, program.threads, ""
 
     def ready(self, directory: str) -> None:
-        """Announce an acquisition, whose files are in ``directory``: they may be made now."""
+        """See `Operator.ready`."""
         self._directory = directory
         if self._node.early:
             self._writer = self._node.open(self._channel, directory, self._receiver, None)
 
     def begin(self, start_ns: int) -> None:
-        """Begin the acquisition; counts begin anew."""
-        self.begin_count()
+        """See `Operator.begin`."""
+        super().begin(start_ns)
         if isinstance(self._writer, EarlyWriter):
             self._writer.start(start_ns)
         else:
@@ -280,69 +376,76 @@ class BoundSink(Writing):
             self._writer.threads = self._threads
 
 
-class BoundTransform:
-    """A node with a state, or with code of the user's.
+class BoundTransform(Operator):
+    """A node with a state, or with code of the user's."""
 
-    dropped   (first, last) numbers of frames given up
-    warnings  what users should know, for the caller to clear
-    """
+    always = True
 
-    def __init__(self, step: Step, files: Files) -> None:
-        node = cast(Transform, step.node)
-        self._transformer: Transformer = node.start(step.before, files, step.numbering.rule)
-        self._name, self._step = step.name, step.numbering.rule.step
+    def __init__(self, step: Step, files: Files, receiver: int) -> None:
+        super().__init__(step.name)
+        inputs = replace(step.given(files), receiver=receiver)
+        self._transformer: Transformer = cast(Transform, step.node).bind(inputs)
+        self._step = step.numbering.rule.step
         self._given_up = Ranges(self._step)
-        self._told = False
-        self.warnings: list[str] = []
+        self._warned = False
 
-    def begin(self) -> None:
-        """Begin an acquisition: counts begin anew."""
-        self._given_up, self._told = Ranges(self._step), False
+    def begin(self, start_ns: int) -> None:
+        """See `Operator.begin`."""
+        self._given_up, self._warned = Ranges(self._step), False
 
     @property
     def dropped(self) -> list[tuple[int, int]]:
-        """Dropped frames, see the class."""
+        """See `Operator`."""
         return self._given_up.ranges
 
-    def stage(self, block: Block, received_ns: int) -> tuple[Block | None, None]:
+    def push(self, arrival: Arrival) -> Result | None:
+        """See `Operator.push`: at the end what it makes of what arrives then, and what it still holds."""
+        made = None if arrival.block is None else self._made(arrival.block)
+        if arrival.last == END:
+            made = copy_of(made) if made is not None else None
+            left = self._transformer.finish()
+            if isinstance(self._transformer, WarningTransformer):
+                self.warnings += [f"{self.name}: {text}" for text in self._transformer.warnings()]
+            made = whole([each for each in (made, left) if each is not None])
+        return None if made is None else Result(arrival.last, made)
+
+    def _made(self, block: Block) -> Block | None:
         try:
-            return self._transformer.step(block), None
+            return self._transformer.step(block)
         except BlockDropped as dropped:
-            if not self._told:
-                self._told = True
-                self.warnings.append(f"{self._name}: {dropped}")
+            if not self._warned:
+                self._warned = True
+                self.warnings.append(f"{self.name}: {dropped}")
             if dropped.instead is None:
                 self._given_up.add(block.numbers)
-            return dropped.instead, None
+            return dropped.instead
 
-    def finish(self) -> Block | None:
-        return self._transformer.finish()
-
-    def close(self) -> None:
+    def leave(self) -> None:
+        """See `Operator.leave`."""
         self._transformer.close()
 
 
-End = BoundReduce | BoundSink | BoundCommon
-Single = BoundMap | BoundPick | BoundTransform | BoundChain | End
-Paired = BoundJoin | BoundSelect
-"""A node that reads several sources."""
+def whole(blocks: Sequence[Block]) -> Block | None:
+    """Return blocks that follow each other as one; None where there are none."""
+    if len(blocks) < 2:
+        return blocks[0] if blocks else None
+    frames, numbers, times = zip(*((b.frames, b.numbers, b.times) for b in blocks), strict=True)
+    return Block(np.concatenate(frames), np.concatenate(numbers), np.concatenate(times))
 
-Bound = Single | Paired
 
-
-def bind(step: Step, program: ReceiverProgram, files: Files) -> Bound:
-    """Return a node bound to its receiver; whatever it raises is for the caller to report."""
+def bind(step: Step, program: ReceiverProgram, files: Files) -> Operator:
+    """Return the operator of one node at its receiver; whatever it raises is for the caller to report."""
     if pixelwise(step):
         alone = Kernel(step.flow, step.source, (step.name,), (), (step.name,))
         return BoundChain(alone, {step.name: step}, files, program.threads)
     if isinstance(step.node, Map):
+        if len(step.inputs) > 1:
+            return BoundJoin(step, files, program.threads)
+        if isinstance(step.after, SparseSpec):
+            return BoundSparse(step, files)
         return BoundMap(step, files, program.threads)
-    if isinstance(step.node, Join):
-        return BoundJoin(step, files, program.threads)
-    if isinstance(step.node, Pick):
-        return BoundPick(step, files)
     if isinstance(step.node, Transform):
-        return BoundTransform(step, files)
+        return BoundTransform(step, files, program.receiver)
     if isinstance(step.node, Reduce):
         return BoundReduce(step, program, files)
-    return BoundSink(step, program)
+    return BoundSink(step, program) if isinstance(step.node, Sink) else BoundNothing(step.name)

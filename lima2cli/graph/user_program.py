@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from lima2cli import foreign as watch
 from lima2cli.errors import UserCodeError
-from lima2cli.foreign import ExitError, call_foreign, said
+from lima2cli.foreign import ExitError, call_foreign, error_text
 from lima2cli.frames import Block, Files, FrameSpec
 from lima2cli.graph.flow_reader import FlowReader
-from lima2cli.graph.waiting import END, Arrival, BlockFailed, Result
+from lima2cli.graph.protocol import END, Arrival, BlockFailed, Operator, Result
 from lima2cli.nodes.user_function import frames_in_words, load, read_only, words
 from lima2cli.program import Processing, ReceiverProgram
 
@@ -63,10 +63,10 @@ class Receiver:
         be called once. ValueError where there is nothing of that name.
         """
         if self.asked is not None:
-            raise ValueError("blocks() was called before: name all flows in one call")
+            raise ValueError("blocks() was already called: name all flows in one call")
         for name in names:
             if name not in self.sources:
-                raise ValueError(f"there is no `{name}` to take blocks of; there is {', '.join(self.sources)}")
+                raise ValueError(f"there is no `{name}` to take blocks from; there is {', '.join(self.sources)}")
         self.asked = names
         return self._blocks()
 
@@ -82,25 +82,21 @@ class Receiver:
 
         Raises:
             KeyError: the flow does not reach it.
-
-        Raises:
-            KeyError: the flow does not reach it.
         """
         return self._readers[flow].absent_numbers()
 
 
-class OwnProcessing:
-    """The user's ``main`` on one receiver; a `Waiting` node of the graph that gives nothing.
+class OwnProcessing(Operator):
+    """The user's ``main`` on one receiver: an operator that gives nothing."""
 
-    ``name`` is how it is called in messages.
-    """
+    always = waits = True
 
     def __init__(self, receiver: Receiver, processing: Processing, files: Files) -> None:
         where, _, main = processing.function.rpartition(":")
-        self.name = f"{Path(where).name}:{main}"
+        super().__init__(f"{Path(where).name}:{main}")
         self._receiver, self._reference, self._files = receiver, processing.function, files
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._kept: deque[tuple[str, Arrival]] = deque()
+        self._kept: deque[Arrival] = deque()
         self._given: tuple[str, Block] | None = None
         self._open: set[str] = set()
         self._over = False
@@ -114,15 +110,15 @@ class OwnProcessing:
 
     @property
     def idle(self) -> bool:
-        """See `Waiting`: the program has ended, and everything is given back."""
+        """See `Operator`: the program has ended, and everything is given back."""
         return self._over and not self._kept
 
     @property
     def full(self) -> bool:
-        """See `Waiting`."""
+        """See `Operator`."""
         return len(self._kept) >= AHEAD and not self._over
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the program, and let it run until it asks for blocks; raise what it raises."""
         threading.Thread(target=self._run, name=self.name, daemon=True).start()
         self._resume()
@@ -130,19 +126,20 @@ class OwnProcessing:
         if self._error is not None:
             raise UserCodeError(f"{words(self._error)} ({self.name}, before the start)") from self._error
 
-    def arrive(self, source: str, what: Arrival) -> None:
-        """See `Waiting`."""
-        self._kept.append((source, what))
+    def push(self, arrival: Arrival) -> None:
+        """See `Operator.push`."""
+        self._kept.append(arrival)
 
     def poll(self) -> Result | None:
-        """See `Waiting`: give the program a block, and wait until it asks for the next.
+        """See `Operator.poll`: give the program a block, and wait until it asks for the next.
 
         Raises:
             BlockFailed: the program failed.
         """
         if not self._kept:
             return None
-        source, arrival = self._kept.popleft()
+        arrival = self._kept.popleft()
+        source = arrival.source
         try:
             if arrival.block is not None and not self._over:
                 self._give((source, arrival.block))
@@ -172,7 +169,7 @@ class OwnProcessing:
             with watch.WATCH.during(self.name, watch.IMPORT_S):
                 self._back.acquire()
         except watch.TookTooLong as error:  # it goes on to hang in its thread, which is not waited for
-            self._over, self._error = True, ExitError(said(error))
+            self._over, self._error = True, ExitError(error_text(error))
 
     def _next(self) -> tuple[str, Block] | None:
         """Give the receiver its turn, until there is a block, and return it; None at the end. Called by the program."""
@@ -202,5 +199,5 @@ def start_processing(
         return None
     receiver = Receiver(program, program.processing, directory, readers)
     own = OwnProcessing(receiver, program.processing, files)
-    own.begin()
+    own.start()
     return own

@@ -42,6 +42,7 @@ class FabioStack(OpenStack):
             import fabio
         except ImportError:
             raise FileProblem(f"{name}: reading {path.suffix} files needs fabio: `pip install fabio`") from None
+        self._image: Any = None
         try:
             cbf = _check_head(path)
             with _complaints():
@@ -50,6 +51,8 @@ class FabioStack(OpenStack):
                 first: Array = np.asarray(self._image.get_frame(0).data)
                 count = int(self._image.nframes)
         except Exception as error:
+            if self._image is not None:
+                self._image.close()
             raise unreadable(name, error) from error
         try:
             self._together = count == 1 and first.ndim == 3 and _text(self._image.header, "Dim_3") != ""
@@ -82,7 +85,7 @@ class FabioStack(OpenStack):
         for number, frame in enumerate(frames):
             if frame.blobsize > frame.size and not _compressed(frame):
                 raise FileProblem(
-                    f"{name}: the header of frame {number} is for {frame.size} bytes, and {frame.blobsize} follow it",
+                    f"{name}: the header of frame {number} declares {frame.size} bytes, and {frame.blobsize} follow it",
                     "file-shape",
                     "several frames behind one header need Dim_3, which says how many",
                 )
@@ -130,7 +133,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 class _Ending:
-    """A stream that raises ValueError where it has ended: fabio would read on for ever."""
+    """A stream that raises ValueError where it has ended: fabio would read on forever."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self.name = stream, stream.name
@@ -159,13 +162,13 @@ def _check_head(path: Path) -> bool:
     """Return True if a file is CBF, False if EDF.
 
     Raises: ValueError where it does not begin as one of these does, where its header has no end, for which fabio would
-    look for ever, or is for more pixels than there are bytes.
+    search forever, or is for more pixels than there are bytes.
     """
     with _opened(path) as file:
         head = file.read(HEAD)
         if head.lstrip()[:1] == b"{":
             if re.search(rb"Dim_0*(?:\d{2,}|[4-9])", head.partition(b"}")[0]):  # fabio counts up to it
-                raise ValueError("its header is for more than three dimensions")
+                raise ValueError("its header declares more than three dimensions")
             return False
         if not head.startswith(b"###CBF"):
             raise ValueError("it is neither EDF nor CBF")
@@ -176,7 +179,7 @@ def _check_head(path: Path) -> bool:
         pixels = [int(size) for size in sizes]
         length = int(next(iter(re.findall(rb"X-Binary-Size: *(\d{1,18})", head[:begin])), 0))
         if max([math.prod(pixels[-2:]), *pixels]) > length:  # a pixel takes a byte or more
-            raise ValueError(f"its header is for more pixels than its {length} bytes can hold")
+            raise ValueError(f"its header declares more pixels than its {length} bytes can hold")
         if path.suffix.lower() not in PACKED and begin + len(BINARY) + length > path.stat().st_size:
             raise ValueError(f"the file ends before its {length} bytes of pixels do")
     return True
@@ -190,7 +193,7 @@ def _check_size(image: Any, path: Path) -> None:
     frame = image.get_frame(0)
     size = math.prod(map(int, frame.shape)) * np.dtype(frame.dtype).itemsize
     if size > max(MADE_UP, (1000 if path.suffix.lower() in PACKED else 4) * path.stat().st_size):
-        raise ValueError(f"its header is for {size} bytes, and the file has {path.stat().st_size}")
+        raise ValueError(f"its header declares {size} bytes, and the file has {path.stat().st_size}")
 
 
 @contextmanager
@@ -271,7 +274,7 @@ class _Cut(Exception):
 def pages(file: BinaryIO, size: int) -> Iterator[Page]:
     """Yield pages one after another.
 
-    Raises: `_Cut` where the file ends before one does, ValueError where it is no TIFF.
+    Raises: `_Cut` where the file ends before one does, ValueError where it is not a TIFF.
     """
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
@@ -285,7 +288,7 @@ def pages(file: BinaryIO, size: int) -> Iterator[Page]:
     visited: set[int] = set()
     while at:
         if at in visited:
-            raise ValueError("its pages form a circle")
+            raise ValueError("its pages form a cycle")
         visited.add(at)
         tags, at = _tags(file, at, order, big, size)
         yield _page(tags, order)
@@ -350,10 +353,17 @@ class TiffStack(OpenStack):
     def __init__(self, name: str, path: Path) -> None:
         self._file = path.open("rb")
         try:
-            self._pages, cut = self._look(name, path.stat().st_size)
+            self._take(name, path)
         except BaseException:
             self._file.close()
             raise
+
+    def _take(self, name: str, path: Path) -> None:
+        """Take what the file holds.
+
+        Raises: FileProblem where that is not a stack of frames.
+        """
+        self._pages, cut = self._look(name, path.stat().st_size)
         first = self._pages[0]
         count = len(self._pages) + cut
         shape = first.shape if count == 1 and len(first.shape) == 2 else (count, *first.shape)

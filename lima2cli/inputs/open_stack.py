@@ -36,7 +36,7 @@ class OpenStack:
     def __init__(self, name: str, shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
         """Take name, shape and dtype.
 
-        Raises: FileProblem (file-shape, file-dtype) for anything that is no stack of frames.
+        Raises: FileProblem (file-shape, file-dtype) for anything that is not a stack of frames.
         """
         shape = shape or ()  # HDF5 has datasets without a shape
         self.name = name
@@ -57,7 +57,7 @@ class OpenStack:
             self.info = replace(self.info, missing=lack.count, lacking=str(lack))
 
     def declare(self, invalid: Invalid) -> None:
-        """Note the values that are no measurement."""
+        """Note the values that are not measurements."""
         self.info = replace(self.info, invalid=invalid)
 
     def read(self, numbers: Sequence[int]) -> Array:
@@ -98,7 +98,7 @@ def pixel_dtype(name: str, dtype: "np.dtype[Any]") -> str:
     name_read = "uint8" if dtype.kind == "b" else dtype.name
     if name_read not in DTYPES:
         raise FileProblem(
-            f"{name} holds {name_read}, which is no type of pixels; known: {', '.join(DTYPES)}", "file-dtype"
+            f"{name} holds {name_read}, which is not a type of pixels; known: {', '.join(DTYPES)}", "file-dtype"
         )
     return name_read
 
@@ -202,7 +202,7 @@ class NumpyStack(OpenStack):
     def __init__(self, name: str, path: Path) -> None:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # headers are text for Python's own parser, which raises anything
             raise unreadable(name, error) from error
         super().__init__(name, array.shape, array.dtype)
         self._frames: Array = array[np.newaxis] if self.single else array
@@ -250,7 +250,7 @@ class SeriesStack(OpenStack):
         count = max(held, total or 0)
         super().__init__(name, (count, *stack.info.shape[1:]), np.dtype(stack.info.dtype))
         whole = chained(zip(counts, lacks, ("" for _ in counts), strict=True), count)
-        beyond = lack_of(np.arange(count) >= held, f"{count} were to be taken, and {held} are in the files")
+        beyond = lack_of(np.arange(count) >= held, f"{count} were expected, but {held} are in the files")
         self.info = replace(stack.info, shape=self.info.shape, taken=name, missing=0, lacking=None)
         self.lacks(both(whole, beyond))
         self.files = tuple(dict.fromkeys(files))
@@ -270,7 +270,7 @@ class SeriesStack(OpenStack):
                     if number > OPEN:
                         break
         if problem is None:
-            raise FileProblem(f"{name}: nothing of it is there", "file-missing")
+            raise FileProblem(f"{name}: none of its files exist", "file-missing")
         raise FileProblem(f"{name}: {problem}", problem.rule, problem.help)
 
     def _counted(self, example: OpenStack, first: int, holes: str) -> tuple[list[int], list[Missing | None], list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from lima2cli.diagnostics import nearest
 from lima2cli.errors import FileProblem
 from lima2cli.geometry import Rect
-from lima2cli.inputs.hdf5_survey import follow
+from lima2cli.inputs.hdf5_survey import follow, walk
 from lima2cli.inputs.missing import spans
 from lima2cli.view import View
 
@@ -50,7 +50,7 @@ def is_pattern(path: Path) -> bool:
 def files_of(reference: str, path: Path) -> Series:
     """Return the files that ``c_%05d.cbf`` or ``c_*.cbf`` means, by number.
 
-    Raises: FileProblem where there are none, or where they are no one series.
+    Raises: FileProblem where there are none, or where they are not one series.
     """
     try:
         entries = [entry.name for entry in os.scandir(path.parent) if entry.is_file()]
@@ -64,7 +64,7 @@ def files_of(reference: str, path: Path) -> Series:
     try:
         return series_of(names, "", step=1 if counted else None)
     except FileProblem as problem:
-        raise FileProblem(f"{reference} means files that are no one series: {problem}", problem.rule) from None
+        raise FileProblem(f"{reference} matches files that are not one series: {problem}", problem.rule) from None
 
 
 def _expression(name: str) -> str:
@@ -135,7 +135,7 @@ NO_FRAMES = re.compile(r"mask|flat|dark|background|pedestal|gain|corrections?$",
 """Pattern of names of images that stand next to frames."""
 
 ABOUT = frozenset(("detector_information", "params"))
-"""Groups in lima2's files whose arrays, such as the layout of modules, are no images."""
+"""Groups in lima2's files whose arrays, such as the layout of modules, are not images."""
 
 
 def find_frames(file: Any, name: str, inner: str | None) -> Series:
@@ -225,26 +225,20 @@ def _images(group: Any, path: str) -> dict[str, Any]:
     import h5py
 
     images: dict[str, Any] = {}
-    targets: set[tuple[str, str]] = set()
+    linked: dict[tuple[str, str], str] = {}
     base = path.rstrip("/")
 
     def is_images(item: Any) -> bool:
         return isinstance(item, h5py.Dataset) and item.ndim >= 2 and item.dtype.kind in "uifb"
 
-    def visit(name: str, item: Any) -> None:
+    for where, link, item in walk(group):
         if is_images(item):
-            images[f"{base}/{name}"] = item
-
-    def linked(name: Any, link: Any) -> None:
-        if isinstance(link, h5py.ExternalLink):
-            where = name.decode() if isinstance(name, bytes) else name
-            known = (link.filename, link.path) in targets
-            targets.add((link.filename, link.path))
-            if not known and not PARTS.fullmatch(where.rpartition("/")[2]) and is_images(item := group.get(where)):
-                images[f"{base}/{where}"] = item
-
-    group.visititems(visit)
-    group.visititems_links(linked)
+            images[f"{base}/{where}"] = item
+        elif isinstance(link, h5py.ExternalLink) and not PARTS.fullmatch(where.rpartition("/")[2]):
+            linked.setdefault((link.filename, link.path), where)
+    for where in linked.values():
+        if is_images(item := _opened(group, where)):
+            images[f"{base}/{where}"] = item
     return {where: item for where, item in images.items() if ABOUT.isdisjoint(where[len(base) :].split("/"))}
 
 
@@ -252,26 +246,31 @@ def _is_sparse(group: Any) -> bool:
     """Return True if a group has sparse frames, as lima2 saves them, somewhere."""
     import h5py
 
-    def holds(item: Any) -> bool | None:
-        return (isinstance(item, h5py.Group) and {"frame_ptr", "index", "intensity"} <= item.keys()) or None
+    def holds(item: Any) -> bool:
+        return isinstance(item, h5py.Group) and {"frame_ptr", "index", "intensity"} <= item.keys()
 
-    def linked(name: Any, link: Any) -> bool | None:
-        return holds(group.get(name)) if isinstance(link, h5py.ExternalLink) else None
+    return holds(group) or any(
+        holds(_opened(group, where) if isinstance(link, h5py.ExternalLink) else item)
+        for where, link, item in walk(group)
+    )
 
-    return bool(holds(group) or group.visititems(lambda _, item: holds(item)) or group.visititems_links(linked))
+
+def _opened(group: Any, where: str) -> Any:
+    """Return what is behind a link, None where it leads nowhere."""
+    try:
+        return group.get(where)
+    except (OSError, RuntimeError, KeyError):
+        return None
 
 
 def _masters(group: Any, path: str) -> list[Series]:
     """Return series of the groups that have the parts of a DECTRIS master, mostly as links."""
     base, holders = path.rstrip("/"), {}
 
-    def linked(name: Any, link: Any) -> None:
-        where = name.decode() if isinstance(name, bytes) else name
+    for where, _, _ in walk(group):
         holder, _, last = where.rpartition("/")
         if PARTS.fullmatch(last):
             holders[holder] = f"{base}/{holder}" if holder else path
-
-    group.visititems_links(linked)
     numbered = [_numbered(group[holder] if holder else group, full, PARTS) for holder, full in holders.items()]
     return [series for series in numbered if series is not None]
 

@@ -15,6 +15,7 @@ from lima2cli.diagnostics import nearest
 from lima2cli.errors import FileProblem
 from lima2cli.frames import Array, FrameReader, StackInfo
 from lima2cli.inputs.hdf5_declared import Declared, planned_frames
+from lima2cli.inputs.hdf5_survey import MOST, walk
 from lima2cli.inputs.images import FabioStack, TiffStack
 from lima2cli.inputs.open_stack import (
     Hdf5Stack,
@@ -33,9 +34,6 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 SUFFIXES = (".h5", ".hdf5", ".nxs", ".cxi")
 
-MOST = 20_000
-"""Most objects that are looked at, of all files together: a file may hold any number of scans."""
-
 
 def backing_files(path: Path, *inner: str) -> frozenset[Path]:
     """Return the file and all that the objects ``inner`` in it need, links of the file system followed.
@@ -44,18 +42,19 @@ def backing_files(path: Path, *inner: str) -> frozenset[Path]:
     """
     todo: dict[Path, list[str]] = {path.absolute(): list(inner)}
     visited: set[tuple[Path, str]] = set()
+    seen: set[tuple[int, int]] = set()
     files: set[Path] = set()
     while todo:
         here, paths = todo.popitem()
         files.add(Path(os.path.realpath(here)))
         fresh = [one for one in paths if (here, one) not in visited][: MOST - len(visited)]
         visited.update((here, one) for one in fresh)
-        for file, one in _needs(here, fresh) if fresh else ():
+        for file, one in _needs(here, fresh, seen) if fresh else ():
             todo.setdefault(file.absolute(), []).append(one)
     return frozenset(files)
 
 
-def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
+def _needs(path: Path, inner: list[str], seen: set[tuple[int, int]]) -> list[tuple[Path, str]]:
     """Return the files that objects need, each with the path in it."""
     if not _is_hdf5(path):
         return []
@@ -64,8 +63,8 @@ def _needs(path: Path, inner: list[str]) -> list[tuple[Path, str]]:
     needs: list[tuple[Path, str]] = []
     with suppress(OSError, RuntimeError), h5py.File(path, "r", locking="best-effort") as file:
         for one in inner:
-            with suppress(OSError, RuntimeError, KeyError, ValueError):
-                needs += _followed(file, path, one)
+            with suppress(OSError, RuntimeError, KeyError, ValueError, TypeError):
+                needs += _followed(file, path, one, seen)
     return needs
 
 
@@ -77,7 +76,7 @@ def _named(path: Path, name: str) -> Iterator[Path]:
     yield from [place for place in places if os.path.lexists(place)] or [path.parent / name]
 
 
-def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
+def _followed(file: Any, path: Path, inner: str, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
     """Yield the targets of a path, step by step: the first link that leads elsewhere takes the rest with it."""
     import h5py
 
@@ -85,21 +84,32 @@ def _followed(file: Any, path: Path, inner: str) -> Iterator[tuple[Path, str]]:
     for index, step in enumerate(steps):
         link = here.get(step, getlink=True) if isinstance(here, h5py.Group) else None
         rest = "/".join(steps[index + 1 :])
-        if isinstance(link, h5py.ExternalLink):
-            yield from ((file, f"{link.path}/{rest}") for file in _named(path, link.filename))
-            return
-        if isinstance(link, h5py.SoftLink):
-            base = "" if link.path.startswith("/") else here.name
-            yield path, f"{base}/{link.path}/{rest}"
-            return
         if link is None:
+            return
+        if not isinstance(link, h5py.HardLink):
+            yield from _linked(link, path, "/".join(["", *steps[:index]]), rest)
             return
         here = here[step]
     if isinstance(here, h5py.Group):
-        for name in here:
-            yield path, f"{here.name}/{name}"
+        base = f"/{'/'.join(steps)}"
+        for where, link, item in walk(here, seen):
+            holder = f"{base}/{where}".rpartition("/")[0]
+            if isinstance(link, h5py.HardLink):
+                yield from _of_dataset(item, path) if isinstance(item, h5py.Dataset) else ()
+            else:
+                yield from _linked(link, path, holder, "")
     elif isinstance(here, h5py.Dataset):
         yield from _of_dataset(here, path)
+
+
+def _linked(link: Any, path: Path, holder: str, rest: str) -> Iterator[tuple[Path, str]]:
+    """Yield the target of a soft or external link in the group ``holder`` of a file, and the ``rest`` of the path."""
+    import h5py
+
+    if isinstance(link, h5py.ExternalLink):
+        yield from ((file, f"{link.path}/{rest}") for file in _named(path, link.filename))
+    else:
+        yield path, f"{'' if link.path.startswith('/') else holder}/{link.path}/{rest}"
 
 
 def _of_dataset(dataset: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -385,7 +395,7 @@ class FileStore:
             except OSError as error:
                 raise FileProblem(f"{reference} cannot be read: {error.strerror}") from error
             except ValueError as error:
-                raise FileProblem(f"{reference} is no text in UTF-8: {error}") from error
+                raise FileProblem(f"{reference} is not text in UTF-8: {error}") from error
         return self.texts[reference]
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""A run from outside its ranks: launched by MPI or inline, held against the machine, recovered."""
+"""A run from outside its ranks: launched by MPI or inline, checked against the machine, recovered."""

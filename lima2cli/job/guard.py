@@ -1,35 +1,46 @@
 """Guard of a run in one process whose users' code never returns from C: it is ended from outside.
 
 No thread of such a process can do anything where the code holds the interpreter's lock. So a child of it, forked before
-users' code is called, sleeps until it is notified (by `watch`, or by the C thread of faulthandler) that a call does not
-return. It then stops the process, makes the files readable, writes the summary, and has the process end with the exit
-code of a run that has failed.
+users' code is called, is notified again and again how long to wait for the next notice. Where that does not come, or
+a call is reported not to return, it stops the process, makes the files readable, writes the summary, and has the
+process end with the exit code of a run that has failed.
 """
 
 import ctypes
+import faulthandler
 import os
 import pickle
+import re
 import select
 import signal
 import sys
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lima2cli.errors import FAILED, UserCodeError
-from lima2cli.foreign import ALIVE, WATCH, hung_at, is_foreign, place_of
-from lima2cli.job.loopback import descriptor_of
+from lima2cli.accounting.record import RunRecord
+from lima2cli.errors import ExitCode, UserCodeError
+from lima2cli.foreign import ENDINGS, SILENT_S, WATCH, error_text, hung_at, is_foreign, place_of, restore_standards
+from lima2cli.job.loopback import call_c, descriptor_of
 from lima2cli.paths import unlock
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.ending import conclude
-from lima2cli.runs.processes import started
+from lima2cli.runs.processes import await_end, descendants, kill, started
 from lima2cli.secret import hide
 
+DUMP = signal.SIGRTMIN + 6
+DUE = re.compile(rb"due ([\d.]+)\n")
+
+ASKED = 2
+"""Times that a process is not heard of before it is asked where it is."""
+
+SILENT = "TookTooLong: it did not return from C, and held the interpreter's lock"
 GONE = "the process was killed, or users' code ended it"
 
-PR_SET_PTRACER = 0x59616D61
+PR_SET_PTRACER, PR_SET_CHILD_SUBREAPER = 0x59616D61, 36
 
 LAST_LINES_S = 1.0
 """Seconds without a line after which the last one has come; a process that was only stopped has sent one by then."""
@@ -40,12 +51,14 @@ class Guard:
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan, self._directory = plan, directory
-        self._child, self._pipe, self._process, self._exit = 0, -1, os.getpid(), os._exit
+        self._child, self._pipe, self._inode, self._process, self._exit = 0, -1, 0, os.getpid(), os._exit
+        self._input, self._unraisable = -1, sys.unraisablehook
 
     def begin(self) -> None:
         """Fork the child, once; where that can't be done, or known, nothing watches."""
         if self._child or not hasattr(os, "pidfd_open"):
             return
+        restore_standards()  # descriptors 0 to 2 are there
         ears, mouth = os.pipe()
         os.set_inheritable(mouth, False)
         parent = os.pidfd_open(os.getpid())
@@ -58,13 +71,38 @@ class Guard:
         os.close(ears)
         os.close(parent)
         library = ctypes.CDLL(None)
-        library.signal(FAILED, library._exit)  # the number of the signal is then the exit code
         library.prctl(PR_SET_PTRACER, self._child, 0, 0, 0)  # it may take descriptors, under Yama too
-        self._pipe, self._exit = mouth, os._exit
+        library.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if _end_descendants not in ENDINGS:
+            ENDINGS.append(_end_descendants)
+        self._can_be_ended()
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, _warn
+        self._input = os.dup(0)  # as for ranks, there is none
+        os.dup2(nothing := os.open(os.devnull, os.O_RDONLY), 0)
+        os.close(nothing)
+        self._pipe, self._inode, self._exit = mouth, os.fstat(mouth).st_ino, os._exit
         os._exit = self._ended  # type: ignore[assignment]
-        WATCH.last_resort, WATCH.dump_to = self._tell, mouth
+        faulthandler.register(DUMP, file=mouth)  # whoever hears it writes where all threads are; none of them moves
+        WATCH.last_resort, WATCH.arm = self._report, self._give_up_after
 
-    def _tell(self, why: str) -> None:
+    def _give_up_after(self, seconds: float) -> None:
+        with suppress(OSError):  # the child is gone
+            if os.fstat(self._pipe).st_ino == self._inode:  # else the number is another file's
+                os.write(self._pipe, f"due {seconds:.3f}\n".encode())
+
+    @staticmethod
+    def _can_be_ended() -> None:
+        """Let a signal end the process whose number is the exit code, whatever users' code has made of signals."""
+        library = ctypes.CDLL(None)
+        library.signal(ExitCode.FAILED, library._exit)
+
+    def hand_over(self, why: str) -> None:
+        """Have the child end the run, and this process; return where there is none."""
+        if self._child:
+            self._report(why)
+
+    def _report(self, why: str) -> None:
+        self._can_be_ended()
         os.write(self._pipe, f"{UserCodeError.__name__}: {why}\n".encode())
         time.sleep(60)  # the child takes it from here
 
@@ -72,7 +110,7 @@ class Guard:
         """End in place of ``os._exit``: the exit code of users' code is not the outcome of the run."""
         if os.getpid() == self._process:
             place = place_of((frame.filename, frame.lineno or 0) for frame in traceback.extract_stack())
-            self._tell(f"{place}os._exit({code}) ended the process")
+            self._report(f"{place}os._exit({code}) ended the process")
         self._exit(code)
 
     def end(self) -> None:
@@ -80,8 +118,12 @@ class Guard:
         if not self._child:
             return
         WATCH.rest()
+        faulthandler.unregister(DUMP)
         os._exit = self._exit
-        ctypes.CDLL(None).signal(FAILED, None)
+        ctypes.CDLL(None).signal(ExitCode.FAILED, None)
+        sys.unraisablehook = self._unraisable
+        os.dup2(self._input, 0)
+        os.close(self._input)
         with suppress(OSError):
             os.close(self._pipe)
         with suppress(OSError):
@@ -101,7 +143,7 @@ class Guard:
             if int(name) not in kept:
                 with suppress(OSError):
                     os.close(int(name))
-        message, process = _heard(ears, parent), self._process
+        message, process = _heard(ears, parent, self._process), self._process
         if GONE not in message:
             os.kill(process, signal.SIGSTOP)
         document = os.memfd_create("lima2-plan")
@@ -112,9 +154,22 @@ class Guard:
         os.execve(command[0], command, {**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"})
 
 
+def _end_descendants() -> None:
+    """Wait for the processes that users' code has left, and kill those that do not end."""
+    left = partial(descendants, os.getpid())
+    await_end(left)
+    kill(left)
+
+
+def _warn(unraisable: Any) -> None:
+    """Print an exception that nothing catches, as of a finaliser, in a line."""
+    error = unraisable.exc_value or unraisable.exc_type()
+    print(f"warning: ignored, in users' code: {hide(error_text(error))}", file=sys.stderr)
+
+
 def functions_of(plan: Plan) -> dict[str, str]:
     """Return users' functions of a plan, by the nodes that call them."""
-    named = {step.name: str(getattr(step.node, "function", None) or "") for step in plan.steps}
+    named = {step.name: step.node.calls or "" for step in plan.steps}
     return {name: function for name, function in {**named, "--receiver": plan.processing or ""}.items() if function}
 
 
@@ -124,24 +179,40 @@ def calls_others(plan: Plan) -> bool:
     return bool(functions_of(plan)) or any(map(is_foreign, kinds))
 
 
-def _heard(ears: int, parent: int) -> str:
-    """Return the notification of a call that does not return, or that the process is gone."""
-    poll, message = select.poll(), b""
+def _heard(ears: int, parent: int, process: int) -> str:
+    """Return the notification of a call that does not return, or that the process is gone.
+
+    A process that was due and is silent may have been stopped until now: it has `SILENT_S` to be heard of, and is then
+    asked where it is.
+    """
+    poll, message, wait, missed = select.poll(), b"", None, 0
     poll.register(ears, select.POLLIN)
     poll.register(parent, select.POLLIN)
     while True:
-        ready = dict(poll.poll(1000 * LAST_LINES_S if message else None))
+        ready = dict(poll.poll(None if wait is None else 1000 * wait))
         if parent in ready:
             return f"{UserCodeError.__name__}: {GONE}"
-        if not ready:
-            return message.decode(errors="replace")
-        more = os.read(ears, 1 << 16)
-        if more.endswith(ALIVE):  # it was stopped, and goes on
-            message = b""
+        if ready:
+            more, missed = os.read(ears, 1 << 16), 0
+            due = DUE.findall(more)
+            message += DUE.sub(b"", more)
+            wait = LAST_LINES_S if message else float(due[-1]) if due else None
+            if not more:  # users' code has closed it
+                poll.unregister(ears)
             continue
-        if not more:  # users' code has closed it
-            poll.unregister(ears)
-        message += more
+        missed = 0 if _is_stopped(process) else missed + 1
+        if message or missed > ASKED:
+            return message.decode(errors="replace") or f"{UserCodeError.__name__}: {SILENT}"
+        if missed == ASKED:
+            call_c("tgkill", process, process, DUMP)  # its main thread
+        wait = SILENT_S
+
+
+def _is_stopped(process: int) -> bool:
+    """Return True for a process that is stopped (proc(5), stat, field 3)."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 def main() -> None:
@@ -155,8 +226,8 @@ def main() -> None:
                 _unlock(process, directory)
         except (OSError, AttributeError):  # not allowed here: its files are locked until it has ended
             _end(process)
-        _, summary = conclude(plan, [Path(directory)], reason)
-        if summary["reason"] == reason:  # else it had ended before
+        _, summary = conclude(RunRecord.of(plan), [Path(directory)], reason)
+        if summary.reason == reason:  # else it had ended before
             print(f"failed: {hide(reason)}; files: {directory}", file=sys.stderr, flush=True)
     finally:
         if not gone:
@@ -181,7 +252,7 @@ def _unlock(process: int, directory: str) -> None:
 def _end(process: int) -> None:
     """End the process that is stopped: by its own exit code, where users' code has not taken the signal."""
     with suppress(ProcessLookupError):
-        os.kill(process, FAILED)
+        os.kill(process, ExitCode.FAILED)
         os.kill(process, signal.SIGCONT)
         time.sleep(0.5)
         if started(process):

@@ -1,6 +1,6 @@
 """Launch of the ranks of a plan, from outside of them: signals, events, and a true report when ranks die.
 
-Under MPI each rank is a process of ``mpiexec``; the launcher itself is no rank. Where MPI is not installed all ranks
+Under MPI each rank is a process of ``mpiexec``; the launcher itself is not a rank. Where MPI is not installed all ranks
 run in this process.
 """
 
@@ -23,6 +23,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from lima2cli.accounting.record import RunRecord
+from lima2cli.accounting.summary import Summary
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.files.disk import allocate
 from lima2cli.foreign import hung_at
@@ -34,12 +36,14 @@ from lima2cli.ranks.progress import rank_name
 from lima2cli.runs.channel import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
 from lima2cli.runs.ending import conclude
 from lima2cli.runs.ownership import LOG
-from lima2cli.runs.processes import Whereabouts, ending, parent_of, processes_with, started, sweep
+from lima2cli.runs.processes import HeldDirectory, await_end, ending, kill, parent_of, processes_with, started, sweep
 from lima2cli.secret import hide, known
 
 PROXY = "the process of mpiexec that started the ranks"
 AT_ONCE = "ended at once by the user"
-NO_MPIEXEC = Stop("failed", "mpiexec, or what it had started the ranks with, was killed: they ended in order")
+NO_MPIEXEC = Stop(
+    "failed", "mpiexec, or the process that it had started the ranks with, was killed: they ended in order"
+)
 
 ORDERLY_END_S = 60.0
 """Seconds that ranks which have lost their mpiexec have to end in order."""
@@ -65,11 +69,22 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Signals:
-    """Signals of the user: the first stops the run cleanly, the second at once."""
+    """Signals of the user: the first stops the run cleanly, the second, or a request to abort it, at once."""
 
     received: list[int] = field(default_factory=list)
     on_first: Callable[[], None] = lambda: None
     on_second: Callable[[], None] = lambda: None
+    aborted: bool = False
+
+    @property
+    def at_once(self) -> bool:
+        """Return whether the run was to end at once."""
+        return self.aborted or len(self.received) > 1
+
+    def abort(self) -> None:
+        """End the run at once."""
+        self.aborted = True
+        self.on_second()
 
     def handle(self, number: int, frame: object) -> None:
         """Handle a signal."""
@@ -84,7 +99,7 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take the signals while a run is on. That a terminal closes (SIGHUP) is no wish: the run goes on."""
+        """Handle the signals of a run. A terminal that closes (SIGHUP) does not stop it."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -103,10 +118,13 @@ def find_mpiexec() -> str | None:
 
 
 class Directories:
-    """Run directories of a job, one for each acquisition: noted from its events, which are passed on."""
+    """Run directories of a job, one for each acquisition: noted from its events, which are passed on.
 
-    def __init__(self, first: Path, emit: Emit) -> None:
-        self._held, self._emit = [Whereabouts(first)], emit
+    ``abort`` is called where the control rank was asked to end the run at once.
+    """
+
+    def __init__(self, first: Path, emit: Emit, abort: Callable[[], None]) -> None:
+        self._held, self._emit, self._abort = [HeldDirectory(first)], emit, abort
 
     @property
     def all(self) -> list[Path]:
@@ -130,7 +148,9 @@ class Directories:
         """Take an event of the control rank."""
         if event["type"] == "directory":
             with suppress(OSError):  # it went at once
-                self._held.append(Whereabouts(event["directory"]))
+                self._held.append(HeldDirectory(event["directory"]))
+        elif event["type"] == "abort":
+            self._abort()
         else:
             self._emit(event)
 
@@ -149,7 +169,7 @@ class Ranks:
         self.first: int | str | None = None
         self._seen: dict[int, str] = {}
 
-    def know(self, ranks: list[tuple[str, int]]) -> None:
+    def set_ranks(self, ranks: list[tuple[str, int]]) -> None:
         """Note host and process of each rank: they are all there."""
         self.joined = True
         if self._confined is not None:
@@ -194,18 +214,11 @@ class Ranks:
         """End all at once; those, too, that are being started meanwhile."""
         if self._process.poll() is None:
             self._process.kill()
-        deadline = time.monotonic() + LAST_WORDS_S
-        while (pids := self.left()) and time.monotonic() < deadline:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+        kill(self.left, LAST_WORDS_S)
 
     def gone(self) -> None:
         """Wait for the end of all, which may come after that of mpiexec; help where it doesn't come."""
-        deadline = time.monotonic() + LAST_WORDS_S
-        while self.left() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        await_end(self.left, LAST_WORDS_S)
         self.kill()
 
     def left(self) -> list[int]:
@@ -263,9 +276,9 @@ LAST_LINES_S = 5.0
 
 def run_with_mpiexec(
     mpiexec: str, plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Summary]:
     """Run on MPI ranks; return what `conclude` does: summaries are there whatever happened to the ranks."""
-    directories, began_ns = Directories(directory, emit), time.time_ns()
+    directories, began_ns = Directories(directory, emit, signals.abort), time.time_ns()
     try:
         log = Log(directory)
     except OSError as error:
@@ -293,9 +306,8 @@ def run_with_mpiexec(
         patience.cancel()
         ranks.gone()
         sweep(began_ns)
-        at_once = len(signals.received) > 1
-        reason = AT_ONCE if at_once else directories.gone() or _why(code, log, ranks, plan)
-        return conclude(plan, directories.all, reason, "stopped" if at_once else "failed")
+        reason = AT_ONCE if signals.at_once else directories.gone() or _why(code, log, ranks, plan)
+        return conclude(RunRecord.of(plan), directories.all, reason, "stopped" if signals.at_once else "failed")
 
 
 def command_line(mpiexec: str, plan: Plan, base: Path, arguments: list[str]) -> list[str]:
@@ -343,7 +355,7 @@ def _attend(process: subprocess.Popen[bytes], server: JobServer, ranks: Ranks, e
                         _pass_on(line, emit, log)
                 else:
                     for event in server.events():
-                        ranks.know(event["ranks"]) if event["type"] == "ranks" else emit(event)
+                        ranks.set_ranks(event["ranks"]) if event["type"] == "ranks" else emit(event)
                     if server.ended:  # all is written
                         selector.unregister(key.fileobj)
                         deadline = time.monotonic() + LAST_WORDS_S

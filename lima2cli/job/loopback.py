@@ -41,8 +41,8 @@ SIOCGIFADDR = 0x8915
 PIDFD_GETFD = 438
 """Number of the system call pidfd_getfd(2), on all architectures."""
 
-START_S = 5.0
-"""Seconds after which mpiexec will not listen any more; it listens within milliseconds."""
+START_S = 60.0
+"""Seconds after which mpiexec will not listen any more; it listens within milliseconds, unless the machine is busy."""
 
 LOOK_S = 0.001
 
@@ -134,9 +134,16 @@ def _listening(process: int, pid: int, name: str) -> socket.socket | None:
     except FileNotFoundError:
         return None
     try:
-        taken = socket.socket(fileno=descriptor_of(process, int(name)))
+        number = descriptor_of(process, int(name))
     except OSError as error:
         if error.errno == errno.EBADF:  # closed meanwhile
+            return None
+        raise
+    try:
+        taken = socket.socket(fileno=number)
+    except OSError as error:
+        os.close(number)
+        if error.errno == errno.ENOTSOCK:  # closed meanwhile, and another file has its number
             return None
         raise
     if taken.family in (socket.AF_INET, socket.AF_INET6) and taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

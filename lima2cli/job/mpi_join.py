@@ -12,10 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lima2cli.errors import FAILED, INTERRUPTED, EnvironmentUnfit
+from lima2cli.accounting.record import RunRecord
+from lima2cli.accounting.summary import Summary
+from lima2cli.errors import EnvironmentUnfit, ExitCode
 from lima2cli.job.launch import RANK_VARIABLES, Directories, Emit, Signals
-from lima2cli.job.resources import all_here, check_disk, check_files, check_memory, tell_of_disk
-from lima2cli.job.run import as_seen, done, exit_code, open_directory, settled
+from lima2cli.job.resources import check_disk, check_files, check_memory, report_disk, without_placement
+from lima2cli.job.run import display_path, done, exit_code, open_directory, settled
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.channel import BY_USER, Job
 from lima2cli.runs.ending import conclude
@@ -42,7 +44,7 @@ class Leader:
 
     def __init__(self) -> None:
         self._world = _world()
-        self._told = False
+        self._joined = False
 
     def __enter__(self) -> Self:
         return self
@@ -50,10 +52,10 @@ class Leader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._told:
+        if not self._joined:
             self._world.bcast(False)
 
-    def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, dict[str, Any], int]:
+    def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, Summary, int]:
         """Run; return the directory, the summary and the exit code.
 
         Raises:
@@ -69,35 +71,35 @@ class Leader:
                 f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
             )
         plan.detector.check_machine()
-        check_memory(all_here(plan), shared=True)
-        check_files(all_here(plan), origin.base)
-        warnings = check_disk(all_here(plan), origin.base)
+        check_memory(without_placement(plan), shared=True)
+        check_files(without_placement(plan), origin.base)
+        warnings = check_disk(without_placement(plan), origin.base)
         claim = open_directory(plan, origin)
         directory = claim.path.resolve()
-        tell_of_disk(plan, warnings, emit)
+        report_disk(plan, warnings, emit)
         if any(placement.host for placement in plan.placements):
-            message = "what started this job chose the hosts of its ranks: `host` of receivers means nothing"
+            message = "what started this job chose the hosts of its ranks: `host` of receivers has no effect"
             emit({"type": "event", "event": "placement", "message": message})
         signals, stop = Signals(), threading.Event()
-        signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(INTERRUPTED)
+        signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(ExitCode.INTERRUPTED)
         job = Job(plan, str(origin.base.resolve()), str(directory))
-        directories = Directories(directory, emit)
-        self._told = True
+        directories = Directories(directory, emit, signals.abort)
+        self._joined = True
         self._world.bcast(True)
         with settled(claim, emit) as settle:
             with signals.installed():
                 try:
                     outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
-                except BaseException as error:  # noqa: BLE001  the others would wait for ever
+                except BaseException as error:  # noqa: BLE001  the others would wait forever
                     _abort(self._world, error)
-            ended, summary = conclude(plan, directories.all, directories.gone() or "it was not closed")
+            ended, summary = conclude(RunRecord.of(plan), directories.all, directories.gone() or "it was not closed")
             directories.close()
             ended = settle(ended)
         code = exit_code(summary, signals)
         if outcome is not None and outcome.silent:
             atexit.register(lambda: self._world.Abort(code))
-        emit(done(as_seen(ended), summary))
-        return as_seen(ended), summary, code
+        emit(done(display_path(ended), summary))
+        return display_path(ended), summary, code
 
 
 def _count(plan: Plan, role: str) -> int:
@@ -125,4 +127,4 @@ def follow() -> None:
 
 def _abort(world: Any, error: BaseException) -> None:
     print(hide(f"error on rank {world.Get_rank()}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
-    world.Abort(FAILED)
+    world.Abort(ExitCode.FAILED)

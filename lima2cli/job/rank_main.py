@@ -4,6 +4,7 @@ Rank 0 gets the job, and orders to stop, over the channel of that name, and send
 nothing; what users' code prints is passed on by mpiexec.
 """
 
+import faulthandler
 import os
 import signal
 import socket
@@ -15,13 +16,12 @@ from typing import TYPE_CHECKING, cast
 from mpi4py import MPI
 
 from lima2cli.accounting.acquisitions import Outcome
-from lima2cli.errors import FAILED, FINE, EnvironmentUnfit, UserCodeError
+from lima2cli.errors import EnvironmentUnfit, ExitCode, UserCodeError
 from lima2cli.foreign import WATCH, call_foreign, leave
 from lima2cli.job.resources import settle, touch
-from lima2cli.nodes.base import Delegate
 from lima2cli.plan.ir import Placement
 from lima2cli.program import ControlProgram, ReceiverProgram, WorkerProgram, lower
-from lima2cli.ranks.loop import CONTROL_SLEEP_S, make_rank, memory_of, turn
+from lima2cli.ranks.loop import make_rank, memory_of, turn, turn_control
 from lima2cli.runs.channel import LAUNCHED, Job, Launcher, Stop
 from lima2cli.transport.mpi_window import MpiPort
 
@@ -38,17 +38,22 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     launcher = Launcher(sys.argv[1]) if MPI.COMM_WORLD.Get_rank() == 0 else None
     ranks = MPI.COMM_WORLD.gather((socket.gethostname(), os.getpid()))
-    WATCH.last_resort, WATCH.dump_to, WATCH.dump_ends = _end, sys.stderr.fileno(), True
+    WATCH.last_resort, WATCH.arm = _end, _give_up_after
     if launcher is None:
         call_foreign(run_ranks, None, lambda event: None, lambda: None)
-        leave(FINE)
+        leave(ExitCode.FINE)
         return
     launcher.emit({"type": "ranks", "ranks": ranks})
     outcome = call_foreign(run_ranks, launcher.job, launcher.emit, launcher.order)
     launcher.close()
     if outcome is not None and outcome.silent:
         MPI.COMM_WORLD.Abort(0)
-    leave(FINE)
+    leave(ExitCode.FINE)
+
+
+def _give_up_after(seconds: float) -> None:
+    """Let a thread of faulthandler, which is C and needs no lock, end this process unless it is called again."""
+    faulthandler.dump_traceback_later(seconds, file=2, exit=True)  # users' code may have closed sys.stderr
 
 
 def _end(why: str) -> None:
@@ -57,17 +62,18 @@ def _end(why: str) -> None:
     The last line of the log has the reason.
     """
     print(f"{UserCodeError.__name__}: {why}", file=sys.stderr, flush=True)
-    os._exit(FAILED)
+    os._exit(ExitCode.FAILED)
 
 
-def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -> Outcome | None:
-    """Run one rank of a job that rank 0 knows; collective over the world.
+def run_ranks(
+    job: Job | None, emit: "Emit", order: Callable[[], Stop | None], world: MPI.Intracomm = MPI.COMM_WORLD
+) -> Outcome | None:
+    """Run one rank of a job that rank 0 of ``world`` knows; collective over it.
 
     Rank 0 gets the outcome, others None.
 
     Where the outcome has silent workers the job can't end in order: everything is written, and rank 0 has to abort it.
     """
-    world = MPI.COMM_WORLD
     made = None
     if job is not None:
         wiring, programs = lower(job.plan)
@@ -77,7 +83,7 @@ def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -
         WATCH.most_s = SHARE * WATCH.timeout_s
     placement = program.placement if isinstance(program, ReceiverProgram) else Placement()
     settle(placement)  # before memory and threads are made
-    port = MpiPort(memory_of(wiring, Path(base)))
+    port = MpiPort(memory_of(wiring, Path(base)), world)
     if placement.numa is not None:
         for index, region in enumerate(wiring.regions):
             if wiring.owners[index] == program.rank and region.path is None:
@@ -90,7 +96,7 @@ def run_ranks(job: Job | None, emit: "Emit", order: Callable[[], Stop | None]) -
         return None
     control = cast("ControlRank", rank)
     try:
-        turn(control, CONTROL_SLEEP_S, CONTROL_SLEEP_S)
+        turn_control(control)
     finally:
         control.close()
     if not control.outcome.silent:
@@ -118,9 +124,11 @@ def join() -> tuple[WorkerProgram, MpiPort]:
         if not world.bcast(None):
             raise SystemExit(0)
     wiring, program, base, _, WATCH.timeout_s = world.scatter(None)
-    if not isinstance(program, WorkerProgram) or cast(Delegate, program.step.node).command is None:
-        print(f"error: rank {world.Get_rank()} is no worker of a `command`: `lima2 plan` lists ranks", file=sys.stderr)
-        world.Abort(FAILED)
+    if not isinstance(program, WorkerProgram) or program.workers.command is None:
+        print(
+            f"error: rank {world.Get_rank()} is not a worker of a `command`: `lima2 plan` lists ranks", file=sys.stderr
+        )
+        world.Abort(ExitCode.FAILED)
     return program, MpiPort(memory_of(wiring, Path(base)))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.figures import volumes
 from lima2cli.plan.ir import Placement, Plan
-from lima2cli.runs.channel import said
+from lima2cli.runs.channel import message_event
 from lima2cli.transport.mapped import allocated, objection
 from lima2cli.units import size_text, volume_text
 
@@ -35,7 +35,7 @@ def elsewhere(plan: Plan) -> set[int]:
     return {index for index, placement in enumerate(plan.placements) if not is_here(placement.host)}
 
 
-def all_here(plan: Plan) -> Plan:
+def without_placement(plan: Plan) -> Plan:
     """Return a plan as it is run where nothing can be placed: without any placement."""
     return replace(plan, placements=tuple(Placement() for _ in plan.receivers))
 
@@ -105,7 +105,7 @@ def settle(placement: Placement) -> None:
             with suppress(ProcessLookupError):  # it has ended
                 os.sched_setaffinity(int(thread.name), cpus)
     except OSError as error:
-        raise EnvironmentUnfit(f"cannot be held to {_listed(cpus)}: {error}") from error
+        raise EnvironmentUnfit(f"cannot be bound to {_listed(cpus)}: {error}") from error
 
 
 def touch(memory: NDArray[np.uint8]) -> None:
@@ -332,8 +332,6 @@ def needs(plan: Plan, base: Path) -> Iterator[Need]:
     """Yield all needs that are known before: frames, and memspaces in files as far as these are not there yet.
 
     base  resolves names of files
-
-    base  resolves names of files
     """
     folder, away = output_folder(plan.output_directory), elsewhere(plan)
     for volume in volumes(plan):
@@ -381,10 +379,10 @@ def _free(plan: Plan) -> str:
     return f"{folder.resolve()} has {volume_text(shutil.disk_usage(folder).free)} free"
 
 
-def tell_of_disk(plan: Plan, warnings: Sequence[str], emit: Callable[[dict[str, Any]], None]) -> None:
+def report_disk(plan: Plan, warnings: Sequence[str], emit: Callable[[dict[str, Any]], None]) -> None:
     """Report at the start of a run what it saves, what is free, and what `check_disk` warns of."""
     if saved := volumes(plan):
         less = " before compression" if any(volume.less for volume in saved) else ""
-        emit(said("disk", f"to be saved{less}: {', '.join(map(str, saved))}; {_free(plan)}"))
+        emit(message_event("disk", f"to be saved{less}: {', '.join(map(str, saved))}; {_free(plan)}"))
     for warning in warnings:
-        emit(said("warning", f"warning: {warning}"))
+        emit(message_event("warning", f"warning: {warning}"))

@@ -5,25 +5,26 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lima2cli.accounting.summary import reserve_summary
-from lima2cli.errors import DATA_LOST, FAILED, FINE, STOPPED, EndedAtOnce, EnvironmentUnfit
-from lima2cli.files.disk import advice
-from lima2cli.foreign import call_foreign, said
+from lima2cli.accounting.record import RunRecord
+from lima2cli.accounting.summary import Summary, reserve_summary
+from lima2cli.errors import EndedAtOnce, EnvironmentUnfit, ExitCode, RunFailed, of_signal
+from lima2cli.files.disk import advice, library_is_broken
+from lima2cli.foreign import call_foreign, error_text
 from lima2cli.job.guard import Guard, calls_others
 from lima2cli.job.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.job.resources import (
-    all_here,
     check_disk,
     check_files,
     check_memory,
     check_placement,
     check_programs,
-    tell_of_disk,
+    report_disk,
+    without_placement,
 )
 from lima2cli.plan.figures import end_bytes
 from lima2cli.plan.ir import Plan
@@ -41,7 +42,7 @@ from lima2cli.secret import hide
 
 def run_plan(
     plan: Plan, origin: Origin, emit: Emit, *, transport: str, latest: bool = True
-) -> tuple[Path, dict[str, Any], int]:
+) -> tuple[Path, Summary, int]:
     """Run; return the directory, the summary and the exit code.
 
     ``transport`` is ``auto`` (MPI where it is installed), ``mpi`` or ``inline``; ``latest``: the link of that name
@@ -57,17 +58,17 @@ def run_plan(
     check_programs(plan, origin.base, by_mpi=mpiexec is not None)
     plan.detector.check_machine()
     sweep()  # what earlier runs have left is no room for this one
-    placed = plan if mpiexec is not None else all_here(plan)
+    placed = plan if mpiexec is not None else without_placement(plan)
     check_memory(placed, shared=mpiexec is not None)
     check_files(placed, origin.base)
     warnings = check_disk(placed, origin.base)
     check_placement(placed)
     claim = open_directory(plan, origin, latest=latest)
-    tell_of_disk(plan, warnings, emit)
+    report_disk(plan, warnings, emit)
     if transport == "auto" and mpiexec is None:
         emit({"type": "event", "event": "inline", "message": "no MPI here: all ranks run in this process"})
-    if mpiexec is None and any(placement.said for placement in plan.placements):
-        message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers mean nothing"
+    if mpiexec is None and any(placement.requested for placement in plan.placements):
+        message = "all ranks run in this process: `host`, `cpus` and `numa` of receivers have no effect"
         emit({"type": "event", "event": "placement", "message": message})
     signals, here = Signals(), Path.cwd()
     with settled(claim, emit) as settle, signals.installed():
@@ -76,7 +77,7 @@ def run_plan(
         else:
             ended = _run_inline(plan, origin.base, claim.path.resolve(), emit, signals)
         os.chdir(here)  # which users' code may have changed
-        directory, summary = as_seen(settle(ended[0])), ended[1]
+        directory, summary = display_path(settle(ended[0])), ended[1]
     emit(done(directory, summary))
     return directory, summary, exit_code(summary, signals)
 
@@ -92,8 +93,8 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
     before where it was put.
     """
 
-    def tell(message: str) -> None:
-        emit(job_events.said("overwrite", message))
+    def notify(message: str) -> None:
+        emit(job_events.message_event("overwrite", message))
 
     def settle(ended: Path) -> Path:
         before, saved = claim.before, has_saved(ended)
@@ -102,19 +103,19 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
         try:
             return settle_before(ended, before, saved)
         except OSError as error:
-            tell(f"the run before is in {before}: {error}")
+            notify(f"the previous run is in {before}: {error}")
             return ended
 
     def settle_before(ended: Path, before: Path, saved: bool | None) -> Path:
         if saved:
             left = claim.keep()
             if left:
-                tell(f"{before} stays: it holds {listed(left)}")
+                notify(f"{before} is kept: it contains {listed(left)}")
         elif saved is None:
-            tell(f"the run before is in {before}")
+            notify(f"the previous run is in {before}")
         else:
             ended = claim.give_back().resolve()
-            tell(f"nothing was saved: {claim} is the run before, {as_seen(ended)} what this one left")
+            notify(f"nothing was saved: {claim} is the previous run, {display_path(ended)} what this run left")
         return ended
 
     try:
@@ -125,16 +126,16 @@ def settled(claim: Claim, emit: Emit) -> Iterator[Callable[[Path], Path]]:
         raise
     except BaseException:
         if claim.before is not None:
-            tell(f"the run before is in {claim.before}")
+            notify(f"the previous run is in {claim.before}")
         raise
     finally:
         claim.release()
 
 
-def done(directory: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def done(directory: Path, summary: Summary) -> dict[str, Any]:
     """Return the last event of a run: how it ended, and all that went wrong."""
-    ending = {key: summary[key] for key in ("state", "reason", "problems", "warnings")}
-    return {"type": "done", **ending, "directory": str(directory)}
+    wrong = {"problems": list(summary.problems), "warnings": list(summary.warnings)}
+    return {"type": "done", "state": summary.state, "reason": summary.reason, **wrong, "directory": str(directory)}
 
 
 def note(directory: Path, text: str) -> None:
@@ -143,7 +144,7 @@ def note(directory: Path, text: str) -> None:
         log.write(f"{hide(text)}\n")
 
 
-def as_seen(directory: Path) -> Path:
+def display_path(directory: Path) -> Path:
     """Return a path as users of this working directory name it."""
     here = Path.cwd()
     return directory.relative_to(here) if directory.is_relative_to(here) else directory
@@ -151,9 +152,6 @@ def as_seen(directory: Path) -> Path:
 
 def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     """Make the run directory, with the pipeline and the plan in it, and return its claim.
-
-    Raises:
-        EnvironmentUnfit: it can't be made; nothing is left then.
 
     Raises:
         EnvironmentUnfit: it can't be made; nothing is left then.
@@ -165,7 +163,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     )  # fmt: skip
     try:
         announce(claim.path)  # before the plan, which lists it among the runs
-        origin.write(claim.path, plan_contents(plan))
+        origin.write(claim.path, plan_contents(plan), RunRecord.of(plan))
         reserve_summary(claim.path, end_bytes(plan))
     except OSError as error:
         with suppress(OSError):
@@ -175,7 +173,7 @@ def open_directory(plan: Plan, origin: Origin, *, latest: bool = True) -> Claim:
     return claim
 
 
-def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, dict[str, Any]]:
+def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Signals) -> tuple[Path, Summary]:
     """Run all ranks in this process; the second signal ends the run at once, with files closed as they are."""
     stop = threading.Event()
 
@@ -190,7 +188,7 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
     signals.on_first, signals.on_second = stop.set, give_up
     if signals.received:
         stop.set()
-    with closing(Directories(directory, emit)) as directories:
+    with closing(Directories(directory, emit, signals.abort)) as directories:
         reason, state = "it was not closed", "failed"
         guard = Guard(plan, directory)
         try:
@@ -200,17 +198,26 @@ def _run_inline(plan: Plan, base: Path, directory: Path, emit: Emit, signals: Si
         except EndedAtOnce:
             reason, state = AT_ONCE, "stopped"
         except Exception as error:  # noqa: BLE001  as when a rank dies: the truth is in the files and in the log
-            reason = f"{said(error)}; see {LOG}"
+            reason = f"{error_text(error)}; see {LOG}"
             note(directories.all[0], hide(traceback.format_exc()))
+        try:
+            if library_is_broken():  # by a disk that fails; another process can read the files
+                help = advice([reason], directory, whole=False) or [f"`lima2 recover {directory}` ends it"]
+                raise RunFailed(f"{reason}; its files cannot be ended here; {help[0]}")
+            return conclude(RunRecord.of(plan), directories.all, directories.gone() or reason, state)
+        except RunFailed:
+            raise
+        except Exception as error:
+            guard.hand_over(f"users' code has made this process unusable: {error_text(error)}")
+            raise
         finally:
             guard.end()
-        return conclude(plan, directories.all, directories.gone() or reason, state)
 
 
-def exit_code(summary: Mapping[str, Any], signals: Signals) -> int:
+def exit_code(summary: Summary, signals: Signals) -> int:
     """Return the exit code of the process."""
-    if signals.received and summary["state"] == "stopped":
-        return STOPPED + int(signal.Signals(signals.received[0]))
-    if summary.get("overrun") or summary.get("losses"):
-        return DATA_LOST
-    return FAILED if summary["state"] == "failed" else FINE
+    if signals.received and summary.state == "stopped":
+        return of_signal(int(signal.Signals(signals.received[0])))
+    if summary.overrun or summary.losses:
+        return ExitCode.DATA_LOST
+    return ExitCode.FAILED if summary.state == "failed" else ExitCode.FINE

@@ -118,7 +118,7 @@ class Chain:
         return out
 
     def compute(self, frames: Array, out: Array | None, readers: Sequence[StripReader]) -> None:
-        """Compute the result for a block strip by strip, in ``out`` where it is kept."""
+        """Compute the result for frames (n, height, width) strip by strip, in ``out`` (n, …) where it is kept."""
         idle, shown = self.recipe.idle, self.recipe.seen(frames)
         if idle and not readers:
             return

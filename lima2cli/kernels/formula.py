@@ -207,18 +207,18 @@ class Reader:
         if isinstance(node, ast.Call):
             return self._call(node)
         help = "write where(condition, a, b)" if isinstance(node, ast.IfExp) else None
-        raise self._refused(node, f"a formula has no {_words(node)}", help)
+        raise self._refused(node, f"a formula cannot have {_words(node)}", help)
 
     def _name(self, node: ast.Name) -> Tree:
         if node.id in self._inputs:
             return Name(node.id)
         if node.id in FUNCTIONS:
             raise self._refused(node, f"`{node.id}` is a function: {node.id}({', '.join('…' * FUNCTIONS[node.id])})")
-        raise self._refused(node, f"`{node.id}` is no input", did_you_mean(node.id, list(self._inputs)))
+        raise self._refused(node, f"`{node.id}` is not an input", did_you_mean(node.id, list(self._inputs)))
 
     def _constant(self, node: ast.Constant) -> Tree:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-            raise self._refused(node, f"`{node.value!r}` is no number")
+            raise self._refused(node, f"`{node.value!r}` is not a number")
         try:
             value = float(node.value)
         except OverflowError:
@@ -230,7 +230,7 @@ class Reader:
     def _binary(self, node: ast.BinOp) -> Tree:
         name = _BINARY.get(type(node.op))
         if name is None:
-            raise self._refused(node, f"a formula has no {_words(node.op)}")
+            raise self._refused(node, f"a formula cannot have {_words(node.op)}")
         one, other = self.read(node.left), self.read(node.right)
         if name in _LOGIC:
             return Op(name, (self._condition(one, node.left), self._condition(other, node.right)), True)
@@ -259,9 +259,9 @@ class Reader:
         whole: Tree | None = None
         for op, one, other in zip(node.ops, values, values[1:], strict=False):
             if type(op) not in _COMPARED:
-                raise self._refused(node, f"a formula has no {_words(op)}")
+                raise self._refused(node, f"a formula cannot have {_words(op)}")
             if isinstance(one, Scalar) and isinstance(other, Scalar):
-                raise self._refused(node, "numbers alone are compared", "compare what depends on an input")
+                raise self._refused(node, "this compares only numbers", "compare something that depends on an input")
             pair = Op(_COMPARED[type(op)], (one, other), True)
             whole = pair if whole is None else Op("and", (whole, pair), True)
         assert whole is not None
@@ -269,7 +269,7 @@ class Reader:
 
     def _call(self, node: ast.Call) -> Tree:
         if not isinstance(node.func, ast.Name):
-            raise self._refused(node, f"a formula has no call of {_words(node.func)}")
+            raise self._refused(node, f"a formula cannot have a call of {_words(node.func)}")
         name = node.func.id
         if name not in FUNCTIONS:
             help = did_you_mean(name, list(FUNCTIONS)) or f"functions: {', '.join(FUNCTIONS)}"
@@ -283,7 +283,9 @@ class Reader:
             return Op("where", (self._condition(trees[0], node.args[0]), *map(_number, trees[1:])))
         args = [_number(tree) for tree in trees]
         if name in ("isnan", "isfinite") and isinstance(args[0], Scalar):
-            raise self._refused(node, f"`{name}` of a number alone", "ask for what depends on an input")
+            raise self._refused(
+                node, f"the argument of `{name}` is only a number", "use something that depends on an input"
+            )
         return _DERIVED[name](*args) if name in _DERIVED else _op(name, *args)
 
     def _condition(self, tree: Tree, node: ast.expr) -> Tree:
@@ -302,7 +304,7 @@ def _words(node: ast.AST) -> str:
         ast.IfExp: "`if`", ast.Attribute: "attributes", ast.Subscript: "subscripts",
         ast.Lambda: "functions of its own", ast.NamedExpr: "assignments", ast.MatMult: "`@`", ast.LShift: "`<<`",
         ast.RShift: "`>>`", ast.In: "`in`", ast.NotIn: "`not in`", ast.Is: "`is`", ast.IsNot: "`is not`",
-        ast.JoinedStr: "texts", ast.Starred: "`*` before a value",
+        ast.JoinedStr: "strings", ast.Starred: "`*` before a value",
     }  # fmt: skip
     return words.get(type(node), f"{type(node).__name__.lower()}s")
 

@@ -1,7 +1,7 @@
 """Pixels that hold no measurement: finding them, arithmetic with them, and keeping them marked."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -119,7 +119,7 @@ def of_sums(rule: Invalid, source: str, target: str) -> tuple[Invalid, int | Non
 
 
 def moved_up(values: Array, highest: int, top: int, dtype: str) -> Array:
-    """Return invalid values as sums of ``dtype`` hold them, see `of_sums`: those beyond ``highest`` are ``top``."""
+    """Return invalid values, of any shape, as sums of ``dtype`` hold them: those beyond ``highest`` are ``top``."""
     return np.where(values > highest, np.dtype(dtype).type(top), kept(values, dtype, 0.0))
 
 
@@ -132,7 +132,7 @@ class MaskedSums:
         self._highest = valid_range(rule, source)[1] if self._top is not None else 0
 
     def put(self, part: Array, out: Array, masked: NDArray[np.bool_] | None = None) -> None:
-        """Give the sums ``out`` their value where ``part``, one of their terms, is invalid, or ``masked`` before."""
+        """Set the sums ``out`` where ``part``, a term of their shape, is invalid, or ``masked``, broadcast, is set."""
         invalid = None if self.find is None else self.find(part)
         if masked is not None:
             invalid = np.broadcast_to(masked, part.shape) if invalid is None else invalid | masked
@@ -144,7 +144,7 @@ class MaskedSums:
             out[invalid] = self.held(part[invalid])
 
     def held(self, values: Array) -> Array:
-        """Return values of masked pixels as sums of integers hold them."""
+        """Return values of masked pixels (n,) as sums of integers hold them."""
         if self._top is not None:
             return moved_up(values, self._highest, self._top, self._target)
         return kept(values, self._target, 0.0)
@@ -171,7 +171,7 @@ def valid_range(rule: Invalid, dtype: str) -> tuple[int, int]:
     return low, high
 
 
-def met(rule: Invalid, dtype: str, low: float, high: float) -> bool:
+def may_collide(rule: Invalid, dtype: str, low: float, high: float) -> bool:
     """Return True if valid results from ``low`` to ``high``, clipped to a dtype of integers, may be invalid values."""
     least, most = _limits(dtype)
     low, high = min(max(low, least), most), min(max(high, least), most)
@@ -235,7 +235,7 @@ class Holes:
 
     @cached_property
     def places(self) -> NDArray[np.intp]:
-        """Return flat indices of the pixels of ``mask``."""
+        """Return flat indices of the pixels of ``mask``, (n,)."""
         return np.flatnonzero(self.mask) if self.mask is not None else np.empty(0, np.intp)
 
     def unmasked(self) -> "Holes | None":
@@ -279,26 +279,26 @@ class JoinedHoles:
 
     They are NaN, in integers the value in the first of the inputs that is masked there.
 
-    carries_nan  names of inputs whose NaN are NaN in the result by themselves
+    carries_nan  indices of inputs whose NaN are NaN in the result by themselves
     """
 
-    def __init__(self, specs: Mapping[str, FrameSpec], target: str, carries_nan: frozenset[str]) -> None:
+    def __init__(self, specs: Sequence[FrameSpec], target: str, carries_nan: Collection[int] = ()) -> None:
         is_float = np.dtype(target).kind == "f"
-        self._holes = {
-            name: Holes(
+        self._holes = [
+            Holes(
                 spec.mask,
-                finder(spec.invalid, spec.dtype, nan=not (is_float and name in carries_nan)),
+                finder(spec.invalid, spec.dtype, nan=not (is_float and i in carries_nan)),
                 math.nan if is_float else None,
                 spec.gap,
                 target,
             )
-            for name, spec in reversed(list(specs.items()))
-        }
+            for i, spec in enumerate(specs)
+        ]
 
-    def put(self, strips: Mapping[str, Array], out: Array, rows: slice) -> None:
-        """Give masked pixels of ``out``, the result of ``strips`` (n, rows, width), their value."""
-        for name, holes in self._holes.items():
-            strip, invalid = strips[name], holes.find_in(strips[name])
+    def put(self, strips: Sequence[Array], out: Array, rows: slice) -> None:
+        """Give masked pixels of ``out``, the result of ``strips`` (n, rows, width) of each input, their value."""
+        for strip, holes in zip(reversed(strips), reversed(self._holes), strict=True):
+            invalid = holes.find_in(strip)
             if holes.mask is not None:
                 some = holes.mask[rows]
                 invalid = np.broadcast_to(some, strip.shape) if invalid is None else invalid | some
@@ -307,7 +307,7 @@ class JoinedHoles:
 
 
 def joined_rule(specs: Mapping[str, FrameSpec], target: str) -> Invalid:
-    """Return the rule of values of a result of several inputs that are no measurement."""
+    """Return the rule of values of a result of several inputs that are not measurements."""
     rule = Invalid()
     for spec in specs.values():
         rule = union(rule, carried(spec.invalid, spec.dtype, target))
@@ -327,5 +327,5 @@ def unmarked(spec: FrameSpec, rule: Invalid, target: str, name: str = "the input
     gap, find = gap_in(spec.gap, target), finder(rule, target)
     if find is not None and find(np.asarray(gap, target)):
         return None
-    message = f"NaN of single frames of {name} become {gap}, and count from here on"
-    return NodeMisuse("invalid-unmarked", message, ("dtype",), "results of float32 keep them apart")
+    message = f"NaN of single frames of {name} become {gap}, and count as measurements from here on"
+    return NodeMisuse("invalid-unmarked", message, ("dtype",), "results of float32 keep them distinct")

@@ -28,7 +28,7 @@ from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Short, Tab
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import FrameSpec
 from lima2cli.geometry import Rect
-from lima2cli.view import View
+from lima2cli.view import Outline, View
 
 STRIP = 1 << 20
 """Most pixels of an arc that are looked at in one step."""
@@ -143,6 +143,41 @@ def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dic
     asked = {name: Rect(roi.x, roi.y, roi.width, roi.height) for name, roi in rois.items() if isinstance(roi, RectRoi)}
     counted = {name: view.behind(view.inside(rect)) for name, rect in asked.items()}
     return {name: rect for name, rect in counted.items() if rect != asked[name]}
+
+
+ARC_STEP = 5.0
+"""Degrees from one corner of the outline of an arc to the next, at most."""
+
+
+def outlines(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, Outline]:
+    """Return the outline of each ROI: of a rect that of the pixels that count.
+
+    Raises: as `regions`.
+    """
+    view, whole = _view(coordinates, spec), spec.whole or spec.view
+    found: dict[str, Outline] = {}
+    for name, roi in rois.items():
+        if isinstance(roi, RectRoi):
+            box = _rect(name, roi, view).box
+            left, top, right, bottom = box.x - 0.5, box.y - 0.5, box.right - 0.5, box.bottom - 0.5
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+            found[name] = [[whole.place(x, y) for x, y in corners]]
+        else:
+            place = whole.place if coordinates == "input" else lambda x, y: (x, y)
+            found[name] = [[place(x, y) for x, y in line] for line in _arc_lines(roi)]
+    return found
+
+
+def _arc_lines(roi: ArcRoi) -> Outline:
+    """Return the lines about an arc, in the coordinates in which it is written: of a ring two circles."""
+    span = 360.0 if roi.a2 - roi.a1 >= 360 else (roi.a2 - roi.a1) % 360
+    angles = np.radians(np.linspace(roi.a1, roi.a1 + span, math.ceil(span / ARC_STEP) + 1))
+    inner, outer = (
+        [(roi.x + r * math.cos(angle), roi.y + r * math.sin(angle)) for angle in angles] for r in (roi.r1, roi.r2)
+    )
+    if span == 360:
+        return [outer, inner] if roi.r1 else [outer]
+    return [outer + (inner[::-1] if roi.r1 else [(roi.x, roi.y)])]
 
 
 def looked_at(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> int:

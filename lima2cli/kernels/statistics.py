@@ -60,7 +60,7 @@ def _in_order(values: Array) -> Array:
 
 
 def mean(sums: Sums) -> NDArray[np.float64]:
-    """Return the mean, float64; 0 where nothing counts."""
+    """Return the mean of each region and frame, float64 in the shape of the sums; 0 where nothing counts."""
     return np.asarray(sums["sum"] / np.maximum(sums["count"], 1))
 
 

@@ -76,7 +76,7 @@ class Stage:
 
     @property
     def leaves(self) -> Invalid:
-        """Return the rule of the result's values that are no measurement."""
+        """Return the rule of the result's values that are not measurements."""
         if self.fill is None or math.isnan(self.fill):
             return carried(self.invalid, self.source, self.target)
         remaining = finder(self.invalid, self.target, nan=False)
@@ -213,7 +213,7 @@ def _store_integers(work: Array, out: Array) -> None:
         np.clip(work, low, high, out=work)
         np.copyto(out, work, casting="unsafe")
         return
-    over = work >= high  # one above the largest integer, which is no float: of 64 bits, of 32 in float32
+    over = work >= high  # one above the largest integer, which is not a float: of 64 bits, of 32 in float32
     np.clip(work, low, np.nextafter(high, number(0)), out=work)
     np.copyto(out, work, casting="unsafe")
     out[over] = limits.max

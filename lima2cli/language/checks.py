@@ -5,15 +5,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lima2cli.declare import Bad, Leaf, Plausible, Quantity, Shape
+from lima2cli.declare import Plausible, Quantity
+from lima2cli.declare.reading import Reading
 from lima2cli.detectors.base import Capabilities, DetectorConfig
-from lima2cli.detectors.operations import operate
+from lima2cli.detectors.modules import operate
 from lima2cli.diagnostics import Findings, KeyPath, Poisoned, Related, attempt
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import MOST_PIXELS, DetectorInfo
 from lima2cli.geometry import Rect
-from lima2cli.language.pipeline import DataFlow
-from lima2cli.language.records import Acquisition, Metadata, Output, ReceiverTable
+from lima2cli.language.records import Acquisition, Flow, Metadata, Output, ReceiverTable
 from lima2cli.units import NUMBER, UNITS, in_units, plain_spelling
 
 AT: KeyPath = ("acquisition",)
@@ -68,7 +68,7 @@ def operated_detector(config: Acquisition, can: Capabilities, info: DetectorInfo
     }
     refused = [key for key, used in asked.items() if used and NAMES[key] not in can.operations]
     for key in refused:
-        message = f"the detector {info.name} does no {NAMES[key]}"
+        message = f"the detector {info.name} does not support {NAMES[key]}"
         findings.error(
             "cannot-operate", message, (*AT, key), on_key=True, help=f"{INSTEAD[key]} does it in the receivers"
         )
@@ -88,7 +88,12 @@ def operated_detector(config: Acquisition, can: Capabilities, info: DetectorInfo
     raise Poisoned
 
 
-NAMES: Mapping[str, str] = {"binning": "binning", "roi": "roi", "flip": "flip", "accumulate": "accumulation"}
+NAMES: Mapping[str, str] = {
+    "binning": "binning",
+    "roi": "roi",
+    "flip": "flip",
+    "accumulate": "accumulation",
+}
 """Names of capabilities by the keys of `acquisition`."""
 
 INSTEAD: Mapping[str, str] = {
@@ -116,7 +121,7 @@ def check_synchronisation(acquisition: Acquisition, can: Capabilities, info: Det
         findings.error("cannot-shutter", message, (*AT, "shutter"), help="leave `shutter` out")
 
 
-def check_flows(flows: Mapping[str, DataFlow], can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
+def check_flows(flows: Mapping[str, Flow], can: Capabilities, info: DetectorInfo, findings: Findings) -> None:
     """Check parts of the image, alignment, and placing of modules in full frames."""
     for name, flow in flows.items():
         at: KeyPath = ("flows", name)
@@ -124,8 +129,8 @@ def check_flows(flows: Mapping[str, DataFlow], can: Capabilities, info: Detector
             attempt(lambda check=check, flow=flow, at=at: check(flow, can, info, at, findings))  # type: ignore[misc]
 
 
-def _check_extraction(flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
-    source, (x, y) = flow.source, can.granularity
+def _check_extraction(flow: Flow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
+    source, (x, y) = flow.rect, can.granularity
     if source == info.image:
         return
     if not can.extraction:
@@ -136,28 +141,26 @@ def _check_extraction(flow: DataFlow, can: Capabilities, info: DetectorInfo, at:
         whole = Rect(left, top, -(-source.right // x) * x - left, -(-source.bottom // y) * y - top) & info.image
         findings.error(
             "cannot-extract",
-            f"the source of {at[-1]}, {source}, is not made of units of {x} x {y} pixels, as the detector needs it",
+            f"the source of {at[-1]}, {source}, is not aligned to units of {x} x {y} pixels, as the detector requires",
             (*at, "source"),
-            help=f"{{x: {whole.x}, y: {whole.y}, width: {whole.width}, height: {whole.height}}} holds it",
+            help=f"{{x: {whole.x}, y: {whole.y}, width: {whole.width}, height: {whole.height}}} contains it",
         )
 
 
-def _check_alignment(flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
+def _check_alignment(flow: Flow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
     if can.alignment is None:
         return
     for key in ("block", "row"):
-        if getattr(flow.config.alignment, key) > can.alignment:
+        if getattr(flow.alignment, key) > can.alignment:
             message = f"the detector {info.name} aligns on at most {can.alignment} bits"
             findings.error("cannot-align", message, (*at, "alignment", key))
 
 
-def _check_reconstruction(
-    flow: DataFlow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings
-) -> None:
+def _check_reconstruction(flow: Flow, can: Capabilities, info: DetectorInfo, at: KeyPath, findings: Findings) -> None:
     if can.reconstruction:
         return
-    shares = getattr(flow, "shares", None) or (tuple(range(len(info.modules))),)
-    if any(sum((info.modules[module] & flow.source).area > 0 for module in share) > 1 for share in shares):
+    shares = flow.shares or (tuple(range(len(info.modules))),)
+    if any(sum((info.modules[module] & flow.rect).area > 0 for module in share) > 1 for share in shares):
         message = f"modules of the detector {info.name} do not place their parts in one frame"
         help = "`dispatch: modules` to one receiver for each module, or a source that lies in one module"
         findings.error("cannot-reconstruct", message, at, on_key=True, help=help)
@@ -186,7 +189,7 @@ def _check_receiver(name: str, receiver: ReceiverTable, users: Users, findings: 
         listed = f"CPU{'s' * (len(shared) > 1)} {', '.join(map(str, shared))}"
         findings.warning(
             "shared-cpus",
-            f"{name} and {other} are both to run on {listed}{f' of {host}' if host else ''}: they will take turns",
+            f"{name} and {other} both run on {listed}{f' of {host}' if host else ''}: they will take turns",
             ("receivers", name, "cpus"),
             related=[Related(("receivers", other, "cpus"), other)],
         )
@@ -194,30 +197,27 @@ def _check_receiver(name: str, receiver: ReceiverTable, users: Users, findings: 
         users.setdefault((host, cpu), name)
 
 
-def warn_of_implausible(shape: Shape, data: Any, bad: Bad, findings: Findings) -> None:
-    """Report quantities that are probably mistaken; ``data`` fit the shape but for ``bad``."""
-    for leaf in shape.leaves(data, ()):
-        quantity = leaf.shape
-        if isinstance(quantity, Quantity) and quantity.plausible is not None and not _within(leaf.at, bad):
-            _check_plausible(leaf, quantity, quantity.plausible, findings)
+def warn_of_implausible(reading: Reading, findings: Findings) -> None:
+    """Report quantities that are probably mistaken, where nothing else is."""
+    for at, quantity, data in reading.quantities:
+        bad = any(at[:end] in reading.bad for end in range(len(at) + 1))
+        if quantity.plausible is not None and not bad:
+            _check_plausible(at, quantity, data, quantity.plausible, findings)
 
 
-def _within(at: KeyPath, bad: Bad) -> bool:
-    return any(at[:end] in bad for end in range(len(at) + 1))
-
-
-def _check_plausible(leaf: Leaf, quantity: Quantity, plausible: Plausible, findings: Findings) -> None:
-    value = quantity.parse(leaf.value)
-    if not value or plausible.least <= value <= plausible.most or (plausible.bare and isinstance(leaf.value, str)):
+def _check_plausible(at: KeyPath, quantity: Quantity, data: Any, plausible: Plausible, findings: Findings) -> None:
+    value = quantity.parse(data)
+    if not value or plausible.least <= value <= plausible.most or (plausible.bare and isinstance(data, str)):
         return
-    number, unit = _written(leaf.value, quantity.unit)
+    number, unit = _written(data, quantity.unit)
     proposed = list(_meant(number, unit, quantity.unit, plausible))
     findings.warning(
         "implausible",
-        f"`{leaf.at[-1]}` is {in_units(value, quantity.unit)}",
-        leaf.at,
+        f"`{at[-1]}` is {in_units(value, quantity.unit)}",
+        at,
         notes=[
-            f"plausible are {in_units(plausible.least, quantity.unit)} to {in_units(plausible.most, quantity.unit)}"
+            f"plausible values are {in_units(plausible.least, quantity.unit)} to "
+            f"{in_units(plausible.most, quantity.unit)}"
         ],
         help=f"did you mean {', or '.join(f'`{text}`' for text in proposed)}?" if proposed else None,
     )
@@ -286,7 +286,7 @@ def check_directory_name(name: str, output: Output, findings: Findings) -> None:
         return
     at: KeyPath = ("name",) if "{name" in directory and longest <= LONGEST_NAME + len(name) else ("output", "directory")
     if longest > LONGEST_NAME:
-        message = f"the run directory would have a name of {longest} bytes, file systems take {LONGEST_NAME}"
+        message = f"the run directory would have a name of {longest} bytes, file systems allow {LONGEST_NAME}"
     else:
         message = f"the path of the run directory would have {len(path.encode())} bytes, more than {LONGEST_PATH}"
     findings.error("name-too-long", message, at, help="a shorter one")

@@ -6,19 +6,15 @@ from dataclasses import dataclass, replace
 from posixpath import dirname, join, normpath
 from typing import Any
 
-from lima2cli.declare import files
-from lima2cli.declare.checking import check
+from lima2cli.declare.reading import Reading
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related, did_you_mean
-from lima2cli.document import AS_WRITTEN, Document, Span, load
+from lima2cli.document import START, Document, Place, Source, YamlNode, load, plain
 from lima2cli.errors import FileProblem
 from lima2cli.language.schema import graph_file_shape
-from lima2cli.nodes.registry import GRAPH, NODES, WIRING, NodeEntry, with_inputs
+from lima2cli.nodes.registry import GRAPH, INPUT_NAME, NODES, WIRING, NodeEntry
 
 ReadText = Callable[[str], str]
 """Function that returns the text of a file named relative to the pipeline's; raises `FileProblem`."""
-
-Excused = Callable[[Any], frozenset[KeyPath]]
-"""Function that returns the places in a document's data where parameters of graphs stand, which no schema fits."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,7 @@ class DefinedGraph:
 
     at     its place: a path of the pipeline, or of a file of graphs, which begins with its name
     root   the first steps of paths of that document: none, or the name
+    tree   the definition, with its places
     """
 
     name: str
@@ -36,6 +33,11 @@ class DefinedGraph:
     inputs: tuple[str, ...]
     output: str | None
     nodes: Mapping[str, Any]
+    tree: YamlNode
+
+    def node(self, *path: str) -> YamlNode:
+        """Return a value of the definition."""
+        return descend(self.tree, path)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Library:
             if not isinstance(entry, dict):
                 return None
             if "file" not in entry:
-                return _graph(name, (*root, "graphs", name), root, entry)
+                tree = self.others[str(root[0])].root if root else self.document.root
+                return _graph(name, (*root, "graphs", name), root, entry, descend(tree, ("graphs", name)))
             name, root = source_of(name, entry, root)
             if not root or root[0] not in self.others:
                 return None
@@ -92,18 +95,25 @@ def relative_to(root: KeyPath, file: str) -> str:
     return normpath(join(dirname(str(root[0])), path) if root else path) + mark + inner
 
 
-def _graph(name: str, at: KeyPath, root: KeyPath, entry: Mapping[str, Any]) -> DefinedGraph | None:
+def descend(node: YamlNode, path: Iterable[str | int]) -> YamlNode:
+    """Return the value at a path below a node, where it exists."""
+    for step in path:
+        below = node.child(step)
+        assert below is not None, path
+        node = below
+    return node
+
+
+def _graph(name: str, at: KeyPath, root: KeyPath, entry: Mapping[str, Any], tree: YamlNode) -> DefinedGraph | None:
     parameters, inputs = entry.get("parameters", {}), entry.get("inputs", ["frames"])
     output, nodes = entry.get("output"), entry.get("nodes")
     fit = isinstance(parameters, dict) and isinstance(inputs, list) and all(isinstance(one, str) for one in inputs)
     if not fit or not inputs or not isinstance(nodes, dict) or not isinstance(output, str | None):
         return None
-    return DefinedGraph(name, at, root, parameters, tuple(inputs), output, nodes)
+    return DefinedGraph(name, at, root, parameters, tuple(inputs), output, nodes, tree)
 
 
-def load_library(
-    document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str], excused: Excused
-) -> Library:
+def load_library(document: Document, findings: Findings, read: ReadText, environment: Mapping[str, str]) -> Library:
     """Read all files of graphs that are named, and those that they name; report their mistakes."""
     others: dict[str, Document] = {}
     named: dict[str, KeyPath] = {}
@@ -122,7 +132,7 @@ def load_library(
             loaded = _load(file, (*at, "file"), document.file, findings, read, environment)
             if loaded is not None:
                 others[file], named[file] = loaded, (*at, "file")
-                bad |= {(file, *path) for path in loaded.bad} | check_file(file, loaded, findings, excused)
+                bad |= check_file(file, loaded, findings)
                 roots.append((file,))
     return Library(document, others, named, frozenset(bad))
 
@@ -134,7 +144,7 @@ def _check_entry(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> b
             message = f"the graph `{at[-1]}` has neither `nodes` nor a `file` to take it from"
             findings.error("file-or-nodes", message, at, on_key=True)
         elif "name" in entry:
-            message = "`name` says which graph of a `file` is meant, and there is no `file`"
+            message = "`name` selects a graph of a `file`, and there is no `file`"
             findings.error("file-or-nodes", message, (*at, "name"), on_key=True)
         return False
     neighbours = [key for key in ("parameters", "inputs", "output", "nodes") if key in entry]
@@ -149,7 +159,7 @@ def _check_entry(entry: Mapping[str, Any], at: KeyPath, findings: Findings) -> b
 def _load(
     file: str, at: KeyPath, main: str, findings: Findings, read: ReadText, environment: Mapping[str, str]
 ) -> Document | None:
-    """Return the document; without data where it is no YAML, None where it cannot be read."""
+    """Return the document; without data where it is not YAML, None where it cannot be read."""
     try:
         text = read(file)
     except FileProblem as problem:
@@ -161,22 +171,21 @@ def _load(
     for item in own:
         related = tuple(Related((file, *other.at), other.label) for other in item.related)
         findings.add(_placed(item, file, related))
-    return document or Document(shown, text.removeprefix("\ufeff"), None, {}, {(): Span(1, 1, 1, 1)})
+    text = text.removeprefix("\ufeff")
+    return document or Document(shown, text, YamlNode(None, Place(Source(shown, text), START)))
 
 
 def _placed(item: Diagnostic, file: str, related: tuple[Related, ...]) -> Diagnostic:
     return replace(item, at=(file, *item.at), related=related)
 
 
-def check_file(file: str, document: Document, findings: Findings, excused: Excused) -> frozenset[KeyPath]:
+def check_file(file: str, document: Document, findings: Findings) -> frozenset[KeyPath]:
     """Report values that do not fit the schema of files of graphs; return their paths, which begin with ``file``."""
     if document.data is None:
         return frozenset({(file,)})
-    shape = graph_file_shape(document.data, file, findings)
-    schema = {"type": "object", "properties": {file: shape.schema()}}
-    filled = frozenset((file, *path) for path in excused(document.data))
-    reported = filled.union((file, *path) for path in document.bad)
-    return check({file: document.data}, schema, findings, reported) - filled
+    reading = Reading(findings, {(file, *path) for path in document.bad})
+    graph_file_shape(document.data, file, findings).read(document.data, (file,), reading)
+    return frozenset(reading.bad)
 
 
 def unknown_graph(name: str, known: Iterable[str], at: KeyPath, findings: Findings) -> None:
@@ -188,74 +197,92 @@ def unknown_graph(name: str, known: Iterable[str], at: KeyPath, findings: Findin
 _BEFORE_COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?=\.[A-Za-z$])", re.ASCII)
 
 
-def renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+def renamed(node: YamlNode, names: Mapping[str, str]) -> YamlNode:
     """Return a node with the final names of nodes in the parameter of its kind that names columns, `node.column`."""
 
     def rename(match: re.Match[str]) -> str:
         return names.get(match[0], match[0])
 
-    changed = dict(entry)
-    for kind, made in NODES.named([key for key in entry if key not in WIRING]).items():
-        key, parameters = getattr(made.table, "names_in", None), entry.get(kind)
-        if key is not None and isinstance(parameters, dict) and isinstance(parameters.get(key), str):
-            changed[kind] = {**parameters, key: _BEFORE_COLUMN.sub(rename, parameters[key])}
-    return changed
+    for kind, made in NODES.named([key for key in _entries(node) if key not in WIRING]).items():
+        key, parameters = getattr(made.table, "names_in", None), node.child(kind)
+        named = parameters.child(key) if key is not None and parameters is not None else None
+        if key is not None and named is not None and isinstance(named.content, str):
+            node = with_content(node, (kind, key), _BEFORE_COLUMN.sub(rename, named.content))
+    return node
 
 
-def tables_of(entries: Iterable[Any]) -> Mapping[str, type | None]:
+def with_content(node: YamlNode, path: KeyPath, content: str) -> YamlNode:
+    """Return a copy of a value, with another text at a path."""
+    if not path:
+        return replace(node, content=content)
+    step, rest = path[0], path[1:]
+    if isinstance(node.content, dict):
+        held = {key: with_content(it, rest, content) if key == step else it for key, it in node.content.items()}
+        return replace(node, content=held)
+    assert isinstance(node.content, list)
+    items = [with_content(it, rest, content) if i == step else it for i, it in enumerate(node.content)]
+    return replace(node, content=items)
+
+
+def _entries(node: YamlNode | None) -> Mapping[str, YamlNode]:
+    """Return the values of a mapping; none of another value."""
+    return node.content if node is not None and isinstance(node.content, dict) else {}
+
+
+def tables_of(nodes: Iterable[YamlNode]) -> Mapping[str, type | None]:
     """Return the tables of the kinds of some nodes."""
-    asked = {kind for entry in entries if isinstance(entry, dict) for kind in entry} - {*WIRING, GRAPH}
+    asked = {kind for node in nodes for kind in _entries(node)} - {*WIRING, GRAPH}
     return {kind: provided.table for kind, provided in NODES.named(sorted(asked)).items()}
 
 
+def long_form(node: YamlNode, at: KeyPath, kinds: Mapping[str, Any]) -> YamlNode:
+    """Return a node, written ``at``, in its long form.
+
+    A join reads ``inputs``, in which one ``input`` has its own name; a name that no variable can have is ``input``.
+    """
+    entries = _entries(node)
+    one = entries.get("input")
+    joins = any(getattr(kinds.get(key), "wiring", "") == "inputs" for key in entries)
+    if one is None or not isinstance(one.content, str) or "inputs" in entries or not joins:
+        return node
+    name = one.content if re.fullmatch(INPUT_NAME, one.content) else "input"
+    one = replace(one, origin=one.origin or (*at, "input"))
+    inputs = replace(one, content={name: one})
+    long = {"inputs" if key == "input" else key: inputs if key == "input" else it for key, it in entries.items()}
+    return replace(node, content=long)
+
+
 def with_named_inputs(document: Document) -> Document:
-    """Return the document with nodes written long, see `with_inputs`."""
-    nodes = document.data.get("nodes") if isinstance(document.data, dict) else None
-    if not isinstance(nodes, dict):
+    """Return the document with nodes written long, see `long_form`."""
+    nodes = document.root.child("nodes")
+    entries = _entries(nodes)
+    tables = tables_of(entries.values())
+    long = {name: long_form(node, node.origin or ("nodes", name), tables) for name, node in entries.items()}
+    if nodes is None or all(long[name] is entries[name] for name in entries):
         return document
-    tables = tables_of(nodes.values())
-    long = {name: with_inputs(entry, tables) for name, entry in nodes.items()}
-    changed = {name for name in nodes if long[name] is not nodes[name]}
-    if not changed:
-        return document
-    copied = dict(document.copied)
-    for name in changed:
-        at: KeyPath = ("nodes", name)
-        copied |= dict.fromkeys(input_places(at, long[name]), _written(document, (*at, "input")))
-    original = document.original or document
-    return replace(document, data={**document.data, "nodes": long}, copied=copied, original=original)
+    return _with_nodes(document, long)
 
 
-def input_places(at: KeyPath, entry: Mapping[str, Any]) -> list[KeyPath]:
-    """Return the places below a node of its ``inputs``, and of each of them."""
-    return [(*at, "inputs"), *((*at, "inputs", name) for name in entry["inputs"])]
-
-
-def _written(document: Document, at: KeyPath) -> KeyPath:
-    """Return a path in the document as it was written, which others are taken from."""
-    return at if document.original is None else (AS_WRITTEN, *at)
+def _with_nodes(document: Document, nodes: dict[str, YamlNode]) -> Document:
+    content, old = document.root.content, document.root.child("nodes")
+    assert isinstance(content, dict)
+    assert old is not None
+    return replace(document, root=replace(document.root, content={**content, "nodes": replace(old, content=nodes)}))
 
 
 def with_files(document: Document) -> Document:
     """Return the document with file names of other documents made relative to this one."""
-    nodes = dict(document.data["nodes"]) if isinstance(document.data.get("nodes"), dict) else {}
-    mine = {str(path[1]) for path in document.copied if len(path) > 1}
+    nodes = dict(_entries(document.root.child("nodes")))
+    mine = [name for name, node in nodes.items() if node.origin is not None]
     tables = tables_of(nodes[name] for name in mine)
-    entry = NodeEntry(lambda: tables)
+    shape = NodeEntry(lambda: tables)
+    texts = {other.root.at.source: file for file, other in document.others.items()}
     for name in mine:
-        for at in files(entry, nodes[name]):
-            where, _ = document.written(("nodes", name, *at))
-            for file, other in document.others.items():
-                if other is where:
-                    nodes[name] = _changed(nodes[name], at, (file,))
-    return replace(document, data={**document.data, "nodes": nodes})
-
-
-def _changed(value: Any, at: KeyPath, root: KeyPath) -> Any:
-    """Return a copy of a value, with the reference at a path relative to the pipeline's file."""
-    if not at:
-        return relative_to(root, value)
-    step, rest = at[0], at[1:]
-    if isinstance(value, dict):
-        return {**value, step: _changed(value[step], rest, root)}
-    return [_changed(item, rest, root) if i == step else item for i, item in enumerate(value)]
+        reading = Reading(Findings())
+        shape.read(plain(nodes[name]), (), reading)
+        for at in reading.files:
+            node = descend(nodes[name], at)
+            if node.at.source in texts:
+                reference = relative_to((texts[node.at.source],), str(node.content))
+                nodes[name] = with_content(nodes[name], at, reference)
+    return _with_nodes(document, nodes) if mine else document

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lima2cli.declare import params
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, Related, attempt, did_you_mean, nearest
 from lima2cli.frames import DetectorInfo
 from lima2cli.geometry import Rect, bounding_box
-from lima2cli.language.pipeline import BufferPlace, DataFlow
-from lima2cli.language.records import Alignment, Buffers, Flow, ReceiverTable
+from lima2cli.language.records import Alignment, BufferPlace, Buffers, Flow, ReceiverTable
 
 Shares = tuple[tuple[int, ...], ...]
 
@@ -27,7 +27,7 @@ def module_shares(
         return None
     receivers = [place.receiver for place in places]
     if len(set(receivers)) < len(receivers):
-        message = f"{at[-1]} sends parts of frames: each receiver is a place once"
+        message = f"{at[-1]} sends parts of frames: each receiver may have only one place"
         findings.error("bad-dispatch", message, (*at, "buffers", "at"), help="one memspace of each receiver")
         raise Poisoned
     shares = _even(len(info.modules), len(places)) if written == "modules" else written.modules
@@ -37,7 +37,7 @@ def module_shares(
     for place, box in enumerate(boxes):
         if not box.area:
             message = (
-                f"place {place} of {at[-1]} gets modules {_listed(shares[place])}, which see nothing of its source"
+                f"place {place} of {at[-1]} gets modules {_listed(shares[place])}, which cover no pixel of its source"
             )
             findings.error("bad-dispatch", message, where, help="fewer places in `at`, or other modules for this one")
             raise Poisoned
@@ -111,7 +111,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def resolve_flows(
     written: Mapping[str, Flow] | None, info: DetectorInfo, receivers: Mapping[str, ReceiverTable], findings: Findings
-) -> Mapping[str, DataFlow]:
+) -> Mapping[str, Flow]:
     """Return the flows by name, in order; where none are written, a full flow per dataset, named after it."""
     if written is None:
         written = {dataset.name: Flow(dataset=dataset.name) for dataset in info.datasets}
@@ -120,20 +120,22 @@ def resolve_flows(
 
 def _resolve(
     name: str, flow: Flow, info: DetectorInfo, receivers: Mapping[str, ReceiverTable], findings: Findings
-) -> DataFlow:
+) -> Flow:
     at: KeyPath = ("flows", name)
+    if flow is POISON:
+        unknown: dict[str, Any] = dict.fromkeys(("index", "rect", "places", "shares", *params(Flow)), POISON)
+        return Flow(name=name, **unknown)
     attempt(lambda: _check_alignment(flow.alignment, at, findings))
     attempt(lambda: _check_buffers(flow.buffers, at, findings))
-    dataset = attempt(lambda: _dataset(flow, info, at, findings))
-    source = attempt(lambda: _source(flow, info, at, findings))
+    rect = attempt(lambda: _source(flow, info, at, findings))
     places = attempt(lambda: _places(flow.buffers.at, receivers, (*at, "buffers", "at"), findings))
-    return DataFlow(
+    return replace(
+        flow,
         name=name,
-        config=attempt(lambda: replace(flow, dataset=info.datasets[dataset].name)),
-        dataset=dataset,
-        source=source,
+        index=attempt(lambda: _dataset(flow, info, at, findings)),
+        rect=rect,
         places=places,
-        shares=attempt(lambda: module_shares(flow.dispatch, info, source, places, at, findings)),
+        shares=attempt(lambda: module_shares(flow.dispatch, info, rect, places, at, findings)),
         overrun=attempt(lambda: _overrun(flow, info, at, findings)),
     )
 
@@ -208,7 +210,7 @@ def _everywhere(
     places = tuple(BufferPlace(i, memspace) for i, each in enumerate(receivers.values()) if memspace in each.memspaces)
     if not places:
         names = dict.fromkeys(name for each in receivers.values() for name in each.memspaces)
-        help = f"a single place is a list of one: [{memspace}]" if "." in memspace else did_you_mean(memspace, names)
+        help = f"write a single place as a list: [{memspace}]" if "." in memspace else did_you_mean(memspace, names)
         findings.error("unknown-memspace", f"no receiver has a memspace `{memspace}`", at, help=help)
         raise Poisoned
     return places
@@ -255,11 +257,11 @@ def _check_buffers(config: Buffers, at: KeyPath, findings: Findings) -> None:
     if config.size is not None and config.frames is not None:
         at = (*at, "buffers")
         related = [Related((*at, "size"), "the size")]
-        findings.error("size-or-frames", "`size` and `frames` say the same twice", (*at, "frames"), related=related)
+        findings.error("size-or-frames", "`size` and `frames` exclude each other", (*at, "frames"), related=related)
 
 
 def warn_of_idle_receivers(
-    receivers: Mapping[str, ReceiverTable], flows: Mapping[str, DataFlow], findings: Findings
+    receivers: Mapping[str, ReceiverTable], flows: Mapping[str, Flow], findings: Findings
 ) -> None:
     """Warn of receivers without a local buffer of any flow: they do nothing."""
     busy = {place.receiver for flow in flows.values() for place in flow.places}

@@ -1,4 +1,4 @@
-"""The tables of the language: a pipeline as written, typed.
+"""The records of the language: tables as written, typed; flows and nodes of them are then resolved.
 
 Detectors, nodes and memspaces are kinds with tables of their own, declared where they live.
 """
@@ -26,9 +26,10 @@ from lima2cli.declare import (
     param,
 )
 from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations, detector_kinds
-from lima2cli.diagnostics import HOST, NAME
+from lima2cli.diagnostics import HOST, NAME, KeyPath
 from lima2cli.geometry import Rect
 from lima2cli.language.templates import Graph
+from lima2cli.nodes.base import Node
 from lima2cli.nodes.registry import NodeEntry, NodeUse
 from lima2cli.view import FLIPS
 
@@ -55,8 +56,8 @@ class Roi:
 class Point:
     """A position in the image, in pixels."""
 
-    x: float = param("To the right.", Number())
-    y: float = param("Down.", Number())
+    x: float = param("Column, to the right.", Number())
+    y: float = param("Row, down.", Number())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,10 @@ class Metadata:
     title: str | None = param("Title of the measurement.", Text(may_hide=True), None)
     photon_energy: float | None = param("Photon energy.", PHOTON_ENERGY, None)
     distance: float | None = param(
-        "Sample to detector.", Quantity("metres", above=0, plausible=Plausible(1e-3, 100)), None
+        "Distance from the sample to the detector.", Quantity("metres", above=0, plausible=Plausible(1e-3, 100)), None
     )
     beam_center: Point | None = param(
-        "Where the direct beam hits the detector; centres of pixels are whole numbers.", Table(Point), None
+        "Position of the direct beam on the detector; centres of pixels are whole numbers.", Table(Point), None
     )
     sample: str | None = param("Name of the sample.", Text(may_hide=True), None)
     extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
@@ -83,6 +84,9 @@ class Binning:
     x: int = param("Columns.", Integer(1), 1)
     y: int = param("Rows.", Integer(1), 1)
 
+
+STARTS = ("at-once", "request")
+"""Moments at which an acquisition that is ready begins."""
 
 FRAME_TIME = Quantity("seconds", above=0, plausible=Plausible(1e-7, 60, bare=True))
 
@@ -98,7 +102,7 @@ class Acquisition:
     )
     exposure: float | None = param("Exposure time of a frame.", FRAME_TIME, None)
     timeout: float = param(
-        "The run fails when no frame has come for so long, beyond the period.",
+        "The run fails when no frame has arrived for this long, beyond the period.",
         Quantity("seconds", above=0, plausible=Plausible(1e-3, 3600, bare=True)),
         10.0,
     )
@@ -106,17 +110,24 @@ class Acquisition:
         "What starts frames: the detector's clock, `lima2 trigger`, a pulse, or a gate.", Choice(TRIGGERS), "internal"
     )
     frames_per_trigger: int = param("Frames that each trigger starts, a period apart.", Integer(1), 1)
+    start: str = param(
+        "When frames begin, in each acquisition: as soon as all is ready, or at the request of `lima2 start`.",
+        Choice(STARTS),
+        "at-once",
+    )
     allow_lost: int | str | None = param(
-        "Frames of a flow that may be lost, or a share of them such as `1 %`; beyond that the run has failed (exit "
+        "Frames of a flow that may be lost, or a share of them such as `1 %`; if more are lost, the run fails (exit "
         "code 11). Default: none, any in flows of `overrun: continue`.",
         Either((Integer(0), Text(SHARE, "a share of the frames from `0 %` to `100 %`"))),
         None,
     )
-    repeat: int = param("Acquisitions of so many frames, one after another, each with its directory.", Integer(1), 1)
-    accumulate: int = param("Exposures that the detector sums to a frame.", Integer(1), 1)
+    repeat: int = param(
+        "Number of acquisitions, one after another, each in its own directory; 0 = until stopped.", Integer(0), 1
+    )
+    accumulate: int = param("Number of exposures that the detector sums to a frame.", Integer(1), 1)
     binning: Binning = param("Pixels that the detector sums to one.", pair(Binning, Integer(1)), Binning())
     roi: Roi | None = param("The part that the detector keeps, in binned pixels; default: all.", Table(Roi), None)
-    flip: str = param("What the detector turns over, last of all.", Choice(FLIPS), "none")
+    flip: str = param("How the detector mirrors frames; applied last.", Choice(FLIPS), "none")
     shutter: str = param("auto: open while frames are acquired.", Choice(SHUTTERS), "auto")
 
     @property
@@ -161,7 +172,7 @@ class GpuMemspace:
     device: int = param("Number of the device.", Integer(0), 0)
     size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
     fallback: str | None = param(
-        "Kind of memory to use, with a warning, where no such device is.", Choice(("host",)), None
+        "Kind of memory to use, with a warning, if there is no such device.", Choice(("host",)), None
     )
 
 
@@ -169,11 +180,11 @@ class GpuMemspace:
 class FileMemspace:
     """A memory-mapped file, made at the start of the run and left in place after it, for the next run to use again.
 
-    Beside it lies its marker, the same name with `.lima2` added. A file without one is left alone.
+    Next to it lies its marker, the same name with `.lima2` added. A file without one is left unchanged.
     """
 
     kind: ClassVar[str] = "file"
-    path: str = param("The file, relative to the pipeline's: a new one, or one that such a memspace has made.", Text())
+    path: str = param("The file, relative to the pipeline's: a new one, or one made by such a memspace.", Text())
     size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
 
 
@@ -222,8 +233,8 @@ class Slices:
     """The frames that a flow takes: start, start + step, ..."""
 
     start: int = param("First frame.", Integer(0), 0)
-    count: int | None = param("How many selected frames; default: all there are.", Integer(1), None)
-    step: int = param("From one selected frame to the next.", Integer(1), 1)
+    count: int | None = param("Number of selected frames; default: all.", Integer(1), None)
+    step: int = param("Distance from one selected frame to the next.", Integer(1), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,20 +247,24 @@ class Rules:
         Either((Integer(1), Choice(("auto",)))),
         1,
     )
-    start_slot: int = param("Slots left free at the start of each local buffer.", Integer(0), 0)
+    start_slot: int = param("Number of slots left free at the start of each local buffer.", Integer(0), 0)
     placement: str = param(
         "Groups one after another, or all in the same place.",
         Choice(("concatenate", "overwrite")),
         "concatenate",
     )
-    cycle: str = param("When a buffer is full: start again, or drop.", Choice(("circular", "oneshot")), "circular")
+    cycle: str = param(
+        "When a buffer is full: start again at its beginning, or drop frames.",
+        Choice(("circular", "oneshot")),
+        "circular",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
     """Times at which receivers are notified."""
 
-    group: int = param("An event every so many groups of a local buffer; 0 = none.", Integer(0), 1)
+    group: int = param("One event per this number of groups of a local buffer; 0 = none.", Integer(0), 1)
     end: bool = param("An event at the end.", Flag(), True)
 
 
@@ -258,7 +273,7 @@ class Buffers:
     """The local buffers of a flow."""
 
     size: int | None = param("Bytes of each local buffer.", Quantity("bytes", above=0), None)
-    frames: int | None = param("Size each local buffer for so many frames, instead of `size`.", Integer(1), None)
+    frames: int | None = param("Size of each local buffer in frames, instead of `size`.", Integer(1), None)
     at: tuple[str, ...] | str | None = param(
         "`receiver.memspace` of each local buffer in rotation order, or a memspace's name: that of every "
         "receiver that has it; default: every receiver's first.",
@@ -276,20 +291,37 @@ class ModuleShares:
     )
 
 
+@dataclass(frozen=True)
+class BufferPlace:
+    """The place of a local buffer: index of the receiver, name of one of its memspaces."""
+
+    receiver: int
+    memspace: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """A data flow (GDT): which part of which frames goes where, and how receivers are notified."""
+    """A data flow (GDT): which part of which frames goes where, and how receivers are notified.
+
+    Its parameters are as the user wrote them, with defaults, and `overrun` is filled; the rest is resolved:
+
+    name    its own
+    index   of its dataset in the detector
+    rect    the part of the image it takes; inside the image
+    places  of its local buffers, in rotation order; at least one
+    shares  module numbers of each place, where it gets some modules of every frame; None for whole frames
+    """
 
     dataset: str | None = param(
-        "The dataset it takes frames of; default: the only one that the detector has.", Text(), None
+        "The dataset whose frames it carries; default: the only one of the detector.", Text(), None
     )
     source: Any = param("The whole image, or a part.", Either((Table(Roi), Choice(("full",)))), "full")
     alignment: Alignment = param("Layout of a block.", Table(Alignment), Alignment())
-    slices: Slices = param("Which frames.", Table(Slices), Slices())
+    slices: Slices = param("Selection of frames.", Table(Slices), Slices())
     rules: Rules = param(
         "Groups and placement; without it `{blocks_per_group: auto}`.", Table(Rules), Rules(blocks_per_group="auto")
     )
-    events: Events = param("When receivers are told.", Table(Events), Events())
+    events: Events = param("When receivers are notified.", Table(Events), Events())
     buffers: Buffers = param("Local buffers.", Table(Buffers), Buffers())
     dispatch: Any = param(
         "Whole frames in turn, group by group; or of every frame each place gets some of the modules: even shares of "
@@ -303,6 +335,32 @@ class Flow:
         Choice(("wait", "stop", "continue")),
         None,
     )
+    name: str = ""
+    index: int = 0
+    rect: Rect = Rect(0, 0, 0, 0)
+    places: tuple[BufferPlace, ...] = ()
+    shares: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node of the graph.
+
+    reads   the flows or nodes that it reads, each by its place below the node: ``("input",)``, ``("inputs", name)``
+    flow    the flow that feeds it
+    tables  nodes of which it reads rows, too
+    """
+
+    name: str
+    reads: Mapping[KeyPath, str]
+    flow: str
+    node: Node
+    tables: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Return the sources of a join, by the names of its inputs; empty for other nodes."""
+        return {str(place[1]): source for place, source in self.reads.items() if len(place) > 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +373,7 @@ class Output:
         "runs/{name}_{run:04d}",
     )
     if_exists: str = param(
-        "What to do where it exists; a run that has ended, and nothing else, is overwritten.",
+        "What to do if it exists; only the directory of a run that has ended is overwritten.",
         Choice(("abort", "overwrite")),
         "abort",
     )
@@ -327,8 +385,8 @@ class PipelineTable:
 
     lima2: int = param("Version of the language.", Choice((1,)))
     name: str | None = param("Name of the pipeline; default: the file's stem.", Text(NAME), None)
-    description: str | None = param("For people.", Text(may_hide=True), None)
-    metadata: Metadata = param("What is known of the experiment.", Table(Metadata), Metadata())
+    description: str | None = param("Description, for readers.", Text(may_hide=True), None)
+    metadata: Metadata = param("Facts about the experiment.", Table(Metadata), Metadata())
     detector: DetectorConfig = param("The source of frames.", OneKind("detector", detector_kinds))
     acquisition: Acquisition = param("What to acquire.", Table(Acquisition), Acquisition())
     receivers: int | Mapping[str, ReceiverTable] = param(

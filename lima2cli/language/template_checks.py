@@ -237,7 +237,7 @@ def _check_parameters(graph: DefinedGraph, findings: Findings) -> list[KeyPath]:
                 bad.append(at)
     for parameter in graph.parameters:
         if parameter not in used and not bad:
-            message = f"`$({parameter})` stands nowhere in the graph `{graph.name}`"
+            message = f"`$({parameter})` is not used in the graph `{graph.name}`"
             findings.warning("unused-parameter", message, (*graph.at, "parameters", parameter), on_key=True)
     return bad
 

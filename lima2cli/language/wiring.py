@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, Related, attempt, did_you_mean
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import DetectorInfo
-from lima2cli.language.pipeline import DataFlow, GraphNode
-from lima2cli.nodes.base import Join, Map, Reduce, Select
+from lima2cli.language.records import Flow, GraphNode
+from lima2cli.nodes.base import Map, Reduce, Select
 from lima2cli.nodes.registry import NodeUse
 
 N = TypeVar("N", bound=Hashable)
@@ -22,7 +22,7 @@ Edges = Sequence[tuple[KeyPath, str]]
 
 
 def resolve_nodes(
-    uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
+    uses: Mapping[str, NodeUse], flows: Mapping[str, Flow], info: DetectorInfo, findings: Findings
 ) -> Mapping[str, GraphNode]:
     """Return the nodes, each after those that it reads."""
     attempt(lambda: _check_names(uses, flows, findings))
@@ -58,7 +58,7 @@ def _flow(name: str, reads: Mapping[KeyPath, str], nodes: Mapping[str, GraphNode
     return flows[0]
 
 
-def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> None:
+def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, Flow], findings: Findings) -> None:
     """Report names that a flow and a node share: both are of one namespace."""
     for name in uses:
         if name in flows:
@@ -68,7 +68,7 @@ def _check_names(uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], fin
 
 
 def _reads(
-    name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], info: DetectorInfo, findings: Findings
+    name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, Flow], info: DetectorInfo, findings: Findings
 ) -> Mapping[KeyPath, str]:
     """Return the names of a node's sources, by place; every unknown one is reported.
 
@@ -88,7 +88,7 @@ def _source(
     place: KeyPath,
     source: str,
     uses: Mapping[str, NodeUse],
-    flows: Mapping[str, DataFlow],
+    flows: Mapping[str, Flow],
     info: DetectorInfo,
     findings: Findings,
 ) -> str:
@@ -102,7 +102,7 @@ def _source(
     raise Poisoned
 
 
-def _tables(name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, DataFlow], findings: Findings) -> Edges:
+def _tables(name: str, uses: Mapping[str, NodeUse], flows: Mapping[str, Flow], findings: Findings) -> Edges:
     """Return the nodes of which a node reads rows; every one that has none is reported.
 
     Raises: Poisoned, after reporting it, where one has no rows.
@@ -127,7 +127,7 @@ def _gives_rows(
     place: KeyPath,
     table: str,
     uses: Mapping[str, NodeUse],
-    flows: Mapping[str, DataFlow],
+    flows: Mapping[str, Flow],
     findings: Findings,
 ) -> bool:
     """Return True if there are rows of that name; else report it. A bad node may have been meant to have some."""
@@ -136,22 +136,21 @@ def _gives_rows(
         return True
     help = did_you_mean(table, [other for other, node in nodes.items() if isinstance(node, Reduce)])
     if table in uses or table in flows:
-        message = f"`{name}` reads rows of `{table}`, which gives none"
+        message = f"`{name}` reads rows of `{table}`, which has none"
         findings.error("edge-mismatch", message, ("nodes", name, *place), help=help)
     else:
-        message = f"`{name}` reads rows of `{table}`, which is no node"
+        message = f"`{name}` reads rows of `{table}`, which is not a node"
         findings.error("unknown-input", message, ("nodes", name, *place), help=help)
     return False
 
 
-def _carriers(source: str, flows: Mapping[str, DataFlow], info: DetectorInfo) -> str | None:
+def _carriers(source: str, flows: Mapping[str, Flow], info: DetectorInfo) -> str | None:
     """Return help where a dataset is named as an input: the flows that carry it."""
     names = [dataset.name for dataset in info.datasets]
     if source not in names:
         return None
     index = names.index(source)
-    carriers = [name for name, flow in flows.items() if flow is not POISON and flow.dataset is not POISON
-                and flow.dataset == index]  # fmt: skip
+    carriers = [name for name, flow in flows.items() if flow.index is not POISON and flow.index == index]  # fmt: skip
     if not carriers:
         return f"`{source}` is a dataset, and no flow carries it"
     return f"`{source}` is a dataset; flows that carry it: {', '.join(carriers)}"
@@ -182,14 +181,14 @@ def find_cycles(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
 
 def _report_cycle(cycle: list[str], edges: Mapping[str, Edges], findings: Findings) -> None:
     def place(name: str, before: str) -> KeyPath:
-        """Return the place where a node names the one before."""
+        """Return the place where a node names its predecessor."""
         read = edges[name]
         if read is POISON:  # of another cycle, too
             return ("nodes", name)
         return ("nodes", name, *next(place for place, source in read if source == before))
 
     words = " → ".join([*cycle, cycle[0]])
-    related = [Related(place(name, before), f"{name} reads the one before") for before, name in pairwise(cycle)]
+    related = [Related(place(name, before), f"{name} reads the previous node") for before, name in pairwise(cycle)]
     message = f"cycle: {words}"
     help = "a node cannot read what is made from its own output"
     findings.error("cycle", message, place(cycle[0], cycle[-1]), related=related, help=help)
@@ -211,7 +210,7 @@ def _in_order(names: Iterable[str], parents: Mapping[str, Sequence[str]]) -> lis
 
 def _warn_of_unused(
     uses: Mapping[str, NodeUse],
-    flows: Mapping[str, DataFlow],
+    flows: Mapping[str, Flow],
     edges: Mapping[str, Edges],
     findings: Findings,
 ) -> None:
@@ -221,6 +220,6 @@ def _warn_of_unused(
         if name not in read:
             findings.warning("unused-flow", f"no node reads the flow `{name}`", ("flows", name), on_key=True)
     for name, use in uses.items():
-        if name not in read and isinstance(attempt(lambda u=use: u.node), Map | Join | Select):  # type: ignore[misc]
-            message = f"nobody reads the output of `{name}`"
+        if name not in read and isinstance(attempt(lambda u=use: u.node), Map | Select):  # type: ignore[misc]
+            message = f"the output of `{name}` is unused"
             findings.warning("unused-node", message, ("nodes", name), on_key=True)

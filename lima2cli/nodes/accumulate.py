@@ -12,9 +12,9 @@ way: a window of which a frame is absent gives nothing, nor does a last incomple
 is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
 
 Pixels that are masked in single frames (NaN, invalid values) do not count: `mean` and `max` are those of the frames
-that measured the pixel. A sum with a frame missing is no sum: the pixel is masked, as it is where no frame measured it.
-Masked pixels, those of the static mask too, are NaN, in integers what the first such frame holds there. Values above
-all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
+that measured the pixel. For `sum` a pixel that any frame lacks is masked, as is one that no frame measured. Masked
+pixels, also those of the static mask, are NaN; in integers they keep what the first such frame holds there. Values
+above all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
 
 Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Choice, Integer, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import DTYPES, Array, Block, Files, FrameSpec, Invalid
+from lima2cli.frames import DTYPES, Array, Block, FrameSpec, Invalid
 from lima2cli.geometry import Rule
 from lima2cli.kernels.masked import (
     MaskedSums,
@@ -38,13 +38,13 @@ from lima2cli.kernels.masked import (
     finder,
     gap_in,
     kept,
-    met,
+    may_collide,
     of_sums,
     unmarked,
     valid_range,
 )
 from lima2cli.kernels.strips import store
-from lima2cli.nodes.base import Transform, Transformer, node
+from lima2cli.nodes.base import Inputs, Transform, Transformer, node
 
 
 def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum":
@@ -245,15 +245,16 @@ class Accumulate(Transform):
     """Makes one frame of several."""
 
     frames: int = param("Frames of a window; 0 = all of the run.", Integer(0))
-    operation: str = param("What is made of them.", Choice(("sum", "mean", "max")), "sum")
+    operation: str = param("What is computed from them.", Choice(("sum", "mean", "max")), "sum")
     dtype: str | None = param(
-        "Pixels of the result; default: int64 or float64 for sum, float32 for mean, the input's for max.",
+        "Type of the pixels of the result; default: int64 or float64 for sum, float32 for mean, the input's for max.",
         Choice(DTYPES),
         None,
     )
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`."""
+        spec = inputs.spec
         saturation = spec.saturation if self.operation == "max" and self.dtype is None else None
         dtype = self.dtype or self._natural(spec)
         summed = self.operation == "sum"
@@ -262,9 +263,9 @@ class Accumulate(Transform):
         holds = math.nan if is_float else None if was_float else spec.holds
         return replace(spec, dtype=dtype, saturation=saturation, invalid=rule, holds=holds)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: what could be mistaken for a measurement, or for none."""
-        after = self.infer(spec, files)
+        spec, after = inputs.spec, self.infer(inputs)
         if np.dtype(after.dtype).kind == "f":
             return ()
         if np.dtype(spec.dtype).kind == "f":
@@ -273,7 +274,7 @@ class Accumulate(Transform):
         low, high = map(float, valid_range(spec.invalid, spec.dtype))
         if self.operation == "sum":
             low, high = (limit * (self.frames or math.inf) if limit else 0.0 for limit in (low, high))
-        met_by = after.invalid != Invalid() and met(after.invalid, after.dtype, low, high)
+        met_by = after.invalid != Invalid() and may_collide(after.invalid, after.dtype, low, high)
         return (collision(after.invalid, ("dtype",) if self.dtype else ("operation",)),) if met_by else ()
 
     def _natural(self, spec: FrameSpec) -> str:
@@ -297,9 +298,9 @@ class Accumulate(Transform):
             return replace(fewer, blocks=1, buffers=1), receivers[:1], n
         return replace(fewer, blocks=rule.blocks // n), receivers, n
 
-    def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
-        """See `Transform.start`."""
-        return _Windows(self, spec, self.infer(spec, files), rule)
+    def bind(self, inputs: Inputs) -> Transformer:
+        """See `Transform.bind`."""
+        return _Windows(self, inputs.spec, self.infer(inputs), inputs.rule)
 
 
 class _Windows:
@@ -342,7 +343,7 @@ class _Windows:
         if whole is None:
             return None
         _, time = self._first
-        number = np.uint64(self._rule.start)  # of the window's first frame, whether it came or not
+        number = np.uint64(self._rule.start)  # of the window's first frame, whether it arrived or not
         return Block(whole[np.newaxis], np.array([number]), np.array([time]), False)
 
     def close(self) -> None:

@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lima2cli.declare import param
-from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.base import node
+from lima2cli.nodes.base import Inputs, node
 from lima2cli.nodes.calibration import IMAGE, calibration
 from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
@@ -26,14 +25,18 @@ from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 class BackgroundSub(Pixelwise):
     """Subtracts a background."""
 
+    changeable: ClassVar[tuple[str, ...]] = ("image",)
+
     parts: ClassVar[bool] = True
 
     image: Any = param("The background: a number, or a file.", IMAGE)
-    dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
+    dtype: str = param(
+        "Type of the pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32"
+    )
 
-    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+    def stage(self, inputs: Inputs) -> Affine:
         """See `Pixelwise.stage`."""
-        image = calibration(self.image, spec, files, "image", "sum")
+        spec, image = inputs.spec, calibration(self.image, inputs, "image", "sum")
         nan = np.isnan(image) if isinstance(image, np.ndarray) else None
         bad = nan if nan is not None and nan.any() else None
         return Affine(source=spec.dtype, target=target(self.dtype, spec), offset=image, bad=bad)

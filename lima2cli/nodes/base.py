@@ -1,7 +1,7 @@
 """The roles of nodes, and what each promises.
 
 A node is one file and one class, which `node` gives its kind: parameters, declared by `param`, and no state. State is
-in what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays that a node gets are read-only to it.
+in what ``bind`` and ``open`` return, one per receiver. All arrays that a node gets are read-only to it.
 
     @node("threshold")
     class Threshold(Map):
@@ -12,32 +12,47 @@ in what ``bind``, ``start`` and ``open`` return, one per receiver. All arrays th
         def apply(self, frames: Array) -> Array:
             return np.where(frames < self.below, 0, frames)
 
-Map        a block of frames to a block of frames, pixel by pixel or geometry
-Join       blocks of the same frames from several inputs to one block of frames, pixel by pixel
-Transform  a block of frames to a block of perhaps other frames: with a state, or with code that may fail
-Pick       a block of frames to a block of sparse frames: some of their pixels
-Select     a block of frames to some of these frames, chosen by rows that others give of them
-Reduce     a block of frames to at most one row per frame; partial results of several receivers merge
-Gather     parts of frames, one at each of several receivers, to whole frames
-Delegate   a block of frames to what other processes make of it
-Sink       a block of frames to a file
+Whatever its role, ``infer`` says what leaves the node, and ``bind`` returns what works at one receiver. Both get
+`Inputs`. The roles are:
+
+Map        frames to frames, or to some of their pixels, one by one; of several inputs, the same frames of each
+Transform  frames to perhaps other frames: with a state, or with code that may fail
+Select     frames to some of these frames, chosen by rows that others give of them
+Reduce     frames to at most one row per frame; partial results of several receivers merge
+Exchange   frames to what several processes make of them together: other receivers, or workers
+Sink       frames to a file
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.channel import Channel
-from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec, Spec, TableSpec
+from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels, Spec, TableSpec
 from lima2cli.geometry import Rule
-from lima2cli.kernels.masked import JoinedHoles, carried, finder
+from lima2cli.kernels.masked import JoinedHoles, finder, joined_rule
 from lima2cli.kernels.strips import Stage, Turn
 from lima2cli.nodes.user_function import FunctionOutput
+from lima2cli.view import Outline
+
+if TYPE_CHECKING:
+    from lima2cli.files.common_writer import CommonWriter
+    from lima2cli.transport.base import CollectiveGroup
 
 Partial = dict[str, Array]
 """Partial results of a Reduce: arrays whose first axis is the row, at most one row per frame of the block.
@@ -47,36 +62,79 @@ consecutive blocks may be concatenated key by key. They own their arrays: nothin
 """
 
 
+ALL_FRAMES = Rule(0, 1, None, blocks=1, buffers=1, slots=1, stride=1)
+"""Every frame from number 0 on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The frames that enter a node at one receiver, and all else that it may read.
+
+    specs   frames that enter, by the names of the inputs, in the order in which they are written
+    files   the files that parameters name
+    rule    the numbers of the frames
+    receiver  that it works on, numbered as they are written, from 0
+    tables  of a `Select`: tables of the nodes that it reads, by name
+    parts   of an `Exchange`: the frames that enter at each of the receivers
+    """
+
+    specs: Mapping[str, FrameSpec]
+    files: Files
+    rule: Rule = ALL_FRAMES
+    tables: Mapping[str, TableSpec] = field(default_factory=dict)
+    parts: Sequence[FrameSpec] = ()
+    receiver: int = 0
+
+    @classmethod
+    def of(cls, spec: FrameSpec, files: Files, **more: Any) -> Self:
+        """Return the inputs of a node that reads one source."""
+        return cls({"input": spec}, files, **more)
+
+    @property
+    def spec(self) -> FrameSpec:
+        """Return the frames of the only input, of several the first."""
+        return next(iter(self.specs.values()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """The base of all nodes. ``kind`` is the key that users write, ``wiring`` the one next to it that names the inputs.
 
-    ``sparse``: it also takes sparse frames. ``parts``: it also takes parts of frames, each receiver its own; what a
-    `Reduce` makes of them is then merged. ``turns``: its `stage_of` is a `Turn`, which moves pixels and computes none.
+    ``changeable``: parameters that users may change while a run goes on, where what leaves the node stays the same.
+
+    ``role``: its role in a word, for lists. ``sparse``: it also takes sparse frames. ``parts``: it also takes parts of
+    frames, each receiver its own; what a `Reduce` makes of them is then merged.
     """
 
     kind: ClassVar[str]
+    role: ClassVar[str]
+    changeable: ClassVar[tuple[str, ...]] = ()
     wiring: ClassVar[Literal["input", "inputs"]] = "input"
     sparse: ClassVar[bool] = False
     parts: ClassVar[bool] = False
-    turns: ClassVar[bool] = False
 
-    def infer(self, spec: FrameSpec, files: Files) -> Spec:
-        """Return what leaves the node when ``spec`` enters.
+    @property
+    def calls(self) -> str | None:
+        """Return the reference of a function of users' that it calls or has served; None without one."""
+        return None
+
+    def infer(self, inputs: Inputs) -> Spec:
+        """Return what leaves the node when ``inputs`` enter.
 
         A pure function, called when a pipeline is compiled: no frame exists yet.
 
         Raises:
-            NodeMisuse: the parameters do not go with ``spec``.
+            NodeMisuse: the parameters do not go with the inputs; the key is ``("inputs", name)`` where one of several
+                is at fault.
             FileProblem: a file that a parameter names is missing or unfit.
         """
         raise NotImplementedError
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """Return what is allowed and probably not meant, each as a `NodeMisuse`, not raised; called after `infer`."""
         return ()
 
-    def looked_at(self, spec: FrameSpec) -> int:
+    def looked_at(self, inputs: Inputs) -> int:
         """Return how many pixels, beyond those of the mask, `infer` and `warnings` look at; called before both.
 
         Raises:
@@ -84,16 +142,12 @@ class Node:
         """
         return 0
 
-    def in_strips(self, inputs: int) -> bool:
-        """Return whether with so many inputs it has a `stage_of`, and so is computed strip by strip."""
-        return False
+    def outlines(self, spec: FrameSpec) -> Mapping[str, Outline]:
+        """Return the regions of frames of ``spec``, its first input, that it looks at, by name, to be drawn on images.
 
-    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage | Turn:
-        """Return what is done to each strip of frames; asked for where it is `in_strips`.
-
-        ``specs`` are those of the inputs, by name, which all read the same frames. Raises as `infer` does.
+        Called after `infer`.
         """
-        raise NotImplementedError
+        return {}
 
 
 N = TypeVar("N", bound=Node)
@@ -110,31 +164,59 @@ def node(kind: str) -> Callable[[type[N]], type[N]]:
     return decorate
 
 
+def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
+    """Return the first of the frames that enter, masked where any is; of several, without saturation level.
+
+    Raises:
+        NodeMisuse: they do not show the same part of the detector the same way.
+    """
+    (first, spec), *others = specs.items()
+    whole = replace(spec, saturation=None) if others else spec
+    for name, other in others:
+        if other.shape != spec.shape:
+            message = f"`{first}` is {spec}, but `{name}` is {other}"
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "joined frames must have the same shape")
+        if (other.view, other.detector) != (spec.view, spec.detector):
+            message = f"`{first}` and `{name}` do not show the same part of the detector the same way"
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "cut, bin and rotate both in the same way")
+        whole = whole.masked(other.mask)
+    return whole
+
+
 class Map(Node):
-    """Block of frames in, block of frames out.
+    """Block of frames in, block of frames out. Inputs, of which users name several where ``wiring`` is ``inputs``, give
+    the same frames.
 
     Masked pixels (`FrameSpec.mask`, and of single frames `FrameSpec.invalid`) are NaN in results of floats, in integers
     what they held: no value is made up for them.
 
     A map that computes each pixel in its place has `apply`, and an `infer` of its own where the dtype changes or the
-    saturation does; all others have `infer` and `bind`.
+    saturation does; all others have `infer` and `bind`. Where `infer` gives a `SparseSpec`, the function that `bind`
+    returns gives `SparsePixels`.
+
+    A map that is computed strip by strip also has `stage_of`, see `nodes.pixelwise`: it is then fused with its
+    neighbours. ``turns``: `stage_of` is a `Turn`, which moves pixels and computes none.
     """
 
-    def apply(self, frames: Array) -> Array:
-        """Return the result for frames (n, h, w), which are read-only: as many, of the same shape.
+    role: ClassVar[str] = "map"
+    turns: ClassVar[bool] = False
 
-        What it makes of masked pixels does not matter: these are put right behind it.
+    def apply(self, *args: Any, **kwargs: Any) -> Array:
+        """Return the result for frames (n, h, w), an argument for each input: as many, of the same shape.
+
+        They are read-only. What it makes of masked pixels does not matter: these are put right behind it.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither `apply` nor `bind`")
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`: frames like those that enter; of floats, masked pixels are NaN."""
-        if np.dtype(spec.dtype).kind != "f":
-            return spec
-        return replace(spec, invalid=carried(spec.invalid, spec.dtype, spec.dtype), holds=math.nan)
+        spec = joined(inputs.specs)
+        if np.dtype(spec.dtype).kind == "f":
+            return replace(spec, invalid=joined_rule(inputs.specs, spec.dtype), holds=math.nan)
+        return spec if len(inputs.specs) == 1 else replace(spec, invalid=joined_rule(inputs.specs, spec.dtype))
 
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
-        """Return the function (n, h, w) → (n, h', w') for frames of ``spec``.
+    def bind(self, inputs: Inputs) -> Callable[..., Array | SparsePixels]:
+        """Return the function of the same frames (n, h, w) of each input, in their order, that gives (n, h', w').
 
         Its result stays valid until its next call only, so that it may keep one output array. Where there is nothing to
         do it returns the very array that it was given.
@@ -142,75 +224,46 @@ class Map(Node):
         Raises:
             NotImplementedError: there is no `apply`, or `infer` says that frames show something else.
         """
-        after = self.infer(spec, files)
-        if type(self).apply is Map.apply or (after.view, after.shape) != (spec.view, spec.shape):
+        before, after = inputs.spec, self.infer(inputs)
+        if type(self).apply is Map.apply or (after.view, after.shape) != (before.view, before.shape):
             raise NotImplementedError(
                 f"{type(self).__name__} lacks `bind`: `apply` is for pixels that stay in their place"
             )
-        return _Applied(self.apply, spec, after)
+        return _Applied(self.apply, inputs.specs, after)
+
+    def in_strips(self, inputs: int) -> bool:
+        """Return whether with so many inputs it has a `stage_of`, and so is computed strip by strip."""
+        return False
+
+    def stage_of(self, inputs: Inputs) -> Stage | Turn:
+        """Return what is done to each strip of frames; asked for where it is `in_strips`.
+
+        All inputs read the same frames. Raises as `infer` does.
+        """
+        raise NotImplementedError
 
 
 class _Applied:
     """A function of frames, as `Map.apply` is one, and behind it what masked pixels get."""
 
-    def __init__(self, apply: Callable[[Array], Array], before: FrameSpec, after: FrameSpec) -> None:
+    def __init__(self, apply: Callable[..., Array], before: Mapping[str, FrameSpec], after: FrameSpec) -> None:
         self._apply, self._after = apply, after
-        self._masks = before.mask is not None or finder(before.invalid, before.dtype) is not None
-        self._holes = JoinedHoles({"": before}, after.dtype, frozenset())
+        self._masks = any(it.mask is not None or finder(it.invalid, it.dtype) is not None for it in before.values())
+        self._holes = JoinedHoles(list(before.values()), after.dtype)
 
-    def __call__(self, frames: Array) -> Array:
-        """Return the result for frames (n, h, w). Raises `UserCodeError` where it is not as inferred."""
-        given = frames.view()
-        given.flags.writeable = False
-        out = self._apply(given)
-        if out.shape != frames.shape or out.dtype != self._after.dtype:
-            wanted = f"{self._after.dtype} {frames.shape}, as `infer` says"
+    def __call__(self, *frames: Array) -> Array:
+        """Return the result for frames (n, h, w) of each input. Raises `UserCodeError` where it is not as inferred."""
+        given = [each.view() for each in frames]
+        for each in given:
+            each.flags.writeable = False
+        out = self._apply(*given)
+        if out.shape != frames[0].shape or out.dtype != self._after.dtype:
+            wanted = f"{self._after.dtype} {frames[0].shape}, as `infer` declares"
             raise UserCodeError(f"`apply` has returned {out.dtype} {out.shape}, not {wanted}")
         if self._masks:
             out = out if out.flags.writeable else out.copy()
-            self._holes.put({"": frames}, out, slice(None))
+            self._holes.put(frames, out, slice(None))
         return out
-
-
-class Join(Node):
-    """Frames of one or several inputs in, paired by their numbers; block of frames out.
-
-    Inputs are named by the user, ``inputs: {a: …, b: …}``. All have frames of one numbering.
-    """
-
-    wiring: ClassVar[Literal["input", "inputs"]] = "inputs"
-
-    def infer_all(self, specs: Mapping[str, FrameSpec], files: Files) -> FrameSpec:
-        """Return what leaves the node when ``specs`` enter, by the names of the inputs.
-
-        Raises:
-            NodeMisuse: they do not go together; the key is ``("inputs", name)`` where one of them is at fault.
-            FileProblem: see `Node.infer`.
-        """
-        raise NotImplementedError
-
-    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[NodeMisuse]:
-        """See `Node.warnings`."""
-        return ()
-
-    def bind_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Callable[[Mapping[str, Array]], Array]:
-        """Return the function of the same frames of each input, (n, h, w) by name, that gives (n, h', w').
-
-        Its result stays valid until its next call only.
-        """
-        raise NotImplementedError
-
-
-class Pick(Node):
-    """Block of frames in, block of sparse frames out."""
-
-    def infer(self, spec: FrameSpec, files: Files) -> SparseSpec:
-        """See `Node.infer`."""
-        raise NotImplementedError
-
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Block], SparseBlock]:
-        """Return the function of blocks of frames of ``spec``. Its results own their arrays."""
-        raise NotImplementedError
 
 
 class BlockDropped(Exception):
@@ -247,10 +300,21 @@ class Transformer(Protocol):
         ...
 
 
+@runtime_checkable
+class WarningTransformer(Transformer, Protocol):
+    """A transformer that has something to say at the end of an acquisition."""
+
+    def warnings(self) -> Sequence[str]:
+        """Return what users should know of the acquisition that has ended; called after `Transformer.finish`."""
+        ...
+
+
 class Transform(Node):
     """Block of frames in, block of perhaps other frames out: with a state, or with code that may fail."""
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    role: ClassVar[str] = "transform"
+
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`."""
         raise NotImplementedError
 
@@ -263,8 +327,8 @@ class Transform(Node):
         """
         return rule, receivers, 1
 
-    def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
-        """Return a transformer of frames of ``spec``, numbered by ``rule``; called once per receiver."""
+    def bind(self, inputs: Inputs) -> Transformer:
+        """Return a transformer of the frames; called once per receiver."""
         raise NotImplementedError
 
 
@@ -291,25 +355,26 @@ class StripReducer(Reducer, Protocol):
         ...
 
     def end(self, block: Block, received_ns: int) -> Partial:
-        """Return what `Reducer.step` gives for the block; ``block.frames`` is not looked at."""
+        """Return what `Reducer.step` gives for the block; ``block.frames`` is not used."""
         ...
 
 
 class Reduce(Node):
     """Block of frames in, at most one row per frame out.
 
-    ``strips``: `start` returns a `StripReducer`; ``every``: of so many frames one has a row.
+    ``strips``: `bind` returns a `StripReducer`; ``every``: of so many frames one has a row.
     """
 
+    role: ClassVar[str] = "table"
     strips: ClassVar[bool] = False
     every: int = 1
 
-    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+    def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         raise NotImplementedError
 
-    def start(self, spec: FrameSpec, files: Files) -> Reducer:
-        """Return a reducer of frames of ``spec``."""
+    def bind(self, inputs: Inputs) -> Reducer:
+        """Return a reducer of the frames; called once for each thread of each receiver."""
         raise NotImplementedError
 
     def merge(self, one: Partial, other: Partial) -> Partial:
@@ -331,6 +396,7 @@ class Select(Node):
     ``names_in`` is the parameter in which users name these nodes.
     """
 
+    role: ClassVar[str] = "select"
     names_in: ClassVar[str] = "keep"
 
     @property
@@ -338,9 +404,9 @@ class Select(Node):
         """The names of the nodes whose rows it reads, each once. Raises `NodeMisuse` where they can't be read."""
         raise NotImplementedError
 
-    def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
-        """Return ``spec``; ``tables`` are those of the nodes that it reads, by name. Raises `NodeMisuse`."""
-        raise NotImplementedError
+    def infer(self, inputs: Inputs) -> FrameSpec:
+        """See `Node.infer`: the frames that enter. Raises `NodeMisuse` where it can't read ``inputs.tables``."""
+        return inputs.spec
 
     def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
         """Return which of these frames leave, bool (n,); a pure function of each frame by itself.
@@ -351,31 +417,12 @@ class Select(Node):
         raise NotImplementedError
 
 
-class Gather(Node):
-    """Parts of frames in, which several receivers hold; whole frames out, each at one of these receivers in turn.
+@dataclass(frozen=True, kw_only=True)
+class WorkerPool:
+    """Processes that take blocks in turn: ``ranks`` of them, which run ``command``, or serve ``function``.
 
-    The transfer is the runtime's; the node says what the frames are.
-    """
-
-    parts: ClassVar[bool] = True
-    strategy: str
-
-    def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
-        """Return the whole frames that parts ``specs`` make, one for each receiver. Raises `NodeMisuse`."""
-        raise NotImplementedError
-
-    def filling(self, spec: FrameSpec) -> float:
-        """Return the value of pixels of whole frames of ``spec`` that no receiver has."""
-        raise NotImplementedError
-
-
-class Delegate(Node):
-    """Block of frames in; out what other processes reply, for the same frames or for fewer of them.
-
-    Where ``reply`` is False the block itself leaves. The transfer is the runtime's; the node says what the processes
-    are: ``ranks`` of them, which take blocks in turn. They run ``command``, or serve ``function`` (see
-    `nodes.user_function`), with ``params``. ``on_error`` says what is done with a block without a reply: stop, drop or
-    pass.
+    Where ``reply`` is False the block itself leaves the node. ``output`` is what they reply, see `nodes.user_function`;
+    ``on_error`` says what is done with a block without a reply: stop, drop or pass.
     """
 
     command: tuple[str, ...] | None
@@ -386,9 +433,33 @@ class Delegate(Node):
     output: FunctionOutput
     on_error: str
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+
+class Exchange(Node):
+    """Block of frames in; out what several processes of the run make of it together. The transfer is the runtime's.
+
+    It has ``workers``, of its own, which get blocks and reply; or it ``gathers``: receivers that hold parts of the same
+    frames give them to one of them in turn, which then has whole frames. With neither, frames stay where they are.
+    """
+
+    role: ClassVar[str] = "exchange"
+
+    @property
+    def workers(self) -> WorkerPool | None:
+        """Return its processes; None without."""
+        return None
+
+    @property
+    def gathers(self) -> bool:
+        """Return whether whole frames leave, each at one of the receivers; `infer` is the same for all of them."""
+        return False
+
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`."""
         raise NotImplementedError
+
+    def filling(self, spec: FrameSpec) -> float:
+        """Return the value of pixels that no receiver has of whole frames of ``spec``, where it gathers."""
+        return spec.hole
 
 
 class Writer(Protocol):
@@ -430,11 +501,26 @@ class ThreadedWriter(Writer, Protocol):
 class Sink(Node):
     """Block of frames in, files out. ``early``: see `open`."""
 
+    role: ClassVar[str] = "sink"
     early: ClassVar[bool] = False
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    @property
+    def together(self) -> bool:
+        """Return whether all receivers write one file: it is then opened by `open_together`."""
+        return False
+
+    @property
+    def assembles(self) -> bool:
+        """Return whether it saves ``parts`` of frames as they are, for its master to show them as whole ones."""
+        return False
+
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`: a sink hands its input on unchanged."""
-        return spec
+        return inputs.spec
+
+    def check(self, channel: Channel) -> NodeMisuse | None:
+        """Return what keeps frames from being saved in a channel; None where nothing does."""
+        return None
 
     def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """Return the storage fields of `Channel` (compression, frames_per_file, frames_per_chunk).
@@ -450,17 +536,21 @@ class Sink(Node):
         """
         raise NotImplementedError
 
+    def open_together(
+        self, channel: Channel, directory: str, receiver: int, start_ns: int, collective: "CollectiveGroup"
+    ) -> "CommonWriter":
+        """Open the part of one receiver in the file of all of them, which are the members of ``collective``."""
+        raise NotImplementedError
+
 
 __all__ = [
     "BlockDropped",
-    "Delegate",
     "EarlyWriter",
-    "Gather",
-    "Join",
+    "Exchange",
+    "Inputs",
     "Map",
     "Node",
     "Partial",
-    "Pick",
     "Reduce",
     "Reducer",
     "Rows",
@@ -470,6 +560,7 @@ __all__ = [
     "ThreadedWriter",
     "Transform",
     "Transformer",
+    "WorkerPool",
     "Writer",
     "node",
 ]  # fmt: skip

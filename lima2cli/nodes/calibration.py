@@ -22,17 +22,16 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Either, FileReference, Number
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Files, FrameSpec
+from lima2cli.frames import Array
+from lima2cli.nodes.base import Inputs
 from lima2cli.view import How, View
 
 IMAGE = Either((Number(), FileReference()))
 """Shape of a parameter that takes a calibration image."""
 
 
-def calibration(
-    reference: float | str, spec: FrameSpec, files: Files, key: str, binning: How
-) -> float | NDArray[np.float64]:
-    """Return a number, or float64 (height, width) of ``spec``; a stack is averaged in float64.
+def calibration(reference: float | str, inputs: Inputs, key: str, binning: How) -> float | NDArray[np.float64]:
+    """Return a number, or float64 (height, width) of the frames that enter; a stack is averaged in float64.
 
     ``binning`` says what binned pixels have of an image of the detector: the ``sum``, or the ``mean``.
     NaN pixels stay NaN (one NaN in a stack makes the pixel NaN). Raises `FileProblem`, and `NodeMisuse`
@@ -40,36 +39,36 @@ def calibration(
     """
     if not isinstance(reference, str):
         return _finite(reference, key)
-    part = _part(reference, spec, files, key, binning, kinds="iuf")
+    part = _part(reference, inputs, key, binning, kinds="iuf")
     if part.ndim == 3:
         return np.asarray(part.mean(axis=0, dtype=np.float64))
     return np.ascontiguousarray(part, dtype=np.float64)
 
 
-def stages(reference: str, count: int, spec: FrameSpec, files: Files, key: str, binning: How) -> NDArray[np.float64]:
-    """float64 (count, height, width) of ``spec``: one image for each gain stage. Raises as `calibration`."""
-    found = files.stack(reference).shape[0]
+def stages(reference: str, count: int, inputs: Inputs, key: str, binning: How) -> NDArray[np.float64]:
+    """float64 (count, height, width): one image for each gain stage. Raises as `calibration`."""
+    found = inputs.files.stack(reference).shape[0]
     if found != count:
         message = f"{reference} holds {found} image{'s' * (found != 1)}, {count} are needed: one for each gain stage"
         raise NodeMisuse("calibration-shape", message, (key,), f"({count}, height, width)")
-    return np.ascontiguousarray(_part(reference, spec, files, key, binning, kinds="iuf"), dtype=np.float64)
+    return np.ascontiguousarray(_part(reference, inputs, key, binning, kinds="iuf"), dtype=np.float64)
 
 
-def bad_pixels(reference: float | str, spec: FrameSpec, files: Files, key: str) -> NDArray[np.bool_] | None:
-    """Return bool (height, width) of ``spec``, True where the image is not 0 (NaN too); of a stack, where any is.
+def bad_pixels(reference: float | str, inputs: Inputs, key: str) -> NDArray[np.bool_] | None:
+    """Return bool (height, width) of the frames, True where the image is not 0 (NaN too); of a stack, where any is.
 
     None where nothing is bad. Raises as `calibration`; images of bool are allowed too.
     """
     if not isinstance(reference, str):
-        bad = np.full(spec.shape, _finite(reference, key) != 0)
+        bad = np.full(inputs.spec.shape, _finite(reference, key) != 0)
     else:
-        part = _part(reference, spec, files, key, "any", kinds="biuf")
+        part = _part(reference, inputs, key, "any", kinds="biuf")
         bad = np.asarray((part != 0).any(axis=0) if part.ndim == 3 else part != 0)
     return bad if bad.any() else None
 
 
 def mostly_masked(bad: NDArray[np.bool_] | None, what: str, key: str) -> Sequence[NodeMisuse]:
-    """Return the warning ``mask-most`` where more than half of the pixels are bad; ``what`` says which count as bad."""
+    """Return the warning ``mask-most``, with ``what`` as its help, where most pixels (height, width) are bad."""
     share = 0.0 if bad is None else float(bad.mean())
     if share <= 0.5:
         return ()
@@ -83,14 +82,15 @@ def _finite(number: float, key: str) -> float:
     return value
 
 
-def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How, kinds: str) -> Array:
-    """Return the pixels of ``spec``, (height, width) or (n, height, width); in the file's dtype without binning."""
+def _part(reference: str, inputs: Inputs, key: str, binning: How, kinds: str) -> Array:
+    """Return the pixels of the frames, (height, width) or (n, height, width); in the file's dtype without binning."""
+    spec, files = inputs.spec, inputs.files
     info = files.stack(reference)
     count, height, width = info.shape
     if np.dtype(info.dtype).kind not in kinds:
         raise NodeMisuse("calibration-dtype", f"{reference} holds {info.dtype}, not real numbers", (key,))
     if info.view is not None and count and info.view.shape == (height, width):
-        return _recorded(reference, info.view, spec, files, key, binning)
+        return _recorded(reference, info.view, inputs, key, binning)
     detector_width, detector_height = spec.detector
     whole = (height, width) == (detector_height, detector_width)
     shape = (spec.whole or spec.view).shape
@@ -101,15 +101,15 @@ def _part(reference: str, spec: FrameSpec, files: Files, key: str, binning: How,
             if count
             else f"{reference} holds no image"
         )
-        raise NodeMisuse("calibration-shape", message, (key,), "an image of one of these two shapes fits")
+        raise NodeMisuse("calibration-shape", message, (key,), "use an image of one of these two shapes")
     image = files.image(reference)
     return spec.view.apply(image, binning) if whole else image[(..., *spec.place)]
 
 
-def _recorded(reference: str, view: View, spec: FrameSpec, files: Files, key: str, binning: How) -> Array:
-    """Return the pixels of ``spec`` from images that show the sensor as ``view`` does."""
-    target = spec.of_sensor(spec.view)
-    part = view.shown_as(files.image(reference), target, binning)
+def _recorded(reference: str, view: View, inputs: Inputs, key: str, binning: How) -> Array:
+    """Return the pixels of the frames from images that show the sensor as ``view`` does."""
+    target = inputs.spec.of_sensor(inputs.spec.view)
+    part = view.shown_as(inputs.files.image(reference), target, binning)
     if part is None:
         message = f"{reference} shows {view} of the detector, the frames show {target}"
         help = "record it without cutting and binning, or as the frames are"

@@ -3,10 +3,10 @@
 Columns, all float64 in seconds:
 
 detector_time   the detector's time of the frame, since the epoch (1970-01-01 UTC); float64 resolves 0.24 us there
-receive_time    when the receiver was told of it, since the epoch; of several that get parts of it, the last
+receive_time    when the receiver was notified of it, since the epoch; of several that get parts of it, the last
 latency         receive_time - detector_time, from the nanosecond clocks, before rounding; negative where clocks differ
 
-``every: n`` keeps the frames whose number is a multiple of n, whatever receiver they are on. Pixels are not looked at.
+``every: n`` keeps the frames whose number is a multiple of n, whatever receiver they are on. Pixels are not read.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Integer, param
-from lima2cli.frames import Block, Files, FrameSpec, TableSpec
-from lima2cli.nodes.base import Partial, Reduce, Reducer, node
+from lima2cli.frames import Block, TableSpec
+from lima2cli.nodes.base import Inputs, Partial, Reduce, Reducer, node
 
 COLUMNS = ("detector_time", "receive_time", "latency")
 
@@ -30,12 +30,12 @@ class Checkpoint(Reduce):
 
     every: int = param("Log the frames whose number is a multiple of this.", Integer(1), 1)
 
-    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+    def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         return TableSpec(dict.fromkeys(COLUMNS, "float64"), "latency", dict.fromkeys(COLUMNS, "s"))
 
-    def start(self, spec: FrameSpec, files: Files) -> Reducer:
-        """See `Reduce.start`."""
+    def bind(self, inputs: Inputs) -> Reducer:
+        """See `Reduce.bind`."""
         return _Clock(self.every)
 
     def merge(self, one: Partial, other: Partial) -> Partial:

@@ -28,13 +28,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from lima2cli.declare import Choice, Text, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import DTYPES, Array, Files, FrameSpec, Invalid
+from lima2cli.frames import DTYPES, Array, FrameSpec, Invalid
 from lima2cli.kernels.formula import (
     FormulaError,
     Name,
@@ -49,63 +49,47 @@ from lima2cli.kernels.formula import (
 )
 from lima2cli.kernels.masked import JoinedHoles, collision, gap_in, joined_rule, unmarked
 from lima2cli.kernels.strips import Formula, Stage, Steps, store, tiles
-from lima2cli.nodes.base import Join, node
-
-
-def joined(specs: Mapping[str, FrameSpec]) -> FrameSpec:
-    """Return the first, masked where any is, without saturation level.
-
-    Raises:
-        NodeMisuse: they do not show the same part of the detector the same way.
-    """
-    (first, spec), *others = specs.items()
-    whole = replace(spec, saturation=None)
-    for name, other in others:
-        if other.shape != spec.shape:
-            message = f"`{first}` is {spec}, but `{name}` is {other}"
-            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "joined frames have one shape")
-        if (other.view, other.detector) != (spec.view, spec.detector):
-            message = f"`{first}` and `{name}` do not show the same part of the detector the same way"
-            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "cut, bin and turn both alike")
-        whole = whole.masked(other.mask)
-    return whole
-
+from lima2cli.nodes.base import Inputs, Map, joined, node
 
 MOST_INPUTS = 16
 """Inputs of a formula; numpy iterates over 32 arrays at most."""
 
 
 @node("expression")
-class Expression(Join):
+class Expression(Map):
     """Computes a formula over the pixels of its inputs."""
 
+    changeable: ClassVar[tuple[str, ...]] = ("expr",)
+
+    wiring: ClassVar[Literal["input", "inputs"]] = "inputs"
     parts: ClassVar[bool] = True
 
     expr: str = param("The formula; its names are those of `inputs`.", Text())
     dtype: str | None = param(
-        "Pixels of the result; default: float32, or float64 where an input is.", Choice(DTYPES), None
+        "Type of the pixels of the result; default: float32, or float64 where an input is.", Choice(DTYPES), None
     )
 
     def in_strips(self, inputs: int) -> bool:
-        """See `Node.in_strips`."""
+        """See `Map.in_strips`."""
         return inputs == 1
 
-    def infer_all(self, specs: Mapping[str, FrameSpec], files: Files) -> FrameSpec:
-        """See `Join.infer_all`."""
+    def infer(self, inputs: Inputs) -> FrameSpec:
+        """See `Node.infer`."""
+        specs = inputs.specs
         if len(specs) > MOST_INPUTS:
             message = f"a formula has at most {MOST_INPUTS} inputs, not {len(specs)}"
             raise NodeMisuse("out-of-range", message, ("inputs",))
         self._tree(specs)
         target = self.dtype or _natural(specs)
         holds = math.nan if np.dtype(target).kind == "f" else None
-        return replace(joined(specs), dtype=target, invalid=joined_rule(specs, target), holds=holds)
+        return replace(joined(specs), saturation=None, dtype=target, invalid=joined_rule(specs, target), holds=holds)
 
-    def warnings_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Sequence[NodeMisuse]:
-        """See `Join.warnings_all`."""
-        used = names(self._tree(specs))
-        return [*self._doubtful(specs)] + [
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
+        """See `Node.warnings`: inputs that are not used, and results that could be mistaken."""
+        used = names(self._tree(inputs.specs))
+        return [*self._doubtful(inputs.specs)] + [
             NodeMisuse("unused-input", f"`{name}` is not in the formula", ("inputs", name), "use it, or leave it out")
-            for name in specs
+            for name in inputs.specs
             if name not in used
         ]
 
@@ -119,21 +103,20 @@ class Expression(Join):
         found += [it for name, spec in specs.items() if (it := unmarked(spec, rule, target, f"`{name}`")) is not None]
         return found
 
-    def bind_all(self, specs: Mapping[str, FrameSpec], files: Files) -> Callable[[Mapping[str, Array]], Array]:
-        """See `Join.bind_all`."""
-        target = self.infer_all(specs, files)
+    def bind(self, inputs: Inputs) -> Callable[..., Array]:
+        """See `Map.bind`."""
+        specs, target = inputs.specs, self.infer(inputs)
         tree = self._tree(specs)
         strips = _Strips(tree, work_dtype(tree, specs, target.dtype), np.dtype(target.dtype), target.gap)
-        if asks_for_nan(self.expr):
-            through = frozenset(specs)
-        else:
-            through = frozenset(names(tree)) if carries_nan(tree) else frozenset()
-        return _Evaluation(strips, JoinedHoles(specs, target.dtype, through), target)
+        order = list(specs)
+        used = [order.index(name) for name in strips.names]
+        through = list(range(len(order))) if asks_for_nan(self.expr) else used if carries_nan(tree) else []
+        return _Evaluation(strips, used, JoinedHoles(list(specs.values()), target.dtype, through), target)
 
-    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
-        """See `Node.stage_of`: all inputs are the same one, perhaps by several names."""
-        spec = next(iter(specs.values()))
-        target, tree = self.infer_all(specs, files).dtype, self._tree(specs)
+    def stage_of(self, inputs: Inputs) -> Stage:
+        """See `Map.stage_of`: all inputs are the same one, perhaps by several names."""
+        spec, specs = inputs.spec, inputs.specs
+        target, tree = self.infer(inputs).dtype, self._tree(specs)
         work, steps = work_dtype(tree, specs, target), linear(tree)
         if steps is not None and np.dtype(target).kind == "f":
             return Steps(spec.dtype, target, work=work.name, numbers=steps).of(spec)
@@ -240,20 +223,20 @@ class _OfOne:
 
 
 class _Evaluation:
-    """A formula bound; it keeps one output array, which grows with the largest block."""
+    """A formula bound, of the inputs ``used``; it keeps one output array, which grows with the largest block."""
 
-    def __init__(self, strips: _Strips, holes: JoinedHoles, target: FrameSpec) -> None:
-        self._strips, self._holes = strips, holes
+    def __init__(self, strips: _Strips, used: Sequence[int], holes: JoinedHoles, target: FrameSpec) -> None:
+        self._strips, self._used, self._holes = strips, used, holes
         self._out: Array = np.empty((0, *target.shape), target.dtype)
 
-    def __call__(self, frames: Mapping[str, Array]) -> Array:
+    def __call__(self, *frames: Array) -> Array:
         """Return the result for frames (n, height, width) of each input."""
-        count = len(next(iter(frames.values())))
+        count = len(frames[0])
         if count > len(self._out):
             self._out = np.empty((count, *self._out.shape[1:]), self._out.dtype)
         for deep, tall in tiles(*self._out[:count].shape):
-            strips = {name: each[deep, tall] for name, each in frames.items()}
-            self._strips([strips[name] for name in self._strips.names], self._out[deep, tall])
+            strips = [each[deep, tall] for each in frames]
+            self._strips([strips[i] for i in self._used], self._out[deep, tall])
             self._holes.put(strips, self._out[deep, tall], tall)
         return self._out[:count]
 

@@ -14,7 +14,7 @@ All values are compared as float64, also those of float32 columns: 0.1 is then n
 beyond 2**53 are rounded before. NaN (of an ROI without a pixel that counts) is neither less, nor greater, nor equal to
 anything: only `!=` is true. A frame for which one of the tables has no row (`checkpoint` with ``every``) is not kept.
 
-``every: n`` passes besides each n-th of the frames that the flow selects, the first among them, whatever their
+``every: n`` also passes each n-th of the frames that the flow selects, the first among them, whatever their
 counters. Frames pass as they are; masks, regions and saturation stay.
 """
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from lima2cli.declare import Integer, Text, param
 from lima2cli.diagnostics import did_you_mean
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Files, FrameSpec, TableSpec
+from lima2cli.frames import FrameSpec
 from lima2cli.geometry import Rule
 from lima2cli.kernels.formula import (
     FUNCTIONS,
@@ -44,7 +44,7 @@ from lima2cli.kernels.formula import (
     names,
     read_text,
 )
-from lima2cli.nodes.base import Rows, Select, node
+from lima2cli.nodes.base import Inputs, Rows, Select, node
 
 COLUMN = re.compile(r"(?<![\w.])[A-Za-z][\w-]*(?:\.[A-Za-z](?:[\w-]*\w)?)+", re.ASCII)
 """A column as users write it, in the text of a condition."""
@@ -67,10 +67,10 @@ WRITTEN = "columns are written node.column"
 def read_condition(text: str) -> Tree:
     """Return the tree of a condition; its names are columns, ``node.column``. Raises `FormulaError`."""
     if _HYPHEN in text:
-        raise FormulaError(f"the formula cannot be read: it has a {_HYPHEN}, which is in no name")
+        raise FormulaError(f"the formula cannot be read: it has a {_HYPHEN}, which no name contains")
     tree = read_text(COLUMN.sub(lambda found: found[0].replace("-", _HYPHEN), text), _read_condition)
     if not names(tree):
-        raise FormulaError("the condition looks at no column", EXAMPLE)
+        raise FormulaError("the condition uses no column", EXAMPLE)
     return tree
 
 
@@ -96,13 +96,13 @@ class _Reader(Reader):
         while isinstance(inner, ast.Attribute):
             inner = inner.value
         if isinstance(inner, ast.Name):
-            raise self._refused(node, "a column has one point", f"{WRITTEN}, a minus with spaces around it")
-        raise self._refused(node, "a formula has no attributes", WRITTEN)
+            raise self._refused(node, "a column is written with one point", f"{WRITTEN}, a minus with spaces around it")
+        raise self._refused(node, "a formula cannot have attributes", WRITTEN)
 
     def _name(self, node: ast.Name) -> Tree:
         if node.id in FUNCTIONS:
             return super()._name(node)
-        raise self._refused(node, f"`{node.id}` is no column", WRITTEN)
+        raise self._refused(node, f"`{node.id}` is not a column", WRITTEN)
 
 
 def evaluate(tree: Tree, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
@@ -129,17 +129,17 @@ class Filter(Select):
     parts: ClassVar[bool] = True
 
     keep: str = param("The condition, about columns of tables: `counters.door_sum > 1e6`.", Text())
-    every: int = param("Pass every n-th selected frame, too; 0 = none.", Integer(0), 0)
+    every: int = param("Also pass every n-th selected frame; 0 = none.", Integer(0), 0)
 
     @property
     def tables(self) -> tuple[str, ...]:
         """See `Select.tables`. Raises `NodeMisuse`: ``bad-expression``."""
         return tuple(dict.fromkeys(node for node, _ in self._columns()))
 
-    def infer_rows(self, spec: FrameSpec, tables: Mapping[str, TableSpec], files: Files) -> FrameSpec:
-        """See `Select.infer_rows`. Raises `NodeMisuse`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
+    def infer(self, inputs: Inputs) -> FrameSpec:
+        """See `Select.infer`. Raises `NodeMisuse`: ``bad-expression``, ``unknown-column``, ``edge-mismatch``."""
         for source, column in self._columns():
-            table = tables[source]
+            table = inputs.tables[source]
             if column in table.lengths:
                 message = f"`{source}.{column}` has {table.lengths[column]} values per frame, `keep` takes single ones"
                 raise NodeMisuse("edge-mismatch", message, (self.names_in,), "use roi_counters of the same region")
@@ -147,7 +147,7 @@ class Filter(Select):
                 single = [name for name in table.columns if name not in table.lengths]
                 message = f"`{source}` has no column `{column}`"
                 raise NodeMisuse("unknown-column", message, (self.names_in,), did_you_mean(column, single))
-        return spec
+        return inputs.spec
 
     def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
         """See `Select.choose`."""

@@ -18,9 +18,8 @@ import numpy as np
 
 from lima2cli.declare import param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Files, FrameSpec
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.base import node
+from lima2cli.nodes.base import Inputs, node
 from lima2cli.nodes.calibration import IMAGE, calibration, mostly_masked
 from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 
@@ -29,18 +28,22 @@ from lima2cli.nodes.pixelwise import RESULT, Pixelwise, target
 class Flatfield(Pixelwise):
     """Divides by a flat field."""
 
+    changeable: ClassVar[tuple[str, ...]] = ("image", "background")
+
     parts: ClassVar[bool] = True
 
     image: Any = param("The flat field: a number, or a file; its zeros and NaN mask the pixel.", IMAGE)
     background: Any = param("Subtracted from the flat field: a number, or a file.", IMAGE, None)
-    dtype: str = param("Pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32")
+    dtype: str = param(
+        "Type of the pixels of the result; keep = as the input: rounded half to even, clipped.", RESULT, "float32"
+    )
 
-    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+    def stage(self, inputs: Inputs) -> Affine:
         """See `Pixelwise.stage`."""
-        flat = calibration(self.image, spec, files, "image", "mean")
+        spec, flat = inputs.spec, calibration(self.image, inputs, "image", "mean")
         if self.background is not None:
             with np.errstate(invalid="ignore"):  # inf - inf is a NaN like any other
-                flat = flat - calibration(self.background, spec, files, "background", "mean")
+                flat = flat - calibration(self.background, inputs, "background", "mean")
         result = target(self.dtype, spec)
         if not isinstance(flat, np.ndarray):
             if flat == 0:
@@ -49,7 +52,7 @@ class Flatfield(Pixelwise):
         bad = (flat == 0) | np.isnan(flat)
         return Affine(spec.dtype, result, divisor=flat, bad=bad if bad.any() else None)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: a flat field that masks most of the pixels."""
         what = "zeros and NaN of a flat field mask the pixel"
-        return [*mostly_masked(self.stage(spec, files).bad, what, "image"), *super().warnings(spec, files)]
+        return [*mostly_masked(self.stage(inputs).bad, what, "image"), *super().warnings(inputs)]

@@ -1,14 +1,14 @@
 """Node `gain`: charge of pixels that switch their gain, as those of JUNGFRAU.
 
-A raw pixel is uint16: its two top bits choose the stage (0, 1, 3 → stage 0, 1, 2; 2 is no stage), the low 14 are ADU.
+A raw pixel is uint16: the two top bits choose the stage (0, 1, 3 → stage 0, 1, 2; 2: none), the low 14 are ADU.
 
     out = (low 14 bits - pedestal[stage]) / gain[stage]                      float32, units of 1 / gain
     out = (low 14 bits - pedestal[stage]) / gain[stage] / photon_energy      photons, where gain is ADU per keV
 
 ``pedestal`` (ADU) and ``gain`` are files (3, height, width), see `calibration`, or three numbers. A pixel without a
 stage (also 0x8000, a missing packet) is NaN in that frame, and so is one whose stage has a pedestal or gain of NaN or a
-gain of 0. Pixels for which that is so in stage 0 are masked for good. Masked pixels are NaN, those of single frames too
-(invalid values). The saturation level is not known afterwards.
+gain of 0. Pixels for which that is so in stage 0 are masked in all frames. Masked pixels are NaN, those of single
+frames too (invalid values). The saturation level is not known afterwards.
 
 Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
 """
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Number, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Files, FrameSpec
+from lima2cli.frames import Array, FrameSpec
 from lima2cli.kernels.strips import Formula
-from lima2cli.nodes.base import node
+from lima2cli.nodes.base import Inputs, node
 from lima2cli.nodes.calibration import stages
 from lima2cli.nodes.pixelwise import Pixelwise
 from lima2cli.view import How
@@ -48,17 +48,18 @@ class Gain(Pixelwise):
     )
     photon_energy: float | None = param("Energy of a photon; the output is then photons.", PHOTON_ENERGY, None)
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`."""
+        spec = inputs.spec
         if spec.dtype != "uint16":
             raise NodeMisuse("edge-mismatch", f"gain-switched pixels are uint16, these are {spec.dtype}")
         if spec.view.binning != (1, 1):
             raise NodeMisuse("edge-mismatch", "gain-switched pixels can't be binned before their gain is known")
-        return super().infer(spec, files)
+        return super().infer(inputs)
 
-    def stage(self, spec: FrameSpec, files: Files) -> Formula:
+    def stage(self, inputs: Inputs) -> Formula:
         """See `Pixelwise.stage`."""
-        pedestal, divisor = self._images(spec, files)
+        spec, (pedestal, divisor) = inputs.spec, self._images(inputs)
         bad, shape = np.isnan(divisor[0]), (STAGES, *spec.shape)
         return Formula(
             spec.dtype,
@@ -69,21 +70,19 @@ class Gain(Pixelwise):
             nan_of=(NO_STAGE,),
         )
 
-    def _images(self, spec: FrameSpec, files: Files) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _images(self, inputs: Inputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pedestal and divisor of each stage, of pixels or of all (3, 1, 1); the divisor is NaN where one has none."""
-        pedestal = _of_stages(self.pedestal, spec, files, "pedestal", "sum")
-        divisor = _of_stages(self.gain, spec, files, "gain", "mean")
+        pedestal = _of_stages(self.pedestal, inputs, "pedestal", "sum")
+        divisor = _of_stages(self.gain, inputs, "gain", "mean")
         unusable = np.isnan(pedestal) | (divisor == 0)
         divisor = np.where(unusable, np.nan, divisor * ((self.photon_energy or 1e3) / 1e3))
         return pedestal, divisor
 
 
-def _of_stages(
-    reference: str | tuple[float, ...], spec: FrameSpec, files: Files, key: str, binning: How
-) -> NDArray[np.float64]:
+def _of_stages(reference: str | tuple[float, ...], inputs: Inputs, key: str, binning: How) -> NDArray[np.float64]:
     """float64 (3, height, width) of a file, or (3, 1, 1) of a number for each stage."""
     if isinstance(reference, str):
-        return stages(reference, STAGES, spec, files, key, binning)
+        return stages(reference, STAGES, inputs, key, binning)
     if len(reference) != STAGES:
         raise NodeMisuse(
             "calibration-shape", f"{len(reference)} numbers, {STAGES} are needed: one for each stage", (key,)

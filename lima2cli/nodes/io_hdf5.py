@@ -1,17 +1,17 @@
 """Node `io_hdf5`: saves frames in HDF5 files, unchanged.
 
 Each receiver writes a sequence of files of its own (``layout: files``), and a master shows them all as one dataset;
-of partial frames it puts the parts together (``layout: virtual`` says that this is meant; it is the same). With
+of partial frames it puts the parts together (``layout: virtual`` states this; the result is the same). With
 ``layout: common`` all receivers write one plain file, in large blocks by collective MPI-IO: uncompressed, and a known
-number of dense, whole frames that no `filter` has thinned out. A row that was lost holds the fill value.
+number of dense, whole frames from which no `filter` has taken any. A row that was lost holds the fill value.
 
-Masked, NaN and saturated pixels are saved as they are; the static mask is saved beside them as NeXus pixel_mask, and
+Masked, NaN and saturated pixels are saved as they are; the static mask is saved with them as NeXus pixel_mask, and
 invalid values of single frames are noted as attributes of the NXdetector (``invalid_values``, ``invalid_below``,
 ``invalid_above``; a lower limit also as underload_value, an upper one as saturation_value where no other is known). Any
-dtype of frames goes. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame, and not
-more than a file holds or come in half a second.
+dtype of frames can be saved. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame,
+and not more than a file holds or arrive in half a second.
 
-Files hold a checksum of what they store of each chunk, which `lima2 inspect --verify` and `replay` hold against it;
+Files hold a checksum of what they store of each chunk, which `lima2 inspect --verify` and `replay` check;
 ``checksum: off`` saves the one or two percent that it costs.
 
 Sparse frames (of `sparsify`) are saved as compressed sparse rows, in chunks that ``frames_per_chunk`` does not change.
@@ -25,8 +25,8 @@ import numpy as np
 from lima2cli.declare import Choice, Either, Integer, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.files.channel import Channel
-from lima2cli.frames import Files, FrameSpec, SparseSpec
-from lima2cli.nodes.base import Sink, Writer, node
+from lima2cli.frames import FrameSpec, SparseSpec
+from lima2cli.nodes.base import Inputs, Sink, Writer, node
 
 if TYPE_CHECKING:
     from lima2cli.files.common_writer import CommonWriter
@@ -57,14 +57,26 @@ class IoHdf5(Sink):
         "files",
     )
     checksum: str = param(
-        "xxh3: of what is stored of each chunk (`layout: common`: of each frame), so that damage is found.",
+        "xxh3: checksums of the stored bytes of each chunk (`layout: common`: of each frame), so that "
+        "damage is detected.",
         Choice(("xxh3", "off")),
         "xxh3",
     )
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    @property
+    def together(self) -> bool:
+        """See `Sink.together`."""
+        return self.layout == "common"
+
+    @property
+    def assembles(self) -> bool:
+        """See `Sink.assembles`."""
+        return self.layout == "virtual"
+
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Sink.infer`."""
-        if self.layout == "common":
+        spec = inputs.spec
+        if self.together:
             self._check_common(spec)
         if self.frames_per_file and self.frames_per_chunk != "auto" and self.frames_per_chunk > self.frames_per_file:
             message = f"a chunk of {self.frames_per_chunk} frames in files of {self.frames_per_file}"
@@ -78,7 +90,7 @@ class IoHdf5(Sink):
             raise NodeMisuse("layout-common", "a common file is not compressed", ("compression",), help)
         for key, given in (("frames_per_file", self.frames_per_file), ("frames_per_chunk", self.frames_per_chunk)):
             if given not in (0, "auto"):
-                message = f"a common file is one plain dataset: {key} means nothing"
+                message = f"a common file is one plain dataset: {key} has no effect"
                 raise NodeMisuse("layout-common", message, (key,), "leave it out")
         if isinstance(spec, SparseSpec):
             message = "a common file holds dense frames, these are sparse"
@@ -100,8 +112,12 @@ class IoHdf5(Sink):
             "checksum": self.checksum != "off",
         }
 
+    def check(self, channel: Channel) -> NodeMisuse | None:
+        """See `Sink.check`."""
+        return check_chunk(channel) or check_common(channel)
+
     def open(self, channel: Channel, directory: str, receiver: int, start_ns: int | None) -> Writer:
-        """See `Sink.open`; channels of ``layout: common`` are opened by `open_common`."""
+        """See `Sink.open`; channels of ``layout: common`` are opened by `open_together`."""
         if channel.layout == "common":
             raise ValueError(f"{channel.node} writes one file with other receivers")
         if channel.sparse:
@@ -112,13 +128,13 @@ class IoHdf5(Sink):
 
         return FrameWriter(channel, directory, receiver, start_ns)
 
-    def open_common(
-        self, channel: Channel, directory: str, receiver: int, start_ns: int, circle: "CollectiveGroup"
+    def open_together(
+        self, channel: Channel, directory: str, receiver: int, start_ns: int, collective: "CollectiveGroup"
     ) -> "CommonWriter":
-        """Open the part of one receiver in the file of all of them, which are the members of ``circle``."""
+        """See `Sink.open_together`."""
         from lima2cli.files.common_writer import CommonWriter
 
-        return CommonWriter(channel, directory, receiver, start_ns, circle)
+        return CommonWriter(channel, directory, receiver, start_ns, collective)
 
 
 LARGEST_CHUNK = 1 << 32

@@ -5,10 +5,10 @@
 ``image`` is a number or a file (see `calibration`), 0 = good, as the pixel_mask of NeXus; NaN counts as bad, and of a
 stack of images a pixel is bad if any is. The dtype stays. ``fill`` goes to all pixels that are masked so far: those of
 this image, those masked before (gaps, zeros of a flat), and those of single frames that hold an invalid value or NaN.
-It is in the units of the raw pixels and must fit their dtype; ``nan`` goes with float frames only. Saturated pixels
-stay.
+It is in the units of the raw pixels and must fit their dtype; ``nan`` is possible in float frames only. Saturated
+pixels stay.
 
-Pixels of single frames are not marked but by what they hold: from here on they count, with the value ``fill``, unless
+Pixels of single frames are marked only by their values: from here on they count, with the value ``fill``, unless
 that is NaN or an invalid value itself. A warning says so.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 
 from lima2cli.declare import NumberOrNan, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Files, FrameSpec, Invalid
+from lima2cli.frames import Invalid
 from lima2cli.kernels.masked import carried, words
 from lima2cli.kernels.strips import Affine
-from lima2cli.nodes.base import node
+from lima2cli.nodes.base import Inputs, node
 from lima2cli.nodes.calibration import IMAGE, bad_pixels, mostly_masked
 from lima2cli.nodes.pixelwise import Pixelwise
 
@@ -37,18 +37,24 @@ class Mask(Pixelwise):
     image: Any = param("The defective pixels: a number, or a file; 0 = good.", IMAGE)
     fill: float = param("Value stored in all masked pixels; `nan` in frames of floats.", NumberOrNan(), 0)
 
-    def stage(self, spec: FrameSpec, files: Files) -> Affine:
+    def stage(self, inputs: Inputs) -> Affine:
         """See `Pixelwise.stage`."""
-        fill = fitting(self.fill, np.dtype(spec.dtype))
-        return Affine(spec.dtype, spec.dtype, bad=bad_pixels(self.image, spec, files, "image"), fill=fill)
+        dtype = inputs.spec.dtype
+        fill = fitting(self.fill, np.dtype(dtype))
+        return Affine(dtype, dtype, bad=bad_pixels(self.image, inputs, "image"), fill=fill)
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: a mask that was probably meant the other way round; filled pixels that then count."""
-        found = list(mostly_masked(bad_pixels(self.image, spec, files, "image"), "in a mask 0 means good", "image"))
-        rule = spec.invalid
-        if carried(rule, spec.dtype, spec.dtype) != Invalid() and self.masking(spec, files).leaves == Invalid():
-            message = f"pixels of single frames that hold {words(rule)} become {self.fill:g}, and count from here on"
-            help = "`fill: nan` keeps them apart" if spec.dtype[0] == "f" else f"`fill: {words(rule).split(', ')[0]}`"
+        found = list(mostly_masked(bad_pixels(self.image, inputs, "image"), "in a mask 0 means good", "image"))
+        spec, rule = inputs.spec, inputs.spec.invalid
+        if carried(rule, spec.dtype, spec.dtype) != Invalid() and self.stage_of(inputs).leaves == Invalid():
+            message = (
+                f"pixels of single frames that hold {words(rule)} become {self.fill:g}, and count as measurements from "
+                "here on"
+            )
+            help = (
+                "`fill: nan` keeps them distinct" if spec.dtype[0] == "f" else f"`fill: {words(rule).split(', ')[0]}`"
+            )
             found.append(NodeMisuse("invalid-unmarked", message, ("fill",), help))
         return found
 
@@ -60,8 +66,10 @@ def fitting(value: float, dtype: np.dtype[Any]) -> float:
             raise NodeMisuse("mask-fill", f"{value} is beyond the range of {dtype}", ("fill",))
         return value
     if not math.isfinite(value):
-        raise NodeMisuse("mask-fill", f"{dtype} has no {value}", ("fill",), "nan goes with float frames only")
+        raise NodeMisuse("mask-fill", f"{dtype} has no {value}", ("fill",), "nan is possible in float frames only")
     limits = np.iinfo(dtype)
     if value != int(value) or not limits.min <= value <= limits.max:
-        raise NodeMisuse("mask-fill", f"{value:g} is no {dtype}", ("fill",), f"from {limits.min} to {limits.max}")
+        raise NodeMisuse(
+            "mask-fill", f"{value:g} is not a valid {dtype}", ("fill",), f"from {limits.min} to {limits.max}"
+        )
     return int(value)

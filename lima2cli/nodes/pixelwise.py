@@ -4,18 +4,18 @@ The description, a `Stage`, is pure, so that a compiler can put neighbours toget
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lima2cli.declare import Choice
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Files, FrameSpec, Invalid
+from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.kernels.chain import Chain, settle
-from lima2cli.kernels.masked import collision, met, valid_range
+from lima2cli.kernels.masked import collision, may_collide, valid_range
 from lima2cli.kernels.strips import Affine, Stage
-from lima2cli.nodes.base import Map
+from lima2cli.nodes.base import Inputs, Map
 
 RESULT = Choice(("float32", "keep"))
 """Shape of the parameter ``dtype``: float32, or the dtype of the input."""
@@ -24,22 +24,21 @@ RESULT = Choice(("float32", "keep"))
 class Pixelwise(Map):
     """A map that does the same to frames as its `Stage` says, whose ``bad`` pixels are masked from there on."""
 
-    def stage(self, spec: FrameSpec, files: Files) -> Stage:
-        """Return what is done to frames of ``spec``; ``bad`` are pixels that it masks itself. Raises as `infer`."""
+    def stage(self, inputs: Inputs) -> Stage:
+        """Return what is done to the frames; ``bad`` are pixels that it masks itself. Raises as `infer`."""
         raise NotImplementedError
 
     def in_strips(self, inputs: int) -> bool:
-        """See `Node.in_strips`."""
+        """See `Map.in_strips`."""
         return True
 
-    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Stage:
-        """See `Node.stage_of`."""
-        (spec,) = specs.values()
-        return self.masking(spec, files)
+    def stage_of(self, inputs: Inputs) -> Stage:
+        """See `Map.stage_of`: with all that is masked, before and by this map."""
+        return self.stage(inputs).of(inputs.spec)
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`. The saturation goes through the same arithmetic where it is one value for all pixels."""
-        stage = self.masking(spec, files)
+        spec, stage = inputs.spec, self.stage_of(inputs)
         return replace(
             spec,
             dtype=stage.target,
@@ -49,17 +48,13 @@ class Pixelwise(Map):
             holds=spec.holds if stage.holds is None else stage.holds,
         )
 
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
+    def bind(self, inputs: Inputs) -> Callable[[Array], Array]:
         """See `Map.bind`."""
-        return Chain(settle([self.masking(spec, files)], spec.dtype, *spec.shape))
+        return Chain(settle([self.stage_of(inputs)], inputs.spec.dtype, *inputs.spec.shape))
 
-    def masking(self, spec: FrameSpec, files: Files) -> Stage:
-        """Return what is done, with all that is masked: before, and by this map."""
-        return self.stage(spec, files).of(spec)
-
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: what could be mistaken for a measurement, or for none."""
-        return doubtful(self.masking(spec, files))
+        return doubtful(self.stage_of(inputs))
 
 
 def level(stage: Stage, saturation: float | None) -> float | None:
@@ -90,7 +85,7 @@ def doubtful(stage: Stage) -> Sequence[NodeMisuse]:
     if np.dtype(stage.target).kind == "f" or stage.fill is not None or rule == Invalid():
         return ()
     low, high = reach(stage) if isinstance(stage, Affine) else (-math.inf, math.inf)
-    return [collision(rule, ("dtype",))] if met(rule, stage.target, low, high) else ()
+    return [collision(rule, ("dtype",))] if may_collide(rule, stage.target, low, high) else ()
 
 
 def reach(stage: Affine) -> tuple[float, float]:

@@ -10,17 +10,17 @@ where it has a method ``close``. ``spec`` is the `FrameSpec` of what comes in.
 as the input. Where the shape is the input's the static mask goes on with the frames; else they are no longer a picture
 of the detector. Vectors travel and are saved as frames of one row.
 
-Masked pixels come as they are: gaps with the gap value, of single frames invalid values or NaN; ``spec.mask`` and
+Masked pixels arrive as they are: gaps with the gap value, of single frames invalid values or NaN; ``spec.mask`` and
 ``spec.invalid`` say which. What is returned is taken as it is, too. Where shape and dtype are the input's, its invalid
-values are no measurement in the result either; else NaN alone.
+values are not measurements in the result either; else NaN alone.
 
-A value that the declared dtype has not is an error, which names frame and value: nothing is wrapped, cut or clipped.
-Integers take whole numbers in their range (booleans, and floats without a fraction, too), floats what they can round to
-a finite number, NaN and infinity as they are. Masked values of numpy's masked arrays become NaN, in integers they are
-an error. Complex numbers and objects always are.
+A value that does not fit the declared dtype is an error, which names frame and value: nothing is wrapped, cut or
+clipped. Integers take whole numbers in their range (booleans, and floats without a fraction, too), floats what they can
+round to a finite number, NaN and infinity as they are. Masked values of numpy's masked arrays become NaN, in integers
+they are an error. Complex numbers and objects always are.
 
 ``on_error`` says what an exception does, ``sys.exit()`` too, and a result that does not fit: ``stop`` ends the run with
-file, line and frame number; ``drop`` gives the frames of the block up, and counts them; ``pass`` hands the input on
+file, line and frame number; ``drop`` drops the frames of the block, and counts them; ``pass`` passes the input on
 unchanged (it must then be of the output's dtype and shape). Validation looks in the file's text for
 the name and what it takes; nothing of the user's is run before the run.
 """
@@ -30,10 +30,9 @@ from typing import Any
 
 from lima2cli.declare import Anything, Choice, FunctionReference, MapOf, Table, param
 from lima2cli.errors import UserCodeError
-from lima2cli.frames import Block, Files, FrameSpec
-from lima2cli.geometry import Rule
-from lima2cli.nodes.base import BlockDropped, Transform, Transformer, node
-from lima2cli.nodes.user_function import Code, FunctionOutput, load, look
+from lima2cli.frames import Block, FrameSpec
+from lima2cli.nodes.base import BlockDropped, Inputs, Transform, Transformer, node
+from lima2cli.nodes.user_function import Code, FunctionOutput, check_function, load
 
 
 @node("python")
@@ -47,20 +46,25 @@ class Python(Transform):
     params: Mapping[str, Any] = param("Keyword arguments.", MapOf(Anything(), r"^[A-Za-z_][A-Za-z0-9_]*$"), {})
     output: FunctionOutput = param("What it returns for each frame.", Table(FunctionOutput), FunctionOutput())
     on_error: str = param(
-        "stop the run; drop the block and count it; or pass the input on unchanged.",
+        "After an error: stop the run; drop the block and count it; or pass the input on unchanged.",
         Choice(("stop", "drop", "pass")),
         "stop",
     )
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
-        """See `Node.infer`; looks whether the function is there, without running anything."""
-        look(self.function, files, self.params)
-        return self.output.infer(spec, self.on_error)
+    @property
+    def calls(self) -> str | None:
+        """See `Node.calls`."""
+        return self.function
 
-    def start(self, spec: FrameSpec, files: Files, rule: Rule) -> Transformer:
-        """See `Transform.start`."""
-        code = Code(self.function, lambda: load(self.function, files), spec, self.params)
-        return _Call(self, code, self.infer(spec, files))
+    def infer(self, inputs: Inputs) -> FrameSpec:
+        """See `Node.infer`; looks whether the function is there, without running anything."""
+        check_function(self.function, inputs.files, self.params)
+        return self.output.infer(inputs.spec, self.on_error)
+
+    def bind(self, inputs: Inputs) -> Transformer:
+        """See `Transform.bind`."""
+        code = Code(self.function, lambda: load(self.function, inputs.files), inputs.spec, self.params)
+        return _Call(self, code, self.infer(inputs))
 
 
 class _Call:

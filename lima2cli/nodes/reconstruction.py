@@ -7,8 +7,8 @@ gather   each receiver in turn collects the full frame: group g is then on place
 virtual  nothing moves: parts are saved as they are, by an `io_hdf5` that comes next, and the master shows full frames.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,13 +16,15 @@ from lima2cli.declare import Choice, NumberOrNan, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import FrameSpec
 from lima2cli.kernels.masked import gap_in
-from lima2cli.nodes.base import Gather, node
+from lima2cli.nodes.base import Exchange, Inputs, node
 from lima2cli.nodes.mask import fitting
 
 
 @node("reconstruction")
-class Reconstruction(Gather):
+class Reconstruction(Exchange):
     """Parts of frames to full frames."""
+
+    parts: ClassVar[bool] = True
 
     strategy: str = param(
         "Collect full frames, at each receiver in turn; or show them so in the master only.",
@@ -30,23 +32,31 @@ class Reconstruction(Gather):
         "gather",
     )
     fill: float | None = param(
-        "Of pixels that no receiver holds, `nan` in frames of floats; default: as gaps.", NumberOrNan(), None
+        "Value of pixels that no receiver has, `nan` in frames of floats; default: that of gaps.", NumberOrNan(), None
     )
 
-    def infer_parts(self, specs: Sequence[FrameSpec]) -> FrameSpec:
-        """See `Gather`."""
-        whole = specs[0].whole
+    @property
+    def gathers(self) -> bool:
+        """See `Exchange.gathers`."""
+        return self.strategy == "gather"
+
+    def infer(self, inputs: Inputs) -> FrameSpec:
+        """See `Node.infer`."""
+        spec = inputs.parts[0]
+        whole = spec.whole
         if whole is None:
             help = "only flows with `dispatch: modules` have parts"
             raise NodeMisuse("edge-mismatch", "the frames are full already: there is nothing to reconstruct", (), help)
         if self.fill is not None:
-            fitting(self.fill, np.dtype(specs[0].dtype))
+            fitting(self.fill, np.dtype(spec.dtype))
+        if not self.gathers:
+            return inputs.spec
         mask = np.ones(whole.shape, bool)
-        for spec in specs:
-            mask[spec.place] = False if spec.mask is None else spec.mask
-        return replace(specs[0], view=whole, whole=None, mask=mask if mask.any() else None)
+        for part in inputs.parts:
+            mask[part.place] = False if part.mask is None else part.mask
+        return replace(spec, view=whole, whole=None, mask=mask if mask.any() else None)
 
     def filling(self, spec: FrameSpec) -> float:
-        """See `Gather`."""
+        """See `Exchange.filling`."""
         hole = spec.hole if self.fill is None else self.fill
         return hole if np.dtype(spec.dtype).kind == "f" else gap_in(hole, spec.dtype)

@@ -1,14 +1,16 @@
 """The kinds of node that exist, and how one is written: ``input`` or ``inputs``, and exactly one kind."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lima2cli.declare import Bad, Leaf, MapOf, OneKind, Schema, Shape, Text, kind_schemas, read_kind
+from lima2cli.declare import Anything, MapOf, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import POISON, KeyPath
-from lima2cli.nodes.base import Delegate, Gather, Join, Map, Node, Pick, Reduce, Select, Sink, Transform
+from lima2cli.nodes.base import Exchange, Map, Node, Reduce, Select, Sink, Transform
 from lima2cli.plugins import Kinds
+
+if TYPE_CHECKING:
+    from lima2cli.declare.reading import Reading
 
 BUILT_IN: Mapping[str, str] = {
     "checkpoint": "lima2cli.nodes.checkpoint:Checkpoint",
@@ -27,16 +29,17 @@ BUILT_IN: Mapping[str, str] = {
     "accumulate": "lima2cli.nodes.accumulate:Accumulate",
     "sparsify": "lima2cli.nodes.sparsify:Sparsify",
     "filter": "lima2cli.nodes.filter:Filter",
+    "io_stream": "lima2cli.nodes.io_stream:IoStream",
 }
 """The places of the tables of the built-in nodes, by kind; one is imported where it is asked for."""
 
 WIRING = ("input", "inputs")
-"""Keys of a node that are no kinds: what it reads, one or several."""
+"""Keys of a node that are not kinds: what it reads, one or several."""
 
 GRAPH = "graph"
 """Stands in place of a kind where a node is a use of a named graph; gone once graphs are expanded."""
 
-ROLES: tuple[type[Node], ...] = (Map, Transform, Pick, Select, Reduce, Gather, Delegate, Sink, Join)
+ROLES: tuple[type[Node], ...] = (Map, Transform, Select, Reduce, Exchange, Sink)
 
 NODES: Kinds[Node] = Kinds("node", "lima2cli.nodes", Node, BUILT_IN, ROLES, (*WIRING, GRAPH))
 """All kinds of node, those of installed packages among them."""
@@ -49,36 +52,43 @@ def node_kinds() -> Mapping[str, type[Node]]:
 
 LANGUAGE = (
     "checkpoint", "io_hdf5", "roi_flip_rot", "reconstruction", "roi_counters", "roi_profiles", "background_sub",
-    "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "filter",
+    "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "filter", "io_stream",
 )  # fmt: skip
-"""All kinds of the language; those not built in are said to be "not of this version" rather than unknown."""
+"""All kinds of the language; those not built in are reported as "not available in this version" rather than unknown."""
 
 
 INPUT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 """Names of inputs are those of variables."""
 
 
-def with_inputs(entry: Any, kinds: Mapping[str, Any]) -> Any:
-    """Return a node in its long form: a join reads ``inputs``, in which one ``input`` has its own name.
+class _GraphUse(Shape):
+    """A graph of `graphs`, by its name, with its parameters."""
 
-    A name that no variable can have becomes ``input``.
-    """
-    joins = isinstance(entry, dict) and isinstance(entry.get("input"), str) and "inputs" not in entry
-    if not joins or not any(getattr(kinds.get(key), "wiring", "") == "inputs" for key in entry):
-        return entry
-    source = entry["input"]
-    name = source if re.fullmatch(INPUT_NAME, source) else "input"
-    return {"inputs" if key == "input" else key: {name: source} if key == "input" else entry[key] for key in entry}
+    sorts = ("mapping",)
+
+    def schema(self) -> Schema:
+        return {
+            "type": "object",
+            "description": "A graph of `graphs`, by its name, with its parameters.",
+            "additionalProperties": {"type": ["object", "null"]},
+            "minProperties": 1,
+            "maxProperties": 1,
+            "x-words": "a graph with its parameters, such as `{corrected: {}}`",
+        }
+
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, dict):
+            return reading.refuse("type", data, self, at)
+        for name, arguments in data.items():
+            below = reading.key(name, at)
+            reading.look(arguments, below)
+            if not isinstance(arguments, dict | None):
+                reading.fault("type", arguments, _ARGUMENTS, below)
+        return data if data else reading.fault("minProperties", data, self, at)
 
 
-_USE: Schema = {
-    "type": "object",
-    "description": "One of `graphs`, by its name, with its parameters.",
-    "additionalProperties": {"type": ["object", "null"]},
-    "minProperties": 1,
-    "maxProperties": 1,
-    "x-words": "a graph with its parameters, such as `{corrected: {}}`",
-}
+_USE, _ARGUMENTS = _GraphUse(), MapOf(Anything())
+_SOURCE, _SOURCES = Text(may_hide=True), MapOf(Text(may_hide=True), INPUT_NAME, 1)
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,13 @@ class NodeEntry(Shape):
         """Return the schema: what it reads, and exactly one kind."""
         tables = self.kinds()
         kinds = kind_schemas(tables)
-        one = {"type": "string", "description": "The flow or node that it reads."}
-        several = MapOf(Text(), INPUT_NAME, 1).schema() | {"description": "Flows or nodes that it reads, by name."}
+        one = _SOURCE.schema() | {"description": "The flow or node that it reads."}
+        several = _SOURCES.schema() | {"description": "Flows or nodes that it reads, by name."}
         return {
             "type": "object",
             "x-kind": "node",  # before what is said of the values
             "x-beside": list(WIRING),
-            "properties": {"input": one, "inputs": several} | kinds | {GRAPH: _USE},
+            "properties": {"input": one, "inputs": several} | kinds | {GRAPH: _USE.schema()},
             "additionalProperties": False,
             "dependentRequired": {
                 kind: ["input"] for kind, table in tables.items() if table is not None and table.wiring == "input"
@@ -119,14 +129,34 @@ class NodeEntry(Shape):
             "x-later": [kind for kind in LANGUAGE if kind not in kinds],
         }
 
-    def leaves(self, data: Any, at: KeyPath) -> Iterator[Leaf]:
-        return OneKind("node", self.kinds).leaves(data, at)
+    def known_keys(self) -> Collection[str]:
+        """See `Shape.known_keys`."""
+        return (*WIRING, *self.kinds(), GRAPH)
 
-    def _read(self, data: Any, at: KeyPath, bad: Bad) -> NodeUse:
-        node = read_kind(self.kinds(), data, at, bad)
-        if "inputs" in data and (*at, "inputs") not in bad:
-            found = MapOf(Text(), INPUT_NAME).read(data["inputs"], (*at, "inputs"), bad)
-            return NodeUse({("inputs", name): source for name, source in found.items()}, node)
-        if "input" in data and (*at, "input") not in bad:
-            return NodeUse({("input",): data["input"]}, node)
-        return NodeUse(POISON, node)  # its absence has been reported
+    def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
+        if not isinstance(data, dict):
+            return reading.refuse("type", data, self, at)
+        kinds = self.kinds()
+        if not _is_plain(data, kinds):
+            reading.check_keys(data, self, at)
+        reading.look_at_others(data, self.known_keys(), at)
+        reads: Any = POISON  # its absence has been reported
+        if "input" in data:
+            source = _SOURCE.read(data["input"], reading.key("input", at), reading)
+            reads = POISON if (*at, "input") in reading.bad else {("input",): source}
+        if "inputs" in data:
+            sources = _SOURCES.read(data["inputs"], reading.key("inputs", at), reading)
+            if sources is not POISON:
+                reads = {("inputs", name): source for name, source in sources.items()}
+        node = read_kind(kinds, data, at, reading)
+        if GRAPH in data:
+            _USE.read(data[GRAPH], reading.key(GRAPH, at), reading)
+        return NodeUse(reads, node if not any((*at, kind) in reading.bad for kind in data if kind in kinds) else POISON)
+
+
+def _is_plain(data: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    """Return True if a node has one kind, and names what it reads as that kind does."""
+    if len(data) != 2:
+        return False
+    kind = next((key for key in data if key in kinds), None)
+    return kind is not None and kinds[kind] is not None and kinds[kind].wiring in data

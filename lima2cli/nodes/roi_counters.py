@@ -20,17 +20,20 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Block, Files, FrameSpec, TableSpec
+from lima2cli.frames import Array, Block, FrameSpec, TableSpec
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
-from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, regions
+from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, outlines, regions
 from lima2cli.kernels.statistics import RegionSums, Sums, column
-from lima2cli.nodes.base import Partial, Reduce, StripReducer, node
+from lima2cli.nodes.base import Inputs, Partial, Reduce, StripReducer, node
+from lima2cli.view import Outline
 
 
 @node("roi_counters")
 class RoiCounters(Reduce):
     """Statistics of regions of interest."""
+
+    changeable: ClassVar[tuple[str, ...]] = ("rois",)
 
     strips: ClassVar[bool] = True
     parts: ClassVar[bool] = True
@@ -41,23 +44,29 @@ class RoiCounters(Reduce):
         "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
     )
 
-    def looked_at(self, spec: FrameSpec) -> int:
+    def looked_at(self, inputs: Inputs) -> int:
         """See `Node.looked_at`."""
-        return looked_at(self.rois, self.coordinates, spec)
+        return looked_at(self.rois, self.coordinates, inputs.spec)
 
-    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+    def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
+        spec = inputs.spec
         regions(self.rois, self.coordinates, spec)
         rois, names = list(self.rois), self.statistics
         columns = statistic_columns.columns(rois, names, spec)
         return TableSpec(columns, statistic_columns.default(rois, names), statistic_columns.units(rois, names))
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""
-        return statistic_columns.doubtful(self.rois, self.coordinates, spec)
+        return statistic_columns.doubtful(self.rois, self.coordinates, inputs.spec)
 
-    def start(self, spec: FrameSpec, files: Files) -> StripReducer:
-        """See `Reduce.start`."""
+    def outlines(self, spec: FrameSpec) -> Mapping[str, Outline]:
+        """See `Node.outlines`."""
+        return outlines(self.rois, self.coordinates, spec)
+
+    def bind(self, inputs: Inputs) -> StripReducer:
+        """See `Reduce.bind`."""
+        spec = inputs.spec
         keys = statistic_columns.needs(self.statistics)
         found = regions(self.rois, self.coordinates, spec).values()
         return _Counters([RegionSums(region, spec, keys) for region in found])

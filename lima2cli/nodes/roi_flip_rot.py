@@ -15,7 +15,7 @@ goes with them: calibration images, ROIs in detector coordinates and the saved g
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,11 +23,11 @@ import numpy as np
 
 from lima2cli.declare import Choice, Integer, Table, pair, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Files, FrameSpec, Invalid
+from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect
-from lima2cli.kernels.masked import MaskedSums, collision, met, of_sums, valid_range
+from lima2cli.kernels.masked import MaskedSums, collision, may_collide, of_sums, valid_range
 from lima2cli.kernels.strips import Turn, tile_shape, tiles
-from lima2cli.nodes.base import Map, node
+from lima2cli.nodes.base import Inputs, Map, node
 from lima2cli.view import FLIPS, View
 
 STRIP = 16
@@ -67,8 +67,9 @@ class RoiFlipRot(Map):
     )
     rotation: int = param("Degrees clockwise.", Choice((0, 90, 180, 270)), 0)
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`."""
+        spec = inputs.spec
         self._check(spec)
         here, bins = self._within(spec), self.bins
         mask = None if spec.mask is None else np.ascontiguousarray(here.apply(spec.mask, "any"))
@@ -83,17 +84,19 @@ class RoiFlipRot(Map):
             saturation=spec.saturation if bins == 1 else None,
         )
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: sums that may be values which mean that nothing was measured."""
+        spec = inputs.spec
         dtype = sum_dtype(spec.dtype, self.bins)
         if self.bins == 1 or np.dtype(dtype).kind == "f" or spec.invalid == Invalid():
             return ()
         rule, _ = of_sums(spec.invalid, spec.dtype, dtype)
         low, high = (limit * self.bins for limit in valid_range(spec.invalid, spec.dtype))
-        return [collision(rule, ("binning",))] if met(rule, dtype, low, high) else ()
+        return [collision(rule, ("binning",))] if may_collide(rule, dtype, low, high) else ()
 
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Array], Array]:
+    def bind(self, inputs: Inputs) -> Callable[[Array], Array]:
         """See `Map.bind`. A part that is only cut out is a view of the input."""
+        spec = inputs.spec
         here = self._within(spec)
         if here.binning != (1, 1) or here.mirrored or here.rotation:
             return _Kernel(here, spec, sum_dtype(spec.dtype, self.bins))
@@ -113,11 +116,11 @@ class RoiFlipRot(Map):
         return self.bins == 1 and self.rotation % 180 == 0
 
     def in_strips(self, inputs: int) -> bool:
-        """See `Node.in_strips`."""
+        """See `Map.in_strips`."""
         return self.upright
 
-    def stage_of(self, specs: Mapping[str, FrameSpec], files: Files) -> Turn:
-        """See `Node.stage_of`: frames stay `upright`."""
+    def stage_of(self, inputs: Inputs) -> Turn:
+        """See `Map.stage_of`: frames stay `upright`."""
         return Turn(self.turned)
 
     def turned(self, view: View) -> View:
@@ -185,7 +188,7 @@ class _Kernel:
         return out
 
     def _bin(self, out: Array, frames: Array) -> None:
-        """Rows first, which lie one beside another in memory; then columns, few as they are by now."""
+        """Rows first, which are adjacent in memory; then columns, few as they are by now."""
         x, y = self.view.binning
         for deep, tall in tiles(len(frames), out.shape[1], frames.shape[2]):
             rows, into = frames[deep, tall.start * y : tall.stop * y], out[deep, tall]

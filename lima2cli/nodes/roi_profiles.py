@@ -26,18 +26,19 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Choice, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Block, Files, FrameSpec, TableSpec
+from lima2cli.frames import Array, Block, FrameSpec, TableSpec
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
 from lima2cli.kernels.masked import finder
-from lima2cli.kernels.regions import COORDINATES, RECTS, RoiPixels, looked_at, regions
+from lima2cli.kernels.regions import COORDINATES, RECTS, RoiPixels, looked_at, outlines, regions
 from lima2cli.kernels.statistics import Sums, column
 from lima2cli.kernels.strips import tiles
-from lima2cli.nodes.base import Partial, Reduce, StripReducer, node
+from lima2cli.nodes.base import Inputs, Partial, Reduce, StripReducer, node
+from lima2cli.view import Outline
 
 
 class LineSums:
-    """Sums along lines of one region of frames of ``spec``; ``keys`` says which are wanted beside count.
+    """Sums along lines of one region of frames of ``spec``; ``keys`` says which are wanted in addition to count.
 
     across  True: along each column, a value per column; False: along each row, a value per row
 
@@ -187,6 +188,8 @@ class _Tile:
 class RoiProfiles(Reduce):
     """Statistics along one axis of regions of interest."""
 
+    changeable: ClassVar[tuple[str, ...]] = ("rois",)
+
     strips: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
@@ -199,13 +202,13 @@ class RoiProfiles(Reduce):
         "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
     )
 
-    def looked_at(self, spec: FrameSpec) -> int:
+    def looked_at(self, inputs: Inputs) -> int:
         """See `Node.looked_at`."""
-        return looked_at(self.rois, self.coordinates, spec)
+        return looked_at(self.rois, self.coordinates, inputs.spec)
 
-    def infer(self, spec: FrameSpec, files: Files) -> TableSpec:
+    def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
-        rois, names = list(self.rois), self.statistics
+        spec, rois, names = inputs.spec, list(self.rois), self.statistics
         found = zip(rois, self._lengths(spec), strict=True)
         return TableSpec(
             statistic_columns.columns(rois, names, spec),
@@ -214,12 +217,17 @@ class RoiProfiles(Reduce):
             {f"{roi}_{name}": length for roi, length in found for name in names},
         )
 
-    def warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
+    def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""
-        return statistic_columns.doubtful(self.rois, self.coordinates, spec)
+        return statistic_columns.doubtful(self.rois, self.coordinates, inputs.spec)
 
-    def start(self, spec: FrameSpec, files: Files) -> StripReducer:
-        """See `Reduce.start`."""
+    def outlines(self, spec: FrameSpec) -> Mapping[str, Outline]:
+        """See `Node.outlines`."""
+        return outlines(self.rois, self.coordinates, spec)
+
+    def bind(self, inputs: Inputs) -> StripReducer:
+        """See `Reduce.bind`."""
+        spec = inputs.spec
         keys, across = statistic_columns.needs(self.statistics), self.direction == "horizontal"
         found = regions(self.rois, self.coordinates, spec).values()
         return _Profiles([LineSums(region, spec, keys, across=across) for region in found])

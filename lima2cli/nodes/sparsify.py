@@ -22,22 +22,25 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Number, param
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparseSpec
+from lima2cli.frames import Array, FrameSpec, SparsePixels, SparseSpec
 from lima2cli.kernels.masked import finder
 from lima2cli.kernels.strips import tiles
-from lima2cli.nodes.base import Pick, node
+from lima2cli.nodes.base import Inputs, Map, node
 
 
 @node("sparsify")
-class Sparsify(Pick):
+class Sparsify(Map):
     """Keeps the pixels above a threshold, as sparse frames."""
+
+    changeable: ClassVar[tuple[str, ...]] = ("above",)
 
     parts: ClassVar[bool] = True
 
     above: float = param("Pixels greater than this are kept.", Number())
 
-    def infer(self, spec: FrameSpec, files: Files) -> SparseSpec:
+    def infer(self, inputs: Inputs) -> SparseSpec:
         """See `Node.infer`."""
+        spec = inputs.spec
         width, height = spec.detector
         if spec.view.binning != (1, 1):
             raise NodeMisuse("edge-mismatch", "binned pixels have no place of their own in the detector image")
@@ -45,13 +48,13 @@ class Sparsify(Pick):
             raise NodeMisuse("edge-mismatch", f"the index of {width} x {height} pixels does not fit in uint32")
         return SparseSpec(**{field.name: getattr(spec, field.name) for field in fields(FrameSpec)})
 
-    def bind(self, spec: FrameSpec, files: Files) -> Callable[[Block], SparseBlock]:
-        """See `Pick.bind`."""
-        return _Above(self.above, spec)
+    def bind(self, inputs: Inputs) -> Callable[[Array], SparsePixels]:
+        """See `Map.bind`."""
+        return _Above(self.above, inputs.spec)
 
 
 class _Above:
-    """Blocks of frames (n, height, width) to their pixels above a threshold."""
+    """Frames (n, height, width) to their pixels above a threshold."""
 
     def __init__(self, above: float, spec: FrameSpec) -> None:
         self._level = _level(above, np.dtype(spec.dtype))
@@ -60,23 +63,17 @@ class _Above:
         self._index = detector_index(spec)
         self._kept = np.empty((0, *spec.shape), bool)
 
-    def __call__(self, block: Block) -> SparseBlock:
-        count, height, width = block.frames.shape
+    def __call__(self, frames: Array) -> SparsePixels:
+        count, height, width = frames.shape
         if count > len(self._kept):
             self._kept = np.empty((count, height, width), bool)
         kept = self._kept[:count]
         for deep, rows in tiles(count, height, width):
-            self._compare(block.frames[deep, rows], kept[deep, rows], rows)
+            self._compare(frames[deep, rows], kept[deep, rows], rows)
         place = np.flatnonzero(kept)
         frame_ptr = np.searchsorted(place, np.arange(count + 1) * (height * width))
         place -= np.repeat(np.arange(count) * (height * width), np.diff(frame_ptr))
-        return SparseBlock(
-            block.frames[kept],
-            block.numbers,
-            block.times,
-            index=self._index[place],
-            frame_ptr=frame_ptr.astype(np.uint64),
-        )
+        return SparsePixels(frames[kept], self._index[place], frame_ptr.astype(np.uint64))
 
     def _compare(self, pixels: Array, kept: NDArray[np.bool_], rows: slice) -> None:
         if self._level is None:

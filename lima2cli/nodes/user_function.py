@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lima2cli import foreign as watch
 from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, NodeMisuse, UserCodeError
-from lima2cli.foreign import call_foreign, place_of, said, standard_descriptors
+from lima2cli.foreign import call_foreign, error_text, place_of, restore_standards
 from lima2cli.frames import DTYPES, MOST_PIXELS, Array, Files, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.view import View
@@ -59,7 +59,7 @@ def _as_array(result: Any) -> tuple[Array, NDArray[np.bool_] | None]:
     try:
         array = np.ma.array(result) if several else np.asanyarray(result)
     except ValueError as error:
-        raise UserCodeError(f"no array: {error}") from error
+        raise UserCodeError(f"something that is not an array: {error}") from error
     if not isinstance(array, np.ma.MaskedArray):
         return np.asarray(array), None
     masked = np.ma.getmaskarray(array)
@@ -97,7 +97,7 @@ def _floats(array: Array, target: "np.dtype[Any]", numbers: NDArray[np.uint64]) 
 def _raise_first(
     misfits: NDArray[np.bool_], of: Array | str, target: "np.dtype[Any]", numbers: NDArray[np.uint64]
 ) -> None:
-    """Raise what is said of the first of some misfits."""
+    """Raise the error of the first of some values that do not fit."""
     place = tuple(int(i) for i in np.unravel_index(int(misfits.argmax()), misfits.shape))
     frame, *inside = place
     where = ("", " at element {}", " at y {}, x {}")[len(inside)].format(*inside)
@@ -168,7 +168,7 @@ def check_called(
         return
     (found,) = how
     if isinstance(found, _LITERALS):
-        raise UnfitFunction(f"{name} is no function: line {getattr(found, 'lineno', 0)} gives it a value")
+        raise UnfitFunction(f"{name} is not a function: line {getattr(found, 'lineno', 0)} assigns a value to it")
     if isinstance(found, ast.Lambda):
         _bind(name, found.args, 2, params, "frames and numbers")
     elif isinstance(found, ast.Name) and found.id not in passed:
@@ -312,10 +312,10 @@ class FunctionOutput:
         return array.reshape(len(numbers), *spec.shape)
 
 
-def look(reference: str, files: Files, params: Mapping[str, Any] | None = None) -> None:
+def check_function(reference: str, files: Files, params: Mapping[str, Any] | None = None) -> None:
     """See that ``module:name`` or ``file.py:name`` is there, without running it. Raises `NodeMisuse` or `FileProblem`.
 
-    params   it must take these as keywords, besides frames and numbers; None: it is called in another way
+    params   it must take these as keywords, in addition to frames and numbers; None: it is called in another way
     """
     where, _, name = reference.rpartition(":")
     path = files.path(where) if where.endswith(".py") else _source_of(where)
@@ -330,7 +330,7 @@ def look(reference: str, files: Files, params: Mapping[str, Any] | None = None) 
         if module.open:
             return
         known = ", ".join(sorted(module.bound)) or "nothing"
-        raise NodeMisuse("unknown-function", f"{where} defines no {name}", ("function",), f"it defines {known}")
+        raise NodeMisuse("unknown-function", f"{where} does not define {name}", ("function",), f"it defines {known}")
     if params is not None:
         try:
             check_called(module, name, params)
@@ -363,7 +363,7 @@ def load(reference: str, files: Files) -> Callable[..., Any]:
     module = _module(files.path(where)) if where.endswith(".py") else importlib.import_module(where)
     found: Any = getattr(module, name)
     if not callable(found):
-        raise TypeError(f"{reference} is no function")
+        raise TypeError(f"{reference} is not a function")
     return found  # type: ignore[no-any-return]
 
 
@@ -377,18 +377,18 @@ class Code:
     def __init__(self, name: str, found: Callable[[], Any], spec: FrameSpec, params: Mapping[str, Any]) -> None:
         """``found`` gives the function, or the class, which gets ``params`` when it is made. Raises `UserCodeError`."""
         self.name = name
-        with self._told("import", watch.IMPORT_S):
+        with self._named_errors("import", watch.IMPORT_S):
             called = call_foreign(found)
         self._params = dict(params)
         if isinstance(called, type):
-            with self._told("__init__", watch.IMPORT_S):
+            with self._named_errors("__init__", watch.IMPORT_S):
                 called = call_foreign(called, spec, **params)
             self._params = {}
         self._called = called
 
     def __call__(self, frames: Array, numbers: NDArray[np.uint64]) -> Any:
         """Call it with frames (n, height, width), which it can't write to, nor to their numbers."""
-        with self._told(frames_in_words(numbers), watch.CALL_S):
+        with self._named_errors(frames_in_words(numbers), watch.CALL_S):
             return call_foreign(self._called, read_only(frames), read_only(numbers), **self._params)
 
     def fit(
@@ -396,7 +396,7 @@ class Code:
     ) -> Array:
         """See `FunctionOutput.fit`; what is returned may have code of its own, which is called then."""
         try:
-            with self._told(f"the result for {frames_in_words(numbers)}", watch.CALL_S):
+            with self._named_errors(f"the result for {frames_in_words(numbers)}", watch.CALL_S):
                 return call_foreign(output.fit, result, numbers, spec, name)
         except UserCodeError as error:
             if isinstance(error.__cause__, UserCodeError):  # it does not fit
@@ -405,13 +405,13 @@ class Code:
 
     def close(self) -> None:
         """Close an object of a class that has a method for it."""
-        with self._told("close", watch.CALL_S):
+        with self._named_errors("close", watch.CALL_S):
             closing = call_foreign(getattr, self._called, "close", None)
             if closing is not None:
                 call_foreign(closing)
 
     @contextmanager
-    def _told(self, when: str, least_s: float) -> Iterator[None]:
+    def _named_errors(self, when: str, least_s: float) -> Iterator[None]:
         try:
             with watch.WATCH.during(f"{self.name}, {when}", least_s):
                 yield
@@ -419,7 +419,7 @@ class Code:
             frame = error.frame if isinstance(error, UserCodeError) else None
             raise UserCodeError(f"{words(error)} ({self.name}, {when})", frame) from error
         finally:
-            standard_descriptors()
+            restore_standards()
 
 
 def read_only(array: Array) -> Array:
@@ -432,7 +432,7 @@ def words(error: BaseException) -> str:
     if isinstance(error, UserCodeError):  # it says where
         return str(error)
     trace = traceback.extract_tb(error.__traceback__)
-    return f"{place_of((frame.filename, frame.lineno or 0) for frame in trace)}{said(error)}"
+    return f"{place_of((frame.filename, frame.lineno or 0) for frame in trace)}{error_text(error)}"
 
 
 def frames_in_words(numbers: NDArray[np.uint64]) -> str:

@@ -13,9 +13,9 @@ from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.files.channel import Channel, RowSource, TableChannel
 from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, TableSpec
 from lima2cli.geometry import Rect
-from lima2cli.language.pipeline import GraphNode, Pipeline
-from lima2cli.nodes.base import Delegate, Reduce, Sink
-from lima2cli.nodes.io_hdf5 import check_chunk, check_common
+from lima2cli.language.pipeline import Pipeline
+from lima2cli.language.records import GraphNode
+from lima2cli.nodes.base import Reduce, Sink
 from lima2cli.plan.buffers import lay_out
 from lima2cli.plan.destinations import check_file_names, check_stored
 from lima2cli.plan.fuse import fuse_steps
@@ -45,10 +45,11 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
     attempt(lambda: check_stored(pipeline, record, findings))
     if findings.failed:
         return None
-    channels = {step.name: _channel(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Sink)}
-    for name, channel in channels.items():
-        if (misfit := check_chunk(channel) or check_common(channel)) is not None:
-            findings.error(misfit.rule, misfit.message, ("nodes", name, "io_hdf5", *misfit.key), help=misfit.help)
+    sinks = {step.name: (step, step.node) for step in steps if isinstance(step.node, Sink)}
+    channels = {name: _channel(pipeline, step, sink, record, gdts) for name, (step, sink) in sinks.items()}
+    for name, (_, sink) in sinks.items():
+        if (misfit := sink.check(channels[name])) is not None:
+            findings.error(misfit.rule, misfit.message, ("nodes", name, sink.kind, *misfit.key), help=misfit.help)
     if findings.failed:
         return None
     return Plan(
@@ -65,7 +66,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
             len(pipeline.detector.modules),
             len(pipeline.receivers),
             1 if pipeline.config.writes_itself else cores,
-            [step.name for step in steps if isinstance(step.node, Delegate) for _ in range(step.node.ranks)],
+            [step.name for step in steps if step.workers is not None for _ in range(step.workers.ranks)],
         ),
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
@@ -78,6 +79,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         placements=tuple(Placement(table.host, table.cpus, table.numa) for table in pipeline.receivers.values()),
         acquisition=pipeline.acquisition.params(frames_of(pipeline)),
         repeat=pipeline.acquisition.repeat,
+        on_request=pipeline.acquisition.start == "request",
         sources=sources,
         allow_lost=pipeline.acquisition.allow_lost,
     )
@@ -114,8 +116,7 @@ def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] 
     )
 
 
-def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequence[Gdt]) -> Channel:
-    assert isinstance(step.node, Sink)
+def _channel(pipeline: Pipeline, step: Step, sink: Sink, record: Mapping[str, Any], gdts: Sequence[Gdt]) -> Channel:
     spec: FrameSpec = step.before
     places: tuple[Rect, ...] = ()
     if step.numbering.parts:
@@ -147,7 +148,7 @@ def _channel(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Se
         upstream=step.numbering.upstream,
         unmatched=step.numbering.unmatched,
         sparse=isinstance(spec, SparseSpec),
-        **step.node.channel(step.before, _period_at_receivers(pipeline, step.numbering)),
+        **sink.channel(step.before, _period_at_receivers(pipeline, step.numbering)),
     )
 
 
@@ -164,7 +165,7 @@ def _upstream(pipeline: Pipeline, name: str) -> list[str]:
 
 def _detector(pipeline: Pipeline, flows: Sequence[str]) -> DetectorInfo:
     """Return the detector without the datasets that none of ``flows`` takes frames of."""
-    own = {pipeline.flows[flow].dataset for flow in flows}
+    own = {pipeline.flows[flow].index for flow in flows}
     every = pipeline.detector.datasets
     return replace(pipeline.detector, datasets=tuple(dataset for index, dataset in enumerate(every) if index in own))
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from string import Formatter
 from typing import Any
 
-from lima2cli.declare.checking import everything
+from lima2cli.declare.reading import everything
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Related, attempt
 from lima2cli.diagnostics import KeyPath as Place
 from lima2cli.document import Document
@@ -23,7 +23,7 @@ from lima2cli.files.nexus import (
 from lima2cli.language.checks import LONGEST_NAME
 from lima2cli.language.pipeline import Pipeline
 from lima2cli.language.records import FileMemspace
-from lima2cli.nodes.base import Delegate, Reduce, Sink
+from lima2cli.nodes.base import Exchange, Reduce, Sink
 from lima2cli.paths import held_in, real, same
 from lima2cli.plan.ir import Step
 from lima2cli.transport.mapped import objection
@@ -49,7 +49,8 @@ def check_destinations(
 def commands(pipeline: Pipeline) -> list[tuple[str, ...]]:
     """Return the users' programs, with their arguments, that nodes start."""
     nodes = [] if pipeline.nodes is POISON else [each.node for each in pipeline.nodes.values()]
-    started = (attempt(lambda node=node: node.command) for node in nodes if isinstance(node, Delegate))  # type: ignore[misc]
+    workers = [attempt(lambda node=node: node.workers) for node in nodes if isinstance(node, Exchange)]  # type: ignore[misc]
+    started = [each.command for each in workers if each is not POISON and each is not None]
     held = [words for words in started if words is not POISON and words is not None]
     return [tuple(word for word in words if word is not POISON) for words in held]
 
@@ -84,11 +85,11 @@ def _check_output(
         held = sorted(held_in(directory, files))
         if held:
             behind = "" if any(_is(file, reference) for file in held) else f" (from {held[0].name})"
-            message = f"the output directory {shown} holds {reference}{behind}, which the pipeline reads"
+            message = f"the output directory {shown} contains {reference}{behind}, which the pipeline reads"
             findings.error("output-in-use", message, at, help=FREE, related=_read_here(reference, places))
             return
     if held_in(directory, [here]):
-        findings.error("output-in-use", f"the output directory {shown} holds the working directory", at, help=FREE)
+        findings.error("output-in-use", f"the output directory {shown} contains the working directory", at, help=FREE)
 
 
 def _is(file: Path, reference: str) -> bool:
@@ -106,9 +107,9 @@ def _check_memspaces(
         checked.append((file, at, label, host))
         reference = next((name for name, files in inputs.items() if any(same(one, file) for one in files)), None)
         related: list[Related] = []
-        help = "give it a file of its own; it is made where it is not there"
+        help = "give it a file of its own; it is created if it does not exist"
         if path.startswith("~"):
-            message = f"the path of {label} begins with `~`, which shells expand, and pipelines don't"
+            message = f"the path of {label} begins with `~`, which shells expand, but pipelines do not"
             findings.error("home-directory", message, at, help="`${HOME}/…` is in the home directory")
         elif other is not None:
             message, related = f"{label} and {other[2]} are one file, {path}", [Related(other[1], "the same file")]
@@ -119,7 +120,7 @@ def _check_memspaces(
             findings.error("memspace-taken", message, at, related=related, help=help)
         elif within is not POISON and within.match(str(file)):
             message = f"{label} lies in the output directory: {path}"
-            findings.error("memspace-taken", message, at, help="run directories hold what runs write, and nothing else")
+            findings.error("memspace-taken", message, at, help="run directories contain only files that runs write")
         elif host is None and (reason := objection(base / path)) is not None:
             findings.error("memspace-taken", f"{label} cannot be {path}: it {reason}", at, help=help)
 
@@ -165,7 +166,7 @@ def _check_lengths(name: str, nodes: Sequence[str], findings: Findings) -> None:
         if length > LONGEST_NAME:
             at: KeyPath = ("name",) if len(name) > len(node) else ("nodes", node)
             message = (
-                f"files of node {_short(node)} would have names of {length} bytes, file systems take {LONGEST_NAME}"
+                f"files of node {_short(node)} would have names of {length} bytes, file systems allow {LONGEST_NAME}"
             )
             longest = LONGEST_NAME - length + len(name) + len(node)
             help = f"`name` and the node's name together of at most {longest} characters"
@@ -239,14 +240,14 @@ def _check_group(what: str, name: str, at: KeyPath, taken: Collection[str], find
     if name in taken:
         findings.error(
             "reserved-name",
-            f"the {what} can't be named `{name}`: files have something else of that name at the same place",
+            f"the {what} can't be named `{name}`: files use that name for something else",
             at,
-            notes=[f"reserved there: {', '.join(taken)}"],
+            notes=[f"reserved names: {', '.join(taken)}"],
             help=f"another name, such as `{name}-1`",
         )
     elif not name.strip("."):
-        message = f"the {what} can't be named `{name}`: files have a group of its name, and this is none"
-        findings.error("reserved-name", message, at, help="leave it out, or a name with a letter or a digit")
+        message = f"the {what} can't be named `{name}`: it names a group in files, and this is not a valid name"
+        findings.error("reserved-name", message, at, help="leave it out, or give a name with a letter or a digit")
     elif len(name.encode(errors="replace")) > LONGEST_LINK:
         _too_long(f"the {what}'s name", at, findings)
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.files.channel import Channel
-from lima2cli.nodes.base import Delegate, Gather, Join, Map, Pick, Reduce, Select, Sink, Transform
+from lima2cli.frames import SparseSpec
+from lima2cli.geometry import Rect
+from lima2cli.nodes.base import Map, Sink
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
 from lima2cli.units import volume_text
+from lima2cli.view import View, view_plain
 
 ROW_BYTES = 8 + 8 + 1 + 1 + 8
 """Bytes of a row in a master: number, time, statuses, and the entry that maps it to a frame file or its checksum."""
@@ -78,7 +81,7 @@ def end_bytes(plan: Plan) -> int:
 
 
 def _volume(plan: Plan, name: str, channel: Channel) -> Volume:
-    frames = None if channel.selected is None else channel.selected * plan.repeat
+    frames = channel.selected * plan.repeat if channel.selected is not None and plan.repeat else None
     pixels = sum(part.area for part in channel.places) or channel.height * channel.width
     size = pixels * np.dtype(channel.dtype).itemsize
     return Volume(name, frames, size, channel.sparse or channel.filtered or channel.compression != "none")
@@ -114,7 +117,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             | ({"modules": list(role.modules)} if role.role == "detector" else {})
             | (
                 {"receiver": plan.receivers[role.receiver], "threads": plan.threads[role.receiver]}
-                | plan.placement_of(role).said
+                | plan.placement_of(role).requested
                 if role.receiver is not None
                 else {}
             )
@@ -130,7 +133,7 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
                 **({"inputs": {name: str(spec) for name, spec in step.specs.items()}} if step.inputs else {}),
                 "output": str(step.after),
                 "receivers": [plan.receivers[r] for r in dict.fromkeys(step.numbering.receivers)],
-                "collective": bool(step.circle),
+                "collective": bool(step.collective),
             }
             for step in plan.steps
         ],
@@ -149,7 +152,35 @@ def plan_figures(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, A
             for name, channel in plan.channels.items()
         },
         "volume": volume_figures(plan),
+        "visible": visible_figures(plan),
+        "regions": region_figures(plan),
         "warnings": [{"rule": w.rule, "message": w.message, "path": "/" + "/".join(map(str, w.at))} for w in warnings],
+    }
+
+
+def visible_figures(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the frames of all flows and nodes that can be looked at: shape (height, width), dtype, and the view.
+
+    ``view`` says which pixels of the detector they show, and how: ``area`` (x, y, width, height) in detector pixels,
+    ``binning`` (x, y), whether left and right are changed, and the degrees clockwise by which they are turned then.
+    """
+    frames: dict[str, dict[str, Any]] = {}
+    for name, spec in plan.visible.items():
+        view = View(Rect(0, 0, *spec.detector)) if isinstance(spec, SparseSpec) else spec.view
+        frames[name] = {"shape": list(view.shape), "dtype": spec.dtype, "view": view_plain(view)}
+    return frames
+
+
+def region_figures(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the regions that nodes look at, by node and name: lines [[x, y], …] in pixels of the detector, closed."""
+    found = {step.name: step.node.outlines(step.before) for step in plan.steps}
+    return {
+        node: {
+            name: [[[round(x, 2), round(y, 2)] for x, y in line] for line in outline]
+            for name, outline in outlines.items()
+        }
+        for node, outlines in found.items()
+        if outlines
     }
 
 
@@ -285,7 +316,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
             **({"inputs": list(kernel.sources)} if kernel.others else {}),
             "nodes": list(kernel.nodes),
             "fused": kernel.fused,
-            "first": [name for name in kernel.maps[1:] if nodes[name].turns],
+            "first": [name for name in kernel.maps[1:] if cast(Map, nodes[name]).turns],
             "strips": list(kernel.ends) if kernel.fused else [],
             "materialised": [name for name in kernel.makes if not isinstance(nodes[name], Sink)],
         }
@@ -297,14 +328,3 @@ def unused_nodes(plan: Plan) -> list[str]:
     """Return the nodes that are in no kernel: their output is unused."""
     used = {name for kernel in plan.kernels for name in kernel.nodes}
     return [step.name for step in plan.steps if step.name not in used]
-
-
-ROLES = (
-    (Map, "map"), (Join, "join"), (Transform, "transform"), (Pick, "sparse"), (Select, "select"), (Gather, "gather"),
-    (Delegate, "delegate"), (Reduce, "table"), (Sink, "save"),
-)  # fmt: skip
-
-
-def kernel_role(node: object) -> str:
-    """Return the kind of a node in words."""
-    return next(word for role, word in ROLES if isinstance(node, role))

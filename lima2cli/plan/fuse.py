@@ -14,7 +14,7 @@ Results are those of the steps one by one: pixels bit for bit, sums except for t
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lima2cli.nodes.base import Join, Map, Pick, Reduce, Sink
+from lima2cli.nodes.base import Map, Reduce, Sink
 from lima2cli.plan.ir import Kernel, Step
 
 StepsByName = Mapping[str, Step]
@@ -37,7 +37,7 @@ def drop_unread(kernels: Kernels, steps: StepsByName) -> Kernels:
     read: set[str] = set()
     kept = []
     for kernel in reversed(kernels):
-        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map | Join | Pick) or kernel.maps[-1] in read:
+        if kernel.ends or not isinstance(steps[kernel.maps[-1]].node, Map) or kernel.maps[-1] in read:
             kept.append(kernel)
             read.update(kernel.sources)
     return tuple(reversed(kept))
@@ -45,7 +45,7 @@ def drop_unread(kernels: Kernels, steps: StepsByName) -> Kernels:
 
 def join_maps(kernels: Kernels, steps: StepsByName) -> Kernels:
     """Join maps to chains; each stands where its first map stood, before all that read it. Within it cuts and flips go
-    first, see `nodes.chain`.
+    first, see `kernels.chain`.
     """
     readers = _readers(kernels)
     joined: list[Kernel] = []
@@ -106,7 +106,7 @@ def verify(kernels: Kernels, steps: StepsByName) -> None:
         known |= set(kernel.makes)
         names += kernel.nodes
     assert len(set(names)) == len(names), names
-    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map | Join | Pick))
+    assert all(name in names for name, step in steps.items() if not isinstance(step.node, Map))
 
 
 def _alone(step: Step) -> Kernel:
@@ -139,7 +139,7 @@ def in_strips(kernel: Kernel, steps: StepsByName) -> bool:
 
 def pixelwise(step: Step) -> bool:
     """Return True if the step is a map that is computed strip by strip, see `in_strips`."""
-    return step.node.in_strips(len(step.sources))
+    return isinstance(step.node, Map) and step.node.in_strips(len(step.sources))
 
 
 def _takes_strips(kernel: Kernel, steps: StepsByName) -> bool:

@@ -11,8 +11,9 @@ from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, attempt
 from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.geometry import Rect
-from lima2cli.language.pipeline import GraphNode, Pipeline
-from lima2cli.nodes.base import Gather, Join, Node, Reduce, Select, Sink
+from lima2cli.language.pipeline import Pipeline
+from lima2cli.language.records import GraphNode
+from lima2cli.nodes.base import Exchange, Inputs, Node, Reduce, Sink
 from lima2cli.plan.ir import Gdt, Numbering, Passage, Step
 from lima2cli.plan.numbering import after, of_flow, paired
 from lima2cli.view import View
@@ -36,7 +37,7 @@ def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[st
         key = gdt.source, parts if gdt.gap_pixels else None  # of flows that show the same there is one mask
         if key not in masks:
             masks[key] = _flow_mask(info, gdt.source, key[1], defective)
-        specs[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].source, masks[key])
+        specs[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].rect, masks[key])
         looked.add(0, specs[gdt.name])
     return specs
 
@@ -159,7 +160,7 @@ def place_nodes(
         if step is POISON or step is None:
             continue
         known.edges[name] = tuple(passage.after for passage in step.passages)
-        if isinstance(step.node, Gather) and step.circle:
+        if step.gathers:
             known.edges[name] = known.edges[name][:1]
         known.numberings[name] = after(step)
         known.steps[name] = step
@@ -181,11 +182,12 @@ def _place(
         return None
     edges = {place: frames for place, frames in entering.items() if not isinstance(frames, str)}
     try:
-        entered = [spec for frames in edges.values() for spec in frames]
-        known.looked.add(sum(map(node.looked_at, entered)), *entered)
-        step = _step(graph_node, edges, known, receivers, files)
+        inputs = _inputs(graph_node, edges, known, files)
+        looked_at = sum(map(node.looked_at, inputs))
+        known.looked.add(looked_at, *(spec for frames in edges.values() for spec in frames))
+        step = _step(graph_node, inputs, known, receivers)
         known.looked.add(0, *(passage.after for passage in step.passages))
-        for warning in (*_warnings(step, files), *_no_window(step)):
+        for warning in (*node.warnings(inputs[0]), *_no_window(step)):
             findings.warning(warning.rule, warning.message, _misfit_place(at, node, warning), help=warning.help)
     except NodeMisuse as misfit:
         notes = [f"input of {name}: {edge[0]}" for edge in edges.values()]
@@ -216,9 +218,10 @@ def _frames(node: Node, source: str, known: _Known) -> Specs | str:
         return frames
     if not node.parts:
         return f"full frames, but {source} gives parts of them: reconstruct them before"
-    virtual = isinstance(known.steps[source].node, Gather) if source in known.steps else False
+    step = known.steps.get(source)
+    virtual = step is not None and isinstance(step.node, Exchange) and step.workers is None
     if isinstance(node, Sink):
-        if getattr(node, "layout", "") == "virtual" or virtual:
+        if node.assembles or virtual:
             return frames
         return f"full frames, but {source} gives parts of them: `layout: virtual`, or a reconstruction before"
     if virtual:
@@ -226,36 +229,35 @@ def _frames(node: Node, source: str, known: _Known) -> Specs | str:
     return frames
 
 
-def _step(graph_node: GraphNode, entering: Entering, known: _Known, receivers: Sequence[str], files: Files) -> Step:
-    node = graph_node.node
-    numberings = {str(place[-1]): known.numberings[graph_node.reads[place]] for place in entering}
-    numbering = next(iter(numberings.values())) if isinstance(node, Gather) else paired(numberings, receivers)
+def _inputs(graph_node: GraphNode, entering: Entering, known: _Known, files: Files) -> list[Inputs]:
+    """Return what enters a node: at all receivers, or where these hold parts of frames at each."""
     specs = [
         {str(place[-1]): frames[min(i, len(frames) - 1)] for place, frames in entering.items()}
         for i in range(max(len(frames) for frames in entering.values()))
     ]
-    firsts = [next(iter(each.values())) for each in specs]
-    if isinstance(node, Join):
-        passages = tuple(Passage(f, node.infer_all(s, files), s) for f, s in zip(firsts, specs, strict=True))
-    elif isinstance(node, Gather):
-        whole = node.infer_parts(firsts)
-        passages = tuple(Passage(f, whole if node.strategy == "gather" else f) for f in firsts)
-    elif isinstance(node, Select):
+    rule = known.numberings[next(iter(graph_node.reads.values()))].rule
+    tables = {name: _rows(name, known) for name in graph_node.tables}
+    parts = [next(iter(each.values())) for each in specs]
+    return [Inputs(each, files, rule, tables, parts) for each in specs]
+
+
+def _step(graph_node: GraphNode, inputs: Sequence[Inputs], known: _Known, receivers: Sequence[str]) -> Step:
+    node = graph_node.node
+    numberings = {str(place[-1]): known.numberings[source] for place, source in graph_node.reads.items()}
+    numbering = paired(numberings, receivers)
+    if graph_node.tables:
         numbering = _with_rows(numbering, graph_node, known, receivers)
-        tables = {name: _rows(name, known) for name in graph_node.tables}
-        passages = tuple(Passage(f, node.infer_rows(f, tables, files)) for f in firsts)
-    else:
-        passages = tuple(Passage(f, node.infer(f, files)) for f in firsts)
-    together = numbering.parts and (
-        isinstance(node, Reduce) or (isinstance(node, Gather) and node.strategy == "gather")
-    )
-    together = together or getattr(node, "layout", "") == "common"
+    gathers = isinstance(node, Exchange) and node.gathers
+    first = node.infer(inputs[0])
+    after = [first, *(first if gathers else node.infer(each) for each in inputs[1:])]
+    together = numbering.parts and (gathers or isinstance(node, Reduce))
+    together = together or (isinstance(node, Sink) and node.together)
     return Step(
         graph_node.name,
         node,
         next(iter(graph_node.reads.values())),
         numbering.flows[0],
-        passages,
+        tuple(Passage(each.specs, spec) for each, spec in zip(inputs, after, strict=True)),
         numbering,
         graph_node.inputs,
         tuple(graph_node.tables),
@@ -277,20 +279,14 @@ def _with_rows(numbering: Numbering, graph_node: GraphNode, known: _Known, recei
     Raises: NodeMisuse.
     """
     for name in graph_node.tables:
-        rows, circle = known.numberings[name], known.steps[name].circle
-        if circle:
+        rows, collective = known.numberings[name], known.steps[name].collective
+        if collective:
             rows = replace(rows, parts=False, everywhere=True)
         try:
             numbering = paired({"frames": numbering, name: rows}, receivers)
         except NodeMisuse as misfit:
             raise NodeMisuse(misfit.rule, misfit.message, ("keep",), misfit.help) from misfit
     return numbering
-
-
-def _warnings(step: Step, files: Files) -> Sequence[NodeMisuse]:
-    if isinstance(step.node, Join):
-        return step.node.warnings_all(step.specs, files)
-    return step.node.warnings(step.before, files)
 
 
 def _no_window(step: Step) -> Sequence[NodeMisuse]:
@@ -300,12 +296,12 @@ def _no_window(step: Step) -> Sequence[NodeMisuse]:
     """
     entering, left = step.numbering, after(step)
     if left.window > LONGEST_WINDOW:
-        message = f"a window of {left.window} frames is too long: each frame of one is accounted for"
+        message = f"a window of {left.window} frames is too long: each of its frames is accounted for"
         raise NodeMisuse("window-too-long", message, ("frames",), f"at most {LONGEST_WINDOW}, or 0 for all")
     if entering.selected is None or left.selected != 0 or entering.selected == 0:
         return ()
     window = left.window // max(1, entering.window)
-    message = f"of {entering.selected} frames no window of {window} is ever whole: {step.name} gives nothing"
+    message = f"with {entering.selected} frames, no window of {window} is ever complete: {step.name} gives nothing"
     return (NodeMisuse("window-too-long", message, ("frames",), f"at most {entering.selected}, or 0 for all"),)
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from lima2cli.detectors.base import AcqParams, DetectorConfig
 from lima2cli.files.channel import Channel, TableChannel
-from lima2cli.frames import DetectorInfo, FrameSpec, Spec
+from lima2cli.frames import DetectorInfo, Files, FrameSpec, Spec
 from lima2cli.geometry import BlockLayout, Rect, Rule
-from lima2cli.nodes.base import Delegate, Node
+from lima2cli.nodes.base import Exchange, Inputs, Node, WorkerPool
 
 Overrun = Literal["wait", "stop", "continue"]
 
@@ -126,7 +126,7 @@ class Placement:
     numa: int | None = None
 
     @property
-    def said(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, Any]:
         """Return the values that are not None, as plain data."""
         named = {"host": self.host, "cpus": None if self.cpus is None else list(self.cpus), "numa": self.numa}
         return {key: value for key, value in named.items() if value is not None}
@@ -160,11 +160,15 @@ class Numbering:
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """The specs that enter and leave a node at one receiver, or at all; ``specs`` of a join by the names of inputs."""
+    """The specs that enter, by the names of the inputs, and leave a node at one receiver, or at all."""
 
-    before: FrameSpec
+    specs: Mapping[str, FrameSpec]
     after: Spec
-    specs: Mapping[str, FrameSpec] = field(default_factory=dict)
+
+    @property
+    def before(self) -> FrameSpec:
+        """Return the frames of the first input."""
+        return next(iter(self.specs.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,9 +177,9 @@ class Step:
 
     passages  one for all receivers, or where these hold parts of frames one for each, in the order of the numbering
     flow      the data flow, of several the first, that its frames come from
-    inputs    of a join: what it reads, by the names of its inputs; ``source`` is the first of them
+    inputs    where several are named: what it reads, by the names of its inputs; ``source`` is the first of them
     tables    nodes of which it reads rows
-    circle    receivers that do their part of each frame together; empty where each works alone
+    collective    receivers that do their part of each frame together; empty where each works alone
     """
 
     name: str
@@ -186,7 +190,7 @@ class Step:
     numbering: Numbering
     inputs: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
-    circle: tuple[int, ...] = ()
+    collective: tuple[int, ...] = ()
 
     @property
     def before(self) -> FrameSpec:
@@ -200,13 +204,27 @@ class Step:
 
     @property
     def specs(self) -> Mapping[str, FrameSpec]:
-        """Return the frames that enter a join, by the names of its inputs; parts of frames: at the first receiver."""
+        """Return the frames that enter, by the names of the inputs; parts of frames: at the first receiver."""
         return self.passages[0].specs
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """Return all flows and nodes whose frames it reads, each once."""
         return tuple(dict.fromkeys(self.inputs.values())) or (self.source,)
+
+    @property
+    def workers(self) -> WorkerPool | None:
+        """Return the processes that do its work; None where it has none of its own."""
+        return self.node.workers if isinstance(self.node, Exchange) else None
+
+    @property
+    def gathers(self) -> bool:
+        """Return whether receivers give each other parts of frames."""
+        return bool(self.collective) and isinstance(self.node, Exchange) and self.node.gathers
+
+    def given(self, files: Files) -> Inputs:
+        """Return what enters its node, to bind it; parts of frames: at the first receiver."""
+        return Inputs(self.specs, files, self.numbering.rule)
 
     def at(self, receiver: int) -> "Step":
         """Return the step as one receiver sees it."""
@@ -224,7 +242,7 @@ class Kernel:
     maps     one after another, by name
     ends     what then reads the last of them (or the source): reductions, or one sink
     makes    nodes of it whose frames are there for other kernels, whole: materialised
-    others   further sources, where its only node is a join
+    others   further sources, where its only node reads several
     """
 
     flow: str
@@ -256,7 +274,8 @@ class Plan:
 
     info         the detector after its own operations;  acquisition  its parameters
     threads      of each receiver;  placements  where each runs
-    repeat       acquisitions, one after another, each of ``frames`` frames
+    repeat       acquisitions, one after another, each of ``frames`` frames; 0 = until stopped
+    on_request   an acquisition that is ready waits for a request to start
     allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
     processing   a program of the user's on the receivers, `file.py:main`; None without
     sources      frames as each GDT delivers them, by its name
@@ -283,11 +302,36 @@ class Plan:
     acquisition: AcqParams = AcqParams(None, None)
     threads: tuple[int, ...] = ()
     repeat: int = 1
+    on_request: bool = False
     allow_lost: int | str | None = None
     processing: str | None = None
     placements: tuple[Placement, ...] = ()
     sources: Mapping[str, FrameSpec] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+
+    def asked(self, frames: int | None, period_s: float | None) -> "Plan":
+        """Return the plan of an acquisition of other frames and another period than it was compiled for.
+
+        Memory, files and all that depends on them are the same.
+        """
+        gdts = tuple(replace(gdt, selected=gdt.rule.selected(frames)) for gdt in self.gdts)
+        acquisition = replace(self.acquisition, frames=frames, period_s=period_s)
+        return replace(self, frames=frames, period_s=period_s, acquisition=acquisition, gdts=gdts)
+
+    @cached_property
+    def visible(self) -> dict[str, FrameSpec]:
+        """Return the frames of each flow and node that a receiver has whole, and computes: they can be looked at.
+
+        Of sparse ones the whole detector image is shown.
+        """
+        flows = {gdt.flow: self.sources[gdt.name] for gdt in self.gdts if gdt.place is None}
+        computed = {name for kernel in self.kernels for name in kernel.nodes}
+        nodes = {
+            step.name: step.after
+            for step in self.steps
+            if step.name in computed and isinstance(step.after, FrameSpec) and step.after.whole is None
+        }
+        return flows | nodes
 
     def gdts_of(self, flow: str) -> tuple[Gdt, ...]:
         """Return the GDT of a data flow; for one that is dispatched by modules those of its places."""
@@ -303,5 +347,5 @@ class Plan:
 
     def command_of(self, role: RankRole) -> tuple[str, ...] | None:
         """Return the user's program that is this rank; None where it is one of lima2."""
-        nodes = (step.node for step in self.steps if step.name == role.worker)
-        return next((node.command for node in nodes if isinstance(node, Delegate)), None)
+        workers = (step.workers for step in self.steps if step.name == role.worker)
+        return next((each.command for each in workers if each is not None), None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lima2cli.diagnostics import Findings, KeyPath, Related
-from lima2cli.nodes.base import Gather, Select, Sink
+from lima2cli.nodes.base import Select, Sink
 from lima2cli.plan.ir import Gdt, Step
 
 BATCHES = 4
@@ -47,7 +47,7 @@ def unreleased(steps: Sequence[Step], gdt: Gdt, gdts: Sequence[Gdt]) -> Unreleas
     at the others. Results of nodes have memory of their own.
     """
     views, waits = {gdt.flow}, dict[str, int]()
-    together = {step.name for step in steps if step.circle and step.numbering.parts}
+    together = {step.name for step in steps if step.collective and step.numbering.parts}
     for step in steps:
         if views.isdisjoint(step.sources):
             continue
@@ -56,7 +56,7 @@ def unreleased(steps: Sequence[Step], gdt: Gdt, gdts: Sequence[Gdt]) -> Unreleas
         skew = skew_at(step, gdt, gdts) if len(step.sources) + len(step.tables) > 1 else None
         if skew is not None and skew.frames is not None:
             waits[step.name] = skew.frames
-        elif (isinstance(step.node, Gather) and step.circle) or not together.isdisjoint(step.tables):
+        elif step.gathers or not together.isdisjoint(step.tables):
             waits[step.name] = _latest(gdt) + gdt.rule.step
     return Unreleased(min(max(waits.values(), default=0), held_frames(gdt)), tuple(waits))
 
@@ -133,10 +133,10 @@ def _report(step: Step, gdt: Gdt, skew: Skew, findings: Findings) -> None:
     at: KeyPath = ("flows", gdt.flow, "buffers")
     findings.error(
         "join-too-shallow",
-        f"`{step.name}` joins {gdt.flow} with {skew.other}, which tells of its frames {skew.late}: until then the "
+        f"`{step.name}` joins {gdt.flow} with {skew.other}, which reports its frames {skew.late}: until then the "
         f"local buffers of {gdt.flow} must hold {'all' if skew.frames is None else skew.frames} frames, they hold "
         f"{held_frames(gdt)}",
         at,
         help=f"larger buffers for {gdt.flow}, or more frequent events of {skew.other}",
-        related=[Related(("flows", skew.other), "the late one"), Related(("nodes", step.name), "the join")],
+        related=[Related(("flows", skew.other), "the late flow"), Related(("nodes", step.name), "the join")],
     )

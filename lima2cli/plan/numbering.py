@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lima2cli.declare import LARGEST
 from lima2cli.errors import NodeMisuse
 from lima2cli.geometry import Rule
-from lima2cli.nodes.base import Delegate, Gather, Join, Select, Transform
+from lima2cli.nodes.base import Select, Transform
 from lima2cli.plan.ir import Gdt, Numbering, Step
 
 LONGEST_PATTERN = 1 << 20
@@ -31,23 +31,19 @@ def after(step: Step) -> Numbering:
     Raises: NodeMisuse where frames that belong together are apart.
     """
     before, node = step.numbering, step.node
-    if isinstance(node, Gather):
-        return (
-            replace(before, rule=replace(before.rule, buffers=len(before.receivers)), parts=False)
-            if step.circle
-            else before
-        )
+    if step.gathers:
+        return replace(before, rule=replace(before.rule, buffers=len(before.receivers)), parts=False)
+    if step.workers is not None and step.workers.reply:
+        return replace(before, upstream=(*before.upstream, step.name))
     if isinstance(node, Select):
         return replace(before, filters=(*before.filters, step.name))
-    if isinstance(node, Join):
-        return replace(before, unmatched=(*before.unmatched, step.name)) if len(step.sources) > 1 else before
-    if isinstance(node, Delegate):
-        return replace(before, upstream=(*before.upstream, step.name)) if node.reply else before
+    if len(step.sources) > 1:
+        return replace(before, unmatched=(*before.unmatched, step.name))
     if not isinstance(node, Transform):
         return before
     rule, receivers, window = node.numbering(before.rule, before.receivers)
     if window != 1 and before.filters:
-        message = f"which frames `{before.filters[-1]}` lets pass is not known before: they don't make windows"
+        message = f"which frames `{before.filters[-1]}` lets pass is not known in advance: they cannot form windows"
         raise NodeMisuse("edge-mismatch", message, (), "accumulate before the filter")
     selected = 1 if not window else None if before.selected is None else before.selected // window
     return replace(
@@ -106,8 +102,8 @@ def _common(first: str, one: Numbering, others: Mapping[str, Numbering], names: 
         rule, selected = _both(before, rule, selected, name, other)
         before.append(name)
         if other.everywhere and (rule.start, rule.step, selected) != (one.rule.start, one.rule.step, one.selected):
-            message = f"`{name}` has no rows of some of the frames"
-            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "the same slices for both")
+            message = f"`{name}` has no rows for some of the frames"
+            raise NodeMisuse("edge-mismatch", message, ("inputs", name), "give both the same slices")
     bound = {name: other for name, other in others.items() if not other.everywhere}
     if not bound:
         return one
@@ -129,7 +125,9 @@ def _check_alike(first: str, one: Numbering, name: str, other: Numbering) -> Non
     """
     if one.window != 1 or other.window != 1:
         message = f"`{first}` has {_counted(one)}, `{name}` {_counted(other)}: they cannot be paired"
-        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "accumulate behind the join, or both alike")
+        raise NodeMisuse(
+            "edge-mismatch", message, ("inputs", name), "accumulate after the join, or accumulate both in the same way"
+        )
     if other.everywhere and set(one.receivers) <= set(other.receivers):
         return
     if other.everywhere or one.parts != other.parts or (one.parts and one.receivers != other.receivers):
@@ -182,7 +180,7 @@ def _both(before: Sequence[str], a: Rule, of_a: int | None, name: str, other: Nu
     rule = Rule(start or 0, step, _count(start, step, a, a.count, b, b.count), 1, 1, 1, 1)
     if start is None or selected == 0 or start >= LARGEST or step >= LARGEST:
         message = f"`{name}` has no frame in common with {' and '.join(f'`{one}`' for one in before)}"
-        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "flows whose slices meet")
+        raise NodeMisuse("edge-mismatch", message, ("inputs", name), "use flows whose slices have frames in common")
     return rule, selected
 
 

@@ -9,20 +9,24 @@ receivers' memory may be written again; what the receivers still have to save, a
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lima2cli import messages
 from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcquisition, Outcome
 from lima2cli.errors import EnvironmentUnfit, RunFailed
 from lima2cli.files.appending import load_libraries
-from lima2cli.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
+from lima2cli.messages import Change, Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram
-from lima2cli.ranks.progress import Answers, Progress, check_ready, check_silence
+from lima2cli.ranks.changing import Changing, Reply
+from lima2cli.ranks.live_masters import LiveMasters
+from lima2cli.ranks.progress import Answers, Progress, check_ready, check_silence, triggers_done
 from lima2cli.runs import channel as job_events
 from lima2cli.runs.channel import BY_USER, Stop
-from lima2cli.runs.processes import Whereabouts
+from lima2cli.runs.description import keep_change, keep_description
+from lima2cli.runs.processes import HeldDirectory
 from lima2cli.transport.base import Port
 from lima2cli.units import seconds_text
 
@@ -31,6 +35,11 @@ START_DELAY_NS = 2_000_000
 
 SHORTEST_PATIENCE_S = 10.0
 """Minimal time, in seconds, that modules which are to pause have for the work in hand."""
+
+SLEEP_S, QUICK_SLEEP_S = 5e-3, 5e-4
+"""Seconds of rest while there is nothing to do, and for `QUICK_S` after somebody has asked for frames."""
+
+QUICK_S = 0.1
 
 DIRECTORY_PERIOD_S = 0.5
 """Seconds from one check of the run directory to the next."""
@@ -68,7 +77,8 @@ class ControlRank:
     ) -> None:
         self.done = False
         self._plan: Plan = program.plan
-        self._port, self._emit, self._order = port, emit, order
+        self._port, self._order = port, order
+        self._launcher = emit
         self._another = another
         roles = self._plan.ranks
         self._detectors = {role.rank for role in roles if role.role == "detector"}
@@ -76,16 +86,31 @@ class ControlRank:
         self._workers = {role.rank for role in roles if role.role == "worker"}
         self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
         self._phase = "preparing"
-        self._acquisitions = Acquisitions(directory, self._receivers)
+        self._acquisitions = Acquisitions(directory, self._plan, self._receivers)
+        self._prepared = self._plan.acquisition
         self._completion = Completion(close)
-        self._answers = Answers(self._plan, lambda count: self._tell(self._detectors, messages.TRIGGER, count))
+        self._answers = Answers(
+            self._plan,
+            self._look_at_requests,
+            self._trigger,
+            lambda rank, node: self._send({rank}, messages.TAP, node),
+            self._change,
+        )
         self._progress = Progress(self._plan)
-        self._held = [Whereabouts(directory)]
+        self._changing = Changing(self._plan, lambda kind, what: self._send(self._receivers, kind, what), self._changed)
+        self._masters = LiveMasters(self._plan, self._warn)
+        self._held = [HeldDirectory(directory)]
         self._looked = 0.0
         self._stopped: Stop | None = None
         self._next = 0
+        self._quick_until = 0.0
         self._heard: dict[int, float] = {}
         self._paused_at = time.monotonic()
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        """Report an event to the launcher, and to those that watch."""
+        self._launcher(event)
+        self._answers.push(event)
 
     @property
     def _now(self) -> LiveAcquisition:
@@ -101,6 +126,7 @@ class ControlRank:
         """Load the libraries that write the end of the run: this rank has nothing else to do now."""
         if self._plan.channels or self._plan.tables:
             load_libraries()
+        self._masters.begin(self._now)
         try:
             self._answers.listen(self._now.directory)
         except OSError as error:
@@ -123,12 +149,18 @@ class ControlRank:
         while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
             handled = True
-        self._answers.poll(self._now, self._phase)
+        handled |= self._answers.poll(lambda: (self._now, self._phase))
+        if self._answers.abort_asked:
+            self._answers.abort_asked = False
+            self._launcher({"type": "abort"})
         order = self._order()  # asked each time: what keeps the channel going
         self._stopped = self._stopped or order or (BY_USER if self._answers.stop_asked else None)
+        self._changing.look_at_clock()
         self._look_at_files()
         self._look_at_directory()
-        if self._phase == "running":
+        if self._phase == "armed":
+            self._look_at_requests()
+        elif self._phase == "running":
             if self._stopped is not None:
                 self._pause(self._stopped.state, self._stopped.reason)
             else:
@@ -141,6 +173,10 @@ class ControlRank:
             self._check_silence()
         return handled
 
+    def rest(self) -> None:
+        """Rest until a request comes, or for a moment: a short one while somebody waits for the first frames."""
+        self._answers.wait(QUICK_SLEEP_S if time.monotonic() < self._quick_until else SLEEP_S)
+
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
         kind, content = message
         self._heard[rank] = time.monotonic()
@@ -151,8 +187,12 @@ class ControlRank:
         elif kind == messages.WARNED:
             self._warn(content)
         elif kind == messages.STATS:
-            acquisition = self._acquisitions.of(content["acquisition"])
-            acquisition.flows[rank], acquisition.saved[rank] = content["flows"], content["saved"]
+            self._acquisitions.of(content.acquisition).take(rank, content)
+            self._progress.report()
+        elif kind == messages.CHANGED:
+            self._changing.answered(rank, *content)
+        elif kind == messages.TAPPED:
+            self._answers.show(rank, content)
         elif kind == messages.WAITING:
             self._progress.moved()
         elif kind == messages.NEXT:
@@ -187,15 +227,42 @@ class ControlRank:
         elif self._phase == "leaving":
             self._finish()
 
-    def _tell(self, ranks: set[int], kind: str, what: Any) -> None:
+    def _change(self, request: Mapping[str, Any], reply: Reply) -> str | None:
+        """Begin a change of a parameter; return why it is refused."""
+        if self._phase not in ("armed", "running"):
+            return f"nothing can be changed now: the run is {self._phase}"
+        self._quick_until = time.monotonic() + QUICK_S
+        return self._changing.ask(request, reply)
+
+    def _changed(self, change: Change, frame: int) -> None:
+        """Note a change that is applied from a frame on, in the files of the acquisition, and report it."""
+        number = self.outcome.number + 1
+        words = {"node": change.node, "parameter": change.parameter, "value": change.value, "frame": frame}
+        try:
+            keep_change(Path(self._now.directory), words)
+        except OSError as error:
+            self._warn(f"the change of {change.node} can't be noted in the files: {error}")
+        message = f"{change.node}: {change.parameter} is changed from frame {frame} on"
+        self._emit(job_events.message_event("changed", message) | words | {"acquisition": number})
+
+    def _trigger(self, count: int) -> None:
+        """Fire software triggers."""
+        self._quick_until = time.monotonic() + QUICK_S
+        self._send(self._detectors, messages.TRIGGER, count)
+
+    def _send(self, ranks: set[int], kind: str, what: Any) -> None:
         for rank in sorted(ranks):
             self._port.send(rank, (kind, what))
 
     def _start_or_not(self) -> None:
         if self._stopped is not None and self.outcome.state == "complete":
-            self.outcome.state, self.outcome.reason = self._stopped.state, self._stopped.reason
+            self.outcome.state, self.outcome.reason = self._stopped.state, f"{self._stopped.reason}, before it started"
+        if self._acquisitions.faultless and self._plan.on_request and self._answers.asked is None:
+            self._phase = "armed"
+            self._emit(job_events.armed(self._now))
+            return
         if self._acquisitions.faultless:
-            self._start()
+            self._start_as_asked()
             return
         self._phase = "ending"  # with what the receivers still have of earlier ones
         self._waiting_for = self._acquisitions.behind
@@ -204,15 +271,48 @@ class ControlRank:
         elif not self._waiting_for:
             self._let_workers_go()
 
+    def _look_at_requests(self) -> None:
+        """Start, or end, an acquisition that is armed."""
+        if self._phase != "armed":
+            return
+        if self._answers.asked is not None or self._stopped is not None or not self._acquisitions.faultless:
+            self._start_or_not()
+        else:
+            self._check_silence()
+
+    def _start_as_asked(self) -> None:
+        """Start, or prepare the modules first where other frames, or another period, are asked for."""
+        self._quick_until = time.monotonic() + QUICK_S
+        if self._answers.asked is not None:
+            self._now.plan = self._plan.asked(*self._answers.asked)
+        if self._now.plan.acquisition == self._prepared:
+            self._start()
+            return
+        self._prepared = self._now.plan.acquisition
+        self._phase, self._waiting_for = "preparing", set(self._detectors)
+        self._paused_at = time.monotonic()
+        self._send(self._detectors, messages.PREPARE, self._prepared)
+
     def _start(self) -> None:
-        outcome = self.outcome
-        outcome.start_ns = time.time_ns() + START_DELAY_NS
-        self._progress.begin()
+        self._answers.asked = None
+        self._describe()
+        outcome, plan = self.outcome, self._now.plan
+        outcome.start_ns, outcome.period_s = time.time_ns() + START_DELAY_NS, plan.period_s
+        self._progress.begin(plan)
         self._next = 0
         self._phase, self._waiting_for = "running", set(self._detectors)
-        self._emit(job_events.started(self._plan, self._now))
-        start = Start(outcome.number, outcome.start_ns, self._now.directory)
-        self._tell(self._receivers | self._detectors, messages.START, start)
+        self._emit(job_events.started(self._now))
+        start = Start(outcome.number, outcome.start_ns, self._now.directory, plan.frames)
+        self._send(self._receivers | self._detectors, messages.START, start)
+
+    def _describe(self) -> None:
+        """Keep what users say of the acquisition that starts."""
+        said, self._answers.description = self._answers.description, None
+        if said is not None:
+            try:
+                keep_description(Path(self._now.directory), said)
+            except OSError as error:
+                self._warn(f"its metadata can't be kept: {error}")
 
     def _check_answers(self) -> None:
         """Fail the run where a module does not answer in time.
@@ -242,27 +342,28 @@ class ControlRank:
         self.outcome.state, self.outcome.reason = state, reason
         self._phase = "pausing"
         self._waiting_for = set(self._detectors)
-        self._emit(job_events.said(state, reason))
-        self._tell(self._detectors, messages.PAUSE, None)
+        self._emit(job_events.message_event(state, reason))
+        self._send(self._detectors, messages.PAUSE, None)
 
     def _limit(self) -> None:
         self._phase, self._waiting_for = "limiting", set(self._receivers)
-        self._tell(self._receivers, messages.LIMIT, self._next)
+        self._send(self._receivers, messages.LIMIT, self._next)
 
     def _serve_rest(self) -> None:
         """Let modules serve what is below the limit; those that had served everything have reported so already."""
         self._phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
         broken = {failure.rank for failure in self.outcome.failures}
         modules = frozenset(m for role in self._plan.ranks if role.rank in broken for m in role.modules)
-        self._tell(self._waiting_for, messages.LIMIT, (self._next, modules))
+        self._send(self._waiting_for, messages.LIMIT, (self._next, modules))
         if not self._waiting_for:
             self._end()
 
     def _end(self) -> None:
         stopped = self._phase == "serving"
-        self._acquisitions.end(self._next if stopped or self._plan.frames is None else self._plan.frames)
+        frames = self._now.plan.frames
+        self._acquisitions.end(self._next if stopped or frames is None else frames)
         directory = None if stopped else self._directory_of_next()
-        self._tell(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
+        self._send(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
         if directory is not None:
             self._announce(directory)
             return
@@ -270,12 +371,13 @@ class ControlRank:
 
     def _directory_of_next(self) -> str | None:
         """Return the directory of the acquisition that follows; None where none does."""
-        if self._stopped is not None or not self._acquisitions.well or len(self._acquisitions) >= self._plan.repeat:
+        enough = 0 < self._plan.repeat <= len(self._acquisitions)
+        if self._stopped is not None or not self._acquisitions.well or enough:
             return None
         try:
             directory = self._another()
             self._answers.announce(directory)
-            self._held.append(Whereabouts(directory))
+            self._held.append(HeldDirectory(directory))
         except (EnvironmentUnfit, OSError) as error:
             self.outcome.fail(f"no more acquisitions: {error}")
             return None
@@ -283,11 +385,13 @@ class ControlRank:
 
     def _announce(self, directory: str) -> None:
         """Announce another acquisition, once all can take it."""
+        self._quick_until = time.monotonic() + QUICK_S
         self._emit({"type": "directory", "directory": directory})
         self._acquisitions.add(directory)
         self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
         self._paused_at = time.monotonic()
-        self._tell(self._waiting_for, messages.PREPARE, None)
+        self._send(self._waiting_for, messages.PREPARE, self._prepared)
+        self._masters.begin(self._now)  # while they prepare
 
     def _finished(self, rank: int, report: ReceiverReport) -> None:
         """Note that a receiver has ended the files of an acquisition.
@@ -297,16 +401,21 @@ class ControlRank:
         acquisition = self._acquisitions.of(report.acquisition)
         acquisition.outcome.receivers[report.receiver] = report
         acquisition.waiting.discard(rank)
-        if not acquisition.waiting and acquisition is not self._now:
-            self._complete(acquisition)
+        acquisition.end(rank, report)
+        if not acquisition.waiting:
+            self._report(acquisition, self._progress.now(acquisition))
+            if acquisition is not self._now:
+                self._complete(acquisition)
         if self._phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
             self._answered(rank)
 
     def _look_at_files(self) -> None:
         """Take note of the files that have been written."""
         for acquisition in self._completion.done():
-            if self._plan.repeat > 1:
-                self._emit(job_events.completed(self._plan, acquisition))
+            outcome = acquisition.outcome
+            given_back = outcome.number and not outcome.start_ns and outcome.state == "stopped"
+            if self._plan.repeat != 1 and not given_back:
+                self._emit(job_events.completed(acquisition))
         if self._phase == "closing" and self._completion.idle:
             self._quit()
 
@@ -314,12 +423,12 @@ class ControlRank:
         """Let workers end, once receivers have all that was replied."""
         self._phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
         self._paused_at = time.monotonic()
-        self._tell(self._waiting_for, messages.ENDED, None)
+        self._send(self._waiting_for, messages.ENDED, None)
         if not self._waiting_for:
             self._finish()
 
     def _check_workers(self) -> None:
-        """Let a worker take its time to end, but not for ever: the run ends without it."""
+        """Let a worker take its time to end, but not forever: the run ends without it."""
         if time.monotonic() - self._paused_at > max(self._plan.timeout_s, SHORTEST_PATIENCE_S):
             silent = ", ".join(map(str, sorted(self._waiting_for)))
             self.outcome.warnings.append(f"rank {silent} (worker) did not end and was ended")
@@ -334,7 +443,7 @@ class ControlRank:
         self._complete(self._now)
 
     def _quit(self) -> None:
-        self._tell(self._detectors | self._receivers | self._workers, messages.QUIT, None)
+        self._send(self._detectors | self._receivers | self._workers, messages.QUIT, None)
         self.done = True
 
     def _look_at_directory(self, *, now: bool = False) -> None:
@@ -385,12 +494,17 @@ class ControlRank:
     def _warn(self, text: str) -> None:
         if text not in self.outcome.warnings:
             self.outcome.warnings.append(text)
-            self._emit(job_events.said("warning", f"warning: {text}"))
+            self._emit(job_events.message_event("warning", f"warning: {text}"))
+
+    def _report(self, acquisition: LiveAcquisition, event: dict[str, Any]) -> None:
+        """Report progress, once masters have the rows that users may wait for."""
+        self._masters.follow(acquisition, event["rows"], now=triggers_done(acquisition))
+        self._emit(event)
 
     def _look_at_clock(self) -> None:
         event = self._progress.event(self._now)
         if event is None:
             return
-        self._emit(event)
+        self._report(self._now, event)
         if self._progress.stuck:
             self._pause("failed", f"no frame for {seconds_text(self._plan.timeout_s)}")

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from lima2cli import messages
-from lima2cli.detectors.base import Detector, State, Warns
+from lima2cli.detectors.base import AcqParams, Detector, State, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
-from lima2cli.foreign import call_foreign
+from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
 from lima2cli.geometry import Rect
 from lima2cli.messages import Failure, SourceReport, Start, usage
+from lima2cli.nodes.user_function import words
 from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
 from lima2cli.transport.base import Port, PutChannel
 from lima2cli.units import seconds_text
@@ -21,6 +23,28 @@ GROUPS_PER_STEP = 8
 
 WAITING_PERIOD_NS = 500_000_000
 
+T = TypeVar("T")
+
+
+def call_detector(detector: Detector, function: Callable[[], T], least_s: float = CALL_S) -> T:
+    """Return what a function of a detector does; of one that a package brings, in time.
+
+    Raises: the errors of ``function``, and `ExitError`; see `call_foreign`.
+    """
+    if not is_foreign(type(detector)):
+        return call_foreign(function)
+
+    def watched() -> T:
+        with WATCH.during("detector", least_s):
+            return function()
+
+    return call_foreign(watched)
+
+
+def reason_of(detector: Detector, error: Exception) -> str:
+    """Return why a detector failed, in a line; of one that a package brings with its file and line."""
+    return words(error) if is_foreign(type(detector)) else str(error) or type(error).__name__
+
 
 class _Cursor:
     """The next group of one flow. ``last`` is its last frame, None when all are served."""
@@ -29,24 +53,34 @@ class _Cursor:
         gdt = flow.gdt
         self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
         self.released = [0] * len(flow.targets)
-        self.begin(0)
+        self.base = 0
+        self.begin()
         width, layout = gdt.pixel_bytes, gdt.layout
         self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
-        self.lanes: list[list[PutChannel]] = [
-            [port.lane(t.region, r.cut.height, r.cut.width * width, layout.pitch, layout.stride) for r in flow.routes]
+        self.channels: list[list[PutChannel]] = [
+            [
+                port.put_channel(t.region, r.cut.height, r.cut.width * width, layout.pitch, layout.stride)
+                for r in flow.routes
+            ]
             for t in flow.targets
         ]
-        self.headers = [port.lane(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets]
+        self.headers = [
+            port.put_channel(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets
+        ]
 
-    def begin(self, acquisition: int) -> None:
-        """Begin groups and counts anew; visits, as the words count them, go on from ``base``."""
-        self.base = acquisition * self.rule.epoch(self.gdt.selected) if acquisition and self.gdt.selected else 0
+    def follow(self, frames: int) -> None:
+        """Begin the acquisition after one of ``frames`` frames: visits, as the words count them, go on."""
+        self.base += self.rule.epoch(self.rule.selected(frames) or 0)
+        self.begin()
+
+    def begin(self) -> None:
+        """Reset groups and counts."""
         self.group, self.blocks, self.last, self.numbers = 0, 0, -1, range(0)
         self.written = [0] * len(self.flow.targets)
         self.dropped, self.waited_ns, self.waiting_since = 0, 0, 0
         self.broken = False
 
-    def aim(self, frames: int | None) -> None:
+    def seek(self, frames: int | None) -> None:
         """Point to the group that is next when ``frames`` are acquired in all."""
         rule = self.rule
         self.blocks = rule.blocks_of_group(self.group, rule.selected(frames))
@@ -68,7 +102,8 @@ class DetectorRank:
     def __init__(self, program: DetectorProgram, port: Port, detector: Detector) -> None:
         self.done = False
         self._program, self._port, self._detector = program, port, detector
-        self._frames = program.acquisition.frames
+        self._acquisition = program.acquisition
+        self._frames = self._acquisition.frames
         self._cursors = [_Cursor(flow, program.info.modules, port) for flow in program.flows]
         self._acquired, self._next = 0, 0
         self._running = self._paused = self._reported = self._failed = False
@@ -78,7 +113,7 @@ class DetectorRank:
 
     def prepare(self) -> None:
         """Get the detector ready and report so, or that it failed."""
-        if self._do(lambda: self._detector.prepare(self._program.acquisition, self._program.transfer)):
+        if self._do(lambda: self._detector.prepare(self._acquisition, self._program.transfer)):
             self._warn()
             self._port.send(0, (messages.READY, None))
 
@@ -90,7 +125,7 @@ class DetectorRank:
         if not self._running or self._paused:
             return False
         try:
-            return call_foreign(self._serve_some)
+            return call_detector(self._detector, self._serve_some)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must know
             due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
             self._fail(error, min(due)[1] if due else None)
@@ -105,7 +140,7 @@ class DetectorRank:
     def _do(self, operation: Callable[[], None]) -> bool:
         """Return whether an operation of the detector succeeded; report a failure to the control rank."""
         try:
-            call_foreign(operation)
+            call_detector(self._detector, operation, IMPORT_S)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
             return False
@@ -114,7 +149,7 @@ class DetectorRank:
     def _fail(self, error: Exception, frame: int | None = None) -> None:
         self._failed = self._paused = True
         modules = ", ".join(map(str, self._program.modules))
-        message = f"detector, modules {modules}: {error or type(error).__name__}"
+        message = f"detector, modules {modules}: {reason_of(self._detector, error)}"
         self._port.send(0, (messages.FAILED, Failure(self._program.rank, message, frame=frame, detail=repr(error))))
 
     def _obey(self, kind: str, what: object) -> None:
@@ -122,8 +157,10 @@ class DetectorRank:
             assert isinstance(what, Start)
             self._start(what)
         elif kind == messages.PREPARE:
-            self._running = False
-            if self._do(self._detector.stop):
+            assert isinstance(what, AcqParams)
+            self._acquisition = what
+            again, self._running = self._running, False
+            if self._do(self._detector.stop if again else self._detector.reset):
                 self.prepare()
         elif kind == messages.TRIGGER:
             assert isinstance(what, int)
@@ -142,14 +179,17 @@ class DetectorRank:
             self.done = True
 
     def _start(self, start: Start) -> None:
-        self._number, self._frames = start.number, self._program.acquisition.frames
+        if start.number:
+            assert self._frames is not None
+            for cursor in self._cursors:
+                cursor.follow(self._frames)
+        self._number, self._frames = start.number, self._acquisition.frames
         self._acquired = self._next = self._behind = 0
         self._put_ns = self._flush_ns = self._first_ns = self._last_ns = 0
         self._cpu_s = usage().cpu_s
         self._paused = self._reported = False
         for cursor in self._cursors:
-            cursor.begin(start.number)
-            cursor.aim(self._frames)
+            cursor.seek(self._frames)
         self._running = self._do(lambda: self._detector.start(start.start_ns))
 
     def _limit(self, frames: int, broken: frozenset[int]) -> None:
@@ -161,7 +201,7 @@ class DetectorRank:
             return
         self._paused = False
         for cursor in self._cursors:
-            cursor.aim(frames)
+            cursor.seek(frames)
             cursor.broken = not broken.isdisjoint(part.module for part in cursor.gdt.parts)
 
     def _serve(self) -> bool:
@@ -184,7 +224,7 @@ class DetectorRank:
             return False
         self._next = max(self._next, cursor.last + 1)
         cursor.group += 1
-        cursor.aim(self._frames)
+        cursor.seek(self._frames)
         return True
 
     def _send_group(self, cursor: _Cursor) -> bool:
@@ -198,18 +238,18 @@ class DetectorRank:
             return False
         target, position = flow.targets[index], rule.position(visit)
         base = target.offset + rule.group_offset(visit)
-        for route, lane, cut in zip(flow.routes, cursor.lanes[index], cursor.cuts, strict=True):
+        for route, channel, cut in zip(flow.routes, cursor.channels[index], cursor.cuts, strict=True):
             word = target.generations + position * flow.contributors + route.contributor
             port.store(target.rank, word, 2 * (cursor.base + visit) + 1)
             before = time.perf_counter_ns()
-            self._put(cursor, route.module, lane, cut, base + route.offset_in_slot)
+            self._put(cursor, route.module, channel, cut, base + route.offset_in_slot)
             if route.contributor == 0:
                 self._put_times(cursor, index, position, base)
             if target.failures is not None:
                 words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
                 self._put_failures(cursor, route.module, target.rank, words)
             flushing = time.perf_counter_ns()
-            lane.flush()
+            channel.flush()
             flushed = time.perf_counter_ns()
             self._put_ns += flushed - before
             self._flush_ns += flushed - flushing
@@ -218,16 +258,16 @@ class DetectorRank:
         return True
 
     def _put(
-        self, cursor: _Cursor, module: int, lane: PutChannel, cut: tuple[slice, slice] | None, offset: int
+        self, cursor: _Cursor, module: int, channel: PutChannel, cut: tuple[slice, slice] | None, offset: int
     ) -> None:
         numbers, dataset, sent = cursor.numbers, cursor.gdt.dataset, 0
         while True:
             frames: Array = self._detector.get_frames(dataset, module, numbers[sent:])
-            lane.put(frames if cut is None else frames[:, cut[0], cut[1]], offset + sent * cursor.gdt.layout.stride)
+            channel.put(frames if cut is None else frames[:, cut[0], cut[1]], offset + sent * cursor.gdt.layout.stride)
             sent += len(frames)
             if sent >= cursor.blocks:
                 return
-            lane.flush()  # the detector may use the memory of these frames for the next
+            channel.flush()  # the detector may use the memory of these frames for the next
 
     def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
         """Write which frames of the group the module has failed to give, from word ``first`` on."""
@@ -345,9 +385,9 @@ class CompliantRank:
 
     def _do(self, operation: Callable[[], None]) -> bool:
         try:
-            call_foreign(operation)
+            call_detector(self._detector, operation, IMPORT_S)
         except Exception as error:  # noqa: BLE001  a detector may fail in any way; the others must know
-            self._fail(f"detector: {error or type(error).__name__}", repr(error))
+            self._fail(f"detector: {reason_of(self._detector, error)}", repr(error))
             return False
         return True
 

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from lima2cli.accounting.acquisitions import Outcome
 from lima2cli.errors import RunFailed
 from lima2cli.foreign import WATCH
 from lima2cli.inputs.stacks import FileStore
-from lima2cli.nodes.base import Delegate
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram, DetectorProgram, Program, Wiring, WorkerProgram, lower
 from lima2cli.transport.base import MemorySpec, Port, RegionSpec
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
-CONTROL_SLEEP_S = 5e-3
 
 
 class Rank(Protocol):
@@ -44,7 +43,7 @@ def memory_of(wiring: Wiring, base: Path) -> MemorySpec:
         RegionSpec(owner, region.size, None if region.path is None else str(base / region.path))
         for region, owner in zip(wiring.regions, wiring.owners, strict=True)
     )
-    return MemorySpec(regions, wiring.control_words, wiring.circles, wiring.lines)
+    return MemorySpec(regions, wiring.control_words, wiring.collectives, wiring.mailboxes)
 
 
 def make_rank(
@@ -67,7 +66,7 @@ def make_rank(
     if isinstance(program, WorkerProgram):
         from lima2cli.graph.offload import WorkerRank
 
-        if cast(Delegate, program.step.node).command is not None:
+        if program.workers.command is not None:
             raise RunFailed(f"rank {program.rank} is a worker of {program.step.name}: start its command there")
         return WorkerRank(program, port, FileStore(base))
     from lima2cli.ranks.receiver import ReceiverRank
@@ -89,7 +88,7 @@ def _control(
 
     def close(outcome: Outcome, directory: str) -> None:
         try:
-            close_run(plan, outcome, directory)
+            close_run(replace(plan, period_s=outcome.period_s), outcome, directory)
         except OSError as error:
             reason = f"{outcome.reason}; then " if outcome.reason else ""
             raise RunFailed(f"{reason}the files of the run cannot be ended: {error}") from error
@@ -101,15 +100,22 @@ def _control(
     return ControlRank(program, port, emit, close, order, directory, another)
 
 
-def turn(rank: Rank, shortest: float = SHORTEST_SLEEP_S, longest: float = LONGEST_SLEEP_S) -> None:
+def turn(rank: Rank) -> None:
     """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin."""
-    pause = shortest
+    pause = SHORTEST_SLEEP_S
     while not rank.done:
         if rank.step():
-            pause = shortest
+            pause = SHORTEST_SLEEP_S
         else:
             time.sleep(pause)
-            pause = min(2 * pause, longest)
+            pause = min(2 * pause, LONGEST_SLEEP_S)
+
+
+def turn_control(control: "ControlRank") -> None:
+    """Give the control rank turns until it is done; it rests itself, since a request wakes it."""
+    while not control.done:
+        if not control.step():
+            control.rest()
 
 
 def run_inline(plan: Plan, base: Path, directory: str, emit: "Emit", order: "Callable[[], Stop | None]") -> Outcome:

@@ -1,23 +1,42 @@
 """A receiver rank: takes complete groups from its memory, runs the nodes, gives the memory back."""
 
+import os
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lima2cli import messages
+from lima2cli.accounting.ledger import Ledger
+from lima2cli.errors import StateError
 from lima2cli.files.appending import load_libraries
+from lima2cli.files.nexus import ledger_file
 from lima2cli.foreign import lingering
 from lima2cli.frames import Files
-from lima2cli.graph.executor import Executor, copy_of
+from lima2cli.graph.executor import Executor
 from lima2cli.graph.flow_reader import Absent, Batch, FlowReader
+from lima2cli.graph.protocol import Lease, copy_of
 from lima2cli.graph.user_program import start_processing
-from lima2cli.graph.waiting import Lease
-from lima2cli.messages import Ended, Failure, Measured, ReceiverReport, Start, usage
+from lima2cli.messages import (
+    Change,
+    Counts,
+    Ended,
+    Failure,
+    Measured,
+    ReceiverReport,
+    Start,
+    Stats,
+    median_and_p99,
+    usage,
+)
 from lima2cli.program import ReceiverProgram
 from lima2cli.transport.base import Port
 
-STATS_PERIOD_NS = 500_000_000
+STATS_PERIOD_NS, BEAT_NS = 100_000_000, 500_000_000
+"""Nanoseconds from one report to the next, while there is news and without."""
+
+BUSY_SHARE, IDLE_SHARE = 50, 4
+"""Time from one flush of the files to the next, in times of what a flush takes: at full load, and after a trigger."""
 
 
 @dataclass
@@ -46,10 +65,13 @@ class ReceiverRank:
             FlowReader(flow, port, single=flow.gdt.place is not None, threads=program.threads) for flow in program.flows
         ]
         self._graph: Executor | None = None
+        self._ledger: Ledger | None = None
+        self._unwritten = False
         self._orders: deque[_Order] = deque()
         self._overran: set[str] = set()
-        self._asked = False
-        self._stats_ns = self._busy_ns = 0
+        self._asked = self._held = False
+        self._stats_ns = self._flush_ns = self._busy_ns = 0
+        self._news = False
         self._cpu_s = 0.0
         self._threads = lingering().keys()
 
@@ -68,7 +90,7 @@ class ReceiverRank:
             self._port.send(0, (messages.FAILED, Failure(self._program.rank, str(error))))
             return
         self._graph = Executor(self._program, self._port, self._files, own)
-        self._graph.ready(self._directory)
+        self._ready(self._graph, self._directory)
         if not self._report_failures(self._graph):
             self._port.send(0, (messages.READY, None))
 
@@ -83,13 +105,32 @@ class ReceiverRank:
             worked = self._turn(self._graph, self._order)
             now = time.perf_counter_ns()
             self._busy_ns += now - before if worked else 0
-            if now - self._stats_ns > STATS_PERIOD_NS and self._order is not None:
-                self._stats_ns = now
-                self._tell(self._graph, self._order)
+            self._news |= worked
+            if self._order is not None and self._due(now, worked):
+                self._report_progress(self._graph, self._order)
+                self._stats_ns, self._news = time.perf_counter_ns(), False
+                self._flush_ns = self._stats_ns - now
         if self._asked and self._free():
             self._asked = False
             self._port.send(0, (messages.READY, None))
         return worked
+
+    def _due(self, now: int, worked: bool) -> bool:
+        """Return whether it is time to flush and to report: after a trigger as soon as its frames are done."""
+        since = now - self._stats_ns
+        if not self._news:
+            return since > BEAT_NS
+        if self._program.triggered and not worked and since > IDLE_SHARE * self._flush_ns:
+            return True
+        return since > max(STATS_PERIOD_NS, BUSY_SHARE * self._flush_ns)
+
+    def _ready(self, graph: Executor, directory: str) -> None:
+        """Announce an acquisition whose files go to ``directory``, and begin its ledger there."""
+        graph.ready(directory)
+        try:
+            self._ledger = Ledger(directory, self._program.name, self._program.receiver)
+        except OSError as error:
+            self._warn_of_ledger(error)
 
     def _free(self) -> bool:
         """Return whether another acquisition may be written to the memory.
@@ -102,7 +143,7 @@ class ReceiverRank:
         """Give every flow, and what waits in the graph, one turn; return whether there was work."""
         worked = False
         for reader in self._readers:
-            arrived = None if graph.full(reader.flow.gdt.flow) else reader.poll()
+            arrived = None if self._held or graph.full(reader.flow.gdt.flow) else reader.poll()
             if isinstance(arrived, Batch):
                 before = time.perf_counter_ns()
                 self._process(graph, reader, arrived)
@@ -115,6 +156,8 @@ class ReceiverRank:
             if reader.count.lost:
                 self._report_overrun(reader)
         worked |= graph.poll()
+        for tapped in graph.taps.taken():
+            self._port.send(0, (messages.TAPPED, replace(tapped, acquisition=order.start.number)))
         self._report_failures(graph)
         if order.ended is not None and not worked and self._over(graph, order):
             self._finish(graph, order)
@@ -131,7 +174,7 @@ class ReceiverRank:
         """
         if kind == messages.START:
             assert isinstance(what, Start)
-            self._orders.append(_Order(what))
+            self._orders.append(_Order(what, what.frames))
             if len(self._orders) == 1:
                 self._begin(self._orders[0])
         elif kind == messages.LIMIT:
@@ -148,21 +191,47 @@ class ReceiverRank:
             self._look_at(order)
         elif kind == messages.PREPARE:
             self._asked = True
+        elif kind in (messages.CHANGE, messages.HOLD, messages.SETTLE):
+            self._change(kind, what)
+        elif kind == messages.TAP:
+            assert isinstance(what, str)
+            if self._graph is not None:
+                self._graph.taps.ask(what)
         elif kind == messages.QUIT:
+            self._close_ledger()
             if self._graph is not None:
                 self._graph.close()
                 self._graph.leave()  # what fails now is of a run that has failed, or was reported
             self.done = True
+
+    def _change(self, kind: str, what: object) -> None:
+        """Take part in a change of a parameter, see `ranks.changing`."""
+        graph = self._graph
+        assert graph is not None
+        if isinstance(what, Change):
+            wrong: str | None = None
+            try:
+                graph.prepare_change(what)
+            except StateError as error:
+                wrong = str(error)
+            self._port.send(0, (messages.CHANGED, (what.number, wrong)))
+        elif kind == messages.HOLD:
+            self._held = True
+            self._port.send(0, (messages.CHANGED, (what, 0 if self._order is None else graph.reached)))
+        else:
+            assert isinstance(what, tuple)
+            self._held = False
+            graph.changes.settle(what[1])
 
     def _begin(self, order: _Order) -> None:
         """Begin the next acquisition in turn."""
         assert self._graph is not None
         self._overran.clear()
         self._busy_ns, self._cpu_s = 0, usage().cpu_s
-        for reader in self._readers:
-            reader.begin(order.start.number)
         if order.start.number:
-            self._graph.ready(order.start.directory)
+            for reader in self._readers:
+                reader.follow()
+            self._ready(self._graph, order.start.directory)
         self._graph.begin(order.start.start_ns)
         self._look_at(order)
         self._report_failures(self._graph)
@@ -182,20 +251,23 @@ class ReceiverRank:
 
         Where losses are allowed (`overrun: continue`) a checked copy is processed: the memory is given back at once,
         and a receiver that is always too slow still saves what it can instead of losing each frame while it reads it.
-        So it is where nodes wait, keep a state or are the user's: they never see data that may be torn.
+        So it is where nodes wait, keep a state or are the user's: they never see data that may be torn. And so it is
+        while a change is due, since a batch that is cut there is lost as a whole, or not at all.
         """
         flow, block, now = reader.flow.gdt.flow, batch.block, time.time_ns()
         if block.stable:
             hold = Lease(lambda: reader.release(batch, True))
-            graph.commit(graph.stage(flow, block, now, hold), int(block.numbers[0]))
+            for part in graph.parts(flow, block):
+                graph.commit(graph.stage(flow, part, now, hold), int(part.numbers[0]))
             graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             hold.done()
-        elif reader.flow.gdt.overrun == "continue" or graph.needs_stable:
+        elif reader.flow.gdt.overrun == "continue" or graph.needs_stable or graph.changes.due:
             block = copy_of(block)
             intact = reader.intact(batch)
             reader.release(batch, intact)
             if intact:
-                graph.commit(graph.stage(flow, block, now), int(block.numbers[0]))
+                for part in graph.parts(flow, block):
+                    graph.commit(graph.stage(flow, part, now), int(part.numbers[0]))
                 graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             else:
                 graph.absent(flow, int(block.numbers[-1]))
@@ -240,7 +312,7 @@ class ReceiverRank:
 
     def _report_threads(self) -> None:
         """Report threads that users' code has left: the process does not wait for them."""
-        functions = [(step.name, str(getattr(step.node, "function", None))) for step in self._program.steps]
+        functions = [(step.name, step.node.calls or "") for step in self._program.steps]
         for name, place in lingering().items():
             if name in self._threads:  # of the program that has called lima2
                 continue
@@ -251,23 +323,64 @@ class ReceiverRank:
                 0, (messages.WARNED, f"{whose}thread {name} did not end with the run (at {place}), and is ended")
             )
 
-    def _tell(self, graph: Executor, order: _Order) -> None:
-        """Flush what was committed and report to the control rank how far this receiver is."""
+    def _report_progress(self, graph: Executor, order: _Order) -> None:
+        """Flush what was committed, note in the ledger what it is, and report how far this receiver is."""
         graph.flush()
         self._report_failures(graph)
+        self._note(self._counts(graph), order)
         flows = {}
         for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
-            flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.count.peak_fill)
-        stats = {"acquisition": order.start.number, "flows": flows, "saved": graph.counts.saved}
+            flows[reader.flow.gdt.name] = (reader.count.received, lost, reader.fill)
+        used, timings = usage(), graph.timings
+        stats = Stats(
+            acquisition=order.start.number, flows=flows, saved=graph.counts.saved, done=self._done(),
+            undecided=graph.undecided({reader.flow.gdt.flow: reader.undecided for reader in self._readers}),
+            spent={name: replace(spent) for name, spent in timings.spent.items()},
+            latency=median_and_p99(timings.paces), seconds=(time.time_ns() - order.start.start_ns) * 1e-9,
+            busy_s=self._busy_ns * 1e-9, used=replace(used, cpu_s=used.cpu_s - self._cpu_s), pid=os.getpid(),
+        )  # fmt: skip
         self._port.send(0, (messages.STATS, stats))
+
+    def _done(self) -> dict[str, int]:
+        """Return how many of its frames this receiver has gone through, by flow, whatever became of them."""
+        return {reader.flow.gdt.name: reader.done for reader in self._readers}
+
+    def _counts(self, graph: Executor) -> Counts:
+        flows = {reader.flow.gdt.name: reader.counted() for reader in self._readers}
+        nodes = graph.counts
+        return Counts(flows=flows, dropped=nodes.dropped, vetoed=nodes.vetoed, beside=nodes.single)
+
+    def _note(self, counts: Counts, order: _Order) -> None:
+        """Write to the ledger what is known of the frames; it is in the files by now."""
+        if self._ledger is not None:
+            try:
+                self._ledger.write(counts, order.frames)
+            except OSError as error:
+                self._warn_of_ledger(error)
+
+    def _warn_of_ledger(self, error: OSError) -> None:
+        """Report, once, that a ledger is not written: a run that goes well does not need it."""
+        if not self._unwritten:
+            self._unwritten = True
+            ledger = ledger_file(self._program.name, self._program.receiver)
+            help = "should this receiver be killed, it is not known why frames are in no file"
+            self._port.send(0, (messages.WARNED, f"{ledger} can't be written: {error}; {help}"))
 
     def close(self) -> None:
         """End all files."""
         if self._graph is not None:
             self._graph.close()
+            if self._order is not None:
+                self._note(self._counts(self._graph), self._order)
             self._graph.leave()
             self._report_failures(self._graph)
+        self._close_ledger()
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
 
     def _finish(self, graph: Executor, order: _Order) -> None:
         """End an acquisition that is read: end its files, report, go on with the next one, if that is there already."""
@@ -276,11 +389,14 @@ class ReceiverRank:
             graph.leave()
             self._report_threads()
         self._report_failures(graph)
-        flows = {reader.flow.gdt.name: reader.count for reader in self._readers}
-        nodes = graph.counts
-        counts = (nodes.saved, nodes.dropped, nodes.vetoed, nodes.beside)
+        counts = self._counts(graph)
+        self._note(counts, order)
+        self._close_ledger()
         measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.timings.spent, graph.timings.paces)
-        report = ReceiverReport(self._program.receiver, flows, *counts, usage(), measured, order.start.number)
+        report = ReceiverReport(
+            **vars(counts), receiver=self._program.receiver, saved=graph.counts.saved, usage=usage(),
+            measured=measured, acquisition=order.start.number,
+        )  # fmt: skip
         self._port.send(0, (messages.FINISHED, report))
         self._orders.popleft()
         if self._orders:

@@ -13,6 +13,7 @@ from typing import Any
 from lima2cli import __version__
 from lima2cli.accounting.acquisitions import LiveAcquisition
 from lima2cli.errors import RunFailed
+from lima2cli.files.nexus import MEASUREMENT, detector_path, master_file, table_file
 from lima2cli.messages import Failure
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import same_user
@@ -68,7 +69,7 @@ class Lines:
         return whole
 
     def end(self) -> list[bytes]:
-        """Return the last line, if its end never came."""
+        """Return the last line, if its end never arrived."""
         rest, self._rest = self._rest, b""
         return [rest] if rest else []
 
@@ -214,16 +215,51 @@ class Launcher:
 Event = dict[str, Any]
 
 
-def started(plan: Plan, acquisition: LiveAcquisition) -> Event:
+def started(acquisition: LiveAcquisition) -> Event:
     """Return the event that an acquisition begins."""
+    plan = acquisition.plan
     number, directory = acquisition.outcome.number + 1, acquisition.directory
     return {"type": "start", "name": plan.name, "frames": plan.frames, "directory": directory,
-            "acquisition": number, "of": plan.repeat}  # fmt: skip
+            "acquisition": number, "of": plan.repeat, "files": files(plan)}  # fmt: skip
 
 
-def completed(plan: Plan, acquisition: LiveAcquisition) -> Event:
+def armed(acquisition: LiveAcquisition) -> Event:
+    """Return the event that an acquisition is ready and waits for a request to start."""
+    plan = acquisition.plan
+    message = f"{plan.name}: armed, `lima2 start` starts it"
+    number = acquisition.outcome.number + 1
+    return message_event("armed", message) | {
+        "acquisition": number, "directory": acquisition.directory, "files": files(plan)
+    }  # fmt: skip
+
+
+def files(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return what the nodes that save will leave in the run directory, by node.
+
+    Of frames file, dataset, shape, dtype and chunk shape of the master, and whether it is there from now on and grows
+    (``live``) or made at the end; of rows the file and the dtypes of its columns.
+    """
+    channels: dict[str, dict[str, Any]] = {
+        node: {
+            "file": master_file(plan.name, node),
+            "dataset": f"{detector_path(channel)}/data",
+            "shape": [channel.selected, channel.height, channel.width],
+            "dtype": channel.dtype,
+            "chunk": [channel.frames_per_chunk, channel.height, channel.width],
+            "live": channel.live,
+        }
+        for node, channel in plan.channels.items()
+    }
+    tables = {
+        node: {"file": table_file(plan.name, node), "dataset": f"/{MEASUREMENT}", "columns": dict(table.columns)}
+        for node, table in plan.tables.items()
+    }
+    return channels | tables
+
+
+def completed(acquisition: LiveAcquisition) -> Event:
     """Return the event that one of several acquisitions has ended, and its files are written."""
-    outcome = acquisition.outcome
+    outcome, plan = acquisition.outcome, acquisition.plan
     return {"type": "acquisition", "number": outcome.number + 1, "of": plan.repeat, "state": outcome.verdict[0],
             "directory": acquisition.directory, "frames": outcome.frames, "dead_time_s": outcome.dead_s}  # fmt: skip
 
@@ -234,6 +270,6 @@ def failed(failure: Failure) -> Event:
             "frame": failure.frame, "detail": failure.detail}  # fmt: skip
 
 
-def said(event: str, message: str) -> Event:
+def message_event(event: str, message: str) -> Event:
     """Return the event of a message for users."""
     return {"type": "event", "event": event, "message": message}

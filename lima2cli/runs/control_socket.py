@@ -1,21 +1,19 @@
-"""Requests of users to a run that goes on: where it can be asked (``control.json``), and the socket that answers."""
+"""Requests of users to a run that goes on: where it can be asked (``control.json``), and asking."""
 
 import contextlib
 import json
 import os
-import secrets
-import selectors
 import socket
 import struct
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lima2cli.errors import RunFailed, UnreadableInput
+from lima2cli.errors import RunFailed, StateError, UnreadableInput
 from lima2cli.paths import json_object, read_json_object
 from lima2cli.runs.processes import started
-from lima2cli.secret import hidden
 
 FILE = "control.json"
 PREFIX = "lima2-"
@@ -55,21 +53,21 @@ def where(directory: Path) -> dict[str, Any] | None:
         raise UnreadableInput(f"{directory / FILE} can't be read: {error}") from error
     sound = isinstance(content.get("socket", ""), str) and isinstance(content.get("pid"), int)
     if not sound:
-        raise UnreadableInput(f"{directory / FILE} is none of lima2's")
+        raise UnreadableInput(f"{directory / FILE} is not a file of lima2")
     return content
 
 
-def elsewhere(told: dict[str, Any]) -> bool:
+def elsewhere(place: dict[str, Any]) -> bool:
     """Return whether a run is one of another machine."""
-    return told.get("host") != socket.gethostname()
+    return place.get("host") != socket.gethostname()
 
 
-def starting(told: dict[str, Any]) -> bool:
-    """Return whether a run is being started: it has no socket yet, and its launcher is there, on this machine."""
-    if "socket" in told or elsewhere(told):
+def starting(place: dict[str, Any]) -> bool:
+    """Return whether a run is starting: it has no socket yet, and its launcher is there, on this machine."""
+    if "socket" in place or elsewhere(place):
         return False
-    now = started(told["pid"])
-    return now != "" and now == told.get("started")
+    now = started(place["pid"])
+    return now != "" and now == place.get("started")
 
 
 def forget(directory: Path) -> None:
@@ -98,122 +96,157 @@ def same_user(peer: socket.socket) -> bool:
     return bool(CREDENTIALS.unpack(credentials)[1] == os.getuid())
 
 
-LONGEST = 4096
-"""Maximal bytes of a request or an answer, and its end of line."""
+class HangUp:
+    """Ends a `watch` or a `tap` from another thread, as if the run had ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._caller: socket.socket | None = None
+        self.asked = False
+
+    def __call__(self) -> None:
+        """End it now, or as soon as it begins."""
+        with self._lock:
+            self.asked = True
+            self._shut()
+
+    def holds(self, caller: socket.socket | None) -> None:
+        """Note the connection that is to be ended; None where it has been closed."""
+        with self._lock:
+            self._caller = caller
+            if self.asked:
+                self._shut()
+
+    def _shut(self) -> None:
+        if self._caller is not None:
+            with suppress(OSError):  # the run has ended meanwhile
+                self._caller.shutdown(socket.SHUT_RDWR)
+
+
+LONGEST_ANSWER = 1 << 20
+"""Maximal bytes of an answer or an event, with the end of line."""
 
 PATIENCE_S = 10.0
 """Seconds that a run has to answer."""
 
-Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
 
-
-class Requests:
-    """The side of the run: `poll` answers the requests that have come, and never waits."""
-
-    def __init__(self) -> None:
-        """Listen.
-
-        Raises:
-            OSError: there can't be a socket.
-        """
-        self._files: list[Path] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._name = PREFIX + secrets.token_hex(16)
-        self._listener.bind(f"\0{self._name}")
-        self._listener.listen()
-        self._listener.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._came: dict[socket.socket, bytes] = {}
-
-    def announce(self, directory: str) -> None:
-        """Note in a run directory where to ask.
-
-        Raises:
-            OSError: the file can't be written.
-        """
-        announce(Path(directory), self._name)
-        self._files.append(Path(directory) / FILE)
-
-    def poll(self, answer: Answer) -> None:
-        """Answer the requests that are there."""
-        for key, _ in self._selector.select(0):
-            if key.fileobj is self._listener:
-                with contextlib.suppress(OSError):  # whoever called has gone again
-                    caller, _ = self._listener.accept()
-                    if not same_user(caller):
-                        caller.close()
-                        continue
-                    caller.setblocking(False)
-                    self._came[caller] = b""
-                    self._selector.register(caller, selectors.EVENT_READ)
-            elif isinstance(key.fileobj, socket.socket):
-                self._read(key.fileobj, answer)
-
-    def _read(self, caller: socket.socket, answer: Answer) -> None:
-        try:
-            more = caller.recv(LONGEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            more = b""
-        self._came[caller] += more
-        line, end, _ = self._came[caller].partition(b"\n")
-        if end or len(line) > LONGEST:
-            with contextlib.suppress(OSError):
-                caller.send(json.dumps(hidden(_answered(line, answer))).encode() + b"\n")
-        if end or not more or len(line) > LONGEST:
-            self._selector.unregister(caller)
-            del self._came[caller]
-            caller.close()
-
-    def close(self) -> None:
-        """Close the socket: no requests are taken any more."""
-        for file in self._files:
-            with contextlib.suppress(OSError):  # its directory went, or may not be written to any more
-                file.unlink()
-        self._selector.close()
-        self._listener.close()
-
-
-def _answered(line: bytes, answer: Answer) -> dict[str, Any]:
-    try:
-        request = json_object(line) if len(line) <= LONGEST else {}
-    except ValueError:
-        request = {}
-    if not isinstance(request.get("do"), str):
-        return {"ok": False, "message": "this is no request"}
-    return answer(request)
-
-
-def ask(directory: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+def ask(directory: Path, request: Mapping[str, Any], patience_s: float = PATIENCE_S) -> dict[str, Any]:
     """Send a request to a run and return its answer, with ``ok``, and a ``message`` where that is false.
+
+    patience_s  seconds that it has to answer
 
     Raises:
         UnreadableInput: there is no run directory.
         RunFailed: its run was aborted, is out of reach, or does not answer.
     """
+    place = _place(directory)
+    if isinstance(place, str):
+        return {"ok": False, "message": place}
+    with _asked(directory, place, request, patience_s=patience_s) as file:
+        return json_object(file.readline(LONGEST_ANSWER))
+
+
+def watch(directory: Path, hang_up: HangUp | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the answer to a request for the status of a run, and then its events as they come, to its end.
+
+    hang_up  ends it before
+
+    Where the run refuses, or does not go on, its answer is all there is; ``ok`` is false then.
+
+    Raises: as `ask`.
+    """
+    place = _place(directory)
+    if isinstance(place, str):
+        yield {"ok": False, "message": place}
+        return
+    with _asked(directory, place, {"do": "watch"}, hang_up or HangUp()) as file:
+        while (line := file.readline(LONGEST_ANSWER)).endswith(b"\n"):
+            yield json_object(line)
+
+
+def tap(
+    directory: Path, node: str, period_s: float = 0.0, hang_up: HangUp | None = None
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield frames of a flow or node of a run as they come, to its end: what is told of each, and its bytes.
+
+    Where pixels are masked in all frames the mask comes first, its ``type`` is ``mask``.
+
+    period_s  the least seconds from one to the next; frames that come while one is sent are left out
+    hang_up   ends it before
+
+    Raises: as `ask`; `StateError` where the run refuses, or does not go on.
+    """
+    place = _place(directory)
+    if isinstance(place, str):
+        raise StateError(place)
+    request = {"version": VERSION, "do": "tap", "node": node, "period": period_s, "mask": True}
+    hang_up = hang_up or HangUp()
+    with _asked(directory, place, request, hang_up) as file:
+        line = file.readline(LONGEST_ANSWER)
+        if hang_up.asked:
+            return
+        answer = json_object(line)
+        if not answer.get("ok"):
+            raise StateError(str(answer.get("message")))
+        while (line := file.readline(LONGEST_ANSWER)).endswith(b"\n"):
+            head = json_object(line)
+            pixels = file.read(int(head["bytes"]))
+            if len(pixels) < head["bytes"]:
+                return  # the run has ended meanwhile
+            yield head, pixels
+
+
+def _place(directory: Path) -> dict[str, Any] | str:
+    """Return where a run can be asked, or why it can't be asked now.
+
+    Raises:
+        UnreadableInput: there is no run directory.
+        RunFailed: its run was aborted or is out of reach.
+    """
     place = where(directory)
     if place is None:
-        return {"ok": False, "message": f"no run goes on in {directory}: it has ended, or has not begun"}
-    if place.get("host") != socket.gethostname():
+        return f"no run is active in {directory}: it has ended, or has not begun"
+    if elsewhere(place):
         raise RunFailed(f"the run in {directory} is controlled on {place.get('host')}: ask there")
     if starting(place):
-        return {"ok": False, "message": f"not yet: the run in {directory} is being started"}
-    gone = f"the run in {directory} was broken off (process {place['pid']} is gone): lima2 recover {directory}"
+        return f"not yet: the run in {directory} is starting"
     if "socket" not in place:
-        raise RunFailed(gone)
+        raise RunFailed(_gone(directory, place))
+    return place
+
+
+def _gone(directory: Path, place: Mapping[str, Any]) -> str:
+    return f"the run in {directory} was aborted (process {place['pid']} is gone): lima2 recover {directory}"
+
+
+@contextlib.contextmanager
+def _asked(
+    directory: Path,
+    place: Mapping[str, Any],
+    request: Mapping[str, Any],
+    hang_up: HangUp | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[BinaryIO]:
+    """Give the answers to a request, a line each. With ``hang_up`` they may come at any time, until it is called."""
     try:
         with socket.socket(socket.AF_UNIX) as caller:
-            caller.settimeout(PATIENCE_S)
+            caller.settimeout(patience_s)
             caller.connect(f"\0{place['socket']}")
             if not same_user(caller):
                 raise RunFailed(f"the run in {directory} is another user's")
             caller.sendall(json.dumps(request).encode() + b"\n")
-            with caller.makefile("rb") as file:
-                answer = json_object(file.readline(2 * LONGEST))
+            if hang_up is None:
+                with caller.makefile("rb") as file:
+                    yield file
+                return
+            caller.settimeout(None)
+            hang_up.holds(caller)
+            try:
+                with caller.makefile("rb") as file:
+                    yield file
+            finally:
+                hang_up.holds(None)
     except TimeoutError as error:
         raise RunFailed(f"the run in {directory} does not answer") from error
     except (OSError, ValueError) as error:
-        raise RunFailed(gone) from error
-    return answer
+        raise RunFailed(_gone(directory, place)) from error

@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from lima2cli.accounting.summary import read_summary, reserve_summary
+from lima2cli.accounting.summary import Summary, read_summary, reserve_summary
 from lima2cli.errors import EnvironmentUnfit, RunFailed, UnreadableInput
 from lima2cli.files.disk import advice
 from lima2cli.files.nexus import SUMMARY
@@ -27,6 +27,7 @@ from lima2cli.runs.ownership import (
     listed,
     mark,
     marked,
+    names_of,
     remove_run,
     take,
 )
@@ -72,7 +73,7 @@ class Claim:
         return failed
 
     def undo(self) -> None:
-        """Remove what is left of a run that was not started, and give the one before its place again.
+        """Remove what is left of a run that was not started, and give the previous run its place back.
 
         Raises:
             OSError: the system refuses.
@@ -118,11 +119,6 @@ def make_directory(
 
 def make_another(directory: Path, template: str, names: RunNames, ends: int = 0) -> Claim:
     """Make the directory of the next acquisition of a job and return its claim, with an absolute path.
-
-    It has the files about the origin of its data, as in ``directory``, and disk space for ``ends`` bytes at its end.
-
-    Raises:
-        EnvironmentUnfit: it can't be made; nothing is left of it.
 
     It has the files about the origin of its data, as in ``directory``, and disk space for ``ends`` bytes at its end.
 
@@ -184,9 +180,6 @@ def _fresh(directory: Path, names: RunNames) -> Claim:
 
     Raises:
         FileExistsError: another run was faster.
-
-    Raises:
-        FileExistsError: another run was faster.
     """
     directory.mkdir()
     return Claim(directory, mark(directory, names))
@@ -210,14 +203,14 @@ def _last_run(template: str, fields: dict[str, str]) -> int:
 def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
     """Return the claim of an existing directory, once it is known to be a run of ours that has ended."""
     if directory.is_symlink():
-        raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left alone")
+        raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left unchanged")
     if not directory.is_dir():
-        raise EnvironmentUnfit(f"{directory} is no directory; it is left alone")
+        raise EnvironmentUnfit(f"{directory} is not a directory; it is left unchanged")
     if not os.listdir(directory):
         try:
             return Claim(directory, mark(directory, names))
         except FileExistsError:  # another was faster
-            raise EnvironmentUnfit(f"a run goes on in {directory}; it is left alone") from None
+            raise EnvironmentUnfit(f"a run is active in {directory}; it is left unchanged") from None
     lease = take(directory)
     try:
         _check_removable(directory, lease, inputs)
@@ -251,12 +244,15 @@ def _check_removable(directory: Path, lease: Ownership, inputs: Sequence[str]) -
     """Raise `EnvironmentUnfit` where something would be lost that is not the run's, or is still needed."""
     if others := foreign(directory, lease.names):
         raise EnvironmentUnfit(
-            f"{directory} holds what its run has not written ({listed(others)}); move it away, or remove the directory"
+            f"{directory} contains files that its run has not written ({listed(others)}); "
+            "move them away, or remove the directory"
         )
     if read := held_in(directory, inputs):
-        raise EnvironmentUnfit(f"{directory} holds what the pipeline reads ({listed(read)}): choose another directory")
+        raise EnvironmentUnfit(
+            f"{directory} contains inputs of the pipeline ({listed(read)}): choose another directory"
+        )
     if held_in(directory, [Path.cwd()]):
-        raise EnvironmentUnfit(f"{directory} is the working directory; it is left alone")
+        raise EnvironmentUnfit(f"{directory} is the working directory; it is left unchanged")
 
 
 def _free(path: Path, *, replaces: bool = False) -> Path:
@@ -282,6 +278,23 @@ def _removed(directory: Path) -> bool:
         return has_saved(directory) is False and not foreign(directory, lease.names) and not remove_run(directory)
     finally:
         lease.release()
+
+
+def remove_unused(directory: Path, before: Path) -> bool:
+    """Remove the directory of an acquisition of this job that saved nothing; return whether it is gone.
+
+    It stays where anything else lies there. The link to the newest run then leads to the one ``before``.
+    """
+    names = names_of(directory)
+    try:
+        if names is None or has_saved(directory) is not False or foreign(directory, names) or remove_run(directory):
+            return False
+    except OSError:
+        return False
+    if (link := directory.parent / LATEST).is_symlink() and os.readlink(link) == directory.name:
+        with suppress(OSError):
+            _point_latest(before)
+    return True
 
 
 def _point_latest(directory: Path) -> None:
@@ -315,15 +328,16 @@ RUNS = "runs"
 class Run:
     """A run directory.
 
-    state  ``starting``, ``live``, ``broken off``, ``damaged`` (its summary, or where it is controlled, is none), or
-    what
-           its summary has
-    told   its summary, or of a live run what it answers to ``status``; empty where nothing is known
+    state    ``starting``, ``live``, ``aborted``, ``damaged`` (its summary, or where it is controlled, is none), or
+             what its summary has
+    summary  None of a run that has none
+    answer   of a live run to ``status``; else empty
     """
 
     directory: Path
     state: str
-    told: dict[str, Any]
+    summary: Summary | None = None
+    answer: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_run(name: str) -> Path:
@@ -338,33 +352,30 @@ def find_run(name: str) -> Path:
     raise UnreadableInput(f"there is no run {name}: neither {name}/{PLAN_FILE} nor {RUNS}/{name}/{PLAN_FILE}")
 
 
-def look(directory: Path) -> Run:
+def read_run(directory: Path) -> Run:
     """Return a run as it stands."""
     summary = read_summary(directory)
     if summary is not None:
-        return Run(directory, str(summary["state"]), summary)
+        return Run(directory, summary.state, summary)
     if (directory / SUMMARY).exists():
-        return Run(directory, "damaged", {})
+        return Run(directory, "damaged")
     try:
         place = where(directory)
     except UnreadableInput:
-        return Run(directory, "damaged", {})
+        return Run(directory, "damaged")
     if place is not None and starting(place):
-        return Run(directory, "starting", {})
+        return Run(directory, "starting")
     try:
         answer = ask(directory, {"do": "status"}) if place is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):
-        return Run(directory, "live", answer)
-    return Run(directory, "broken off", {})
+        return Run(directory, "live", answer=answer)
+    return Run(directory, "aborted")
 
 
 def runs_in(folder: Path) -> Iterator[Run]:
     """Yield all runs below a folder, by name.
-
-    Raises:
-        UnreadableInput: there is no such folder.
 
     Raises:
         UnreadableInput: there is no such folder.
@@ -373,7 +384,7 @@ def runs_in(folder: Path) -> Iterator[Run]:
         raise UnreadableInput(f"there is no folder {folder}")
     for entry in sorted(folder.iterdir()):
         if entry.name != LATEST and (entry / PLAN_FILE).is_file():
-            yield look(entry)
+            yield read_run(entry)
 
 
 __all__ = ["LATEST", "SUMMARY", "Claim", "make_another", "make_directory"]

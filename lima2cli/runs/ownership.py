@@ -1,13 +1,14 @@
 """Ownership of a run directory.
 
 The first file of a run directory is its marker: it lists which files the run may write there, and is locked while the
-run goes on. A directory without marker is not ours and is left alone. Of what is ours only the files of the run are
+run goes on. A directory without marker is not ours and is left unchanged. Of what is ours only the files of the run are
 ever removed, by name, never a folder with all that is in it.
 """
 
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,19 +17,34 @@ from pathlib import Path
 from typing import IO, Any
 
 from lima2cli import __version__
+from lima2cli.accounting.summary import read_summary
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.files.common_file import KEPT
 from lima2cli.files.nexus import SUMMARY, frame_file_names, master_file, part_names, table_file
 from lima2cli.paths import lock
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import FILE, ask, elsewhere, starting, where
+from lima2cli.runs.description import CHANGES_FILE, DESCRIPTION_FILE
 from lima2cli.runs.saved_plan import PIPELINE_FILE, PLAN_FILE
 
 MARKER = ".lima2-run"
 VERSION = 1
 LOG = "lima2.log"
 
-FILES = frozenset((MARKER, PIPELINE_FILE, PLAN_FILE, SUMMARY, f".{SUMMARY}.part", FILE, f".{FILE}.part", LOG))
+FILES = frozenset(
+    (
+        MARKER,
+        PIPELINE_FILE,
+        PLAN_FILE,
+        SUMMARY,
+        f".{SUMMARY}.part",
+        FILE,
+        f".{FILE}.part",
+        LOG,
+        DESCRIPTION_FILE,
+        CHANGES_FILE,
+    )
+)
 """Names of files that every run may write."""
 
 UNFINISHED = (".new", KEPT, ".part")
@@ -57,9 +73,12 @@ class RunNames:
             return True
         for suffix in UNFINISHED:
             file = file.removesuffix(suffix)
+        if file in (DESCRIPTION_FILE, CHANGES_FILE):
+            return True
         whole = {f"{self.name}.h5", *(master_file(self.name, node) for node in self.channels)}
         whole |= {table_file(self.name, node) for node in self.tables}
-        numbered = [frame_file_names(self.name, node) for node in self.channels]
+        numbered = [re.compile(re.escape(f"{self.name}_") + r"\d+\.ledger")]
+        numbered += [frame_file_names(self.name, node) for node in self.channels]
         numbered += [part_names(self.name, node) for node in (*self.channels, *self.tables)]
         return file in whole or any(pattern.fullmatch(file) for pattern in numbered)
 
@@ -86,14 +105,10 @@ def mark(directory: Path, names: RunNames) -> Ownership:
     Raises:
         FileExistsError: another run was faster.
         OSError: the marker can't be made.
-
-    Raises:
-        FileExistsError: another run was faster.
-        OSError: the marker can't be made.
     """
     file = (directory / MARKER).open("x+b")
     try:
-        lock(file.fileno(), wait=True)  # it is never held for long: what is not yet written is no marker
+        lock(file.fileno(), wait=True)  # it is never held for long: what is not yet written is not a marker
         file.write(json.dumps(names.as_plain()).encode() + b"\n")
         file.flush()
     except BaseException:
@@ -107,26 +122,23 @@ def take(directory: Path) -> Ownership:
 
     Raises:
         EnvironmentUnfit: there is no marker, or the run has not ended.
-
-    Raises:
-        EnvironmentUnfit: there is no marker, or the run has not ended.
     """
     path = directory / MARKER
     try:
         file = _opened(directory, os.O_RDWR)
     except OSError as error:
-        message = f"{directory} is not a run directory of lima2 (no {MARKER}); it is left alone"
+        message = f"{directory} is not a run directory of lima2 (no {MARKER}); it is left unchanged"
         raise EnvironmentUnfit(message) from error
     try:
         if not lock(file.fileno()) or not _same(path, file.fileno()) or answers(directory):
-            raise EnvironmentUnfit(f"a run goes on in {directory}; it is left alone")
-        if unheard(directory):
+            raise EnvironmentUnfit(f"a run is active in {directory}; it is left unchanged")
+        if unreachable(directory):
             raise EnvironmentUnfit(
-                f"a run of another machine has not ended in {directory}; it is left alone (`lima2 recover` ends it)"
+                f"a run of another machine has not ended in {directory}; it is left unchanged (`lima2 recover` ends it)"
             )
         names = _read(file)
         if names is None:
-            raise EnvironmentUnfit(f"{path} is no marker of lima2: {directory} is left alone")
+            raise EnvironmentUnfit(f"{path} is not a marker of lima2: {directory} is left unchanged")
     except BaseException:
         file.close()
         raise
@@ -167,7 +179,7 @@ def answers(directory: Path) -> bool:
         return False
 
 
-def unheard(directory: Path) -> bool:
+def unreachable(directory: Path) -> bool:
     """Return whether ``control.json`` is of a run of another machine, which cannot be asked and has no summary."""
     try:
         place = where(directory)
@@ -177,7 +189,7 @@ def unheard(directory: Path) -> bool:
 
 
 def foreign(directory: Path, names: RunNames) -> list[str]:
-    """Return what lies in a run directory and is not of the run: other names, and what is no regular file."""
+    """Return what lies in a run directory and is not of the run: other names, and what is not a regular file."""
     with os.scandir(directory) as entries:
         return sorted(
             entry.name for entry in entries if not (entry.is_file(follow_symlinks=False) and names.owns(entry.name))
@@ -225,17 +237,16 @@ def has_saved(directory: Path) -> bool | None:
     It has frames or rows in its files, or is complete without any. None where its summary and its files do not agree,
     or there is none.
     """
-    names = names_of(directory)
-    try:
-        summary = json.loads((directory / SUMMARY).read_text())
-        counts = [channel["saved"] for channel in summary["channels"].values()]
-        counts += [table["rows"] or 0 for table in summary["tables"].values()]
-        complete = summary["state"] == "complete"
-        files = os.listdir(directory)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    names, summary = names_of(directory), read_summary(directory)
+    if summary is None:
         return None
-    if complete or any(counts):
+    saved = any(channel.saved for channel in summary.channels.values())
+    if saved or summary.state == "complete" or any(table.rows for table in summary.tables.values()):
         return True
+    try:
+        files = os.listdir(directory)
+    except OSError:
+        return None
     patterns = [frame_file_names(names.name, node) for node in names.channels] if names else []
     return None if names is None or any(pattern.fullmatch(file) for pattern in patterns for file in files) else False
 
@@ -247,7 +258,7 @@ def listed(names: Sequence[object]) -> str:
 
 
 def _opened(directory: Path, flags: int) -> IO[bytes]:
-    """Return the marker of a directory, opened; never through a link, and without waiting for what is no file.
+    """Return the marker of a directory, opened; never through a link, and without waiting for what is not a file.
 
     Raises:
         OSError: it can't be opened.

@@ -2,8 +2,9 @@
 
 import os
 import re
+import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -52,6 +53,39 @@ def parent_of(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return None
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes of this machine that descend from one, and have not ended.
+
+    Those whose parent has ended are among them where the process is a subreaper (prctl(2)).
+    """
+    parents = {int(name): parent_of(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one and started(child)]
+    return found[1:]
+
+
+PATIENCE_S = 5.0
+"""Seconds that processes have to end, and again to be gone when they were killed."""
+
+
+def await_end(left: Callable[[], Collection[int]], seconds: float = PATIENCE_S) -> None:
+    """Wait a little for the processes ``left()`` to end."""
+    deadline = time.monotonic() + seconds
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def kill(left: Callable[[], Collection[int]], seconds: float = PATIENCE_S) -> None:
+    """Kill the processes ``left()``, those that are being started meanwhile, too, and wait a little for them to go."""
+    deadline = time.monotonic() + seconds
+    while (pids := left()) and time.monotonic() < deadline:
+        for pid in pids:
+            with suppress(OSError):  # it has ended, or is another user's
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 SHARED = Path("/dev/shm")
@@ -107,7 +141,7 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
             continue
         except PermissionError:
             with suppress(OSError):
-                if name != "1" and process.stat().st_uid == os.getuid():  # 1 is no rank, where it cannot be asked
+                if name != "1" and process.stat().st_uid == os.getuid():  # 1 is not a rank, where it cannot be asked
                     return None
         except OSError:
             return None
@@ -116,8 +150,6 @@ def _used(keys: Iterable[Key]) -> set[Key] | None:
 
 def _held(process: Path) -> Iterator[Key]:
     """Yield the files that a process holds.
-
-    Open files are looked for first: one that is being mapped is closed after that, and is never missed.
 
     Open files are looked for first: one that is being mapped is closed after that, and is never missed.
     """
@@ -129,7 +161,7 @@ def _held(process: Path) -> Iterator[Key]:
         yield os.makedev(int(major, 16), int(minor, 16)), int(inode)
 
 
-class Whereabouts:
+class HeldDirectory:
     """A directory that is held open, until `close`.
 
     ``path`` is where it was, absolute.
@@ -164,7 +196,7 @@ class Whereabouts:
         if now == self.path:
             return None
         became = "removed" if now is None else f"renamed to {now}"
-        return f"the run directory went: {self.path} was {became} during the run"
+        return f"the run directory is gone: {self.path} was {became} during the run"
 
     def found(self) -> Path:
         """Return where it is now.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli import __version__
+from lima2cli.accounting.record import RunRecord, seal
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.document.substitute import Variables
 from lima2cli.errors import UnreadableInput
 from lima2cli.paths import read_json_object
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.ir import Plan
-from lima2cli.secret import HIDDEN, hidden
+from lima2cli.secret import hidden
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def _text(value: Any) -> str:
 
 PLAN_FILE, PIPELINE_FILE = "plan.json", "pipeline.yaml"
 
-UNKNOWN = 2 * HIDDEN
-"""Value in place of a secret where that is of no matter."""
+RECOVERY = "recovery"
+"""Key of `PLAN_FILE` in a run directory: the record of the run, which alone `lima2 recover` reads."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,10 @@ class Origin:
         cores, secrets = len(os.sched_getaffinity(0)), sorted(used.secret & used.used.keys())
         return cls(text, file, base, tuple(overrides), used.open, cores, texts or {}, secrets)
 
-    def variables(self, *, needed: bool) -> dict[str, str]:
-        """Return the variables to compile it with again: secrets are those of now.
-
-        needed   False: one that is not set is of no matter, and has a substitute
-        """
-        now = {name: os.environ.get(name) or (None if needed else UNKNOWN) for name in self.secrets}
-        return {**self.environment, **{name: value for name, value in now.items() if value is not None}}
+    def variables(self) -> dict[str, str]:
+        """Return the variables to compile it with again: secrets are those of now, where they are set."""
+        now = {name: os.environ.get(name) for name in self.secrets}
+        return {**self.environment, **{name: value for name, value in now.items() if value}}
 
     @classmethod
     def known(cls, text: str, source: Mapping[str, Any]) -> "Origin":
@@ -146,15 +144,15 @@ class Origin:
             "secrets": list(self.secrets),
         }
 
-    def write(self, directory: Path, contents: Mapping[str, Any]) -> None:
-        """Write it with the plan's contents to a run directory, on the disk itself.
+    def write(self, directory: Path, contents: Mapping[str, Any], record: RunRecord) -> None:
+        """Write it with the plan's contents and the record of the run to its directory, on the disk itself.
 
-        Without them nothing recovers the files, should the machine go down.
+        Without the record nothing recovers the files, should the machine go down.
 
         Raises:
             OSError: a file can't be written.
         """
-        kept = hidden({**contents, "source": self.source()})
+        kept = hidden({**contents, "source": self.source()}) | {RECOVERY: seal(record)}
         for name, content in ((PIPELINE_FILE, self.text), (PLAN_FILE, json.dumps(kept, indent=1) + "\n")):
             with (directory / name).open("w") as file:
                 file.write(content)
@@ -166,20 +164,8 @@ class Origin:
         finally:
             os.close(descriptor)
 
-    @classmethod
-    def read(cls, directory: Path) -> "tuple[Origin, dict[str, Any]]":
-        """Return the origin from a run directory, with the plan's figures.
 
-        Raises:
-            OSError, ValueError, KeyError: the directory has none.
-        """
-        figures = read_json_object(directory / PLAN_FILE)
-        source = figures.pop("source")
-        pipeline = (directory / PIPELINE_FILE).read_text()
-        return cls.known(pipeline, source), figures
-
-
-NOT_COMPARED = ("warnings", "source")
+NOT_COMPARED = ("warnings", "source", RECOVERY)
 
 
 def plan_contents(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, Any]:
@@ -193,7 +179,7 @@ def plan_contents(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, 
 
 
 def looks_saved(file: str) -> bool:
-    """Return whether a file of the command line is meant as a saved plan: pipelines are no JSON with such keys."""
+    """Return whether a file of the command line is meant as a saved plan: pipelines are not JSON with such keys."""
     if not file.endswith(".json"):
         return False
     try:
@@ -212,7 +198,7 @@ def read_plan(file: str) -> tuple[Origin, dict[str, Any]]:
         contents = read_json_object(Path(file))
         return Origin.known("", contents.pop("source")), contents
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableInput(f"{file} is no saved plan (lima2 plan --format json -o {file}): {error!r}") from error
+        raise UnreadableInput(f"{file} is not a saved plan (lima2 plan --format json -o {file}): {error!r}") from error
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[Difference, ...]:

@@ -7,22 +7,22 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from lima2cli.accounting.shortfalls import BUSY
+from lima2cli.accounting.summary import Summary
 from lima2cli.check import Checked, compile_again
+from lima2cli.declare.plain import to_plain
 from lima2cli.detectors.base import DetectorConfig, PixelSize, written
 from lima2cli.detectors.emulator_faults import Faults
-from lima2cli.detectors.modules import Module
-from lima2cli.detectors.operations import operate
-from lima2cli.detectors.remu import Dataset, ImageSize, Remu
+from lima2cli.detectors.modules import ImageSize, Module, operate
+from lima2cli.detectors.remu import Dataset, Remu
 from lima2cli.detectors.scenes import Frames, Scene
-from lima2cli.doctor.pipeline import disk_room
-from lima2cli.errors import STOPPED, EnvironmentUnfit
-from lima2cli.frames import DetectorInfo
+from lima2cli.doctor.machine import disk_room
+from lima2cli.errors import BY_SIGNAL, EnvironmentUnfit
+from lima2cli.frames import Block, DetectorInfo, TableSpec
 from lima2cli.job.launch import Emit, find_mpiexec
 from lima2cli.job.run import run_plan
-from lima2cli.language.pipeline import DataFlow, GraphNode, Pipeline
-from lima2cli.language.records import Output
-from lima2cli.nodes.base import Sink
-from lima2cli.nodes.checkpoint import Checkpoint
+from lima2cli.language.pipeline import Pipeline
+from lima2cli.language.records import Flow, GraphNode, Output
+from lima2cli.nodes.base import Inputs, Partial, Reduce, Reducer, Rows, Sink, node
 from lima2cli.plan.ir import Gdt, Plan
 from lima2cli.runs.ownership import remove_run
 from lima2cli.runs.saved_plan import Origin
@@ -52,11 +52,36 @@ class Simulation:
     directory: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountOnly(Checkpoint):
-    """A node in the place of a sink that counts frames, dense or sparse."""
+@node("count_only")
+class CountOnly(Reduce):
+    """Count frames, dense or sparse, in the place of a sink."""
 
     sparse: ClassVar[bool] = True
+    parts: ClassVar[bool] = True
+
+    def infer(self, inputs: Inputs) -> TableSpec:
+        """See `Node.infer`: a row per frame."""
+        return TableSpec({"frame_time": "uint64"}, units={"frame_time": "ns"})
+
+    def bind(self, inputs: Inputs) -> Reducer:
+        """See `Reduce.bind`."""
+        return _Times()
+
+    def merge(self, one: Partial, other: Partial) -> Partial:
+        """See `Reduce.merge`: parts of a frame are one frame."""
+        return one
+
+    def finish(self, partial: Partial) -> Rows:
+        """See `Reduce.finish`."""
+        return partial
+
+
+class _Times:
+    """See `Reducer`."""
+
+    def step(self, block: Block, received_ns: int) -> Partial:
+        """Return ``frame_number`` and ``frame_time``."""
+        return {"frame_number": block.numbers.copy(), "frame_time": block.times.copy()}
 
 
 def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
@@ -87,7 +112,7 @@ def simulated(pipeline: Pipeline, asked: Simulation) -> Pipeline:
         acquisition=acquisition,
         flows={name: _unwaiting(flow) for name, flow in pipeline.flows.items()},
         nodes=pipeline.nodes if asked.saves else {name: _unsaved(node) for name, node in pipeline.nodes.items()},
-        output=Output(directory=asked.directory or beside(pipeline.output.directory)),
+        output=Output(directory=asked.directory or simulation_directory(pipeline.output.directory)),
     )
 
 
@@ -114,7 +139,7 @@ def emulator(config: DetectorConfig, sensor: DetectorInfo, faults: Faults | None
     return remu, played
 
 
-def beside(directory: str) -> str:
+def simulation_directory(directory: str) -> str:
     """Return the directory of a simulation, as a template, from that of runs."""
     return str(PurePath(directory).parent / SUFFIX)
 
@@ -125,7 +150,7 @@ def faults_of(config: DetectorConfig) -> Faults | None:
     return faults if isinstance(faults, Faults) else None
 
 
-def waiting_flows(flows: Mapping[str, DataFlow]) -> list[str]:
+def waiting_flows(flows: Mapping[str, Flow]) -> list[str]:
     """Return the names of the flows for which a run would wait."""
     return [name for name, flow in flows.items() if flow.overrun == "wait"]
 
@@ -134,7 +159,7 @@ def _endless(scene: Scene) -> Scene:
     return replace(scene, loop=True) if isinstance(scene, Frames) else scene
 
 
-def _unwaiting(flow: DataFlow) -> DataFlow:
+def _unwaiting(flow: Flow) -> Flow:
     return replace(flow, overrun="continue") if flow.overrun == "wait" else flow
 
 
@@ -276,7 +301,7 @@ class Simulated:
 
     plan: Plan
     verdict: Verdict
-    summary: Mapping[str, Any]
+    summary: Summary
     directory: Path | None
     code: int
     cores: int
@@ -286,7 +311,7 @@ class Simulated:
     @property
     def failed(self) -> bool:
         """Return whether it failed for another reason than lost frames."""
-        return self.summary["state"] == "failed" and not self.summary["overrun"]
+        return self.summary.state == "failed" and not self.summary.overrun
 
 
 class SimulationUnfit(Exception):
@@ -316,9 +341,6 @@ class Simulator:
 
         Raises:
             SimulationUnfit: it does not compile; and what `run_plan` raises.
-
-        Raises:
-            SimulationUnfit: it does not compile; and what `run_plan` raises.
         """
         assert self.checked.pipeline is not None
         pipeline = simulated(self.checked.pipeline, asked)
@@ -331,8 +353,8 @@ class Simulator:
         directory, summary, code = run_plan(
             checked.plan, self.origin, self.emit, transport=self.transport, latest=False
         )
-        broken = summary["seconds"] is None
-        kept = self.keep or (summary["state"] == "failed" and not summary["overrun"])
+        broken = not summary.orderly
+        kept = self.keep or (summary.state == "failed" and not summary.overrun)
         kept = kept or bool(remove_run(directory))
         cores, inline = self.origin.cores, self.transport == "inline" or find_mpiexec() is None
         return Simulated(
@@ -347,10 +369,10 @@ class Simulator:
         )
 
 
-def _broken(summary: Mapping[str, Any], plan: Plan) -> Verdict:
+def _broken(summary: Summary, plan: Plan) -> Verdict:
     """Return a simulation whose ranks died: their measurements are lost."""
     asked = None if plan.period_s is None else 1 / plan.period_s
-    reason = "the simulation was stopped" if summary["state"] == "stopped" else f"the run failed: {summary['reason']}"
+    reason = "the simulation was stopped" if summary.state == "stopped" else f"the run failed: {summary.reason}"
     return Verdict(None, reason, asked, None, None, None, 0, None, None, None)
 
 
@@ -359,13 +381,13 @@ def find_max_rate(
     asked: Callable[[float, int], Simulation],
     plan: Plan,
     period_s: float | None,
-    told: Callable[[Probe], None],
+    report_probe: Callable[[Probe], None],
 ) -> tuple[Simulated, Sequence[Probe], MaxRate]:
     """Try one rate after another; return the simulation to learn from, all that was tried, and what was found.
 
     That simulation is the one at the lowest rate that was not kept up with; else, and after a failure, the last.
 
-    ``asked``  runs the simulation at a rate, with so many frames;  ``told``  is called with each that was tried
+    ``asked``  runs the simulation at a rate, with so many frames;  ``report_probe``  is called with each that was tried
     """
     probes: list[Probe] = []
     first = FIRST_GUESS_HZ if period_s is None else 1 / period_s
@@ -373,11 +395,11 @@ def find_max_rate(
     last = None
     while (hz := next_rate(probes, first)) is not None:
         last = simulator.run(asked(hz, probe_frames(plan, hz)))
-        if last.failed or last.code > STOPPED:
+        if last.failed or last.code > BY_SIGNAL:
             return last, probes, max_rate(probes)
         runs[hz], found = last, last.verdict
         probes.append(Probe(hz, found.kept_up, found.sustained_hz, found.capacity_hz))
-        told(probes[-1])
+        report_probe(probes[-1])
     high = bracket(probes)[1]
     learnt = last if high is None else runs[high]
     assert learnt is not None
@@ -403,5 +425,5 @@ def report(
         "warnings": list(found.warnings),
         "notes": list(notes),
         "directory": None if found.directory is None else str(found.directory),
-        "summary": dict(found.summary),
+        "summary": to_plain(found.summary),
     }

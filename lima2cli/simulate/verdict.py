@@ -1,21 +1,19 @@
-"""Verdict of a simulation: whether the pipeline keeps up, and what breaks first. Pure, from the summary of a run.
+"""Verdict of a simulation: whether the pipeline keeps up, and what fails first. Pure, from the summary of a run.
 
-**No** where frames were lost, or where results came ever later: what is left of the buffers is then a matter of time.
-**Yes** where neither was so, and frames were sent at the rate that was asked for. **Unknown** (None) where the emulator
-could not send so fast, or was held up by transfers: hardware would have sent, with an unknown result.
+**No** where frames were lost, or where results arrived ever later: what is left of the buffers is then a matter of
+time. **Yes** where neither was so, and frames were sent at the rate that was asked for. **Unknown** (None) where the
+emulator could not send so fast, or was held up by transfers: hardware would have sent, with an unknown result.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lima2cli.accounting.shortfalls import BUSY, HICCUP_S, KEPT_UP
+from lima2cli.accounting.summary import KernelCost, Resources, Summary
 from lima2cli.units import seconds_text
 
 BLOCKED = 0.1
 """Share of its time that a module may be blocked in Flush: a transfer that is not there when it should be."""
-
-Summary = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,10 @@ def judge(summary: Summary) -> Verdict:
 
     There is none for one that failed for another reason than lost frames.
     """
-    rates, measured = summary["rates"], summary["resources"]
-    asked, sent = rates.get("asked_hz"), rates.get("achieved_hz")
-    lost, first = sum(flow["lost"] for flow in summary["flows"].values()), first_lost(summary, asked)
+    measured = measured_of(summary)
+    rates = summary.rates
+    asked, sent = (None, None) if rates is None else (rates.asked_hz, rates.achieved_hz)
+    lost, first = sum(flow.lost or 0 for flow in summary.flows.values()), first_lost(summary, asked)
     in_hz = min((hz for hz in (asked, sent) if hz is not None), default=None)
     behind = None if in_hz is None else falls_behind(measured, in_hz)
     slow = behind.receiver if first is None and behind is not None else first.receiver if first else None
@@ -110,7 +109,7 @@ def judge(summary: Summary) -> Verdict:
         lost=lost,
         first_lost=first,
         behind=behind,
-        bottleneck=bottleneck(measured, summary.get("workers", ()), summary["seconds"], slow),
+        bottleneck=bottleneck(summary, slow),
     )
 
 
@@ -122,23 +121,23 @@ def _answer(
         return None, f"frame {first.frame} of {first.flow} was lost in a burst: the emulator had been late"
     if first is not None:
         return False, _lost_words(summary, first, asked)
-    if summary["state"] == "stopped":
+    if summary.state == "stopped":
         return None, "the simulation was stopped"
-    if summary["state"] == "failed":
-        return None, f"the run failed: {summary['reason']}"
+    if summary.state == "failed":
+        return None, f"the run failed: {summary.reason}"
     if behind is not None:
         return False, f"{behind.receiver} falls behind with {behind.flow}: nothing is lost yet, but buffers fill"
     blocked = blocked_share(summary)
     if blocked > BLOCKED:
         return None, f"modules were blocked in transfers for {blocked:.0%} of the time; hardware would not have waited"
-    if asked is not None and (sent is None or _late(summary["frames"], asked, sent)):
+    if asked is not None and (sent is None or _late(summary.frames or 0, asked, sent)):
         return None, "the emulator could not send faster on this machine"
-    return True, "no frame was lost, and results came as fast as frames"
+    return True, "no frame was lost, and results were as fast as frames"
 
 
 def _lost_words(summary: Summary, first: Lost, asked: float | None) -> str:
     words = f"frame {first.frame} of {first.flow} was overwritten before {first.receiver} used it"
-    if summary.get("overrun"):
+    if summary.overrun:
         words += ", and the run stopped"
     can = capacity(summary)
     if asked is not None and can is not None and can * BUSY > asked:
@@ -151,16 +150,21 @@ def _burst(summary: Summary, first: Lost, asked: float | None) -> bool:
 
     The receiver that lost them had time left.
     """
-    can, hold = capacity(summary), hold_of(summary["resources"], first.flow)
+    can, hold = capacity(summary), hold_of(measured_of(summary), first.flow)
     if asked is None or can is None or hold is None or can * BUSY < asked:
         return False
-    return late_by(summary["resources"]) > hold / 2
+    return late_by(measured_of(summary)) > hold / 2
 
 
-def late_by(measured: Summary) -> float:
+def measured_of(summary: Summary) -> Resources:
+    """Return what a run that ended in order has measured."""
+    assert summary.resources is not None, "its ranks died"
+    return summary.resources
+
+
+def late_by(measured: Resources) -> float:
     """Return the seconds that detector ranks were behind their clock at most."""
-    late: float = max((rank["behind_s"] or 0.0 for rank in measured["detectors"].values()), default=0.0)
-    return late
+    return max((rank.behind_s or 0.0 for rank in measured.detectors.values()), default=0.0)
 
 
 def _late(frames: int, asked: float, sent: float) -> bool:
@@ -169,54 +173,56 @@ def _late(frames: int, asked: float, sent: float) -> bool:
 
 def blocked_share(summary: Summary) -> float:
     """Return the share of the run that the worst detector rank was blocked in Flush."""
-    ranks = summary["resources"]["detectors"].values()
-    blocked: float = max((rank["flush_s"] for rank in ranks), default=0.0) / summary["seconds"]
-    return blocked
+    ranks = measured_of(summary).detectors.values()
+    return max((rank.flush_s for rank in ranks), default=0.0) / (summary.seconds or 1e-9)
 
 
 def first_lost(summary: Summary, asked: float | None) -> Lost | None:
     """Return the first lost frame of all flows."""
-    losses = [(flow["first_lost"]["frame"], name) for name, flow in summary["flows"].items() if flow["first_lost"]]
+    reports = {name: flow.reported for name, flow in summary.flows.items()}
+    losses = [
+        (report.first_lost.frame, name, report.first_lost.receiver)
+        for name, report in reports.items()
+        if report is not None and report.first_lost is not None
+    ]
     if not losses:
         return None
-    frame, name = min(losses)
-    hold = hold_of(summary["resources"], name)
-    time_s = None if asked is None else frame / asked + (hold or 0.0)
-    return Lost(name, frame, summary["flows"][name]["first_lost"]["receiver"], time_s)
+    frame, name, receiver = min(losses)
+    hold = hold_of(measured_of(summary), name)
+    return Lost(name, frame, receiver, None if asked is None else frame / asked + (hold or 0.0))
 
 
-def hold_of(measured: Summary, flow: str) -> float | None:
+def hold_of(measured: Resources, flow: str) -> float | None:
     """Return for how many seconds the local buffers of a data flow hold its frames.
 
     Of one dispatched by modules those of a place.
     """
-    return next((hold for name, hold in measured["hold_s"].items() if name.partition("[")[0] == flow), None)
+    return next((hold for name, hold in measured.hold_s.items() if name.partition("[")[0] == flow), None)
 
 
-def _paces(measured: Summary) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (flow, receiver, figures) where a rate is known."""
-    for flow, receivers in measured["paces"].items():
+def _paces(measured: Resources) -> Iterator[tuple[str, str, float, float]]:
+    """Yield (flow, receiver, rate in Hz, for how many seconds) where a rate is known."""
+    for flow, receivers in measured.paces.items():
         for receiver, pace in receivers.items():
-            if pace["hz"] is not None:
-                yield flow, receiver, pace
+            if pace.hz is not None:
+                yield flow, receiver, pace.hz, pace.seconds
 
 
-def falls_behind(measured: Summary, in_hz: float) -> Behind | None:
+def falls_behind(measured: Resources, in_hz: float) -> Behind | None:
     """Return the flow and receiver whose results leave most slowly, if that is more slowly than frames arrive."""
     slowest = None
-    for flow, receiver, pace in _paces(measured):
-        out_hz = pace["hz"]
-        late_s = pace["seconds"] * (1 - out_hz / in_hz)
+    for flow, receiver, out_hz, seconds in _paces(measured):
+        late_s = seconds * (1 - out_hz / in_hz)
         if out_hz < KEPT_UP * in_hz and late_s > HICCUP_S and (slowest is None or out_hz < slowest.out_hz):
-            hold = measured["hold_s"].get(flow)
+            hold = measured.hold_s.get(flow)
             lasts = None if hold is None else hold * in_hz / (in_hz - out_hz)
             slowest = Behind(flow, receiver, in_hz, out_hz, lasts)
     return slowest
 
 
-def sustained(measured: Summary, most: float | None) -> float | None:
+def sustained(measured: Resources, most: float | None) -> float | None:
     """Return the frames of the detector per second whose results left the slowest receiver; None where nothing did."""
-    rates = [pace["hz"] for _, _, pace in _paces(measured)]
+    rates = [hz for _, _, hz, _ in _paces(measured)]
     return min([*rates, *([] if most is None else [most])]) if rates else None
 
 
@@ -225,41 +231,36 @@ def capacity(summary: Summary) -> float | None:
 
     None where there was none.
     """
-    receivers = [
-        figures for figures in summary["resources"]["receivers"].values() if figures["busy_s"] > 0 and figures["frames"]
-    ]
-    rates = [figures["frames"] / figures["busy_s"] for figures in receivers]
-    busiest = max((figures["busy_s"] or 0.0 for figures in summary.get("workers", ())), default=0.0)
+    receivers = [its for its in measured_of(summary).receivers.values() if its.busy_s > 0 and its.frames]
+    rates = [its.frames / its.busy_s for its in receivers]
+    busiest = max((its.busy_s or 0.0 for its in summary.workers or ()), default=0.0)
     if rates and busiest > 0:
-        rates.append(max(figures["frames"] for figures in receivers) / busiest)
+        rates.append(max(its.frames for its in receivers) / busiest)
     return min(rates, default=None)
 
 
-def bottleneck(
-    measured: Summary, workers: Sequence[Summary], seconds: float, receiver: str | None
-) -> Bottleneck | None:
+def bottleneck(summary: Summary, receiver: str | None) -> Bottleneck | None:
     """Return the bottleneck of the receiver that is named, else of the busiest; and of all workers."""
-    receivers = measured["receivers"]
+    receivers, seconds = measured_of(summary).receivers, summary.seconds or 1e-9
     if not receivers:
         return None
     if receiver is None or receiver not in receivers:
-        receiver = max(receivers, key=lambda name: receivers[name]["busy_s"])
+        receiver = max(receivers, key=lambda name: receivers[name].busy_s)
     its = receivers[receiver]
-    most = max((kernel["frames"] for kernel in its["kernels"]), default=its["frames"])
-    costs: list[tuple[tuple[str, ...], float, float]] = [((), its["busy_s"] - sum(map(_cost, its["kernels"])), most)]
-    costs += [(tuple(kernel["nodes"]), _cost(kernel), kernel["frames"]) for kernel in its["kernels"]]
+    most: float = max((kernel.frames for kernel in its.kernels), default=its.frames)
+    costs: list[tuple[tuple[str, ...], float, float]] = [((), its.busy_s - sum(map(_cost, its.kernels)), most)]
+    costs += [(kernel.nodes, _cost(kernel), kernel.frames) for kernel in its.kernels]
     nodes, cost, frames = max(costs, key=lambda it: it[1])
     busiest = Bottleneck(receiver, nodes, cost / seconds, cost / frames if frames else 0.0)
-    for its in workers:
-        busy = its["busy_s"] or 0.0
-        if its["frames"] and busy / seconds > busiest.share:
-            busiest = Bottleneck(f"worker {its['rank']}", (its["node"],), busy / seconds, busy / its["frames"])
+    for worker in summary.workers or ():
+        busy = worker.busy_s or 0.0
+        if worker.frames and busy / seconds > busiest.share:
+            busiest = Bottleneck(f"worker {worker.rank}", (worker.node,), busy / seconds, busy / worker.frames)
     return busiest
 
 
-def _cost(kernel: Mapping[str, Any]) -> float:
-    cost: float = kernel["stage_s"] + kernel["commit_s"]
-    return cost
+def _cost(kernel: KernelCost) -> float:
+    return kernel.stage_s + kernel.commit_s
 
 
 def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[str]:
@@ -267,19 +268,17 @@ def warnings(summary: Summary, cores: int, *, inline: bool = False) -> Sequence[
 
     ``inline``: the ranks were given turns in one process.
     """
-    ranks = summary["resources"]["ranks"]
-    sentences = []
+    measured, sentences = measured_of(summary), []
     if inline:
         sentences.append("all ranks took turns in one process: the figures are those of less than one core")
-    elif len(ranks) > cores:
+    elif len(measured.ranks) > cores:
+        shared = f"{len(measured.ranks)} ranks share {cores} cores of this machine"
+        sentences.append(f"{shared}: the figures are not those of the beamline's")
+    if (late := late_by(measured)) > HICCUP_S:
         sentences.append(
-            f"{len(ranks)} ranks share {cores} cores of this machine: the figures are not those of the beamline's"
+            f"the emulator was late by up to {seconds_text(late)}: frames arrived in bursts, unlike those of hardware"
         )
-    if (late := late_by(summary["resources"])) > HICCUP_S:
-        sentences.append(
-            f"the emulator was late by up to {seconds_text(late)}: frames came in bursts that hardware has not"
-        )
-    missing = sum(flow["missing"] for flow in summary["flows"].values())
+    missing = sum(flow.missing or 0 for flow in summary.flows.values())
     if missing:
-        sentences.append(f"{missing} frames never came, or not whole: that is none of the receivers' fault")
+        sentences.append(f"{missing} frames were missing or incomplete: the receivers are not the cause")
     return sentences

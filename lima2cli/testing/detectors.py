@@ -20,7 +20,7 @@ from lima2cli.detectors.base import (
     XferParams,
 )
 from lima2cli.detectors.capability_record import read_record, write_record
-from lima2cli.detectors.operations import operate
+from lima2cli.detectors.modules import operate
 from lima2cli.errors import StateError
 from lima2cli.frames import Array, DetectorInfo, Files
 from lima2cli.geometry import Rect
@@ -143,13 +143,13 @@ class DetectorTests:
 
     def test_its_record_says_the_same(self, info: DetectorInfo) -> None:
         can = self.config.retrieve(info)
-        told, told_can = read_record(json.loads(json.dumps(write_record(info, can))), info.kind)
-        assert told_can == can
+        read_info, read_can = read_record(json.loads(json.dumps(write_record(info, can))), info.kind)
+        assert read_can == can
         for name in ("kind", "name", "width", "height", "modules", "channels", "can_wait", "pixel_size"):
-            assert getattr(told, name) == getattr(info, name), name
-        assert np.array_equal(told.gap_value, info.gap_value, equal_nan=True)
-        assert dict(told.versions) == dict(info.versions)
-        assert [replace(it, frames=None) for it in info.datasets] == list(told.datasets)
+            assert getattr(read_info, name) == getattr(info, name), name
+        assert np.array_equal(read_info.gap_value, info.gap_value, equal_nan=True)
+        assert dict(read_info.versions) == dict(info.versions)
+        assert [replace(it, frames=None) for it in info.datasets] == list(read_info.datasets)
 
     def test_states_and_refused_transitions(self, detector: Detector, info: DetectorInfo) -> None:
         routes = self._routes(info)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 
 from lima2cli.declare import Table, params
@@ -83,7 +84,7 @@ def random_frames(spec: FrameSpec, count: int, seed: int = 1) -> Array:
 
 
 def random_rows(table: TableSpec, numbers: NDArray[np.uint64], seed: int = 1) -> dict[str, NDArray[Any]]:
-    """Return read-only rows of these frames, all columns and ``frame_number``: small values, floats with a NaN."""
+    """Return read-only rows of frames ``numbers`` (n,): columns (n,) or (n, length), small values, a NaN in floats."""
     random = np.random.default_rng(seed)
     rows = {"frame_number": numbers.copy()}
     for name, dtype in table.columns.items():
@@ -97,7 +98,7 @@ def random_rows(table: TableSpec, numbers: NDArray[np.uint64], seed: int = 1) ->
 
 
 def padded(frames: Array) -> Array:
-    """Return the same frames, read-only, with gaps between rows and between frames, as in aligned slots."""
+    """Return the same frames (n, height, width), read-only, with gaps between rows and frames, as in aligned slots."""
     count, height, width = frames.shape
     memory = np.zeros((count, height + 2, width + 5), frames.dtype)
     view = memory[:, 1 : height + 1, 2 : width + 2]
@@ -124,7 +125,7 @@ COUNT = 7
 
 
 def blocks(frames: Array, cuts: Sequence[int]) -> list[Block]:
-    """Return the frames as consecutive blocks."""
+    """Return frames (n, height, width) as consecutive blocks, cut before the indices ``cuts``."""
     return [frame_block(frames, begin, end) for begin, end in pairwise([0, *cuts, len(frames)])]
 
 
@@ -145,7 +146,9 @@ def check_declaration(value: Any) -> None:
     assert not (table.__doc__ or "").startswith(f"{table.__name__}("), "dataclass made the docstring: write one"
     assert {field.name for field in fields(table)} == set(params(table)), "each field is made by `param`"
     assert all(declared.doc.strip() for declared in params(table).values()), "each parameter has a doc"
-    assert Table(table).schema()["properties"].keys() == params(table).keys()
+    schema = Table(table).schema()
+    Draft202012Validator.check_schema(schema)
+    assert schema["properties"].keys() == params(table).keys()
     name = next(iter(params(table)), "kind")
     with pytest.raises((FrozenInstanceError, AttributeError)):
         setattr(value, name, None)

@@ -12,16 +12,28 @@ from numpy.typing import NDArray
 
 from lima2cli.errors import NodeMisuse
 from lima2cli.files.channel import Channel
-from lima2cli.frames import Array, Block, DatasetInfo, DetectorInfo, Files, FrameSpec, Spec, TableSpec
+from lima2cli.frames import (
+    Array,
+    Block,
+    DatasetInfo,
+    DetectorInfo,
+    Files,
+    FrameSpec,
+    SparsePixels,
+    SparseSpec,
+    Spec,
+    TableSpec,
+)
 from lima2cli.geometry import Rect, Rule
+from lima2cli.kernels import strips
+from lima2cli.kernels.chain import Chain, settle
+from lima2cli.kernels.strips import Turn
 from lima2cli.nodes.base import (
-    Delegate,
-    Gather,
-    Join,
+    Exchange,
+    Inputs,
     Map,
     Node,
     Partial,
-    Pick,
     Reduce,
     Rows,
     Select,
@@ -53,22 +65,35 @@ RULE = Rule(FIRST, STEP, COUNT, blocks=1, buffers=1, slots=COUNT, stride=1)
 ROLES: tuple[tuple[type[Node], str], ...] = (
     (Map, "test_map_"),
     (Transform, "test_transform_"),
-    (Pick, "test_pick_"),
     (Select, "test_select_"),
     (Reduce, "test_table_"),
     (Sink, "test_sink_"),
-    (Join, "test_join_"),
-    (Gather, "test_gather_"),
-    (Delegate, "test_delegate_"),
+    (Exchange, "test_exchange_"),
 )
+
+
+Outcome = tuple[Array, ...]
+
+
+def _outcome(result: Array | SparsePixels) -> Outcome:
+    """Return copies of what a map gives, which can be concatenated: of sparse frames pixels per frame come first."""
+    if isinstance(result, SparsePixels):
+        return np.diff(result.frame_ptr), result.frames.copy(), result.index.copy()
+    return (result.copy(),)
+
+
+def check_same(one: Sequence[Array], other: Sequence[Array]) -> None:
+    """Assert that arrays are equal, one by one."""
+    for mine, yours in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, yours)
 
 
 class NodeTests:
     """Subclass it as ``Test…``; give ``node`` and ``specs``.
 
     node    the node, with parameters
-    specs   frames that go into it, at least one; of a gather: the whole frames, of which it gets parts
-    inputs  of a join: names of its inputs, each of which gets frames of one spec
+    specs   frames that go into it, at least one; of an exchange that gathers: the whole frames, of which it gets parts
+    inputs  of a map of several inputs: their names, each of which gets frames of one spec
     tables  of a selection: the tables that it reads, by the names of their nodes
     files   the fixture `files`, where parameters name files
     """
@@ -109,19 +134,19 @@ class NodeTests:
         assert same_spec(spec, before)
         assert list(map(str, self._warnings(spec, files))) == list(map(str, self._warnings(spec, files)))
 
+    def _given(self, spec: FrameSpec, files: Files) -> Inputs:
+        """Return what enters the node: several inputs, parts of frames, or tables where its role has them."""
+        if isinstance(self.node, Exchange) and self.node.parts:
+            parts = parts_of(spec)
+            return Inputs.of(parts[0], files, parts=parts)
+        names = self.inputs if self.node.wiring == "inputs" else ("input",)
+        return Inputs(dict.fromkeys(names, spec), files, RULE, self.tables, (spec,))
+
     def _infer(self, spec: FrameSpec, files: Files) -> Spec:
-        if isinstance(self.node, Select):
-            return self.node.infer_rows(spec, self.tables, files)
-        if isinstance(self.node, Join):
-            return self.node.infer_all(dict.fromkeys(self.inputs, spec), files)
-        if isinstance(self.node, Gather):
-            return self.node.infer_parts(parts_of(spec))
-        return self.node.infer(spec, files)
+        return self.node.infer(self._given(spec, files))
 
     def _warnings(self, spec: FrameSpec, files: Files) -> Sequence[NodeMisuse]:
-        if isinstance(self.node, Join):
-            return self.node.warnings_all(dict.fromkeys(self.inputs, spec), files)
-        return self.node.warnings(spec, files)
+        return self.node.warnings(self._given(spec, files))
 
     def test_infer_gives_what_its_role_promises(self, spec: FrameSpec, files: Files) -> None:
         after = self._infer(spec, files)
@@ -142,70 +167,75 @@ class NodeTests:
 
     # Maps
 
-    def _mapped(self, spec: FrameSpec, files: Files, given: Sequence[Array]) -> Array:
-        function = cast(Map, self.node).bind(spec, files)
-        return np.concatenate([function(frames).copy() for frames in given])
+    def _arrays(self, spec: FrameSpec) -> list[Array]:
+        """Return the same frames of each input, with other pixels."""
+        return [random_frames(spec, COUNT, seed) for seed, _ in enumerate(self._given(spec, NoFiles()).specs, 1)]
+
+    def _mapped(self, spec: FrameSpec, files: Files, given: Sequence[Array], cuts: Sequence[int] = ()) -> Outcome:
+        """Return what a map makes of frames of each input, cut into blocks."""
+        function = cast(Map, self.node).bind(self._given(spec, files))
+        parts = zip(*(np.split(frames, cuts) for frames in given), strict=True)
+        made = [_outcome(function(*part)) for part in parts]
+        return tuple(np.concatenate(column) for column in zip(*made, strict=True))
 
     def test_map_gives_frames_as_inferred(self, spec: FrameSpec, files: Files) -> None:
-        after = cast(Map, self.node).infer(spec, files)
-        out = cast(Map, self.node).bind(spec, files)(random_frames(spec, COUNT))
-        assert (out.shape, out.dtype.name) == ((COUNT, *after.shape), after.dtype)
+        after = cast(FrameSpec, self._infer(spec, files))
+        out = cast(Map, self.node).bind(self._given(spec, files))(*self._arrays(spec))
+        assert isinstance(out, SparsePixels) == isinstance(after, SparseSpec)
+        if not isinstance(out, SparsePixels):
+            assert (out.shape, out.dtype.name) == ((COUNT, *after.shape), after.dtype)
+            return
+        frames, index, frame_ptr = out.frames, out.index, out.frame_ptr
+        assert (frames.dtype.name, index.dtype.name, frame_ptr.dtype.name) == (after.dtype, "uint32", "uint64")
+        assert frame_ptr.shape == (COUNT + 1,)
+        assert frame_ptr[0] == 0
+        assert frame_ptr[-1] == len(index) == len(frames)
+
+    def test_map_gives_pixels_of_the_detector_that_count(self, spec: FrameSpec, files: Files) -> None:
+        if not isinstance(self._infer(spec, files), SparseSpec):
+            return
+        _, intensity, index = self._mapped(spec, files, self._arrays(spec))
+        width, height = spec.detector
+        assert not len(index) or index.max() < width * height
+        if spec.mask is not None:
+            good, area = np.zeros((height, width), bool), spec.view.area
+            good[area.y : area.bottom, area.x : area.right] = spec.view.turn_back(~spec.mask)
+            assert good.ravel()[index].all(), "masked pixels are left out"
+        assert not np.isnan(intensity).any(), "NaN pixels are left out"
 
     def test_map_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
-        frames = random_frames(spec, COUNT)
-        whole = self._mapped(spec, files, [frames])
-        np.testing.assert_array_equal(self._mapped(spec, files, np.split(frames, cuts)), whole)
+        given = self._arrays(spec)
+        whole = self._mapped(spec, files, given)
+        check_same(self._mapped(spec, files, given, cuts), whole)
+        check_same(self._mapped(spec, files, [padded(frames) for frames in given], cuts), whole)
 
-    def test_map_does_not_depend_on_the_layout(self, spec: FrameSpec, files: Files) -> None:
-        frames = random_frames(spec, COUNT)
-        whole = self._mapped(spec, files, [frames])
-        np.testing.assert_array_equal(self._mapped(spec, files, [padded(frames)]), whole)
+    def test_map_strips_give_the_same(self, spec: FrameSpec, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        node, inputs = cast(Map, self.node), self._given(spec, files)
+        if not node.in_strips(len(inputs.specs)):
+            return
+        given, flip = self._arrays(spec)[0], Turn(lambda view: view.flipped("horizontal"))
+        (whole,) = self._mapped(spec, files, [given])
+        stage = node.stage_of(inputs)
+        assert isinstance(stage, Turn) == node.turns
+        monkeypatch.setattr(strips, "TILE_PIXELS", 3 * spec.shape[1])
+        for frames in (given, padded(given)):
+            np.testing.assert_array_equal(Chain(settle([stage], spec.dtype, *spec.shape))(frames), whole)
+            flipped = Chain(settle([stage, flip], spec.dtype, *spec.shape))(frames)
+            np.testing.assert_array_equal(flipped, whole[:, :, ::-1])
 
     def test_map_leaves_its_input_alone(self, spec: FrameSpec, files: Files) -> None:
-        frames = random_frames(spec, COUNT).copy()  # writable: nothing stops a node that writes through a view
-        before = frames.copy()
-        self._mapped(spec, files, [frames])
-        np.testing.assert_array_equal(frames, before)
-
-    # Joins
-
-    def _given(self, spec: FrameSpec) -> dict[str, Array]:
-        """Return the same frames of each input, with other pixels."""
-        return {name: random_frames(spec, COUNT, seed) for seed, name in enumerate(self.inputs, 1)}
-
-    def _joined(self, spec: FrameSpec, files: Files, given: Mapping[str, Array], cuts: Sequence[int] = ()) -> Array:
-        function = cast(Join, self.node).bind_all(dict.fromkeys(self.inputs, spec), files)
-        parts = [np.split(frames, cuts) for frames in given.values()]
-        return np.concatenate(
-            [function(dict(zip(given, part, strict=True))).copy() for part in zip(*parts, strict=True)]
-        )
-
-    def test_join_gives_frames_as_inferred(self, spec: FrameSpec, files: Files) -> None:
-        after = cast(FrameSpec, self._infer(spec, files))
-        out = self._joined(spec, files, self._given(spec))
-        assert (out.shape, out.dtype.name) == ((COUNT, *after.shape), after.dtype)
-
-    def test_join_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
-        given = self._given(spec)
-        whole = self._joined(spec, files, given)
-        np.testing.assert_array_equal(self._joined(spec, files, given, cuts), whole)
-        spread = {name: padded(frames) for name, frames in given.items()}
-        np.testing.assert_array_equal(self._joined(spec, files, spread, cuts), whole)
-
-    def test_join_leaves_its_input_alone(self, spec: FrameSpec, files: Files) -> None:
-        given = {name: frames.copy() for name, frames in self._given(spec).items()}
-        before = {name: frames.copy() for name, frames in given.items()}
-        self._joined(spec, files, given)
-        for name, frames in given.items():
-            np.testing.assert_array_equal(frames, before[name])
+        given = [frames.copy() for frames in self._arrays(spec)]  # writable: a node may write through a view
+        before = [frames.copy() for frames in given]
+        self._mapped(spec, files, given)
+        check_same(given, before)
 
     # Transforms
 
     def _transformed(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
         """Return frames, numbers and times of all that comes out."""
-        after = self.node.infer(spec, files)
+        after = self._infer(spec, files)
         assert isinstance(after, FrameSpec)
-        transformer = cast(Transform, self.node).start(spec, files, RULE)
+        transformer = cast(Transform, self.node).bind(self._given(spec, files))
         found = [(np.empty((0, *after.shape), after.dtype), np.empty(0, np.uint64), np.empty(0, np.uint64))]
 
         def keep(out: Block | None) -> None:
@@ -238,46 +268,6 @@ class NodeTests:
         frames = random_frames(spec, COUNT)
         whole = self._transformed(spec, files, [frame_block(frames)])
         for one, other in zip(self._transformed(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-    # Sparse frames
-
-    def _picked(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> tuple[Array, Array, Array]:
-        """Return pixels per frame, index and intensity of all that comes out."""
-        pick = cast(Pick, self.node).bind(spec, files)
-        found = []
-        for block in given:
-            out = pick(block)
-            assert (out.numbers == block.numbers).all()
-            assert (out.times == block.times).all()
-            assert (out.frame_ptr.dtype.name, out.index.dtype.name) == ("uint64", "uint32")
-            assert out.frames.dtype.name == cast(Pick, self.node).infer(spec, files).dtype
-            assert out.frame_ptr.shape == (len(block.numbers) + 1,)
-            assert out.frame_ptr[0] == 0
-            assert out.frame_ptr[-1] == len(out.index) == len(out.frames)
-            found.append((np.diff(out.frame_ptr), out.index, out.frames))
-        counts, index, intensity = (np.concatenate(column) for column in zip(*found, strict=True))
-        return counts, index, intensity
-
-    def test_pick_gives_pixels_of_the_detector_that_count(self, spec: FrameSpec, files: Files) -> None:
-        counts, index, intensity = self._picked(spec, files, [frame_block(random_frames(spec, COUNT))])
-        width, height = spec.detector
-        assert len(counts) == COUNT
-        assert not len(index) or index.max() < width * height
-        if spec.mask is not None:
-            good = np.zeros((height, width), bool)
-            rows, columns = (
-                slice(spec.view.area.y, spec.view.area.bottom),
-                slice(spec.view.area.x, spec.view.area.right),
-            )
-            good[rows, columns] = spec.view.turn_back(~spec.mask)
-            assert good.ravel()[index].all(), "masked pixels are left out"
-        assert not np.isnan(intensity).any(), "NaN pixels are left out"
-
-    def test_pick_does_not_depend_on_blocks(self, spec: FrameSpec, files: Files, cuts: Sequence[int]) -> None:
-        frames = random_frames(spec, COUNT)
-        whole = self._picked(spec, files, [frame_block(frames)])
-        for one, other in zip(self._picked(spec, files, blocks(padded(frames), cuts)), whole, strict=True):
             np.testing.assert_array_equal(one, other)
 
     # Selections
@@ -319,36 +309,43 @@ class NodeTests:
         self._chosen(numbers, none)
         self._chosen(numbers[:0], none)
 
-    # Gathers
+    # Exchanges
 
-    def test_gather_gives_the_whole_frames(self, spec: FrameSpec) -> None:
-        node, (upper, lower) = cast(Gather, self.node), parts_of(spec)
-        assert same_spec(node.infer_parts([upper, lower]), spec)
-        assert same_spec(node.infer_parts([lower, upper]), spec), "places of parts do not depend on their order"
+    def test_exchange_gives_the_whole_frames(self, spec: FrameSpec, files: Files) -> None:
+        node, (upper, lower) = cast(Exchange, self.node), parts_of(spec)
+        if not node.gathers:
+            return
+        for parts in ((upper, lower), (lower, upper)):
+            for part in parts:
+                after = node.infer(Inputs.of(part, files, parts=parts))
+                assert same_spec(after, spec), "it depends on no receiver, and not on the order of parts"
 
-    def test_gather_masks_pixels_that_no_part_covers(self, spec: FrameSpec) -> None:
-        upper, _ = parts_of(spec)
-        after = cast(Gather, self.node).infer_parts([upper])
+    def test_exchange_masks_pixels_that_no_part_covers(self, spec: FrameSpec, files: Files) -> None:
+        node, (upper, _) = cast(Exchange, self.node), parts_of(spec)
+        if not node.gathers:
+            return
+        after = node.infer(Inputs.of(upper, files, parts=(upper,)))
         assert after.shape == spec.shape
         covered = np.zeros(spec.shape, bool)
         covered[upper.place] = True if upper.mask is None else ~upper.mask
         assert after.mask is not None
         np.testing.assert_array_equal(after.mask, ~covered)
 
-    # Delegates
-
-    def test_delegate_says_what_its_processes_are(self, spec: FrameSpec, files: Files) -> None:
-        node = cast(Delegate, self.node)
-        assert (node.command is None) != (node.function is None), "either of them"
-        assert node.ranks >= 1
-        assert node.on_error in ("stop", "drop", "pass")
-        if not node.reply:
-            assert same_spec(node.infer(spec, files), spec), "what is not replied to flows on as it is"
+    def test_exchange_says_what_its_processes_are(self, spec: FrameSpec, files: Files) -> None:
+        workers = cast(Exchange, self.node).workers
+        if workers is None:
+            return
+        assert not cast(Exchange, self.node).gathers, "workers, or receivers that give each other parts"
+        assert (workers.command is None) != (workers.function is None), "either of them"
+        assert workers.ranks >= 1
+        assert workers.on_error in ("stop", "drop", "pass")
+        if not workers.reply:
+            assert same_spec(self._infer(spec, files), spec), "what is not replied to flows on as it is"
 
     # Tables
 
     def _partials(self, spec: FrameSpec, files: Files, given: Sequence[Block]) -> list[Partial]:
-        reducer = cast(Reduce, self.node).start(spec, files)
+        reducer = cast(Reduce, self.node).bind(self._given(spec, files))
         return [reducer.step(block, NS) for block in given]
 
     def _rows(self, partials: Sequence[Partial]) -> Mapping[str, Array]:
@@ -356,7 +353,7 @@ class NodeTests:
         return cast(Reduce, self.node).finish(joined)
 
     def test_table_has_columns_as_inferred(self, spec: FrameSpec, files: Files) -> None:
-        table = cast(Reduce, self.node).infer(spec, files)
+        table = cast(TableSpec, self._infer(spec, files))
         given = frame_block(random_frames(spec, COUNT))
         partials = self._partials(spec, files, [given])
         assert partials[0]["frame_number"].dtype == np.uint64
@@ -406,7 +403,7 @@ class NodeTests:
             return
         given = frame_block(random_frames(spec, COUNT))
         whole = self._rows(self._partials(spec, files, [given]))
-        reducer = cast(StripReducer, node.start(spec, files))
+        reducer = cast(StripReducer, node.bind(self._given(spec, files)))
         reducer.begin(COUNT)
         for frames in (slice(0, 3), slice(3, COUNT)):
             for top in range(0, spec.shape[0], 5):
@@ -446,7 +443,7 @@ class NodeTests:
             for block in blocks(frames, cuts):
                 memory = padded(block.frames)
                 staged = writer.stage(Block(memory, block.numbers, block.times, False))
-                cast(Array, memory.base)[...] = 0  # what was staged must not look at it any more
+                cast(Array, memory.base)[...] = 0  # what was staged must not use it any more
                 assert writer.commit(staged) == len(block.numbers)
                 writer.flush()
         finally:

@@ -95,14 +95,14 @@ class RegionSpec:
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """The memory of a run: the regions, and the number of control words of each rank; ``circles``, the ranks that take
-    part in each collective; and ``lines``, those that send each other blocks of frames.
+    """The memory of a run: the regions, and the number of control words of each rank; ``collectives``, the ranks that
+    take part in each collective; and ``mailboxes``, those that send each other blocks of frames.
     """
 
     regions: tuple[RegionSpec, ...]
     control_words: tuple[int, ...]
-    circles: tuple[tuple[int, ...], ...] = ()
-    lines: tuple[tuple[int, ...], ...] = ()
+    collectives: tuple[tuple[int, ...], ...] = ()
+    mailboxes: tuple[tuple[int, ...], ...] = ()
 
 
 class Pending(Protocol):
@@ -128,15 +128,15 @@ class Shared(Pending, Protocol):
 class CollectiveGroup(Protocol):
     """The ranks that take part in one collective, which no other collective uses.
 
-    Its members begin the same operations of a kind in the same order: the n-th `tell` of one belongs to the n-th of all
-    others, and so it is with `share` and `collect` together. Nothing waits. Arrays that are handed over must stay as
-    they are until the operation is done.
+    Its members begin the same operations of a kind in the same order: the n-th `agree` of one belongs to the n-th of
+    all others, and so it is with `share` and `collect` together. Nothing waits. Arrays that are handed over must stay
+    as they are until the operation is done.
     """
 
     rank: int
     size: int
 
-    def tell(self, word: int) -> Agreement:
+    def agree(self, word: int) -> Agreement:
         """Send a word to all members, and receive those of all."""
         ...
 
@@ -166,7 +166,8 @@ class Mailbox(Protocol):
 
     def send(self, member: int, head: Any, frames: Array | None = None) -> Pending:
         """Send plain data, and frames (n, height, width) of contiguous rows or none; does not wait. ``frames`` must
-        stay as they are until it is done."""
+        stay as they are until it is done.
+        """
         ...
 
     def receive(self) -> tuple[int, Any, Array | None] | None:
@@ -200,7 +201,7 @@ class Port(Protocol):
         """Return the own region, writable bytes."""
         ...
 
-    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> PutChannel:
+    def put_channel(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> PutChannel:
         """Return a channel to a region for rectangles of ``rows`` rows of ``row_bytes``, rows ``pitch`` and slots
         ``stride`` bytes apart.
         """
@@ -226,11 +227,11 @@ class Port(Protocol):
         """Make the writes of others to own memory visible to loads that follow."""
         ...
 
-    def circle(self, index: int) -> CollectiveGroup:
+    def collective(self, index: int) -> CollectiveGroup:
         """Return a collective group that this rank is a member of."""
         ...
 
-    def line(self, index: int) -> Mailbox:
+    def mailbox(self, index: int) -> Mailbox:
         """Return a mailbox that this rank is a member of."""
         ...
 

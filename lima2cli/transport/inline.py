@@ -118,13 +118,13 @@ class InlineCollectiveGroup:
         self._table = table
         self._begun: dict[str, int] = defaultdict(int)
 
-    def tell(self, word: int) -> _Inline:
-        """See `CollectiveGroup.tell`."""
+    def agree(self, word: int) -> _Inline:
+        """See `CollectiveGroup.agree`."""
 
         def finish(words: list[int]) -> None:
             agreement.words = np.array(words, np.uint64)
 
-        agreement = _Inline(self._give("tell", word), finish)
+        agreement = _Inline(self._give("agree", word), finish)
         return agreement
 
     def share(self, own: NDArray[np.uint8], sizes: Sequence[int]) -> _Inline:
@@ -207,8 +207,8 @@ class InlineMemory:
             self.close()
             raise
         self.control = [np.zeros(count, np.uint64) for count in spec.control_words]
-        self.circles = [CollectiveTable(members) for members in spec.circles]
-        self.lines = [MailboxTable(members) for members in spec.lines]
+        self.collectives = [CollectiveTable(members) for members in spec.collectives]
+        self.mailboxes = [MailboxTable(members) for members in spec.mailboxes]
         self.mail: list[deque[tuple[int, Message]]] = [deque() for _ in spec.control_words]
 
     def _made(self, region: RegionSpec) -> NDArray[np.uint8]:
@@ -254,8 +254,8 @@ class InlinePort:
         """See `Port.memory`."""
         return self._memory.regions[region]
 
-    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> InlinePutChannel:
-        """See `Port.lane`."""
+    def put_channel(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> InlinePutChannel:
+        """See `Port.put_channel`."""
         return InlinePutChannel(self._memory.regions[region], rows, row_bytes, pitch, stride)
 
     def store(self, rank: int, word: int, value: int) -> None:
@@ -277,13 +277,13 @@ class InlinePort:
     def sync(self) -> None:
         """Do nothing: one process sees its own writes."""
 
-    def circle(self, index: int) -> InlineCollectiveGroup:
-        """See `Port.circle`."""
-        return InlineCollectiveGroup(self._memory.circles[index], self.rank)
+    def collective(self, index: int) -> InlineCollectiveGroup:
+        """See `Port.collective`."""
+        return InlineCollectiveGroup(self._memory.collectives[index], self.rank)
 
-    def line(self, index: int) -> InlineMailbox:
-        """See `Port.line`."""
-        return InlineMailbox(self._memory.lines[index], self.rank)
+    def mailbox(self, index: int) -> InlineMailbox:
+        """See `Port.mailbox`."""
+        return InlineMailbox(self._memory.mailboxes[index], self.rank)
 
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`."""

@@ -22,8 +22,8 @@ from lima2cli.paths import lock, unlock
 SUFFIX = ".lima2"
 VERSION = 1
 
-IN_USE = "is the memspace of a run that goes on"
-OTHER = "exists, and is no memspace that lima2 has made"
+IN_USE = "is the memspace of an active run"
+OTHER = "exists, and is not a memspace that lima2 has made"
 
 
 class MappedFile:
@@ -106,9 +106,9 @@ def _objection_to(status: os.stat_result, path: Path) -> str | None:
     if stat.S_ISDIR(status.st_mode):
         return "is a directory"
     if not stat.S_ISREG(status.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if status.st_nlink > 1:
-        return "has another name, too (a hard link)"
+        return "also has another name (a hard link)"
     marker = _marker_data(path)
     if marker is None:
         return _objection_to_marker(path) or OTHER
@@ -120,14 +120,14 @@ def _objection_to_folder(path: Path) -> str | None:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        return f"cannot be made: {folder} is no directory"
+        return f"cannot be made: {folder} is not a directory"
     return None if os.access(folder, os.W_OK | os.X_OK) else f"cannot be made: {folder} cannot be written to"
 
 
 def _objection_to_marker(path: Path) -> str | None:
     marker = _marker(path)
     if os.path.lexists(marker) and _marker_data(path) is None:
-        return f"needs {marker.name} beside it, which exists and is none of lima2's"
+        return f"needs {marker.name} next to it, which exists and is not a file of lima2"
     return None
 
 

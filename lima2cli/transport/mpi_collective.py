@@ -40,7 +40,7 @@ class MpiFile:
 
     def __init__(self, communicator: MPI.Intracomm, path: str, stripes: Stripes) -> None:
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise OSError("this MPI gives no THREAD_MULTIPLE, which common files need")
+            raise OSError("this MPI does not provide THREAD_MULTIPLE, which common files need")
         merge = "disable" if stripes.block * stripes.row_bytes >= LARGE_BYTES else "enable"
         every = {"cb_nodes": str(communicator.Get_size()), "cb_config_list": "*:*"}  # each rank may put together
         hints = MPI.Info.Create({"romio_cb_write": merge, "romio_ds_write": "disable"} | every)
@@ -131,8 +131,8 @@ class MpiCollectiveGroup:
         self.rank, self.size = self._tells.Get_rank(), self._tells.Get_size()
         self._types: dict[tuple[int, ...], MPI.Datatype] = {}
 
-    def tell(self, word: int) -> _Pending:
-        """See `CollectiveGroup.tell`."""
+    def agree(self, word: int) -> _Pending:
+        """See `CollectiveGroup.agree`."""
         own, words = np.array([word], np.uint64), np.zeros(self.size, np.uint64)
         pending = _Pending(self._tells.Iallgather([own, MPI.UINT64_T], [words, 1, MPI.UINT64_T]), own)
         pending.words = words

@@ -8,6 +8,7 @@ MPI: then, and where ranks are on several hosts, a progress thread looks in.
 
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lima2cli.transport.mpi_collective import MpiCollectiveGroup, MpiMailbox
 
 TAG = 1
 PROGRESS_PERIOD_S = 5e-4
+CLOSING_SLEEP_S = 1e-4
 
 
 class MpiPutChannel:
@@ -117,14 +119,14 @@ class MpiPort:
         _unlink_shared_memory()
         for window in (*self._windows, self._control):
             window.Lock_all(MPI.MODE_NOCHECK)
-        self._circles = {
+        self._collectives = {
             index: MpiCollectiveGroup(communicator, members, index)
-            for index, members in enumerate(spec.circles)
+            for index, members in enumerate(spec.collectives)
             if self.rank in members
         }
-        self._lines = {
-            index: MpiMailbox(communicator, members, len(spec.circles) + index)
-            for index, members in enumerate(spec.lines)
+        self._mailboxes = {
+            index: MpiMailbox(communicator, members, len(spec.collectives) + index)
+            for index, members in enumerate(spec.mailboxes)
             if self.rank in members
         }
         self._stop = threading.Event()
@@ -143,7 +145,7 @@ class MpiPort:
     def _start_progress(self, spec: MemorySpec) -> threading.Thread | None:
         """Start the thread for owners of memory that needs it (emulated windows, other hosts); else None.
 
-        Raises: RuntimeError where this MPI gives no THREAD_MULTIPLE.
+        Raises: RuntimeError where this MPI does not provide THREAD_MULTIPLE.
         """
         local = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
         remote = local.Get_size() < self.size
@@ -152,7 +154,7 @@ class MpiPort:
         if not any(region.path is not None or remote for region in owned):
             return None
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise RuntimeError("this MPI gives no THREAD_MULTIPLE, which mapped or remote memspaces need")
+            raise RuntimeError("this MPI does not provide THREAD_MULTIPLE, which mapped or remote memspaces need")
         thread = threading.Thread(target=self._look_in, name="mpi-progress", daemon=True)
         thread.start()
         return thread
@@ -165,8 +167,8 @@ class MpiPort:
         """See `Port.memory`."""
         return _array(self._windows[region], np.uint8)
 
-    def lane(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> MpiPutChannel:
-        """See `Port.lane`."""
+    def put_channel(self, region: int, rows: int, row_bytes: int, pitch: int, stride: int) -> MpiPutChannel:
+        """See `Port.put_channel`."""
         return MpiPutChannel(
             self._windows[region], self._owners[region], self._limits[region], rows, row_bytes, pitch, stride
         )
@@ -212,13 +214,13 @@ class MpiPort:
             if owner == self.rank:
                 window.Sync()
 
-    def circle(self, index: int) -> MpiCollectiveGroup:
-        """See `Port.circle`."""
-        return self._circles[index]
+    def collective(self, index: int) -> MpiCollectiveGroup:
+        """See `Port.collective`."""
+        return self._collectives[index]
 
-    def line(self, index: int) -> MpiMailbox:
-        """See `Port.line`."""
-        return self._lines[index]
+    def mailbox(self, index: int) -> MpiMailbox:
+        """See `Port.mailbox`."""
+        return self._mailboxes[index]
 
     def send(self, rank: int, message: Message) -> None:
         """See `Port.send`. Messages are our own records, pickled by mpi4py; nothing that users send."""
@@ -233,19 +235,26 @@ class MpiPort:
         source = status.Get_source()
         return source, self._communicator.recv(source=source, tag=TAG)
 
+    def _wait(self, request: MPI.Request) -> None:
+        """Wait for a request, and read what comes meanwhile: a large message is sent only while it is received."""
+        while not request.Test():
+            if self.receive() is None:
+                time.sleep(CLOSING_SLEEP_S)
+
     def close(self) -> None:
         """See `Port.close`."""
-        MPI.Request.Waitall(self._sending)
-        self._communicator.Barrier()
+        for request in self._sending:
+            self._wait(request)
+        self._wait(self._communicator.Ibarrier())  # all that others sent is here
         while self.receive() is not None:  # messages unread by now make MPI's own end fail
             pass
         self._stop.set()
         if self._progress is not None:
             self._progress.join()
-        for circle in self._circles.values():
-            circle.close()
-        for line in self._lines.values():
-            line.close()
+        for collective in self._collectives.values():
+            collective.close()
+        for mailbox in self._mailboxes.values():
+            mailbox.close()
         del self._own
         for window in (*self._windows, self._control):
             window.Unlock_all()

@@ -1,4 +1,4 @@
-"""What the checksum of a stored chunk costs, as a share of making that chunk, in one run.
+"""Measure the cost of the checksum of a stored chunk, as a share of making that chunk, in one run.
 
     python -m tests.benchmarks.checksum [--repeat 25]
 

@@ -1,4 +1,4 @@
-"""How fast two receivers write one common file, against each its own uncompressed frame files, in one run.
+"""Measure the rate of two receivers writing one common file, against uncompressed files of their own, in one run.
 
     python -m tests.benchmarks.common [--repeat 3]
 
@@ -37,11 +37,11 @@ channel = make_channel(
 load_libraries()
 together = max(1, 2**22 // (side * side * 2))
 pool = np.random.default_rng(world.rank).integers(0, 999, (together, side, side), np.uint16)
-circle = MpiCollectiveGroup(world, (0, 1), 1)
+collective = MpiCollectiveGroup(world, (0, 1), 1)
 world.Barrier()
 begin = time.perf_counter()
 if layout == "common":
-    writer = CommonWriter(channel, folder, world.rank, START_NS, circle)
+    writer = CommonWriter(channel, folder, world.rank, START_NS, collective)
 else:
     writer = FrameWriter(channel, folder, world.rank, START_NS)
 own = np.arange(world.rank, count, 2, dtype=np.uint64)
@@ -60,7 +60,7 @@ world.Barrier()
 if world.rank == 0:
     path = (complete_common if layout == "common" else write_master)(channel, folder, rows=count)
     print(count / (time.perf_counter() - begin))
-circle.close()
+collective.close()
 """
 
 

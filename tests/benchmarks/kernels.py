@@ -1,4 +1,4 @@
-"""How fast frames are corrected and counted, against the same steps in plain numpy one after another, in one run.
+"""Measure how fast frames are corrected and counted, against the same steps one by one in plain numpy, in one run.
 
     python -m tests.benchmarks.kernels [--repeat 9]
 
@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402  after the threads
 
 from lima2cli.frames import Array  # noqa: E402
 from lima2cli.kernels.chain import Chain, settle  # noqa: E402
+from lima2cli.nodes.base import Inputs  # noqa: E402
 from tests.node_inputs import MemoryFiles, block, node, spec_of  # noqa: E402
 
 CASES = (("uint16", 1, 2048), ("uint16", 16, 256), ("uint32", 1, 2048), ("float32", 1, 1024))
@@ -72,10 +73,10 @@ def ours(frames: Array, maps: Sequence[Any], files: MemoryFiles, *, fused: bool)
     spec = spec_of(str(frames.dtype), *frames.shape[1:])
     stages = []
     for use in maps:
-        stages.append(use.masking(spec, files))
-        spec = use.infer(spec, files)
+        stages.append(use.stage_of(Inputs.of(spec, files)))
+        spec = use.infer(Inputs.of(spec, files))
     counters = node("roi_counters", rois={"all": {"rect": {"x": 0, "y": 0, "width": side, "height": side}}})
-    reducer = counters.start(spec, files)
+    reducer = counters.bind(Inputs.of(spec, files))
     whole = block(frames)
     kernels = [stages] if fused else [[stage] for stage in stages]
     chains = [Chain(settle(kernel, kernel[0].source, side, side)) for kernel in kernels]

@@ -1,4 +1,4 @@
-"""What threads of a receiver gain: a fused kernel and compression, by one thread and by several, in one run.
+"""Measure the gain by threads of a receiver: a fused kernel and compression, by one thread and by several, in one run.
 
     python -m tests.benchmarks.threads [--threads 2] [--repeat 9]
 
@@ -20,8 +20,9 @@ import numpy as np
 
 from lima2cli.files.frame_writer import FrameWriter
 from lima2cli.graph.fused import BoundChain
+from lima2cli.graph.protocol import Arrival
 from lima2cli.inputs.stacks import FileStore
-from lima2cli.nodes.base import Reduce
+from lima2cli.nodes.base import Inputs, Reduce
 from lima2cli.plan.ir import Plan
 from tests.benchmarks.kernels import medians
 from tests.compiling import plan_of
@@ -64,9 +65,9 @@ def kernel(compiled: Plan, base: Path, frames: Any, threads: int) -> Callable[[]
     with FileStore(base) as files:
         bound = BoundChain(compiled.kernels[0], steps, files, threads)
         assert isinstance(counters.node, Reduce)
-        reducers: Any = [counters.node.start(counters.before, files) for _ in range(threads)]
-    bound.reducers["counters"] = reducers
-    return lambda: bound.stage(frames, 0)
+        reducers: Any = [counters.node.bind(Inputs.of(counters.before, files)) for _ in range(threads)]
+    bound.add("counters", reducers)
+    return lambda: bound.push(Arrival("", 0, frames))
 
 
 def compression(compiled: Plan, base: Path, frames: Any, threads: int) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""How fast frames move, against a bare loop of `MPI.Win.Put` of the same bytes, in one run.
+"""Measure the rate of frames moved, against a bare loop of `MPI.Win.Put` of the same bytes, in one run.
 
     python -m tests.benchmarks.transport [--repeat 3]
 

@@ -34,8 +34,11 @@ ALONE = 'mount -t tmpfs -o mode=1777 tmpfs /dev/shm && exec "$@"'
 
 def searches() -> list[str]:
     """Names of the modules that are searches."""
-    names = [f"tests.faults.{it.name}" for it in pkgutil.iter_modules(tests.faults.__path__) if it.name != "__main__"]
-    return [name for name in names if hasattr(importlib.import_module(name), "search")]
+    names = [
+        it.name for it in pkgutil.iter_modules(tests.faults.__path__) if not it.name.startswith(("__main__", "test_"))
+    ]
+    modules = [f"tests.faults.{name}" for name in names]
+    return [module for module in modules if hasattr(importlib.import_module(module), "search")]
 
 
 def run(module: str, seconds: float, seed: int) -> tuple[Outcome, list[str]]:

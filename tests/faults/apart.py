@@ -5,9 +5,12 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from lima2cli.cli import app
 
@@ -18,7 +21,8 @@ WAITING = 10
 @dataclass(frozen=True)
 class Ended:
     """A call of the program. ``code``: exit code, negative the signal that ended it (-9: it took too long).
-    ``memory``: bytes at most, beyond those at its start; of a process that died it is 0."""
+    ``memory``: bytes at most, beyond those at its start; of a process that died it is 0.
+    """
 
     code: int
     said: str
@@ -26,14 +30,25 @@ class Ended:
     memory: int
 
 
-def forked(words: list[str], folder: Path, seconds: float, addresses: int = 32 << 30) -> Ended:
-    """Call the program in ``folder``, for some seconds of CPU time at most, with some bytes of address space."""
+def forked(
+    words: list[str],
+    folder: Path,
+    seconds: float,
+    addresses: int = 32 << 30,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Ended:
+    """Call the program in ``folder``, for some seconds of CPU time at most, with some bytes of address space.
+
+    environment  variables that are set in addition
+    """
     output, cost = folder / "output", folder / "cost"
     cost.unlink(missing_ok=True)
     pid = os.fork()
     if not pid:
         code = 3
         try:
+            os.environ.update(environment)
+            tempfile.tempdir = None  # TMPDIR may be another
             _alone(output, folder, addresses)
             most = int(seconds + time.process_time()) + 1
             resource.setrlimit(resource.RLIMIT_CPU, (most, most))

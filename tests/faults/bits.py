@@ -24,10 +24,10 @@ from typing import Any
 
 import h5py
 
-from lima2cli.accounting.inspect_run import inspect_run
 from lima2cli.files.compression import load_filters
 from lima2cli.files.master_rows import TOLD
 from tests.faults import Outcome
+from tests.running import inspect_run
 
 COMPRESSIONS = ("bslz4", "none", "gzip", "lz4", "zstd", "blosc")
 
@@ -172,7 +172,7 @@ def alone(directory: Path, node: str, folder: Path) -> Path:
 def found_of(
     directory: Path, node: str, repeat: int, rng: random.Random, kinds: Callable[[Path, str], list[Piece]] = pieces
 ) -> tuple[int, int]:
-    """How many of ``repeat`` flipped bits were found, and of how many exactly the frames of their piece were named."""
+    """Count the ``repeat`` flipped bits that were found, and those with exactly the frames of the piece named."""
     found = exact = 0
     with tempfile.TemporaryDirectory() as folder:
         there = kinds(alone(directory, node, Path(folder)), node)
@@ -197,7 +197,8 @@ def found_of(
 
 def _apart_from_each_other(there: list[Piece], rng: random.Random) -> list[Piece]:
     """Pieces at random that have no frame in common with another of their file; of rows one of each file, of others so
-    few that a message lists them all."""
+    few that a message lists them all.
+    """
     chosen: list[Piece] = []
     for piece in rng.sample(there, min(len(there), 40)):
         own = [it for it in chosen if it.path == piece.path]

@@ -166,7 +166,7 @@ def attempt(kind: str, size: int, transport: str, folder: Path) -> Found:
 
 
 def _end(found: Found, directory: Path, out: Path) -> None:
-    """How the run itself has ended: its code, what it said, and its summary."""
+    """The end of the run itself: its code, what it said, and its summary."""
     said = out.read_text(errors="replace")
     if found.code not in (0, 10, 12):
         found.wrong.append(f"the run ended with {found.code}: {_last(out)}")
@@ -261,7 +261,8 @@ def used(kind: str, folder: Path) -> tuple[int, int]:
 
 def sizes(least: int, most: int, chance: random.Random, count: int = SIZES) -> list[int]:
     """Sizes of a disk, in pages: half of them spread over all that is written, at random places, a few where runs just
-    do not start, the rest near the end."""
+    do not start, the rest near the end.
+    """
     spread = np.linspace(least, 1.02 * most, count // 2) + chance.random() * (most - least) / (count // 2)
     start = least + 4096 * np.arange(-4, 4)
     end = most - 8192 * np.arange(count - count // 2 - len(start)) + 4096 * chance.randrange(2)

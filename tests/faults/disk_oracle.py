@@ -74,7 +74,8 @@ def pixels(kind: str, number: int) -> NDArray[Any]:
 
 def seen(kind: str, directory: Path) -> set[int]:
     """Numbers of the frames that any HDF5 reader finds, right and with their numbers, in the frame files; of parts
-    those of which all parts are there."""
+    those of which all parts are there.
+    """
     import h5py
     import hdf5plugin  # noqa: F401
 

@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 import psutil
 
+from lima2cli.files.live_master import is_final
 from tests.faults import mixed
+from tests.faults.apart import forked
 from tests.faults.leavings import Leavings
 
 LONGEST_S = 120.0
+
+CALL_S = 30.0
+"""Seconds of CPU time that other commands than `lima2 run` may take."""
 
 BLAMED = re.compile(
     r"rank (\d+) \([^)]*\) (?:was the first|ended the job)|: (mpiexec) was the first|(process of mpiexec) that started"
@@ -51,17 +56,11 @@ class JobRun:
 
     def call(self, *words: str) -> tuple[int, str]:
         """Another command of the program: its exit code, and all that it prints."""
-        process = self._start(*words, out="said", err="said.err")
-        try:
-            code = process.wait(LONGEST_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        said = (self.folder / "said").read_text(errors="replace")
-        return code, said + (self.folder / "said.err").read_text(errors="replace")
+        ended = forked(list(words), self.folder, CALL_S, environment=self.leavings.environment)
+        return ended.code, ended.said
 
     def processes(self) -> dict[str, int]:
-        """Processes by their role: launcher, mpiexec, proxy, and ranks as rank0, rank1 …"""
+        """Processes by their role: launcher, mpiexec, proxy, and ranks as rank0, rank1."""
         found = {"launcher": self.launcher.pid} if self.launcher.poll() is None else {}
         for pid in self.leavings.processes():
             try:
@@ -92,7 +91,7 @@ class JobRun:
         if phase == "joining":
             return "rank0" in self.processes()
         if phase == "finishing":
-            return any(self.directory.glob("k_*_master.h5*"))
+            return any(map(is_final, self.directory.glob("k_*_master.h5")))
         return phase == "running" and b'"type": "start"' in (self.folder / "out").read_bytes()
 
     def wait(self, phase: str) -> None:
@@ -190,7 +189,7 @@ class JobRun:
 
 
 def accounted(summary: dict[str, Any], found: mixed.Shown) -> list[str]:
-    """Where the sums of a summary are wrong, or are not those of the files."""
+    """Find sums of a summary that are wrong, or not those of the files."""
     wrong = []
     for name, flow in summary["flows"].items():
         parts = [flow[key] for key in ("received", "lost", "dropped", "missing")]

@@ -88,6 +88,9 @@ DEATHS = {
     "import exits": Kind(loaded("import os; os._exit(0)"), DIES),
 }
 
+LOCKED = "C = ctypes.PyDLL(None); M = ctypes.create_string_buffer(64); [C.pthread_mutex_lock(M) for _ in 'ab']"
+"""Waits in C for ever, with the interpreter's lock and without using the CPU."""
+
 HANGS = {
     "sleep": Kind(once("time.sleep(900)", OS), FAILS, "TookTooLong"),
     "loop": Kind(once("while True: pass"), FAILS, "TookTooLong"),
@@ -104,7 +107,8 @@ HANGS = {
     "in C, lock released": Kind(
         once("C.pthread_mutex_lock(M)", OS + "C = ctypes.CDLL(None); M = ctypes.create_string_buffer(64)\n"
              "C.pthread_mutex_lock(M)"), DIES, "TookTooLong", slow=True),
-    "in C, lock held": Kind(once("sum(range(10**13))"), DIES, slow=True),
+    "in C, lock held": Kind(once(LOCKED, OS), DIES, slow=True),
+    "in C, busy": Kind(once("sum(range(10**13))"), DIES, slow=True),
     "in C, lock held by a thread": Kind(
         once("threading.Thread(target=sum, args=(range(10**13),), daemon=True).start()", OS), DIES, slow=True),
     "import": Kind(loaded("import time; time.sleep(900)"), DIES, "TookTooLong"),
@@ -113,7 +117,7 @@ HANGS = {
     "close, in C": Kind(a_class(close="sum(range(10**13))"), ENDS, slow=True),
     "signal taken": Kind(
         once("for n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass"
-             "\ntime.sleep(900)", OS), FAILS, "TookTooLong"),
+             "\ntime.sleep(900)", OS), DIES, "TookTooLong"),
     "signals blocked": Kind(
         once("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(900)", OS), DIES, "TookTooLong",
         slow=True),
@@ -229,8 +233,6 @@ RESULTS = {
     "in place, by the base": Kind(
         once("b = frames\nwhile isinstance(b.base, np.ndarray): b = b.base\nb.flags.writeable = True\nb[:] = 0", OS),
         ENDS),
-    "in place, by address": Kind(
-        once("ctypes.memset(frames.ctypes.data, 0, frames.nbytes)", OS), ENDS),
     "huge": Kind(once("return np.broadcast_to(frames, (10**9, *frames.shape))", OS), FAILS),
 }  # fmt: skip
 
@@ -251,7 +253,7 @@ IMPORTS = {
 }  # fmt: skip
 
 CALLS = {
-    "finalize": Kind(once("MPI.Finalize()", MPI), DIES),
+    "finalize": Kind(once("MPI.Finalize()", MPI), ENDS),
     "abort": Kind(once("MPI.COMM_WORLD.Abort(0)", MPI), DIES),
     "barrier": Kind(once("MPI.COMM_WORLD.Barrier()", MPI), DIES, slow=True),
     "receive": Kind(once("MPI.COMM_WORLD.recv()", MPI), DIES, slow=True),
@@ -272,7 +274,7 @@ PROCESSING = {
     "hangs": ("import time; time.sleep(900)", "TookTooLong"),
     "hangs, catches": ("import time\n            while True:\n                try: time.sleep(900)\n"
                        "                except BaseException: pass", "TookTooLong"),
-    "hangs in C": ("sum(range(10**13))", ""),
+    "hangs in C": (f"import ctypes; {LOCKED}", ""),
     "hangs in C, lock released": (
         "import ctypes; M = ctypes.create_string_buffer(64); C = ctypes.CDLL(None); C.pthread_mutex_lock(M); "
         "C.pthread_mutex_lock(M)", "TookTooLong"),
@@ -304,10 +306,10 @@ class Mine(Map):
 
     kind: ClassVar[str] = "mine"
 
-    def infer(self, spec, files):
-        return spec
+    def infer(self, inputs):
+        return inputs.spec
 
-    def bind(self, spec, files):
+    def bind(self, inputs):
         BIND
         calls = []
         def mine(frames):
@@ -342,10 +344,83 @@ PLUGINS = {
 }
 
 
-def plugin(folder: Path, code: str) -> None:
-    """An installed package, in a folder of the path, with a node ``mine``."""
+DETECTOR = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from lima2cli.detectors.remu import Remu
+import os, sys, time, threading
+
+class Own:
+    def __init__(self, inner):
+        self.inner, self.calls = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def prepare(self, *args):
+        PREPARE
+        self.inner.prepare(*args)
+
+    def start(self, *args):
+        START
+        self.inner.start(*args)
+
+    def get_frames(self, *args):
+        self.calls += 1
+        if self.calls == 3:
+            FRAMES
+        return self.inner.get_frames(*args)
+
+    def stop(self):
+        STOP
+        self.inner.stop()
+
+    def reset(self):
+        RESET
+        self.inner.reset()
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Remu):
+    """Misbehaves."""
+
+    kind: ClassVar[str] = "mine"
+
+    def open(self, info, files):
+        return Own(super().open(info, files))
+'''
+
+
+def _detector(**calls: str) -> str:
+    code = DETECTOR
+    for hook in ("prepare", "start", "frames", "stop", "reset"):
+        code = code.replace(hook.upper(), f"{calls[hook]}  # HERE" if hook in calls else "pass")
+    return code
+
+
+DETECTORS = {
+    f"{hook} {name}": Kind(_detector(**{hook: statement}), DIES if name == "dies" else FAILS, said, slow="C" in name)
+    for hook in ("prepare", "start", "frames")
+    for name, (statement, said) in {
+        "raises": ("raise RuntimeError('mine')", "RuntimeError: mine"),
+        "exits": ("sys.exit(0)", "SystemExit: 0"),
+        "interrupts": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        "hangs": ("time.sleep(900)", "TookTooLong"),
+        "hangs in C": ("sum(range(10**13))", ""),
+        "dies": ("os._exit(0)", ""),
+    }.items()
+} | {
+    "shape": Kind(_detector(frames="return self.inner.get_frames(*args)[:, :4]"), FAILS),
+    "none": Kind(_detector(frames="return None"), FAILS),
+    "reset raises": Kind(_detector(reset="raise RuntimeError('mine')"), FINE),
+    "reset hangs": Kind(_detector(reset="time.sleep(900)"), FINE),
+}
+"""Detectors of a package, by the call in which they misbehave."""
+
+
+def plugin(folder: Path, code: str, group: str = "nodes") -> None:
+    """An installed package, in a folder of the path, with a node or detector ``mine``."""
     (folder / "lima2_mine.py").write_text(code)
     info = folder / "lima2_mine-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lima2-mine\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[lima2cli.nodes]\nmine = lima2_mine:Mine\n")
+    (info / "entry_points.txt").write_text(f"[lima2cli.{group}]\nmine = lima2_mine:Mine\n")

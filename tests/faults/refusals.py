@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Place, list[int]], None], Callable[[Place], No
     "fails": (fails, Place.again, 10, "the disk fails"),
     "read-only": (read_only, Place.again, 10, "the disk is read-only"),
     "no inodes": (no_inodes, inodes_again, 10, "the disk is full"),
-    "small files": (small_files, nothing, 10, "a file may grow no larger"),
+    "small files": (small_files, nothing, 10, "the limit of the file size is reached"),
     "immutable": (immutable, lambda it: command("chattr", "-i", it.run), 10, "files may not be changed"),
     "TMPDIR gone": (lambda it, _: command("umount", "-l", it.tmp) or it.tmp.rmdir(), nothing, 130, ""),
     "TMPDIR read-only": (lambda it, _: command("mount", "-o", "remount,ro", it.tmp), nothing, 130, ""),

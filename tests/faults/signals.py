@@ -40,7 +40,8 @@ class Cell:
         number, first = int(Signals[f"SIG{self.signal}"]), {"INT": {130}, "TERM": {143}}
         if self.phase == "draining":  # Ctrl-C came before
             dies = self.target == "launcher" and not self._survived and self.signal not in first
-            return {130, 0} | ({-number} if dies else set())
+            failed = self.target != "launcher" and not self._survived  # a rank that died is a failure, after Ctrl-C too
+            return {130, 0} | ({-number} if dies else set()) | ({10} if failed else set())
         if self.target != "launcher":
             return {0} if self._survived else {0, 10}
         if self.phase == "starting":  # Python itself may not be there yet
@@ -103,7 +104,7 @@ def send(cell: Cell, chance: random.Random) -> Round:
 
 
 def whole(run: JobRun) -> list[str]:
-    """Where a run that ended in order, as asked for or not, lacks frames."""
+    """Find the frames that a run lacks which ended in order, as asked for or not."""
     try:
         summary = json.loads((run.directory / "summary.json").read_text())
     except (OSError, ValueError):

@@ -81,7 +81,8 @@ class Tried:
 
 def mutants(seed: int) -> Iterator[str]:
     """Texts of examples with values replaced, moved, scaled or dropped, and one in five with odd characters; without
-    an end, the same for the same seed."""
+    an end, the same for the same seed.
+    """
     draw = random.Random(seed)
     paths = sorted(EXAMPLES.glob("*.yaml"))
     loaded = [load(path.read_text(), path.name, Findings(), environment=os.environ) for path in paths]

@@ -40,7 +40,7 @@ class Bars(DetectorConfig):
     bar: int = param("Width of a bar, in pixels.", Integer(1), 16)
 
     def describe(self, files: Files) -> DetectorInfo:
-        """What pipelines are compiled against."""
+        """Return the description that pipelines are compiled against."""
         half = self.size // 2
         return DetectorInfo(
             kind=self.kind,

@@ -8,7 +8,7 @@ floats they are NaN; NaN pixels of single frames stay NaN.
 
 import numpy as np
 
-from lima2cli import Array, Files, FrameSpec, Map, NodeMisuse, Number, node, param
+from lima2cli import Array, FrameSpec, Inputs, Map, NodeMisuse, Number, node, param
 
 
 @node("threshold")
@@ -21,10 +21,10 @@ class Threshold(Map):
         """Return as many frames, of the same shape and dtype."""
         return np.where(frames < self.below, 0, frames)
 
-    def infer(self, spec: FrameSpec, files: Files) -> FrameSpec:
+    def infer(self, inputs: Inputs) -> FrameSpec:
         """Refuse a level that is above all pixels."""
-        dtype = np.dtype(spec.dtype)
+        dtype = np.dtype(inputs.spec.dtype)
         if dtype.kind in "iu" and self.below > np.iinfo(dtype).max:
             message = f"all pixels of {dtype} are below {self.below:g}"
             raise NodeMisuse("threshold-value", message, ("below",), f"at most {np.iinfo(dtype).max}")
-        return super().infer(spec, files)
+        return super().infer(inputs)

@@ -1,0 +1,195 @@
+"""``lima2 validate``, ``schema``, ``plan`` and ``doctor``: what can be known before a run."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Strict, border
+from lima2cli.errors import UnreadableInput
+
+if TYPE_CHECKING:
+    from lima2cli.doctor import Check, Diagnosis
+
+
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE... | -", help="Pipelines; - for standard input.")],
+    format: Annotated[Format, typer.Option("--format", help="Format of the diagnostics.")] = Format.TEXT,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    debug: Debug = False,
+) -> None:
+    """Check pipelines: syntax, structure, names, and everything else that can be known before a run.
+
+    Exit code 0: fine, 1: there are problems, 2: a file cannot be read.
+    """
+    with border(as_json=format is Format.JSON, debug=debug):
+        from lima2cli.cli.reading import check_file, show_all, unreadable
+
+        checked, code = [], ExitCode.FINE
+        for file in files:
+            try:
+                one = check_file(file, overrides or ())
+            except UnreadableInput as error:
+                one, code = unreadable(file, error), ExitCode.USAGE
+            checked.append(one)
+        print(show_all(checked, format), end="", flush=True)
+        severities = {item.severity for one in checked for item in one.findings}
+        failed = "error" in severities or (strict and "warning" in severities)
+        raise typer.Exit(code or (ExitCode.PROBLEMS if failed else ExitCode.FINE))
+
+
+def schema(debug: Debug = False) -> None:
+    """Print the JSON Schema of pipelines, with all kinds that are installed."""
+    with border(as_json=False, debug=debug):
+        from lima2cli.language.schema import complete_shape, schema_text
+
+        shape, problems = complete_shape()
+        for problem in problems:
+            print(f"warning[{problem.rule}]: {problem}", file=sys.stderr)
+        print(schema_text(shape), end="", flush=True)
+
+
+class PlanFormat(StrEnum):
+    """Formats of a plan."""
+
+    TEXT = "text"
+    JSON = "json"
+    C = "c"
+
+
+def plan(
+    file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for standard input.")],
+    format: Annotated[
+        PlanFormat, typer.Option("--format", help="Format of the output; c: calls of librashpa.")
+    ] = PlanFormat.TEXT,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Write the output to this file.")] = None,
+    diff: Annotated[
+        str | None, typer.Option("--diff", metavar="OLD", help="Show the differences from a saved plan instead.")
+    ] = None,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    no_fuse: NoFuse = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a pipeline compiles to: data flows, ranks, memory, rates, nodes. Nothing is run.
+
+    Exit code 0: fine, 1: there are problems, 2: the file cannot be read.
+    """
+    with border(as_json=format is PlanFormat.JSON, debug=debug):
+        from lima2cli.cli.border import Format
+        from lima2cli.cli.plan_text import show_plan
+        from lima2cli.cli.reading import check_pipeline, show_all
+        from lima2cli.job.resources import free
+        from lima2cli.plan.rashpa_calls import c_listing
+        from lima2cli.runs.saved_plan import Origin, plan_contents
+        from lima2cli.secret import hide
+
+        checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
+        warnings = [item for item in checked.findings if item.severity == "warning"]
+        if checked.plan is None or (strict and warnings):
+            as_json = format is PlanFormat.JSON
+            print(
+                show_all([checked], Format.JSON if as_json else Format.TEXT),
+                end="",
+                file=None if as_json else sys.stderr,
+            )
+            raise typer.Exit(ExitCode.PROBLEMS)
+        if diff is not None:
+            text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
+        elif format is PlanFormat.JSON:
+            origin = Origin.here(checked.source.text, file, overrides or [], checked.texts, checked.variables)
+            contents = plan_contents(checked.plan, warnings)
+            text = json.dumps({**contents, "source": origin.source()}, indent=2) + "\n"
+        else:
+            if warnings:
+                print(show_all([checked], Format.TEXT), file=sys.stderr)
+            text = c_listing(checked.plan) if format is PlanFormat.C else show_plan(checked.plan) + free(checked.plan)
+        text = hide(text)
+        if output is None:
+            print(text, end="", flush=True)
+        else:
+            from lima2cli.cli.border import write_output
+
+            write_output(output, text, checked.plan.inputs)
+        raise typer.Exit(ExitCode.FINE)
+
+
+def _differences(old: str, contents: dict[str, Any], *, as_json: bool) -> str:
+    """Return how a plan differs from a saved one."""
+    from lima2cli.runs.saved_plan import compare, read_plan
+
+    differences = compare(read_plan(old)[1], contents)
+    if as_json:
+        listed = [{"path": difference.path, "old": difference.old, "new": difference.new} for difference in differences]
+        return json.dumps({"version": 1, "differences": listed}, indent=2) + "\n"
+    return "".join(f"{difference}\n" for difference in differences) or f"the same plan as {old}\n"
+
+
+class DoctorFormat(StrEnum):
+    """Formats of the findings."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def doctor(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE | -]", help="A pipeline that is to run on this machine.")
+    ] = None,
+    format: Annotated[DoctorFormat, typer.Option("--format", help="Format of the output.")] = DoctorFormat.TEXT,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Check this machine: packages, MPI, memory, disk, filters, limits; with FILE, whether it can run that pipeline.
+
+    Two MPI ranks are started and a file is written and removed to measure bandwidths. Exit code 0: it can,
+    1: the file has problems, 2: it cannot be read, 12: this machine cannot run it.
+    """
+    as_json = format is DoctorFormat.JSON
+    with border(as_json=as_json, debug=debug):
+        from pathlib import Path
+
+        from lima2cli.doctor import as_plain
+        from lima2cli.doctor.machine import examine
+
+        if file is None:
+            diagnosis = examine()
+        else:
+            from lima2cli.cli.border import Format
+            from lima2cli.cli.reading import check_pipeline, show_all
+
+            checked = check_pipeline(file, overrides or ())
+            if checked.plan is None:
+                text = show_all([checked], Format.JSON if as_json else Format.TEXT)
+                print(text, end="", file=None if as_json else sys.stderr)
+                raise typer.Exit(ExitCode.PROBLEMS)
+            diagnosis = examine(checked.plan, Path(".") if file == "-" else Path(file).parent)
+        text = json.dumps(as_plain(diagnosis), indent=2) + "\n" if as_json else _as_text(diagnosis, file)
+        print(text, end="", flush=True)
+        raise typer.Exit(ExitCode.FINE if diagnosis.fit else ExitCode.UNFIT)
+
+
+def _as_text(found: "Diagnosis", file: str | None) -> str:
+    parts = ["this machine", *_lines(found, "machine")]
+    if file is not None:
+        parts += ["", file, *_lines(found, "pipeline")]
+    problems, warnings = found.count("problem"), found.count("warning")
+    counts = ", ".join(
+        f"{count} {word}{'s' * (count != 1)}" for count, word in ((problems, "problem"), (warnings, "warning")) if count
+    )
+    verdict = ("fit" if found.fit else "not fit") + (f" for {file}" if file is not None else "")
+    return "\n".join([*parts, "", f"{verdict}: {counts}" if counts else verdict]) + "\n"
+
+
+def _lines(found: "Diagnosis", part: str) -> list[str]:
+    checks = [check for check in found.checks if check.part == part]
+    width = max((len(check.name) for check in checks), default=0)
+    return [line for check in checks for line in _line(check, width)]
+
+
+def _line(check: "Check", width: int) -> list[str]:
+    line = f"  {check.status:<7}  {check.name:<{width}}  {check.message}"
+    return [line] if check.help is None else [line, f"{'':<{width + 13}}help: {check.help}"]

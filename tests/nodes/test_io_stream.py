@@ -1,0 +1,240 @@
+"""Node `io_stream`: what programs that we did not write read of it, and that it holds no receiver up."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import numpy as np
+import pytest
+import zmq
+from numpy.typing import NDArray
+
+import lima2cli as l2
+from lima2cli.geometry import Rect
+from tests.running import TRANSPORTS, counter, lima2
+
+PIPELINE = """
+lima2: 1
+name: s
+detector:
+  remu:
+    image: {{width: 51, height: 35}}
+    modules: {{columns: 2, rows: 1, width: 20, height: 35, gap: {{x: 11}}}}
+    datasets: {{data: {{dtype: {dtype}}}}}
+    scene: {{counter: {{}}}}
+acquisition: {{frames: {frames}, period: 1 ms, start: request{more}}}
+receivers: {receivers}
+nodes:
+  less: {{input: data, expression: {{expr: "data - 2"}}}}
+  send: {{input: {source}, io_stream: {{endpoint: "{endpoint}"{params}}}}}
+  save: {{input: send, io_hdf5: {{}}}}
+"""
+
+
+def pipeline(port: int, frames: int = 20, **other: Any) -> str:
+    values = {"dtype": "uint16", "more": "", "receivers": 1, "source": "data", "params": ""} | other
+    return PIPELINE.format(endpoint=f"tcp://127.0.0.1:{port}", frames=frames, **values)
+
+
+def free_port() -> int:
+    """A port with free ones behind it, as far as can be seen."""
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return min(int(one.getsockname()[1]), 60_000)
+
+
+def raw(number: int, dtype: str = "uint16") -> NDArray[Any]:
+    """The detector's image, with its gap."""
+    bits = 8 * np.dtype(dtype).itemsize
+    frame = counter(np.array([number], np.uint64), Rect(0, 0, 51, 35), 51, bits=bits)[0]
+    frame[:, 20:31] = 0
+    return frame
+
+
+def floats(number: int) -> NDArray[np.float32]:
+    """Frames of the node that computes."""
+    frame = raw(number).astype(np.float32) - 2
+    frame[:, 20:31] = np.nan
+    return frame
+
+
+class Consumer:
+    """A program that takes what is sent, by plain pyzmq, until the end of a series."""
+
+    def __init__(self, port: int, *, kind: int = zmq.PULL) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(kind)
+        self.socket.linger, self.socket.rcvtimeo = 0, 30_000
+        self.socket.connect(f"tcp://127.0.0.1:{port}")
+        if kind == zmq.SUB:
+            self.socket.subscribe(b"")
+        self.messages: list[Any] = []
+        self.thread = threading.Thread(target=self._take)
+
+    def _take(self) -> None:
+        while not self.messages or self.messages[-1]["type"] != "end":
+            self.messages.append(cbor2.loads(self.socket.recv()))
+
+    def __enter__(self) -> "Consumer":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(60)
+        self.context.destroy(linger=0)
+
+
+def decoded(message: Any, channel: str) -> NDArray[Any]:
+    """Pixels of an image, by the decoder of DECTRIS and RFC 8746."""
+    decompress = pytest.importorskip("dectris.compression").decompress
+    assert message["data"][channel].tag == 40
+    shape, array = message["data"][channel].value
+    dtype = {64: "<u1", 69: "<u2", 70: "<u4", 85: "<f4"}[array.tag]
+    data = array.value
+    if not isinstance(data, bytes):
+        assert data.tag == 56500
+        algorithm, size, packed = data.value
+        data = decompress(packed, algorithm, elem_size=size)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "source", "params"),
+    [
+        ("uint16", "data", ""),
+        ("uint8", "data", ", compression: none"),
+        ("uint32", "data", ", channel: difference"),
+        ("uint16", "less", ", when_slow: drop"),
+    ],
+)
+def test_others_read_it(dtype: str, source: str, params: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    port, channel = free_port(), "difference" if "difference" in params else "threshold_1"
+    drops = "drop" in params
+    text = pipeline(port, 1000 if drops else 20, dtype=dtype, source=source, params=params)
+    run = l2.run(text, transport="inline")
+    with Consumer(port) as consumer:
+        run.start()
+    assert run.wait(60).state == "complete"
+    first, *images, last = consumer.messages
+    assert next(iter(first)) == "type"
+    kind = "float32" if source == "less" else dtype
+    assert (first["image_dtype"], first["image_size_x"], first["image_size_y"]) == (kind, 51, 35)
+    assert list(first["channels"]) == [channel]
+    shape, mask = first["pixel_mask"][channel].value
+    mask = np.frombuffer(mask.value, "<u4").reshape(shape)
+    assert np.array_equal(np.flatnonzero(mask.any(axis=0)), np.arange(20, 31))
+    numbers = [one["image_id"] for one in images]
+    assert numbers == sorted(set(numbers)) if drops else numbers == list(range(20))
+    sent = len(numbers) + last["lost"]
+    assert (last["type"], sent, last["series_id"]) == ("end", 1000 if drops else 20, first["series_id"])
+    for one in images:
+        expected = floats(one["image_id"]) if source == "less" else raw(one["image_id"], dtype)
+        np.testing.assert_array_equal(decoded(one, channel), expected)
+        above, below = one["start_time"]
+        assert above / below == pytest.approx(one["image_id"] * 1e-3, abs=1e-6)
+    data = run.open("save")  # frames go on behind it
+    with data.file:
+        assert data.shape == (1000 if drops else 20, 35, 51)
+
+
+def test_a_series_of_each_receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They listen at neighbouring ports; numbers of the others are left out."""
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    with l2.run(pipeline(port, receivers=2), transport="mpi") as run, Consumer(port) as one, Consumer(port + 1) as two:
+        run.start()
+    numbers = [[message["image_id"] for message in consumer.messages[1:-1]] for consumer in (one, two)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(20))
+    assert all(len(some) > 5 for some in numbers)
+
+
+def test_array_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header that viewers of PSI read, and the pixels."""
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    run = l2.run(pipeline(port, params=", protocol: array-1.0", frames=400), transport="inline")
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.linger, socket.rcvtimeo = 0, 30_000
+        socket.subscribe(b"")
+        socket.connect(f"tcp://127.0.0.1:{port}")
+        run.start()
+        seen = [socket.recv_multipart() for _ in range(20)]
+    assert run.wait(60).state == "complete"
+    for text, pixels in seen:
+        header = json.loads(text)
+        assert (header["htype"], header["shape"], header["type"]) == ("array-1.0", [35, 51], "uint16")
+        assert np.array_equal(np.frombuffer(pixels, header["type"]).reshape(header["shape"]), raw(header["frame"]))
+
+
+@pytest.mark.parametrize("policy", ["drop", "wait"])
+def test_nobody_takes_them(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on, all is saved, and what was not sent is counted."""
+    monkeypatch.chdir(tmp_path)
+    params = f", when_slow: {policy}, patience: 100 ms, queue: 4"
+    run = l2.run(pipeline(free_port(), frames=200, params=params), transport="inline")
+    run.start()
+    summary = run.wait(60)
+    assert (summary.state, summary.channels["save"].saved) == ("complete", 200)
+    assert summary.warnings == ("send: 200 of 200 frames were not sent: they were not taken in time",)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_from_one_run_to_another(transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run takes, as a detector, what another sends: several acquisitions, equal frame by frame."""
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    sink = f"""
+lima2: 1
+name: t
+detector: {{dectris: {{stream: "tcp://127.0.0.1:{port}", image: {{width: 51, height: 35}}}}}}
+acquisition: {{frames: 150, repeat: 2}}
+nodes: {{save: {{input: threshold_1, io_hdf5: {{}}}}}}
+"""
+    with l2.run(pipeline(port, frames=150, more=", repeat: 2"), transport="inline") as source:
+        run = l2.run(sink, transport=transport)
+        for number in (1, 2):
+            source.acquire()
+            source.completed(number)
+            run.completed(number)
+        assert run.wait(60).state == "complete"
+    for number in (1, 2):
+        data = l2.open(f"runs/t_{number:04d}" if Path(f"runs/t_{number:04d}").exists() else run.directory).open("save")
+        with data.file:
+            assert np.array_equal(data[()], [raw(frame) for frame in range(150)])
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        (", protocol: array-1.0, compression: bslz4", "array-1.0 has no compression"),
+        (', channel: "a b"', "a name"),
+        (", queue: 0", "from 1 to 100000"),
+        (", protocol: stream1", "stream2"),
+    ],
+)
+def test_mistakes(params: str, why: str) -> None:
+    errors = [str(one) for one in l2.validate(pipeline(31001, params=params))]
+    assert any(why in error for error in errors), errors
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:31001", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://127.0.0.1:65535"]
+)
+def test_wrong_endpoints(endpoint: str) -> None:
+    assert l2.validate(pipeline(31001).replace("tcp://127.0.0.1:31001", endpoint))
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """The run does not start."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.linger = 0
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        (tmp_path / "s.yaml").write_text(pipeline(port).replace(", start: request", ""))
+        done = lima2("run", "s.yaml", "--transport", "inline", cwd=tmp_path)
+    assert done.returncode == 10
+    assert f"cannot listen at 127.0.0.1:{port}" in done.stdout + done.stderr
