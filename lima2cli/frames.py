@@ -42,6 +42,8 @@ class DatasetInfo:
     frames  how many exist (recorded data), None where the source has no end
     threshold_ev  photons of less energy are not counted, in eV; None where there is no such thing
     invalid  values of pixels that are not measurements
+    packed   how frames come that are compressed by the detector: ``bslz4``; empty where they do not. Such a detector
+             is a `SendsPacked`
     """
 
     name: str
@@ -51,6 +53,7 @@ class DatasetInfo:
     frames: int | None = None
     threshold_ev: float | None = None
     invalid: Invalid = Invalid()
+    packed: str = ""
 
     @property
     def pixel_bytes(self) -> int:
@@ -157,6 +160,8 @@ class FrameSpec:
     gap         the detector's gap value: what masked pixels become in integers where they were NaN
     holds       what most masked pixels hold, None = the gap value
     base        how the detector's image shows the sensor; None = it is the sensor
+    packed      the frames of a flow: how most of them are compressed by the detector, and come to the receivers; empty
+                where they are not
     """
 
     dtype: str
@@ -169,6 +174,7 @@ class FrameSpec:
     gap: float = 0.0
     holds: float | None = None
     base: View | None = None
+    packed: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:

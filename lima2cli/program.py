@@ -113,13 +113,17 @@ class OwnBuffer:
 
 @dataclass(frozen=True, eq=False)
 class ReceiverFlow:
-    """One flow as a receiver sees it. ``credits``: (rank, first word) at each detector rank that contributes."""
+    """One flow as a receiver sees it. ``credits``: (rank, first word) at each detector rank that contributes.
+
+    unpacks  of one whose frames come packed: nodes read its pixels
+    """
 
     gdt: Gdt
     buffers: tuple[OwnBuffer, ...]
     contributors: int
     credits: tuple[tuple[int, int], ...]
     ends: int
+    unpacks: bool = False
 
 
 @dataclass(frozen=True)
@@ -317,7 +321,9 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
         )
         ends = tuple((plan.rank_of_receiver(r), words.ends[gdt.index, r]) for r in gdt.receivers)
         flows.append(SourceFlow(gdt, tuple(routes), len(gdt.parts), targets, words.credits[gdt.index, role.rank], ends))
-    asked = {(flow.gdt.dataset, route.module) for flow in flows for route in flow.routes}
+    asked: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+    for flow in flows:
+        asked[bool(flow.gdt.packed)].update((flow.gdt.dataset, route.module) for route in flow.routes)
     return DetectorProgram(
         role.rank,
         role.modules,
@@ -325,9 +331,10 @@ def _detector(plan: Plan, role: RankRole, words: _Words) -> DetectorProgram:
         plan.info,
         plan.acquisition,
         XferParams(
-            tuple(sorted(asked)),
+            tuple(sorted(asked[False])),
             rashpa_calls(plan) if plan.detector.writes_itself else (),
             max((flow.gdt.rule.step * (flow.gdt.rule.blocks - 1) + 1 for flow in flows), default=1),
+            tuple(sorted(asked[True])),
         ),
         tuple(flows),
         plan.timeout_s,
@@ -357,7 +364,8 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
             for role in plan.ranks
             if gdt.waits and modules.intersection(role.modules)
         )
-        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver]))
+        unpacks = bool(gdt.packed) and plan.reads_pixels(gdt.flow)
+        flows.append(ReceiverFlow(gdt, own, len(gdt.parts), credits, words.ends[gdt.index, receiver], unpacks))
     steps = {step.name: step.at(receiver) for step in plan.steps if receiver in step.numbering.receivers}
     kernels = tuple(kernel for kernel in plan.kernels if kernel.nodes[0] in steps)
     return ReceiverProgram(

@@ -99,7 +99,15 @@ def _flows(plan: Plan) -> str:
                 gdt.overrun,
             )
         )
-    return "data flows\n" + _table(rows)
+    return "data flows\n" + _table(rows) + "".join(_packed(plan, gdt) for gdt in plan.gdts if gdt.packed)
+
+
+def _packed(plan: Plan, gdt: Gdt) -> str:
+    """Return how frames travel that the detector has compressed, and which nodes save them as they are."""
+    nodes = [name for name, channel in plan.channels.items() if channel.packed and channel.flow == gdt.flow]
+    saved = f", and saved as they are by {', '.join(nodes)}" if nodes else ""
+    read = ", unpacked by receivers" if plan.reads_pixels(gdt.flow) else ""
+    return f"\n  {gdt.name}: frames travel as the detector compresses them ({gdt.packed}){read}{saved}"
 
 
 def _events(gdt: Gdt) -> str:

@@ -88,11 +88,13 @@ class XferParams:
 
     setup  of detectors that write to memory by themselves: the calls that set up all data flows
     span   frames from the first to the last that may be asked for together: those of a group
+    packed  pairs whose frames will be asked for as they come (`SendsPacked`); in ``routes`` only if also otherwise
     """
 
     routes: tuple[tuple[int, int], ...]
     setup: "tuple[GdtCalls, ...]" = ()
     span: int = 1
+    packed: tuple[tuple[int, int], ...] = ()
 
 
 PITCH = Quantity("metres", above=0, plausible=Plausible(1e-7, 5e-3))
@@ -334,6 +336,18 @@ class Detector(Protocol):
 
     def times(self, numbers: Sequence[int]) -> NDArray[np.uint64]:
         """Return the detector's time of frames, (n,) uint64 ns since the epoch."""
+        ...
+
+
+@runtime_checkable
+class SendsPacked(Protocol):
+    """A `Detector` of which frames can be had as the hardware has compressed them (`DatasetInfo.packed`)."""
+
+    def packed(self, dataset: int, module: int, numbers: Sequence[int]) -> Sequence[tuple[str, bytes]]:
+        """Return of each of these frames its compression and its bytes, see `Packed`; of one that is missing no bytes.
+
+        As `get_frames`, but of all ``numbers``, and bytes that stay.
+        """
         ...
 
 

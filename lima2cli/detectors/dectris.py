@@ -98,4 +98,4 @@ class Dectris(DetectorConfig):
 def _dataset(index: int, name: str, channel: DetectorChannel) -> DatasetInfo:
     largest = np.iinfo(channel.dtype).max
     bits = 8 * np.dtype(channel.dtype).itemsize
-    return DatasetInfo(name, index, channel.dtype, bits, invalid=Invalid((float(largest),)))
+    return DatasetInfo(name, index, channel.dtype, bits, invalid=Invalid((float(largest),)), packed="bslz4")

@@ -16,7 +16,8 @@ from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.detectors.simplon import Simplon
 from lima2cli.errors import StateError, StreamProblem
 from lima2cli.frames import Array, DetectorInfo
-from lima2cli.stream.stream2 import End, Image, Start, read
+from lima2cli.packed import HEAD_BYTES, slot_bytes
+from lima2cli.stream.stream2 import End, Image, Pixels, Start, read
 from lima2cli.units import counted_text
 
 if TYPE_CHECKING:
@@ -30,25 +31,51 @@ HELD_MESSAGES = 16
 
 
 class Ring:
-    """The last images of one channel, with the number of each."""
+    """The last images of one channel, with the number of each: their pixels, or as they came, or both."""
 
-    def __init__(self, depth: int, height: int, width: int, dtype: str) -> None:
-        self.pixels: Array = np.zeros((depth, height, width), dtype)
+    def __init__(self, shape: tuple[int, int, int], dtype: str, *, pixels: bool, packed: bool) -> None:
+        depth, height, width = shape
         self.numbers = np.full(depth, -1, np.int64)
-        self.gap: Array = np.zeros((1, height, width), dtype)
+        self._dtype, self._shape = np.dtype(dtype), (height, width)
+        self._pixels: Array = np.zeros((depth if pixels else 0, height, width), dtype)
+        self._packed: list[tuple[str, bytes]] = [("none", b"")] * (depth if packed else 0)
+        self._gap: Array = np.zeros((1, height, width), dtype)
+
+    def keep(self, slot: int, number: int, pixels: Pixels) -> None:
+        """Keep an image.
+
+        Raises:
+            StreamProblem: it is damaged, as far as that shows when it is unpacked.
+        """
+        self.numbers[slot] = -1
+        if len(self._pixels):
+            pixels.read(self._pixels[slot])
+        if self._packed:
+            self._packed[slot] = pixels.packed(slot_bytes(self._gap.size, self._dtype.itemsize) - HEAD_BYTES)
+        self.numbers[slot] = number
+
+    def fits(self, pixels: Pixels) -> bool:
+        """Return whether an image has the dtype and size of the channel."""
+        return pixels.shape == self._shape and pixels.dtype.newbyteorder("=") == self._dtype
 
     def frames(self, numbers: Sequence[int]) -> Array:
         """Return the leading images, (n, height, width), that lie in a row, at least one; of one missing the gap."""
-        depth = len(self.pixels)
+        depth = len(self.numbers)
         first = numbers[0] % depth
         if self.numbers[first] != numbers[0]:
-            return self.gap
+            return self._gap
         step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
         most = min(len(numbers), -(-(depth - first) // step))
         slots = slice(first, first + (most - 1) * step + 1, step)
         same = self.numbers[slots] == np.arange(numbers[0], numbers[0] + most * step, step)
         count = most if same.all() else int(same.argmin())
-        return self.pixels[first : first + (count - 1) * step + 1 : step]
+        return self._pixels[first : first + (count - 1) * step + 1 : step]
+
+    def packed(self, numbers: Sequence[int]) -> list[tuple[str, bytes]]:
+        """Return images as they came: compression and bytes; of one missing no bytes."""
+        slots = [number % len(self.numbers) for number in numbers]
+        lacks = self.lacks(numbers).tolist()
+        return [("none", b"") if lack else self._packed[slot] for slot, lack in zip(slots, lacks, strict=True)]
 
     def lacks(self, numbers: Sequence[int]) -> NDArray[np.bool_]:
         """Return which of these numbers (n,) are not there."""
@@ -65,14 +92,23 @@ class Series:
     """
 
     def __init__(
-        self, socket: "zmq.Socket[bytes]", config: "Dectris", info: DetectorInfo, frames: int, span: int
+        self,
+        socket: "zmq.Socket[bytes]",
+        config: "Dectris",
+        info: DetectorInfo,
+        frames: int,
+        transfer: XferParams,
     ) -> None:
-        self._socket, self._config, self._frames, self._span = socket, config, frames, span
-        self._depth = config.depth + 2 * span
+        self._socket, self._frames, self._span = socket, frames, transfer.span
+        self._depth = config.depth + 2 * transfer.span
         self._info = info
+        shape = (self._depth, info.height, info.width)
+        unpacked, packed = ({dataset for dataset, _ in pairs} for pairs in (transfer.routes, transfer.packed))
         self.rings = {
-            dataset.index: Ring(self._depth, info.height, info.width, dataset.dtype) for dataset in info.datasets
+            index: Ring(shape, info.datasets[index].dtype, pixels=index in unpacked, packed=index in packed)
+            for index in sorted(unpacked | packed)
         }
+        self._names = {info.datasets[index].name: ring for index, ring in self.rings.items()}
         self.times = np.zeros(self._depth, np.uint64)
         self.served = 0
         self.failure: Exception | None = None
@@ -158,21 +194,19 @@ class Series:
         self._under_way.append((number, self._pool.submit(self._decompress, image, slot)))
 
     def _decompress(self, image: Image, slot: int) -> None:
-        for dataset in self._info.datasets:
-            ring, pixels = self.rings[dataset.index], image.pixels.get(dataset.name)
-            ring.numbers[slot] = -1
+        for name, ring in self._names.items():
+            pixels = image.pixels.get(name)
             if pixels is None:
+                ring.numbers[slot] = -1
                 self.counts["incomplete"] += 1
                 continue
-            if pixels.shape != ring.pixels.shape[1:] or pixels.dtype.newbyteorder("=") != ring.pixels.dtype:
-                expected = f"{ring.pixels.dtype} {self._info.width} x {self._info.height}"
-                raise StreamProblem(f"the detector sends {pixels}, not {expected} ({dataset.name})")
+            if not ring.fits(pixels):
+                expected = f"{self._info.dataset(name).dtype} {self._info.width} x {self._info.height}"
+                raise StreamProblem(f"the detector sends {pixels}, not {expected} ({name})")
             try:
-                pixels.read(ring.pixels[slot])
+                ring.keep(slot, image.number, pixels)
             except StreamProblem:
                 self.counts["damaged"] += 1
-                continue
-            ring.numbers[slot] = image.number
 
 
 class DectrisDetector:
@@ -204,7 +238,7 @@ class DectrisDetector:
             self._socket = self._context.socket(zmq.PULL)
             self._socket.set_hwm(HELD_MESSAGES)
             self._socket.connect(self._config.stream)
-        self._series = Series(self._socket, self._config, self._info, self._frames, xfer_params.span)
+        self._series = Series(self._socket, self._config, self._info, self._frames, xfer_params)
         self._series.start()
         if self._api is not None:
             self._api.arm(acq_params)
@@ -278,6 +312,13 @@ class DectrisDetector:
         if numbers[0] >= self._stopped_at:
             raise StateError(f"frame {numbers[0]} was asked for, and {self._stopped_at} are acquired")
         return self._ring(dataset).frames(numbers)
+
+    def packed(self, dataset: int, module: int, numbers: Sequence[int]) -> Sequence[tuple[str, bytes]]:
+        """See `SendsPacked`."""
+        self._life.require("ask for frames of", State.RUNNING, State.STOPPED)
+        if numbers[-1] >= self._stopped_at:
+            raise StateError(f"frame {numbers[-1]} was asked for, and {self._stopped_at} are acquired")
+        return self._ring(dataset).packed(numbers)
 
     def missing(self, dataset: int, module: int, numbers: Sequence[int]) -> NDArray[np.bool_] | None:
         """See `Detector`: images that never arrived, or that were damaged."""

@@ -44,6 +44,7 @@ class Channel:
                 frame, of ``height`` and ``width``; every receiver then has its part of all selected frames, and
                 ``rule`` has one buffer. Empty: whole frames
     filtered    behind a `filter` node: which of the selected frames reach the channel is not known before
+    packed      frames come compressed by the detector as ``compression`` says, and chunks are what it has sent
     """
 
     name: str
@@ -77,6 +78,7 @@ class Channel:
     filtered: bool = False
     invalid: Invalid = Invalid()
     hole: float | None = None
+    packed: bool = False
 
     @property
     def parts(self) -> int:

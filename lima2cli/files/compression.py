@@ -219,6 +219,15 @@ def lz4_reader(compression: str, itemsize: int) -> Callable[[bytes, NDArray[Any]
     return read_bslz4
 
 
+def blocks_are_whole(compression: str, itemsize: int, data: bytes, size: int) -> bool:
+    """Return whether a chunk of ``size`` bytes has its header and all its blocks, which are not looked into."""
+    try:
+        _check_blocks(data, size, 8 * itemsize if compression == "bslz4" else 1)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_blocks(data: bytes, size: int, unit: int) -> int:
     """Return the bytes of a block, once all blocks are known to lie within ``data``: the libraries do not look.
 

@@ -21,6 +21,7 @@ from lima2cli.files.compression import Stored, encoder, filter_options
 from lima2cli.files.disk import disk_errors, library_is_broken
 from lima2cli.files.nexus import ChannelRecord, fill_value, fixed, write_nexus, write_start
 from lima2cli.frames import Array, Block
+from lima2cli.packed import Packed, PackedBlock
 from lima2cli.threads import team
 
 CHUNK_BYTES = 1 << 20
@@ -230,6 +231,7 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         shape = (self._per_chunk, *self._frame)
         encode = encoder(channel.compression, channel.dtype, shape)
         self._encode = summed(encode) if channel.checksum else encode
+        self._keep: Callable[[Any], Stored] = summed(Stored) if channel.checksum else Stored
         self._direct = channel.compression == "none"  # the chunk itself is what is written
         self._fill_value = fill_value(channel)
         self._carry, self._spare = np.empty(shape, self._dtype), np.empty(shape, self._dtype)
@@ -241,6 +243,8 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         Raises:
             ValueError: they have another dtype or shape.
         """
+        if self._channel.packed and isinstance(block, PackedBlock):
+            return self._stage_packed(block, block.packed)
         frames, base = block.frames, self._rows
         if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
             raise ValueError(
@@ -264,6 +268,15 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
             done += len(part)
         stored = team(self.threads).each(encode)
         staged.chunks = [(row, count, chunk) for (row, count), chunk in zip(rows, stored, strict=True)]
+        return staged
+
+    def _stage_packed(self, block: PackedBlock, packed: Packed) -> Staged:
+        """Take frames as the detector has sent them, each of which is a chunk; others are compressed."""
+        staged = Staged(self._rows, block.numbers, block.times, 0)
+        for index, (compression, data) in enumerate(zip(packed.compressions, packed.data, strict=True)):
+            sent = compression == self._channel.compression
+            stored = self._keep(data) if sent else self._encode(block.one(index))
+            staged.chunks.append((staged.base + index, 1, stored))
         return staged
 
     def _room(self, row: int) -> int:

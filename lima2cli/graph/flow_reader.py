@@ -1,55 +1,30 @@
 """One flow as one receiver sees it: which groups are complete, in the order of the groups, without a copy."""
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from lima2cli.frames import Array, Block
 from lima2cli.graph.protocol import END
+from lima2cli.graph.receiver_buffer import COMPLETE, NOT_WRITTEN, OVERWRITTEN, ReceiverBuffer
+from lima2cli.graph.unpacking import Unpacker
 from lima2cli.messages import FlowCount
-from lima2cli.program import END_FULL, END_OK, END_WORDS, OwnBuffer, ReceiverFlow, end_mark
+from lima2cli.packed import PackedBlock, taken
+from lima2cli.program import END_FULL, END_OK, END_WORDS, ReceiverFlow, end_mark
 from lima2cli.transport.base import Port
 
 RowRanges = list[tuple[int, int]]
 """First and last index, among the selected frames, of consecutive ones."""
 
 
-class Failures:
-    """Failure words of one local buffer: ``words`` (positions * modules * blocks,) in the receiver's own memory."""
-
-    def __init__(self, words: NDArray[np.uint64], modules: int, blocks: int) -> None:
-        self._words = words.reshape(-1, modules, blocks)
-
-    def of(self, position: int, visits: int, blocks: int) -> NDArray[np.bool_] | None:
-        """Return which of the first ``blocks`` blocks of the visits from ``position`` on lack a part; None = none."""
-        words = self._words[position : position + visits]
-        if not words.any():
-            return None
-        failed = np.asarray(words.any(axis=1)).ravel()[:blocks]
-        return failed if failed.any() else None
-
-    def usable(self, position: int, visits: int, last: int) -> int:
-        """Return how many of the leading visits have a whole block each.
-
-        last  number of blocks of the last visit
-        """
-        words = self._words[position : position + visits]
-        if not words.any():
-            return visits
-        failed = np.array(words.any(axis=1))
-        failed[-1, last:] = True
-        whole = np.count_nonzero(~failed, axis=1)
-        return visits if whole.all() else int(whole.argmin())
-
-
 def without(block: Block, failed: NDArray[np.bool_]) -> Block:
     """Return the frames of a block that are whole, copied."""
     whole = ~failed
+    if isinstance(block, PackedBlock):
+        return block.chosen(whole)
     return Block(block.frames[whole], block.numbers[whole], block.times[whole], block.stable)
 
 
@@ -60,114 +35,6 @@ def add_rows(rows: RowRanges, indices: NDArray[np.int64]) -> None:
             rows[-1] = (rows[-1][0], index)
         else:
             rows.append((index, index))
-
-
-COMPLETE, OVERWRITTEN, NOT_WRITTEN = 0, 1, -1
-"""State of a visit, as far as it can be seen."""
-
-
-class ReceiverBuffer:
-    """A local buffer, as its receiver reads it.
-
-    Visits count from 0 in each acquisition; in the words they go on, from ``base``.
-
-    frames    (positions * blocks, height, width), of the flow's dtype;  times  (positions * blocks,) uint64, ns
-    notified      before this visit the receiver may look
-    released  before this one it has given back;  credited  before this one it has reported so
-    filled    how many visits after ``released`` were ever written at once
-    """
-
-    def __init__(self, own: OwnBuffer, flow: ReceiverFlow, port: Port) -> None:
-        gdt, rule, layout = flow.gdt, flow.gdt.rule, flow.gdt.layout
-        self.index, self._first, self._port = own.index, own.generations, port
-        self._position, self._modules = rule.position, flow.contributors
-        self.base = self.notified = self.released = self.credited = self.filled = 0
-        self.positions = rule.depth if gdt.selected is None else max(1, min(rule.depth, rule.visits(0, gdt.selected)))
-        start = own.offset + rule.start_slot * rule.stride + layout.payload_offset
-        memory = port.memory(own.region)[start:]
-        shape = (self.positions * rule.blocks, gdt.source.height, gdt.source.width)
-        bytes_shape = (*shape[:2], shape[2] * gdt.pixel_bytes)
-        raw = as_strided(memory, bytes_shape, (rule.stride, layout.pitch, 1))
-        self.frames: Array = _pixels(raw, gdt.dtype)
-        self.times: NDArray[np.uint64] = port.words(own.times, self.positions * rule.blocks)
-        self.failures = None if own.failures is None else _failures(port, own.failures, self.positions, flow)
-        self._generations = port.words(own.generations, self.positions * flow.contributors).reshape(self.positions, -1)
-
-    def fill(self, value: float) -> None:
-        """Fill the buffer with the gap value, which stays where no module writes.
-
-        Thus no page is touched for the first time during the run.
-        """
-        self.frames[...] = value
-
-    def begin(self, base: int) -> None:
-        """Begin an acquisition whose visit 0 is visit ``base`` in the words."""
-        self.base, self.notified, self.released, self.filled = base, 0, 0, 0
-
-    def complete(self, visit: int, most: int) -> int:
-        """Return how many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
-        position = self._position(visit)
-        most = min(most, self.positions - position)
-        if most <= 0:
-            return 0
-        hint = self._generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
-        most = _leading(hint, self.base + visit, most)
-        return _leading(self._words(visit, most), self.base + visit, most) if most else 0
-
-    def state(self, visit: int) -> int:
-        """Return the state of a visit: `COMPLETE`, `OVERWRITTEN` or `NOT_WRITTEN`."""
-        words, due = self._words(visit, 1), 2 * (self.base + visit) + 2
-        if int(words.max()) > due:
-            return OVERWRITTEN
-        return COMPLETE if int(words.min()) == due else NOT_WRITTEN
-
-    def writing(self, visit: int) -> int:
-        """Return the visit that is being written, or was written last, where ``visit`` was."""
-        return (int(self._words(visit, 1).max()) - 1) // 2 - self.base
-
-    def look_at_fill(self) -> bool:
-        """Count the visits that are written and not given back; return whether they are more than ever before.
-
-        It is one plain load where they are not.
-        """
-        before = self.filled
-        while self.filled < self.positions:
-            if not self._begun(self.released + self.filled):
-                break
-            self.filled += 1
-        return self.filled > before
-
-    @property
-    def held(self) -> int:
-        """Number of visits that are written now and not given back; found in few loads, since they have an order."""
-        return bisect_left(range(self.positions), True, key=lambda ahead: not self._begun(self.released + ahead))
-
-    def _begun(self, visit: int) -> bool:
-        """Return whether a module has written a visit, or writes it."""
-        return int(self._generations[visit % self.positions, 0]) > 2 * (self.base + visit)
-
-    def _words(self, visit: int, visits: int) -> NDArray[np.uint64]:
-        first = self._first + self._position(visit) * self._modules
-        return self._port.read(first, visits * self._modules).reshape(visits, self._modules)
-
-
-def _failures(port: Port, first: int, positions: int, flow: ReceiverFlow) -> Failures:
-    words = port.words(first, positions * flow.contributors * flow.gdt.rule.blocks)
-    return Failures(words, flow.contributors, flow.gdt.rule.blocks)
-
-
-def _pixels(raw: NDArray[np.uint8], dtype: str) -> Array:
-    """Return bytes (n, h, w * itemsize) with contiguous rows as pixels (n, h, w), without a copy."""
-    return raw.view(dtype)
-
-
-def _leading(words: NDArray[np.uint64], visit: int, visits: int) -> int:
-    """Return how many of the visits from ``visit`` on all modules have written; words (visits, modules)."""
-    if visits == 1:
-        return int(int(words.min()) >= 2 * visit + 2)
-    due = np.arange(2 * visit + 2, 2 * (visit + visits) + 2, 2, dtype=np.uint64)
-    written = words.min(axis=1) >= due
-    return visits if written.all() else int(written.argmin())
 
 
 BATCH_BYTES = 4 << 20
@@ -192,6 +59,7 @@ class Batch:
     """Consecutive complete visits of one local buffer, as one block of frames.
 
     failed  indices, among the selected frames, of those that the block lacks: a module failed to give its part
+    room    memory of unpacked frames, which is given back with the batch
     """
 
     buffer: ReceiverBuffer
@@ -200,6 +68,7 @@ class Batch:
     block: Block
     released: bool = False
     failed: NDArray[np.int64] | None = None
+    room: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +90,11 @@ class FlowReader:
         self._gdt, self._rule, self._modules = flow.gdt, flow.gdt.rule, flow.contributors
         self._buffers = [ReceiverBuffer(own, flow, port) for own in flow.buffers]
         for buffer in self._buffers:
-            buffer.fill(self._gdt.gap_value)
+            buffer.fill(0 if self._gdt.packed else self._gdt.gap_value)
             buffer.frames.flags.writeable = False
+        shape, dtype = (self._gdt.source.height, self._gdt.source.width), self._gdt.dtype
+        self._unpacker = Unpacker(shape, dtype, threads) if self._gdt.packed else None
+        self.damaged = 0
         self._base = 0
         self._held: deque[Batch] = deque()
         self._begin()
@@ -293,7 +165,10 @@ class FlowReader:
         if state == COMPLETE and not visits:
             state = NOT_WRITTEN
         if state == COMPLETE:
-            return self._batch(buffer, visit, visits)
+            arrived = self._batch(buffer, visit, visits)
+            if isinstance(arrived, Batch):
+                return arrived
+            state = arrived
         lost = state == OVERWRITTEN
         absent = self._overtaken(buffer, visit) if lost else 1
         self._count_absent(self.count.lost if lost else self.count.missing, buffer, visit, absent)
@@ -378,7 +253,11 @@ class FlowReader:
         self._port.sync()
         return buffer.failures.usable(self._rule.position(visit), visits, last)
 
-    def _batch(self, buffer: ReceiverBuffer, visit: int, visits: int) -> Batch:
+    def _batch(self, buffer: ReceiverBuffer, visit: int, visits: int) -> Batch | int:
+        """Return complete visits as a batch; of frames that come packed, what became of them meanwhile, where none is.
+
+        Those are copied: from then on nothing can overwrite them.
+        """
         rule = self._rule
         visits = min(visits, buffer.positions - rule.position(visit))
         last_group = rule.group_of(buffer.index, visit + visits - 1)
@@ -388,21 +267,44 @@ class FlowReader:
         times = buffer.times[first : first + blocks]
         numbers = rule.numbers(buffer.index, visit, visits)[:blocks]
         stable = self._gdt.waits or self._rule.bounded or self._ended
-        block = Block(buffer.frames[first : first + blocks], numbers, times if stable else times.copy(), stable)
-        batch = Batch(buffer, visit, visits, block)
-        self._leave_out_failed(batch, rule.position(visit), blocks)
+        failed = None if buffer.failures is None else buffer.failures.of(rule.position(visit), visits, blocks)
+        frames, room = buffer.frames[first : first + blocks], None
+        if self._unpacker is None:
+            block = Block(frames, numbers, times if stable else times.copy(), stable)
+        else:
+            block = PackedBlock(taken(frames[:, 0]), self._unpacker.frames, numbers, times.copy())
+            if not stable and buffer.state(visit) != COMPLETE:
+                return OVERWRITTEN
+            room, damaged = self._unpack(self._unpacker, block)
+            if damaged is not None:
+                if damaged.all() and visits > 1:
+                    return self._batch(buffer, visit, 1)
+                self.damaged += int(np.count_nonzero(damaged if failed is None else damaged & ~failed))
+                if damaged.all():
+                    return NOT_WRITTEN
+                failed = damaged
+        batch = Batch(buffer, visit, visits, block, room=room)
+        if failed is not None:
+            batch.failed = rule.index(numbers[failed].astype(np.int64))
+            batch.block = without(block, failed)
         self._turn += visits if len(self._buffers) == 1 else 1
         self._held.append(batch)
         return batch
 
-    def _leave_out_failed(self, batch: Batch, position: int, blocks: int) -> None:
-        """Keep the frames of a batch that are whole."""
-        failures = batch.buffer.failures
-        failed = None if failures is None else failures.of(position, batch.visits, blocks)
-        if failed is not None:
-            numbers = batch.block.numbers[failed].astype(np.int64)
-            batch.failed = self._rule.index(numbers)
-            batch.block = without(batch.block, failed)
+    def _unpack(self, unpacker: Unpacker, block: PackedBlock) -> tuple[Array | None, NDArray[np.bool_] | None]:
+        """Unpack the frames of a block where their pixels are read; return their memory, and which are damaged.
+
+        Those that never came are among these. Where no node reads the pixels most are only looked at for missing parts.
+        """
+        packed = block.packed
+        if not self.flow.unpacks:
+            damaged = unpacker.damaged(packed, self._gdt.packed)
+            return None, damaged if damaged.any() else None
+        frames, damaged = unpacker.unpack(packed)
+        shown = frames.view()
+        shown.flags.writeable = False
+        block.frames = shown
+        return frames, damaged if damaged.any() else None
 
     def took(self, batch: Batch, elapsed_ns: int) -> None:
         """Note for how long, in seconds, a batch was worked on: the next may be larger, or has to be smaller."""
@@ -438,6 +340,8 @@ class FlowReader:
         batch.released = True
         while self._held and self._held[0].released:
             first = self._held.popleft()
+            if first.room is not None and self._unpacker is not None:
+                self._unpacker.give_back(first.room)
             self._give_back(first.buffer, first.visit + first.visits)
 
     def _give_back(self, buffer: ReceiverBuffer, visits: int) -> None:

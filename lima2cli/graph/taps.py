@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lima2cli.errors import StreamProblem
 from lima2cli.frames import Array, Block, SparseBlock, SparseSpec
 from lima2cli.messages import Tapped
 from lima2cli.plan.ir import Step
@@ -31,7 +32,10 @@ class Taps:
     def stage(self, name: str, block: Block, frame: Array | None = None) -> None:
         """Stage the last frame of a block: ``frame`` (height, width), or a copy of what is in the block."""
         if len(block.numbers):
-            frame = self._last(name, block) if frame is None else frame
+            try:
+                frame = self._last(name, block) if frame is None else frame
+            except StreamProblem:  # a frame that no node unpacks, so that it is not known yet to be damaged
+                return
             self._staged.append(Tapped(name, int(block.numbers[-1]), int(block.times[-1]), frame))
 
     def discard(self) -> None:

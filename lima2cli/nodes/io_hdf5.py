@@ -11,6 +11,10 @@ invalid values of single frames are noted as attributes of the NXdetector (``inv
 dtype of frames can be saved. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame,
 and not more than a file holds or arrive in half a second.
 
+Directly behind a flow whose frames the detector has compressed by bitshuffle-LZ4 (``dectris``) a chunk is one frame as
+the detector has sent it: nothing is decompressed, and nothing compressed. `lima2 plan` says so. A frame that lacks a
+part is missing; other damage is found when it is read, unless other nodes read the flow, too.
+
 Files hold a checksum of what they store of each chunk, which `lima2 inspect --verify` and `replay` check;
 ``checksum: off`` saves the one or two percent that it costs.
 
@@ -100,16 +104,20 @@ class IoHdf5(Sink):
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
         from lima2cli.files.frame_writer import frames_per_chunk_auto
 
-        chunk = self.frames_per_chunk
-        if chunk == "auto":
+        chunk, compression = self.frames_per_chunk, self.compression or ("none" if self.together else "bslz4")
+        packed = spec.packed == compression and chunk in ("auto", 1) and self.layout == "files"
+        if packed:
+            chunk = 1
+        elif chunk == "auto":
             chunk = frames_per_chunk_auto(*spec.shape, np.dtype(spec.dtype).itemsize, period_s)
             chunk = min(chunk, self.frames_per_file or chunk)
         return {
             "layout": self.layout,
-            "compression": self.compression or ("none" if self.layout == "common" else "bslz4"),
+            "compression": compression,
             "frames_per_file": self.frames_per_file,
             "frames_per_chunk": int(chunk),
             "checksum": self.checksum != "off",
+            "packed": packed,
         }
 
     def check(self, channel: Channel) -> NodeMisuse | None:

@@ -201,6 +201,7 @@ def gdt_figures(plan: Plan, gdt: Gdt) -> dict[str, Any]:
         "pitch": gdt.layout.pitch,
         "payload_offset": gdt.layout.payload_offset,
         "stride": gdt.layout.stride,
+        "packed": gdt.packed or None,
         "slots": rule.slots,
         "groups_per_buffer": rule.groups_per_buffer,
         "blocks_per_group": rule.blocks,

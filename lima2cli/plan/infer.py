@@ -69,6 +69,7 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool
         info.datasets[gdt.dataset].invalid,
         info.gap_value,
         base=info.base,
+        packed=gdt.packed,
     )
 
 
@@ -248,8 +249,8 @@ def _step(graph_node: GraphNode, inputs: Sequence[Inputs], known: _Known, receiv
     if graph_node.tables:
         numbering = _with_rows(numbering, graph_node, known, receivers)
     gathers = isinstance(node, Exchange) and node.gathers
-    first = node.infer(inputs[0])
-    after = [first, *(first if gathers else node.infer(each) for each in inputs[1:])]
+    first = _made(node.infer(inputs[0]))
+    after = [first, *(first if gathers else _made(node.infer(each)) for each in inputs[1:])]
     together = numbering.parts and (gathers or isinstance(node, Reduce))
     together = together or (isinstance(node, Sink) and node.together)
     return Step(
@@ -263,6 +264,11 @@ def _step(graph_node: GraphNode, inputs: Sequence[Inputs], known: _Known, receiv
         tuple(graph_node.tables),
         tuple(dict.fromkeys(numbering.receivers)) if together else (),
     )
+
+
+def _made(spec: Spec) -> Spec:
+    """Return what a node gives: frames are as the detector has sent them on the edge of a flow only."""
+    return replace(spec, packed="") if isinstance(spec, FrameSpec) and spec.packed else spec
 
 
 def _rows(name: str, known: _Known) -> TableSpec:

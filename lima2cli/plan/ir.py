@@ -59,6 +59,8 @@ class Gdt:
     selected      number of frames it takes, None without end
     parts         of the contributing modules, by module number
     waits         back-pressure by credits; else writing never waits and overruns are possible
+    packed        how frames are compressed that come as the detector has sent them, a slot each (see `packed`); empty:
+                  slots hold pixels
     """
 
     name: str
@@ -83,6 +85,7 @@ class Gdt:
     gap_pixels: int
     gap_value: float
     overrun: Overrun
+    packed: str = ""
 
     @property
     def waits(self) -> bool:
@@ -317,6 +320,19 @@ class Plan:
         gdts = tuple(replace(gdt, selected=gdt.rule.selected(frames)) for gdt in self.gdts)
         acquisition = replace(self.acquisition, frames=frames, period_s=period_s)
         return replace(self, frames=frames, period_s=period_s, acquisition=acquisition, gdts=gdts)
+
+    def reads_pixels(self, flow: str) -> bool:
+        """Return whether any node, or the user's program, reads the pixels of a flow whose frames come packed.
+
+        A node that saves them as they are does not, and hands them on so.
+        """
+        as_sent = {flow}
+        for kernel in self.kernels:
+            if not as_sent.isdisjoint(kernel.sources):
+                if not all(name in self.channels and self.channels[name].packed for name in kernel.nodes):
+                    return True
+                as_sent.update(kernel.nodes)
+        return self.processing is not None
 
     @cached_property
     def visible(self) -> dict[str, FrameSpec]:

@@ -7,7 +7,8 @@ from lima2cli.diagnostics import Findings, KeyPath, Related, attempt
 from lima2cli.geometry import BlockLayout, Rect, Rule, lay_out_block, round_up
 from lima2cli.language.flows import share_box
 from lima2cli.language.pipeline import Pipeline
-from lima2cli.language.records import Flow
+from lima2cli.language.records import Alignment, Flow
+from lima2cli.packed import ALIGNMENT, slot_bytes
 from lima2cli.plan.ir import Gdt, Part
 from lima2cli.units import grouped, size_text
 
@@ -58,15 +59,21 @@ def lay_out_flow(pipeline: Pipeline, flow: Flow, place: int | None = None, block
     share = range(len(info.modules)) if place is None or flow.shares is None else flow.shares[place]
     source = flow.rect if place is None else share_box(share, info, flow.rect)
     dataset = info.datasets[flow.index]
-    layout = lay_out_block(
-        source.width,
-        source.height,
-        dataset.pixel_bytes,
-        block_bits=alignment.block,
-        row_bits=alignment.row,
-        header=alignment.header,
-        footer=alignment.footer,
-    )
+    packed = dataset.packed if place is None and _travels_packed(pipeline, flow) else ""
+    if packed:
+        layout = lay_out_block(
+            slot_bytes(source.area, dataset.pixel_bytes), 1, 1, block_bits=8 * ALIGNMENT, row_bits=8, header=0, footer=0
+        )
+    else:
+        layout = lay_out_block(
+            source.width,
+            source.height,
+            dataset.pixel_bytes,
+            block_bits=alignment.block,
+            row_bits=alignment.row,
+            header=alignment.header,
+            footer=alignment.footer,
+        )
     rule = Rule(
         start=slices.start,
         step=slices.step,
@@ -108,6 +115,24 @@ def lay_out_flow(pipeline: Pipeline, flow: Flow, place: int | None = None, block
         gap_pixels=source.area - sum(part.width * part.height for part in parts),  # modules don't overlap
         gap_value=info.gap_value,
         overrun=flow.overrun,  # type: ignore[arg-type]
+        packed=packed,
+    )
+
+
+def _travels_packed(pipeline: Pipeline, flow: Flow) -> bool:
+    """Return True if frames of a detector that compresses them can go to receivers as they are.
+
+    So they can where receivers get the whole image, and the pipeline does not say how its rows lie in memory.
+    """
+    info = pipeline.detector
+    memspaces = (list(pipeline.receivers.values())[place.receiver].memspaces[place.memspace] for place in flow.places)
+    return (
+        flow.rect == info.image
+        and flow.shares is None
+        and len(info.modules) == 1
+        and info.operated is None
+        and flow.alignment == Alignment()
+        and all(memspace.kind == "host" for memspace in memspaces)
     )
 
 
@@ -161,6 +186,7 @@ def _check_buffer(pipeline: Pipeline, gdt: Gdt, at: KeyPath, findings: Findings)
     alignment = flow.alignment
     aligned = f", aligned on {alignment.block} bits" if alignment.block > 1 else ""
     pixels = f"{source.width} x {source.height} px x {dataset.pixel_bytes} bytes ({dataset.dtype}){aligned}"
+    pixels += ", with room for frames that compression makes larger" if gdt.packed else ""
     key = "size" if flow.buffers.size is not None else "frames"
     helps = f"at least {grouped(needed)} bytes"
     larger = 2**24 // rule.stride

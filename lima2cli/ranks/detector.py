@@ -7,13 +7,14 @@ from typing import TypeVar
 import numpy as np
 
 from lima2cli import messages
-from lima2cli.detectors.base import AcqParams, Detector, State, Warns
+from lima2cli.detectors.base import AcqParams, Detector, SendsPacked, State, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
 from lima2cli.geometry import Rect
 from lima2cli.messages import Failure, SourceReport, Start, usage
 from lima2cli.nodes.user_function import words
+from lima2cli.packed import HEAD_BYTES, head_of
 from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
 from lima2cli.transport.base import Port, PutChannel
 from lima2cli.units import seconds_text
@@ -56,13 +57,10 @@ class _Cursor:
         self.base = 0
         self.begin()
         width, layout = gdt.pixel_bytes, gdt.layout
+        sizes = [(1, layout.pitch) if gdt.packed else (r.cut.height, r.cut.width * width) for r in flow.routes]
         self.cuts = [None if _whole(r.cut, modules[r.module]) else r.cut.within(Rect(0, 0, 0, 0)) for r in flow.routes]
         self.channels: list[list[PutChannel]] = [
-            [
-                port.put_channel(t.region, r.cut.height, r.cut.width * width, layout.pitch, layout.stride)
-                for r in flow.routes
-            ]
-            for t in flow.targets
+            [port.put_channel(t.region, *size, layout.pitch, layout.stride) for size in sizes] for t in flow.targets
         ]
         self.headers = [
             port.put_channel(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets
@@ -242,7 +240,11 @@ class DetectorRank:
             word = target.generations + position * flow.contributors + route.contributor
             port.store(target.rank, word, 2 * (cursor.base + visit) + 1)
             before = time.perf_counter_ns()
-            self._put(cursor, route.module, channel, cut, base + route.offset_in_slot)
+            heads: Sequence[Array] = ()  # of packed frames, which must stay until they are written
+            if cursor.gdt.packed:
+                heads = self._put_packed(cursor, route.module, channel, base + route.offset_in_slot)
+            else:
+                self._put(cursor, route.module, channel, cut, base + route.offset_in_slot)
             if route.contributor == 0:
                 self._put_times(cursor, index, position, base)
             if target.failures is not None:
@@ -250,6 +252,7 @@ class DetectorRank:
                 self._put_failures(cursor, route.module, target.rank, words)
             flushing = time.perf_counter_ns()
             channel.flush()
+            del heads
             flushed = time.perf_counter_ns()
             self._put_ns += flushed - before
             self._flush_ns += flushed - flushing
@@ -268,6 +271,20 @@ class DetectorRank:
             if sent >= cursor.blocks:
                 return
             channel.flush()  # the detector may use the memory of these frames for the next
+
+    def _put_packed(self, cursor: _Cursor, module: int, channel: PutChannel, offset: int) -> Sequence[Array]:
+        """Write the frames of a group as they come; return what must stay until the channel is flushed."""
+        assert isinstance(self._detector, SendsPacked)
+        layout, heads = cursor.gdt.layout, []
+        for compression, data in self._detector.packed(cursor.gdt.dataset, module, cursor.numbers):
+            if len(data) > layout.pitch - HEAD_BYTES:
+                raise ValueError(f"a compressed frame of {len(data)} bytes for a slot of {layout.pitch}")
+            heads.append(head_of(compression, data))
+            channel.put_bytes(heads[-1], offset)
+            if data:
+                channel.put_bytes(data, offset + HEAD_BYTES)
+            offset += layout.stride
+        return heads
 
     def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
         """Write which frames of the group the module has failed to give, from word ``first`` on."""

@@ -31,6 +31,7 @@ from lima2cli.messages import (
 )
 from lima2cli.program import ReceiverProgram
 from lima2cli.transport.base import Port
+from lima2cli.units import counted_text
 
 STATS_PERIOD_NS, BEAT_NS = 100_000_000, 500_000_000
 """Nanoseconds from one report to the next, while there is news and without."""
@@ -310,6 +311,14 @@ class ReceiverRank:
             self._port.send(0, (messages.FAILED, failure))
         return bool(failures)
 
+    def _report_damaged(self) -> None:
+        """Report frames that came compressed, and could not be unpacked: they are missing."""
+        for reader in self._readers:
+            if reader.damaged:
+                text = f"{counted_text(reader.damaged, 'frame')} of {reader.flow.gdt.flow} could not be decompressed"
+                self._port.send(0, (messages.WARNED, text))
+            reader.damaged = 0
+
     def _report_threads(self) -> None:
         """Report threads that users' code has left: the process does not wait for them."""
         functions = [(step.name, step.node.calls or "") for step in self._program.steps]
@@ -389,6 +398,7 @@ class ReceiverRank:
             graph.leave()
             self._report_threads()
         self._report_failures(graph)
+        self._report_damaged()
         counts = self._counts(graph)
         self._note(counts, order)
         self._close_ledger()

@@ -74,6 +74,18 @@ class Pixels:
         if not self.dtype.isnative:
             out.byteswap(inplace=True)
 
+    def packed(self, most: int) -> tuple[str, bytes]:
+        """Return compression and bytes as `Packed` has them, at most so many: else the pixels, which need fewer.
+
+        Raises:
+            StreamProblem: the pixels are damaged, where they have to be unpacked.
+        """
+        if self.dtype.isnative and len(self.data) <= most:
+            return self.compression, self.data
+        out = np.empty(self.shape, self.dtype.newbyteorder("="))
+        self.read(out)
+        return "none", out.tobytes()
+
     def __str__(self) -> str:
         return f"{self.dtype.name} {self.shape[1]} x {self.shape[0]}"
 

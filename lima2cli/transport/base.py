@@ -186,6 +186,10 @@ class PutChannel(Protocol):
         """
         ...
 
+    def put_bytes(self, data: "bytes | NDArray[np.uint8]", offset: int) -> None:
+        """Start writing bytes, in a row, as `put` does."""
+        ...
+
     def flush(self) -> None:
         """Wait until all that was put is at its target."""
         ...

@@ -239,6 +239,13 @@ class InlinePutChannel:
             raise IndexError(f"bytes {offset} to {end} of a region of {len(self._memory)}")
         as_strided(self._memory[offset:], shape, (self._stride, self._pitch, 1))[...] = raw
 
+    def put_bytes(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
+        """See `PutChannel.put_bytes`."""
+        end = offset + len(data)
+        if not 0 <= offset <= end <= len(self._memory):
+            raise IndexError(f"bytes {offset} to {end} of a region of {len(self._memory)}")
+        self._memory[offset:end] = np.frombuffer(data, np.uint8)
+
     def flush(self) -> None:
         """Do nothing: every put is complete at once."""
 

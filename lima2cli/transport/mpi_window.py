@@ -50,6 +50,13 @@ class MpiPutChannel:
             buffer = MPI.buffer.fromaddress(frames.__array_interface__["data"][0], source_bytes, readonly=True)
         self._window.Put([buffer, 1, origin], self._rank, [offset, 1, target])
 
+    def put_bytes(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
+        """See `PutChannel.put_bytes`."""
+        end = offset + len(data)
+        if not 0 <= offset <= end <= self._limit:
+            raise IndexError(f"bytes {offset} to {end} of a region of {self._limit}")
+        self._window.Put([data, len(data), MPI.BYTE], self._rank, [offset, len(data), MPI.BYTE])
+
     def flush(self) -> None:
         """See `PutChannel.flush`."""
         self._window.Flush(self._rank)

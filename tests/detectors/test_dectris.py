@@ -37,6 +37,7 @@ acquisition: {{frames: {frames}, timeout: 20 s{more}}}
 nodes: {nodes}
 """
 NODES = "{save: {input: threshold_1, io_hdf5: {}}}"
+COUNT = "roi: {input: threshold_1, roi_counters: {rois: {all: {rect: {x: 0, y: 0, width: 51, height: 35}}}}}"
 
 
 def pipeline(address: str, frames: int, datasets: Mapping[str, str], **other: Any) -> str:
@@ -129,7 +130,10 @@ def test_what_is_lost_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A message that never comes, one that comes twice, a channel that lacks, pixels that are damaged, an early end."""
     monkeypatch.chdir(tmp_path)
     with sender() as socket:
-        text = pipeline(socket.last_endpoint.decode(), 40, {"threshold_1": "uint16"}, more=", allow_lost: 20")
+        nodes = NODES.replace("}}}", "}}, " + COUNT + "}")
+        text = pipeline(
+            socket.last_endpoint.decode(), 40, {"threshold_1": "uint16"}, more=", allow_lost: 20", nodes=nodes
+        )
         run = l2.run(text, transport="inline")
         socket.send(sent(0, "uint16", ["threshold_1"], series=7))  # of a series that was before
         socket.send(start(1, "uint16", ["threshold_1"]))
@@ -153,7 +157,7 @@ def test_what_is_lost_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert np.flatnonzero(status == status[0]).tolist() == here
     assert all(np.array_equal(frames[number], image(number, "uint16")) for number in here)
     words = " ".join(summary.warnings)
-    for warning in ("1 channel of images could not be decompressed", "images lacked 1 channel",
+    for warning in ("1 frame of threshold_1 could not be decompressed", "images lacked 1 channel",
                     "1 image came twice, or too late", "1 image of another series left out"):  # fmt: skip
         assert warning in words
 

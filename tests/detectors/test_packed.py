@@ -1,0 +1,208 @@
+"""Frames that travel as the detector has compressed them: byte for byte into files, or unpacked by receivers."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import lima2cli as l2
+from lima2cli.files.compression import FilterFunction, load_filters
+from lima2cli.packed import COMPRESSIONS, HEAD_BYTES, PackedBlock, head_of, slot_bytes, taken
+from lima2cli.stream import stream2
+from tests.detectors.test_dectris import COUNT, HEIGHT, WIDTH, coded, image, pipeline, sender, sent, start
+from tests.detectors.test_dectris import taken as saved
+from tests.running import TRANSPORTS, lima2
+
+NAME = "threshold_1"
+SAVE = "save: {input: threshold_1, io_hdf5: {}}"
+
+
+def chunks(run: l2.Run, node: str = "save") -> dict[int, bytes]:
+    """The stored bytes of each frame, by number."""
+    found = {}
+    for path in sorted(run.directory.glob(f"d_{node}_*_0*.h5")):
+        with h5py.File(path) as file:
+            detector = file["entry_0000/instrument/dectris"]
+            for index, number in enumerate(detector["frame_number"][()].tolist()):
+                found[number] = detector["data"].id.read_direct_chunk((index, 0, 0))[1]
+    return found
+
+
+def message(number: int, payload: tuple[str, tuple[int, int], bytes, bool]) -> bytes:
+    now = 1_700_000_000 * 10**9
+    return stream2.image_message(1, "ULID", number, (now, now + number * 1_000_000), {NAME: payload})
+
+
+def lz4(pixels: NDArray[Any]) -> bytes:
+    """The message of an image compressed by plain LZ4, as detectors may be told to."""
+    load_filters()
+    return FilterFunction("lz4", (8192,))(pixels)[0]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("counted", [False, True])
+def test_frames_are_saved_as_they_come(
+    counted: bool, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk by chunk, at two receivers, with and without counters beside; programs read them as any other."""
+    monkeypatch.chdir(tmp_path)
+    count = 40
+    nodes = "{" + ", ".join([SAVE, *([COUNT] if counted else [])]) + "}"
+    more = "}\nreceivers: {a: {}, b: {}}\nflows: {threshold_1: {buffers: {at: [a.host, b.host], frames: 64}}}\n#"
+    with sender() as socket:
+        text = pipeline(socket.last_endpoint.decode(), count, {NAME: "uint16"}, nodes=nodes, more=more)
+        text = text.replace("#}\n", "\n")
+        run = l2.run(text, transport=transport)
+        socket.send(start(1, "uint16", [NAME]))
+        for number in range(count):
+            socket.send(sent(number, "uint16", [NAME]))
+        socket.send(stream2.end_message(1, "ULID", 0))
+        assert run.wait(60).state == "complete"
+    assert chunks(run) == {number: coded(image(number, "uint16"), "bslz4")[2] for number in range(count)}
+    frames, numbers, _ = saved(run)
+    assert numbers.tolist() == list(range(count))
+    assert np.array_equal(frames, [image(number, "uint16") for number in range(count)])
+    assert lima2("inspect", str(run.directory), "--verify", cwd=tmp_path).returncode == 0
+    if counted:
+        sums = [image(number, "uint16").ravel()[:-1].sum() for number in range(count)]
+        assert run.counters["roi"]["all_sum"].tolist() == sums
+
+
+def damaged(number: int) -> bytes:
+    """The message of an image whose blocks are all there, and hold something else."""
+    dtype, shape, data, packed = coded(image(number, "uint16"), "bslz4")
+    return message(number, (dtype, shape, data[:16] + b"\xff" * (len(data) - 16 - 2) + data[-2:], packed))
+
+
+def test_damage_is_found_where_pixels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that is only saved is not looked into; beside a counter it is missing. One without its end always is."""
+    monkeypatch.chdir(tmp_path)
+    for nodes, gone in ((f"{{{SAVE}}}", [7]), (f"{{{SAVE}, {COUNT}}}", [4, 7])):
+        with sender() as socket:
+            text = pipeline(socket.last_endpoint.decode(), 10, {NAME: "uint16"}, nodes=nodes, more=", allow_lost: 5")
+            run = l2.run(text, transport="inline")
+            socket.send(start(1, "uint16", [NAME]))
+            for number in range(10):
+                dtype, shape, data, packed = coded(image(number, "uint16"), "bslz4")
+                cut = message(number, (dtype, shape, data[:-9], packed))
+                socket.send({4: damaged(number), 7: cut}.get(number, message(number, (dtype, shape, data, packed))))
+            socket.send(stream2.end_message(1, "ULID", 0))
+            summary = run.wait(60)
+        assert summary.state == "complete"
+        assert sorted(set(range(10)) - set(chunks(run))) == gone
+        flow = summary.flows[NAME]
+        assert [n for first, last, step in flow.missing_frames for n in range(first, last + 1, step)] == gone
+        words = f"{len(gone)} frame{'s' * (len(gone) > 1)} of {NAME} could not be decompressed"
+        assert words in " ".join(summary.warnings)
+
+
+def test_frames_of_another_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compressed as the file says."""
+    monkeypatch.chdir(tmp_path)
+    with sender() as socket:
+        run = l2.run(pipeline(socket.last_endpoint.decode(), 12, {NAME: "uint16"}), transport="inline")
+        socket.send(start(1, "uint16", [NAME]))
+        for number in range(12):
+            socket.send(sent(number, "uint16", [NAME], "none" if number % 3 == 1 else "bslz4"))
+        socket.send(stream2.end_message(1, "ULID", 0))
+        assert run.wait(60).state == "complete"
+    assert np.array_equal(saved(run)[0], [image(number, "uint16") for number in range(12)])
+    stored = chunks(run)
+    assert all((stored[n] == coded(image(n, "uint16"), "bslz4")[2]) == (n % 3 != 1) for n in range(12))
+
+
+def test_a_flow_that_is_only_saved_can_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with sender() as socket:
+        run = l2.run(pipeline(socket.last_endpoint.decode(), 0, {NAME: "uint16"}), transport="inline")
+        socket.send(start(1, "uint16", [NAME]))
+        end = threading.Event()
+
+        def feed() -> None:
+            for number in range(10_000):
+                if end.wait(0.005):
+                    return
+                socket.send(sent(number, "uint16", [NAME]))
+
+        feeding = threading.Thread(target=feed)
+        feeding.start()
+        seen = list(run.tap(NAME, count=3))
+        end.set()
+        feeding.join()
+        run.stop()
+        run.wait(60)
+    assert all(np.array_equal(frame.pixels, image(frame.number, "uint16")) for frame in seen)
+
+
+@pytest.mark.parametrize(
+    ("flow", "packed"),
+    [
+        ("{}", "bslz4"),
+        ("{source: {x: 0, y: 0, width: 51, height: 35}}", "bslz4"),
+        ("{alignment: {row: 64}}", None),
+        ("{alignment: {header: 16}}", None),
+        ("{slices: {step: 2}}", "bslz4"),
+    ],
+)
+def test_plans_say_what_travels(flow: str, packed: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "d.yaml"
+    text = pipeline("tcp://127.0.0.1:31001", 10, {NAME: "uint16"}, nodes=f"{{{SAVE}}}")
+    file.write_text(f"{text}\nflows: {{{NAME}: {flow}}}\n")
+    found = json.loads(lima2("plan", str(file), "--format", "json", cwd=tmp_path).stdout)["gdts"][NAME]
+    assert found["packed"] == packed
+    assert found["stride"] >= (slot_bytes(HEIGHT * WIDTH, 2) if packed else 2 * 51 * 34)
+    says = f"{NAME}: frames travel as the detector compresses them (bslz4), and saved as they are by save"
+    assert (says in lima2("plan", str(file), cwd=tmp_path).stdout) == (packed is not None)
+
+
+@given(st.lists(st.binary(max_size=100), max_size=5), st.randoms(use_true_random=False))
+def test_slots(frames: list[bytes], random: Any) -> None:
+    """Slots give back what was put; of torn ones there is nothing beyond the slot."""
+    size = slot_bytes(100, 1)
+    slots = np.frombuffer(random.randbytes(size * len(frames)), np.uint8).reshape(len(frames), size).copy()
+    torn = taken(slots)
+    assert all(len(data) <= size - HEAD_BYTES for data in torn.data)
+    kinds = [random.choice(COMPRESSIONS) for _ in frames]
+    for slot, kind, data in zip(slots, kinds, frames, strict=True):
+        slot[:HEAD_BYTES] = head_of(kind, data)
+        slot[HEAD_BYTES : HEAD_BYTES + len(data)] = np.frombuffer(data, np.uint8)
+    found = taken(slots)
+    assert (list(found.compressions), list(found.data)) == (kinds, frames)
+
+
+@pytest.mark.parametrize(("block", "itemsize"), [(2048, 1), (8192, 2), (8192, 4), (49152, 2)])
+def test_slots_take_what_cannot_be_compressed(block: int, itemsize: int) -> None:
+    from lima2cli.files.compression import bitshuffle_lz4
+
+    for pixels in (1, 7, 1000, 65537):
+        noise = np.frombuffer(np.random.default_rng(pixels).bytes(pixels * itemsize), f"u{itemsize}").copy()
+        encode = bitshuffle_lz4(itemsize, block // itemsize, pixels)
+        assert encode is not None
+        assert len(encode(noise)) + HEAD_BYTES <= slot_bytes(pixels, itemsize)
+
+
+def test_blocks_unpack_once_and_keep_what_they_have() -> None:
+    calls = []
+
+    def unpack(packed: Any) -> NDArray[Any]:
+        calls.append(packed)
+        return np.array([np.frombuffer(data, np.uint8) for data in packed.data])
+
+    from lima2cli.packed import Packed
+
+    numbers = np.arange(3, dtype=np.uint64)
+    block = PackedBlock(Packed(("none",) * 3, (b"ab", b"cd", b"ef")), unpack, numbers, numbers)
+    part = block.chosen(np.array([True, False, True]))
+    assert part.frames.tobytes() == b"abef"
+    assert block.frames.tobytes() == b"abcdef"
+    assert block.frames is block.frames
+    assert len(calls) == 2
+    assert block.chosen(numbers > 1).frames.tobytes() == b"ef"
+    assert len(calls) == 2
