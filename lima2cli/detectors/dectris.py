@@ -5,7 +5,8 @@ that never arrive are missing. Pixels that hold the largest value of the dtype a
 them so. What the start message says must agree with the pipeline, else no frame is taken.
 
 Several may take images of one detector, and each image goes to one of them only: a single rank takes all. It holds
-``depth`` images beyond those of a group; while they are full nothing is read, and the detector holds the rest.
+``depth`` images beyond those of a group; while they are full, or receivers have no room, nothing is read, and the
+detector holds the rest. Those that it can't hold are missing: it leaves out their numbers.
 
 With ``api`` the detector is configured, armed, triggered and disarmed by its REST interface; without, somebody else
 does that, before the run or while it waits.
@@ -43,7 +44,11 @@ class Dectris(DetectorConfig):
 
     kind: ClassVar[str] = "dectris"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        dtypes=DTYPES, modules=1, triggers=("internal", "software", "external", "gate"), extraction=False
+        dtypes=DTYPES,
+        modules=1,
+        can_wait=True,
+        triggers=("internal", "software", "external", "gate"),
+        extraction=False,
     )
 
     stream: str = param(
@@ -77,6 +82,7 @@ class Dectris(DetectorConfig):
             datasets=tuple(_dataset(index, name, one) for index, (name, one) in enumerate(self.datasets.items())),
             pixel_size=None if self.pixel_size is None else (self.pixel_size.x, self.pixel_size.y),
             saturation=self.saturation,
+            can_wait=True,
             can_fail=True,
         )
 
