@@ -58,6 +58,7 @@ def run(
         from lima2cli.cli.top import NodeTable
         from lima2cli.cli.totals import show_summary
         from lima2cli.job.mpi_join import Leader, follow, job_rank
+        from lima2cli.job.publishing import Publication
         from lima2cli.job.run import note, run_plan
 
         rank = None if transport is Transport.INLINE else job_rank()
@@ -70,9 +71,11 @@ def run(
             plan, origin, source = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
             plan = replace(plan, on_request=plan.on_request or armed)
             gc.enable()
+            publication = Publication(plan.pva)
             display, failures = Display(progress, NodeTable()), list[dict[str, Any]]()
 
             def emit(event: dict[str, Any]) -> None:
+                publication.look(event)
                 if event["type"] == "error":
                     failures.append(event)
                 display(event)
@@ -88,6 +91,7 @@ def run(
                         display.print(_where_failed(failures, plan, source, directory, launched=leader is None))
             finally:
                 unseen = display.close()
+                publication.close()
         if unseen is not None:
             note(directory, unseen)
         raise typer.Exit(code)

@@ -1,12 +1,16 @@
 """``lima2 serve`` and ``lima2 view``: runs watched and driven by REST, by clients of Lima2, and in a browser."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lima2cli.cli.border import Debug, border
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
+
+if TYPE_CHECKING:
+    from lima2cli.drive import Run
+    from lima2cli.web.library import Library
 
 Files = Annotated[
     list[str] | None, typer.Argument(metavar="[PIPELINE...]", help="Pipelines that may be started by their names.")
@@ -16,6 +20,11 @@ Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127
 Token = Annotated[
     str | None,
     typer.Option("--token", envvar="LIMA2_TOKEN", metavar="TOKEN", help="A secret of yours instead of a random one."),
+]
+
+Pva = Annotated[
+    str | None,
+    typer.Option("--pva", metavar="PREFIX", help="Show the newest run as process variables of EPICS, too."),
 ]
 
 SHORTEST_TOKEN = 16
@@ -54,6 +63,7 @@ def serve(
         Transport | None,
         typer.Option("--transport", help="With --conductor: MPI ranks (where MPI is installed), or one process."),
     ] = None,
+    pva: Pva = None,
     debug: Debug = False,
 ) -> None:
     """Serve runs over HTTP: REST, events and metrics, to programs of this machine that have the token.
@@ -64,15 +74,15 @@ def serve(
     """
     with border(as_json=False, debug=debug):
         if conductor:
-            if len(pipelines or []) != 1 or token is not None or directory != "runs":
+            if len(pipelines or []) != 1 or token is not None or directory != "runs" or pva is not None:
                 raise UnreadableInput(
-                    "--conductor takes one pipeline, no token (--token, LIMA2_TOKEN) and no --directory"
+                    "--conductor takes one pipeline, no token (--token, LIMA2_TOKEN), no --directory and no --pva"
                 )
             _conduct((pipelines or [])[0], CONDUCTOR_PORT if port is None else port, transport or Transport.AUTO)
         elif transport is not None:
             raise UnreadableInput("--transport goes with --conductor")
         else:
-            _serve(pipelines or [], directory, port or 0, token, page=False, browser=False)
+            _serve(pipelines or [], directory, port or 0, token, page=False, browser=False, pva=pva)
 
 
 def _conduct(file: str, port: int, transport: Transport) -> None:
@@ -91,7 +101,15 @@ def _conduct(file: str, port: int, transport: Transport) -> None:
 
 
 def _serve(
-    pipelines: list[str], directory: str, port: int, token: str | None, *, page: bool, browser: bool, run: str = ""
+    pipelines: list[str],
+    directory: str,
+    port: int,
+    token: str | None,
+    *,
+    page: bool,
+    browser: bool,
+    run: str = "",
+    pva: str | None = None,
 ) -> None:
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise UnreadableInput(f"a token has at least {SHORTEST_TOKEN} characters")
@@ -104,7 +122,10 @@ def _serve(
     import asyncio
     from urllib.parse import quote
 
-    server = Server(Library(pipelines, directory), port=port, token=token, page=page)
+    library = Library(pipelines, directory)
+    server = Server(library, port=port, token=token, page=page)
+    if pva is not None:
+        _publish(library, pva)
     url = server.url + (f"&run={quote(run)}" if run else "")
 
     def ready() -> None:
@@ -114,6 +135,27 @@ def _serve(
 
     asyncio.run(serve_until_stopped(server, ready))
     _leave()
+
+
+def _publish(library: "Library", prefix: str) -> None:
+    """Show the newest run of a library as process variables, in threads, as long as this process goes on."""
+    import re
+    import threading
+
+    from lima2cli.language.records import PREFIX
+
+    if re.fullmatch(PREFIX, prefix) is None:
+        raise UnreadableInput(f"--pva {prefix}: a prefix has letters, digits and `_ : . -`, at most 60")
+    try:
+        from lima2cli.pva import Publisher, show_newest
+    except ModuleNotFoundError as error:
+        raise EnvironmentUnfit(f"there is no package {error.name} here: pip install 'lima2cli[pva]'") from error
+
+    def newest() -> "Run | None":
+        name = library.latest()
+        return None if name is None else library.open(name)
+
+    threading.Thread(target=show_newest, args=(Publisher(prefix), newest, threading.Event()), daemon=True).start()
 
 
 def _leave() -> None:
@@ -144,6 +186,7 @@ def view(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     port: Port = 0,
     token: Token = None,
+    pva: Pva = None,
     debug: Debug = False,
 ) -> None:
     """Show runs in a browser on this machine: images as they come, regions, counters, rates; buttons to drive them.
@@ -152,4 +195,4 @@ def view(
     go on. Exit code 0; 2: no such pipeline, 12: no such port, or a package is missing.
     """
     with border(as_json=False, debug=debug):
-        _serve(pipeline or [], directory, port, token, page=True, browser=browser, run=run)
+        _serve(pipeline or [], directory, port, token, page=True, browser=browser, run=run, pva=pva)

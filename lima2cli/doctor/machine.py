@@ -120,6 +120,9 @@ OPTIONAL = {
     "pyzmq": "stream",
     "cbor2": "stream",
     "ophyd-async": "bluesky",
+    "tornado": "serve",
+    "bokeh": "view",
+    "p4p": "pva",
 }
 """Packages of the extras, by name."""
 

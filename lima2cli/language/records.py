@@ -363,6 +363,10 @@ class GraphNode:
         return {str(place[1]): source for place, source in self.reads.items() if len(place) > 1}
 
 
+PREFIX = r"^[A-Za-z0-9_:.\-]{1,60}$"
+"""Prefixes of process variables, as EPICS has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """The place of the run directory."""
@@ -376,6 +380,11 @@ class Output:
         "What to do if it exists; only the directory of a run that has ended is overwritten.",
         Choice(("abort", "overwrite")),
         "abort",
+    )
+    pva: str | None = param(
+        "Prefix of process variables of EPICS that show frames and counters while it runs (pvAccess).",
+        Text(PREFIX, "a prefix such as `ID00:maze`"),
+        None,
     )
 
 

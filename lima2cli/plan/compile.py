@@ -74,6 +74,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         tables={step.name: _table(pipeline, step, gdts) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
+        pva=pipeline.output.pva,
         record=record,
         threads=tuple(receiver.threads for receiver in pipeline.receivers.values()),
         placements=tuple(Placement(table.host, table.cpus, table.numa) for table in pipeline.receivers.values()),

@@ -282,6 +282,7 @@ class Plan:
     allow_lost   frames of each flow that may be lost, or a share of them, `1 %`; None as their `overrun` says
     processing   a program of the user's on the receivers, `file.py:main`; None without
     sources      frames as each GDT delivers them, by its name
+    pva          prefix of the process variables that show the run; None without
     inputs       absolute paths of all files that it is compiled from, or that a run reads, links followed
     """
 
@@ -311,6 +312,7 @@ class Plan:
     placements: tuple[Placement, ...] = ()
     sources: Mapping[str, FrameSpec] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    pva: str | None = None
 
     def asked(self, frames: int | None, period_s: float | None) -> "Plan":
         """Return the plan of an acquisition of other frames and another period than it was compiled for.

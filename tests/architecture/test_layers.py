@@ -28,6 +28,7 @@ OWNERS = {
     "tornado": {"web"},
     "bokeh": {"web"},
     "prometheus_client": {"web"},
+    "p4p": {"pva"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pytest": {"testing"},
