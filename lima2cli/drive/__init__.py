@@ -17,7 +17,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lima2cli.drive.driven import Counters, LiveFrame, Progress, Run
+from lima2cli.drive.contents import Counters, LiveFrame
+from lima2cli.drive.driven import Progress, Run
 from lima2cli.drive.pipelines import Pipeline, PipelineInvalid, compile_pipeline, text_of, validate
 from lima2cli.runs.directory import find_run
 

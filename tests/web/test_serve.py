@@ -205,6 +205,31 @@ def test_acquisitions_have_the_frames_that_are_asked_for(server: Client) -> None
     until(lambda: not any(run["live"] for run in server.get("runs").json["runs"]))
 
 
+def test_an_acquisition_goes_where_it_is_asked_for(server: Client, folder: Path) -> None:
+    """Relative to the folder of the runs; it keeps its name, by which it goes on to be driven."""
+    text = STEPS.replace("acquisition: {", "acquisition: {start: request, ")
+    name = server.post("runs", {"text": text, "transport": "inline"}).json["name"]
+    for directory, why in (
+        ("../steps.yaml", "not a directory"),
+        (str(folder / "runs" / name / "x"), "lies in the run"),
+    ):
+        refused = server.post(f"runs/{name}/start", {"directory": directory})
+        assert (refused.status, why in refused.json["detail"]) == (409, True)
+    begun = server.post(f"runs/{name}/start", {"directory": "mine/point"})
+    assert (begun.status, begun.json["directory"]) == (200, str((folder / "runs/mine/point").resolve()))
+    assert server.post(f"runs/{name}/trigger", {"count": 6}).status == 200
+    assert list(server.events(name))[-1][1]["state"] == "complete"
+    shown = server.get(f"runs/{name}").json
+    assert (shown["name"], shown["directory"]) == (name, begun.json["directory"])
+    assert npy(server.get(f"runs/{name}/frames/save")).shape == (48, 64)
+    name = server.post("runs", {"text": text, "transport": "inline"}).json["name"]
+    assert server.post(f"runs/{name}/start", {"directory": "beside"}).status == 200
+    assert server.post(f"runs/{name}/stop").status == 202
+    assert list(server.events(name))[-1][1]["state"] == "stopped"
+    assert server.get(f"runs/{name}").json["name"] == "beside"
+    assert [run["name"] for run in server.get("runs").json["runs"]][-1] == "beside"
+
+
 def test_metrics_are_read_by_prometheus(server: Client, done: str) -> None:
     name = server.post("runs", {"text": ENDLESS, "transport": "inline"}).json["name"]
     samples: dict[str, dict[str, float]] = {}
