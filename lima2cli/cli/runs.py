@@ -67,22 +67,11 @@ def set_parameter(
     run directory, 10: the run was aborted, or does not answer.
     """
     with border(as_json=False, debug=debug):
-        request = {"do": "set", "node": node, "parameter": parameter, "value": _plain(value)}
+        from lima2cli.drive.pipelines import plain_value
+
+        request = {"do": "set", "node": node, "parameter": parameter, "value": plain_value(value)}
         directory, answer = asked(run, request)
         print(f"{directory}: {node}: {parameter} is changed from frame {answer['frame']} on")
-
-
-def _plain(text: str) -> Any:
-    """Return a value as pipelines have it. Raises `UnreadableInput` where it is not YAML."""
-    from lima2cli.diagnostics import Findings
-    from lima2cli.document import load
-    from lima2cli.errors import UnreadableInput
-
-    findings = Findings()
-    document = load(f"value: {text}\n", "-", findings, environment={})
-    if document is None or findings.failed or not isinstance(document.data, dict):
-        raise UnreadableInput(f"{text!r}: {'; '.join(one.message for one in findings)}")
-    return document.data["value"]
 
 
 def trigger(

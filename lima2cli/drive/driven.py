@@ -283,7 +283,9 @@ class Run(Contents):
     def status(self, *, detail: bool = False) -> dict[str, Any]:
         """Return how far it is: ``state``, ``flows``, ``saved``, ``rows``, ``triggers``, ``seconds``.
 
-        detail  with all that `lima2 top` shows, and ``visible``: what can be looked at, its shape, dtype and view
+        detail  with all that `lima2 top` shows, ``visible``: what can be looked at, its shape, dtype and view, and
+                ``changeable``: parameters that `set` changes, by node, and their values now; ``regions`` of nodes that
+                were changed
         """
         return self._ask("status", detail=detail)
 

@@ -77,6 +77,7 @@ class Answers:
     trigger     gets how many software triggers to fire
     tap         asks the receiver of a rank for the next frame of a flow or node
     change      begins a change of a parameter, whose answer comes later; returns why it is refused
+    changeable  returns what a detailed status says of changes
     move        gives the files of the acquisition that is armed another directory, and returns it. Raises `StateError`
     """
 
@@ -87,9 +88,11 @@ class Answers:
         trigger: Callable[[int], None],
         tap: Callable[[int, str], None],
         change: Callable[[Mapping[str, Any], Reply], str | None],
+        changeable: Callable[[], dict[str, Any]],
         move: Callable[[Any], str],
     ) -> None:
         self._plan, self._begin, self._trigger, self._change, self._move = plan, begin, trigger, change, move
+        self._changeable = changeable
         self._later = 0
         self._tapping = Tapping(plan, tap)
         self._requests: Requests | None = None
@@ -153,7 +156,8 @@ class Answers:
     def _answer(self, request: Mapping[str, Any], acquisition: LiveAcquisition, phase: str) -> dict[str, Any]:
         do = request["do"]
         if do == "status":
-            return status(acquisition, phase, detail=request.get("detail") is True)
+            detail = request.get("detail") is True
+            return status(acquisition, phase, detail=detail) | (self._changeable() if detail else {})
         if do == "watch":
             return status(acquisition, phase) | {"watch": True}
         if do == "stop":

@@ -94,6 +94,7 @@ class ControlRank:
             self._trigger,
             lambda rank, node: self._send({rank}, messages.TAP, node),
             self._change,
+            lambda: {"changeable": self._changing.values, "regions": self._changing.regions},
             self._move,
         )
         self._progress = Progress(self._plan)

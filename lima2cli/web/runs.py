@@ -91,6 +91,15 @@ class AcquireRequest:
 
 
 @dataclass(frozen=True)
+class SetRequest:
+    """A change of a parameter."""
+
+    node: str = key("The node.")
+    parameter: str = key("Its parameter.")
+    value: Any = key("The new value, as pipelines have it.")
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """The end of a run."""
 
@@ -117,6 +126,12 @@ async def trigger(service: Service, asked: Asked) -> Answer:
     run, count = await _live(service, asked), asked.object(TriggerRequest).count
     await service.call(run.trigger, 1 if count is None else count)
     return Answer({"state": await service.call(lambda: run.state)})
+
+
+async def set_parameter(service: Service, asked: Asked) -> Answer:
+    """Change a parameter of a node."""
+    run, wanted = await _live(service, asked), asked.object(SetRequest)
+    return Answer({"frame": await service.call(run.set, wanted.node, wanted.parameter, wanted.value)})
 
 
 async def stop(service: Service, asked: Asked) -> Answer:

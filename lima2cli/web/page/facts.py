@@ -74,6 +74,11 @@ class Facts:
         return bool(self.status)
 
     @property
+    def regions(self) -> Mapping[str, Mapping[str, Outline]]:
+        """Return the regions of nodes, as far as they were changed those of now."""
+        return {} if self.layout is None else {**self.layout.regions, **self.status.get("regions", {})}
+
+    @property
     def takes_triggers(self) -> bool:
         """Return whether the run takes software triggers."""
         return self.live and self.layout is not None and self.layout.triggered
