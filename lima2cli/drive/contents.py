@@ -1,7 +1,7 @@
 """Contents of a run: its frames and tables, in files or while they come, and its files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Contents(ABC):
 
     def tap(
         self, node: str, *, every: float = 0.0, count: int | None = None, hang_up: HangUp | None = None
-    ) -> Iterator[LiveFrame]:
+    ) -> Generator[LiveFrame]:
         """Yield frames of a flow or node, saved or not, while the run goes on; it never waits for whoever looks.
 
         every   the least seconds from one frame to the next; those between are left out
