@@ -74,7 +74,10 @@ class Contents(ABC):
         return Counters(self)
 
     def frame(self, node: str, number: int = -1) -> NDArray[Any]:
-        """Return a saved frame (height, width) by its number, or counted from the latest (-1). Raises `FileProblem`."""
+        """Return a saved frame (height, width) by its number, or counted from the latest (-1). Raises `FileProblem`.
+
+        A sparse one is the whole detector image that it stands for, 0 where no pixel was chosen.
+        """
         return live.frame(self.directory, self.name, node, number)[1]
 
     def tap(

@@ -387,7 +387,7 @@ class Run(Contents):
 
         with suppress(UnreadableInput):  # a directory that somebody removed
             for node in record_of(self.directory).channels:
-                with suppress(FileProblem):  # it has none yet, or sparse ones
+                with suppress(FileProblem):  # it has none yet
                     last = self.last(node)
                     return Picture(node, last.number, last.pixels, last.mask)
         hang_up = HangUp()

@@ -8,6 +8,7 @@ import numpy as np
 
 from lima2cli.accounting.acquisitions import LiveAcquisition
 from lima2cli.errors import StateError
+from lima2cli.frames import SparseSpec
 from lima2cli.messages import Tapped
 from lima2cli.plan.ir import Plan
 from lima2cli.ranks.changing import Reply
@@ -195,7 +196,10 @@ class Answers:
         if why is not None:
             return {"ok": False, "message": why}
         tap = Tap(str(node), period)
-        mask = self._plan.visible[tap.node].mask
+        spec = self._plan.visible[tap.node]
+        mask = spec.mask
+        if mask is not None and isinstance(spec, SparseSpec) and mask.shape != spec.detector[::-1]:
+            mask = None  # images are of the whole detector, and it is not
         if mask is not None and request.get("mask") is True:
             shape = list(mask.shape)
             head = {"type": "mask", "node": node, "dtype": "|b1", "shape": shape, "bytes": mask.size}
