@@ -13,14 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import FileProblem
+from lima2cli.files.common_file import written_rows_files
 from lima2cli.files.compression import load_filters
 from lima2cli.files.inspection import detector_of
 from lima2cli.files.live_master import grows, is_final
-from lima2cli.files.nexus import ENTRY, ChannelRecord, frame_file_names, master_file, part_names, table_file
+from lima2cli.files.nexus import (
+    ENTRY,
+    MEASUREMENT,
+    ChannelRecord,
+    frame_file_names,
+    master_file,
+    part_names,
+    table_file,
+)
+from lima2cli.files.rows import rows_of
 from lima2cli.files.sparse_writer import image_of, is_sparse
 
 CHANGING_S = 1.0
 """Seconds for which files are tried again: they may be renamed, joined or closed just when they are opened."""
+
+UNFINISHED = ".part"
+"""End of the name of a common file that receivers write."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,11 +66,13 @@ def reading(path: Path) -> Iterator[Any]:
     import h5py
 
     load_filters()
+    # a lock of a common file would keep the end of the run from completing it
+    options: dict[str, Any] = {"locking": False} if path.suffix == UNFINISHED else {}
     try:
         try:
-            file = h5py.File(path, swmr=True)
+            file = h5py.File(path, swmr=True, **options)
         except OSError:  # of a version that knows no SWMR, as common files are
-            file = h5py.File(path)
+            file = h5py.File(path, **options)
     except OSError as error:
         raise FileProblem(f"{path} can't be read (yet): {error}") from error
     with file:
@@ -84,6 +99,8 @@ def _found(directory: Path, name: str, node: str, number: int) -> tuple[int, int
     pattern = frame_file_names(name, node)
     final = is_final(master)
     paths = [master] if final else _matching(directory, pattern)
+    if not paths:
+        return _found_in_common(directory, name, node, number)
     best: tuple[int, int, Path] | None = None
     behind: list[tuple[int, int, Path]] = []
     for path in paths:
@@ -100,6 +117,23 @@ def _found(directory: Path, name: str, node: str, number: int) -> tuple[int, int
     if best is None:
         raise FileProblem(f"{node} has no frame {number}" + ("" if final else " yet"))
     return best
+
+
+def _found_in_common(directory: Path, name: str, node: str, number: int) -> tuple[int, int, Path]:
+    """Return the same as `_found` of a file that all receivers write, as far as they have noted what they wrote."""
+    numbers, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for note in written_rows_files(str(directory), name, node):
+        with reading(directory / note) as file:
+            record, held = ChannelRecord.read(file), file[MEASUREMENT]["frame_number"][()]
+        if record is not None and record.role == "written":
+            numbers.append(held)
+            rows.append(rows_of(held, record.start, record.step))
+    known, places = np.concatenate(numbers), np.concatenate(rows)
+    order = np.argsort(known)
+    found = np.flatnonzero(known == number) if number >= 0 else order[number : len(order) + number + 1]
+    if not len(found) or -number > len(order):
+        raise FileProblem(f"{node} has no frame {number} yet")
+    return int(known[found[0]]), int(places[found[0]]), directory / f"{master_file(name, node)}{UNFINISHED}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,7 +140,8 @@ def triggers_done(acquisition: LiveAcquisition) -> bool:
     due = {gdt.flow: gdt.rule.selected(frames) or 0 for gdt in plan.gdts}
     if any(sum(totals[flow]) < count for flow, count in due.items()):
         return False
-    rows = acquisition.rows(plan)
+    common = {name for name, channel in plan.channels.items() if channel.layout == "common"}  # they come in rounds
+    rows = {name: count for name, count in acquisition.rows(plan).items() if name not in common}
     entries = entries_of(plan)
     return all(
         count >= (entries[name].rule.selected(frames) or 0)
