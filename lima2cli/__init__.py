@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lima2cli.drive import PipelineInvalid, Run, run, validate
     from lima2cli.drive import compile_pipeline as compile
     from lima2cli.drive import open_run as open
+    from lima2cli.drive.asynchronous import AsyncRun, run_async
     from lima2cli.errors import (
         EnvironmentUnfit,
         FileProblem,
@@ -107,6 +108,7 @@ _PLACES = {
     "lima2cli.detectors.emulated": "EmulatedDetector PartKey",
     "lima2cli.detectors.sources": "PixelSource",
     "lima2cli.drive": "PipelineInvalid Run compile open run validate",
+    "lima2cli.drive.asynchronous": "AsyncRun run_async",
     "lima2cli.errors": """
         EnvironmentUnfit FileProblem Lima2Error NodeMisuse RunFailed StateError UnreadableInput UserCodeError
     """,
@@ -149,8 +151,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AcqParams", "Affine", "Anything", "Array", "Block", "BlockDropped", "Capabilities", "Channel", "Choice",
-    "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
+    "AcqParams", "Affine", "Anything", "Array", "AsyncRun", "Block", "BlockDropped", "Capabilities", "Channel",
+    "Choice", "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
     "EnvironmentUnfit", "Exchange", "FileProblem", "FileReference", "Files", "Flag", "Formula", "FrameReader",
     "FrameSpec", "FunctionReference", "Inputs", "Integer", "Invalid", "Lima2Error", "ListOf", "Map", "MapOf", "Node",
     "NodeMisuse", "Number", "NumberOrNan", "Operations", "PartKey", "Partial", "PipelineInvalid", "PixelSource",
@@ -158,5 +160,5 @@ __all__ = [
     "Select", "Sink", "SourceBlock", "SparseBlock", "SparsePixels", "SparseSpec", "StackInfo", "Stage", "State",
     "StateError", "StripFunction", "StripReducer", "Table", "TableSpec", "Task", "Text", "ThreadedWriter", "Transform",
     "Transformer", "Turn", "UnreadableInput", "UserCodeError", "View", "Worker", "WorkerPool", "Writer", "XferParams",
-    "__version__", "compile", "node", "open", "param", "run", "serve", "validate",
+    "__version__", "compile", "node", "open", "param", "run", "run_async", "serve", "validate",
 ]  # fmt: skip

@@ -223,6 +223,16 @@ class SparseSpec(FrameSpec):
         return f"sparse {super().__str__()}"
 
 
+def dense_image(shape: tuple[int, int], index: Array, pixels: Array) -> Array:
+    """Return the whole detector image (height, width) that a sparse frame stands for: 0 where no pixel was chosen.
+
+    index  places of the pixels (m,), y * width + x
+    """
+    image = np.zeros(shape, pixels.dtype)
+    image.reshape(-1)[index] = pixels
+    return image
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot.

@@ -149,22 +149,23 @@ class LiveAcquisition:
     def rows(self, plan: Plan) -> dict[str, int]:
         """Return the leading rows whose fate is known and that readers of the files can see, by channel and table.
 
-        Behind a filter, and of tables with a row for some frames only, those that are saved. Not of frames and rows
-        that receivers write together, unless each frame of one flow has its row.
+        Behind a filter, and of tables with a row for some frames only, those that are saved.
         """
         numbering = {step.name: step.numbering for step in plan.steps}
         rows = {}
         for name, entry in entries_of(plan).items():
-            if entry.complete:
+            together = written_together(plan, name)
+            if entry.complete and not together:
                 rows[name] = self._rows(plan, name, entry)
-            elif not written_together(plan, name):
+            else:
                 ranks = [plan.rank_of_receiver(receiver) for receiver in dict.fromkeys(entry.receivers)]
                 first = self._undecided(name, ranks)
                 if has_all_rows(plan, name):
                     rows[name] = self._before(entry, first)
                 else:
                     chosen = self._chosen.get(name, _Chosen())
-                    rows[name] = chosen.count(ranks, first, together=min if numbering[name].parts else sum)
+                    parts = numbering[name].parts and not together
+                    rows[name] = chosen.count(ranks, first, together=min if parts else sum)
         return rows
 
     def _before(self, entry: Channel | TableChannel, first: int) -> int:

@@ -1,5 +1,6 @@
 """``lima2 runs``, ``lima2 stop`` and ``lima2 trigger``: live and finished runs, and requests to those that go on."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,19 +36,21 @@ def start(
     period: Annotated[str | None, typer.Option("--period", help="Longer than the pipeline's, such as `10ms`.")] = None,
     title: Annotated[str | None, typer.Option("--title", help="Its title, in its files.")] = None,
     sample: Annotated[str | None, typer.Option("--sample", help="Name of the sample, in its files.")] = None,
+    directory: Annotated[str | None, typer.Option("--directory", help="Where its files go: a new directory.")] = None,
     debug: Debug = False,
 ) -> None:
     """Start the acquisition that a run has made ready (`lima2 run --armed`, or `acquisition.start: request`).
 
-    Exit code 0: it starts, 1: nothing is ready, or it can't be had like this, 2: no run directory, 10: the run was
-    aborted, or does not answer.
+    With --directory its files are there, and a link to it stays where it was made ready. Exit code 0: it starts, 1:
+    nothing is ready, or it can't be had like this, 2: no run directory, 10: the run was aborted, or does not answer.
     """
     with border(as_json=False, debug=debug):
         said = {key: value for key, value in (("title", title), ("sample", sample)) if value is not None}
         request: dict[str, Any] = {"do": "start"} | ({} if frames is None else {"frames": frames})
         request |= {"metadata": said} if said else {}
-        directory, _ = asked(run, request | ({} if period is None else {"period": seconds_option("--period", period)}))
-        print(f"{directory}: started")
+        request |= {} if directory is None else {"directory": os.path.abspath(directory)}
+        there, answer = asked(run, request | ({} if period is None else {"period": seconds_option("--period", period)}))
+        print(f"{answer.get('directory', there)}: started")
 
 
 def set_parameter(
@@ -64,22 +67,11 @@ def set_parameter(
     run directory, 10: the run was aborted, or does not answer.
     """
     with border(as_json=False, debug=debug):
-        request = {"do": "set", "node": node, "parameter": parameter, "value": _plain(value)}
+        from lima2cli.drive.pipelines import plain_value
+
+        request = {"do": "set", "node": node, "parameter": parameter, "value": plain_value(value)}
         directory, answer = asked(run, request)
         print(f"{directory}: {node}: {parameter} is changed from frame {answer['frame']} on")
-
-
-def _plain(text: str) -> Any:
-    """Return a value as pipelines have it. Raises `UnreadableInput` where it is not YAML."""
-    from lima2cli.diagnostics import Findings
-    from lima2cli.document import load
-    from lima2cli.errors import UnreadableInput
-
-    findings = Findings()
-    document = load(f"value: {text}\n", "-", findings, environment={})
-    if document is None or findings.failed or not isinstance(document.data, dict):
-        raise UnreadableInput(f"{text!r}: {'; '.join(one.message for one in findings)}")
-    return document.data["value"]
 
 
 def trigger(
@@ -177,4 +169,6 @@ def _row(run: "Run") -> tuple[str, str, str, str]:
     acquisition = "" if number is None or of == 1 else f"acquisition {which_text(number, of or 0)}"
     more = "  ".join(part for part in (acquisition, phase) if part)
     took = seconds_text(seconds) if seconds else ""
+    if run.directory.is_symlink():
+        more += f"{'  ' if more else ''}in {run.directory.resolve()}"
     return run.directory.name, run.state, "" if frames is None else frames_text(frames), f"{took}  {more}"

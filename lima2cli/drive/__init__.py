@@ -17,9 +17,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lima2cli.drive.driven import Counters, LiveFrame, Progress, Run
+from lima2cli.drive.contents import Counters, LiveFrame
+from lima2cli.drive.driven import Progress, Run
 from lima2cli.drive.pipelines import Pipeline, PipelineInvalid, compile_pipeline, text_of, validate
 from lima2cli.runs.directory import find_run
+from lima2cli.runs.event_log import GivenUp
 
 __all__ = [
     "Counters",
@@ -62,7 +64,11 @@ def run(
         start_new_session=apart,
     )  # fmt: skip
     started = Run(process=process, text=text if file == "-" else "")
-    started._wait_until_ready()
+    try:
+        started._wait_until_ready()
+    except GivenUp:
+        process.terminate()  # which stops it in order
+        raise
     return started
 
 

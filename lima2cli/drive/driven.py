@@ -1,6 +1,7 @@
-"""A run that Python programs watch and drive: its events, requests to it, its frames and files."""
+"""A run that Python programs watch and drive: its events, and requests to it."""
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -8,15 +9,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lima2cli.accounting.summary import Summary, read_summary
+from lima2cli.drive.contents import Contents
 from lima2cli.drive.pipelines import PipelineInvalid, message_of
 from lima2cli.errors import (
     BY_SIGNAL,
@@ -28,8 +26,7 @@ from lima2cli.errors import (
     StateError,
     UnreadableInput,
 )
-from lima2cli.files import live
-from lima2cli.runs.control_socket import HangUp, ask, tap, watch, where
+from lima2cli.runs.control_socket import HangUp, ask, watch, where
 from lima2cli.runs.ending import record_of
 from lima2cli.runs.event_log import EventLog
 
@@ -67,37 +64,7 @@ class Progress:
         raise StopIteration
 
 
-class Counters:
-    """Tables of a run, by node: ``run.counters["roi"]["sum"]``, as far as their rows are in files now."""
-
-    def __init__(self, run: "Run") -> None:
-        self._run = run
-
-    def __getitem__(self, node: str) -> dict[str, NDArray[Any]]:
-        """Return the columns of a node, ``frame_number`` among them, in its order. Raises `FileProblem`."""
-        return live.columns(self._run.directory, self._run.name, node)
-
-
-@dataclass(frozen=True, eq=False)
-class LiveFrame:
-    """A frame of a run, of a flow or node: ``pixels`` (height, width).
-
-    number    of the frame
-    time_ns, acquisition, receiver   the detector's time, ns since the epoch, which acquisition of the run, from 1, and
-              the receiver that it came from; None where it was read from a file
-    mask      bool (height, width), True = no measurement in any frame; None = all pixels measure
-    """
-
-    node: str
-    number: int
-    time_ns: int | None
-    acquisition: int | None
-    receiver: str | None
-    pixels: NDArray[Any]
-    mask: NDArray[np.bool_] | None = None
-
-
-class Run:
+class Run(Contents):
     """A run that goes on, or one that has ended. As a context manager it is stopped, and waited for, at the end."""
 
     def __init__(
@@ -162,7 +129,8 @@ class Run:
         self._log.end()
 
     def _take(self, event: dict[str, Any]) -> None:
-        if "directory" in event and (self._directory is None or event["type"] in ("start", "done")):
+        there = event["type"] in ("start", "done") or event.get("event") == "moved"
+        if "directory" in event and (self._directory is None or there):
             self._directory = Path(event["directory"]).resolve()
         self._log.add(event)
         for function in self._called:
@@ -222,11 +190,6 @@ class Run:
             raise StateError("the run has no directory yet")
         return self._directory
 
-    @property
-    def name(self) -> str:
-        """Name of the pipeline."""
-        return record_of(self.directory).name
-
     def _ask(self, do: str, **more: Any) -> dict[str, Any]:
         answer = ask(self.directory, {"version": 1, "do": do} | more)
         if not answer.get("ok"):
@@ -234,20 +197,33 @@ class Run:
         return answer
 
     def start(
-        self, frames: int | None = None, period: float | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        frames: int | None = None,
+        period: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        directory: str | os.PathLike[str] | None = None,
     ) -> None:
         """Start the acquisition that is armed, of the pipeline's frames and period (s), or of fewer, and slower.
 
-        metadata  what its files say besides what the pipeline does: ``title``, ``sample``, ``extra`` (a mapping)
+        metadata   what its files say besides what the pipeline does: ``title``, ``sample``, ``extra`` (a mapping)
+        directory  where its files go, relative to the working directory of this program: a new directory, or an empty
+                   one, on the file system of the one that was made ready, which becomes a link to it
 
         Raises:
             StateError: none is armed, or it can't be had like this.
         """
-        asked = {"frames": frames, "period": period, "metadata": metadata}
-        self._ask("start", **{key: value for key, value in asked.items() if value is not None})
+        place = None if directory is None else os.path.abspath(directory)
+        asked = {"frames": frames, "period": period, "metadata": metadata, "directory": place}
+        answer = self._ask("start", **{key: value for key, value in asked.items() if value is not None})
+        if "directory" in answer:
+            self._directory = Path(answer["directory"])
 
     def acquire(
-        self, frames: int | None = None, period: float | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        frames: int | None = None,
+        period: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        directory: str | os.PathLike[str] | None = None,
     ) -> int:
         """Wait until the next acquisition is armed, and start it as `start` does; return its number, from 1.
 
@@ -258,7 +234,7 @@ class Run:
             StateError: it can't be had like this.
         """
         self._await(lambda event: event.get("event") == "armed" and event["acquisition"] > self._started)
-        self.start(frames, period, metadata)
+        self.start(frames, period, metadata, directory)
         self._started += 1
         return self._started
 
@@ -307,7 +283,9 @@ class Run:
     def status(self, *, detail: bool = False) -> dict[str, Any]:
         """Return how far it is: ``state``, ``flows``, ``saved``, ``rows``, ``triggers``, ``seconds``.
 
-        detail  with all that `lima2 top` shows, and ``visible``: what can be looked at, its shape, dtype and view
+        detail  with all that `lima2 top` shows, ``visible``: what can be looked at, its shape, dtype and view, and
+                ``changeable``: parameters that `set` changes, by node, and their values now; ``regions`` of nodes that
+                were changed
         """
         return self._ask("status", detail=detail)
 
@@ -371,80 +349,6 @@ class Run:
         """The account of all frames; None before the end."""
         return read_summary(self.directory)
 
-    @property
-    def files(self) -> list[Path]:
-        """Its HDF5 files."""
-        return sorted(self.directory.glob("*.h5"))
-
-    @property
-    def counters(self) -> Counters:
-        """Tables, by node, as far as they are in files: ``run.counters["roi"]["sum"]``."""
-        return Counters(self)
-
-    def frame(self, node: str, number: int = -1) -> NDArray[Any]:
-        """Return a saved frame (height, width) by its number, or counted from the latest (-1). Raises `FileProblem`."""
-        return live.frame(self.directory, self.name, node, number)[1]
-
-    def tap(
-        self, node: str, *, every: float = 0.0, count: int | None = None, hang_up: HangUp | None = None
-    ) -> Iterator[LiveFrame]:
-        """Yield frames of a flow or node, saved or not, while the run goes on; it never waits for whoever looks.
-
-        every   the least seconds from one frame to the next; those between are left out
-        count   ends after so many, None at the end of the run
-        hang_up ends it at once, when another thread calls it, though no frame comes
-
-        Raises:
-            StateError: the run does not go on, or has no such frames.
-        """
-        mask: NDArray[np.bool_] | None = None
-        seen = 0
-        for head, data in tap(self.directory, node, every, hang_up):
-            pixels = np.frombuffer(data, np.dtype(head["dtype"])).reshape(head["shape"])
-            if head["type"] == "mask":
-                mask = pixels != 0
-                continue
-            yield LiveFrame(node, head["frame_number"], head["time_ns"], head["acquisition"], head["receiver"],
-                            pixels, mask)  # fmt: skip
-            seen += 1
-            if seen == count:
-                return
-
-    def last(self, node: str) -> LiveFrame:
-        """Return the last frame that a node has saved, as far as it is in files. Raises `FileProblem`."""
-        if node not in record_of(self.directory).channels:
-            raise FileProblem(f"{'the run has ended, and ' if not self.live else ''}{node} is not saved")
-        return self.saved(node, -1)
-
-    def saved(self, node: str, number: int = -1) -> LiveFrame:
-        """Return a saved frame as `frame` does, with its time and mask. Raises `FileProblem`."""
-        if node not in record_of(self.directory).channels:
-            raise FileProblem(f"{'the run has ended, and ' if not self.live else ''}{node} is not saved")
-        saved = live.saved_frame(self.directory, self.name, node, number)
-        return LiveFrame(node, saved.number, saved.time_ns, None, None, saved.pixels, saved.mask)
-
-    def rows(self, node: str, since: int = -1) -> dict[str, NDArray[Any]]:
-        """Return the columns of a table as `counters` does, of frames with a greater number than ``since``.
-
-        Raises `FileProblem`.
-        """
-        return live.columns(self.directory, self.name, node, since)
-
-    @property
-    def tables(self) -> list[str]:
-        """Names of the nodes whose rows are saved."""
-        return list(record_of(self.directory).tables)
-
-    def open(self, node: str) -> Any:
-        """Return the h5py dataset (n, height, width) of the master of a channel; close it by its ``file``.
-
-        While the run goes on it has the rows that are final now: ask again for more.
-
-        Raises:
-            FileProblem: there is no master (yet).
-        """
-        return live.open_master(self.directory, self.name, node)
-
     def leave(self) -> None:
         """Watch it no longer, where it was opened, not started, here: no events come any more, and it goes on."""
         self._hang_up()
@@ -483,7 +387,7 @@ class Run:
 
         with suppress(UnreadableInput):  # a directory that somebody removed
             for node in record_of(self.directory).channels:
-                with suppress(FileProblem):  # it has none yet, or sparse ones
+                with suppress(FileProblem):  # it has none yet
                     last = self.last(node)
                     return Picture(node, last.number, last.pixels, last.mask)
         hang_up = HangUp()

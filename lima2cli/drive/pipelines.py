@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.check import Checked, check_text
-from lima2cli.diagnostics import Diagnostic
+from lima2cli.diagnostics import Diagnostic, Findings
+from lima2cli.document import load
 from lima2cli.errors import Lima2Error, UnreadableInput
 from lima2cli.plan.ir import Plan
 
@@ -59,6 +60,19 @@ def _checked(pipeline: Pipeline, overrides: Sequence[str]) -> Checked:
     base = Path() if file == "-" else Path(file).parent
     cores = len(os.sched_getaffinity(0))
     return check_text(text, file, base, cores=cores, environment=os.environ, overrides=overrides)
+
+
+def plain_value(text: str) -> Any:
+    """Return the value of a parameter that a user has written, as pipelines have it: YAML, and so JSON.
+
+    Raises:
+        UnreadableInput: it is neither.
+    """
+    findings = Findings()
+    document = load(f"value: {text}\n", "-", findings, environment={})
+    if document is None or findings.failed or not isinstance(document.data, dict):
+        raise UnreadableInput(f"{text!r}: {'; '.join(one.message for one in findings)}")
+    return document.data["value"]
 
 
 def text_of(pipeline: Pipeline) -> tuple[str, str]:

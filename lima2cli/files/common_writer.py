@@ -168,6 +168,11 @@ class CommonWriter:
         """Return whether all rounds are over; only after `finish`."""
         return self._state is _State.DONE
 
+    @property
+    def settled(self) -> int:
+        """Return before which row all are in the file, or never will be, as far as this receiver knows."""
+        return self._rounds.last(self._number - 1) if self._number else 0
+
     def stage(self, block: Block) -> NDArray[np.int64]:
         """Copy frames (n, height, width) of the channel's dtype to their rounds; they count when committed.
 
@@ -288,7 +293,8 @@ class CommonWriter:
         if self._number * self._rounds.rows >= self._rounds.total:
             self._state = _State.DONE if self._ended else _State.FILLING
             return self._ended
-        if self._passed < self._rounds.last(self._number):
+        own = self._rounds.stripes.below  # the last row of a round may be another receiver's
+        if own(self._passed) < own(self._rounds.last(self._number)):
             return False
         self._state, self._agreement = _State.READY, self._collective.agree(OK)
         return True

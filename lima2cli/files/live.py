@@ -13,13 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import FileProblem
+from lima2cli.files.common_file import written_rows_files
 from lima2cli.files.compression import load_filters
 from lima2cli.files.inspection import detector_of
 from lima2cli.files.live_master import grows, is_final
-from lima2cli.files.nexus import ENTRY, ChannelRecord, frame_file_names, master_file, part_names, table_file
+from lima2cli.files.nexus import (
+    ENTRY,
+    MEASUREMENT,
+    ChannelRecord,
+    frame_file_names,
+    master_file,
+    part_names,
+    table_file,
+)
+from lima2cli.files.rows import rows_of
+from lima2cli.files.sparse_writer import image_of, is_sparse
 
 CHANGING_S = 1.0
 """Seconds for which files are tried again: they may be renamed, joined or closed just when they are opened."""
+
+UNFINISHED = ".part"
+"""End of the name of a common file that receivers write."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,11 +66,13 @@ def reading(path: Path) -> Iterator[Any]:
     import h5py
 
     load_filters()
+    # a lock of a common file would keep the end of the run from completing it
+    options: dict[str, Any] = {"locking": False} if path.suffix == UNFINISHED else {}
     try:
         try:
-            file = h5py.File(path, swmr=True)
+            file = h5py.File(path, swmr=True, **options)
         except OSError:  # of a version that knows no SWMR, as common files are
-            file = h5py.File(path)
+            file = h5py.File(path, **options)
     except OSError as error:
         raise FileProblem(f"{path} can't be read (yet): {error}") from error
     with file:
@@ -70,11 +86,11 @@ def frame(directory: Path, name: str, node: str, number: int) -> tuple[int, NDAr
     name, node   of the pipeline and of the node that saves it
 
     Raises:
-        FileProblem: it is not there, or not yet, or the channel has dense whole frames only after the run.
+        FileProblem: it is not there, or not yet, or the channel has whole frames only after the run.
     """
     found, row, path = _found(directory, name, node, number)
     with reading(path) as file:
-        return found, _data(file)[row]
+        return found, _pixels(file, row)
 
 
 def _found(directory: Path, name: str, node: str, number: int) -> tuple[int, int, Path]:
@@ -83,17 +99,18 @@ def _found(directory: Path, name: str, node: str, number: int) -> tuple[int, int
     pattern = frame_file_names(name, node)
     final = is_final(master)
     paths = [master] if final else _matching(directory, pattern)
+    if not paths:
+        return _found_in_common(directory, name, node, number)
     best: tuple[int, int, Path] | None = None
     behind: list[tuple[int, int, Path]] = []
     for path in paths:
         with reading(path) as file:
-            numbers = _numbers(file)
+            numbers, rows = _numbers(file, final)
         if number >= 0:
-            rows = np.flatnonzero(numbers == number)
-            best = best or ((number, int(rows[0]), path) if len(rows) else None)
+            here = rows[numbers == number]
+            best = best or ((number, int(here[0]), path) if len(here) else None)
         else:
-            last = range(max(0, len(numbers) + number), len(numbers))
-            behind += [(int(numbers[row]), row, path) for row in last]
+            behind += [(int(numbers[at]), int(rows[at]), path) for at in range(max(0, len(rows) + number), len(rows))]
     behind.sort()
     if number < 0 and len(behind) >= -number:
         best = behind[number]
@@ -102,9 +119,26 @@ def _found(directory: Path, name: str, node: str, number: int) -> tuple[int, int
     return best
 
 
+def _found_in_common(directory: Path, name: str, node: str, number: int) -> tuple[int, int, Path]:
+    """Return the same as `_found` of a file that all receivers write, as far as they have noted what they wrote."""
+    numbers, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for note in written_rows_files(str(directory), name, node):
+        with reading(directory / note) as file:
+            record, held = ChannelRecord.read(file), file[MEASUREMENT]["frame_number"][()]
+        if record is not None and record.role == "written":
+            numbers.append(held)
+            rows.append(rows_of(held, record.start, record.step))
+    known, places = np.concatenate(numbers), np.concatenate(rows)
+    order = np.argsort(known)
+    found = np.flatnonzero(known == number) if number >= 0 else order[number : len(order) + number + 1]
+    if not len(found) or -number > len(order):
+        raise FileProblem(f"{node} has no frame {number} yet")
+    return int(known[found[0]]), int(places[found[0]]), directory / f"{master_file(name, node)}{UNFINISHED}"
+
+
 @dataclass(frozen=True, eq=False)
 class SavedFrame:
-    """A frame of a channel: ``pixels`` (height, width).
+    """A frame of a channel: ``pixels`` (height, width); of sparse ones the whole detector image.
 
     time_ns  of the detector, ns since the epoch; None where the file does not say
     mask     bool (height, width), True = no measurement in any frame; None = all pixels measure
@@ -124,28 +158,47 @@ def saved_frame(directory: Path, name: str, node: str, number: int) -> SavedFram
     """
     found, row, path = _found(directory, name, node, number)
     with reading(path) as file:
-        data, record = _data(file), ChannelRecord.read(file)
-        mask, times = data.parent.get("pixel_mask"), data.parent.get("frame_time")
+        detector, record = detector_of(file), ChannelRecord.read(file)
+        pixels, mask, times = _pixels(file, row), detector.get("pixel_mask"), detector.get("frame_time")
         start_ns = None if record is None else record.start_ns
         time_ns = None if times is None or not start_ns else start_ns + round(float(times[row]) * 1e9)
-        return SavedFrame(found, time_ns, data[row], None if mask is None else np.asarray(mask[()] != 0))
+        if mask is not None and mask.shape != pixels.shape:  # sparse pixels of a part of the detector
+            mask = None
+        return SavedFrame(found, time_ns, pixels, None if mask is None else np.asarray(mask[()] != 0))
 
 
 def _matching(directory: Path, pattern: re.Pattern[str]) -> list[Path]:
     return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
 
 
-def _numbers(file: Any) -> NDArray[np.uint64]:
-    numbers: NDArray[np.uint64] = _data(file).parent["frame_number"][()]
-    return numbers
+def _numbers(file: Any, final: bool) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
+    """Return the numbers of the frames in a file, and their rows; of sparse ones only those whose pixels were saved.
+
+    Rows of sparse frames that were lost have no pixels either: they would be images of a dark detector.
+    """
+    detector = detector_of(file)
+    numbers, data = detector["frame_number"][()], detector["data"]
+    rows = np.arange(len(numbers))
+    if is_sparse(data):
+        rows = rows[: len(data["frame_ptr"]) - 1]
+        rows = rows[detector["frame_status"][()][: len(rows)] == 0] if final else rows
+    return numbers[rows], rows
 
 
-def _data(file: Any) -> Any:
-    """Return the dataset of frames (n, height, width)."""
+def _pixels(file: Any, row: int) -> NDArray[Any]:
+    """Return a frame (height, width); of a sparse one the whole detector image.
+
+    Raises:
+        FileProblem: its pixels are not there yet.
+    """
     data = detector_of(file)["data"]
-    if not hasattr(data, "shape"):
-        raise FileProblem(f"{file.filename} has sparse frames: read its groups with h5py")
-    return data
+    if not is_sparse(data):
+        pixels: NDArray[Any] = data[row]
+        return pixels
+    try:
+        return image_of(data, row)
+    except OSError as error:
+        raise FileProblem(f"{file.filename}: {error}") from error
 
 
 @_tried_again

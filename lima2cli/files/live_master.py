@@ -81,13 +81,18 @@ class LiveMaster:
     """
 
     def __init__(self, channel: Channel, directory: str, template: bytes | None = None) -> None:
-        self._channel, self._directory = channel, directory
-        self.path = os.path.join(directory, master_file(channel.name, channel.node))
+        self._channel = channel
+        self.move(directory)
         self._parts: dict[int, list[_Part]] = {receiver: [] for receiver in dict.fromkeys(channel.receivers)}
         self.rows = 0
         self.template = self._without_rows() if template is None else template
         """The file without rows, which masters of other acquisitions of the channel begin with, too."""
         self._replace(0, None)
+
+    def move(self, directory: str) -> None:
+        """Note that it is in this directory, with all that it shows."""
+        self._directory = directory
+        self.path = os.path.join(directory, master_file(self._channel.name, self._channel.node))
 
     def write(self, rows: int, saved: Mapping[int, int], start_ns: int) -> bool:
         """Replace it by one of so many rows, whose frames are in files or will never be; return whether that was done.

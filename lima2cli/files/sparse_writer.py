@@ -20,7 +20,7 @@ from lima2cli.files.compression import filter_options
 from lima2cli.files.disk import MARGIN, disk_errors
 from lima2cli.files.frame_writer import FrameSequence, GrowingFile
 from lima2cli.files.nexus import group
-from lima2cli.frames import Array, Block, SparseBlock
+from lima2cli.frames import Array, Block, SparseBlock, dense_image
 
 CHUNK = 16384
 """Pixels of a chunk, which the chunk cache takes."""
@@ -75,6 +75,20 @@ class GrowingRows:
 def is_sparse(data: Any) -> bool:
     """Return whether ``data`` of a file is a group of sparse frames."""
     return hasattr(data, "keys")
+
+
+def image_of(data: Any, row: int) -> Array:
+    """Return a row of a group ``data`` as the whole detector image (height, width) that it stands for.
+
+    Raises:
+        OSError: its pixels are not all there (yet).
+    """
+    height, width = (int(size) for size in data.attrs["shape"])
+    pointers = data["frame_ptr"][row : row + 2].tolist()
+    index, intensity = (data[name][slice(*pointers)] for name in PARTS)
+    if len(pointers) < 2 or not len(index) == len(intensity) == pointers[1] - pointers[0]:
+        raise OSError(f"the pixels of row {row} are not there")
+    return dense_image((height, width), index, intensity)
 
 
 def whole_rows(data: Any) -> int:

@@ -10,6 +10,7 @@ from lima2cli.foreign import CALL_S, WATCH, TookTooLong, call_foreign, is_foreig
 from lima2cli.frames import Block, Files
 from lima2cli.graph.build import BoundPass, BoundStep, NodeFailed, bind_passes, origins_of
 from lima2cli.graph.changes import Changes
+from lima2cli.graph.operators import BoundCommon
 from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, PartFailed, Result, copy_of
 from lima2cli.graph.taps import Taps
 from lima2cli.graph.user_program import OwnProcessing
@@ -136,7 +137,9 @@ class Executor:
         self._together = {step.name for step in program.steps if step.collective}
         self._foreign = {step.name for step in program.steps if is_foreign(type(step.node))}
         origins = origins_of(program.steps, [flow.gdt.flow for flow in program.flows])
-        self._origins = {name: origins[name] for name in bound.savers if name not in self._together}
+        self._origins = {
+            name: origins[name] for name, saver in bound.savers.items() if not isinstance(saver, BoundCommon)
+        }
         self._come = dict.fromkeys(self._polled, -1)
         self._told_end = False
         self.taps = Taps(program.steps)
@@ -236,7 +239,7 @@ class Executor:
     def undecided(self, flows: Mapping[str, int]) -> dict[str, int]:
         """Return the first frame of this receiver that each sink and table may still get, `END` where there is none.
 
-        Those before it are saved, or never will be. Not of what receivers write together.
+        Those before it are saved, or never will be. Of a file that all receivers write the first frame of any.
 
         flows  the first frame of each flow that has not been processed
         """
@@ -251,7 +254,8 @@ class Executor:
             for name, origin in self._origins.items()
             if origin in come and name in self._open
         }
-        return {name: self._due[name].after(last) for name, last in reached.items()}
+        common = {name: saver.undecided for name, saver in self._open.items() if isinstance(saver, BoundCommon)}
+        return common | {name: self._due[name].after(last) for name, last in reached.items()}
 
     def flush(self) -> None:
         """Make what was committed readable."""

@@ -120,6 +120,13 @@ class BoundCommon(Writing):
         """See `Operator`: the others wait for it."""
         return (self.name,)
 
+    @property
+    def undecided(self) -> int:
+        """Return the first frame of all receivers that may still come to the file; END where there is none."""
+        if self._writer is None:
+            return self._rule.frame(0)
+        return END if self._writer.done else int(self._rule.frame(self._writer.settled))
+
     def ready(self, directory: str) -> None:
         """See `Operator.ready`. The file itself, which they make together, holds the time of the start."""
         self._directory = directory

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lima2cli.errors import StreamProblem
-from lima2cli.frames import Array, Block, SparseBlock, SparseSpec
+from lima2cli.frames import Array, Block, SparseBlock, SparseSpec, dense_image
 from lima2cli.messages import Tapped
 from lima2cli.plan.ir import Step
 
@@ -59,7 +59,5 @@ class Taps:
         if not isinstance(block, SparseBlock):
             return np.array(block.frames[-1], order="C")
         width, height = self._detectors[name]
-        image = np.zeros((height, width), block.frames.dtype)
         last = slice(int(block.frame_ptr[-2]), int(block.frame_ptr[-1]))
-        image.reshape(-1)[block.index[last]] = block.frames[last]
-        return image
+        return dense_image((height, width), block.index[last], block.frames[last])

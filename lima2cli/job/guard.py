@@ -28,7 +28,7 @@ from lima2cli.job.loopback import call_c, descriptor_of
 from lima2cli.paths import unlock
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.ending import conclude
-from lima2cli.runs.processes import await_end, descendants, kill, started
+from lima2cli.runs.processes import HeldDirectory, await_end, descendants, kill, started
 from lima2cli.secret import hide
 
 DUMP = signal.SIGRTMIN + 6
@@ -50,7 +50,7 @@ class Guard:
     """The child that watches this process, from `begin` on; it ends with it, or with `end`."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
-        self._plan, self._directory = plan, directory
+        self._plan, self._held = plan, HeldDirectory(directory)
         self._child, self._pipe, self._inode, self._process, self._exit = 0, -1, 0, os.getpid(), os._exit
         self._input, self._unraisable = -1, sys.unraisablehook
 
@@ -115,6 +115,7 @@ class Guard:
 
     def end(self) -> None:
         """End the child: all calls have returned."""
+        self._held.close()
         if not self._child:
             return
         WATCH.rest()
@@ -138,7 +139,7 @@ class Guard:
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
-        kept = {0, 1, 2, ears, parent}
+        kept = {0, 1, 2, ears, parent, self._held.descriptor}
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in kept:
                 with suppress(OSError):
@@ -146,8 +147,8 @@ class Guard:
         message, process = _heard(ears, parent, self._process), self._process
         if GONE not in message:
             os.kill(process, signal.SIGSTOP)
-        document = os.memfd_create("lima2-plan")
-        os.write(document, pickle.dumps((self._plan, str(self._directory), message, process)))
+        document, directory = os.memfd_create("lima2-plan"), os.path.realpath(self._held.now() or self._held.path)
+        os.write(document, pickle.dumps((self._plan, directory, message, process)))
         os.lseek(document, 0, os.SEEK_SET)
         os.dup2(document, 0)
         command = [sys.executable, "-P", "-m", "lima2cli.job.guard"]

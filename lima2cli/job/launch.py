@@ -152,6 +152,8 @@ class Directories:
         elif event["type"] == "abort":
             self._abort()
         else:
+            if event.get("event") == "moved":
+                self._held[event["acquisition"] - 1].path = Path(event["directory"])
             self._emit(event)
 
 

@@ -18,6 +18,24 @@ def changed(node: Node, parameter: str, value: Any, inputs: Inputs, after: Spec)
     Raises:
         StateError: it can't be changed, the value is wrong, or what leaves the node would not be the same.
     """
+    new = with_value(node, parameter, value)
+    try:
+        leaves = new.infer(inputs)
+    except NodeMisuse as misuse:
+        raise StateError(misuse.message) from misuse
+    except FileProblem as problem:
+        raise StateError(str(problem)) from problem
+    if not _same(leaves, after):
+        raise StateError(f"with this {parameter} what leaves the node would not be the same: start another run")
+    return new
+
+
+def with_value(node: Node, parameter: str, value: Any) -> Node:
+    """Return a node with another value of a parameter, as users write it.
+
+    Raises:
+        StateError: it can't be changed, or the value is wrong.
+    """
     if parameter not in type(node).changeable:
         may = ", ".join(type(node).changeable) or "none of its parameters"
         raise StateError(f"{type(node).kind}: {parameter} can't be changed while the run goes on, {may} can")
@@ -27,15 +45,9 @@ def changed(node: Node, parameter: str, value: Any, inputs: Inputs, after: Spec)
         raise StateError("; ".join(one.message for one in reading.findings) or f"{parameter} can't be {value!r}")
     values = {key: getattr(node, key) for key in params(type(node))} | {parameter: read}
     try:
-        new = type(node)(**values)
-        leaves = new.infer(inputs)
+        return type(node)(**values)
     except NodeMisuse as misuse:
         raise StateError(misuse.message) from misuse
-    except FileProblem as problem:
-        raise StateError(str(problem)) from problem
-    if not _same(leaves, after):
-        raise StateError(f"with this {parameter} what leaves the node would not be the same: start another run")
-    return new
 
 
 def _same(one: Spec, other: Spec) -> bool:

@@ -11,7 +11,7 @@ from lima2cli.files.channel import Channel
 from lima2cli.frames import SparseSpec
 from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Map, Sink
-from lima2cli.plan.ir import Gdt, Plan
+from lima2cli.plan.ir import Gdt, Plan, Step
 from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
 from lima2cli.units import volume_text
 from lima2cli.view import View, view_plain
@@ -173,14 +173,15 @@ def visible_figures(plan: Plan) -> dict[str, dict[str, Any]]:
 
 def region_figures(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the regions that nodes look at, by node and name: lines [[x, y], …] in pixels of the detector, closed."""
-    found = {step.name: step.node.outlines(step.before) for step in plan.steps}
+    found = {step.name: outline_figures(step) for step in plan.steps}
+    return {node: outlines for node, outlines in found.items() if outlines}
+
+
+def outline_figures(step: Step) -> dict[str, Any]:
+    """Return the regions that one node looks at, as `region_figures` has them."""
     return {
-        node: {
-            name: [[[round(x, 2), round(y, 2)] for x, y in line] for line in outline]
-            for name, outline in outlines.items()
-        }
-        for node, outlines in found.items()
-        if outlines
+        name: [[[round(x, 2), round(y, 2)] for x, y in line] for line in outline]
+        for name, outline in step.node.outlines(step.before).items()
     }
 
 

@@ -6,10 +6,13 @@ how far they are; the change is due at the highest of these frames, which no rec
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lima2cli import messages
 from lima2cli.messages import Change
+from lima2cli.nodes.change import with_value
+from lima2cli.plan.figures import outline_figures
 from lima2cli.plan.ir import Plan
 
 LONGEST_S = 8.0
@@ -18,8 +21,21 @@ LONGEST_S = 8.0
 Reply = Callable[[dict[str, Any]], None]
 
 
+def changeable(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the parameters that can be changed while a run goes on, and their values at its start, by node."""
+    asked = plan.record.get("nodes", {})
+    return {
+        step.name: {name: asked.get(step.name, {}).get(step.node.kind, {}).get(name) for name in step.node.changeable}
+        for step in plan.steps
+        if step.node.changeable and not step.collective and step.workers is None and len(step.sources) == 1
+    }
+
+
 class Changing:
     """The change that is under way, if one is.
+
+    values   of parameters now, see `changeable`;  regions  of nodes of which a parameter was changed, as plans have
+             them
 
     send   sends a message to the receivers
     done   is called with each change that was applied, and the frame that it is applied at
@@ -36,6 +52,9 @@ class Changing:
         self._held = False
         self._deadline = 0.0
         self._number = 0
+        self.values = changeable(plan)
+        self.regions: dict[str, Any] = {}
+        self._steps = {step.name: step for step in plan.steps}
 
     def ask(self, request: Mapping[str, Any], reply: Reply) -> str | None:
         """Begin a change; return why it is refused, None where ``reply`` gets the answer later."""
@@ -71,8 +90,18 @@ class Changing:
             self._send(messages.HOLD, number)
         else:
             change = self._change
+            self._note(change)
             self._end(self._frame, {"ok": True, "frame": self._frame})
             self._done(change, self._frame)
+
+    def _note(self, change: Change) -> None:
+        """Note a change that was agreed upon."""
+        step = self._steps[change.node]
+        step = replace(step, node=with_value(step.node, change.parameter, change.value))
+        self._steps[step.name] = step
+        self.values.setdefault(step.name, {})[change.parameter] = change.value
+        if outlines := outline_figures(step):
+            self.regions[step.name] = outlines
 
     def look_at_clock(self) -> None:
         """Give a change up that a receiver does not answer to."""

@@ -15,18 +15,19 @@ from typing import Any
 
 from lima2cli import messages
 from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcquisition, Outcome
-from lima2cli.errors import EnvironmentUnfit, RunFailed
+from lima2cli.errors import EnvironmentUnfit, RunFailed, StateError
 from lima2cli.files.appending import load_libraries
 from lima2cli.messages import Change, Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram
+from lima2cli.ranks.answers import Answers
 from lima2cli.ranks.changing import Changing, Reply
 from lima2cli.ranks.live_masters import LiveMasters
-from lima2cli.ranks.progress import Answers, Progress, check_ready, check_silence, triggers_done
+from lima2cli.ranks.places import Places
+from lima2cli.ranks.progress import Progress, check_ready, check_silence, triggers_done
 from lima2cli.runs import channel as job_events
 from lima2cli.runs.channel import BY_USER, Stop
 from lima2cli.runs.description import keep_change, keep_description
-from lima2cli.runs.processes import HeldDirectory
 from lima2cli.transport.base import Port
 from lima2cli.units import seconds_text
 
@@ -40,9 +41,6 @@ SLEEP_S, QUICK_SLEEP_S = 5e-3, 5e-4
 """Seconds of rest while there is nothing to do, and for `QUICK_S` after somebody has asked for frames."""
 
 QUICK_S = 0.1
-
-DIRECTORY_PERIOD_S = 0.5
-"""Seconds from one check of the run directory to the next."""
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -62,7 +60,8 @@ class ControlRank:
     """The state machine of a `ControlProgram`.
 
     emit       gets progress;  close   writes what ends an acquisition (masters, summary) in its directory
-    directory  of the first acquisition;  another   makes that of the next. Raises `EnvironmentUnfit`
+    directory  of the first acquisition;  another   makes that of the next, from that of one before. Raises
+               `EnvironmentUnfit`
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class ControlRank:
         close: Callable[[Outcome, str], None],
         order: Callable[[], Stop | None],
         directory: str,
-        another: Callable[[], str],
+        another: Callable[[str], str],
     ) -> None:
         self.done = False
         self._plan: Plan = program.plan
@@ -95,12 +94,13 @@ class ControlRank:
             self._trigger,
             lambda rank, node: self._send({rank}, messages.TAP, node),
             self._change,
+            lambda: {"changeable": self._changing.values, "regions": self._changing.regions},
+            self._move,
         )
         self._progress = Progress(self._plan)
         self._changing = Changing(self._plan, lambda kind, what: self._send(self._receivers, kind, what), self._changed)
         self._masters = LiveMasters(self._plan, self._warn)
-        self._held = [HeldDirectory(directory)]
-        self._looked = 0.0
+        self._places = Places(directory)
         self._stopped: Stop | None = None
         self._next = 0
         self._quick_until = 0.0
@@ -136,9 +136,7 @@ class ControlRank:
         """End the files that are being written; after `done`, or where the run is given up."""
         self._completion.shutdown()
         self._answers.close()
-        for one in self._held:
-            one.close()
-        self._held.clear()
+        self._places.close()
 
     def step(self) -> bool:
         """Handle all messages, then look at the clock; return whether there was a message.
@@ -244,6 +242,29 @@ class ControlRank:
             self._warn(f"the change of {change.node} can't be noted in the files: {error}")
         message = f"{change.node}: {change.parameter} is changed from frame {frame} on"
         self._emit(job_events.message_event("changed", message) | words | {"acquisition": number})
+
+    def _move(self, target: Any) -> str:
+        """Give the files of the acquisition that is armed another directory, and return it.
+
+        Receivers hear of it with the order to start.
+
+        Raises:
+            StateError: they can't be there.
+        """
+        if self._plan.processing is not None:
+            raise StateError("the directory can't be moved: the program of `--receiver` knows it already")
+        before = self._now.directory
+        directory, linked = self._places.move(target)
+        if directory == before:
+            return directory
+        self._now.directory = directory
+        self._answers.moved(before, directory)
+        self._masters.move(directory)
+        moved = job_events.message_event("moved", f"its files go to {directory}")
+        self._emit(moved | {"acquisition": self.outcome.number + 1, "directory": directory})
+        if not linked:
+            self._warn(f"there can't be a link {before}: the run is found as {directory} only")
+        return directory
 
     def _trigger(self, count: int) -> None:
         """Fire software triggers."""
@@ -375,9 +396,9 @@ class ControlRank:
         if self._stopped is not None or not self._acquisitions.well or enough:
             return None
         try:
-            directory = self._another()
+            directory = self._another(self._now.directory)
             self._answers.announce(directory)
-            self._held.append(HeldDirectory(directory))
+            self._places.add(directory)
         except (EnvironmentUnfit, OSError) as error:
             self.outcome.fail(f"no more acquisitions: {error}")
             return None
@@ -451,10 +472,8 @@ class ControlRank:
 
         A run whose directory was removed is ended, as long as its open files take frames.
         """
-        if now or time.monotonic() - self._looked > DIRECTORY_PERIOD_S:
-            self._looked = time.monotonic()
-            if self.outcome.state == "complete" and (gone := self._held[-1].gone()):
-                self._fail_run(self.outcome, gone)
+        if self.outcome.state == "complete" and (gone := self._places.gone(now=now)):
+            self._fail_run(self.outcome, gone)
 
     def _complete(self, acquisition: LiveAcquisition) -> None:
         """Write what ends an acquisition, where its directory is now.
@@ -462,7 +481,7 @@ class ControlRank:
         Raises:
             RunFailed: the directory was removed.
         """
-        acquisition.directory = str(self._held[acquisition.outcome.number].found())
+        acquisition.directory = self._places.found(acquisition.outcome.number)
         self._completion.begin(acquisition)
 
     def _fail(self, failure: Failure) -> None:

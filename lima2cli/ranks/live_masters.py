@@ -51,6 +51,11 @@ class LiveMasters:
                 self._templates[name] = master.template
                 self._masters[name] = _Written(master)
 
+    def move(self, directory: str) -> None:
+        """Note that the directory of the acquisition that was announced last has been moved."""
+        for written in self._masters.values():
+            written.master.move(directory)
+
     def follow(self, acquisition: LiveAcquisition, rows: Mapping[str, int], *, now: bool) -> None:
         """Write the masters that have more rows, those that are due or, where ``now``, all."""
         if acquisition.outcome.number != self._number or library_is_broken():

@@ -93,8 +93,8 @@ def _control(
             reason = f"{outcome.reason}; then " if outcome.reason else ""
             raise RunFailed(f"{reason}the files of the run cannot be ended: {error}") from error
 
-    def another() -> str:
-        claims.append(make_another(Path(directory), plan.output_directory, RunNames.of(plan), end_bytes(plan)))
+    def another(before: str) -> str:
+        claims.append(make_another(Path(before), plan.output_directory, RunNames.of(plan), end_bytes(plan)))
         return str(claims[-1])
 
     return ControlRank(program, port, emit, close, order, directory, another)

@@ -233,6 +233,10 @@ class ReceiverRank:
             for reader in self._readers:
                 reader.follow()
             self._ready(self._graph, order.start.directory)
+        elif order.start.directory != self._directory:  # it was moved: what was made ahead is made there again
+            self._graph.close()
+            self._close_ledger()
+            self._ready(self._graph, order.start.directory)
         self._graph.begin(order.start.start_ns)
         self._look_at(order)
         self._report_failures(self._graph)

@@ -203,7 +203,11 @@ def _last_run(template: str, fields: dict[str, str]) -> int:
 def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
     """Return the claim of an existing directory, once it is known to be a run of ours that has ended."""
     if directory.is_symlink():
-        raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left unchanged")
+        if not marked(directory):
+            raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left unchanged")
+        take(directory).release()
+        directory.unlink()  # the run that it leads to was moved, and stays
+        return _fresh(directory, names)
     if not directory.is_dir():
         raise EnvironmentUnfit(f"{directory} is not a directory; it is left unchanged")
     if not os.listdir(directory):
@@ -293,8 +297,14 @@ def remove_unused(directory: Path, before: Path) -> bool:
         return False
     if (link := directory.parent / LATEST).is_symlink() and os.readlink(link) == directory.name:
         with suppress(OSError):
-            _point_latest(before)
+            _point_latest(_found_in(directory.parent, before))
     return True
+
+
+def _found_in(folder: Path, run: Path) -> Path:
+    """Return a run by its name in a folder: where it was moved from there, that of the link to it."""
+    links = (entry for entry in folder.iterdir() if entry.is_symlink() and entry.name != LATEST)
+    return next((link for link in links if run.parent != folder and link.resolve() == run.resolve()), run)
 
 
 def _point_latest(directory: Path) -> None:
@@ -382,9 +392,15 @@ def runs_in(folder: Path) -> Iterator[Run]:
     """
     if not folder.is_dir():
         raise UnreadableInput(f"there is no folder {folder}")
-    for entry in sorted(folder.iterdir()):
-        if entry.name != LATEST and (entry / PLAN_FILE).is_file():
-            yield read_run(entry)
+    yield from map(read_run, sorted(directories_in(folder)))
+
+
+def directories_in(folder: Path) -> Iterator[Path]:
+    """Yield the run directories in a folder, and the links to those that were moved out of it, each run once."""
+    for entry in folder.iterdir():
+        twice = entry.is_symlink() and (entry.name == LATEST or entry.resolve().parent == folder.resolve())
+        if not twice and (entry / PLAN_FILE).is_file():
+            yield entry
 
 
 __all__ = ["LATEST", "SUMMARY", "Claim", "make_another", "make_directory"]

@@ -164,7 +164,7 @@ def _held(process: Path) -> Iterator[Key]:
 class HeldDirectory:
     """A directory that is held open, until `close`.
 
-    ``path`` is where it was, absolute.
+    ``path`` is where it was, absolute; set by whoever moves it.
 
     Raises:
         OSError: it can't be opened.
@@ -172,12 +172,12 @@ class HeldDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def now(self) -> Path | None:
         """Return where it is now; None where it was removed."""
         try:
-            if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
                 return self.path
         except OSError:  # nothing has that name any more
             pass
@@ -185,8 +185,8 @@ class HeldDirectory:
 
     def _moved(self) -> Path | None:
         try:
-            path = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
-            return path if os.path.samestat(os.stat(path), os.fstat(self._descriptor)) else None
+            path = Path(os.readlink(f"/proc/self/fd/{self.descriptor}"))
+            return path if os.path.samestat(os.stat(path), os.fstat(self.descriptor)) else None
         except OSError:
             return None
 
@@ -211,4 +211,4 @@ class HeldDirectory:
 
     def close(self) -> None:
         """Release the directory."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)

@@ -49,6 +49,8 @@ def table(service: Service) -> Sequence[Route]:
               "the state", body=runs.AcquireRequest, refuses=REFUSED | WRONG),
         Route("POST", f"{RUN}/trigger", "trigger", runs.trigger, "Fire software triggers.", "the state",
               body=runs.TriggerRequest, refuses=REFUSED | WRONG),
+        Route("POST", f"{RUN}/set", "set", runs.set_parameter, "Change a parameter of a node while the run goes on.",
+              "`frame`, from which on it applies", body=runs.SetRequest, refuses=REFUSED | WRONG),
         Route("POST", f"{RUN}/stop", "stop", runs.stop, "Stop a run: frames in flight are saved.",
               "the state, before it has stopped", body=runs.StopRequest, status=202, refuses=REFUSED | WRONG),
         Route("GET", f"{RUN}/events", "watch_run", runs.Events(),

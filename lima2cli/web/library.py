@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lima2cli.drive import Run, open_run, run
 from lima2cli.errors import Lima2Error, UnreadableInput
-from lima2cli.runs.directory import LATEST, SUMMARY, read_run
+from lima2cli.runs.directory import LATEST, SUMMARY, directories_in, read_run
 from lima2cli.runs.directory import Run as Listed
 from lima2cli.runs.saved_plan import PLAN_FILE
 
@@ -50,8 +50,8 @@ class Library:
 
     def _directories(self) -> dict[str, Path]:
         """Return the run directories by name: those in the folder, and of runs started here those elsewhere."""
-        entries = [entry for entry in self.folder.iterdir() if entry.name != LATEST] if self.folder.is_dir() else []
-        found = self._elsewhere | {entry.name: entry for entry in entries if (entry / PLAN_FILE).is_file()}
+        here = directories_in(self.folder) if self.folder.is_dir() else ()
+        found = self._elsewhere | {entry.name: entry for entry in here}
         return dict(sorted(found.items(), key=lambda item: (_made(item[1]), item[0])))
 
     def latest(self) -> str | None:
@@ -79,7 +79,7 @@ class Library:
         return found
 
     def directory(self, name: str) -> Path:
-        """Return the directory of a run by its name, which has to be one of `names`, or ``latest``.
+        """Return the directory of a run by its name: one of `names`, ``latest``, or that which it had before a move.
 
         Raises:
             UnreadableInput: there is none.
@@ -87,6 +87,8 @@ class Library:
         found = self._directories()
         if name == LATEST and found:
             name = list(found)[-1]
+        if name not in found and (self.folder / Path(name).name).is_symlink():
+            name = (self.folder / name).resolve().name
         if name not in found:
             raise UnreadableInput(f"there is no run {name}")
         return found[name]

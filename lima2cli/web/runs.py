@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lima2cli.declare.plain import key, to_plain
@@ -82,6 +83,20 @@ class AcquireRequest:
 
     frames: int | None = key("Frames; those of the pipeline where it is absent.", None, none="absent")
     period: float | None = key("Seconds from one to the next; that of the pipeline.", None, none="absent")
+    directory: str | None = key(
+        "Where its files go, new or empty; relative to the folder of the directory that was made ready.",
+        None,
+        none="absent",
+    )
+
+
+@dataclass(frozen=True)
+class SetRequest:
+    """A change of a parameter."""
+
+    node: str = key("The node.")
+    parameter: str = key("Its parameter.")
+    value: Any = key("The new value, as pipelines have it.")
 
 
 @dataclass(frozen=True)
@@ -94,8 +109,16 @@ class StopRequest:
 async def start(service: Service, asked: Asked) -> Answer:
     """Start an acquisition that is armed."""
     run, wanted = await _live(service, asked), asked.object(AcquireRequest)
-    await service.call(run.start, wanted.frames, wanted.period)
-    return Answer({"state": await service.call(lambda: run.state)})
+    await service.call(_start, run, wanted)
+    where = {} if wanted.directory is None else {"directory": str(run.directory)}
+    return Answer({"state": await service.call(lambda: run.state)} | where)
+
+
+def _start(run: Run, wanted: AcquireRequest) -> None:
+    place = None
+    if wanted.directory is not None:
+        place = Path(run.status(detail=True)["detail"]["directory"]).parent / wanted.directory
+    run.start(wanted.frames, wanted.period, directory=place)
 
 
 async def trigger(service: Service, asked: Asked) -> Answer:
@@ -103,6 +126,12 @@ async def trigger(service: Service, asked: Asked) -> Answer:
     run, count = await _live(service, asked), asked.object(TriggerRequest).count
     await service.call(run.trigger, 1 if count is None else count)
     return Answer({"state": await service.call(lambda: run.state)})
+
+
+async def set_parameter(service: Service, asked: Asked) -> Answer:
+    """Change a parameter of a node."""
+    run, wanted = await _live(service, asked), asked.object(SetRequest)
+    return Answer({"frame": await service.call(run.set, wanted.node, wanted.parameter, wanted.value)})
 
 
 async def stop(service: Service, asked: Asked) -> Answer:

@@ -371,7 +371,7 @@ def test_a_run_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_program_of_the_manual(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/python.md").read_text()
-    program, pipeline = re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    program, pipeline, _ = re.findall(r"^```(?:python|yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "scan.py").write_text(program)
     (tmp_path / "k.yaml").write_text(pipeline)
     done = subprocess.run(

@@ -27,7 +27,7 @@ LOCAL = {"EPICS_PVA_ADDR_LIST": "127.0.0.1", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
 PIPELINE = """
 lima2: 1
 name: p
-detector: {{remu: {{image: {{width: 64, height: 48}}, datasets: {{data: {{dtype: uint16}}}}, scene: {{counter: {{}}}}}}}}
+detector: {{remu: {{image: {{width: 64, height: 48}}, scene: {{counter: {{}}}}}}}}
 acquisition: {{rate: 50 Hz, frames: {frames}}}
 nodes:
   bright: {{input: data, expression: {{expr: data * 0.5}}}}

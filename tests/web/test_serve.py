@@ -205,6 +205,65 @@ def test_acquisitions_have_the_frames_that_are_asked_for(server: Client) -> None
     until(lambda: not any(run["live"] for run in server.get("runs").json["runs"]))
 
 
+def test_a_parameter_is_changed(server: Client, folder: Path) -> None:
+    name = server.post("runs", {"pipeline": "endless", "transport": "inline"}).json["name"]
+    status = server.get(f"runs/{name}").json["status"]
+    spot = {"x": 2, "y": 6, "width": 12, "height": 8}
+    assert status["changeable"]["roi"] == {"rois": {"spot": spot}}
+    assert set(status["changeable"]) == {"roi", "lines"}
+    until(lambda: server.get(f"runs/{name}").json["status"]["rows"]["roi"] > 2)
+    new = {"spot": spot | {"x": 9}}
+    changed = server.post(f"runs/{name}/set", {"node": "roi", "parameter": "rois", "value": new})
+    assert changed.status == 200
+    frame = changed.json["frame"]
+    assert server.get(f"runs/{name}").json["status"]["changeable"]["roi"] == {"rois": new}
+    for body, status_, why in (
+        ({"node": "roi", "parameter": "rois", "value": {"other": spot}}, 409, "would not be the same"),
+        ({"node": "roi", "parameter": "coordinates", "value": "detector"}, 409, "rois can"),
+        ({"node": "save", "parameter": "layout", "value": "common"}, 409, "none of its parameters can"),
+        ({"node": "nothing", "parameter": "rois", "value": 1}, 409, "there is no node"),
+        ({"node": "roi", "parameter": "rois"}, 400, "value"),
+        ({"node": 3, "parameter": "rois", "value": 1}, 400, "node"),
+    ):
+        refused = server.post(f"runs/{name}/set", body)
+        assert (refused.status, why in refused.json["detail"]) == (status_, True), refused.json
+    until(lambda: server.get(f"runs/{name}").json["status"]["rows"]["roi"] > frame + 2)
+    run = l2.open(folder / "runs" / name)
+    sums = run.counters["roi"]["spot_sum"]
+    for number, x in ((frame - 1, 2), (frame, 9)):
+        cut = np.rot90(run.frame("save", number)[4:36, 8:48], -1)
+        assert sums[number] == cut[6:14, x : x + 12].sum()
+    run.leave()
+    assert server.post(f"runs/{name}/stop").status == 202
+    assert list(server.events(name))[-1][1]["state"] == "stopped"
+    assert server.post(f"runs/{name}/set", {"node": "roi", "parameter": "rois", "value": new}).status == 409
+
+
+def test_an_acquisition_goes_where_it_is_asked_for(server: Client, folder: Path) -> None:
+    """Relative to the folder of the runs; it keeps its name, by which it goes on to be driven."""
+    text = STEPS.replace("acquisition: {", "acquisition: {start: request, ")
+    name = server.post("runs", {"text": text, "transport": "inline"}).json["name"]
+    for directory, why in (
+        ("../steps.yaml", "not a directory"),
+        (str(folder / "runs" / name / "x"), "lies in the run"),
+    ):
+        refused = server.post(f"runs/{name}/start", {"directory": directory})
+        assert (refused.status, why in refused.json["detail"]) == (409, True)
+    begun = server.post(f"runs/{name}/start", {"directory": "mine/point"})
+    assert (begun.status, begun.json["directory"]) == (200, str((folder / "runs/mine/point").resolve()))
+    assert server.post(f"runs/{name}/trigger", {"count": 6}).status == 200
+    assert list(server.events(name))[-1][1]["state"] == "complete"
+    shown = server.get(f"runs/{name}").json
+    assert (shown["name"], shown["directory"]) == (name, begun.json["directory"])
+    assert npy(server.get(f"runs/{name}/frames/save")).shape == (48, 64)
+    name = server.post("runs", {"text": text, "transport": "inline"}).json["name"]
+    assert server.post(f"runs/{name}/start", {"directory": "beside"}).status == 200
+    assert server.post(f"runs/{name}/stop").status == 202
+    assert list(server.events(name))[-1][1]["state"] == "stopped"
+    assert server.get(f"runs/{name}").json["name"] == "beside"
+    assert [run["name"] for run in server.get("runs").json["runs"]][-1] == "beside"
+
+
 def test_metrics_are_read_by_prometheus(server: Client, done: str) -> None:
     name = server.post("runs", {"text": ENDLESS, "transport": "inline"}).json["name"]
     samples: dict[str, dict[str, float]] = {}

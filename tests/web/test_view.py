@@ -164,6 +164,36 @@ def test_live_frames_follow_pause_and_step_until_the_run_is_stopped(tab: Tab, se
 
 
 @in_browser
+def test_a_parameter_is_changed(tab: Tab, server: Client, folder: Path, tmp_path: Path) -> None:
+    """The field has the value of now; the answer is the frame from which on the new one applies, or why not."""
+    name = server.post("runs", {"pipeline": "endless", "transport": "inline"}).json["name"]
+    choose(tab, "run", name)
+    choose(tab, "parameter", "roi rois")
+    value = f"{tab.model('value')}.value"
+    spot = tab.wait(f"{value}.includes('spot') && {value}")
+    assert json.loads(spot) == {"spot": {"x": 2, "y": 6, "width": 12, "height": 8}}
+    tab.value(f"{value} = 'spot: {{x: 2, y: 6, width: 12}}'")
+    tab.click("apply")
+    tab.wait(f"{tab.model('answer')}.visible && !{tab.model('apply')}.disabled")
+    assert "changed from" not in tab.value(f"{tab.model('answer')}.text")
+    tab.value(f"{value} = '{{spot: {{x: 9, y: 6, width: 12, height: 8}}}}'")  # YAML
+    tab.click("apply")
+    said = tab.wait(f"{tab.model('answer')}.text.includes('is changed from frame') && {tab.model('answer')}.text")
+    frame = int(said.split("<b>")[1].split("</b>")[0])
+    tab.wait(f"{value}.includes('\"x\": 9')")
+    tab.wait(f"[].concat(...{tab.model('regions')}.data.ys).includes(14.5)")
+    assert box(tab, "spot") == [13.5, 14.5, 21.5, 26.5]  # turned: x of `cut` runs up in the image
+    tab.screenshot(tmp_path / "changed.png")
+    choose(tab, "parameter", "lines rois")
+    tab.wait(f"{value}.includes('band')")
+    with l2.open(folder / "runs" / name) as run:
+        next(event for event in run.progress if event["rows"]["roi"] > frame + 2)
+        cut = np.rot90(run.frame("save", frame)[4:36, 8:48], -1)
+        assert run.counters["roi"]["spot_sum"][frame] == cut[6:14, 9:21].sum()
+    tab.wait(f"!{tab.model('answer')}.visible && {tab.model('stop')}.disabled")
+
+
+@in_browser
 def test_nothing_leaves_this_machine_and_nothing_fails(tab: Tab, server: Client) -> None:
     asked = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
     assert {urlsplit(url).netloc for url in asked} == {f"127.0.0.1:{server.port}"}

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from lima2cli.accounting.summary import Summary
 from lima2cli.drive import Run
 from lima2cli.errors import FileProblem, Lima2Error, RunFailed, StateError
-from lima2cli.files.channel import TableChannel
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.geometry import Rect
 from lima2cli.paths import read_json_object
 from lima2cli.runs.ending import record_of
 from lima2cli.runs.saved_plan import PLAN_FILE
@@ -74,6 +75,11 @@ class Facts:
         return bool(self.status)
 
     @property
+    def regions(self) -> Mapping[str, Mapping[str, Outline]]:
+        """Return the regions of nodes, as far as they were changed those of now."""
+        return {} if self.layout is None else {**self.layout.regions, **self.status.get("regions", {})}
+
+    @property
     def takes_triggers(self) -> bool:
         """Return whether the run takes software triggers."""
         return self.live and self.layout is not None and self.layout.triggered
@@ -104,9 +110,15 @@ def layout_of(name: str, run: Run) -> Layout:
     """Return what can be shown of a run."""
     plan, record = read_json_object(run.directory / PLAN_FILE), record_of(run.directory)
     live = {node: view_from(spec["view"]) for node, spec in plan["visible"].items()}
-    saved = {node: channel.view for node, channel in record.channels.items()}
+    saved = {node: _view_of(channel) for node, channel in record.channels.items()}
     return Layout(name, run, live, saved, plan["regions"], record.tables,
                   plan["parameters"]["acquisition"].get("trigger") == "software")  # fmt: skip
+
+
+def _view_of(channel: Channel) -> View:
+    """Return the view of saved frames: sparse ones are shown as whole detector images."""
+    detector = channel.detector
+    return View(Rect(0, 0, detector.width, detector.height)) if channel.sparse else channel.view
 
 
 def _facts(names: Sequence[str], layout: Layout, table: str) -> Facts:

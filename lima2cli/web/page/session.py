@@ -15,6 +15,7 @@ from tornado.ioloop import IOLoop
 from lima2cli.drive import LiveFrame
 from lima2cli.runs.directory import LATEST
 from lima2cli.web.page import text
+from lima2cli.web.page.changes import Changes
 from lima2cli.web.page.curves import Curves
 from lima2cli.web.page.facts import Facts, gather
 from lima2cli.web.page.image import Picture
@@ -86,6 +87,7 @@ class Page:
         self.stop = Button(label="Stop", width=80, button_type="danger", name="stop", **style)
         known = list(self._service.library.pipelines)
         self.pipeline = Select(options=known, value=known[0] if known else "", width=150, name="pipeline", **style)
+        self.changes = Changes(self._drive, SIDE)
         self.arm = Button(label="Arm", width=80, button_type="primary", name="arm", **style)
         words = {"stylesheets": [TEXTS], "width": SIDE}
         self.head = Div(name="head", **words)
@@ -117,7 +119,7 @@ class Page:
         start = [row(self.pipeline, self.arm, spacing=6)] if self._service.library.pipelines else []
         right = column(
             self.head, *start, row(self.begin, self.trigger, self.count, self.stop, spacing=6), self.message,
-            self.warnings, self.flows,
+            self.changes.layout, self.warnings, self.flows,
             row(self.curves.table, self.curves.columns, sizing_mode="stretch_width", spacing=8),
             self.curves.plot, self.files, width=SIDE + 20, sizing_mode="stretch_height", spacing=10,
             styles={"overflow-y": "auto", "overflow-x": "hidden"},
@@ -214,7 +216,7 @@ class Page:
         layout = self._facts.layout
         if layout is not None:
             views = layout.live if self._facts.live else layout.saved
-            self.picture.draw(layout.regions, views.get(self.node.value))
+            self.picture.draw(self._facts.regions, views.get(self.node.value))
         self._offer_frames()
         self._look(count=1 if self.pause.active else None)
 
@@ -260,6 +262,8 @@ class Page:
             self.runs.options = names
         if found.layout is not before.layout or found.live != before.live:
             self._change(before)
+        elif found.layout is not None and found.live and found.regions != before.regions:
+            self.picture.draw(found.regions, found.layout.live.get(self.node.value))
         self._show()
         self._show_last(before)
 
@@ -313,13 +317,13 @@ class Page:
         self.trigger.disabled = self.count.disabled = not (facts.live and facts.takes_triggers)
         self.stop.disabled = not facts.live
         self.curves.show(facts.rows)
+        self.changes.show(facts.status.get("changeable", {}))
 
-    def _drive(self, request: Callable[[Any], Any]) -> None:
-        """Ask the run for something; a refusal is shown."""
+    def _drive(self, request: Callable[[Any], Any], then: Callable[[Any], None] | None = None) -> None:
+        """Ask the run for something; a refusal is shown, unless ``then`` takes it, or the result."""
         layout = self._facts.layout
-        if layout is None:
-            return
-        self._in_thread(partial(request, layout.run), self._asked)
+        if layout is not None:
+            self._in_thread(partial(request, layout.run), then or self._asked)
 
     def _fire(self) -> None:
         count = int(self.count.value or 1)

@@ -85,6 +85,13 @@ def warnings(messages: Sequence[str]) -> str:
     return "".join(shown[:MOST_WARNINGS] + more)
 
 
+def changed(node: str, parameter: str, result: Any) -> str:
+    """Return what became of a change: the frame that it is applied from, or why it is not."""
+    if isinstance(result, Exception):
+        return f"<div class='warning'>{escape(str(result))}</div>"
+    return f"<p>{escape(f'{node}: {parameter}')} is changed from frame <b>{count_text(result)}</b> on</p>"
+
+
 def files(facts: Facts) -> str:
     """Return the files of a run that has ended."""
     if facts.live or not facts.files or facts.layout is None:
