@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         UnreadableInput,
         UserCodeError,
     )
+    from lima2cli.facts import AxisFacts, Facts
     from lima2cli.files.channel import Channel
     from lima2cli.frames import (
         Array,
@@ -110,6 +111,7 @@ _PLACES = {
     "lima2cli.errors": """
         EnvironmentUnfit FileProblem Lima2Error NodeMisuse RunFailed StateError UnreadableInput UserCodeError
     """,
+    "lima2cli.facts": "AxisFacts Facts",
     "lima2cli.files.channel": "Channel",
     "lima2cli.frames": """
         Array Block DatasetInfo DetectorInfo Files FrameReader FrameSpec Invalid SparseBlock SparsePixels SparseSpec
@@ -149,9 +151,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AcqParams", "Affine", "Anything", "Array", "Block", "BlockDropped", "Capabilities", "Channel", "Choice",
-    "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
-    "EnvironmentUnfit", "Exchange", "FileProblem", "FileReference", "Files", "Flag", "Formula", "FrameReader",
+    "AcqParams", "Affine", "Anything", "Array", "AxisFacts", "Block", "BlockDropped", "Capabilities", "Channel",
+    "Choice", "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
+    "EnvironmentUnfit", "Exchange", "Facts", "FileProblem", "FileReference", "Files", "Flag", "Formula", "FrameReader",
     "FrameSpec", "FunctionReference", "Inputs", "Integer", "Invalid", "Lima2Error", "ListOf", "Map", "MapOf", "Node",
     "NodeMisuse", "Number", "NumberOrNan", "Operations", "PartKey", "Partial", "PipelineInvalid", "PixelSource",
     "Pixelwise", "Plausible", "Quantity", "Receiver", "Rect", "Reduce", "Reducer", "Rows", "Rule", "Run", "RunFailed",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.facts import Facts
 from lima2cli.frames import DetectorInfo, Invalid
 from lima2cli.geometry import Rect, Rule
 from lima2cli.view import View
@@ -44,6 +45,7 @@ class Channel:
                 frame, of ``height`` and ``width``; every receiver then has its part of all selected frames, and
                 ``rule`` has one buffer. Empty: whole frames
     filtered    behind a `filter` node: which of the selected frames reach the channel is not known before
+    facts       what the detector has said of the acquisition; None: nothing so far
     """
 
     name: str
@@ -77,6 +79,18 @@ class Channel:
     filtered: bool = False
     invalid: Invalid = Invalid()
     hole: float | None = None
+    facts: Facts | None = field(default=None, metadata={"none": "absent"})
+
+    @property
+    def sensor_view(self) -> View:
+        """Return how frames show the detector without its own operations."""
+        operated = self.detector.operated
+        return self.view if operated is None else operated.view.then(self.view)
+
+    @property
+    def as_sent(self) -> bool:
+        """Return whether pixels are saved as the detector sends them: no node has been before, nothing is summed."""
+        return len(self.processing) <= 1 and self.window == 1 and self.sensor_view.binning == (1, 1)
 
     @property
     def parts(self) -> int:
@@ -102,8 +116,6 @@ class Channel:
         """Return the channel as the files of one receiver describe it: its part of the frames, the same ``places``.
 
         It is made for writers, and must not be divided again.
-
-        It is what writers get, and must not be asked for its parts again.
         """
         if not self.places:
             return self

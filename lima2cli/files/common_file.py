@@ -22,7 +22,6 @@ from lima2cli.files.nexus import (
     ChannelRecord,
     detector_path,
     fill_value,
-    group,
     master_file,
     write_nexus,
     write_params,
@@ -30,6 +29,7 @@ from lima2cli.files.nexus import (
 )
 from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
+from lima2cli.files.tree import group
 
 ALIGNMENT = 4096
 """The first byte lies at a multiple of it: what pages and stripes of file systems are multiples of."""
@@ -280,11 +280,14 @@ def complete_common(
     flows: Sequence[FlowRecord] = (),
     unmatched: int | None = None,
     start_ns: int | None = None,
+    renew: bool = False,
 ) -> str:
     """Add the numbers, times and statuses of its rows to the file, cut it, and give it its name; return its path.
 
     Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
     A file that has its name already is left as it is.
+
+    renew  write the tree again: more is known than at the start
 
     Raises:
         OSError: a file can't be read or written; the file does not have its name then, and can be completed later.
@@ -306,7 +309,7 @@ def complete_common(
             keep(part, f"{detector_path(channel)}/data")
         _allocate_rows(part, count)
         file = opened.enter_context(written(part, "r+", libver=VERSIONS))
-        detector = file[detector_path(channel)]
+        detector = _renewed(file, channel) if renew else file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
             if name in detector:  # a former call was aborted here
                 del detector[name]
@@ -338,6 +341,19 @@ def complete_common(
     for name in notes:
         os.remove(name)
     return path
+
+
+def _renewed(file: Any, channel: Channel) -> Any:
+    """Write the tree of a file again, around the same data, without rows; return the NXdetector group."""
+    record = ChannelRecord.read(file)
+    assert record is not None
+    file.move(f"{detector_path(channel)}/data", "data")
+    del file[ENTRY]
+    detector = write_nexus(file, channel, record.start_ns)
+    write_params(detector, channel)
+    ChannelRecord.of(channel, "master", start_ns=record.start_ns).write(file)
+    file.move("data", f"{detector.name}/data")
+    return detector
 
 
 def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:

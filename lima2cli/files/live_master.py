@@ -89,6 +89,15 @@ class LiveMaster:
         """The file without rows, which masters of other acquisitions of the channel begin with, too."""
         self._replace(0, None)
 
+    def describe(self, channel: Channel) -> None:
+        """Describe the channel in another way, from the next writing on.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._channel = channel
+        self.template = self._without_rows()
+
     def write(self, rows: int, saved: Mapping[int, int], start_ns: int) -> bool:
         """Replace it by one of so many rows, whose frames are in files or will never be; return whether that was done.
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from lima2cli.files.appending import VERSIONS, written
 from lima2cli.files.inspection import Inspection, Unreadable
-from lima2cli.files.nexus import ENTRY, KEY, OF_ENTRY, ChannelRecord, group, link_names, write_root
+from lima2cli.files.nexus import ENTRY, OF_ENTRY, ChannelRecord, write_root
 from lima2cli.files.rows import WINDOW, Status, Statuses, ranges_of, windows
+from lima2cli.files.tree import KEY, group, link_names
 
 FLOWS = f"{ENTRY}/flows"
 

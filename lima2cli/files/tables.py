@@ -12,9 +12,10 @@ from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile,
 from lima2cli.files.channel import TableChannel
 from lima2cli.files.checksums import cover
 from lima2cli.files.disk import disk_errors
-from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, group, part_names, table_file, write_root
+from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, part_names, table_file, write_root
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows
+from lima2cli.files.tree import group
 
 
 def part_file(channel: TableChannel, receiver: int) -> str:

@@ -39,7 +39,7 @@ from lima2cli.files.tables import merge_tables, table_rows
 from lima2cli.paths import read_json_object
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import forget
-from lima2cli.runs.description import changes_of, described
+from lima2cli.runs.description import Description
 from lima2cli.runs.directory import remove_unused
 from lima2cli.runs.ownership import is_live, own_files
 from lima2cli.runs.processes import sweep
@@ -159,24 +159,24 @@ def complete_files(
     """
     release_ends(directory)
     folder, flows, problems = str(directory), account.flows, list[str]()
-    changes = changes_of(directory)
+    description = Description.of(directory)
+    problems += description.problems
 
     def own(node: Channel | TableChannel) -> dict[str, Any]:
         known = [flows[name] for name in node.flows or (node.flow,) if name in flows]
         return {"flows": known, "unmatched": account.unmatched.get(node.node)}
 
     for name, held in account.channels.items():
-        write = complete_common if held.channel.layout == "common" else write_master
-        known: dict[str, Any] = {"totals": {"expected": held.expected}}
+        channel = description.channel(held.channel)
+        write = complete_common if channel.layout == "common" else write_master
+        known: dict[str, Any] = {"renew": channel is not held.channel} if write is complete_common else {}
+        known["totals"] = {"expected": held.expected}
         if held.known:
             totals = held.flows[0].totals | {"expected": held.expected, "vetoed": held.vetoed}
-            known = {"totals": totals, "statuses": held}
+            known |= {"totals": totals, "statuses": held}
         try:
             if not tells(str(directory / master_file(record.name, name))):
-                channel = replace(held.channel, metadata=described(directory, held.channel.metadata))
-                if changes:
-                    channel = replace(channel, processing={**channel.processing, "changes": changes})
-                write(channel, folder, rows=held.rows(), start_ns=start_ns, **own(held.channel), **known)
+                write(channel, folder, rows=held.rows(), start_ns=start_ns, **own(channel), **known)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
         with suppress(OSError):  # where the final one could not be written
