@@ -134,6 +134,7 @@ class TableChannel:
     lengths     values per row, of columns that have a vector (n, length) instead of one value (n,)
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
+    metadata    as of `Channel`
     """
 
     name: str
@@ -151,3 +152,4 @@ class TableChannel:
     sources: tuple[RowSource, ...] = ()
     window: int = 1
     complete: bool = True
+    metadata: Mapping[str, Any] | None = field(default=None, metadata={"none": "absent"})

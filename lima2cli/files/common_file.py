@@ -27,6 +27,7 @@ from lima2cli.files.nexus import (
     write_params,
     write_root,
 )
+from lima2cli.files.nxmx import write_late
 from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
 from lima2cli.files.tree import group
@@ -185,7 +186,7 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
         offset = int(data.id.get_offset())
     try:
         with disk_errors(path):
-            _allocate_rows(path, channel.selected)
+            _allocate_rows(path, channel.selected, channel)
     except OSError:
         os.remove(path)
         raise
@@ -193,15 +194,16 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
     return offset
 
 
-def _allocate_rows(path: str, rows: int) -> None:
+def _allocate_rows(path: str, rows: int, channel: Channel) -> None:
     """Allocate the disk space behind the end of a file for the columns about its rows.
 
     Raises:
         OSError: the disk has no room.
     """
+    each = ROW_BYTES + 8 * len(channel.metadata.get("axes") or {})
     with open(path, "r+b") as file:
         end = os.fstat(file.fileno()).st_size
-        allocate(file.fileno(), end, end + rows * ROW_BYTES + TREE_BYTES)
+        allocate(file.fileno(), end, end + rows * each + TREE_BYTES)
 
 
 def written_rows_files(directory: str, name: str, node: str) -> list[str]:
@@ -307,7 +309,7 @@ def complete_common(
         count = max(rows or 0, 1 + max((_last(channel, table) for table in columns), default=-1))
         with suppress(OSError):  # on a full disk what completes the file has its room, this has none
             keep(part, f"{detector_path(channel)}/data")
-        _allocate_rows(part, count)
+        _allocate_rows(part, count, channel)
         file = opened.enter_context(written(part, "r+", libver=VERSIONS))
         detector = _renewed(file, channel) if renew else file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
@@ -331,6 +333,8 @@ def complete_common(
             )
         if channel.checksum:
             cover_rows(detector)
+        record = ChannelRecord.read(file)
+        write_late(file, channel, None if record is None else record.start_ns)
         offset = int(detector["data"].id.get_offset() or 0)
         absent = _absent(detector["frame_status"], sound, count)
     with disk_errors(part):

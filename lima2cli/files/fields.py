@@ -39,6 +39,11 @@ def write_detector(detector: Any, channel: Channel) -> None:
         write_quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
         write_quantity(detector, "y_pixel_size", y_size * view.pixel[1], "m")
     exposure = channel.acquisition.get("exposure")
+    sensor = meta.get("sensor") or {}
+    if sensor.get("material") is not None:
+        detector["sensor_material"] = sensor["material"]
+    if sensor.get("thickness") is not None:
+        write_quantity(detector, "sensor_thickness", sensor["thickness"], "m")
     if (exposure := facts.exposure if exposure is None else exposure) is not None:
         write_quantity(detector, "count_time", exposure, "s")
     if meta.get("distance") is not None:
@@ -49,10 +54,10 @@ def write_detector(detector: Any, channel: Channel) -> None:
         write_quantity(detector, "beam_center_x", column, "pixel")
         write_quantity(detector, "beam_center_y", row, "pixel")
     _describe_invalid(detector, channel.invalid)
-    if channel.saturation is not None:
-        detector["saturation_value"] = channel.saturation
-    elif channel.invalid.above is not None:
-        detector["saturation_value"] = channel.invalid.above
+    saturation = channel.invalid.above if channel.saturation is None else channel.saturation
+    if saturation is not None:  # NeXus asks for an integer, where pixels are
+        whole = np.dtype(channel.dtype).kind in "iu" and float(saturation).is_integer()
+        detector["saturation_value"] = int(saturation) if whole else saturation
     _write_facts(detector, channel, facts)
     for name, array in ((PIXEL_MASK, shown_mask(channel)), (FLATFIELD, shown_flatfield(channel))):
         if array is not None:
@@ -66,10 +71,6 @@ def _write_facts(detector: Any, channel: Channel, facts: Facts) -> None:
     for name, text in (("description", facts.description), ("serial_number", facts.serial_number)):
         if text is not None:
             detector[name] = text
-    if facts.sensor_material is not None:
-        detector["sensor_material"] = facts.sensor_material
-    if facts.sensor_thickness is not None:
-        write_quantity(detector, "sensor_thickness", facts.sensor_thickness, "m")
     for name, so in facts.applied.items():
         detector[link_name(f"{name}_applied")] = so
     thresholds = [facts.thresholds.get(dataset.name) for dataset in channel.detector.datasets]

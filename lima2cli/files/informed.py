@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.declare.plain import to_plain
 from lima2cli.facts import FLATFIELD, PIXEL_MASK, Facts
 from lima2cli.files.channel import Channel
 
@@ -43,7 +44,17 @@ def completed(metadata: Mapping[str, Any], facts: Facts | None) -> dict[str, Any
         known["distance"] = facts.distance
     if known.get("beam_center") is None and facts.beam_center is not None:
         known["beam_center"] = dict(zip("xy", facts.beam_center, strict=True))
+    sensor = {"material": facts.sensor_material, "thickness": facts.sensor_thickness}
+    known["sensor"] = _filled(known.get("sensor"), sensor)
+    axes = {name: to_plain(axis) for name, axis in facts.axes.items()}
+    own = known.get("axes") or {}
+    known["axes"] = {name: _filled(own.get(name), axes.get(name, {})) for name in (*own, *(axes.keys() - own.keys()))}
     return known
+
+
+def _filled(own: Mapping[str, Any] | None, other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table in which what is None, or not there, is that of another."""
+    return {**other, **{key: value for key, value in (own or {}).items() if value is not None}}
 
 
 def shown_mask(channel: Channel) -> NDArray[np.uint32] | None:

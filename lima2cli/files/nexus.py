@@ -23,7 +23,7 @@ CREATOR = f"LIMA2-{lima2cli.__version__}"
 """fabio recognises files by a root ``@creator`` that begins with LIMA."""
 
 
-OF_ENTRY = ("title", "start_time", "measurement", "sample", "extra", "channel", "flows")
+OF_ENTRY = ("title", "start_time", "end_time", "measurement", "sample", "source", "extra", "channel", "flows")
 """Members of the entry next to the instrument or the nodes, which users name."""
 
 INSTRUMENT = "instrument"
@@ -60,7 +60,12 @@ def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
 
 def write_start(file: Any, start_ns: int) -> None:
     """Write the start, ns since the epoch, to a file that was made before it was known."""
-    file[ENTRY]["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
+    file[ENTRY]["start_time"] = utc(start_ns)
+
+
+def utc(time_ns: int) -> str:
+    """Return a time, ns since the epoch, as ISO 8601 has it, in UTC."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat()
 
 
 def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
@@ -91,6 +96,8 @@ def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
     write_beam(instrument, meta)
     if meta.get("sample"):
         group(entry, "sample", "NXsample")["name"] = str(meta["sample"])
+    if meta.get("source"):
+        group(entry, "source", "NXsource")["name"] = str(meta["source"])
     if meta.get("extra"):
         write_plain(group(entry, "extra", "NXcollection"), meta["extra"])
     write_detector(detector, channel)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lima2cli.facts import Facts
-from lima2cli.files.channel import Channel
+from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.files.facts_file import facts_of
 from lima2cli.files.informed import completed, informed
 from lima2cli.paths import read_json_object
@@ -94,6 +94,10 @@ class Description:
         """Return the pipeline's metadata with what users and the detector have said."""
         extra = {**(metadata.get("extra") or {}), **self.said.get("extra", {})}
         return completed({**metadata, **self.said} | ({"extra": extra} if extra else {}), self.facts)
+
+    def table(self, table: TableChannel) -> TableChannel:
+        """Return a table with all that is known of the acquisition."""
+        return replace(table, metadata=self.metadata(table.metadata or {}))
 
     def channel(self, channel: Channel) -> Channel:
         """Return a channel with all that is known of the acquisition; the same where that is no more than before."""

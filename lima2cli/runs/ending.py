@@ -183,7 +183,7 @@ def complete_files(
             discard_live(directory / master_file(record.name, name))
     for name, table in record.tables.items():
         try:
-            merge_tables(table, folder, **own(table))
+            merge_tables(description.table(table), folder, **own(table))
         except (OSError, ValueError) as error:
             problems.append(f"table of {name}: {error}")
     try:

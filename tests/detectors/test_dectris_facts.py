@@ -183,6 +183,32 @@ def test_the_pipeline_wins(layout: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert inspect_run(str(run.directory)).problems == ()
 
 
+MX = """
+metadata: {instrument: P11, source: PETRA III, sample: lysozyme, axes: {omega: {vector: {x: -1}}}}
+"""
+
+
+def test_with_what_the_detector_says_files_are_nxmx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline says which way the axis turns, the detector where it is; pixels with the largest value are marks."""
+    monkeypatch.chdir(tmp_path)
+    nodes = """
+  save: {input: threshold_1, io_hdf5: {}}
+  roi: {input: threshold_1, roi_counters: {rois: {all: {rect: {x: 0, y: 0, width: 9, height: 9}}}}}
+"""
+    with sender() as socket:
+        text = pipeline(socket.last_endpoint.decode(), 4, {"threshold_1": "uint16"}, nodes=nodes) + MX
+        run = acquire(text, "inline", lambda series: full_start(series), socket)
+    positions = 5 + 0.1 * np.arange(4)
+    with h5py.File(run.directory / "d_save_master.h5") as file:
+        assert file["entry/definition"].asstr()[()] == "NXmx"
+        assert file["entry/sample/transformations/omega"][()] == pytest.approx(positions)
+        detector = file["entry/instrument/detector"]
+        assert detector["bit_depth_readout"][()] == 16
+        assert (detector["saturation_value"][()], detector["frame_time"][()]) == (60000, 0.002)
+        assert detector["pixel_mask"][3, 5] == 16
+    assert run.counters["roi"]["omega"] == pytest.approx(positions)
+
+
 def test_each_acquisition_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with sender() as socket:
