@@ -135,6 +135,7 @@ class TableChannel:
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
     metadata    as of `Channel`
+    labels, others   labels of columns, and those that viewers plot with ``default``; see `TableSpec`
     """
 
     name: str
@@ -153,3 +154,5 @@ class TableChannel:
     window: int = 1
     complete: bool = True
     metadata: Mapping[str, Any] | None = field(default=None, metadata={"none": "absent"})
+    labels: Mapping[str, str] | None = field(default=None, metadata={"none": "absent"})
+    others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})

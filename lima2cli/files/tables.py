@@ -151,6 +151,8 @@ def merge_tables(
             row += len(order)
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
+        for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
+            measurement[name].attrs["long_name"] = label
         axes = axes_of(channel.metadata or {})
         names = link_names((axis.name for axis in axes), tuple(measurement))
         for axis in axes:
@@ -223,9 +225,12 @@ def _plot(entry: Any, channel: TableChannel, along: str) -> None:
     if default is None:
         return
     plot = group(entry, "plot", "NXdata")
-    for name in dict.fromkeys((default, along, "frame_number")):
+    others = [name for name in channel.others or () if name != default]
+    for name in dict.fromkeys((default, *others, along, "frame_number")):
         plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
     plot.attrs["signal"] = default
+    if others:
+        plot.attrs["auxiliary_signals"] = others
     plot.attrs["axes"] = [along] + ["."] * (default in channel.lengths)
     plot.attrs["frame_number_indices"] = 0
     entry.attrs["default"] = "plot"

@@ -207,6 +207,8 @@ def _table(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequ
         selected=step.numbering.selected,
         receivers=step.numbering.receivers,
         units=dict(step.after.units),
+        labels=dict(step.after.labels),
+        others=step.after.others,
         metadata=record["metadata"],
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),

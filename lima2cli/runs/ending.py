@@ -119,7 +119,9 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> Summary:
     account = account_of(record, Evidence(outcome.receivers, outcome.frames))
     # of a file that was given up numbers may be fewer than frames
     problems = reopen_files(folder) if outcome.failures else []
-    problems += complete_files(record, account, folder, start_ns=outcome.start_ns or None)
+    problems += complete_files(
+        record, account, folder, start_ns=outcome.start_ns or None, end_ns=outcome.last_ns or None
+    )
     channels, tables = _Saved(record, account, folder, problems, outcome).all()
     if problems and outcome.state != "failed":
         outcome.state, outcome.reason = "failed", problems[0]
@@ -150,12 +152,17 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> Summary:
 
 
 def complete_files(
-    record: RunRecord, account: RunAccount, directory: Path, *, start_ns: int | None = None
+    record: RunRecord,
+    account: RunAccount,
+    directory: Path,
+    *,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
 ) -> list[str]:
     """Write masters, tables and the linking file of an acquisition; masters that have all reasons stay.
 
-    Returns problems as sentences: where one fails the others are still written. ``start_ns``: the start of the run, ns
-    since the epoch, where files that hold no frames don't have it.
+    Returns problems as sentences: where one fails the others are still written. ``start_ns``, ``end_ns``: the start of
+    the run and the time of its last frame, ns since the epoch, where files don't have it.
     """
     release_ends(directory)
     folder, flows, problems = str(directory), account.flows, list[str]()
@@ -189,7 +196,8 @@ def complete_files(
     try:
         masters = [str(directory / file) for name in record.channels if (file := _master(record, name, directory))]
         tables = [str(directory / file) for name in record.tables if (file := _table(record, name, directory))]
-        write_links(record.name, folder, masters, tables, list(flows.values()))
+        metadata = description.metadata(record.metadata)
+        write_links(record.name, folder, masters, tables, list(flows.values()), metadata, (start_ns, end_ns))
     except (OSError, ValueError) as error:
         problems.append(f"{record.name}.h5: {error}")
     return problems
