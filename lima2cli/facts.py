@@ -1,5 +1,6 @@
 """Facts that a detector knows of an acquisition only when it is ready for it: energy, geometry, masks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,13 +20,28 @@ ARRAYS: Mapping[str, str] = {PIXEL_MASK: "uint32", FLATFIELD: "float32"}
 """Arrays that a detector may have for each dataset, with their dtypes; the most important first."""
 
 
+AXIS_UNITS = ("deg", "rad", "mm", "um", "m")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AxisFacts:
-    """Position of an axis by frame: ``start + step * k`` in frame k, in ``unit`` (deg, rad, m, mm, um)."""
+    """Position of an axis by frame: ``start + step * k`` in frame k, in ``unit``, one of `AXIS_UNITS`.
+
+    Raises:
+        ValueError: a number is not finite, or the unit another.
+    """
 
     start: float
     step: float
     unit: str = "deg"
+
+    def __post_init__(self) -> None:
+        if self.unit not in AXIS_UNITS or not (math.isfinite(self.start) and math.isfinite(self.step)):
+            raise ValueError(f"an axis is not at {self.start} + {self.step} * k {self.unit}")
+
+
+POSITIVE = ("photon_energy", "wavelength", "distance", "exposure", "period", "saturation", "sensor_thickness")
+"""Fields of `Facts` that are numbers above 0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +61,9 @@ class Facts:
                       countrate_correction, virtual_pixel_interpolation
     arrays            by name, see `ARRAYS`, then by dataset, each (height, width): pixel_mask uint32 with the bits of
                       NeXus, flatfield float32
+
+    Raises:
+        ValueError: a value can't be one.
     """
 
     photon_energy: float | None = None
@@ -63,6 +82,19 @@ class Facts:
     axes: Mapping[str, AxisFacts] = field(default_factory=dict)
     applied: Mapping[str, bool] = field(default_factory=dict)
     arrays: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers: dict[str, tuple[float, ...]] = {}
+        numbers |= {name: (value,) for name in POSITIVE if (value := getattr(self, name)) is not None}
+        numbers |= {"pixel_size": self.pixel_size or (), "thresholds": tuple(self.thresholds.values())}
+        for name, values in numbers.items():
+            if not all(math.isfinite(value) and value > 0 for value in values):
+                raise ValueError(f"{name} is not above 0: {values}")
+        if not all(map(math.isfinite, self.beam_center or ())):
+            raise ValueError(f"beam_center is not finite: {self.beam_center}")
+        for text in (self.sensor_material, self.description, self.serial_number, *self.axes, *self.applied):
+            if text is not None and ("\0" in text or not text.strip()):
+                raise ValueError(f"{text!r} is not a name or a description")
 
     def values(self) -> dict[str, Any]:
         """Return all but the arrays as plain data, without what the detector does not say."""

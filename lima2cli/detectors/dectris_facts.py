@@ -68,7 +68,7 @@ def _pair(kind: Callable[[Any], float | None], x: Any, y: Any) -> tuple[float, f
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and value.strip() and "\0" not in value else None
 
 
 def _items(fields: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
@@ -81,7 +81,7 @@ def _items(fields: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
 
 def _axes(fields: Mapping[str, Any]) -> Iterator[tuple[str, AxisFacts]]:
     for name, axis in _items(fields, "goniometer"):
-        if isinstance(axis, Mapping):
+        if isinstance(axis, Mapping) and _text(name):
             start, step = _finite(axis.get("start")), _finite(axis.get("increment"))
             if start is not None and step is not None and (start or step):
                 yield name, AxisFacts(start=start, step=step)

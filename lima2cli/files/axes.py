@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lima2cli.files.fields import PACKED
 from lima2cli.files.rows import windows
-from lima2cli.files.tree import fixed, group
+from lima2cli.files.tree import fixed, group, link_names
 
 ANGLES = ("deg", "rad")
 
@@ -18,6 +18,7 @@ ANGLES = ("deg", "rad")
 class KnownAxis:
     """An axis that stands at ``start + step * k`` in frame k, in ``unit``.
 
+    name    as files have it
     vector  that it turns around, right-handed, or moves along: NeXus coordinates, of length 1; None = not known
     """
 
@@ -34,8 +35,9 @@ class KnownAxis:
 
 def axes_of(metadata: Mapping[str, Any]) -> list[KnownAxis]:
     """Return the axes of which start and step are known, in the order of the metadata (plain data)."""
-    axes = []
-    for name, axis in (metadata.get("axes") or {}).items():
+    axes, known = [], metadata.get("axes") or {}
+    for key, name in link_names(known).items():
+        axis = known[key]
         if axis.get("start") is not None and axis.get("step") is not None:
             vector = None if axis.get("vector") is None else tuple(axis["vector"][part] for part in "xyz")
             axes.append(KnownAxis(name, axis["start"], axis["step"], axis.get("unit") or "deg", _normal(vector)))

@@ -27,6 +27,7 @@ from lima2cli.declare import (
 )
 from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations, detector_kinds
 from lima2cli.diagnostics import HOST, NAME, KeyPath
+from lima2cli.facts import AXIS_UNITS
 from lima2cli.geometry import Rect
 from lima2cli.language.templates import Graph
 from lima2cli.nodes.base import Node
@@ -87,9 +88,7 @@ class Axis:
 
     start: float | None = param("Position in frame 0; default: what the detector says.", Number(), None)
     step: float | None = param("From one frame to the next; default: what the detector says.", Number(), None)
-    unit: str | None = param(
-        "Unit of both; default: deg, or the detector's.", Choice(("deg", "rad", "mm", "um", "m")), None
-    )
+    unit: str | None = param("Unit of both; default: deg, or the detector's.", Choice(AXIS_UNITS), None)
     vector: Vector | None = param(
         "What it turns around, right-handed, or moves along; without, files have its positions only.",
         Table(Vector),

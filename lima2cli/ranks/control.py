@@ -322,7 +322,7 @@ class ControlRank:
         """Keep what the detector knows of the acquisition that starts, or goes on."""
         try:
             keep_facts(Path(self._now.directory), facts)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._warn(f"facts of the detector can't be kept: {error}")
         self._masters.inform(self._now, facts)
 

@@ -61,7 +61,7 @@ class LiveMasters:
         for name, written in list(self._masters.items()):
             try:
                 written.master.describe(informed(self._plan.channels[name], few))
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._give_up(name, error)
 
     def follow(self, acquisition: LiveAcquisition, rows: Mapping[str, int], *, now: bool) -> None:

@@ -324,6 +324,41 @@ def test_values_that_were_never_set_say_nothing() -> None:
     assert (facts.values(), facts.arrays, doubts) == ({}, {}, [])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"wavelength": 0.0}, {"photon_energy": float("inf")}, {"pixel_size": (75e-6, -1.0)}, {"description": "a\0b"},
+        {"beam_center": (float("nan"), 0.0)}, {"thresholds": {"a": 0.0}}, {"axes": {"": AxisFacts(start=0, step=1)}},
+    ],
+)  # fmt: skip
+def test_facts_that_can_not_be_are_refused(wrong: dict[str, Any]) -> None:
+    """Masters are written from them, at the end of a run: it must not fail there."""
+    with pytest.raises(ValueError, match="not"):
+        Facts(**wrong)
+
+
+def test_axes_that_can_not_be_are_refused() -> None:
+    for begin, unit in ((float("nan"), "deg"), (0.0, "\N{DEGREE SIGN}")):
+        with pytest.raises(ValueError, match="an axis is not at"):
+            AxisFacts(start=begin, step=1.0, unit=unit)
+
+
+def test_odd_words_of_a_detector_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with slashes and points, and texts that HDF5 does not take."""
+    monkeypatch.chdir(tmp_path)
+    axis = {"start": 1.0, "increment": 2.0}
+    odd = {"goniometer": {"a/b": axis, ".": axis, "\0": axis, "": axis, "\N{GREEK SMALL LETTER OMEGA}": axis}}
+    with sender() as socket:
+        text = pipeline(socket.last_endpoint.decode(), 4, {"threshold_1": "uint16"})
+        more = {**odd, "detector_description": "a\0b", "sensor_material": " "}
+        run = acquire(text, "inline", lambda series: full_start(series, **more), socket)
+    with h5py.File(run.directory / "d_save_master.h5") as file:
+        axes = file["entry_0000/sample/transformations"]
+        assert set(axes) == {"a-b", "unnamed", "\N{GREEK SMALL LETTER OMEGA}"}
+        assert axes["a-b"][()].tolist() == [1, 3, 5, 7]
+        assert "description" not in file["entry_0000/instrument/dectris"]
+
+
 def test_arrays_are_bounded() -> None:
     """Masks come first; what is not of the detector's size, or no mask, is left out, and said."""
     small = info()
