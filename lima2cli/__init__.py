@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         UnreadableInput,
         UserCodeError,
     )
+    from lima2cli.facts import AxisFacts, Facts
     from lima2cli.files.channel import Channel
     from lima2cli.frames import (
         Array,
@@ -112,6 +113,7 @@ _PLACES = {
     "lima2cli.errors": """
         EnvironmentUnfit FileProblem Lima2Error NodeMisuse RunFailed StateError UnreadableInput UserCodeError
     """,
+    "lima2cli.facts": "AxisFacts Facts",
     "lima2cli.files.channel": "Channel",
     "lima2cli.frames": """
         Array Block DatasetInfo DetectorInfo Files FrameReader FrameSpec Invalid SparseBlock SparsePixels SparseSpec
@@ -151,14 +153,15 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "AcqParams", "Affine", "Anything", "Array", "AsyncRun", "Block", "BlockDropped", "Capabilities", "Channel",
-    "Choice", "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either", "EmulatedDetector",
-    "EnvironmentUnfit", "Exchange", "FileProblem", "FileReference", "Files", "Flag", "Formula", "FrameReader",
-    "FrameSpec", "FunctionReference", "Inputs", "Integer", "Invalid", "Lima2Error", "ListOf", "Map", "MapOf", "Node",
-    "NodeMisuse", "Number", "NumberOrNan", "Operations", "PartKey", "Partial", "PipelineInvalid", "PixelSource",
-    "Pixelwise", "Plausible", "Quantity", "Receiver", "Rect", "Reduce", "Reducer", "Rows", "Rule", "Run", "RunFailed",
-    "Select", "Sink", "SourceBlock", "SparseBlock", "SparsePixels", "SparseSpec", "StackInfo", "Stage", "State",
-    "StateError", "StripFunction", "StripReducer", "Table", "TableSpec", "Task", "Text", "ThreadedWriter", "Transform",
-    "Transformer", "Turn", "UnreadableInput", "UserCodeError", "View", "Worker", "WorkerPool", "Writer", "XferParams",
-    "__version__", "compile", "node", "open", "param", "run", "run_async", "serve", "validate",
+    "AcqParams", "Affine", "Anything", "Array", "AsyncRun", "AxisFacts", "Block", "BlockDropped", "Capabilities",
+    "Channel", "Choice", "DatasetInfo", "Detector", "DetectorConfig", "DetectorInfo", "EarlyWriter", "Either",
+    "EmulatedDetector", "EnvironmentUnfit", "Exchange", "Facts", "FileProblem", "FileReference", "Files", "Flag",
+    "Formula", "FrameReader", "FrameSpec", "FunctionReference", "Inputs", "Integer", "Invalid", "Lima2Error",
+    "ListOf", "Map", "MapOf", "Node", "NodeMisuse", "Number", "NumberOrNan", "Operations", "PartKey", "Partial",
+    "PipelineInvalid", "PixelSource", "Pixelwise", "Plausible", "Quantity", "Receiver", "Rect", "Reduce", "Reducer",
+    "Rows", "Rule", "Run", "RunFailed", "Select", "Sink", "SourceBlock", "SparseBlock", "SparsePixels",
+    "SparseSpec", "StackInfo", "Stage", "State", "StateError", "StripFunction", "StripReducer", "Table",
+    "TableSpec", "Task", "Text", "ThreadedWriter", "Transform", "Transformer", "Turn", "UnreadableInput",
+    "UserCodeError", "View", "Worker", "WorkerPool", "Writer", "XferParams", "__version__", "compile", "node",
+    "open", "param", "run", "run_async", "serve", "validate",
 ]  # fmt: skip

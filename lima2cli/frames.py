@@ -238,12 +238,16 @@ class TableSpec:
     """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot.
 
     lengths  values per row, of columns that have a vector (n, length) instead of one value (n,)
+    labels   of columns, for plots, where the name would not do
+    others   columns to plot with the default one, of the same length
     """
 
     columns: Mapping[str, str]
     default: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

@@ -197,6 +197,7 @@ OVERRUN, FAILED, WARNED, SILENT = "overrun", "failed", "warned", "silent"
 PAUSE, NEXT, LIMIT, LIMITED, DONE, ENDED = "pause", "next", "limit", "limited", "done", "ended"
 FINISHED, QUIT, PREPARE, TRIGGER = "finished", "quit", "prepare", "trigger"
 TAP, TAPPED = "tap", "tapped"
+FACTS = "facts"
 CHANGE, CHANGED, HOLD, SETTLE = "change", "changed", "hold", "settle"
 
 

@@ -20,7 +20,7 @@ FLIPS = ("none", "horizontal", "vertical", "both")
 Outline = list[list[tuple[float, float]]]
 """Closed lines about a region, to be drawn on images: corners (x, y) in pixels of the detector."""
 
-How = Literal["sum", "mean", "any"]
+How = Literal["sum", "mean", "any", "or"]
 """Reduction of the pixels of a bin to one pixel."""
 
 
@@ -129,7 +129,7 @@ class View:
     def apply(self, image: NDArray[Any], how: How) -> NDArray[Any]:
         """Return an image of the whole detector (…, height, width) as shown; a numpy view where nothing is binned.
 
-        ``sum`` and ``mean`` of bins are float64, NaN where a pixel is; ``any`` is bool.
+        ``sum`` and ``mean`` of bins are float64, NaN where a pixel is; ``any`` is bool, ``or`` of the image's dtype.
         """
         rows, columns = slice(self.area.y, self.area.bottom), slice(self.area.x, self.area.right)
         return self.turn(binned(image[..., rows, columns], self.binning, how))
@@ -200,6 +200,8 @@ def binned(images: NDArray[Any], binning: tuple[int, int], how: How) -> NDArray[
     bins = images.reshape(*more, height // y, y, width // x, x)
     if how == "any":
         return np.asarray(bins.any(axis=(-3, -1)))
+    if how == "or":
+        return np.asarray(np.bitwise_or.reduce(bins, axis=(-3, -1)))
     sums = bins.sum(axis=(-3, -1), dtype=np.float64)
     return np.asarray(sums / (x * y) if how == "mean" else sums)
 

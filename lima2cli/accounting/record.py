@@ -72,6 +72,11 @@ class RunRecord:
         return {**self.channels, **self.tables}
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Return the pipeline's metadata."""
+        return next((node.metadata for node in self.nodes.values() if node.metadata is not None), {})
+
+    @property
     def flows(self) -> tuple[str, ...]:
         """Names of the data flows."""
         return tuple(dict.fromkeys(gdt.flow for gdt in self.gdts))

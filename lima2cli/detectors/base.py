@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lima2cli.declare import Either, ListOf, Number, Plausible, Quantity, Shape, Table, Text, pair, param
 from lima2cli.errors import NodeMisuse
+from lima2cli.facts import Facts
 from lima2cli.frames import Array, DetectorInfo, Files, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import fits, words
@@ -359,6 +360,19 @@ class Warns(Protocol):
         """Return what users should know, one sentence each; all that there is so far.
 
         Asked after `Detector.prepare` and after the last frame; shown while the run goes on, and in its summary.
+        """
+        ...
+
+
+@runtime_checkable
+class Informs(Protocol):
+    """A `Detector` that knows more of an acquisition once it is ready: energy, geometry, masks."""
+
+    def facts(self) -> Facts | None:
+        """Return the facts of the acquisition that was prepared last, None as long as they are not there.
+
+        Asked again and again after `Detector.prepare`, until they are there or the last frame was served; they are
+        saved with the frames. One rank of a detector has them: of several that do the last counts.
         """
         ...
 

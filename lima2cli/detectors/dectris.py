@@ -8,6 +8,10 @@ Several may take images of one detector, and each image goes to one of them only
 ``depth`` images beyond those of a group; while they are full, or receivers have no room, nothing is read, and the
 detector holds the rest. Those that it can't hold are missing: it leaves out their numbers.
 
+What its start message says of the acquisition is saved with the frames, where the pipeline does not say it: energy and
+wavelength, distance, beam centre, times, saturation, sensor, pixel size, threshold, axes, and, if the detector's
+`header_detail` is `all`, the pixel mask and flat field of each channel.
+
 With ``api`` the detector is configured, armed, triggered and disarmed by its REST interface; without, somebody else
 does that, before the run or while it waits.
 """
@@ -67,6 +71,11 @@ class Dectris(DetectorConfig):
         None,
     )
     api_version: str = param("Version of that interface.", Text(r"^[0-9.]+$", "a version"), "1.8.0")
+    header: str = param(
+        "With `api`: what its start message says, basic, or all: pixel masks and flat fields, too.",
+        Choice(("basic", "all")),
+        "basic",
+    )
     depth: int = param("Number of images that are held, beyond those of a group.", Integer(2, 65536), 64)
     threads: int = param("Threads that decompress.", Integer(1, 64), 2)
 

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import zmq
 from numpy.typing import NDArray
 
 from lima2cli.detectors.base import AcqParams, State, XferParams
+from lima2cli.detectors.dectris_facts import facts_of
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.detectors.simplon import Simplon
 from lima2cli.errors import StateError, StreamProblem
+from lima2cli.facts import Facts
 from lima2cli.frames import Array, DetectorInfo
 from lima2cli.packed import HEAD_BYTES, slot_bytes
 from lima2cli.stream.stream2 import End, Image, Pixels, Start, read
@@ -114,6 +117,8 @@ class Series:
         self.failure: Exception | None = None
         self.counts = dict.fromkeys(("damaged", "incomplete", "late", "outside", "others"), 0)
         self.begun: Start | None = None
+        self.facts: Facts | None = None
+        self.doubts: list[str] = []
         self._closed = self._next = 0
         self._ended = False
         self._under_way: deque[tuple[int, Future[None]]] = deque()
@@ -159,7 +164,8 @@ class Series:
                 self._ended = True
                 raise StreamProblem("another series began before the end of the one that was taken")
             self._check(message)
-            self.begun = message
+            self.facts, self.doubts = facts_of(message.fields, self._info)
+            self.begun = replace(message, fields={})  # its arrays may be large
         elif self.begun is None or message is None or message.series_id != self.begun.series_id:
             self.counts["others"] += isinstance(message, Image)
         elif isinstance(message, End):
@@ -210,12 +216,12 @@ class Series:
 
 
 class DectrisDetector:
-    """The implementation of `Detector`."""
+    """The implementation of `Detector`, `Warns` and `Informs`."""
 
     def __init__(self, config: "Dectris", info: DetectorInfo) -> None:
         self._config, self._info = config, info
         self._life = Lifecycle()
-        self._api = None if config.api is None else Simplon(config.api, config.api_version)
+        self._api = None if config.api is None else Simplon(config.api, config.api_version, config.header)
         self._context: zmq.Context[Any] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._series: Series | None = None
@@ -346,7 +352,11 @@ class DectrisDetector:
             f"{counted_text(counts['outside'], 'image')} came after the last frame": counts["outside"],
             f"{counted_text(counts['others'], 'image')} of another series left out": counts["others"],
         }
-        return [text for text, so in warnings.items() if so]
+        return [*series.doubts, *(text for text, so in warnings.items() if so)]
+
+    def facts(self) -> Facts | None:
+        """Return what the start message says, once it is there."""
+        return None if self._series is None else self._series.facts
 
     def _ring(self, dataset: int) -> Ring:
         return self._taken().rings[dataset]

@@ -17,8 +17,8 @@ TRIGGER_MODES = {"internal": "ints", "software": "ints", "external": "exts", "ga
 class Simplon:
     """The detector at an address, ``http://HOST``."""
 
-    def __init__(self, address: str, version: str) -> None:
-        self._address, self._version = address.rstrip("/"), version
+    def __init__(self, address: str, version: str, header: str) -> None:
+        self._address, self._version, self._header = address.rstrip("/"), version, header
         self.armed = False
 
     def arm(self, acquisition: AcqParams) -> None:
@@ -32,7 +32,7 @@ class Simplon:
             raise EnvironmentUnfit("a detector that is armed by the run must know its frames: `acquisition.frames`")
         if self.armed:
             self.disarm()
-        for key, value in {"mode": "enabled", "format": "cbor", "header_detail": "basic"}.items():
+        for key, value in {"mode": "enabled", "format": "cbor", "header_detail": self._header}.items():
             self._config("stream", key, value)
         each = per_trigger if acquisition.trigger == "software" else 1 if acquisition.trigger == "gate" else frames
         self._config("detector", "trigger_mode", TRIGGER_MODES[acquisition.trigger])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.facts import Facts
 from lima2cli.frames import DetectorInfo, Invalid
 from lima2cli.geometry import Rect, Rule
 from lima2cli.view import View
@@ -45,6 +46,7 @@ class Channel:
                 ``rule`` has one buffer. Empty: whole frames
     filtered    behind a `filter` node: which of the selected frames reach the channel is not known before
     packed      frames come compressed by the detector as ``compression`` says, and chunks are what it has sent
+    facts       what the detector has said of the acquisition; None: nothing so far
     """
 
     name: str
@@ -79,6 +81,18 @@ class Channel:
     invalid: Invalid = Invalid()
     hole: float | None = None
     packed: bool = False
+    facts: Facts | None = field(default=None, metadata={"none": "absent"})
+
+    @property
+    def sensor_view(self) -> View:
+        """Return how frames show the detector without its own operations."""
+        operated = self.detector.operated
+        return self.view if operated is None else operated.view.then(self.view)
+
+    @property
+    def as_sent(self) -> bool:
+        """Return whether pixels are saved as the detector sends them: no node has been before, nothing is summed."""
+        return len(self.processing) <= 1 and self.window == 1 and self.sensor_view.binning == (1, 1)
 
     @property
     def parts(self) -> int:
@@ -104,8 +118,6 @@ class Channel:
         """Return the channel as the files of one receiver describe it: its part of the frames, the same ``places``.
 
         It is made for writers, and must not be divided again.
-
-        It is what writers get, and must not be asked for its parts again.
         """
         if not self.places:
             return self
@@ -124,6 +136,8 @@ class TableChannel:
     lengths     values per row, of columns that have a vector (n, length) instead of one value (n,)
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
+    metadata    as of `Channel`
+    labels, others   labels of columns, and those that viewers plot with ``default``; see `TableSpec`
     """
 
     name: str
@@ -141,3 +155,6 @@ class TableChannel:
     sources: tuple[RowSource, ...] = ()
     window: int = 1
     complete: bool = True
+    metadata: Mapping[str, Any] | None = field(default=None, metadata={"none": "absent"})
+    labels: Mapping[str, str] | None = field(default=None, metadata={"none": "absent"})
+    others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from lima2cli.files.compression import Encoder, Stored
-from lima2cli.files.nexus import fixed, group
+from lima2cli.files.tree import fixed, group
 
 GROUP = "checksum"
 ALGORITHM = "XXH3-64"

@@ -22,14 +22,15 @@ from lima2cli.files.nexus import (
     ChannelRecord,
     detector_path,
     fill_value,
-    group,
     master_file,
     write_nexus,
     write_params,
     write_root,
 )
+from lima2cli.files.nxmx import write_late
 from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
+from lima2cli.files.tree import group
 
 ALIGNMENT = 4096
 """The first byte lies at a multiple of it: what pages and stripes of file systems are multiples of."""
@@ -185,7 +186,7 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
         offset = int(data.id.get_offset())
     try:
         with disk_errors(path):
-            _allocate_rows(path, channel.selected)
+            _allocate_rows(path, channel.selected, channel)
     except OSError:
         os.remove(path)
         raise
@@ -193,15 +194,16 @@ def lay_out(channel: Channel, directory: str, start_ns: int) -> int:
     return offset
 
 
-def _allocate_rows(path: str, rows: int) -> None:
+def _allocate_rows(path: str, rows: int, channel: Channel) -> None:
     """Allocate the disk space behind the end of a file for the columns about its rows.
 
     Raises:
         OSError: the disk has no room.
     """
+    each = ROW_BYTES + 8 * len(channel.metadata.get("axes") or {})
     with open(path, "r+b") as file:
         end = os.fstat(file.fileno()).st_size
-        allocate(file.fileno(), end, end + rows * ROW_BYTES + TREE_BYTES)
+        allocate(file.fileno(), end, end + rows * each + TREE_BYTES)
 
 
 def written_rows_files(directory: str, name: str, node: str) -> list[str]:
@@ -280,11 +282,14 @@ def complete_common(
     flows: Sequence[FlowRecord] = (),
     unmatched: int | None = None,
     start_ns: int | None = None,
+    renew: bool = False,
 ) -> str:
     """Add the numbers, times and statuses of its rows to the file, cut it, and give it its name; return its path.
 
     Parameters as of `write_master`; the file itself knows the start. Rows that no receiver saved hold the fill value.
     A file that has its name already is left as it is.
+
+    renew  write the tree again: more is known than at the start
 
     Raises:
         OSError: a file can't be read or written; the file does not have its name then, and can be completed later.
@@ -304,9 +309,9 @@ def complete_common(
         count = max(rows or 0, 1 + max((_last(channel, table) for table in columns), default=-1))
         with suppress(OSError):  # on a full disk what completes the file has its room, this has none
             keep(part, f"{detector_path(channel)}/data")
-        _allocate_rows(part, count)
+        _allocate_rows(part, count, channel)
         file = opened.enter_context(written(part, "r+", libver=VERSIONS))
-        detector = file[detector_path(channel)]
+        detector = _renewed(file, channel) if renew else file[detector_path(channel)]
         for name in ("frame_number", "frame_time", "frame_status", "flow", GROUP):
             if name in detector:  # a former call was aborted here
                 del detector[name]
@@ -328,6 +333,8 @@ def complete_common(
             )
         if channel.checksum:
             cover_rows(detector)
+        record = ChannelRecord.read(file)
+        write_late(file, channel, None if record is None else record.start_ns)
         offset = int(detector["data"].id.get_offset() or 0)
         absent = _absent(detector["frame_status"], sound, count)
     with disk_errors(part):
@@ -338,6 +345,19 @@ def complete_common(
     for name in notes:
         os.remove(name)
     return path
+
+
+def _renewed(file: Any, channel: Channel) -> Any:
+    """Write the tree of a file again, around the same data, without rows; return the NXdetector group."""
+    record = ChannelRecord.read(file)
+    assert record is not None
+    file.move(f"{detector_path(channel)}/data", "data")
+    del file[ENTRY]
+    detector = write_nexus(file, channel, record.start_ns)
+    write_params(detector, channel)
+    ChannelRecord.of(channel, "master", start_ns=record.start_ns).write(file)
+    file.move("data", f"{detector.name}/data")
+    return detector
 
 
 def _frames(channel: Channel, columns: Any) -> Iterator[Sequence[NDArray[Any]]]:

@@ -19,7 +19,8 @@ from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import ChunkSums, GrowingSums, make_sums, summed
 from lima2cli.files.compression import Stored, encoder, filter_options
 from lima2cli.files.disk import disk_errors, library_is_broken
-from lima2cli.files.nexus import ChannelRecord, fill_value, fixed, write_nexus, write_start
+from lima2cli.files.nexus import ChannelRecord, fill_value, write_nexus, write_start
+from lima2cli.files.tree import fixed
 from lima2cli.frames import Array, Block
 from lima2cli.packed import Packed, PackedBlock
 from lima2cli.threads import team

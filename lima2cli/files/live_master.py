@@ -94,6 +94,15 @@ class LiveMaster:
         self._directory = directory
         self.path = os.path.join(directory, master_file(self._channel.name, self._channel.node))
 
+    def describe(self, channel: Channel) -> None:
+        """Describe the channel in another way, from the next writing on.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._channel = channel
+        self.template = self._without_rows()
+
     def write(self, rows: int, saved: Mapping[int, int], start_ns: int) -> bool:
         """Replace it by one of so many rows, whose frames are in files or will never be; return whether that was done.
 

@@ -26,6 +26,7 @@ from lima2cli.files.nexus import (
     write_nexus,
     write_params,
 )
+from lima2cli.files.nxmx import write_late
 from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
 from lima2cli.files.sparse_writer import GrowingRows, whole_rows
@@ -204,6 +205,7 @@ def write_master(
             write_virtual(detector, channel, files, shown)
         if channel.checksum:
             cover_rows(detector)
+        write_late(master, channel, start_ns)
     os.replace(f"{path}.part", path)
     if unreadable:
         raise OSError(f"{os.path.basename(path)} was written without {'; '.join(unreadable)}")

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from lima2cli.files.appending import Columns
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import cover
-from lima2cli.files.nexus import fill_value, fixed, group, write_plain
+from lima2cli.files.nexus import fill_value
 from lima2cli.files.rows import INCOMPLETE, LOST, SAVED, WINDOW, InOrder, Progressions, Statuses, told, windows
+from lima2cli.files.tree import fixed, group, write_plain
 from lima2cli.geometry import Rect
 
 Indices = NDArray[np.int64]

@@ -1,48 +1,20 @@
 """Names in the files that are written: the NeXus tree in which silx, fabio and nexusformat find the images."""
 
-import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import chain, count
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import lima2cli
 from lima2cli.files.channel import Channel, TableChannel
-from lima2cli.frames import Invalid
-from lima2cli.view import View
+from lima2cli.files.fields import write_beam, write_detector
+from lima2cli.files.tree import fixed, group, link_name, soft, write_plain
 
 SUMMARY = "summary.json"
 """The file of a run that is written last."""
-
-LONGEST_LINK = 255
-"""Bytes of a name; HDF5 itself takes 64 KiB, people and programs do not."""
-
-
-def link_name(text: str) -> str:
-    """Return a name that HDF5 takes for one link: ``/`` would make several, and ``.`` is the group itself."""
-    return text.replace("/", "-") if text.strip(".") else "unnamed"
-
-
-def link_names(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """Return a link's name for each of ``texts``, no two alike and none of ``taken``.
-
-    Strings that can be a name are kept; to others, and to those that are taken, a number is added where they collide.
-    """
-    wanted = {text: link_name(text) for text in texts}
-    used = set(taken) | {text for text, name in wanted.items() if text == name}
-    names = {}
-    for text, name in wanted.items():
-        free = text == name and text not in taken
-        candidates = chain((name,), (f"{name}_{number}" for number in count(2)))
-        names[text] = name if free else next(candidate for candidate in candidates if candidate not in used)
-        used.add(names[text])
-    return names
-
 
 ENTRY = "entry_0000"
 MEASUREMENT = f"{ENTRY}/measurement"
@@ -51,7 +23,7 @@ CREATOR = f"LIMA2-{lima2cli.__version__}"
 """fabio recognises files by a root ``@creator`` that begins with LIMA."""
 
 
-OF_ENTRY = ("title", "start_time", "measurement", "sample", "extra", "channel", "flows")
+OF_ENTRY = ("title", "start_time", "end_time", "measurement", "sample", "source", "extra", "channel", "flows")
 """Members of the entry next to the instrument or the nodes, which users name."""
 
 INSTRUMENT = "instrument"
@@ -59,9 +31,6 @@ INSTRUMENT = "instrument"
 
 OF_INSTRUMENT = ("name", "beam")
 """Members of the instrument next to the detector, which users name."""
-
-KEY = "key"
-"""Attribute of what could not have the name that a user gave it: that name."""
 
 
 def instrument_name(channel: Channel) -> str:
@@ -72,21 +41,6 @@ def instrument_name(channel: Channel) -> str:
 def detector_path(channel: Channel) -> str:
     """Return the path of the NXdetector group, which holds ``data``."""
     return f"/{ENTRY}/{instrument_name(channel)}/{link_name(channel.detector.name)}"
-
-
-def group(parent: Any, name: str, nx_class: str) -> Any:
-    """Make a new group with its NX_class."""
-    made = parent.create_group(name)
-    made.attrs["NX_class"] = fixed(nx_class)
-    return made
-
-
-def fixed(text: str) -> Any:
-    """Return the value of an attribute, ASCII of a fixed length: readers in C take no other.
-
-    It has room for a NUL at the end: read as a string of C, one without loses its last letter.
-    """
-    return np.array(text.encode("ascii"), f"S{len(text) + 1}")
 
 
 def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
@@ -106,7 +60,12 @@ def write_root(file: Any, title: str | None, start_ns: int | None) -> Any:
 
 def write_start(file: Any, start_ns: int) -> None:
     """Write the start, ns since the epoch, to a file that was made before it was known."""
-    file[ENTRY]["start_time"] = datetime.fromtimestamp(start_ns / 1e9, UTC).isoformat()
+    file[ENTRY]["start_time"] = utc(start_ns)
+
+
+def utc(time_ns: int) -> str:
+    """Return a time, ns since the epoch, as ISO 8601 has it, in UTC."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat()
 
 
 def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
@@ -126,21 +85,22 @@ def write_nexus(file: Any, channel: Channel, start_ns: int | None) -> Any:
     plot = group(detector, "plot", "NXdata")
     shown = "frame_pixels" if channel.sparse else "data"
     plot.attrs["signal"] = shown
-    plot[shown] = _soft(f"{path}/{shown}")
+    plot[shown] = soft(f"{path}/{shown}")
     if channel.sparse:
         plot.attrs["axes"] = ["frame_number"]
-        plot["frame_number"] = _soft(f"{path}/frame_number")
-    group(entry, "measurement", "NXcollection")["data"] = _soft(f"{path}/data")
+        plot["frame_number"] = soft(f"{path}/frame_number")
+    group(entry, "measurement", "NXcollection")["data"] = soft(f"{path}/data")
     entry.attrs["default"] = f"{path.removeprefix(entry.name + '/')}/plot"
     instrument.attrs["default"] = f"{path.rpartition('/')[2]}/plot"
     detector.attrs["default"] = "plot"
-    if meta.get("photon_energy") is not None:
-        _quantity(group(instrument, "beam", "NXbeam"), "incident_energy", meta["photon_energy"], "eV")
+    write_beam(instrument, meta)
     if meta.get("sample"):
         group(entry, "sample", "NXsample")["name"] = str(meta["sample"])
+    if meta.get("source"):
+        group(entry, "source", "NXsource")["name"] = str(meta["source"])
     if meta.get("extra"):
         write_plain(group(entry, "extra", "NXcollection"), meta["extra"])
-    _describe(detector, channel)
+    write_detector(detector, channel)
     return detector
 
 
@@ -163,24 +123,8 @@ def write_params(detector: Any, channel: Channel) -> None:
         "versions": dict(info.versions),
     }
     write_plain(group(detector, "detector_information", "NXcollection"), facts)
-
-
-def write_plain(parent: Any, data: Mapping[str, Any]) -> None:
-    """Write plain data as datasets: mappings become groups, lists of numbers arrays, other lists JSON.
-
-    None is left out. Whole numbers of more than 64 bits become their digits.
-    """
-    held = {str(key): value for key, value in data.items() if value is not None}
-    for key, name in link_names(held).items():
-        value = held[key]
-        if isinstance(value, Mapping):
-            write_plain(group(parent, name, "NXcollection"), value)
-        elif isinstance(value, list | tuple):
-            parent[name] = _array_or_json(value)
-        else:
-            parent[name] = str(value) if _beyond(value) else value
-        if name != key:
-            parent[name].attrs[KEY] = key
+    if channel.facts is not None:
+        write_plain(group(detector, "reported", "NXcollection"), channel.facts.values())
 
 
 def fill_value(channel: Channel) -> Any:
@@ -190,88 +134,6 @@ def fill_value(channel: Channel) -> Any:
         return dtype.type(gap)
     limits = np.iinfo(dtype)
     return dtype.type(int(gap)) if np.isfinite(gap) and limits.min <= gap <= limits.max else dtype.type(0)
-
-
-def pixel_mask(channel: Channel) -> NDArray[np.uint32] | None:
-    """Return the mask as uint32 (height, width), 1 where a pixel is masked; None where all are good."""
-    return None if channel.mask is None or not channel.mask.any() else channel.mask.astype(np.uint32)
-
-
-def _describe(detector: Any, channel: Channel) -> None:
-    """Write the fields of NXdetector, and what was done to the image."""
-    info = channel.detector.sensor
-    view = channel.view if channel.detector.operated is None else channel.detector.operated.view.then(channel.view)
-    meta = channel.metadata
-    if info.pixel_size is not None:
-        x_size, y_size = reversed(info.pixel_size) if view.quarter else info.pixel_size
-        _quantity(detector, "x_pixel_size", x_size * view.pixel[0], "m")
-        _quantity(detector, "y_pixel_size", y_size * view.pixel[1], "m")
-    if (exposure := channel.acquisition.get("exposure")) is not None:
-        _quantity(detector, "count_time", exposure, "s")
-    if meta.get("distance") is not None:
-        _quantity(detector, "distance", meta["distance"], "m")
-    if center := meta.get("beam_center"):
-        # relative to the pixels that are saved, as readers take it; the metadata count those of the detector
-        column, row = view.point(center["x"], center["y"])
-        _quantity(detector, "beam_center_x", column, "pixel")
-        _quantity(detector, "beam_center_y", row, "pixel")
-    _describe_invalid(detector, channel.invalid)
-    if channel.saturation is not None:
-        detector["saturation_value"] = channel.saturation
-    elif channel.invalid.above is not None:
-        detector["saturation_value"] = channel.invalid.above
-    if (mask := pixel_mask(channel)) is not None:
-        detector.create_dataset("pixel_mask", data=mask, compression="gzip", compression_opts=1, shuffle=True)
-    of_sensor = channel.detector.base.then(channel.view)
-    write_plain(group(detector, "image_operation", "NXcollection"), _operation(of_sensor))
-
-
-def _describe_invalid(detector: Any, rule: Invalid) -> None:
-    """Write which values of single pixels are not measurements, as attributes; a lower limit as NeXus has it."""
-    if values := [value for value in rule.values if np.isfinite(value)]:
-        detector.attrs["invalid_values"] = values
-    for name, limit in (("invalid_below", rule.below), ("invalid_above", rule.above)):
-        if limit is not None:
-            detector.attrs[name] = limit
-    if rule.below is not None:
-        detector["underload_value"] = rule.below
-
-
-def _operation(view: View) -> dict[str, Any]:
-    """Write the way from the sensor to the saved image: cut (detector pixels), bin, flip, rotate clockwise."""
-    turned = view.mirrored and view.rotation >= 180  # horizontal and 180 degrees are vertical
-    return {
-        "origin": {"x": view.area.x, "y": view.area.y},
-        "width": view.area.width,
-        "height": view.area.height,
-        "binning": {"x": view.binning[0], "y": view.binning[1]},
-        "flip": "vertical" if turned else "horizontal" if view.mirrored else "none",
-        "rotation": view.rotation - 180 if turned else view.rotation,
-    }
-
-
-def _quantity(parent: Any, name: str, value: float, units: str) -> None:
-    parent[name] = float(value)
-    parent[name].attrs["units"] = fixed(units)
-
-
-def _beyond(value: Any) -> bool:
-    """Return whether no integer of HDF5 holds a number."""
-    return isinstance(value, int) and not -(2**63) <= value < 2**64
-
-
-def _array_or_json(value: Any) -> Any:
-    try:
-        array = np.asarray(value)
-    except ValueError:  # ragged
-        return json.dumps(value, default=str)
-    return array if array.size and array.dtype.kind in "biuf" else json.dumps(value, default=str)
-
-
-def _soft(path: str) -> Any:
-    import h5py
-
-    return h5py.SoftLink(path)
 
 
 def master_file(name: str, node: str) -> str:

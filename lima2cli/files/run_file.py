@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from lima2cli.files.appending import VERSIONS, written
+from lima2cli.files.fields import write_beam
 from lima2cli.files.inspection import Inspection, Unreadable
-from lima2cli.files.nexus import ENTRY, KEY, OF_ENTRY, ChannelRecord, group, link_names, write_root
+from lima2cli.files.nexus import ENTRY, INSTRUMENT, OF_ENTRY, ChannelRecord, utc, write_root
 from lima2cli.files.rows import WINDOW, Status, Statuses, ranges_of, windows
+from lima2cli.files.tree import KEY, group, link_names
 
 FLOWS = f"{ENTRY}/flows"
 
@@ -154,12 +156,20 @@ def _frames(record: ChannelRecord, flows: Mapping[str, FlowRecord]) -> int | Non
     return record.frames((flow.start, flow.step, flow.expected) for flow in own)
 
 
+TIMES = ("start_time", "end_time")
+
 CHANNEL = ("data", "frame_number", "frame_time", "frame_status", "frame_pixels")
 """Members of a channel that are linked, where there are such."""
 
 
 def write_links(
-    name: str, directory: str, channels: Sequence[str], tables: Sequence[str] = (), flows: Sequence[FlowRecord] = ()
+    name: str,
+    directory: str,
+    channels: Sequence[str],
+    tables: Sequence[str] = (),
+    flows: Sequence[FlowRecord] = (),
+    metadata: Mapping[str, Any] | None = None,
+    times_ns: tuple[int | None, int | None] = (None, None),
 ) -> str:
     """Write ``{name}.h5``; return its path.
 
@@ -171,6 +181,8 @@ def write_links(
 
     channels, tables   paths of masters and merged tables; links are relative to ``directory``
     flows              accounts of all flows of the run, as far as they are known
+    metadata           of the acquisition: title, names of instrument and sample, and the beam are written
+    times_ns           of its start and its last frame, ns since the epoch; None: those that masters have, if any
 
     Raises:
         OSError: a file can't be read or written.
@@ -179,11 +191,20 @@ def write_links(
 
     path = os.path.join(directory, f"{name}.h5")
     with written(f"{path}.part", libver=VERSIONS) as file:
-        entry = write_root(file, name, None)
+        linked = [(_Facts.read(target), os.path.relpath(target, directory)) for target in (*channels, *tables)]
+        known = metadata or {}
+        entry = write_root(file, known.get("title") or name, None)
+        _write_times(entry, [facts for facts, _ in linked], times_ns)
+        if known:
+            instrument = group(entry, INSTRUMENT, "NXinstrument")
+            if known.get("instrument", INSTRUMENT) != INSTRUMENT:
+                instrument["name"] = str(known["instrument"])
+            write_beam(instrument, known)
+        if known.get("sample"):
+            group(entry, "sample", "NXsample")["name"] = str(known["sample"])
         write_flows(entry, flows)
         measurement = group(entry, "measurement", "NXcollection")
-        linked = [(_Facts.read(target), os.path.relpath(target, directory)) for target in (*channels, *tables)]
-        nodes = link_names((facts.node for facts, _ in linked), OF_ENTRY)
+        nodes = link_names((facts.node for facts, _ in linked), (*OF_ENTRY, INSTRUMENT))
         first = next((facts.node for facts, _ in linked if facts.image), None)
         aliases = link_names((facts.node for facts, _ in linked), () if first in (None, "data") else ("data",))
         for facts, link in linked:
@@ -205,6 +226,16 @@ def write_links(
     return path
 
 
+def _write_times(entry: Any, linked: Sequence["_Facts"], times_ns: tuple[int | None, int | None]) -> None:
+    """Write start and end, of several ends that masters have the last."""
+    of_masters = [[getattr(facts, name) for facts in linked if getattr(facts, name)] for name in TIMES]
+    for name, known_ns, texts, which in zip(TIMES, times_ns, of_masters, (min, max), strict=True):
+        if known_ns is not None:
+            entry[name] = utc(known_ns)
+        elif texts:
+            entry[name] = which(texts)
+
+
 def _plot(parent: Any, facts: "_Facts", link: str) -> None:
     """Make the NXdata group of a master or table, by links to what it shows."""
     import h5py
@@ -212,7 +243,7 @@ def _plot(parent: Any, facts: "_Facts", link: str) -> None:
     plot = group(parent, "plot", "NXdata")
     for name, value in facts.plot.items():
         plot.attrs[name] = value
-    for column in {facts.plot["signal"], *facts.plot.get("axes", ())} - {"."}:
+    for column in facts.plotted:
         plot[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
     parent.attrs["default"] = "plot"
 
@@ -252,7 +283,7 @@ class _Facts:
     """Facts of a master or table that is linked to.
 
     The group of its datasets, the names of these, all that a master has of its detector next to the plot (see
-    `_members`), and signal and axes of this plot.
+    `_members`), attributes of this plot and the names of the datasets in it, and the times in the file.
     """
 
     node: str
@@ -261,6 +292,9 @@ class _Facts:
     members: dict[str, dict[str, Any] | None]
     image: bool
     plot: dict[str, Any]
+    plotted: tuple[str, ...] = ()
+    start_time: str | None = None
+    end_time: str | None = None
 
     @property
     def shown(self) -> str:
@@ -277,9 +311,11 @@ class _Facts:
                 raise OSError(f"{path} is not a master or table of a run")
             entry, image = file[ENTRY], record.role == "master"
             default = entry.attrs.get("default")
-            plot = {} if default is None else {k: v for k, v in entry[default].attrs.items() if k in ("signal", "axes")}
+            shown = None if default is None else entry[default]
+            plot = {} if shown is None else {k: v for k, v in shown.attrs.items() if k != "NX_class"}
+            times = [entry[name].asstr()[()] if name in entry else None for name in TIMES]
             where = entry[default].parent if image else entry["measurement"]
             names = CHANNEL if image else tuple(where)
             names = tuple(name for name in names if name in where)
             members = {name: member for name, member in _members(where) if name != "plot"} if image else {}
-            return cls(record.node, where.name, names, members, image, plot)
+            return cls(record.node, where.name, names, members, image, plot, tuple(shown or ()), *times)

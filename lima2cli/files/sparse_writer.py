@@ -19,7 +19,7 @@ from lima2cli.files.checksums import GrowingSums, make_sums
 from lima2cli.files.compression import filter_options
 from lima2cli.files.disk import MARGIN, disk_errors
 from lima2cli.files.frame_writer import FrameSequence, GrowingFile
-from lima2cli.files.nexus import group
+from lima2cli.files.tree import group
 from lima2cli.frames import Array, Block, SparseBlock, dense_image
 
 CHUNK = 16384

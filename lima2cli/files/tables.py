@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, Writing, written
+from lima2cli.files.axes import axes_of, write_axis
 from lima2cli.files.channel import TableChannel
 from lima2cli.files.checksums import cover
 from lima2cli.files.disk import disk_errors
-from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, group, part_names, table_file, write_root
+from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, part_names, table_file, write_root
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows
+from lima2cli.files.tree import group, link_names
 
 
 def part_file(channel: TableChannel, receiver: int) -> str:
@@ -112,8 +114,9 @@ def merge_tables(
 ) -> str:
     """Merge the parts of all receivers to ``{name}_{node}.h5``, in frame order, and remove them; return its path.
 
-    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``; ``/entry_0000/plot`` (NXdata) shows the default
-    column over the frame number. Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
+    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``, with the positions of the axes of the metadata;
+    ``/entry_0000/plot`` (NXdata) shows the default column over the one axis that moves, else over the frame number.
+    Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
     of `write_master`. Memory: some thousand values of each column of each part.
 
     Raises:
@@ -146,10 +149,17 @@ def merge_tables(
                 )
                 column[row : row + len(order)] = piece[order]
             row += len(order)
-        cover(entry, dict(measurement.items()))
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
-        _plot(entry, channel)
+        for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
+            measurement[name].attrs["long_name"] = label
+        axes = axes_of(channel.metadata or {})
+        names = link_names((axis.name for axis in axes), tuple(measurement))
+        for axis in axes:
+            write_axis(measurement, names[axis.name], axis, measurement["frame_number"])
+        cover(entry, dict(measurement.items()))
+        moving = [names[axis.name] for axis in axes if axis.step]
+        _plot(entry, channel, moving[0] if len(moving) == 1 else "frame_number")
     os.replace(f"{path}.part", path)
     for part in paths:
         os.remove(part)
@@ -208,15 +218,19 @@ def _interleaved(
         done = [first + count for first, count in zip(done, counts, strict=True)]
 
 
-def _plot(entry: Any, channel: TableChannel) -> None:
+def _plot(entry: Any, channel: TableChannel, along: str) -> None:
     import h5py
 
     default = channel.default or next(iter(channel.columns), None)
     if default is None:
         return
     plot = group(entry, "plot", "NXdata")
-    for name in (default, "frame_number"):
+    others = [name for name in channel.others or () if name != default]
+    for name in dict.fromkeys((default, *others, along, "frame_number")):
         plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
     plot.attrs["signal"] = default
-    plot.attrs["axes"] = ["frame_number"] + ["."] * (default in channel.lengths)
+    if others:
+        plot.attrs["auxiliary_signals"] = others
+    plot.attrs["axes"] = [along] + ["."] * (default in channel.lengths)
+    plot.attrs["frame_number_indices"] = 0
     entry.attrs["default"] = "plot"

@@ -412,6 +412,24 @@ def default(rois: Sequence[str], names: Sequence[str]) -> str:
     return f"{rois[0]}_{'sum' if 'sum' in names else names[0]}"
 
 
+MOST_OTHERS = 15
+"""Most columns that are plotted with the first: more can't be told apart."""
+
+
+def others(rois: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns to plot with the `default` one: the same statistic of the next ROIs."""
+    statistic = default(rois, names).removeprefix(f"{rois[0]}_")
+    return tuple(f"{roi}_{statistic}" for roi in rois[1 : 1 + MOST_OTHERS])
+
+
+_WORDS = {"avg": "average", "std": "standard deviation", "min": "minimum", "max": "maximum"}
+
+
+def labels(rois: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Return what the columns are, for plots: ``sum of spot``."""
+    return {f"{roi}_{name}": f"{_WORDS.get(name, name)} of {roi}" for roi in rois for name in names}
+
+
 def column(name: str, sums: Sums) -> NDArray[Any]:
     """Return a statistic, of the shape of the sums."""
     count = sums["count"]

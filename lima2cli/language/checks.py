@@ -261,6 +261,14 @@ def warn_of_beam_center(metadata: Metadata, info: DetectorInfo, findings: Findin
         )
 
 
+def check_axes(metadata: Metadata, findings: Findings) -> None:
+    """Report axes whose vector has no direction."""
+    for name, axis in metadata.axes.items():
+        if axis.vector is not None and not any((axis.vector.x, axis.vector.y, axis.vector.z)):
+            at = ("metadata", "axes", name, "vector")
+            findings.error("out-of-range", "the vector has no direction: x, y and z are 0", at)
+
+
 def _in_pixels(value: float, length: int, pitch: float) -> str | None:
     """Return the place in pixels, where it was probably written in um; None elsewhere."""
     pixels = value * UNITS["metres"]["um"] / pitch

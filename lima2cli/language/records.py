@@ -27,6 +27,7 @@ from lima2cli.declare import (
 )
 from lima2cli.detectors.base import SHUTTERS, TRIGGERS, AcqParams, DetectorConfig, Operations, detector_kinds
 from lima2cli.diagnostics import HOST, NAME, KeyPath
+from lima2cli.facts import AXIS_UNITS
 from lima2cli.geometry import Rect
 from lima2cli.language.templates import Graph
 from lima2cli.nodes.base import Node
@@ -61,6 +62,41 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sensor:
+    """Material in which photons are absorbed."""
+
+    material: str | None = param("Such as `Si` or `CdTe`; default: what the detector says.", Text(), None)
+    thickness: float | None = param(
+        "Its thickness; default: what the detector says.",
+        Quantity("metres", above=0, plausible=Plausible(1e-6, 0.05)),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """A direction: z along the beam, y up, x to the left as one looks along the beam; of any length but 0."""
+
+    x: float = param("To the left.", Number(), 0)
+    y: float = param("Upwards.", Number(), 0)
+    z: float = param("Along the beam.", Number(), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis that is at `start + step * k` in frame k."""
+
+    start: float | None = param("Position in frame 0; default: what the detector says.", Number(), None)
+    step: float | None = param("From one frame to the next; default: what the detector says.", Number(), None)
+    unit: str | None = param("Unit of both; default: deg, or the detector's.", Choice(AXIS_UNITS), None)
+    vector: Vector | None = param(
+        "What it turns around, right-handed, or moves along; without, files have its positions only.",
+        Table(Vector),
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
     """Known facts of the experiment; saved as NeXus."""
 
@@ -74,6 +110,11 @@ class Metadata:
         "Position of the direct beam on the detector; centres of pixels are whole numbers.", Table(Point), None
     )
     sample: str | None = param("Name of the sample.", Text(may_hide=True), None)
+    source: str | None = param("Name of the source of the beam, or the facility.", Text(), None)
+    sensor: Sensor | None = param("Sensor of the detector.", Table(Sensor), None)
+    axes: Mapping[str, Axis] = param(
+        "Axes, such as those of a goniometer, from the ground to the sample.", MapOf(Table(Axis)), {}
+    )
     extra: Mapping[str, Any] = param("Anything else, saved as it is.", MapOf(Anything()), {})
 
 

@@ -53,8 +53,13 @@ class RoiCounters(Reduce):
         spec = inputs.spec
         regions(self.rois, self.coordinates, spec)
         rois, names = list(self.rois), self.statistics
-        columns = statistic_columns.columns(rois, names, spec)
-        return TableSpec(columns, statistic_columns.default(rois, names), statistic_columns.units(rois, names))
+        return TableSpec(
+            statistic_columns.columns(rois, names, spec),
+            statistic_columns.default(rois, names),
+            statistic_columns.units(rois, names),
+            labels=statistic_columns.labels(rois, names),
+            others=statistic_columns.others(rois, names),
+        )
 
     def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """See `Node.warnings`: regions of masked pixels only, and rects that cut through binned pixels."""

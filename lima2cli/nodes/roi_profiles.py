@@ -209,12 +209,15 @@ class RoiProfiles(Reduce):
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         spec, rois, names = inputs.spec, list(self.rois), self.statistics
-        found = zip(rois, self._lengths(spec), strict=True)
+        lengths = dict(zip(rois, self._lengths(spec), strict=True))
+        alike = [roi for roi in rois if lengths[roi] == lengths[rois[0]]]
         return TableSpec(
             statistic_columns.columns(rois, names, spec),
             statistic_columns.default(rois, names),
             statistic_columns.units(rois, names),
-            {f"{roi}_{name}": length for roi, length in found for name in names},
+            {f"{roi}_{name}": length for roi, length in lengths.items() for name in names},
+            statistic_columns.labels(rois, names),
+            statistic_columns.others(alike, names),
         )
 
     def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:

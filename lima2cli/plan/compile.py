@@ -71,7 +71,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         steps=steps,
         kernels=fuse_steps(steps, on=fuse),
         channels=channels,
-        tables={step.name: _table(pipeline, step, gdts) for step in steps if isinstance(step.node, Reduce)},
+        tables={step.name: _table(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
         if_exists=pipeline.output.if_exists,
         pva=pipeline.output.pva,
@@ -194,7 +194,7 @@ def _sources(numbering: Numbering, gdts: Sequence[Gdt]) -> tuple[RowSource, ...]
     return tuple(of[flow] for flow in numbering.flows)
 
 
-def _table(pipeline: Pipeline, step: Step, gdts: Sequence[Gdt]) -> TableChannel:
+def _table(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequence[Gdt]) -> TableChannel:
     assert isinstance(step.after, TableSpec)
     assert isinstance(step.node, Reduce)
     entering = step.numbering
@@ -208,6 +208,9 @@ def _table(pipeline: Pipeline, step: Step, gdts: Sequence[Gdt]) -> TableChannel:
         selected=step.numbering.selected,
         receivers=step.numbering.receivers,
         units=dict(step.after.units),
+        labels=dict(step.after.labels),
+        others=step.after.others,
+        metadata=record["metadata"],
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
         flows=entering.flows,

@@ -11,15 +11,8 @@ from lima2cli.diagnostics import POISON, Findings, KeyPath, Related, attempt
 from lima2cli.diagnostics import KeyPath as Place
 from lima2cli.document import Document
 from lima2cli.files.appending import NOT_STARTED
-from lima2cli.files.nexus import (
-    LONGEST_LINK,
-    OF_ENTRY,
-    OF_INSTRUMENT,
-    frame_file_names,
-    master_file,
-    part_names,
-    table_file,
-)
+from lima2cli.files.nexus import OF_ENTRY, OF_INSTRUMENT, frame_file_names, master_file, part_names, table_file
+from lima2cli.files.tree import LONGEST_LINK
 from lima2cli.language.checks import LONGEST_NAME
 from lima2cli.language.pipeline import Pipeline
 from lima2cli.language.records import FileMemspace

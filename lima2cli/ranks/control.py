@@ -16,7 +16,9 @@ from typing import Any
 from lima2cli import messages
 from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcquisition, Outcome
 from lima2cli.errors import EnvironmentUnfit, RunFailed, StateError
+from lima2cli.facts import Facts
 from lima2cli.files.appending import load_libraries
+from lima2cli.files.facts_file import keep_facts
 from lima2cli.messages import Change, Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram
@@ -184,6 +186,8 @@ class ControlRank:
             self._overrun(*content)
         elif kind == messages.WARNED:
             self._warn(content)
+        elif kind == messages.FACTS:
+            self._inform(content)
         elif kind == messages.STATS:
             self._acquisitions.of(content.acquisition).take(rank, content)
             self._progress.report()
@@ -334,6 +338,14 @@ class ControlRank:
                 keep_description(Path(self._now.directory), said)
             except OSError as error:
                 self._warn(f"its metadata can't be kept: {error}")
+
+    def _inform(self, facts: Facts) -> None:
+        """Keep what the detector knows of the acquisition that starts, or goes on."""
+        try:
+            keep_facts(Path(self._now.directory), facts)
+        except (OSError, ValueError) as error:
+            self._warn(f"facts of the detector can't be kept: {error}")
+        self._masters.inform(self._now, facts)
 
     def _check_answers(self) -> None:
         """Fail the run where a module does not answer in time.

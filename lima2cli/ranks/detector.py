@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from lima2cli import messages
-from lima2cli.detectors.base import AcqParams, Detector, SendsPacked, State, Warns
+from lima2cli.detectors.base import AcqParams, Detector, Informs, SendsPacked, State, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
@@ -108,9 +108,11 @@ class DetectorRank:
         self._number = self._put_ns = self._flush_ns = self._told_ns = self._first_ns = self._last_ns = 0
         self._behind, self._cpu_s = 0, 0.0
         self._warned: set[str] = set()
+        self._informed = True
 
     def prepare(self) -> None:
         """Get the detector ready and report so, or that it failed."""
+        self._informed = not isinstance(self._detector, Informs)
         if self._do(lambda: self._detector.prepare(self._acquisition, self._program.transfer)):
             self._warn()
             self._port.send(0, (messages.READY, None))
@@ -120,6 +122,8 @@ class DetectorRank:
         if (mail := self._port.receive()) is not None:
             self._obey(*mail[1])
             return True
+        if not self._informed:
+            self._inform()
         if not self._running or self._paused:
             return False
         try:
@@ -329,6 +333,23 @@ class DetectorRank:
             self._told_ns = now
             self._port.send(0, (messages.WAITING, None))
 
+    def _inform(self) -> None:
+        """Pass on the facts of the acquisition, once they are there."""
+        assert isinstance(self._detector, Informs)
+        try:
+            facts = call_detector(self._detector, self._detector.facts)
+        except Exception as error:  # noqa: BLE001  frames can be taken without
+            self._informed = True
+            text = f"facts of the detector are not saved: {reason_of(self._detector, error)}"
+            self._port.send(0, (messages.WARNED, text))
+            return
+        if facts is not None:
+            self._informed = True
+            kept, doubts = facts.fitting(self._program.info)
+            self._port.send(0, (messages.FACTS, kept))
+            for text in doubts:
+                self._port.send(0, (messages.WARNED, text))
+
     def _warn(self) -> None:
         """Pass on warnings of the detector that were not passed on yet."""
         for text in self._detector.warnings() if isinstance(self._detector, Warns) else ():
@@ -338,6 +359,8 @@ class DetectorRank:
 
     def _finish(self) -> bool:
         self._warn()
+        if not self._informed:
+            self._inform()
         for cursor in self._cursors:
             self._write_end_records(cursor)
         report = SourceReport(

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lima2cli.accounting.acquisitions import LiveAcquisition
+from lima2cli.facts import Facts
 from lima2cli.files.disk import library_is_broken
+from lima2cli.files.informed import informed
 from lima2cli.files.live_master import LiveMaster
 from lima2cli.plan.ir import Plan
 
@@ -55,6 +57,17 @@ class LiveMasters:
         """Note that the directory of the acquisition that was announced last has been moved."""
         for written in self._masters.values():
             written.master.move(directory)
+
+    def inform(self, acquisition: LiveAcquisition, facts: Facts) -> None:
+        """Take what the detector knows of the acquisition into the next writing, but for its flat fields."""
+        if acquisition.outcome.number != self._number or library_is_broken():
+            return
+        few = facts.without_flatfields()
+        for name, written in list(self._masters.items()):
+            try:
+                written.master.describe(informed(self._plan.channels[name], few))
+            except (OSError, ValueError) as error:
+                self._give_up(name, error)
 
     def follow(self, acquisition: LiveAcquisition, rows: Mapping[str, int], *, now: bool) -> None:
         """Write the masters that have more rows, those that are due or, where ``now``, all."""

@@ -1,10 +1,15 @@
-"""Title, sample, and whatever else users say of one acquisition at its start, kept in its directory."""
+"""Title, sample, and whatever else users say of one acquisition, kept in its directory; and what comes of it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lima2cli.facts import Facts
+from lima2cli.files.channel import Channel, TableChannel
+from lima2cli.files.facts_file import facts_of
+from lima2cli.files.informed import completed, informed
 from lima2cli.paths import read_json_object
 
 DESCRIPTION_FILE = "metadata.json"
@@ -57,13 +62,47 @@ def changes_of(directory: Path) -> list[Any]:
     return changes if isinstance(changes, list) else []
 
 
-def described(directory: Path, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the pipeline's metadata with what was said of the acquisition in a directory, if anything was."""
-    try:
-        said = read_json_object(directory / DESCRIPTION_FILE)
-    except (OSError, ValueError):  # nothing was said, or the file is damaged: what the pipeline says stays true
-        return metadata
-    if wrong_description(said) is not None:
-        return metadata
-    extra = {**(metadata.get("extra") or {}), **said.get("extra", {})}
-    return {**metadata, **said} | ({"extra": extra} if extra else {})
+@dataclass(frozen=True)
+class Description:
+    """Additions to the pipeline's account of one acquisition, as they are kept in its directory.
+
+    said      what users have said of it;  facts  what the detector has;  changes  of parameters, oldest first
+    problems  sentences: what can't be read
+    """
+
+    said: Mapping[str, Any]
+    facts: Facts | None
+    changes: Sequence[Any]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, directory: Path) -> "Description":
+        """Return the description of the acquisition in a directory."""
+        try:
+            said = read_json_object(directory / DESCRIPTION_FILE)
+        except (OSError, ValueError):  # nothing was said, or the file is damaged: what the pipeline says stays true
+            said = {}
+        if wrong_description(said) is not None:
+            said = {}
+        changes = changes_of(directory)
+        try:
+            return cls(said, facts_of(directory), changes)
+        except OSError as error:
+            return cls(said, None, changes, (f"masters lack what the detector said: {error}",))
+
+    def metadata(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the pipeline's metadata with what users and the detector have said."""
+        extra = {**(metadata.get("extra") or {}), **self.said.get("extra", {})}
+        return completed({**metadata, **self.said} | ({"extra": extra} if extra else {}), self.facts)
+
+    def table(self, table: TableChannel) -> TableChannel:
+        """Return a table with all that is known of the acquisition."""
+        return replace(table, metadata=self.metadata(table.metadata or {}))
+
+    def channel(self, channel: Channel) -> Channel:
+        """Return a channel with all that is known of the acquisition; the same where that is no more than before."""
+        if self.said or self.facts is not None:
+            channel = informed(replace(channel, metadata=self.metadata(channel.metadata)), self.facts)
+        if self.changes:
+            channel = replace(channel, processing={**channel.processing, "changes": self.changes})
+        return channel

@@ -39,7 +39,7 @@ from lima2cli.files.tables import merge_tables, table_rows
 from lima2cli.paths import read_json_object
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.control_socket import forget
-from lima2cli.runs.description import changes_of, described
+from lima2cli.runs.description import Description
 from lima2cli.runs.directory import remove_unused
 from lima2cli.runs.ownership import is_live, own_files
 from lima2cli.runs.processes import sweep
@@ -119,7 +119,9 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> Summary:
     account = account_of(record, Evidence(outcome.receivers, outcome.frames))
     # of a file that was given up numbers may be fewer than frames
     problems = reopen_files(folder) if outcome.failures else []
-    problems += complete_files(record, account, folder, start_ns=outcome.start_ns or None)
+    problems += complete_files(
+        record, account, folder, start_ns=outcome.start_ns or None, end_ns=outcome.last_ns or None
+    )
     channels, tables = _Saved(record, account, folder, problems, outcome).all()
     if problems and outcome.state != "failed":
         outcome.state, outcome.reason = "failed", problems[0]
@@ -150,46 +152,52 @@ def close_run(plan: Plan, outcome: Outcome, directory: str) -> Summary:
 
 
 def complete_files(
-    record: RunRecord, account: RunAccount, directory: Path, *, start_ns: int | None = None
+    record: RunRecord,
+    account: RunAccount,
+    directory: Path,
+    *,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
 ) -> list[str]:
     """Write masters, tables and the linking file of an acquisition; masters that have all reasons stay.
 
-    Returns problems as sentences: where one fails the others are still written. ``start_ns``: the start of the run, ns
-    since the epoch, where files that hold no frames don't have it.
+    Returns problems as sentences: where one fails the others are still written. ``start_ns``, ``end_ns``: the start of
+    the run and the time of its last frame, ns since the epoch, where files don't have it.
     """
     release_ends(directory)
     folder, flows, problems = str(directory), account.flows, list[str]()
-    changes = changes_of(directory)
+    description = Description.of(directory)
+    problems += description.problems
 
     def own(node: Channel | TableChannel) -> dict[str, Any]:
         known = [flows[name] for name in node.flows or (node.flow,) if name in flows]
         return {"flows": known, "unmatched": account.unmatched.get(node.node)}
 
     for name, held in account.channels.items():
-        write = complete_common if held.channel.layout == "common" else write_master
-        known: dict[str, Any] = {"totals": {"expected": held.expected}}
+        channel = description.channel(held.channel)
+        write = complete_common if channel.layout == "common" else write_master
+        known: dict[str, Any] = {"renew": channel is not held.channel} if write is complete_common else {}
+        known["totals"] = {"expected": held.expected}
         if held.known:
             totals = held.flows[0].totals | {"expected": held.expected, "vetoed": held.vetoed}
-            known = {"totals": totals, "statuses": held}
+            known |= {"totals": totals, "statuses": held}
         try:
             if not tells(str(directory / master_file(record.name, name))):
-                channel = replace(held.channel, metadata=described(directory, held.channel.metadata))
-                if changes:
-                    channel = replace(channel, processing={**channel.processing, "changes": changes})
-                write(channel, folder, rows=held.rows(), start_ns=start_ns, **own(held.channel), **known)
+                write(channel, folder, rows=held.rows(), start_ns=start_ns, **own(channel), **known)
         except (OSError, ValueError) as error:
             problems.append(f"master of {name}: {error}")
         with suppress(OSError):  # where the final one could not be written
             discard_live(directory / master_file(record.name, name))
     for name, table in record.tables.items():
         try:
-            merge_tables(table, folder, **own(table))
+            merge_tables(description.table(table), folder, **own(table))
         except (OSError, ValueError) as error:
             problems.append(f"table of {name}: {error}")
     try:
         masters = [str(directory / file) for name in record.channels if (file := _master(record, name, directory))]
         tables = [str(directory / file) for name in record.tables if (file := _table(record, name, directory))]
-        write_links(record.name, folder, masters, tables, list(flows.values()))
+        metadata = description.metadata(record.metadata)
+        write_links(record.name, folder, masters, tables, list(flows.values()), metadata, (start_ns, end_ns))
     except (OSError, ValueError) as error:
         problems.append(f"{record.name}.h5: {error}")
     return problems

@@ -20,6 +20,7 @@ from lima2cli import __version__
 from lima2cli.accounting.summary import read_summary
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.files.common_file import KEPT
+from lima2cli.files.facts_file import FACTS_FILE
 from lima2cli.files.nexus import SUMMARY, frame_file_names, master_file, part_names, table_file
 from lima2cli.paths import lock
 from lima2cli.plan.ir import Plan
@@ -43,6 +44,7 @@ FILES = frozenset(
         LOG,
         DESCRIPTION_FILE,
         CHANGES_FILE,
+        FACTS_FILE,
     )
 )
 """Names of files that every run may write."""
@@ -73,7 +75,7 @@ class RunNames:
             return True
         for suffix in UNFINISHED:
             file = file.removesuffix(suffix)
-        if file in (DESCRIPTION_FILE, CHANGES_FILE):
+        if file in (DESCRIPTION_FILE, CHANGES_FILE, FACTS_FILE):
             return True
         whole = {f"{self.name}.h5", *(master_file(self.name, node) for node in self.channels)}
         whole |= {table_file(self.name, node) for node in self.tables}

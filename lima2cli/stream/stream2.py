@@ -148,7 +148,7 @@ def read(message: bytes) -> Message | None:
     if kind == "image":
         return Image(
             _get(content, "series_id", int), _get(content, "image_id", int), _time_ns(content),
-            dict(_channels(_get(content, "data", Mapping))),
+            dict(channels_of(_get(content, "data", Mapping))),
         )  # fmt: skip
     return End(_get(content, "series_id", int)) if kind == "end" else None
 
@@ -183,7 +183,12 @@ def _time_ns(content: Mapping[str, Any]) -> int | None:
     return round(date.timestamp() * 1e6) * 1000 + above * 10**9 // below
 
 
-def _channels(data: Mapping[str, Any]) -> Iterator[tuple[str, Pixels]]:
+def channels_of(data: Mapping[str, Any]) -> Iterator[tuple[str, Pixels]]:
+    """Yield the arrays of a mapping by channel, as they travel.
+
+    Raises:
+        StreamProblem: one is not of the format.
+    """
     for name, value in data.items():
         tag, content = _tagged(value)
         if not isinstance(name, str) or tag != MULTI_DIM or not isinstance(content, Sequence) or len(content) != 2:

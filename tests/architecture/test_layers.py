@@ -75,6 +75,7 @@ OTHER_WORDS = {
     ("detectors", "accumulate"),  # an operation of a detector
     ("detectors", "gain"),  # a parameter
     ("detectors", "reconstruction"),  # a capability
+    ("facts", "flatfield"),  # an array of the detector
     ("doctor", "mpi"),  # an extra of the distribution
     ("files", "filter"),  # a field of HDF5's struct
     ("job", "mpi"),  # a transport

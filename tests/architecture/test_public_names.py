@@ -10,14 +10,14 @@ import pytest
 import lima2cli
 
 _TEXT = """
-    AcqParams Affine Anything Array AsyncRun Block BlockDropped Capabilities Channel Choice DatasetInfo Detector
-    DetectorConfig DetectorInfo EarlyWriter Either EmulatedDetector EnvironmentUnfit Exchange FileProblem
-    FileReference Files Flag Formula FrameReader FrameSpec FunctionReference Inputs Integer Invalid Lima2Error
-    ListOf Map MapOf Node NodeMisuse Number NumberOrNan Operations PartKey Partial PipelineInvalid PixelSource
-    Pixelwise Plausible Quantity Receiver Rect Reduce Reducer Rows Rule Run RunFailed Select Sink SourceBlock
-    SparseBlock SparsePixels SparseSpec StackInfo Stage State StateError StripFunction StripReducer Table TableSpec
-    Task Text ThreadedWriter Transform Transformer Turn UnreadableInput UserCodeError View Worker WorkerPool Writer
-    XferParams __version__ compile node open param run run_async serve validate
+    AcqParams Affine Anything Array AsyncRun AxisFacts Block BlockDropped Capabilities Channel Choice DatasetInfo
+    Detector DetectorConfig DetectorInfo EarlyWriter Either EmulatedDetector EnvironmentUnfit Exchange Facts
+    FileProblem FileReference Files Flag Formula FrameReader FrameSpec FunctionReference Inputs Integer Invalid
+    Lima2Error ListOf Map MapOf Node NodeMisuse Number NumberOrNan Operations PartKey Partial PipelineInvalid
+    PixelSource Pixelwise Plausible Quantity Receiver Rect Reduce Reducer Rows Rule Run RunFailed Select Sink
+    SourceBlock SparseBlock SparsePixels SparseSpec StackInfo Stage State StateError StripFunction StripReducer
+    Table TableSpec Task Text ThreadedWriter Transform Transformer Turn UnreadableInput UserCodeError View Worker
+    WorkerPool Writer XferParams __version__ compile node open param run run_async serve validate
 """
 NAMES = _TEXT.split()
 

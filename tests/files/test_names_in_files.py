@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lima2cli.check import check_text
-from lima2cli.files.nexus import OF_ENTRY, OF_INSTRUMENT, link_names
+from lima2cli.files.nexus import OF_ENTRY, OF_INSTRUMENT
+from lima2cli.files.tree import link_names
 from tests.running import lima2, truth
 from tests.running import run as run_text
 

@@ -11,7 +11,7 @@ from nexusformat.nexus import NeXusError, nxload
 from silx.io import nxdata
 from silx.io import open as silx_open
 
-from tests.running import Ran, run
+from tests.running import Ran, lima2, run
 
 PIPELINE = """
 lima2: 1
@@ -153,6 +153,70 @@ def test_a_master_holds_what_concerns_its_node(ran: Ran) -> None:
         assert set(detector["detector_information/datasets"]) == {"data"}
     with h5py.File(ran.directory / "x_sparse_master.h5") as file:
         assert set(file["entry_0000/P11/remu/params/processing"]) == {"good", "bright", "sparse"}
+
+
+TABLES = """
+lima2: 1
+name: x
+metadata: {title: a scan, instrument: P11, sample: s, photon_energy: 12 keV}
+detector: {remu: {image: {width: 16, height: 12}, datasets: {data: {dtype: uint16}}, saturation: 100}}
+acquisition: {frames: 7}
+nodes:
+  sums:
+    input: data
+    roi_counters:
+      statistics: [avg, sum, saturated]
+      rois: &rois
+        a: {x: 0, y: 0, width: 6, height: 2}
+        b: {x: 0, y: 0, width: 5, height: 2}
+        c: {x: 9, y: 0, width: 6, height: 3}
+  lines:
+    input: data
+    roi_profiles:
+      rois: *rois
+  log: {input: data, checkpoint: {}}
+  instrument: {input: data, checkpoint: {}}
+"""
+
+
+def test_tables_and_the_linking_file_say_what_is_shown(tmp_path: Path) -> None:
+    """Curves of one length are plotted together, with labels; the file has title, names and times without a master."""
+    done = run(TABLES, tmp_path, "inline", name="x")
+    assert done.code == 0, done.output
+    with silx_open(str(done.directory / "x.h5")) as file:
+        entry = file["entry_0000"]
+        assert entry["instrument/beam/incident_energy"][()] == 12000
+        sums, lines = nxdata.NXdata(entry["sums/plot"]), nxdata.NXdata(entry["lines/plot"])
+        assert (sums.is_valid, lines.is_valid) == (True, True)
+        assert (sums.signal_dataset_name, sums.auxiliary_signals_names) == ("a_sum", ["sum of b", "sum of c"])
+        assert (sums.axes_dataset_names, lines.axes_dataset_names) == (["frame_number"], ["frame_number", None])
+        assert (lines.signal.shape, lines.auxiliary_signals_names) == ((7, 6), ["sum of c"])
+        assert sums.signal.attrs["long_name"] == "sum of a"
+        assert entry["sums/a_saturated"].attrs["units"] == "pixels"
+        assert entry["log/latency"].attrs["units"] == "s"
+        assert entry["instrument_2"].attrs["key"] == "instrument"
+    with h5py.File(done.directory / "x.h5") as file:
+        names = ("title", "instrument/name", "sample/name", "start_time", "end_time")
+        *words, start, end = (file[f"entry_0000/{name}"].asstr()[()] for name in names)
+        assert words == ["a scan", "P11", "s"]
+        assert start < end
+        assert nxload(str(done.directory / "x.h5"))["entry_0000/sums/plot"].nxsignal.shape == (7,)
+
+
+def test_a_recovered_linking_file_has_the_times_of_masters(tmp_path: Path) -> None:
+    done = run(PIPELINE, tmp_path, "inline", name="x")
+    for name in ("x.h5", "summary.json"):
+        (done.directory / name).unlink()
+    assert lima2("recover", str(done.directory), cwd=tmp_path).returncode in (0, 10)
+    ends = []
+    for node in ("save", "one", "sparse"):
+        with h5py.File(done.directory / f"x_{node}_master.h5") as master:
+            ends.append(master["entry_0000/end_time"].asstr()[()])
+            start = master["entry_0000/start_time"].asstr()[()]
+    with h5py.File(done.directory / "x.h5") as file:
+        assert file["entry_0000/start_time"].asstr()[()] == start
+        assert file["entry_0000/end_time"].asstr()[()] == max(ends)
+        assert file["entry_0000/title"].asstr()[()] == "t"
 
 
 FLOWS = """
