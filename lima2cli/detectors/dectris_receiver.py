@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from lima2cli.detectors.base import AcqParams, State, XferParams
 from lima2cli.detectors.dectris_facts import facts_of
 from lima2cli.detectors.lifecycle import ENDLESS, Lifecycle
 from lima2cli.detectors.simplon import Simplon
-from lima2cli.errors import StateError, StreamProblem
+from lima2cli.errors import EnvironmentUnfit, StateError, StreamProblem
 from lima2cli.facts import Facts
 from lima2cli.frames import Array, DetectorInfo
 from lima2cli.packed import HEAD_BYTES, slot_bytes
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.02
 """Seconds between looks at the clock where no message arrives."""
+
+CONNECT_S = 10
+"""Seconds that the detector has to open its stream, once it is configured."""
 
 HELD_MESSAGES = 16
 """Messages that zmq reads ahead; the detector holds the others."""
@@ -101,6 +105,7 @@ class Series:
         info: DetectorInfo,
         frames: int,
         transfer: XferParams,
+        before: "Series | None" = None,
     ) -> None:
         self._socket, self._frames, self._span = socket, frames, transfer.span
         self._depth = config.depth + 2 * transfer.span
@@ -116,9 +121,9 @@ class Series:
         self.served = 0
         self.failure: Exception | None = None
         self.counts = dict.fromkeys(("damaged", "incomplete", "late", "outside", "others"), 0)
-        self.begun: Start | None = None
-        self.facts: Facts | None = None
-        self.doubts: list[str] = []
+        self.begun: Start | None = None if before is None else before.begun
+        self.facts: Facts | None = None if before is None else before.facts
+        self.doubts: list[str] = [] if before is None else before.doubts
         self._closed = self._next = 0
         self._ended = False
         self._under_way: deque[tuple[int, Future[None]]] = deque()
@@ -135,6 +140,11 @@ class Series:
         self._end.set()
         self._thread.join()
         self._pool.shutdown()
+
+    @property
+    def unused(self) -> bool:
+        """Return whether it has begun, and no image of it has been taken: another may go on with it."""
+        return self.begun is not None and not self._next and not self._ended and self.failure is None
 
     @property
     def closed(self) -> int:
@@ -215,6 +225,32 @@ class Series:
                 self.counts["damaged"] += 1
 
 
+class Stream:
+    """A connection to the stream of a detector."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._context = address, zmq.Context[Any]()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.PULL)
+        self.socket.set_hwm(HELD_MESSAGES)
+        self._events: zmq.Socket[bytes] | None = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self.socket.connect(address)
+        self.close = weakref.finalize(self, self._context.destroy, linger=0)
+        """Leaves the stream, at the latest with the last reference."""
+
+    def wait(self) -> None:
+        """Wait until the detector has taken the connection, the first time.
+
+        Raises:
+            EnvironmentUnfit: it does not.
+        """
+        if self._events is None:
+            return
+        if not self._events.poll(CONNECT_S * 1000):
+            raise EnvironmentUnfit(f"the detector does not answer at {self._address}")
+        self.socket.disable_monitor()
+        self._events = None
+
+
 class DectrisDetector:
     """The implementation of `Detector`, `Warns` and `Informs`."""
 
@@ -222,8 +258,7 @@ class DectrisDetector:
         self._config, self._info = config, info
         self._life = Lifecycle()
         self._api = None if config.api is None else Simplon(config.api, config.api_version, config.header)
-        self._context: zmq.Context[Any] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
+        self._stream: Stream | None = None
         self._series: Series | None = None
         self._acquisition = AcqParams(None, None)
         self._frames = self._stopped_at = 0
@@ -235,19 +270,21 @@ class DectrisDetector:
             EnvironmentUnfit: the detector does not answer, or refuses.
         """
         self._life.require("prepare", State.IDLE, State.STOPPED)
-        if self._series is not None:
-            self._series.stop()
+        before = self._series
+        if before is not None:
+            before.stop()
         self._frames = ENDLESS if acq_params.frames is None else acq_params.frames
         self._acquisition = acq_params
-        if self._socket is None:
-            self._context = zmq.Context()
-            self._socket = self._context.socket(zmq.PULL)
-            self._socket.set_hwm(HELD_MESSAGES)
-            self._socket.connect(self._config.stream)
-        self._series = Series(self._socket, self._config, self._info, self._frames, xfer_params)
+        if self._stream is None:
+            self._stream = Stream(self._config.stream)
+        if self._api is not None:
+            self._api.configure(acq_params)
+            self._stream.wait()  # a message that is sent before is lost
+        goes_on = before if before is not None and before.unused and self._api is None else None
+        self._series = Series(self._stream.socket, self._config, self._info, self._frames, xfer_params, goes_on)
         self._series.start()
         if self._api is not None:
-            self._api.arm(acq_params)
+            self._api.arm()
         self._life.prepared(acq_params, None)
 
     def start(self, start_ns: int) -> None:
@@ -271,12 +308,12 @@ class DectrisDetector:
         self._end_series()
 
     def reset(self) -> None:
-        """See `Detector`; leaves the stream."""
+        """See `Detector`; leaves the stream, but for a series that has begun and may still be started."""
         self._end_series()
-        if self._socket is not None and self._context is not None:
-            self._socket.close(0)
-            self._context.term()
-        self._socket = self._context = self._series = None
+        if self._life.state is not State.PREPARED or self._series is None or not self._series.unused:
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = self._series = None
         self._life.reset()
 
     def _end_series(self) -> None:

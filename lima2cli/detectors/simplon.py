@@ -21,8 +21,8 @@ class Simplon:
         self._address, self._version, self._header = address.rstrip("/"), version, header
         self.armed = False
 
-    def arm(self, acquisition: AcqParams) -> None:
-        """Configure the detector for an acquisition, and arm it: it then sends its start message.
+    def configure(self, acquisition: AcqParams) -> None:
+        """Configure the detector for an acquisition: from now on it has a stream.
 
         Raises:
             EnvironmentUnfit: it does not answer, or refuses; or the acquisition has no end.
@@ -43,6 +43,9 @@ class Simplon:
         exposure = acquisition.exposure_s or acquisition.period_s
         if exposure is not None:
             self._config("detector", "count_time", exposure)
+
+    def arm(self) -> None:
+        """Arm the detector: it then sends its start message. Raises `EnvironmentUnfit`."""
         self._command("arm")
         self.armed = True
 

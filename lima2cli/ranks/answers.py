@@ -11,8 +11,8 @@ from lima2cli.errors import StateError
 from lima2cli.frames import SparseSpec
 from lima2cli.messages import Tapped
 from lima2cli.plan.ir import Plan
-from lima2cli.ranks.changing import Reply
 from lima2cli.ranks.progress import status
+from lima2cli.ranks.requested import Requested
 from lima2cli.ranks.tapping import Tapping
 from lima2cli.runs.description import wrong_description
 from lima2cli.runs.requests import Requests, Tap
@@ -74,28 +74,12 @@ class Answers:
     stop_asked, abort_asked  a user wants the run to stop, in order or at once
     asked       how many frames, and which period, of the acquisition that is to start; None where none is
     description  what is said of it; None where nothing is
-    begin       is called when the last was asked for, so that a trigger may follow at once
-    trigger     gets how many software triggers to fire
-    tap         asks the receiver of a rank for the next frame of a flow or node
-    change      begins a change of a parameter, whose answer comes later; returns why it is refused
-    changeable  returns what a detailed status says of changes
-    move        gives the files of the acquisition that is armed another directory, and returns it. Raises `StateError`
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        begin: Callable[[], None],
-        trigger: Callable[[int], None],
-        tap: Callable[[int, str], None],
-        change: Callable[[Mapping[str, Any], Reply], str | None],
-        changeable: Callable[[], dict[str, Any]],
-        move: Callable[[Any], str],
-    ) -> None:
-        self._plan, self._begin, self._trigger, self._change, self._move = plan, begin, trigger, change, move
-        self._changeable = changeable
+    def __init__(self, plan: Plan, requested: Requested) -> None:
+        self._plan, self._requested = plan, requested
         self._later = 0
-        self._tapping = Tapping(plan, tap)
+        self._tapping = Tapping(plan, requested.tap)
         self._requests: Requests | None = None
         self.stop_asked = self.abort_asked = False
         self.asked: Asked | None = None
@@ -118,11 +102,6 @@ class Answers:
         """
         if self._requests is not None:
             self._requests.announce(directory)
-
-    def moved(self, before: str, directory: str) -> None:
-        """Note that a directory that shows where requests are taken has been moved."""
-        if self._requests is not None:
-            self._requests.moved(before, directory)
 
     def poll(self, look: Callable[[], tuple[LiveAcquisition, str]]) -> bool:
         """Answer the requests that have come; ``look`` returns the acquisition and the phase at each.
@@ -158,7 +137,7 @@ class Answers:
         do = request["do"]
         if do == "status":
             detail = request.get("detail") is True
-            return status(acquisition, phase, detail=detail) | (self._changeable() if detail else {})
+            return status(acquisition, phase, detail=detail) | (self._requested.figures if detail else {})
         if do == "watch":
             return status(acquisition, phase) | {"watch": True}
         if do == "stop":
@@ -185,7 +164,7 @@ class Answers:
             if self._requests is not None:
                 self._requests.reply(number, answer)
 
-        why = self._change(request, reply)
+        why = self._requested.change(request, reply)
         return {"later": number} if why is None else {"ok": False, "message": why}
 
     def _tap(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,11 +199,13 @@ class Answers:
         moved = {}
         if "directory" in request:  # last: all else is as it should be
             try:
-                moved = {"directory": self._move(request["directory"])}
+                moved = {"directory": self._requested.move(request["directory"])}
             except StateError as error:
                 return {"ok": False, "message": str(error)}
+            if self._requests is not None:
+                self._requests.moved(moved["directory"])
         self.asked, self.description = asked, request.get("metadata")
-        self._begin()
+        self._requested.begin()
         return {"ok": True, **moved}
 
     def _fire(self, count: Any, acquisition: LiveAcquisition, phase: str) -> dict[str, Any]:
@@ -232,7 +213,7 @@ class Answers:
         if why is not None:
             return {"ok": False, "message": why}
         acquisition.triggers += count
-        self._trigger(count)
+        self._requested.trigger(count)
         return {"ok": True, "triggers": acquisition.triggers}
 
     def close(self) -> None:

@@ -9,27 +9,26 @@ receivers' memory may be written again; what the receivers still have to save, a
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lima2cli import messages
 from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcquisition, Outcome
-from lima2cli.errors import EnvironmentUnfit, RunFailed, StateError
+from lima2cli.errors import EnvironmentUnfit, RunFailed
 from lima2cli.facts import Facts
 from lima2cli.files.appending import load_libraries
 from lima2cli.files.facts_file import keep_facts
-from lima2cli.messages import Change, Ended, Failure, ReceiverReport, Start, WorkerReport
+from lima2cli.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram
 from lima2cli.ranks.answers import Answers
-from lima2cli.ranks.changing import Changing, Reply
 from lima2cli.ranks.live_masters import LiveMasters
 from lima2cli.ranks.places import Places
 from lima2cli.ranks.progress import Progress, check_ready, check_silence, triggers_done
+from lima2cli.ranks.requested import Requested
 from lima2cli.runs import channel as job_events
 from lima2cli.runs.channel import BY_USER, Stop
-from lima2cli.runs.description import keep_change, keep_description
 from lima2cli.transport.base import Port
 from lima2cli.units import seconds_text
 
@@ -38,11 +37,6 @@ START_DELAY_NS = 2_000_000
 
 SHORTEST_PATIENCE_S = 10.0
 """Minimal time, in seconds, that modules which are to pause have for the work in hand."""
-
-SLEEP_S, QUICK_SLEEP_S = 5e-3, 5e-4
-"""Seconds of rest while there is nothing to do, and for `QUICK_S` after somebody has asked for frames."""
-
-QUICK_S = 0.1
 
 ANSWERS = {
     "preparing": messages.READY,
@@ -86,53 +80,44 @@ class ControlRank:
         self._receivers = {role.rank for role in roles if role.role == "receiver"}
         self._workers = {role.rank for role in roles if role.role == "worker"}
         self._waiting_for: set[int] = self._detectors | self._receivers | self._workers
-        self._phase = "preparing"
+        self.phase = "preparing"
         self._acquisitions = Acquisitions(directory, self._plan, self._receivers)
         self._prepared = self._plan.acquisition
         self._completion = Completion(close)
-        self._answers = Answers(
-            self._plan,
-            self._look_at_requests,
-            self._trigger,
-            lambda rank, node: self._send({rank}, messages.TAP, node),
-            self._change,
-            lambda: {"changeable": self._changing.values, "regions": self._changing.regions},
-            self._move,
-        )
         self._progress = Progress(self._plan)
-        self._changing = Changing(self._plan, lambda kind, what: self._send(self._receivers, kind, what), self._changed)
-        self._masters = LiveMasters(self._plan, self._warn)
+        self._masters = LiveMasters(self._plan, self.warn)
         self._places = Places(directory)
+        self._requested = Requested(self._plan, self, self._places, self._masters)
+        self._answers = Answers(self._plan, self._requested)
         self._stopped: Stop | None = None
         self._next = 0
-        self._quick_until = 0.0
         self._heard: dict[int, float] = {}
         self._paused_at = time.monotonic()
 
-    def _emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: dict[str, Any]) -> None:
         """Report an event to the launcher, and to those that watch."""
         self._launcher(event)
         self._answers.push(event)
 
     @property
-    def _now(self) -> LiveAcquisition:
+    def now(self) -> LiveAcquisition:
         """The acquisition that started, or was announced, last."""
         return self._acquisitions.now
 
     @property
     def outcome(self) -> Outcome:
         """Outcome of the last acquisition."""
-        return self._now.outcome
+        return self.now.outcome
 
     def prepare(self) -> None:
         """Load the libraries that write the end of the run: this rank has nothing else to do now."""
         if self._plan.channels or self._plan.tables:
             load_libraries()
-        self._masters.begin(self._now)
+        self._masters.begin(self.now)
         try:
-            self._answers.listen(self._now.directory)
+            self._answers.listen(self.now.directory)
         except OSError as error:
-            self._warn(f"this run can't be controlled from outside: {error}")
+            self.warn(f"this run can't be controlled from outside: {error}")
 
     def close(self) -> None:
         """End the files that are being written; after `done`, or where the run is given up."""
@@ -149,25 +134,25 @@ class ControlRank:
         while not self.done and (mail := self._port.receive()) is not None:
             self._handle(*mail)
             handled = True
-        handled |= self._answers.poll(lambda: (self._now, self._phase))
+        handled |= self._answers.poll(lambda: (self.now, self.phase))
         if self._answers.abort_asked:
             self._answers.abort_asked = False
             self._launcher({"type": "abort"})
         order = self._order()  # asked each time: what keeps the channel going
         self._stopped = self._stopped or order or (BY_USER if self._answers.stop_asked else None)
-        self._changing.look_at_clock()
+        self._requested.changing.look_at_clock()
         self._look_at_files()
         self._look_at_directory()
-        if self._phase == "armed":
-            self._look_at_requests()
-        elif self._phase == "running":
+        if self.phase == "armed":
+            self.look_at_requests()
+        elif self.phase == "running":
             if self._stopped is not None:
                 self._pause(self._stopped.state, self._stopped.reason)
             else:
                 self._look_at_clock()
-        elif self._phase == "pausing":
+        elif self.phase == "pausing":
             self._check_answers()
-        elif self._phase == "leaving":
+        elif self.phase == "leaving":
             self._check_workers()
         else:
             self._check_silence()
@@ -175,7 +160,7 @@ class ControlRank:
 
     def rest(self) -> None:
         """Rest until a request comes, or for a moment: a short one while somebody waits for the first frames."""
-        self._answers.wait(QUICK_SLEEP_S if time.monotonic() < self._quick_until else SLEEP_S)
+        self._answers.wait(self._requested.rest_s)
 
     def _handle(self, rank: int, message: tuple[str, Any]) -> None:
         kind, content = message
@@ -185,14 +170,14 @@ class ControlRank:
         elif kind == messages.OVERRUN:
             self._overrun(*content)
         elif kind == messages.WARNED:
-            self._warn(content)
+            self.warn(content)
         elif kind == messages.FACTS:
             self._inform(content)
         elif kind == messages.STATS:
             self._acquisitions.of(content.acquisition).take(rank, content)
             self._progress.report()
         elif kind == messages.CHANGED:
-            self._changing.answered(rank, *content)
+            self._requested.changing.answered(rank, *content)
         elif kind == messages.TAPPED:
             self._answers.show(rank, content)
         elif kind == messages.WAITING:
@@ -208,7 +193,7 @@ class ControlRank:
         elif isinstance(content, ReceiverReport):
             self._finished(rank, content)
             return
-        if kind == ANSWERS.get(self._phase) or (kind == messages.FAILED and self._phase == "preparing"):
+        if kind == ANSWERS.get(self.phase) or (kind == messages.FAILED and self.phase == "preparing"):
             self._answered(rank)
 
     def _answered(self, rank: int) -> None:
@@ -216,66 +201,21 @@ class ControlRank:
         self._waiting_for.discard(rank)
         if self._waiting_for:
             return
-        if self._phase == "preparing":
+        if self.phase == "preparing":
             self._start_or_not()
-        elif self._phase == "pausing":
+        elif self.phase == "pausing":
             self._limit()
-        elif self._phase == "limiting":
+        elif self.phase == "limiting":
             self._serve_rest()
-        elif self._phase in ("running", "serving"):
+        elif self.phase in ("running", "serving"):
             self._end()
-        elif self._phase == "ending":
+        elif self.phase == "ending":
             self._let_workers_go()
-        elif self._phase == "leaving":
+        elif self.phase == "leaving":
             self._finish()
 
-    def _change(self, request: Mapping[str, Any], reply: Reply) -> str | None:
-        """Begin a change of a parameter; return why it is refused."""
-        if self._phase not in ("armed", "running"):
-            return f"nothing can be changed now: the run is {self._phase}"
-        self._quick_until = time.monotonic() + QUICK_S
-        return self._changing.ask(request, reply)
-
-    def _changed(self, change: Change, frame: int) -> None:
-        """Note a change that is applied from a frame on, in the files of the acquisition, and report it."""
-        number = self.outcome.number + 1
-        words = {"node": change.node, "parameter": change.parameter, "value": change.value, "frame": frame}
-        try:
-            keep_change(Path(self._now.directory), words)
-        except OSError as error:
-            self._warn(f"the change of {change.node} can't be noted in the files: {error}")
-        message = f"{change.node}: {change.parameter} is changed from frame {frame} on"
-        self._emit(job_events.message_event("changed", message) | words | {"acquisition": number})
-
-    def _move(self, target: Any) -> str:
-        """Give the files of the acquisition that is armed another directory, and return it.
-
-        Receivers hear of it with the order to start.
-
-        Raises:
-            StateError: they can't be there.
-        """
-        if self._plan.processing is not None:
-            raise StateError("the directory can't be moved: the program of `--receiver` knows it already")
-        before = self._now.directory
-        directory, linked = self._places.move(target)
-        if directory == before:
-            return directory
-        self._now.directory = directory
-        self._answers.moved(before, directory)
-        self._masters.move(directory)
-        moved = job_events.message_event("moved", f"its files go to {directory}")
-        self._emit(moved | {"acquisition": self.outcome.number + 1, "directory": directory})
-        if not linked:
-            self._warn(f"there can't be a link {before}: the run is found as {directory} only")
-        return directory
-
-    def _trigger(self, count: int) -> None:
-        """Fire software triggers."""
-        self._quick_until = time.monotonic() + QUICK_S
-        self._send(self._detectors, messages.TRIGGER, count)
-
-    def _send(self, ranks: set[int], kind: str, what: Any) -> None:
+    def send(self, ranks: set[int], kind: str, what: Any) -> None:
+        """Send a message to ranks."""
         for rank in sorted(ranks):
             self._port.send(rank, (kind, what))
 
@@ -283,22 +223,22 @@ class ControlRank:
         if self._stopped is not None and self.outcome.state == "complete":
             self.outcome.state, self.outcome.reason = self._stopped.state, f"{self._stopped.reason}, before it started"
         if self._acquisitions.faultless and self._plan.on_request and self._answers.asked is None:
-            self._phase = "armed"
-            self._emit(job_events.armed(self._now))
+            self.phase = "armed"
+            self.emit(job_events.armed(self.now))
             return
         if self._acquisitions.faultless:
             self._start_as_asked()
             return
-        self._phase = "ending"  # with what the receivers still have of earlier ones
+        self.phase = "ending"  # with what the receivers still have of earlier ones
         self._waiting_for = self._acquisitions.behind
         if len(self._acquisitions) == 1:
             self._finish()
         elif not self._waiting_for:
             self._let_workers_go()
 
-    def _look_at_requests(self) -> None:
+    def look_at_requests(self) -> None:
         """Start, or end, an acquisition that is armed."""
-        if self._phase != "armed":
+        if self.phase != "armed":
             return
         if self._answers.asked is not None or self._stopped is not None or not self._acquisitions.faultless:
             self._start_or_not()
@@ -307,45 +247,36 @@ class ControlRank:
 
     def _start_as_asked(self) -> None:
         """Start, or prepare the modules first where other frames, or another period, are asked for."""
-        self._quick_until = time.monotonic() + QUICK_S
+        self._requested.hurry()
         if self._answers.asked is not None:
-            self._now.plan = self._plan.asked(*self._answers.asked)
-        if self._now.plan.acquisition == self._prepared:
+            self.now.plan = self._plan.asked(*self._answers.asked)
+        if self.now.plan.acquisition == self._prepared:
             self._start()
             return
-        self._prepared = self._now.plan.acquisition
-        self._phase, self._waiting_for = "preparing", set(self._detectors)
+        self._prepared = self.now.plan.acquisition
+        self.phase, self._waiting_for = "preparing", set(self._detectors)
         self._paused_at = time.monotonic()
-        self._send(self._detectors, messages.PREPARE, self._prepared)
+        self.send(self._detectors, messages.PREPARE, self._prepared)
 
     def _start(self) -> None:
-        self._answers.asked = None
-        self._describe()
-        outcome, plan = self.outcome, self._now.plan
+        self._requested.describe(self._answers.description)
+        self._answers.asked = self._answers.description = None
+        outcome, plan = self.outcome, self.now.plan
         outcome.start_ns, outcome.period_s = time.time_ns() + START_DELAY_NS, plan.period_s
         self._progress.begin(plan)
         self._next = 0
-        self._phase, self._waiting_for = "running", set(self._detectors)
-        self._emit(job_events.started(self._now))
-        start = Start(outcome.number, outcome.start_ns, self._now.directory, plan.frames)
-        self._send(self._receivers | self._detectors, messages.START, start)
-
-    def _describe(self) -> None:
-        """Keep what users say of the acquisition that starts."""
-        said, self._answers.description = self._answers.description, None
-        if said is not None:
-            try:
-                keep_description(Path(self._now.directory), said)
-            except OSError as error:
-                self._warn(f"its metadata can't be kept: {error}")
+        self.phase, self._waiting_for = "running", set(self._detectors)
+        self.emit(job_events.started(self.now))
+        start = Start(outcome.number, outcome.start_ns, self.now.directory, plan.frames)
+        self.send(self._receivers | self._detectors, messages.START, start)
 
     def _inform(self, facts: Facts) -> None:
         """Keep what the detector knows of the acquisition that starts, or goes on."""
         try:
-            keep_facts(Path(self._now.directory), facts)
+            keep_facts(Path(self.now.directory), facts)
         except (OSError, ValueError) as error:
-            self._warn(f"facts of the detector can't be kept: {error}")
-        self._masters.inform(self._now, facts)
+            self.warn(f"facts of the detector can't be kept: {error}")
+        self._masters.inform(self.now, facts)
 
     def _check_answers(self) -> None:
         """Fail the run where a module does not answer in time.
@@ -362,7 +293,7 @@ class ControlRank:
         A receiver that hangs, or that others wait for in a collective, would hang the run, and so would a rank that
         never gets ready.
         """
-        if self._phase == "preparing":
+        if self.phase == "preparing":
             check_ready(
                 self._plan, {rank: max(self._heard.get(rank, 0.0), self._paused_at) for rank in self._waiting_for}
             )
@@ -373,34 +304,34 @@ class ControlRank:
     def _pause(self, state: str, reason: str) -> None:
         self._paused_at = time.monotonic()
         self.outcome.state, self.outcome.reason = state, reason
-        self._phase = "pausing"
+        self.phase = "pausing"
         self._waiting_for = set(self._detectors)
-        self._emit(job_events.message_event(state, reason))
-        self._send(self._detectors, messages.PAUSE, None)
+        self.emit(job_events.message_event(state, reason))
+        self.send(self._detectors, messages.PAUSE, None)
 
     def _limit(self) -> None:
-        self._phase, self._waiting_for = "limiting", set(self._receivers)
-        self._send(self._receivers, messages.LIMIT, self._next)
+        self.phase, self._waiting_for = "limiting", set(self._receivers)
+        self.send(self._receivers, messages.LIMIT, self._next)
 
     def _serve_rest(self) -> None:
         """Let modules serve what is below the limit; those that had served everything have reported so already."""
-        self._phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
+        self.phase, self._waiting_for = "serving", self._detectors - set(self.outcome.sources)
         broken = {failure.rank for failure in self.outcome.failures}
         modules = frozenset(m for role in self._plan.ranks if role.rank in broken for m in role.modules)
-        self._send(self._waiting_for, messages.LIMIT, (self._next, modules))
+        self.send(self._waiting_for, messages.LIMIT, (self._next, modules))
         if not self._waiting_for:
             self._end()
 
     def _end(self) -> None:
-        stopped = self._phase == "serving"
-        frames = self._now.plan.frames
+        stopped = self.phase == "serving"
+        frames = self.now.plan.frames
         self._acquisitions.end(self._next if stopped or frames is None else frames)
         directory = None if stopped else self._directory_of_next()
-        self._send(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
+        self.send(self._receivers, messages.ENDED, Ended(self.outcome.frames, last=directory is None))
         if directory is not None:
             self._announce(directory)
             return
-        self._phase, self._waiting_for = "ending", set(self._now.waiting)
+        self.phase, self._waiting_for = "ending", set(self.now.waiting)
 
     def _directory_of_next(self) -> str | None:
         """Return the directory of the acquisition that follows; None where none does."""
@@ -408,7 +339,7 @@ class ControlRank:
         if self._stopped is not None or not self._acquisitions.well or enough:
             return None
         try:
-            directory = self._another(self._now.directory)
+            directory = self._another(self.now.directory)
             self._answers.announce(directory)
             self._places.add(directory)
         except (EnvironmentUnfit, OSError) as error:
@@ -418,13 +349,13 @@ class ControlRank:
 
     def _announce(self, directory: str) -> None:
         """Announce another acquisition, once all can take it."""
-        self._quick_until = time.monotonic() + QUICK_S
-        self._emit({"type": "directory", "directory": directory})
+        self._requested.hurry()
+        self.emit({"type": "directory", "directory": directory})
         self._acquisitions.add(directory)
-        self._phase, self._waiting_for = "preparing", self._detectors | self._receivers
+        self.phase, self._waiting_for = "preparing", self._detectors | self._receivers
         self._paused_at = time.monotonic()
-        self._send(self._waiting_for, messages.PREPARE, self._prepared)
-        self._masters.begin(self._now)  # while they prepare
+        self.send(self._waiting_for, messages.PREPARE, self._prepared)
+        self._masters.begin(self.now)  # while they prepare
 
     def _finished(self, rank: int, report: ReceiverReport) -> None:
         """Note that a receiver has ended the files of an acquisition.
@@ -437,9 +368,9 @@ class ControlRank:
         acquisition.end(rank, report)
         if not acquisition.waiting:
             self._report(acquisition, self._progress.now(acquisition))
-            if acquisition is not self._now:
+            if acquisition is not self.now:
                 self._complete(acquisition)
-        if self._phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
+        if self.phase == "ending" and not any(rank in one.waiting for one in self._acquisitions.begun):
             self._answered(rank)
 
     def _look_at_files(self) -> None:
@@ -448,15 +379,15 @@ class ControlRank:
             outcome = acquisition.outcome
             given_back = outcome.number and not outcome.start_ns and outcome.state == "stopped"
             if self._plan.repeat != 1 and not given_back:
-                self._emit(job_events.completed(acquisition))
-        if self._phase == "closing" and self._completion.idle:
+                self.emit(job_events.completed(acquisition))
+        if self.phase == "closing" and self._completion.idle:
             self._quit()
 
     def _let_workers_go(self) -> None:
         """Let workers end, once receivers have all that was replied."""
-        self._phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
+        self.phase, self._waiting_for = "leaving", self._workers - self.outcome.silent
         self._paused_at = time.monotonic()
-        self._send(self._waiting_for, messages.ENDED, None)
+        self.send(self._waiting_for, messages.ENDED, None)
         if not self._waiting_for:
             self._finish()
 
@@ -469,14 +400,14 @@ class ControlRank:
             self._finish()
 
     def _finish(self) -> None:
-        self._phase = "closing"
+        self.phase = "closing"
         if self.outcome.start_ns:  # else it never started
             self.outcome.seconds = (time.time_ns() - self.outcome.start_ns) * 1e-9
         self._look_at_directory(now=True)
-        self._complete(self._now)
+        self._complete(self.now)
 
     def _quit(self) -> None:
-        self._send(self._detectors | self._receivers | self._workers, messages.QUIT, None)
+        self.send(self._detectors | self._receivers | self._workers, messages.QUIT, None)
         self.done = True
 
     def _look_at_directory(self, *, now: bool = False) -> None:
@@ -500,9 +431,9 @@ class ControlRank:
         self._look_at_directory(now=True)
         outcome = self._acquisitions.of(failure.acquisition).outcome
         outcome.failures.append(failure)
-        self._emit(job_events.failed(failure))
+        self.emit(job_events.failed(failure))
         self._fail_run(outcome, failure.message)
-        if self._phase == "serving" and failure.rank in self._detectors:
+        if self.phase == "serving" and failure.rank in self._detectors:
             self._serve_rest()  # the others must not wait for what this one does not write
 
     def _overrun(self, acquisition: int, flow: str, frame: int) -> None:
@@ -517,25 +448,26 @@ class ControlRank:
         """
         if outcome is not self.outcome:
             outcome.fail(reason)
-        if self._phase == "running":
+        if self.phase == "running":
             self._pause("failed", reason)
         else:
             self.outcome.fail(reason)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Report a warning, once, and keep it for the summary."""
         if text not in self.outcome.warnings:
             self.outcome.warnings.append(text)
-            self._emit(job_events.message_event("warning", f"warning: {text}"))
+            self.emit(job_events.message_event("warning", f"warning: {text}"))
 
     def _report(self, acquisition: LiveAcquisition, event: dict[str, Any]) -> None:
         """Report progress, once masters have the rows that users may wait for."""
         self._masters.follow(acquisition, event["rows"], now=triggers_done(acquisition))
-        self._emit(event)
+        self.emit(event)
 
     def _look_at_clock(self) -> None:
-        event = self._progress.event(self._now)
+        event = self._progress.event(self.now)
         if event is None:
             return
-        self._report(self._now, event)
+        self._report(self.now, event)
         if self._progress.stuck:
             self._pause("failed", f"no frame for {seconds_text(self._plan.timeout_s)}")

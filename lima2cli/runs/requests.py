@@ -97,9 +97,9 @@ class Requests:
         announce(Path(directory), self._name)
         self._files.append(Path(directory) / FILE)
 
-    def moved(self, before: str, directory: str) -> None:
-        """Note that a run directory has been moved, with what it says."""
-        self._files[self._files.index(Path(before) / FILE)] = Path(directory) / FILE
+    def moved(self, directory: str) -> None:
+        """Note that the run directory that was announced last has been moved, with what it says."""
+        self._files[-1] = Path(directory) / FILE
 
     def poll(self, answer: Answer) -> bool:
         """Answer the requests that are there; return whether a frame is being sent, which takes several turns."""

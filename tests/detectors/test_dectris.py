@@ -1,8 +1,13 @@
 """Detector `dectris`: messages of Stream V2, sent by plain pyzmq, as a detector of DECTRIS sends them."""
 
 import json
+import os
+import socketserver
+import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -370,3 +375,89 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "zmq", None)
     done = lima2("run", "p.yaml", cwd=tmp_path)
     assert (done.returncode, "pip install 'lima2cli[stream]'" in done.stderr) == (12, True), done.stderr
+
+
+def test_a_start_message_that_came_before_other_frames_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector that somebody else has armed sends it once; the run is armed, and prepares for fewer frames."""
+    monkeypatch.chdir(tmp_path)
+    with sender() as socket:
+        text = pipeline(socket.last_endpoint.decode(), 20, {"threshold_1": "uint16"}, more=", start: request")
+        run = l2.run(text, transport="inline", armed=True)
+        socket.send(start(1, "uint16", ["threshold_1"], count_time=0.5))
+        end = time.monotonic() + 20
+        while not (run.directory / "detector.hdf5").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        run.start(frames=7)
+        next(event for event in run.follow() if event["type"] == "start")  # then whoever has armed it may trigger
+        for number in range(7):
+            socket.send(sent(number, "uint16", ["threshold_1"]))
+        socket.send(stream2.end_message(1, "ULID", 0))
+        summary = run.wait(60)
+    assert (summary.state, summary.warnings) == ("complete", ())
+    assert taken(run)[1].tolist() == list(range(7))
+
+
+SIMULATOR = os.environ.get("LIMA2_SIMULATOR", "")
+"""A Python that has tickit-devices, whose simulator of an EIGER2 is asked as a detector is."""
+
+
+@pytest.fixture
+def simulator(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Addresses of the REST interface and the stream of tickit-devices' EIGER2 16M."""
+    if not SIMULATOR:
+        pytest.skip("LIMA2_SIMULATOR names no Python with tickit-devices")
+    rest, stream, old = (free_port() for _ in range(3))
+    config = tmp_path / "eiger.yaml"
+    config.write_text(
+        "- type: tickit_devices.eiger.Eiger\n  name: eiger\n  inputs: {}\n  host: 127.0.0.1\n  stream_host: 127.0.0.1\n"
+        f"  port: {rest}\n  stream_cbor_port: {stream}\n  stream_legacy_port: {old}\n"
+    )
+    log = (tmp_path / "simulator.log").open("w")
+    with log, subprocess.Popen([SIMULATOR, "-m", "tickit", "all", str(config)], stdout=log, stderr=log) as process:
+        try:
+            address = f"http://127.0.0.1:{rest}"
+            until_it_answers(f"{address}/detector/api/1.8.0/config/x_pixels_in_detector")
+            yield address, f"tcp://127.0.0.1:{stream}"
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        return int(server.server_address[1])
+
+
+def until_it_answers(address: str) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).read()
+            return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("trigger", ["internal", "software"])
+def test_the_simulator_of_others(
+    trigger: str, simulator: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is configured, armed, triggered, and disarmed, and sends images of a real detector of 18 megapixels."""
+    monkeypatch.chdir(tmp_path)
+    api, stream = simulator
+    more = ", period: 50 ms, exposure: 40 ms"
+    more += ", trigger: software, frames_per_trigger: 2" if trigger == "software" else ""
+    text = pipeline(stream, 4, {"threshold_1": "uint16"}, width=4148, height=4362, more=more)
+    run = l2.run(text.replace("depth: 8", f"depth: 8\n    api: {api}"), transport="inline")
+    if trigger == "software":
+        run.trigger(2)
+    summary = run.wait(60)
+    assert (summary.state, summary.channels["save"].saved) == ("complete", 4)
+    frames, numbers, _ = taken(run)
+    assert numbers.tolist() == [0, 1, 2, 3]
+    assert frames.shape == (4, 4362, 4148)
+    assert (frames[0] == frames[3]).all()  # it has one image
+    assert 0 < np.count_nonzero(frames[0] < np.iinfo("uint16").max) < frames[0].size
