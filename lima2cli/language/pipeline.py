@@ -75,7 +75,7 @@ def parse(document: Document, findings: Findings, files: Files) -> Pipeline:
     attempt(lambda: check_placement(receivers, findings))
     attempt(lambda: _check_acquisition(table.acquisition, findings))
     attempt(lambda: warn_of_beam_center(table.metadata, sensor, findings))
-    check_axes(table.metadata, findings)
+    attempt(lambda: check_axes(table.metadata, findings))
     attempt(lambda: check_synchronisation(table.acquisition, can, sensor, findings))
     info = attempt(lambda: operated_detector(table.acquisition, can, sensor, findings))
     output = attempt(lambda: _output(table.output, findings))
