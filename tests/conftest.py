@@ -17,8 +17,12 @@ from tests import world
 WRITES_NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False
 gc.disable()
 settings.register_profile(  # time says nothing where others use the machine, too; a folder may serve all examples
-    "lima2", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "lima2",
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+settings.register_profile("thorough", settings.get_profile("lima2"), max_examples=1000)  # --hypothesis-profile thorough
 settings.load_profile("lima2")
 
 collect_ignore = ["plugin_example"]  # a package of its own, installed and tested by test_plugins.py

@@ -39,7 +39,7 @@ from lima2cli.runs.processes import descendants, kill, started, sweep
 from lima2cli.secret import known
 from tests import ROOT
 
-FEWEST = 8
+FEWEST = 5
 """Ranks that are started for the first run; more where it needs more."""
 
 START_S = 120.0

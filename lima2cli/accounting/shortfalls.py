@@ -22,8 +22,7 @@ from lima2cli.accounting.summary import (
 from lima2cli.files.rows import last_row
 from lima2cli.files.run_file import FlowRecord
 from lima2cli.messages import FlowCount, ReceiverReport, Spent, Usage, merged, usage
-from lima2cli.plan.buffers import EVENTS_HZ, GROUPS
-from lima2cli.plan.ir import Gdt, Plan
+from lima2cli.plan.ir import EVENTS_HZ, GROUPS, Gdt, Plan
 from lima2cli.plan.join_depth import held_frames
 from lima2cli.units import grouped, seconds_text
 

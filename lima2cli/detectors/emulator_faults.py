@@ -13,7 +13,6 @@ from lima2cli.declare.reading import Reading
 from lima2cli.detectors.scenes import largest
 from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.diagnostics import Findings, did_you_mean
-from lima2cli.document.yaml_tree import resolve
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, DetectorInfo
 from lima2cli.geometry import Rect
@@ -187,6 +186,8 @@ def parse_fault(text: str) -> Fault:
         NodeMisuse: (fault-syntax, unknown-fault, or a rule of the schema: unknown-key, missing-key), with the key in
             question as its key.
     """
+    from lima2cli.document.yaml_tree import resolve  # ranks read no YAML
+
     kind, _, rest = text.partition(":")
     kind = kind.strip()
     if kind not in KINDS:

@@ -9,15 +9,9 @@ from lima2cli.geometry import Rule, round_up
 from lima2cli.language.pipeline import Pipeline
 from lima2cli.language.records import FileMemspace, Flow, GpuMemspace, GraphNode, Memspace
 from lima2cli.nodes.base import Transform
-from lima2cli.plan.ir import Gdt, LocalBuffer, Region
+from lima2cli.plan.ir import EVENTS_HZ, GROUPS, Gdt, LocalBuffer, Region
 from lima2cli.plan.layout import check_channels, check_flow, lay_out_flow, most_slots
 from lima2cli.units import exact_size, grouped, size_text
-
-EVENTS_HZ = 2000.0
-"""Limit of a receiver's group events per second."""
-
-GROUPS = 4
-"""Fewest groups of a local buffer, so that some arrive while others are processed."""
 
 LONGER = 8
 """Largest multiple of the size that the rate asks for which is tried, until one fits."""

@@ -13,6 +13,12 @@ from lima2cli.nodes.base import Exchange, Inputs, Node, WorkerPool
 
 Overrun = Literal["wait", "stop", "continue"]
 
+EVENTS_HZ = 2000.0
+"""Limit of a receiver's group events per second."""
+
+GROUPS = 4
+"""Fewest groups of a local buffer, so that some arrive while others are processed."""
+
 
 @dataclass(frozen=True)
 class Part:

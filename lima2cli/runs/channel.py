@@ -1,8 +1,8 @@
 """The job that a launcher gives to the ranks, and the channel of events and stop orders between them."""
 
 import json
+import os
 import pickle
-import secrets
 import socket
 import struct
 import time
@@ -78,7 +78,7 @@ class JobServer:
     """The launcher's end. ``ended``: the control rank has closed the channel, or has died."""
 
     def __init__(self, job: Job) -> None:
-        self.name = f"lima2-{secrets.token_hex(16)}"
+        self.name = f"lima2-{os.urandom(16).hex()}"
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(f"\0{self.name}")
         self.listener.listen(1)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-import secrets
+import os
 import selectors
 import socket
 import time
@@ -77,7 +77,7 @@ class Requests:
         """
         self._files: list[Path] = []
         self._listener = socket.socket(socket.AF_UNIX)
-        self._name = PREFIX + secrets.token_hex(16)
+        self._name = PREFIX + os.urandom(16).hex()
         self._listener.bind(f"\0{self._name}")
         self._listener.listen()
         self._listener.setblocking(False)

@@ -5,17 +5,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lima2cli import __version__
 from lima2cli.accounting.record import RunRecord, seal
 from lima2cli.diagnostics import Diagnostic
-from lima2cli.document.substitute import Variables
 from lima2cli.errors import UnreadableInput
 from lima2cli.paths import read_json_object
 from lima2cli.plan.figures import plan_figures
 from lima2cli.plan.ir import Plan
 from lima2cli.secret import hidden
+
+if TYPE_CHECKING:  # ranks read no YAML
+    from lima2cli.document.substitute import Variables
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ class Origin:
         file: str,
         overrides: Sequence[str],
         texts: Mapping[str, str] | None = None,
-        variables: Variables | None = None,
+        variables: "Variables | None" = None,
     ) -> "Origin":
         """Return the origin of a file of the command line (``-`` is standard input) on this machine."""
-        base, used = Path(".") if file == "-" else Path(file).parent, variables or Variables({})
-        cores, secrets = len(os.sched_getaffinity(0)), sorted(used.secret & used.used.keys())
-        return cls(text, file, base, tuple(overrides), used.open, cores, texts or {}, secrets)
+        base, cores = Path(".") if file == "-" else Path(file).parent, len(os.sched_getaffinity(0))
+        used = {} if variables is None else variables.open
+        secrets = [] if variables is None else sorted(variables.secret & variables.used.keys())
+        return cls(text, file, base, tuple(overrides), used, cores, texts or {}, secrets)
 
     def variables(self) -> dict[str, str]:
         """Return the variables to compile it with again: secrets are those of now, where they are set."""

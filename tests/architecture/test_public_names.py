@@ -56,3 +56,14 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[] ['lima2cli.declare']\n"
+
+
+def test_a_rank_reads_no_pipelines() -> None:
+    """Each run starts several: they import nothing that compiles, and no YAML."""
+    ranks = "lima2cli.ranks.control, lima2cli.ranks.detector, lima2cli.ranks.receiver, lima2cli.runs.ending"
+    script = (
+        f"import sys, {ranks}, lima2cli.job.resources, lima2cli.detectors.remu, lima2cli.nodes.io_hdf5\n"
+        "print([name for name in sys.modules if name.startswith(('yaml', 'lima2cli.document', 'lima2cli.language'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

@@ -25,7 +25,7 @@ import lima2cli as l2
 from lima2cli.errors import StreamProblem
 from lima2cli.files.compression import bitshuffle_lz4
 from lima2cli.stream import stream2
-from tests.running import TRANSPORTS, lima2
+from tests.running import lima2, mpi
 
 HEIGHT, WIDTH = 35, 51
 
@@ -97,8 +97,10 @@ def taken(run: l2.Run, node: str = "save") -> tuple[NDArray[Any], NDArray[Any], 
         return data[()], data.parent["frame_number"][()], data.parent["frame_time"][()]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(("dtype", "compression"), [("uint16", "bslz4"), ("uint8", "none"), ("uint32", "bslz4")])
+@pytest.mark.parametrize(
+    ("dtype", "compression", "transport"),
+    [("uint16", "bslz4", "inline"), ("uint8", "none", "inline"), ("uint32", "bslz4", "inline"), mpi("uint16", "bslz4")],
+)
 def test_a_series(
     dtype: str, compression: str, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,7 @@ def test_errors_are_printed_whatever_the_progress(transport: str, tmp_path: Path
     assert reason.startswith("failed: py: u.py:4: ValueError: bad frame (u.py:f, frame")
 
 
-@pytest.mark.parametrize(("mode", "transport"), [("none", "inline"), ("json", "inline"), mpi("none"), mpi("json")])
+@pytest.mark.parametrize(("mode", "transport"), [("none", "inline"), ("json", "inline"), mpi("none")])
 def test_warnings_are_printed_whatever_the_progress(mode: str, transport: str, tmp_path: Path) -> None:
     """Warnings of the pipeline, and those with which a run ends."""
     fails(tmp_path, "return frames", receivers=2)

@@ -191,7 +191,7 @@ def test_what_ends_a_program_ends_a_node(folder: Path, kind: str, name: str, cod
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("name", "code", "said", "when"), [OUT[0], OUT[1], OUT[4], OUT[5]])
+@pytest.mark.parametrize(("name", "code", "said", "when"), [OUT[0], OUT[4], OUT[5]])
 def test_so_it_does_where_each_rank_is_a_process(folder: Path, name: str, code: str, said: str, when: str) -> None:
     ran = run(pipeline(f"u.py:{name}"), folder, "mpi")
     assert_attributed(ran, name, code, said, when)
@@ -229,13 +229,13 @@ def test_on_error_holds_for_exits(folder: Path, on_error: str) -> None:
     assert summary["warnings"] == [said]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "said", "transport"),
     [
-        ("own", "SystemExit: enough (u.py:own, frames 10 to 14)"),
-        ("early", "SystemExit: no model (u.py:early, before the start)"),
-        ("late", "SystemExit (u.py:late, after the last block)"),
+        ("own", "SystemExit: enough (u.py:own, frames 10 to 14)", "inline"),
+        ("early", "SystemExit: no model (u.py:early, before the start)", "inline"),
+        ("late", "SystemExit (u.py:late, after the last block)", "inline"),
+        mpi("own", "SystemExit: enough (u.py:own, frames 10 to 14)"),
     ],
 )
 def test_processing_of_ones_own_that_exits(folder: Path, name: str, said: str, transport: str) -> None:

@@ -15,7 +15,11 @@ ELSEWHERE = {"rt_align"}
 
 INLINE = ("--transport", "inline", "--progress", "none")
 
-SHORTER = {"jungfrau": ["--set", "acquisition.frames=10"], "round_robin": ["--set", "acquisition.frames=80"]}
+SHORTER = {
+    "jungfrau": ["--set", "acquisition.frames=10"],
+    "parts": ["--set", "acquisition.frames=40"],
+    "round_robin": ["--set", "acquisition.frames=80"],
+}
 """Options of examples that take seconds."""
 
 INSPECTED = {

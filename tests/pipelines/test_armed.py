@@ -21,7 +21,7 @@ from lima2cli.files.nexus import ChannelRecord
 from lima2cli.geometry import Rect
 from lima2cli.runs.control_socket import ask, watch, where
 from tests import ROOT
-from tests.running import TRANSPORTS, counter, lima2
+from tests.running import TRANSPORTS, counter, lima2, mpi
 
 DETECTOR = """
 lima2: 1
@@ -221,8 +221,7 @@ def test_a_run_that_is_armed_can_be_stopped(tmp_path: Path, monkeypatch: pytest.
     assert summary.reason == "stopped by the user, before it started"
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize(("others", "transport"), [(False, "inline"), (True, "inline"), mpi(True)])
 def test_an_acquisition_that_never_starts(
     others: bool, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

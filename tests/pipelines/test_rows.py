@@ -13,7 +13,7 @@ import lima2cli as l2
 from lima2cli.accounting.acquisitions import REPORTS, _Chosen
 from lima2cli.files.live_master import is_final
 from lima2cli.files.nexus import frame_file_names, part_names
-from tests.running import TRANSPORTS
+from tests.running import mpi
 
 ROI = "{rois: {all: {rect: {x: 0, y: 0, width: 10, height: 10}}}}"
 GRAPH = f"""
@@ -68,8 +68,10 @@ def final(directory: Path, node: str) -> tuple[NDArray[np.uint64], NDArray[np.bo
         return group["frame_number"][()], group["frame_status"][()] == 0
 
 
-@pytest.mark.parametrize("faults", ["", ", faults: {seed: 1, dropped: {rate: 0.1}}"])
-@pytest.mark.parametrize("transport", TRANSPORTS)
+SOME = ", faults: {seed: 1, dropped: {rate: 0.1}}"
+
+
+@pytest.mark.parametrize(("faults", "transport"), [("", "inline"), (SOME, "inline"), mpi(SOME)])
 def test_rows_that_are_reported(transport: str, faults: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind filters, windows and joins: all that come before the last one are in files, or never will be."""
     monkeypatch.chdir(tmp_path)
