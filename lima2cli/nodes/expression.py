@@ -259,7 +259,10 @@ def compiled(tree: Tree, work: "np.dtype[Any]") -> Callable[..., Array]:
             return expressions.VariableNode(part.name, kind)
         if isinstance(part, Scalar):
             with np.errstate(all="ignore"):
-                return expressions.ConstantNode(work.type(part.value), kind)
+                value = work.type(part.value)
+                constant = expressions.ConstantNode(abs(value) if value == 0 else value, kind)
+            # numexpr keeps equal constants once, and takes -0 for 0
+            return expressions.OpNode("neg", [constant], kind) if value == 0 and np.signbit(value) else constant
         return _lowered(part, [lower(arg) for arg in part.args], kind, expressions)
 
     with np.errstate(all="ignore"):

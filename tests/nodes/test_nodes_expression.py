@@ -195,6 +195,12 @@ def test_random_formulae(pair: Pair, seed: int) -> None:
     np.testing.assert_array_equal(computed(expr, {"a": a, "b": b}), want)
 
 
+def test_negative_zero_is_not_zero() -> None:
+    a = np.full((1, 1, 3), 2.0)
+    assert (computed("1 / (a * (-3.0 % -3.0) + 0.0)", {"a": a}) == np.inf).all()
+    assert (computed("1 / (a * 0.0 * (-3.0 % -3.0))", {"a": a}) == -np.inf).all()
+
+
 @pytest.mark.parametrize("one", DTYPES)
 @pytest.mark.parametrize("other", ["uint8", "uint16", "int32", "float32", "float64"])
 def test_dtypes(one: str, other: str) -> None:
