@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lima2cli.frames import Array, Block, Files, FrameSpec
 from lima2cli.graph.fused import Spread
 from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, Result
-from lima2cli.nodes.base import Map, Partial, Reduce, Select
+from lima2cli.nodes.base import JoinedTransformer, Map, Partial, Reduce, Select, Transform, WarningTransformer
 from lima2cli.plan.ir import Numbering, Step
 from lima2cli.plan.numbering import after, of_flow
 from lima2cli.program import ReceiverProgram
@@ -81,17 +81,15 @@ class Ranges:
                 self.ranges.append((number, number))
 
 
-class BoundJoin(Operator):
-    """A map of several inputs, bound.
+class Joining(Operator):
+    """Base of the operators of several inputs.
 
     Behind a filter frames that were not in all inputs are not kept: what was vetoed is counted there.
     """
 
-    def __init__(self, step: Step, files: Files, threads: int) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__(step.name)
-        node = cast(Map, step.node)
-        self._inputs, self._sources = tuple(step.inputs.values()), step.sources
-        self._function = Spread(lambda: node.bind(step.given(files)), cast(FrameSpec, step.after), threads)
+        self._inputs, self._sources = step.inputs, step.sources
         self._single = 0
         self._rule, self._selected = step.numbering.rule, step.numbering.selected
         self._unmatched = Ranges(self._rule.step)
@@ -111,17 +109,15 @@ class BoundJoin(Operator):
         """See `Operator`."""
         return self._single
 
-    def push(self, arrival: Arrival) -> Result | None:
-        """See `Operator.push`; None where no frame is in all inputs."""
+    def _matched(self, arrival: Arrival) -> Blocks | None:
+        """Return the frames that are in all inputs, by the names of these; None where there are none."""
         given = arrival.blocks or {}
         blocks = {source: given[source] for source in self._sources if source in given}
         common = self._common(blocks)
         if not len(common):
             return None
         matched = {source: _only(block, common) for source, block in blocks.items()}
-        first = matched[self._sources[0]]
-        frames = self._function(*(matched[source].frames for source in self._inputs))
-        return Result(arrival.last, Block(frames, first.numbers, first.times, False))
+        return {name: matched[source] for name, source in self._inputs.items()}
 
     def _common(self, blocks: Blocks) -> Numbers:
         """Return the numbers that are in all inputs; the others are noted."""
@@ -144,6 +140,50 @@ class BoundJoin(Operator):
             expected &= places.index < self._selected
         self._single += len(numbers) - int(np.count_nonzero(expected))
         self._unmatched.add(numbers[expected])
+
+
+class BoundJoin(Joining):
+    """A map of several inputs, bound."""
+
+    def __init__(self, step: Step, files: Files, threads: int) -> None:
+        super().__init__(step)
+        node = cast(Map, step.node)
+        self._function = Spread(lambda: node.bind(step.given(files)), cast(FrameSpec, step.after), threads)
+
+    def push(self, arrival: Arrival) -> Result | None:
+        """See `Operator.push`; None where no frame is in all inputs."""
+        matched = self._matched(arrival)
+        if matched is None:
+            return None
+        first = next(iter(matched.values()))
+        frames = self._function(*(block.frames for block in matched.values()))
+        return Result(arrival.last, Block(frames, first.numbers, first.times, False))
+
+
+class BoundJoinedTransform(Joining):
+    """A node with a state that reads several inputs, bound."""
+
+    always = True
+
+    def __init__(self, step: Step, files: Files, receiver: int) -> None:
+        super().__init__(step)
+        transformer = cast(Transform, step.node).bind(replace(step.given(files), receiver=receiver))
+        assert isinstance(transformer, JoinedTransformer)
+        self._transformer = transformer
+
+    def push(self, arrival: Arrival) -> Result | None:
+        """See `Operator.push`; None where no frame is in all inputs."""
+        matched = self._matched(arrival)
+        made = None if matched is None else self._transformer.join(matched)
+        if arrival.last == END:
+            self._transformer.finish()
+            if isinstance(self._transformer, WarningTransformer):
+                self.warnings += [f"{self.name}: {text}" for text in self._transformer.warnings()]
+        return None if made is None else Result(arrival.last, made)
+
+    def leave(self) -> None:
+        """See `Operator.leave`."""
+        self._transformer.close()
 
 
 class BoundSelect(Operator):
@@ -218,6 +258,7 @@ class Pairing(Operator):
     def __init__(self, paired: Operator, due: Mapping[str, ExpectedFrames]) -> None:
         super().__init__(paired.name)
         self._operator, self._due, self._over = paired, due, False
+        self.warnings = paired.warnings
         self._kept: dict[str, deque[Arrival]] = {source: deque() for source in due}
         self._expect()
 
@@ -280,16 +321,20 @@ class Pairing(Operator):
             self._let_go(source, head, last)
         return Result(last, block=out, hold=hold)
 
+    def leave(self) -> None:
+        """See `Operator.leave`."""
+        self._operator.leave()
+
     def _paired(self, last: int, blocks: Blocks, rows: PartialRows) -> Block | None:
-        if self._over or not blocks:
+        if self._over or not (blocks or (self._operator.always and last == END)):
             return None
-        source, block = next(iter(blocks.items()))
+        source, block = next(iter(blocks.items()), (next(iter(self._due)), None))
         try:
             result = self._operator.push(Arrival(source, last, block, blocks=blocks, tables=rows))
             return None if result is None else result.block
         except Exception as error:
             self._over = True
-            raise BlockFailed(min(int(block.numbers[0]) for block in blocks.values()), error) from error
+            raise BlockFailed(min((int(one.numbers[0]) for one in blocks.values()), default=None), error) from error
 
     def _let_go(self, source: str, head: Arrival, last: int) -> None:
         """Release what was used."""

@@ -12,7 +12,7 @@ from lima2cli.files.channel import Channel
 from lima2cli.files.tables import TableWriter
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparsePixels, SparseSpec
 from lima2cli.graph.fused import BoundChain, Spread, concatenated, part_of
-from lima2cli.graph.joins import BoundJoin, Ranges
+from lima2cli.graph.joins import BoundJoin, BoundJoinedTransform, Ranges
 from lima2cli.graph.protocol import END, Arrival, Operator, Result, copy_of
 from lima2cli.nodes.base import (
     BlockDropped,
@@ -452,7 +452,7 @@ def bind(step: Step, program: ReceiverProgram, files: Files) -> Operator:
             return BoundSparse(step, files)
         return BoundMap(step, files, program.threads)
     if isinstance(step.node, Transform):
-        return BoundTransform(step, files, program.receiver)
+        return (BoundJoinedTransform if len(step.inputs) > 1 else BoundTransform)(step, files, program.receiver)
     if isinstance(step.node, Reduce):
         return BoundReduce(step, program, files)
     return BoundSink(step, program) if isinstance(step.node, Sink) else BoundNothing(step.name)

@@ -309,6 +309,18 @@ class WarningTransformer(Transformer, Protocol):
         ...
 
 
+@runtime_checkable
+class JoinedTransformer(Transformer, Protocol):
+    """A transformer of a node whose users may name several inputs (``wiring``)."""
+
+    def join(self, blocks: Mapping[str, Block]) -> Block:
+        """Return the block that leaves; `step` is for a single input.
+
+        ``blocks``, by the names of the inputs, have the same frames: those that are in all of them.
+        """
+        ...
+
+
 class Transform(Node):
     """Block of frames in, block of perhaps other frames out: with a state, or with code that may fail."""
 

@@ -4,9 +4,12 @@
 
 ``protocol: stream2`` is DECTRIS Stream V2 over ZeroMQ (PUSH): a start message before the first frame of an acquisition,
 one for each frame, and an end message. Each frame goes to one of those that are connected, and so do start and end:
-with one consumer for each receiver each gets a whole series. ``image_id`` is the index of the frame among those of the
-flow, so that with several receivers, or where frames are lost, numbers are left out. Integers and floats are sent as
-they are, compressed by bitshuffle-LZ4 (``bslz4``, as in files) or not (``none``).
+with one consumer for each receiver each gets a whole series. Several ``inputs`` of one size and dtype are channels, by
+their names, of one message; frames that are not in all of them are left out, and counted as unmatched.
+
+``image_id`` is the index of the frame among those of the flow, so that with several receivers, or where frames are
+lost, numbers are left out. Integers and floats are sent as they are, compressed by bitshuffle-LZ4 (``bslz4``, as in
+files) or not (``none``).
 
 ``protocol: array-1.0`` is that of PSI's live streams (PUB): a JSON header, and the pixels. Each frame goes to all that
 are connected; whoever is slow misses some.
@@ -22,7 +25,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -30,11 +33,7 @@ from lima2cli.declare import Choice, Integer, Quantity, Text, param
 from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.compression import bitshuffle_lz4_view
 from lima2cli.frames import Array, Block, FrameSpec
-from lima2cli.geometry import Rule
 from lima2cli.nodes.base import Inputs, Transform, node
-
-if TYPE_CHECKING:
-    pass
 
 PROTOCOLS = ("stream2", "array-1.0")
 
@@ -43,20 +42,27 @@ PROTOCOLS = ("stream2", "array-1.0")
 class IoStream(Transform):
     """Sends frames to other programs, as DECTRIS Stream V2 or as array-1.0."""
 
+    wiring: ClassVar[Literal["input", "inputs"]] = "inputs"
+
     protocol: str = param("Messages and sockets.", Choice(PROTOCOLS), "stream2")
     endpoint: str = param(
         "Where receiver 0 listens; receiver k at the port + k.",
         Text(r"^tcp://[^/:\s]+:[0-9]{1,5}$", "an address such as `tcp://127.0.0.1:31001`"),
         "tcp://127.0.0.1:31001",
     )
-    channel: str = param("Name of the channel in messages of stream2.", Text(r"^\S+$", "a name"), "threshold_1")
+    channel: str | None = param(
+        "Name of the channel in messages of stream2, of a single input; default: threshold_1.",
+        Text(r"^\S+$", "a name"),
+        None,
+    )
     compression: str | None = param("Default: bslz4, of array-1.0 none.", Choice(("bslz4", "none")), None)
     when_slow: str = param("What is done where frames are not taken in time.", Choice(("wait", "drop")), "wait")
     patience: float = param("The longest wait for room, and at the end.", Quantity("seconds", minimum=0), 1.0)
     queue: int = param("Frames that wait to be taken.", Integer(1, 100_000), 16)
 
     def infer(self, inputs: Inputs) -> FrameSpec:
-        """See `Node.infer`: the frames that enter."""
+        """See `Node.infer`: the frames that enter, of several inputs the first."""
+        self._check_channels(inputs.specs)
         if self.protocol == "array-1.0" and self.compression == "bslz4":
             message, help = "array-1.0 has no compression", "none, or leave it out"
             raise NodeMisuse("stream-parameters", message, ("compression",), help)
@@ -65,6 +71,25 @@ class IoStream(Transform):
             message = f"{port} leaves no room for the ports of several receivers"
             raise NodeMisuse("stream-parameters", message, ("endpoint",), "1 to 64511")
         return inputs.spec
+
+    def _check_channels(self, specs: Mapping[str, FrameSpec]) -> None:
+        """Refuse channels that no message can have together."""
+        (first, one), *others = specs.items()
+        if others and self.protocol == "array-1.0":
+            message, help = "array-1.0 has no channels", "one `input`, or protocol: stream2"
+            raise NodeMisuse("stream-parameters", message, ("protocol",), help)
+        if others and self.channel is not None:
+            message, help = "of several inputs each is a channel of its name", "leave it out"
+            raise NodeMisuse("stream-parameters", message, ("channel",), help)
+        for name, other in others:
+            if (other.shape, other.dtype) != (one.shape, one.dtype):
+                message = f"`{name}` is {other}, `{first}` {one}"
+                raise NodeMisuse("edge-mismatch", message, ("inputs", name), "channels have one size and one dtype")
+
+    def channels(self, specs: Mapping[str, FrameSpec]) -> Mapping[str, FrameSpec]:
+        """Return the channels of frames that enter, by their names, where ``specs`` are by those of the inputs."""
+        (first, *others) = specs.values()
+        return specs if others else {self.channel or "threshold_1": first}
 
     def address(self, receiver: int) -> tuple[str, int]:
         """Return host and port at which a receiver listens."""
@@ -98,7 +123,7 @@ class Sender:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise OSError(f"cannot listen at {host}:{port}: {error}") from error
-        made = _Arrays(inputs.spec) if node.protocol == "array-1.0" else _Stream2(node, inputs.spec, self._rule)
+        made = _Arrays(inputs.spec) if node.protocol == "array-1.0" else _Stream2(node, node.channels(inputs.specs))
         self._messages: _Messages = made
         self._start: Sequence[bytes] = ()
         self._patient = node.when_slow == "wait"
@@ -106,15 +131,27 @@ class Sender:
         self._last: tuple[int, int] = (0, 0)
 
     def step(self, block: Block) -> Block:
-        """See `Transformer.step`: the block itself. No frame is sent before the start message is taken."""
-        if not self._begun:
-            self._begun, self._start = True, self._messages.begin(int(block.times[0]))
-        numbers = self._rule.index(block.numbers.astype(np.int64))
-        for frame, number, time_ns in zip(block.frames, numbers.tolist(), block.times.tolist(), strict=True):
-            self._open = self._open or self._offer(self._start)
-            taken = self._open and self._offer(self._messages.frame(np.ascontiguousarray(frame), number, time_ns))
-            self.sent, self.lost = self.sent + taken, self.lost + (not taken)
+        """See `Transformer.step`: the block itself."""
+        self._send([block])
         return block
+
+    def join(self, blocks: Mapping[str, Block]) -> Block:
+        """See `JoinedTransformer.join`: the block of the first input."""
+        self._send(list(blocks.values()))
+        return next(iter(blocks.values()))
+
+    def _send(self, blocks: Sequence[Block]) -> None:
+        """Send the frames of all channels, in their order. None is sent before the start message is taken."""
+        numbers, times = blocks[0].numbers, blocks[0].times
+        if not self._begun:
+            self._begun, self._start = True, self._messages.begin(int(times[0]))
+        channels = zip(*(block.frames for block in blocks), strict=True)
+        indices = self._rule.index(numbers.astype(np.int64)).tolist()
+        for frames, number, time_ns in zip(channels, indices, times.tolist(), strict=True):
+            self._open = self._open or self._offer(self._start)
+            images = [np.ascontiguousarray(frame) for frame in frames]
+            taken = self._open and self._offer(self._messages.frame(images, number, time_ns))
+            self.sent, self.lost = self.sent + taken, self.lost + (not taken)
 
     def finish(self) -> None:
         """See `Transformer.finish`: the series ends."""
@@ -161,8 +198,8 @@ class _Messages:
         """Return the message before the first frame, which is of this time."""
         return ()
 
-    def frame(self, pixels: Array, number: int, time_ns: int) -> Sequence[bytes]:
-        """Return the message of a frame (height, width), C-contiguous."""
+    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
+        """Return the message of a frame: (height, width) of each channel, C-contiguous."""
         raise NotImplementedError
 
     def end(self, lost: int) -> Sequence[bytes]:
@@ -176,19 +213,20 @@ class _Arrays(_Messages):
     def __init__(self, spec: FrameSpec) -> None:
         self._header = {"htype": "array-1.0", "shape": list(spec.shape), "type": spec.dtype}
 
-    def frame(self, pixels: Array, number: int, time_ns: int) -> Sequence[bytes]:
+    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
         """See `_Messages.frame`."""
         header = self._header | {"frame": number, "timestamp_ns": time_ns}
-        return json.dumps(header).encode(), pixels.tobytes()
+        return json.dumps(header).encode(), images[0].tobytes()
 
 
 class _Stream2(_Messages):
     """DECTRIS Stream V2."""
 
-    def __init__(self, node: IoStream, spec: FrameSpec, rule: Rule) -> None:
+    def __init__(self, node: IoStream, channels: Mapping[str, FrameSpec]) -> None:
         from lima2cli.stream import stream2
 
-        self._wire, self._spec, self._channel = stream2, spec, node.channel
+        spec = next(iter(channels.values()))
+        self._wire, self._spec, self._channels = stream2, spec, channels
         self._series, self._id, self._start_ns = 0, "", 0
         size, count = np.dtype(spec.dtype).itemsize, spec.shape[0] * spec.shape[1]
         self._compress: Callable[[Array], memoryview] | None = None
@@ -203,23 +241,29 @@ class _Stream2(_Messages):
         self._series, self._id, self._start_ns = self._series + 1, secrets.token_hex(13).upper(), time_ns
         fields: dict[str, Any] = {
             "arm_date": self._wire.date_of(time.time_ns()),
-            "channels": [self._channel],
+            "channels": list(self._channels),
             "image_dtype": self._spec.dtype,
             "image_size_x": width,
             "image_size_y": height,
         }
         if self._spec.saturation is not None:
             fields["saturation_value"] = int(self._spec.saturation)
-        if self._spec.mask is not None:
-            mask: Mapping[str, Any] = {self._channel: self._wire.array_of(self._spec.mask.astype(np.uint32))}
-            fields["pixel_mask"] = mask
+        masks = {name: spec.mask.astype(np.uint32) for name, spec in self._channels.items() if spec.mask is not None}
+        if masks:
+            fields["pixel_mask"] = {name: self._wire.array_of(mask) for name, mask in masks.items()}
         return (self._wire.start_message(self._series, self._id, fields),)
 
-    def frame(self, pixels: Array, number: int, time_ns: int) -> Sequence[bytes]:
+    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
         """See `_Messages.frame`."""
-        packed = pixels.reshape(-1).view(np.uint8).data if self._compress is None else self._compress(pixels)
-        channels = {self._channel: (self._spec.dtype, self._spec.shape, packed, self._compress is not None)}
+        packed: list[bytes | memoryview] = [self._packed(pixels).tobytes() for pixels in images[:-1]]
+        packed.append(self._packed(images[-1]))  # which is valid until another is made
+        each = zip(self._channels, packed, strict=True)
+        dtype, shape, compressed = self._spec.dtype, self._spec.shape, self._compress is not None
+        channels = {name: (dtype, shape, pixels, compressed) for name, pixels in each}
         return (self._wire.image_message(self._series, self._id, number, (self._start_ns, time_ns), channels),)
+
+    def _packed(self, pixels: Array) -> memoryview:
+        return pixels.reshape(-1).view(np.uint8).data if self._compress is None else self._compress(pixels)
 
     def end(self, lost: int) -> Sequence[bytes]:
         """See `_Messages.end`."""

@@ -17,7 +17,7 @@ from lima2cli.accounting.summary import Summary, read_summary, reserve_summary
 from lima2cli.errors import EnvironmentUnfit, RunFailed, UnreadableInput
 from lima2cli.files.disk import advice
 from lima2cli.files.nexus import SUMMARY
-from lima2cli.paths import held_in
+from lima2cli.paths import held_in, real
 from lima2cli.runs.control_socket import ask, starting, where
 from lima2cli.runs.ownership import (
     Ownership,
@@ -27,6 +27,7 @@ from lima2cli.runs.ownership import (
     listed,
     mark,
     marked,
+    moved_from,
     names_of,
     remove_run,
     take,
@@ -203,7 +204,7 @@ def _last_run(template: str, fields: dict[str, str]) -> int:
 def _overwrite(directory: Path, names: RunNames, inputs: Sequence[str]) -> Claim:
     """Return the claim of an existing directory, once it is known to be a run of ours that has ended."""
     if directory.is_symlink():
-        if not marked(directory):
+        if moved_from(directory) != real(directory.parent) / directory.name:
             raise EnvironmentUnfit(f"{directory} is a link to {os.readlink(directory)}; it is left unchanged")
         take(directory).release()
         directory.unlink()  # the run that it leads to was moved, and stays

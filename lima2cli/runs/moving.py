@@ -9,7 +9,7 @@ from typing import Any
 from lima2cli.errors import StateError
 from lima2cli.paths import held_in, real
 from lima2cli.runs.directory import LATEST
-from lima2cli.runs.ownership import marked
+from lima2cli.runs.ownership import MOVED, marked
 
 
 def move_run(directory: Path, target: Any) -> tuple[Path, bool]:
@@ -36,6 +36,7 @@ def move_run(directory: Path, target: Any) -> tuple[Path, bool]:
                 folder.rmdir()
         raise StateError(_why(error, directory, place)) from error
     try:
+        (place / MOVED).write_text(f"{directory}\n", encoding="utf-8")
         directory.symlink_to(os.path.relpath(place, directory.parent))
     except OSError:  # a file system without links, or another run was faster
         return place, False

@@ -29,12 +29,16 @@ from lima2cli.runs.description import CHANGES_FILE, DESCRIPTION_FILE
 from lima2cli.runs.saved_plan import PIPELINE_FILE, PLAN_FILE
 
 MARKER = ".lima2-run"
+MOVED = ".lima2-moved"
+"""File in a run directory that was moved, with the path of the link to it that stays where it was."""
+
 VERSION = 1
 LOG = "lima2.log"
 
 FILES = frozenset(
     (
         MARKER,
+        MOVED,
         PIPELINE_FILE,
         PLAN_FILE,
         SUMMARY,
@@ -145,6 +149,14 @@ def take(directory: Path) -> Ownership:
         file.close()
         raise
     return Ownership(file, names)
+
+
+def moved_from(directory: Path) -> Path | None:
+    """Return the path of the link to a run directory that was moved; None where it was not."""
+    try:
+        return Path((directory / MOVED).read_text(encoding="utf-8").rstrip("\n"))
+    except (OSError, ValueError):
+        return None
 
 
 def marked(directory: Path) -> bool:

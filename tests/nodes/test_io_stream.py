@@ -1,7 +1,9 @@
 """Node `io_stream`: what programs that we did not write read of it, and that it holds no receiver up."""
 
 import json
+import re
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 import lima2cli as l2
 from lima2cli.geometry import Rect
-from tests.running import TRANSPORTS, counter, lima2
+from tests.running import TRANSPORTS, counter, lima2, mpi
 
 PIPELINE = """
 lima2: 1
@@ -169,6 +171,78 @@ def test_array_1_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         header = json.loads(text)
         assert (header["htype"], header["shape"], header["type"]) == ("array-1.0", [35, 51], "uint16")
         assert np.array_equal(np.frombuffer(pixels, header["type"]).reshape(header["shape"]), raw(header["frame"]))
+
+
+CHANNELS = """
+lima2: 1
+name: c
+detector: {{remu: {{image: {{width: 51, height: 35}}, datasets: {{a: {{dtype: uint16}}, b: {{dtype: uint16}}}},
+                   scenes: {{a: {{counter: {{}}}}, b: {{noise: {{seed: 3}}}}}}}}}}
+acquisition: {{frames: 24}}
+receivers: {receivers}
+flows: {{a: {{dataset: a}}, b: {{dataset: b, slices: {{step: {step}}}}}}}
+nodes:
+  turned: {{input: b, roi_flip_rot: {{flip: both}}}}
+  send: {{inputs: {inputs}, io_stream: {{endpoint: "tcp://127.0.0.1:{port}"}}}}
+  keep_a: {{input: a, io_hdf5: {{}}}}
+  keep_b: {{input: turned, io_hdf5: {{}}}}
+  keep: {{input: send, io_hdf5: {{}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("receivers", "step", "inputs", "transport"),
+    [
+        (1, 1, "{first: b, second: turned}", "inline"),  # of one pass
+        (1, 1, "{first: a, second: turned}", "inline"),
+        (1, 3, "{first: a, second: turned}", "inline"),
+        mpi(2, 1, "{first: a, second: turned}"),
+    ],
+)
+def test_several_channels(
+    receivers: int, step: int, inputs: str, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message has the same frame of all inputs; what leaves the node is the first."""
+    decompress = pytest.importorskip("dectris.compression").decompress
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    text = CHANNELS.format(port=port, receivers=receivers, step=step, inputs=inputs)
+    with ExitStack() as stack:
+        consumers = [stack.enter_context(Consumer(port + k)) for k in range(receivers)]
+        run = l2.run(text, transport=transport)
+        assert run.wait(60).state == "complete"
+    seen = []
+    for consumer in consumers:
+        start, *images, end = consumer.messages
+        assert (start["type"], tuple(start["channels"]), end["type"]) == ("start", ("first", "second"), "end")
+        seen += images
+    assert sorted(image["image_id"] for image in seen) == list(range(24 // step))
+    kept = {"first": "keep", "second": "keep_b"}
+    numbers = run.open("keep_b").parent["frame_number"][()].tolist()
+    for image in seen:
+        for channel, node in kept.items():
+            shape, array = image["data"][channel].value
+            algorithm, size, data = array.value.value
+            pixels = np.frombuffer(decompress(data, algorithm, elem_size=size), "uint16").reshape(shape)
+            number = numbers[image["image_id"]]
+            assert np.array_equal(pixels, run.frame(node, number))
+    source = "keep_a" if "first: a" in inputs else "keep_b"
+    turn = (slice(None), slice(None)) if source == "keep_a" else (slice(None, None, -1), slice(None, None, -1))
+    assert np.array_equal(run.frame("keep", 6), run.frame(source, 6)[turn])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ("{inputs: {x: data, y: less}, io_stream: {}}", "channels have one size and one dtype|is float32"),
+        ("{inputs: {x: data, y: part}, io_stream: {}}", "`y` is"),
+        ("{inputs: {x: data, y: data}, io_stream: {channel: z}}", "each is a channel of its name"),
+        ("{inputs: {x: data, y: data}, io_stream: {protocol: array-1.0}}", "array-1.0 has no channels"),
+    ],
+)
+def test_channels_that_do_not_go_together(nodes: str, why: str) -> None:
+    text = pipeline(31001) + f"  other: {nodes}\n  part: {{input: data, roi_flip_rot: {{rotation: 90}}}}\n"
+    assert any(re.search(why, str(one)) for one in l2.validate(text))
 
 
 @pytest.mark.parametrize("policy", ["drop", "wait"])

@@ -37,6 +37,7 @@ def test_chunks(dtype: str, shape: tuple[int, int], parameters: dict[str, Any], 
         "frames_per_file": parameters.get("frames_per_file", 0),
         "frames_per_chunk": chunk,
         "checksum": True,
+        "packed": False,
     }
 
 
