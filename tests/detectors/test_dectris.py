@@ -237,6 +237,7 @@ def test_a_series_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert run.wait(60).channels["save"].saved == 12
 
 
+@pytest.mark.interchange
 @pytest.mark.parametrize(("recording", "dtype"), [("r500k_bm_bslz4_16bit", "uint16"), ("r500k_bm_bslz4_8bit", "uint8")])
 def test_recorded_messages(
     recording: str, dtype: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -443,6 +444,7 @@ def until_it_answers(address: str) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.interchange
 @pytest.mark.parametrize("trigger", ["internal", "software"])
 def test_the_simulator_of_others(
     trigger: str, simulator: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

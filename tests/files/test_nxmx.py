@@ -112,6 +112,7 @@ def test_it_has_what_the_definition_requires(node: str, ran: Ran) -> None:
         assert file["entry_0000"].attrs["default"].endswith("plot")
 
 
+@pytest.mark.interchange
 @pytest.mark.parametrize("node", DENSE)
 def test_a_reader_of_nxmx_finds_axes_and_geometry(node: str, ran: Ran) -> None:
     """The package nxmx is what DIALS reads such files with."""

@@ -104,6 +104,7 @@ def decoded(message: Any, channel: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+@pytest.mark.interchange
 @pytest.mark.parametrize(
     ("dtype", "source", "params"),
     [
@@ -190,6 +191,7 @@ nodes:
 """
 
 
+@pytest.mark.interchange
 @pytest.mark.parametrize(
     ("receivers", "step", "inputs", "transport"),
     [

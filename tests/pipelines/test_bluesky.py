@@ -25,6 +25,8 @@ from ophyd_async.core import TriggerInfo
 
 from lima2cli.bluesky import Lima2Detector
 
+pytestmark = pytest.mark.interchange
+
 PIPELINE = """
 lima2: 1
 name: b

@@ -22,6 +22,8 @@ from p4p.client.thread import Context
 from lima2cli.pva import Publisher, show_newest
 from tests.running import lima2
 
+pytestmark = pytest.mark.interchange
+
 LOCAL = {"EPICS_PVA_ADDR_LIST": "127.0.0.1", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
 
 PIPELINE = """

@@ -22,6 +22,8 @@ pytest.importorskip("tornado")
 services = pytest.importorskip("lima2.client.services")
 errors = pytest.importorskip("lima2.common.exceptions")
 
+pytestmark = pytest.mark.interchange
+
 LEGACY = "LimaProcessingLegacy"
 
 
