@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -404,7 +404,12 @@ def test_a_start_message_that_came_before_other_frames_are_asked_for(
 
 
 SIMULATOR = os.environ.get("LIMA2_SIMULATOR", "")
-"""A Python that has tickit-devices, whose simulator of an EIGER2 is asked as a detector is."""
+"""A Python that has tickit-devices 0.4 (and cbor2 < 6), whose simulator of an EIGER2 is asked as a detector is.
+
+Its socket connects to itself, too, and then loses some messages: the test tries again, and is not part of every run.
+"""
+
+TRIES = 5
 
 
 @pytest.fixture
@@ -455,10 +460,19 @@ def test_the_simulator_of_others(
     more = ", period: 50 ms, exposure: 40 ms"
     more += ", trigger: software, frames_per_trigger: 2" if trigger == "software" else ""
     text = pipeline(stream, 4, {"threshold_1": "uint16"}, width=4148, height=4362, more=more)
-    run = l2.run(text.replace("depth: 8", f"depth: 8\n    api: {api}"), transport="inline")
-    if trigger == "software":
-        run.trigger(2)
-    summary = run.wait(60)
+    for tried in range(TRIES):
+        run = l2.run(text.replace("depth: 8", f"depth: 8\n    api: {api}"), transport="inline")
+        if trigger == "software":
+            run.trigger(2)
+        try:
+            summary = run.wait(15)
+        except (TimeoutError, l2.RunFailed):
+            assert tried < TRIES - 1
+            with suppress(l2.StateError, l2.RunFailed):
+                run.abort()
+            continue
+        if summary.channels["save"].saved == 4:
+            break
     assert (summary.state, summary.channels["save"].saved) == ("complete", 4)
     frames, numbers, _ = taken(run)
     assert numbers.tolist() == [0, 1, 2, 3]
