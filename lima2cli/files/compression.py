@@ -219,6 +219,20 @@ def lz4_reader(compression: str, itemsize: int) -> Callable[[bytes, NDArray[Any]
     return read_bslz4
 
 
+def unpack(compression: str, data: bytes, out: NDArray[Any]) -> None:
+    """Write what was compressed by ``bslz4``, ``lz4`` or ``none`` into a C-contiguous array; see `lz4_reader`.
+
+    Raises:
+        ValueError: it is damaged, or of another size.
+    """
+    if compression != "none":
+        lz4_reader(compression, out.itemsize)(data, out)
+    elif len(data) == out.nbytes:
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+    else:
+        raise ValueError(f"there are {len(data)} bytes, {out.nbytes} are expected")
+
+
 def blocks_are_whole(compression: str, itemsize: int, data: bytes, size: int) -> bool:
     """Return whether a chunk of ``size`` bytes has its header and all its blocks, which are not looked into."""
     try:

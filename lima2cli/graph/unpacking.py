@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import StreamProblem
-from lima2cli.files.compression import blocks_are_whole, lz4_reader
+from lima2cli.files.compression import blocks_are_whole, unpack
 from lima2cli.frames import Array
 from lima2cli.packed import Packed
 from lima2cli.threads import team
@@ -68,14 +68,8 @@ class Unpacker:
 
     def _one(self, packed: Packed, index: int, out: Array) -> bool:
         """Return whether a frame could be unpacked into ``out``; one without bytes could not."""
-        data = packed.data[index]
-        if packed.compressions[index] == "none":
-            if len(data) != out.nbytes:
-                return False
-            out[...] = np.frombuffer(data, self._dtype).reshape(self._shape)
-            return True
         try:
-            lz4_reader(packed.compressions[index], self._dtype.itemsize)(data, out)
+            unpack(packed.compressions[index], packed.data[index], out)
         except ValueError:
             return False
         return True

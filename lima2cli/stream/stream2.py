@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.errors import StreamProblem
-from lima2cli.files.compression import lz4_reader
+from lima2cli.files.compression import unpack
 
 MAGIC = b"\xd9\xd9\xf7"
 """Tag 55799 of self-described CBOR, with which each message begins."""
@@ -62,13 +62,8 @@ class Pixels:
         """
         if out.shape != self.shape or out.dtype != self.dtype.newbyteorder("="):
             raise StreamProblem(f"{self} where {out.dtype} {out.shape[1]} x {out.shape[0]} are expected")
-        if self.compression == "none":
-            if len(self.data) != out.nbytes:
-                raise StreamProblem(f"{len(self.data)} bytes of pixels, {out.nbytes} are expected")
-            out[...] = np.frombuffer(self.data, self.dtype).reshape(self.shape)
-            return
         try:
-            lz4_reader(self.compression, out.itemsize)(self.data, out)
+            unpack(self.compression, self.data, out)
         except ValueError as error:
             raise StreamProblem(f"pixels are damaged: {error}") from error
         if not self.dtype.isnative:
