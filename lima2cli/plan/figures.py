@@ -1,11 +1,11 @@
 """Show a plan in numbers: the machine-readable form, with the volume that a run will save."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.files.channel import Channel
 from lima2cli.frames import SparseSpec
