@@ -189,6 +189,6 @@ class _Binding:
             except Exception as error:  # noqa: BLE001  files that have gone
                 self._bound.failures.append(NodeFailed(name, None, error))
             else:
-                chain.add(name, reduction.strips, merged=reduction.merged)
+                chain.add(name, reduction.strips, reads=reduction.reads, merged=reduction.merged)
                 self._bound.operators.append(reduction)
                 self._bound.savers[name] = reduction
