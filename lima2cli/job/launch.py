@@ -68,7 +68,7 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 Emit = Callable[[dict[str, Any]], None]
 
 
-@dataclass
+@dataclass(repr=False)  # `signal.getsignal` makes one each time, for an exception that it catches
 class Signals:
     """Signals of the user: the first stops the run cleanly, the second, or a request to abort it, at once."""
 
