@@ -2,12 +2,12 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.inspection import Inspection, Unreadable, detector_of
 from lima2cli.files.nexus import ChannelRecord
 from lima2cli.files.rows import INCOMPLETE, LOST, SAVED, InOrder, RowIndices, Status, rows_of, windows

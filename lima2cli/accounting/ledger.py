@@ -9,10 +9,10 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.nexus import ledger_file
 from lima2cli.messages import Counts, FlowCount
 

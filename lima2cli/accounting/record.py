@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import Misshapen, from_plain, to_plain
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.geometry import Rule

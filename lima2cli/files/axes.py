@@ -1,12 +1,12 @@
 """Axes that move during an acquisition, such as those of a goniometer: their position in each row of a file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.fields import PACKED
 from lima2cli.files.rows import windows
 from lima2cli.files.tree import fixed, group, link_names

@@ -10,13 +10,14 @@ the image is NaN there instead, which costs nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array
 from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import Holes

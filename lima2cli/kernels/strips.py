@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect, bounding_box
 from lima2cli.kernels.masked import NAN, Holes, carried, finder

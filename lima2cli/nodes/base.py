@@ -25,7 +25,7 @@ Sink       frames to a file
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -41,6 +41,7 @@ from typing import (
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.channel import Channel
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels, Spec, TableSpec

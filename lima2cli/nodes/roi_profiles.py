@@ -18,12 +18,12 @@ a line without any pixel that counts avg and std are NaN, sum and saturated 0, m
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Block, FrameSpec, TableSpec

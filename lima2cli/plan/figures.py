@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.files.channel import Channel
 from lima2cli.frames import SparseSpec

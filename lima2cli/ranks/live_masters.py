@@ -3,9 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from lima2cli.accounting.acquisitions import LiveAcquisition
+from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
 from lima2cli.files.disk import library_is_broken
 from lima2cli.files.informed import informed

@@ -4,9 +4,9 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import key
 from lima2cli.errors import ExitCode, UnreadableInput
 from lima2cli.web.routes import Answer, Asked, Problem, Service

@@ -5,9 +5,10 @@ import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import Misshapen, from_plain
 from lima2cli.secret import hidden
 from lima2cli.web.library import Library

@@ -3,10 +3,10 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import key, to_plain
 from lima2cli.drive import Run
 from lima2cli.errors import RunFailed, StateError

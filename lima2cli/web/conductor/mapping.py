@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.web.conductor.parameters import (
     BUFFER_SIZE,
     COMPRESSIONS,

@@ -2,11 +2,11 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jsonschema
 
+from lima2cli.dataclass import dataclass
 from lima2cli.web.conductor.refusals import wrong_parameter
 
 Schema = dict[str, Any]

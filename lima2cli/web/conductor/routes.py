@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.web.conductor.acquisition import SOURCES, AcquisitionRun
 from lima2cli.web.conductor.base import VERSION
 from lima2cli.web.conductor.mapping import FRAME

@@ -1,12 +1,12 @@
 """The part of a frame that a browser is sent: the visible pixels, of which every n-th if they are many."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.picture import LIMITS, measured_pixels
 
 MOST = 1200
