@@ -5,11 +5,11 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import Misshapen, from_plain, to_plain
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.files.nexus import ledger_file

@@ -2,13 +2,13 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.checksums import READ_BYTES, RowSpan, SummedDataset
 from lima2cli.files.inspection import Inspection, Unreadable, detector_of
 from lima2cli.files.master_rows import TOLD

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 from lima2cli.cli.border import Debug, ExitCode, Overrides, Strict, border
 from lima2cli.cli.display import ProgressStyle, ranges_text, table
 from lima2cli.cli.run import Transport
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import BY_SIGNAL, EnvironmentUnfit, UnreadableInput
 from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
 

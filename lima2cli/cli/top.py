@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from lima2cli.cli.border import Debug, ExitCode, border, show_error
 from lima2cli.cli.display import Window, how_far, rate
 from lima2cli.cli.runs import RunName
+from lima2cli.dataclass import dataclass
 from lima2cli.units import ABSENT, count_text, rate_text, seconds_text, volume_text, which_text
 
 if TYPE_CHECKING:

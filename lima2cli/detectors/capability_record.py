@@ -6,9 +6,10 @@ energies in eV, sizes in pixels, alignment in bits; ``null`` means that there is
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Flag, Integer, ListOf, MapOf, Number, NumberOrNan, Table, Text, param
 from lima2cli.declare.reading import Reading
 from lima2cli.detectors.base import (

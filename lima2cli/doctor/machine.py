@@ -13,10 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.librashpa import LIBRARY, load
 from lima2cli.doctor import Bandwidths, Check, CheckStatus, Diagnosis
 from lima2cli.errors import EnvironmentUnfit

@@ -7,13 +7,14 @@ move during an acquisition, such as those of a goniometer.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import Misshapen, from_plain, to_plain
 from lima2cli.facts import ARRAYS, FLATFIELD, PIXEL_MASK, Facts
 from lima2cli.files.appending import VERSIONS, written

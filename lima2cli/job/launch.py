@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
 from lima2cli.accounting.record import RunRecord
 from lima2cli.accounting.summary import Summary
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.files.disk import allocate
 from lima2cli.foreign import hung_at

@@ -5,11 +5,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lima2cli.accounting.acquisitions import LiveAcquisition
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError
 from lima2cli.facts import Facts
 from lima2cli.files.disk import library_is_broken

@@ -3,11 +3,12 @@
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lima2cli import messages
 from lima2cli.accounting.record import Ledger
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError
 from lima2cli.files.appending import load_libraries
 from lima2cli.files.nexus import ledger_file

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.files.fields import completed, informed, kept_facts

@@ -8,12 +8,13 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from lima2cli.accounting.summary import Summary, read_summary, reserve_summary
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, RunFailed, UnreadableInput
 from lima2cli.files.disk import advice
 from lima2cli.files.nexus import SUMMARY

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import Misshapen, from_plain, schema_of
 from lima2cli.secret import hidden
 from lima2cli.web.library import Library

@@ -7,10 +7,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import key, to_plain
 from lima2cli.drive import Run
 from lima2cli.errors import ExitCode, RunFailed, StateError, UnreadableInput

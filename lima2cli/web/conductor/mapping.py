@@ -3,11 +3,11 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jsonschema
 
+from lima2cli.dataclass import dataclass
 from lima2cli.web.conductor.refusals import Refused, wrong_parameter
 
 Schema = dict[str, Any]

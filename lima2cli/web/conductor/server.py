@@ -4,12 +4,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import Lima2Error
 from lima2cli.web.conductor.acquisition import SOURCES, AcquisitionRun, channels, region, stream
 from lima2cli.web.conductor.mapping import CLASS, FRAME, defaults

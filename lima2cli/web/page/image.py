@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.drive import LiveFrame
 from lima2cli.files.picture import LIMITS, measured_pixels
 from lima2cli.view import Outline, View
