@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.accounting.holdings import Holding, holdings_of
-from lima2cli.accounting.ledger import Kept, read_ledger
-from lima2cli.accounting.record import GdtRecord, RunRecord
+from lima2cli.accounting.record import GdtRecord, Kept, RunRecord, read_ledger
 from lima2cli.dataclass import dataclass
 from lima2cli.files.channel import Channel
 from lima2cli.files.inspection import Inspection

@@ -337,7 +337,7 @@ RUNS = "runs"
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """A run directory.
 
     state    ``starting``, ``live``, ``aborted``, ``damaged`` (its summary, or where it is controlled, is none), or
@@ -364,29 +364,29 @@ def find_run(name: str) -> Path:
     raise UnreadableInput(f"there is no run {name}: neither {name}/{PLAN_FILE} nor {RUNS}/{name}/{PLAN_FILE}")
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> ListedRun:
     """Return a run as it stands."""
     summary = read_summary(directory)
     if summary is not None:
-        return Run(directory, summary.state, summary)
+        return ListedRun(directory, summary.state, summary)
     if (directory / SUMMARY).exists():
-        return Run(directory, "damaged")
+        return ListedRun(directory, "damaged")
     try:
         place = where(directory)
     except UnreadableInput:
-        return Run(directory, "damaged")
+        return ListedRun(directory, "damaged")
     if place is not None and starting(place):
-        return Run(directory, "starting")
+        return ListedRun(directory, "starting")
     try:
         answer = ask(directory, {"do": "status"}) if place is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):
-        return Run(directory, "live", answer=answer)
-    return Run(directory, "aborted")
+        return ListedRun(directory, "live", answer=answer)
+    return ListedRun(directory, "aborted")
 
 
-def runs_in(folder: Path) -> Iterator[Run]:
+def runs_in(folder: Path) -> Iterator[ListedRun]:
     """Yield all runs below a folder, by name.
 
     Raises:

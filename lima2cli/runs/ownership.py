@@ -20,7 +20,7 @@ from lima2cli.accounting.summary import read_summary
 from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.files.common_file import KEPT
-from lima2cli.files.facts_file import FACTS_FILE
+from lima2cli.files.fields import FACTS_FILE
 from lima2cli.files.nexus import SUMMARY, frame_file_names, master_file, part_names, table_file
 from lima2cli.paths import lock
 from lima2cli.plan.ir import Plan
