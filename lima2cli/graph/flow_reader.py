@@ -20,14 +20,6 @@ RowRanges = list[tuple[int, int]]
 """First and last index, among the selected frames, of consecutive ones."""
 
 
-def without(block: Block, failed: NDArray[np.bool_]) -> Block:
-    """Return the frames of a block that are whole, copied."""
-    whole = ~failed
-    if isinstance(block, PackedBlock):
-        return block.chosen(whole)
-    return Block(block.frames[whole], block.numbers[whole], block.times[whole], block.stable)
-
-
 def add_rows(rows: RowRanges, indices: NDArray[np.int64]) -> None:
     """Note indices, in increasing order, after those that were noted before."""
     for index in map(int, indices):
@@ -286,7 +278,7 @@ class FlowReader:
         batch = Batch(buffer, visit, visits, block, room=room)
         if failed is not None:
             batch.failed = rule.index(numbers[failed].astype(np.int64))
-            batch.block = without(block, failed)
+            batch.block = block.part(~failed)
         self._turn += visits if len(self._buffers) == 1 else 1
         self._held.append(batch)
         return batch

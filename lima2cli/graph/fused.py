@@ -63,7 +63,7 @@ class BoundChain(Operator):
         out = None if self._recipe.idle or not self._makes else self._room(count)
         parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
         partials = self._team.each(
-            [partial(self._stage_part, i, part_of(block, part), part, out, received_ns) for i, part in enumerate(parts)]
+            [partial(self._stage_part, i, block.part(part), part, out, received_ns) for i, part in enumerate(parts)]
         )
         whole = {name: concatenated([part[name] for part in partials]) for name in self._reducers}
         staged = {name: rows for name, rows in whole.items() if name not in self._merged} if self._merged else whole
@@ -115,11 +115,6 @@ class BoundChain(Operator):
             except Exception as error:
                 raise PartFailed(name, error) from error
         return partials
-
-
-def part_of(block: Block, part: slice) -> Block:
-    """Return consecutive frames of a block."""
-    return Block(block.frames[part], block.numbers[part], block.times[part], block.stable)
 
 
 def concatenated(partials: Sequence[Partial]) -> Partial:

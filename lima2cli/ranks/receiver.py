@@ -15,7 +15,7 @@ from lima2cli.foreign import lingering
 from lima2cli.frames import Files
 from lima2cli.graph.executor import Executor
 from lima2cli.graph.flow_reader import Absent, Batch, FlowReader
-from lima2cli.graph.protocol import Lease, copy_of
+from lima2cli.graph.protocol import Lease
 from lima2cli.graph.user_program import start_processing
 from lima2cli.messages import (
     Change,
@@ -267,7 +267,7 @@ class ReceiverRank:
             graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             hold.done()
         elif reader.flow.gdt.overrun == "continue" or graph.needs_stable or graph.changes.due:
-            block = copy_of(block)
+            block = block.copy()
             intact = reader.intact(batch)
             reader.release(batch, intact)
             if intact:
