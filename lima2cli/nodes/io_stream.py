@@ -189,7 +189,7 @@ class Sender:
         end = time.monotonic() + self._node.patience
         while True:
             try:
-                self._socket.send_multipart(parts, zmq.NOBLOCK)
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 if not self._patient or time.monotonic() > end:
                     self._patient = False
