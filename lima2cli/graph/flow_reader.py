@@ -1,5 +1,6 @@
 """One flow as one receiver sees it: which groups are complete, in the order of the groups, without a copy."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from lima2cli.frames import Array, Block
 from lima2cli.graph.protocol import END
 from lima2cli.graph.receiver_buffer import COMPLETE, NOT_WRITTEN, OVERWRITTEN, ReceiverBuffer
 from lima2cli.graph.unpacking import Unpacker
-from lima2cli.messages import FlowCount
+from lima2cli.messages import FlowCount, Spent
 from lima2cli.packed import PackedBlock, taken
 from lima2cli.program import END_FULL, END_OK, END_WORDS, ReceiverFlow, end_mark
 from lima2cli.transport.base import Port
@@ -109,6 +110,8 @@ class FlowReader:
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
         self.count = FlowCount()
+        self.unpacking = Spent()
+        """Cost of taking frames that come packed out of their slots, and of unpacking them."""
         for buffer in self._buffers:
             buffer.begin(self._base)
 
@@ -264,10 +267,13 @@ class FlowReader:
         if self._unpacker is None:
             block = Block(frames, numbers, times if stable else times.copy(), stable)
         else:
+            before = time.perf_counter_ns()
             block = PackedBlock(taken(frames[:, 0]), self._unpacker.frames, numbers, times.copy())
             if not stable and buffer.state(visit) != COMPLETE:
                 return OVERWRITTEN
             room, damaged = self._unpack(self._unpacker, block)
+            self.unpacking.stage_ns += time.perf_counter_ns() - before
+            self.unpacking.frames += len(numbers)
             if damaged is not None:
                 if damaged.all() and visits > 1:
                     return self._batch(buffer, visit, 1)

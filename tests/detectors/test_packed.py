@@ -66,7 +66,11 @@ def test_frames_are_saved_as_they_come(
         for number in range(count):
             socket.send(sent(number, "uint16", [NAME]))
         socket.send(stream2.end_message(1, "ULID", 0))
-        assert run.wait(60).state == "complete"
+        summary = run.wait(60)
+    assert (summary.state, summary.resources is None) == ("complete", False)
+    costs = [its.kernels[0] for its in summary.resources.receivers.values()]
+    assert [(cost.nodes, cost.stage_s > 0) for cost in costs] == [((NAME,), True)] * 2
+    assert sum(cost.frames for cost in costs) == count
     assert chunks(run) == {number: coded(image(number, "uint16"), "bslz4")[2] for number in range(count)}
     frames, numbers, _ = saved(run)
     assert numbers.tolist() == list(range(count))
