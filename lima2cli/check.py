@@ -1,9 +1,10 @@
 """The one compiler behind all commands: `run` never rejects, for a static reason, what `validate` accepts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Source, load, without_repeats
 from lima2cli.document.render import suppress

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, TypedDict, TypeVar, Unpack
+
+from lima2cli.dataclass import dataclass
 
 KeyPath = tuple[str | int, ...]
 Severity = Literal["error", "warning"]

@@ -17,11 +17,11 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import thread as pools
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import ParamSpec, TypeVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EndedAtOnce, Lima2Error, UserCodeError
 from lima2cli.units import seconds_text
 

@@ -1,12 +1,13 @@
 """Descriptions of detectors and of frames along an edge of the graph, and blocks of frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.geometry import Rect
 from lima2cli.view import View
 

@@ -4,19 +4,21 @@ A `Rule` holds the whole addressing of a GDT; modules, receivers, the plan and t
 can change in one place. `locate` does the same for one frame, written out: the rule is tested against it.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
+
 N = TypeVar("N", int, NDArray[np.int64])
 """One number, or an array of them."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Rect:
     """A rectangle of pixels: x to the right, y down, (0, 0) top left."""
 

@@ -9,11 +9,13 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lima2cli.dataclass import dataclass
 
 SUB = 16
 """Number of bins of an octave."""

@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.accounting.summary import Summary
+from lima2cli.dataclass import dataclass
 from lima2cli.files.picture import picture, png
 from lima2cli.units import ABSENT, count_text
 

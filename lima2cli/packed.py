@@ -5,11 +5,11 @@ bytes themselves. A frame that is missing has none.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, Block
 
 COMPRESSIONS = ("none", "bslz4", "lz4")

@@ -8,10 +8,11 @@ imported breaks nothing that does not use it, and those built in cost no time wh
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Table, params
 from lima2cli.errors import Lima2Error
 from lima2cli.foreign import call_foreign, error_text

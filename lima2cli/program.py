@@ -1,8 +1,9 @@
 """Lower a plan to one program per rank: every address in every other rank's windows is worked out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.base import AcqParams, DetectorConfig, XferParams
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.frames import DetectorInfo, FrameSpec, SparseSpec

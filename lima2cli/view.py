@@ -6,12 +6,13 @@ of all that.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.geometry import Rect
 
 FLIPS = ("none", "horizontal", "vertical", "both")

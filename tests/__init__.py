@@ -13,7 +13,12 @@ faults        what goes wrong; the searches for it (``python -m tests.faults``) 
 benchmarks    measurements, which are no tests
 """
 
+import os
 from pathlib import Path
+
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # before numpy: each process of a run would start threads for all cores
 
 ROOT = Path(__file__).parent.parent
 """Folder of the project."""

@@ -260,7 +260,7 @@ class Live:
         """Until each node that saves has told of so many frames or rows."""
         while True:
             self.wait_for('"type": "progress"')
-            if min(json.loads(self.seen[-1])["saved"].values()) >= count:
+            if min(json.loads(self.seen[-1])["saved"].values(), default=0) >= count:
                 return
 
     def limit_files(self, size: int) -> None:

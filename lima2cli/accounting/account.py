@@ -6,7 +6,7 @@ ledgers and in the files, which may hold frames that came after the last line of
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.accounting.holdings import Holding, holdings_of
-from lima2cli.accounting.ledger import Kept, read_ledger
-from lima2cli.accounting.record import GdtRecord, RunRecord
+from lima2cli.accounting.record import GdtRecord, Kept, RunRecord, read_ledger
+from lima2cli.dataclass import dataclass
 from lima2cli.files.channel import Channel
 from lima2cli.files.inspection import Inspection
 from lima2cli.files.nexus import ChannelRecord, ledger_file

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.messages import (
     NEVER,

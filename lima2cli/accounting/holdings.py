@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.accounting.claims import Claims
-from lima2cli.accounting.verify import verify_common, verify_frames, verify_table
+from lima2cli.accounting.verify import Claims, verify_common, verify_frames, verify_table
 from lima2cli.files.common_file import written_rows_files
 from lima2cli.files.inspection import Inspection, Unreadable, detector_of
 from lima2cli.files.master import by_receiver, frame_files, receiver_of

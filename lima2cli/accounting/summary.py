@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import from_plain, key, schema_of, to_plain
 from lima2cli.errors import RunFailed
 from lima2cli.files.disk import advice, allocate

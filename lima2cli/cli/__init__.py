@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from lima2cli.cli.check import doctor, plan, schema, validate
-from lima2cli.cli.inspect import inspect, recover
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.run import run
-from lima2cli.cli.runs import runs, set_parameter, start, stop, trigger
+from lima2cli.cli.runs import inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
 from lima2cli.cli.simulate import simulate
-from lima2cli.cli.tap import tap
 from lima2cli.cli.top import top
 from lima2cli.errors import ExitCode
 from lima2cli.foreign import leave

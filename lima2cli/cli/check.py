@@ -140,6 +140,12 @@ def doctor(
         str | None, typer.Argument(metavar="[FILE | -]", help="A pipeline that is to run on this machine.")
     ] = None,
     format: Annotated[DoctorFormat, typer.Option("--format", help="Format of the output.")] = DoctorFormat.TEXT,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure the limits of this machine, and what lima2 reaches of them.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="With --bench: write the figures to this JSON file, too.")
+    ] = None,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
@@ -151,6 +157,14 @@ def doctor(
     as_json = format is DoctorFormat.JSON
     with border(as_json=as_json, debug=debug):
         from pathlib import Path
+
+        if bench and file is not None:
+            raise UnreadableInput("--bench measures the machine, and takes no FILE")
+        if output is not None and not bench:
+            raise UnreadableInput("-o goes with --bench")
+        if bench:
+            _bench(output, as_json=as_json)
+            raise typer.Exit(ExitCode.FINE)
 
         from lima2cli.doctor import as_plain
         from lima2cli.doctor.machine import examine
@@ -170,6 +184,30 @@ def doctor(
         text = json.dumps(as_plain(diagnosis), indent=2) + "\n" if as_json else _as_text(diagnosis, file)
         print(text, end="", flush=True)
         raise typer.Exit(ExitCode.FINE if diagnosis.fit else ExitCode.UNFIT)
+
+
+def _bench(output: str | None, *, as_json: bool) -> None:
+    """Measure, and print each line as soon as it is known."""
+    from pathlib import Path
+
+    from lima2cli.cli.border import check_output, write_output
+    from lima2cli.doctor.bench import as_plain, measure
+
+    if output is not None:
+        check_output(output, ())
+    found = []
+    if not as_json:
+        print(f"{'':16}{'limit':>10}{'lima2':>12}   share", flush=True)
+    for one in measure(Path(".")):
+        found.append(one)
+        if not as_json:
+            rates = f"{one.limit / 1e9:>5.2f} GB/s{one.ours / 1e9:>7.2f} GB/s"
+            print(f"{one.name:16}{rates}  {one.ratio:6.2f}  {one.work}", flush=True)
+    text = json.dumps(as_plain(found), indent=2) + "\n"
+    if as_json:
+        print(text, end="", flush=True)
+    if output is not None:
+        write_output(output, text, ())
 
 
 def _as_text(found: "Diagnosis", file: str | None) -> str:

@@ -4,9 +4,9 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Either, ListOf, MapOf, OneKind, Param, Shape, Short, Table, params
 from lima2cli.declare.wording import words
 from lima2cli.detectors.base import Capabilities

@@ -206,6 +206,7 @@ def _strips(kernel: dict[str, Any]) -> str:
     parts = ["fused"]
     parts += [f"cut and flipped first: {', '.join(kernel['first'])}"] if kernel["first"] else []
     parts += [f"makes the frames of {', '.join(kernel['materialised'])}"] if kernel["materialised"] else []
+    parts += [f"computes {100 * kernel['computed']:.2g} % of the pixels"] if kernel["computed"] < 1 else []
     return "; ".join(parts)
 
 

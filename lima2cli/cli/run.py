@@ -54,12 +54,10 @@ def run(
     130 and 143: stopped by a signal.
     """
     with border(as_json=False, as_event=progress is ProgressStyle.JSON, debug=debug):
-        from lima2cli.cli.display import Display
+        from lima2cli.cli.display import Display, show_summary
         from lima2cli.cli.top import NodeTable
-        from lima2cli.cli.totals import show_summary
-        from lima2cli.job.mpi_join import Leader, follow, job_rank
-        from lima2cli.job.publishing import Publication
-        from lima2cli.job.run import note, run_plan
+        from lima2cli.job.launch import job_rank
+        from lima2cli.job.run import Leader, Publication, follow, note, run_plan
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:

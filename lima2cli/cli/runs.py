@@ -1,17 +1,24 @@
-"""``lima2 runs``, ``lima2 stop`` and ``lima2 trigger``: live and finished runs, and requests to those that go on."""
+"""``lima2 runs``, ``inspect``, ``recover``, ``tap`` and requests: live and finished runs, and what is in them."""
 
+import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border, seconds_option
+from lima2cli.errors import FileProblem, StateError, UnreadableInput
 from lima2cli.units import frames_text, seconds_text, which_text
 
 if TYPE_CHECKING:
-    from lima2cli.runs.directory import Run
+    from numpy.typing import NDArray
 
+    from lima2cli.drive import LiveFrame, Run
+    from lima2cli.runs.directory import ListedRun
 
 RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`.")]
 
@@ -138,7 +145,7 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
 def show(run: RunName = "latest", debug: Debug = False) -> None:
     """Show the accounting of every frame of a run, or the progress of a live one. Exit code 0; 2: no run directory."""
     with border(as_json=False, debug=debug):
-        from lima2cli.cli.totals import show_summary
+        from lima2cli.cli.display import show_summary
         from lima2cli.runs.directory import find_run, read_run
 
         shown = read_run(find_run(run))
@@ -157,7 +164,7 @@ def show(run: RunName = "latest", debug: Debug = False) -> None:
 runs.command("stop")(stop)
 
 
-def _row(run: "Run") -> tuple[str, str, str, str]:
+def _row(run: "ListedRun") -> tuple[str, str, str, str]:
     """Return name, state, frames, and what else is known."""
     answer, summary = run.answer, run.summary
     if summary is None:
@@ -172,3 +179,226 @@ def _row(run: "Run") -> tuple[str, str, str, str]:
     if run.directory.is_symlink():
         more += f"{'  ' if more else ''}in {run.directory.resolve()}"
     return run.directory.name, run.state, "" if frames is None else frames_text(frames), f"{took}  {more}"
+
+
+LOOK_S = 0.1
+"""Seconds from one look at the rows of a table to the next."""
+
+
+class Form(StrEnum):
+    """Lines of figures, or files, of frames."""
+
+    STATS = "stats"
+    JSON = "json"
+    PNG = "png"
+    NPY = "npy"
+    H5 = "h5"
+
+
+def tap(
+    first: Annotated[str, typer.Argument(metavar="[RUN] NODE", help="A run, by default the latest; a flow or node.")],
+    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    form: Annotated[Form, typer.Option("--as", help="Lines of figures, or files of frames.")] = Form.STATS,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Ends after so many, 0 = with the run.")] = 1,
+    every: Annotated[str, typer.Option("--every", help="Time from one to the next at least, such as `1s`.")] = "0s",
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files.")] = Path(),
+    debug: Debug = False,
+) -> None:
+    """Look at frames of any flow or node of a run that goes on, or at rows of a table; the run never waits for this.
+
+    `stats` and `json` print a line for each: extremes, mean and sum of the pixels that hold a measurement. `png`, `npy`
+    and `h5` write files `NODE_FRAME.png` …, none over another. Of a run that has ended the last frame that is saved is
+    taken. Exit code 0; 1: refused, or there is nothing; 2: no run directory, or a wrong option; 10: the run was
+    aborted, or does not answer; 12: a file can't be written.
+    """
+    with border(as_json=False, debug=debug):
+        from lima2cli.drive import open_run
+
+        name, node = ("latest", first) if second is None else (first, second)
+        run, period_s = open_run(name), seconds_option("--every", every)
+        try:
+            if node in run.tables:
+                if form not in (Form.STATS, Form.JSON):
+                    raise UnreadableInput(f"{node} has rows, no frames: --as stats or --as json")
+                for row in _rows(run, node, period_s, count):
+                    print(json.dumps(row) if form == Form.JSON else _words(row), flush=True)
+                return
+            for frame in _frames(run, node, period_s, count):
+                print(_made(frame, form, folder), flush=True)
+        except (StateError, FileProblem) as error:
+            typer.echo(f"error[refused]: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _frames(run: "Run", node: str, period_s: float, count: int) -> "Iterator[LiveFrame]":
+    """Yield frames of a run; of one that has ended the last that is saved."""
+    if run.live:
+        yield from run.tap(node, every=period_s, count=count or None)
+    else:
+        yield run.last(node)
+
+
+def _rows(run: "Run", node: str, period_s: float, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the latest row of a table each time that there is another."""
+    told = 0
+    before = -1
+    while True:
+        live = run.live
+        columns = _columns(run, node, patient=live)
+        if columns and len(columns["frame_number"]) and int(columns["frame_number"][-1]) != before:
+            before = int(columns["frame_number"][-1])
+            yield {"frame_number": before} | {key: values[-1].tolist() for key, values in columns.items()}
+            told += 1
+        if told == count > 0 or not live:
+            return
+        time.sleep(max(period_s, LOOK_S))
+
+
+def _columns(run: "Run", node: str, *, patient: bool) -> "dict[str, NDArray[Any]]":
+    """Return the columns of a table; none where it has no file yet."""
+    try:
+        return run.counters[node]
+    except FileProblem:
+        if not patient:
+            raise
+        return {}
+
+
+def _made(frame: "LiveFrame", form: Form, folder: Path) -> str:
+    """Return the line about a frame, whose file is written."""
+    if form == Form.STATS:
+        return _words(_figures(frame))
+    if form == Form.JSON:
+        return json.dumps(_figures(frame))
+    path = folder / f"{frame.node}_{frame.number:06d}.{form}"
+    _write(frame, form, path)
+    return str(path)
+
+
+def _figures(frame: "LiveFrame") -> dict[str, Any]:
+    """Return the figures of a frame, as plain data; extremes and mean are None where no pixel holds a measurement."""
+    from lima2cli.files.picture import measured_pixels
+
+    measured = measured_pixels(frame.pixels, frame.mask)
+    values = frame.pixels[measured]
+    some = values.size > 0
+    return {
+        "frame_number": frame.number, "node": frame.node, "acquisition": frame.acquisition,
+        "receiver": frame.receiver, "time_ns": frame.time_ns, "dtype": str(frame.pixels.dtype),
+        "shape": list(frame.pixels.shape), "min": values.min().item() if some else None,
+        "max": values.max().item() if some else None, "mean": float(values.mean(dtype="f8")) if some else None,
+        "sum": values.sum(dtype="f8" if values.dtype.kind == "f" else None).item(), "masked": int((~measured).sum()),
+    }  # fmt: skip
+
+
+SHOWN = ("frame_number", "min", "max", "mean", "sum", "masked")
+"""Figures of a frame that are shown as words."""
+
+
+def _words(figures: dict[str, Any]) -> str:
+    frame = "min" in figures and "shape" in figures
+    names = SHOWN if frame else tuple(name for name, value in figures.items() if not isinstance(value, list))
+    return "  ".join(f"{name} {_short(figures[name])}" for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _write(frame: "LiveFrame", form: Form, path: Path) -> None:
+    """Write a frame to a new file.
+
+    Raises:
+        EnvironmentUnfit: there is one already, or it can't be written.
+    """
+    import io
+
+    import numpy as np
+
+    from lima2cli.errors import EnvironmentUnfit
+    from lima2cli.files.picture import nexus, picture, png
+
+    if form == Form.PNG:
+        data = png(picture(frame.pixels, frame.mask))
+    elif form == Form.NPY:
+        memory = io.BytesIO()
+        np.save(memory, frame.pixels)
+        data = memory.getvalue()
+    else:
+        data = nexus(frame.number, frame.time_ns, frame.pixels, frame.mask)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise EnvironmentUnfit(f"{path} exists, and is not overwritten") from error
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class InspectFormat(StrEnum):
+    """Formats of the accounting."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def inspect(
+    directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="A run directory, e.g. runs/latest.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every frame, and fail if one is not accounted for.")
+    ] = False,
+    format: Annotated[InspectFormat, typer.Option("--format", help="Format of the output.")] = InspectFormat.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Show the contents of a run's files, recomputed from the files themselves.
+
+    Exit code 0: every frame is accounted for, 2: no run directory, 10: with --verify, something is wrong.
+    """
+    with border(as_json=format is InspectFormat.JSON, debug=debug):
+        from pathlib import Path
+
+        from lima2cli.accounting.inspect_run import inspect_run
+        from lima2cli.cli.display import show_account
+        from lima2cli.declare.plain import to_plain
+        from lima2cli.errors import UnreadableInput
+        from lima2cli.runs.ownership import marked
+
+        if not Path(directory).is_dir():
+            raise UnreadableInput(f"no such directory: {directory}")
+        accounting = inspect_run(directory, verify=verify)
+        if not accounting.flows and not any(Path(directory).glob("*.h5")) and not marked(Path(directory)):
+            raise UnreadableInput(f"{directory} is not a run directory: it contains no file of a run")
+        if format is InspectFormat.JSON:
+            print(json.dumps(to_plain(accounting), indent=2), flush=True)
+        else:
+            print(show_account(Path(directory), accounting, "verified" if verify else "inspected"), end="")
+        raise typer.Exit(ExitCode.FAILED if verify and accounting.problems else ExitCode.FINE)
+
+
+def recover(
+    directory: Annotated[str, typer.Argument(metavar="PATH", help="A run directory, e.g. runs/latest.")],
+    debug: Debug = False,
+) -> None:
+    """Make the files of an aborted run readable, and rebuild its masters, tables and summary, from its directory alone.
+
+    A run whose files are complete is not changed. Exit code 0: readable now, 2: no run directory, or one whose record
+    of the run is damaged, 10: the run is still active, or some files stay unreadable.
+    """
+    with border(as_json=False, debug=debug):
+        from pathlib import Path
+
+        from lima2cli.cli.display import show_summary
+        from lima2cli.runs.control_socket import forget
+        from lima2cli.runs.ending import record_of, recover_run, refuse_live, whole
+
+        path = Path(directory)
+        record = record_of(path)
+        refuse_live(path)
+        forget(path)
+        summary = whole(path)
+        if summary is not None:
+            print(f"{directory} has ended ({summary.state}) and its files are complete: nothing to recover")
+            raise typer.Exit(ExitCode.FINE)
+        summary = recover_run(record, path)
+        print(show_summary(path, summary), end="", flush=True)
+        raise typer.Exit(ExitCode.FAILED if summary.problems else ExitCode.FINE)

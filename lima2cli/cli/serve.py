@@ -87,9 +87,8 @@ def serve(
 
 def _conduct(file: str, port: int, transport: Transport) -> None:
     try:
-        from lima2cli.web.conductor.base import BaseFile
         from lima2cli.web.conductor.server import ConductorServer
-        from lima2cli.web.conductor.system import System
+        from lima2cli.web.conductor.system import BaseFile, System
         from lima2cli.web.server import serve_until_stopped
     except ModuleNotFoundError as error:
         raise EnvironmentUnfit(f"there is no package {error.name} here: pip install 'lima2cli[serve]'") from error

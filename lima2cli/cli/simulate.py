@@ -4,16 +4,15 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, Overrides, Strict, border
-from lima2cli.cli.display import ProgressStyle
+from lima2cli.cli.display import ProgressStyle, ranges_text, table
 from lima2cli.cli.run import Transport
-from lima2cli.cli.totals import ranges_text, table
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import BY_SIGNAL, EnvironmentUnfit, UnreadableInput
 from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
 
@@ -76,7 +75,7 @@ def simulate(
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.border import check_output, write_output
         from lima2cli.cli.display import Display
-        from lima2cli.job.mpi_join import job_rank
+        from lima2cli.job.launch import job_rank
         from lima2cli.simulate.simulation import Simulator
         from lima2cli.simulate.simulation import report as plain
 

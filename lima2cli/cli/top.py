@@ -4,19 +4,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border, show_error
-from lima2cli.cli.progress_line import Window, how_far, rate
+from lima2cli.cli.display import Window, how_far, rate
 from lima2cli.cli.runs import RunName
+from lima2cli.dataclass import dataclass
 from lima2cli.units import ABSENT, count_text, rate_text, seconds_text, volume_text, which_text
 
 if TYPE_CHECKING:
-    from lima2cli.runs.directory import Run
+    from lima2cli.runs.directory import ListedRun
 
 Figures = Mapping[str, Any]
 
@@ -131,7 +131,7 @@ def _print(some: list[str]) -> None:
     sys.stdout.flush()
 
 
-def _ended(directory: Path, within: float) -> "Run | None":
+def _ended(directory: Path, within: float) -> "ListedRun | None":
     """Return a run that has a summary, or gets one in time; None where it has none."""
     from lima2cli.runs.directory import read_run
 
@@ -185,7 +185,7 @@ def lines(now: Figures, before: Figures | None = None) -> list[str]:
 
     now, before  answers to status with ``detail``; rates are from one to the other, or from the start
     """
-    from lima2cli.cli.totals import table
+    from lima2cli.cli.display import table
 
     detail, earlier = now["detail"], {"flows": {}, "receivers": {}} if before is None else before["detail"]
     receivers = detail["receivers"]
@@ -217,7 +217,7 @@ class NodeTable:
 
     def __call__(self, directory: Path) -> list[str]:
         """Return the rows of now, a line each, names of columns first; nothing where there are no nodes."""
-        from lima2cli.cli.totals import table
+        from lima2cli.cli.display import table
         from lima2cli.errors import Lima2Error
         from lima2cli.runs.control_socket import ask
 

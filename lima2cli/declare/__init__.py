@@ -7,10 +7,11 @@ Python value, and `POISON` for what does not fit, which the `declare.reading.Rea
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.scalars import (
     LARGEST,
     PHOTON_ENERGY,

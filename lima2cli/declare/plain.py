@@ -13,11 +13,13 @@ import operator
 import types
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import cache, reduce
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from lima2cli.dataclass import dataclass
 
 Schema = dict[str, Any]
 T = TypeVar("T")

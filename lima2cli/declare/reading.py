@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.scalars import LARGEST, Quantity, Schema, Shape
 from lima2cli.declare.wording import Fault, bad_name, diagnose
 from lima2cli.diagnostics import POISON, Diagnostic, Findings, KeyPath, Related, did_you_mean, nearest

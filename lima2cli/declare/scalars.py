@@ -3,11 +3,11 @@
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from lima2cli import units
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import POISON, KeyPath
 from lima2cli.secret import Secret
 

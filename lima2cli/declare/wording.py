@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.scalars import OutOfBounds, Quantity, Schema, Shape, Sort, sort
 from lima2cli.diagnostics import NAME, Diagnostic, KeyPath, nearest
 from lima2cli.units import UNITS, in_units, plain_spelling

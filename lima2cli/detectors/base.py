@@ -3,12 +3,13 @@
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Either, ListOf, Number, Plausible, Quantity, Shape, Table, Text, pair, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.facts import Facts

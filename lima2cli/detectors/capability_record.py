@@ -6,9 +6,10 @@ energies in eV, sizes in pixels, alignment in bits; ``null`` means that there is
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Flag, Integer, ListOf, MapOf, Number, NumberOrNan, Table, Text, param
 from lima2cli.declare.reading import Reading
 from lima2cli.detectors.base import (
@@ -17,7 +18,6 @@ from lima2cli.detectors.base import (
     PIXEL_SIZE,
     TRIGGERS,
     Capabilities,
-    DetectorConfig,
     InvalidLimits,
     PixelSize,
     written,
@@ -25,7 +25,7 @@ from lima2cli.detectors.base import (
 from lima2cli.detectors.modules import LARGEST, Module, check_gap_value, lay_out_modules
 from lima2cli.diagnostics import Findings
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Files, Invalid
+from lima2cli.frames import DTYPES, DatasetInfo, DetectorInfo, Invalid
 from lima2cli.geometry import Rect
 
 VERSION = 1
@@ -230,13 +230,3 @@ def _capabilities(record: CapabilityRecord, info: DetectorInfo) -> Capabilities:
         owner=record.buffers.owner,
     )
     return promised.of(info)
-
-
-def retrieve_capabilities(config: DetectorConfig, files: Files) -> tuple[DetectorInfo, Capabilities]:
-    """Return what a configured detector is and can do: the step before any flow is laid out.
-
-    Raises:
-        NodeMisuse, FileProblem: as `DetectorConfig.described`.
-    """
-    info = config.described(files)
-    return info, config.retrieve(info)

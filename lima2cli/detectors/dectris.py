@@ -17,11 +17,11 @@ does that, before the run or while it waits.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Integer, MapOf, Table, Text, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.modules import ImageSize

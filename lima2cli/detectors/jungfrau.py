@@ -20,12 +20,12 @@ of the mode. The defaults of `pedestal` and `gain` are typical of a module.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import (
     PHOTON_ENERGY,
     Choice,

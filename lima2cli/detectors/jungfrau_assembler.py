@@ -4,11 +4,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, PACKETS, PIXELS, ROWS, TICK_NS
 from lima2cli.detectors.sources import leading
 from lima2cli.frames import Array

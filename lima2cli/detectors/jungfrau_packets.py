@@ -8,12 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.scenes import Scene
 from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.errors import EnvironmentUnfit

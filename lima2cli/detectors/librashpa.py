@@ -1,9 +1,9 @@
 """The C API of librashpa, by cffi in ABI mode, and its calls as plain records."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, RunFailed
 
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Either, Integer, ListOf, Shape, Table, pair, param
 from lima2cli.detectors.base import Operations
 from lima2cli.detectors.sources import BLOCK_BYTES, PixelSource, Pool

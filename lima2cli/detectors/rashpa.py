@@ -10,13 +10,14 @@ not show how memory is given to it, nor how its events are received. See the gui
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Text, param
 from lima2cli.detectors.base import AcqParams, Capabilities, DetectorConfig, State, XferParams
 from lima2cli.detectors.capability_record import read_record

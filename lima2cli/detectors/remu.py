@@ -1,12 +1,13 @@
 """REMU, the RASHPA emulator: any number of modules and datasets, with frames of a scene."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import THRESHOLD, Choice, Integer, MapOf, NumberOrNan, OneKind, Table, param
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, PartKey

@@ -1,11 +1,11 @@
 """Replay of recorded frames: a file plays the detector that it was recorded with."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import FileReference, Flag, Integer, NumberOrNan, param
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, PartKey

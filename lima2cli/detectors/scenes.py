@@ -1,13 +1,14 @@
 """Scenes that emulated detectors see: the tables that users write, and how each is rendered."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import erfc, sqrt
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import (
     PHOTON_ENERGY,
     Choice,

@@ -11,9 +11,10 @@ write `overrun: stop` or `continue` to see what the hardware would do.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import THRESHOLD, Choice, Integer, ListOf, Table, param
 from lima2cli.detectors.base import TRIGGERS, Capabilities, DetectorConfig, PixelSize
 from lima2cli.detectors.emulated import EmulatedDetector

@@ -1,7 +1,9 @@
 """Diagnosis of this machine, to run pipelines or one pipeline: findings with what would help, and a verdict."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from lima2cli.dataclass import dataclass
 
 CheckStatus = Literal["ok", "warning", "problem"]
 

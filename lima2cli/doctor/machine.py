@@ -13,16 +13,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lima2cli import __version__
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.librashpa import LIBRARY, load
 from lima2cli.doctor import Bandwidths, Check, CheckStatus, Diagnosis
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.job.launch import RANK_VARIABLES, find_mpiexec
+from lima2cli.job.launch import RANK_VARIABLES, find_mpiexec, job_rank
 from lima2cli.job.loopback import Confined, local_variables
-from lima2cli.job.mpi_join import job_rank
 from lima2cli.job.resources import (
     SHARED_MEMORY,
     available_memory,

@@ -3,10 +3,11 @@
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related
 
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")

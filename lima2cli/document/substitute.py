@@ -5,8 +5,9 @@ As in a shell and in Compose, the default of ``:-`` is taken where the variable 
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import nearest
 from lima2cli.secret import HIDDEN, SHORTEST, Secret
 

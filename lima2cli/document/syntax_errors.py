@@ -6,10 +6,10 @@ PyYAML are understood: they agree on the marks, and on the few words that are lo
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import yaml
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.document.places import Source, Span
 

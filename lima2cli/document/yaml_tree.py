@@ -6,11 +6,12 @@ builder recurse.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related, did_you_mean
 from lima2cli.document.places import Place, Scalar, Source, Span, YamlNode
 from lima2cli.document.substitute import substitute

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 from lima2cli.drive.contents import Counters, LiveFrame
 from lima2cli.drive.driven import Progress, Run
+from lima2cli.drive.event_log import GivenUp
 from lima2cli.drive.pipelines import Pipeline, PipelineInvalid, compile_pipeline, text_of, validate
 from lima2cli.runs.directory import find_run
-from lima2cli.runs.event_log import GivenUp
 
 __all__ = [
     "Counters",

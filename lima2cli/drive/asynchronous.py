@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from lima2cli.drive import LiveFrame, Pipeline, Run, run
+from lima2cli.drive.event_log import GIVE_UP, Event, GiveUp
 from lima2cli.runs.control_socket import HangUp
-from lima2cli.runs.event_log import GIVE_UP, Event, GiveUp
 
 P = ParamSpec("P")
 T = TypeVar("T")

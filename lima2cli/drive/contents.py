@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import FileProblem
 from lima2cli.files import live
 from lima2cli.runs.control_socket import HangUp, tap

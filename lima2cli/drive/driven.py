@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lima2cli.accounting.summary import Summary, read_summary
 from lima2cli.drive.contents import Contents
+from lima2cli.drive.event_log import EventLog
 from lima2cli.drive.pipelines import PipelineInvalid, message_of
 from lima2cli.errors import (
     BY_SIGNAL,
@@ -28,7 +29,6 @@ from lima2cli.errors import (
 )
 from lima2cli.runs.control_socket import HangUp, ask, watch, where
 from lima2cli.runs.ending import record_of
-from lima2cli.runs.event_log import EventLog
 
 if TYPE_CHECKING:
     from lima2cli.notebook import Picture

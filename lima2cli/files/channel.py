@@ -1,12 +1,13 @@
 """Static facts of what a run saves: one record per saving node, decided by the plan."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
 from lima2cli.frames import DetectorInfo, Invalid
 from lima2cli.geometry import Rect, Rule

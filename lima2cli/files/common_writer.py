@@ -1,7 +1,6 @@
 """Writer of the frames of one receiver into the file that all receivers of a channel write together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import row_sums
 from lima2cli.files.common_file import WrittenRows, lay_out, unfinished

@@ -7,13 +7,14 @@ Python is paid per block and per chunk, never per row.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import ROWS_KEPT, AppendingFile, Columns, Writing
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import ChunkSums, GrowingSums, make_sums, summed

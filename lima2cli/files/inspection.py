@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import CHUNK_CACHE_BYTES
 from lima2cli.files.nexus import ENTRY, ChannelRecord
 from lima2cli.files.reading_apart import ReaderApart

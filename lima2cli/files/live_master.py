@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, set_marks, written
 from lima2cli.files.channel import Channel
 from lima2cli.files.compression import load_filters

@@ -1,12 +1,12 @@
 """Rows of a master: their mapping to rows of frame files, their number, time and status."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import Columns
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import cover

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 import lima2cli
+from lima2cli.dataclass import dataclass
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.files.fields import write_beam, write_detector
 from lima2cli.files.tree import fixed, group, link_name, soft, write_plain

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.files.axes import axes_of, extend_axes, write_axes
 from lima2cli.files.channel import Channel
-from lima2cli.files.fields import PACKED
+from lima2cli.files.fields import PACKED, axes_of, extend_axes, write_axes
 from lima2cli.files.nexus import ENTRY, INSTRUMENT, detector_path, utc
 from lima2cli.files.rows import windows
 from lima2cli.files.tree import fixed, group, soft, write_quantity

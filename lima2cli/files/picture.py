@@ -6,10 +6,17 @@ Pictures are grey between two limits, pixels without a measurement are red.
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lima2cli.errors import FileProblem
+from lima2cli.files.inspection import detector_of
+from lima2cli.files.live import reading
+from lima2cli.files.live_master import is_final
+from lima2cli.files.nexus import master_file
 
 LIMITS = (1.0, 99.9)
 """Percentiles of the pixels that become black and white."""
@@ -75,3 +82,35 @@ def nexus(number: int, time_ns: int | None, pixels: NDArray[Any], mask: NDArray[
         if mask is not None:
             data["pixel_mask"] = mask.astype(np.uint32)
     return memory.getvalue()
+
+
+GROUP = "/frame"
+"""The group of such a file whose dataset ``data`` (1, height, width) is the frame."""
+
+
+def write_frame(path: Path, pixels: NDArray[Any]) -> None:
+    """Write a frame (height, width) of any dtype as a file of its own, uncompressed."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset(f"{GROUP}/data", data=pixels[None])
+
+
+def final_frame(directory: Path, name: str, node: str, row: int) -> NDArray[Any] | None:
+    """Return a row (height, width) of the final master of a channel; None while there is none. -1: the last saved.
+
+    Raises:
+        FileProblem: there is no such row, or its frame was lost.
+    """
+    path = directory / master_file(name, node)
+    if not is_final(path):
+        return None
+    with reading(path) as file:
+        detector = detector_of(file)
+        saved = (detector["frame_status"][()] == 0).nonzero()[0]
+        if row == -1 and len(saved):
+            row = int(saved[-1])
+        if row not in saved:
+            raise FileProblem(f"{node} has no frame {row}")
+        pixels: NDArray[Any] = detector["data"][row]
+        return pixels

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import VERSIONS, written
 from lima2cli.files.fields import write_beam
 from lima2cli.files.inspection import Inspection, Unreadable

@@ -7,12 +7,12 @@ moment leaves whole frames.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import ROWS_KEPT, written_rows
 from lima2cli.files.channel import Channel
 from lima2cli.files.checksums import GrowingSums, make_sums

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.files.appending import CHUNK_CACHE_BYTES, VERSIONS, AppendingFile, Columns, Writing, written
-from lima2cli.files.axes import axes_of, write_axis
 from lima2cli.files.channel import TableChannel
 from lima2cli.files.checksums import cover
 from lima2cli.files.disk import disk_errors
+from lima2cli.files.fields import axes_of, write_axis
 from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, part_names, table_file, write_root
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows

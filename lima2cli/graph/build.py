@@ -7,9 +7,10 @@ processes. What it gives begins a pass of its own.
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import cast
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import UserCodeError
 from lima2cli.foreign import IMPORT_S, WATCH, TookTooLong, call_foreign, is_foreign
 from lima2cli.frames import Files, FrameSpec
@@ -188,6 +189,6 @@ class _Binding:
             except Exception as error:  # noqa: BLE001  files that have gone
                 self._bound.failures.append(NodeFailed(name, None, error))
             else:
-                chain.add(name, reduction.strips, merged=reduction.merged)
+                chain.add(name, reduction.strips, reads=reduction.reads, merged=reduction.merged)
                 self._bound.operators.append(reduction)
                 self._bound.savers[name] = reduction

@@ -1,11 +1,12 @@
 """Changes of parameters at one receiver: made ready aside, and applied between two frames."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError
 from lima2cli.frames import Block, Files
 from lima2cli.graph.protocol import Operator

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ParamSpec, TypeVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError, UserCodeError
 from lima2cli.foreign import CALL_S, WATCH, TookTooLong, call_foreign, is_foreign
 from lima2cli.frames import Block, Files

@@ -3,11 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, Block
 from lima2cli.graph.protocol import END
 from lima2cli.graph.receiver_buffer import COMPLETE, NOT_WRITTEN, OVERWRITTEN, ReceiverBuffer

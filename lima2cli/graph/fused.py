@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 
 from lima2cli.errors import UserCodeError
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels
+from lima2cli.geometry import Rect
 from lima2cli.graph.protocol import Arrival, Operator, PartFailed, Result
-from lima2cli.kernels.chain import Chain, StripReader, settle
-from lima2cli.kernels.strips import Stage, Turn
-from lima2cli.nodes.base import Map, Partial, StripReducer
+from lima2cli.kernels.chain import Chain, Recipe, StripReader, settle, settle_part
+from lima2cli.kernels.strips import Stage, Turn, demanded, whole
+from lima2cli.nodes.base import Map, Partial, Reduce, StripReducer
 from lima2cli.plan.ir import Kernel, Step
 from lima2cli.threads import team
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class BoundChain(Operator):
@@ -27,19 +31,41 @@ class BoundChain(Operator):
         super().__init__(kernel.maps[-1])
         self._maps, self._makes = kernel.maps, bool(kernel.makes)
         self._reducers: dict[str, Sequence[StripReducer]] = {}
+        self._reads: dict[str, Sequence[Rect] | None] = {}
         self._merged: set[str] = set()
-        parts, before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
-        self._recipe = settle(parts, before.dtype, *before.shape)
-        self._parts, self._before, self._threads = parts, before, threads
+        self._parts, self._before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
+        self._recipe = settle(self._parts, self._before.dtype, *self._before.shape)
         self._looks: dict[str, Chain] = {}
-        self._team = team(threads)
-        self._chains = [Chain(self._recipe, keeps=False) for _ in range(threads)]
+        self._threads, self._team = threads, team(threads)
+        self._windows = self._bind(self._parts, self._recipe, self._reads)
         self._out = np.empty((0, *self._recipe.shape), self._recipe.target)
 
-    def add(self, name: str, reducers: Sequence[StripReducer], *, merged: bool = False) -> None:
-        """Add a node's reducers; where its rows are ``merged`` with those of others they are not saved as they are."""
-        self._reducers[name] = reducers
+    def add(
+        self,
+        name: str,
+        reducers: Sequence[StripReducer],
+        *,
+        reads: Sequence[Rect] | None = None,
+        merged: bool = False,
+    ) -> None:
+        """Add a node's reducers, and what they read, see `Reduce.reads`.
+
+        Where its rows are ``merged`` with those of others they are not saved as they are.
+        """
+        self._reducers[name], self._reads[name] = reducers, reads
         self._merged |= {name} if merged else set()
+        self._windows = self._bind(self._parts, self._recipe, self._reads)
+
+    def _bind(
+        self, parts: Sequence[Stage | Turn], recipe: Recipe, reads: Mapping[str, Sequence[Rect] | None]
+    ) -> list[list[tuple[Rect, Chain]]]:
+        """Return the parts of the result that are computed, with their chains, for each thread."""
+        found = demanded(recipe.shape, None if self._makes else list(reads.values()))
+        recipes = [recipe]
+        if found != (whole(recipe.shape),):
+            recipes = [settle_part(parts, self._before.dtype, *self._before.shape, window) for window in found]
+        made = list(zip(found, recipes, strict=True))
+        return [[(window, Chain(each, keeps=False)) for window, each in made] for _ in range(self._threads)]
 
     @property
     def nodes(self) -> Collection[str]:
@@ -54,7 +80,7 @@ class BoundChain(Operator):
     def give_up(self, gone: Collection[str]) -> None:
         """See `Operator`."""
         for name in self._reducers.keys() & gone:
-            del self._reducers[name]
+            del self._reducers[name], self._reads[name]
 
     def push(self, arrival: Arrival) -> Result:
         """See `Operator.push`: the frames, where they are read whole, and what each reducer makes of them."""
@@ -62,27 +88,39 @@ class BoundChain(Operator):
         frames, count = block.frames, len(block.frames)
         out = None if self._recipe.idle or not self._makes else self._room(count)
         parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
-        partials = self._team.each(
-            [partial(self._stage_part, i, block.part(part), part, out, received_ns) for i, part in enumerate(parts)]
-        )
-        whole = {name: concatenated([part[name] for part in partials]) for name in self._reducers}
-        staged = {name: rows for name, rows in whole.items() if name not in self._merged} if self._merged else whole
+        shares = enumerate(zip(self._windows, parts, strict=False))
+        works = [
+            partial(self._stage_part, i, chains, block.part(part), None if out is None else out[part], received_ns)
+            for i, (chains, part) in shares
+        ]
+        partials = self._team.each(works)
+        rows = {name: concatenated([part[name] for part in partials]) for name in self._reducers}
+        staged = {name: own for name, own in rows.items() if name not in self._merged} if self._merged else rows
         if not self._makes:
-            return Result(arrival.last, None, whole, staged)
+            return Result(arrival.last, None, rows, staged)
         made = Block(self._recipe.seen(frames) if out is None else out, block.numbers, block.times, False)
-        return Result(arrival.last, made, whole, staged)
+        return Result(arrival.last, made, rows, staged)
 
     def rebind(self, step: Step, files: Files) -> Callable[[], None] | None:
-        """See `Operator.rebind`: one of the maps."""
-        if step.name not in self._maps:
+        """See `Operator.rebind`: one of the maps, or what one of the reductions reads."""
+        before = self._parts, self._reads
+        parts, reads = list(self._parts), dict(self._reads)
+        if step.name in self._maps:
+            parts[self._maps.index(step.name)] = _part(step, files)
+        elif step.name in reads:
+            reads[step.name] = cast(Reduce, step.node).reads(step.before)
+        else:
             return None
-        parts = list(self._parts)
-        parts[self._maps.index(step.name)] = _part(step, files)
         recipe = settle(parts, self._before.dtype, *self._before.shape)
-        chains = [Chain(recipe, keeps=False) for _ in range(self._threads)]
+        bound = self._bind(parts, recipe, reads)
 
         def put() -> None:
-            self._parts, self._recipe, self._chains, self._looks = parts, recipe, chains, {}
+            if before[0] is not self._parts or before[1] is not self._reads:  # one made ready before this was applied
+                again = self.rebind(step, files)
+                assert again is not None
+                again()
+                return
+            self._parts, self._recipe, self._reads, self._windows, self._looks = parts, recipe, reads, bound, {}
 
         return put
 
@@ -102,19 +140,15 @@ class BoundChain(Operator):
         return self._out[:count]
 
     def _stage_part(
-        self, thread: int, block: Block, part: slice, out: Array | None, received_ns: int
+        self, thread: int, chains: Sequence[tuple[Rect, Chain]], block: Block, out: Array | None, received_ns: int
     ) -> dict[str, Partial]:
         """Return what the reducers of a thread make of its part of the frames, which go to ``out``."""
         reducers = {name: each[thread] for name, each in self._reducers.items()}
-        readers = [_reader(name, reducer, len(block.frames)) for name, reducer in reducers.items()]
-        self._chains[thread].compute(block.frames, None if out is None else out[part], readers)
-        partials = {}
         for name, reducer in reducers.items():
-            try:
-                partials[name] = reducer.end(block, received_ns)
-            except Exception as error:
-                raise PartFailed(name, error) from error
-        return partials
+            _call(name, reducer.begin, len(block.frames))
+        for window, chain in chains:
+            chain.compute(block.frames, out, [_reader(name, each, window) for name, each in reducers.items()])
+        return {name: _call(name, reducer.end, block, received_ns) for name, reducer in reducers.items()}
 
 
 def concatenated(partials: Sequence[Partial]) -> Partial:
@@ -131,16 +165,22 @@ def _part(step: Step, files: Files) -> Stage | Turn:
         raise PartFailed(step.name, error) from error
 
 
-def _reader(name: str, reducer: StripReducer, frames: int) -> StripReader:
-    reducer.begin(frames)
+def _reader(name: str, reducer: StripReducer, window: Rect) -> StripReader:
+    """Return what gives a reducer the strips of a part of the frames."""
+    columns = slice(window.x, window.right)
 
     def read(pixels: Array, which: slice, rows: slice) -> None:
-        try:
-            reducer.strip(pixels, which, rows)
-        except Exception as error:
-            raise PartFailed(name, error) from error
+        _call(name, reducer.strip, pixels, which, slice(rows.start + window.y, rows.stop + window.y), columns)
 
     return read
+
+
+def _call(name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a function of a node gives. Raises `PartFailed` where it fails."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise PartFailed(name, error) from error
 
 
 Function = Callable[..., Array | SparsePixels]

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lima2cli import messages
 from lima2cli import program as records
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import UserCodeError
 from lima2cli.frames import Array, Block, Files, FrameSpec
 from lima2cli.graph.joins import Ranges

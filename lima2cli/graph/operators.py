@@ -278,6 +278,7 @@ class BoundReduce(Operator):
         self._node = cast(Reduce, step.node)
         self._team = team(program.threads if self._node.strips else 1)
         self._reducers: list[Reducer] = [self._node.bind(step.given(files)) for _ in range(self._team.size)]
+        self.reads = self._node.reads(step.before)
         self._table, self._receiver = program.tables[step.name], program.receiver
         self._writer: TableWriter
         self._kept: list[Partial] = []

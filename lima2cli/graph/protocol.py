@@ -6,9 +6,9 @@ alone. What is prepared to be saved can still be discarded, until it is committe
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, Block, Files
 from lima2cli.messages import NEVER
 from lima2cli.nodes.base import Partial

@@ -8,13 +8,13 @@ receiver, until there is one.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli import foreign as watch
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import UserCodeError
 from lima2cli.foreign import ExitError, call_foreign, error_text
 from lima2cli.frames import Block, Files, FrameSpec

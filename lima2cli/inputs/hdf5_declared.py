@@ -2,13 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.files.checksums import SummedDataset
 from lima2cli.frames import Invalid, StackInfo
 from lima2cli.inputs.hdf5_survey import DEPTH, Numbers, ResolvedObject, Survey, follow, mappings, source_path

@@ -8,12 +8,12 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import FileProblem
 from lima2cli.frames import Array, Invalid
 from lima2cli.inputs.missing import lack_of

@@ -1,10 +1,11 @@
 """Frames of a stack that are not all there, with the reasons."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lima2cli.dataclass import dataclass
 
 RowMask = NDArray[np.bool_]
 

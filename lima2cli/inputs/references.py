@@ -3,13 +3,13 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import nearest
 from lima2cli.errors import FileProblem
 from lima2cli.geometry import Rect

@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
 from lima2cli.accounting.record import RunRecord
 from lima2cli.accounting.summary import Summary
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.files.disk import allocate
 from lima2cli.foreign import hung_at
@@ -39,7 +40,6 @@ from lima2cli.runs.ownership import LOG
 from lima2cli.runs.processes import HeldDirectory, await_end, ending, kill, parent_of, processes_with, started, sweep
 from lima2cli.secret import hide, known
 
-PROXY = "the process of mpiexec that started the ranks"
 AT_ONCE = "ended at once by the user"
 NO_MPIEXEC = Stop(
     "failed", "mpiexec, or the process that it had started the ranks with, was killed: they ended in order"
@@ -65,6 +65,12 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 """Variables that mpiexec and srun set in the processes that they start."""
 
 Emit = Callable[[dict[str, Any]], None]
+
+
+def job_rank() -> int | None:
+    """Return the rank of this process in the job that mpiexec or srun started, None where none did."""
+    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
+    return int(ranks[0]) if ranks else None
 
 
 @dataclass

@@ -6,13 +6,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.figures import volumes
 from lima2cli.plan.ir import Placement, Plan

@@ -1,14 +1,19 @@
-"""One run of a plan, from an empty directory to its summary, by whatever transport there is."""
+"""One run of a plan, from an empty directory to its summary: by ranks that are started, or that are there already."""
 
+import atexit
 import datetime
+import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from lima2cli.accounting.record import RunRecord
 from lima2cli.accounting.summary import Summary, reserve_summary
@@ -30,7 +35,7 @@ from lima2cli.plan.figures import end_bytes
 from lima2cli.plan.ir import Plan
 from lima2cli.ranks.loop import run_inline
 from lima2cli.runs import channel as job_events
-from lima2cli.runs.channel import BY_USER, Stop
+from lima2cli.runs.channel import BY_USER, Job, Stop
 from lima2cli.runs.control_socket import announce
 from lima2cli.runs.directory import Claim, make_directory
 from lima2cli.runs.ending import conclude
@@ -221,3 +226,149 @@ def exit_code(summary: Summary, signals: Signals) -> int:
     if summary.overrun or summary.losses:
         return ExitCode.DATA_LOST
     return ExitCode.FAILED if summary.state == "failed" else ExitCode.FINE
+
+
+def _world() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentUnfit(f"started as a rank of a job, but there is no MPI here: {error}") from error
+    return MPI.COMM_WORLD
+
+
+class Leader:
+    """Rank 0 of a job that is the same program on all ranks: ``mpiexec -n N lima2 run``.
+
+    It alone reads the pipeline, makes the directory, and reports. The others `follow`: they wait for the message that
+    the run begins, or that it does not; it does not, either, if this rank ends before.
+    """
+
+    def __init__(self) -> None:
+        self._world = _world()
+        self._joined = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._joined:
+            self._world.bcast(False)
+
+    def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, Summary, int]:
+        """Run; return the directory, the summary and the exit code.
+
+        Raises:
+            EnvironmentUnfit: the run can't be started.
+        """
+        from lima2cli.job.rank_main import run_ranks
+
+        size = self._world.Get_size()
+        if size != len(plan.ranks):
+            raise EnvironmentUnfit(
+                f"this job has {size} ranks, the plan needs {len(plan.ranks)}: 1 control, "
+                f"{_count(plan, 'detector')} detector, {_count(plan, 'receiver')} receivers{_workers(plan)}; "
+                f"mpiexec -n {len(plan.ranks)}, or without mpiexec"
+            )
+        plan.detector.check_machine()
+        check_memory(without_placement(plan), shared=True)
+        check_files(without_placement(plan), origin.base)
+        warnings = check_disk(without_placement(plan), origin.base)
+        claim = open_directory(plan, origin)
+        directory = claim.path.resolve()
+        report_disk(plan, warnings, emit)
+        if any(placement.host for placement in plan.placements):
+            message = "what started this job chose the hosts of its ranks: `host` of receivers has no effect"
+            emit({"type": "event", "event": "placement", "message": message})
+        signals, stop = Signals(), threading.Event()
+        signals.on_first, signals.on_second = stop.set, lambda: self._world.Abort(ExitCode.INTERRUPTED)
+        job = Job(plan, str(origin.base.resolve()), str(directory))
+        directories = Directories(directory, emit, signals.abort)
+        self._joined = True
+        self._world.bcast(True)
+        with settled(claim, emit) as settle:
+            with signals.installed():
+                try:
+                    outcome = run_ranks(job, directories, lambda: BY_USER if stop.is_set() else None)
+                except BaseException as error:  # noqa: BLE001  the others would wait forever
+                    _abort(self._world, error)
+            ended, summary = conclude(RunRecord.of(plan), directories.all, directories.gone() or "it was not closed")
+            directories.close()
+            ended = settle(ended)
+        code = exit_code(summary, signals)
+        if outcome is not None and outcome.silent:
+            atexit.register(lambda: self._world.Abort(code))
+        emit(done(display_path(ended), summary))
+        return display_path(ended), summary, code
+
+
+def _count(plan: Plan, role: str) -> int:
+    return sum(rank.role == role for rank in plan.ranks)
+
+
+def _workers(plan: Plan) -> str:
+    """Return the workers of a plan in words, with the node of each."""
+    nodes = [role.worker for role in plan.ranks if role.worker is not None]
+    return f", {len(nodes)} workers ({', '.join(nodes)})" if nodes else ""
+
+
+def follow() -> None:
+    """Run any rank but the first."""
+    from lima2cli.job.rank_main import run_ranks
+
+    world = _world()
+    with Signals().installed():  # rank 0 reports what they mean
+        if world.bcast(None):
+            try:
+                run_ranks(None, lambda event: None, lambda: None)
+            except BaseException as error:  # noqa: BLE001
+                _abort(world, error)
+
+
+def _abort(world: Any, error: BaseException) -> None:
+    print(hide(f"error on rank {world.Get_rank()}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
+    world.Abort(ExitCode.FAILED)
+
+
+END_S = 5.0
+"""Seconds that it has to end after the run."""
+
+
+class Publication:
+    """A process of its own that shows a run as process variables of EPICS, where the pipeline asks for that.
+
+    It begins with the first event that names the run directory; nothing that becomes of it concerns the run.
+    """
+
+    def __init__(self, prefix: str | None) -> None:
+        """Take the prefix of the variables; None: there are none.
+
+        Raises:
+            EnvironmentUnfit: the extra is not installed.
+        """
+        self._prefix = prefix
+        self._process: subprocess.Popen[bytes] | None = None
+        if prefix is not None and importlib.util.find_spec("p4p") is None:
+            raise EnvironmentUnfit("output.pva: p4p is not installed: pip install 'lima2cli[pva]'")
+
+    def look(self, event: Mapping[str, Any]) -> None:
+        """Look at an event of the run."""
+        if self._prefix is None or self._process is not None:
+            return
+        if "directory" in event and (event["type"] == "start" or event.get("event") == "armed"):
+            command = [sys.executable, "-P", "-m", "lima2cli.pva", str(event["directory"]), self._prefix]
+            nothing = subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+            )
+
+    def close(self) -> None:
+        """End it, after the run."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

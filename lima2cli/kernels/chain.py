@@ -10,12 +10,14 @@ the image is NaN there instead, which costs nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array
 from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import Holes
@@ -85,6 +87,11 @@ def settle(parts: Sequence[Stage | Turn], dtype: str, height: int, width: int) -
         here = part.change(View(Rect(0, 0, view.shape[1], view.shape[0])))
         view, stages = part.change(view), [stage.shown(here) for stage in stages]
     return Recipe(view, _steps(stages), np.dtype(stages[-1].target if stages else dtype))
+
+
+def settle_part(parts: Sequence[Stage | Turn], dtype: str, height: int, width: int, part: Rect) -> Recipe:
+    """Return the recipe of a part of the result; all else as for `settle`."""
+    return settle([*parts, Turn(partial(View.cut, part=part))], dtype, height, width)
 
 
 class Chain:

@@ -14,12 +14,12 @@ import ast
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import did_you_mean
 
 LENGTH = 2000

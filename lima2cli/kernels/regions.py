@@ -17,13 +17,14 @@ arc    r1 <= r < r2 and a1 <= angle < a2 about a centre (x, y) that may lie anyw
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Integer, MapOf, Number, OneKind, Short, Table, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import FrameSpec

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, ListOf
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec
@@ -78,8 +78,9 @@ class RegionSums:
         self.invalid = finder(spec.invalid, spec.dtype, nan=False)
         strips = -(-region.box.height // tile_shape(*spec.shape)[1])
         self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
-        self.cuts: dict[tuple[int, int], _Cut] = {}
+        self.cuts: dict[tuple[int, ...], _Cut] = {}
         self.wide = _wide(self.dtype, max(TILE_PIXELS, region.box.width))
+        self.narrow, self.few = _narrow(self.dtype)
         self.scratch, self.spare = np.empty(0, np.uint8), np.empty(0, self.dtype)
         self.collected = np.empty((0, region.count), self.dtype)
         self.parts: dict[int, Sums] = {}
@@ -91,20 +92,21 @@ class RegionSums:
         if self.collects and len(self.collected) < frames:
             self.collected = np.empty((frames, self.region.count), self.dtype)
 
-    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
-        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width).
+    def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
+        """Take in ``pixels``, some ``rows`` and ``columns`` of some ``frames`` of the block: (n, rows, columns).
+
+        They are of a region as a whole or not at all, whatever the rows.
 
         Under ``np.errstate(all="ignore")``, which is too slow to be entered for each strip.
         """
         box = self.region.box
         top, bottom = max(rows.start, box.y), min(rows.stop, box.bottom)
-        if top >= bottom:
+        if top >= bottom or box.x < columns.start or box.right > columns.stop:
             return
-        cut = self.cuts.get((top, rows.start))
+        at = (top, bottom, rows.start, columns.start, columns.stop)
+        cut = self.cuts.get(at)
         if cut is None:
-            cut = self.cuts[top, rows.start] = _cut(
-                self.region, slice(top, bottom), rows.start, pixels.shape[2], self.collects
-            )
+            cut = self.cuts[at] = _cut(self.region, slice(top, bottom), rows.start, columns, self.collects)
         if not cut.size:
             return
         if self.collects:
@@ -128,11 +130,11 @@ class RegionSums:
         count, height, width = frames.shape
         self.begin(count)
         if self.collects:
-            self.strip(frames, slice(0, count), slice(0, height))
+            self.strip(frames, slice(0, count), slice(0, height), slice(0, width))
         else:
             with np.errstate(all="ignore"):  # inf - inf; squares beyond the range
                 for deep, tall in tiles(count, height, width):
-                    self.strip(frames[deep, tall], deep, tall)
+                    self.strip(frames[deep, tall], deep, tall, slice(0, width))
         return self.end()
 
     def _keep(self, part: int, frames: slice, sums: Sums) -> None:
@@ -172,8 +174,7 @@ class RegionSums:
             there = ~invalid if self.dtype.kind != "f" else ~(invalid | np.isnan(pixels))
             _put(there.reshape(frames, area), bad, False)
             return self._sparse(pixels, there)
-        total = np.add.reduce(pixels, axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
-        count = area
+        total, count = self._total(pixels), area
         if bad is not None:
             count -= len(bad)
             total -= len(bad) * pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
@@ -192,6 +193,18 @@ class RegionSums:
             if bad is not None:
                 sums["saturated"] -= self._saturated(pixels.reshape(frames, 1, area)[:, :, bad])
         return sums
+
+    def _total(self, pixels: Array) -> NDArray[np.float64]:
+        """Return the sums of (n, height, width) pixels; of small integers by some rows at a time, in 32 bits."""
+        height, width = pixels.shape[1:]
+        rows = self.few // width
+        if not rows or rows >= height:
+            wide = self.narrow if rows else self.wide
+            return np.asarray(np.add.reduce(pixels, axis=_PIXELS, dtype=wide), np.float64)
+        total = np.zeros(len(pixels))
+        for top in range(0, height, rows):
+            total += np.add.reduce(pixels[:, top : top + rows], axis=_PIXELS, dtype=self.narrow)
+        return total
 
     def _squares(self, pixels: Array, about: NDArray[np.float64], bad: Array | None) -> Array:
         """Return the sums of (pixel - about)^2 where ``about`` is the mean.
@@ -278,10 +291,11 @@ class _Cut:
             np.take(frame, self.index, out=row, mode="clip")  # `raise` would take a detour, and so does an axis
 
 
-def _cut(region: RoiPixels, rows: slice, start: int, width: int, collects: bool) -> _Cut:
-    """Return the part of a region in ``rows`` of frames of this width; the strip's first row is ``start``."""
-    box = region.box
-    inside, columns = slice(rows.start - start, rows.stop - start), slice(box.x, box.right)
+def _cut(region: RoiPixels, rows: slice, start: int, shown: slice, collects: bool) -> _Cut:
+    """Return the part of a region in ``rows`` of a strip that begins with row ``start`` and shows these columns."""
+    box, width = region.box, shown.stop - shown.start
+    left = box.x - shown.start
+    inside, columns = slice(rows.start - start, rows.stop - start), slice(left, left + box.width)
     area = (rows.stop - rows.start) * box.width
     if region.pixels is None:
         return _Cut(inside, columns, area, area, (rows.start - box.y) * box.width, None, None, 0)
@@ -291,7 +305,7 @@ def _cut(region: RoiPixels, rows: slice, start: int, width: int, collects: bool)
     if not collects and 20 * (area - size) < area and size < area:
         return _Cut(inside, columns, area, size, before, None, np.flatnonzero(~good), int(np.argmax(good)))
     y, x = np.nonzero(good)
-    return _Cut(inside, columns, area, size, before, (y + inside.start) * width + x + box.x, None, 0)
+    return _Cut(inside, columns, area, size, before, (y + inside.start) * width + x + left, None, 0)
 
 
 def _put(pixels: Array, index: Array | None, value: Any) -> None:
@@ -330,6 +344,14 @@ def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
     largest = max(abs(limit) for limit in _range(dtype)) * pixels
     narrow = np.dtype(f"{dtype.kind}4")
     return narrow if largest <= np.iinfo(narrow).max else np.dtype(f"{dtype.kind}8")
+
+
+def _narrow(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
+    """Return the dtype of 32 bits, in which sums are twice as fast, and of how many pixels it holds any sum."""
+    if dtype.kind == "f":
+        return np.dtype(np.float64), 0
+    narrow = np.dtype(f"{dtype.kind}4")
+    return narrow, int(np.iinfo(narrow).max) // max(abs(limit) for limit in _range(dtype))
 
 
 def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:

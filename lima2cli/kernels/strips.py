@@ -1,14 +1,16 @@
 """Maps described pixel by pixel, so that neighbours are computed together, strip by strip, while they are in cache."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, FrameSpec, Invalid
+from lima2cli.geometry import Rect, bounding_box
 from lima2cli.kernels.masked import NAN, Holes, carried, finder
 from lima2cli.view import View
 
@@ -258,3 +260,40 @@ def tiles(frames: int, height: int, width: int) -> list[Tile]:
         for y in range(0, height, tall)
         for i in range(0, frames, deep)
     ]
+
+
+WINDOW_PIXELS = 8192
+"""Pixels that take about as long as the calls that each further part of frames costs."""
+
+
+def whole(shape: tuple[int, int]) -> Rect:
+    """Return the rectangle of all pixels of frames of a shape (height, width)."""
+    return Rect(0, 0, shape[1], shape[0])
+
+
+def demanded(shape: tuple[int, int], reads: Sequence[Sequence[Rect] | None] | None) -> tuple[Rect, ...]:
+    """Return the parts of frames (height, width) that have to be computed for those who read them.
+
+    ``reads`` are the rectangles that each of these reads, None = all pixels. They lie in one part each, the parts are
+    disjoint, and neighbours are one where that costs less; it is the whole frame where parts of it would cost as much.
+    """
+    if not reads or None in reads:
+        return (whole(shape),)
+    rects = {rect for each in reads if each is not None for rect in each if rect.area}
+    left = sorted(rects, key=lambda rect: (rect.y, rect.x), reverse=True)
+    found: list[Rect] = []
+    while left:
+        window = left.pop()
+        at = next((i for i, other in enumerate(found) if _cheaper(window, other)), None)
+        if at is None:
+            found.append(window)
+        else:
+            left.append(bounding_box((window, found.pop(at))))
+    if sum(window.area + WINDOW_PIXELS for window in found) >= math.prod(shape) + WINDOW_PIXELS:
+        return (whole(shape),)
+    return tuple(sorted(found, key=lambda window: (window.y, window.x)))
+
+
+def _cheaper(one: Rect, other: Rect) -> bool:
+    """Return True if two windows must be one, since they overlap, or should be."""
+    return bool((one & other).area) or bounding_box((one, other)).area <= one.area + other.area + WINDOW_PIXELS

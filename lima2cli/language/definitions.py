@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from posixpath import dirname, join, normpath
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.reading import Reading
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath, Related, did_you_mean
 from lima2cli.document import START, Document, Place, Source, YamlNode, load, plain

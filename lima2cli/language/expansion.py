@@ -4,9 +4,10 @@ All of it is done on the tree of the document: a copied value keeps its place, a
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings, KeyPath, Related
 from lima2cli.document import AS_WRITTEN, Document, YamlNode, plain
 from lima2cli.language.definitions import (

@@ -6,11 +6,12 @@ nothing else.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from string import Formatter
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.reading import Reading, everything
 from lima2cli.detectors.base import Capabilities, DetectorConfig
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, Related, attempt, nearest

@@ -4,9 +4,9 @@ Detectors, nodes and memspaces are kinds with tables of their own, declared wher
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import (
     PHOTON_ENERGY,
     Anything,

@@ -1,10 +1,10 @@
 """Check named graphs and nodes that use them, whether the graphs are used or not."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings, KeyPath, Related, did_you_mean, nearest
 from lima2cli.language.definitions import DefinedGraph, Library, source_of, unknown_graph
 from lima2cli.language.templates import references

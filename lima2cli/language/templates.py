@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Anything, Choice, FileReference, ListOf, MapOf, Schema, Shape, Table, Text, param
 from lima2cli.declare.reading import Reading, everything
 from lima2cli.diagnostics import NAME, KeyPath

@@ -25,7 +25,7 @@ Sink       frames to a file
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -41,10 +41,11 @@ from typing import (
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.channel import Channel
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels, Spec, TableSpec
-from lima2cli.geometry import Rule
+from lima2cli.geometry import Rect, Rule
 from lima2cli.kernels.masked import JoinedHoles, finder, joined_rule
 from lima2cli.kernels.strips import Stage, Turn
 from lima2cli.nodes.user_function import FunctionOutput
@@ -366,9 +367,10 @@ class StripReducer(Reducer, Protocol):
         """Begin a block of so many frames."""
         ...
 
-    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
-        """Take whole ``rows`` of some ``frames`` of the block, (n, rows, width); valid during the call only.
+    def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
+        """Take some ``rows`` of some ``frames`` of the block, (n, rows, columns); valid during the call only.
 
+        ``columns`` are all, or those of a part of the frames that holds some of what `Reduce.reads` names, whole.
         Called under ``np.errstate(all="ignore")``.
         """
         ...
@@ -391,6 +393,13 @@ class Reduce(Node):
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         raise NotImplementedError
+
+    def reads(self, spec: FrameSpec) -> Sequence[Rect] | None:
+        """Return rectangles of frames of ``spec``, its input, outside which it reads no pixel; None = it may read all.
+
+        Where it takes strips, other pixels need not be computed for it. Called after `infer`.
+        """
+        return None
 
     def bind(self, inputs: Inputs) -> Reducer:
         """Return a reducer of the frames; called once for each thread of each receiver."""

@@ -10,7 +10,8 @@ stage (also 0x8000, a missing packet) is NaN in that frame, and so is one whose 
 gain of 0. Pixels for which that is so in stage 0 are masked in all frames. Masked pixels are NaN, those of single
 frames too (invalid values). The saturation level is not known afterwards.
 
-Computed in float64, rounded once; pixels beyond stage 0 are few, and are computed one by one in numpy.
+Computed in float32 where that holds the pedestals exactly, else in float64 and rounded once. Pixels beyond stage 0 are
+few, and are computed one by one in numpy.
 """
 
 from typing import ClassVar
@@ -31,7 +32,7 @@ STAGES = 3
 ADU = np.uint16(0x3FFF)
 NO_STAGE = 0x8000
 """A pixel of no stage, which marks those whose packet is missing."""
-STAGE_OF_BITS = np.array([0, 1, -1, 2])
+NO_STAGE_BITS = 2
 
 IMAGES = Either((ListOf(Number(), STAGES), FileReference()))
 
@@ -91,26 +92,45 @@ def _of_stages(reference: str | tuple[float, ...], inputs: Inputs, key: str, bin
 
 
 class _Charge:
-    """Strips (n, rows, width) uint16 to float32; images are (stages, height, width)."""
+    """Strips (n, rows, width) uint16 to float32; images are (stages, height, width).
+
+    Of the stages beyond 0, pedestal and divisor of a pixel are one complex number, so that they are fetched together.
+    """
 
     def __init__(self, pedestal: NDArray[np.float64], divisor: NDArray[np.float64]) -> None:
-        self._pedestal, self._divisor = pedestal, divisor
-        self._flat = pedestal.reshape(STAGES, -1), divisor.reshape(STAGES, -1)
-        self._work = np.empty(0)
+        exact = bool(np.all((pedestal.astype(np.float32) == pedestal) | np.isnan(pedestal)))
+        self._work = np.empty(0, np.float32 if exact else np.float64)
+        self._pedestal, self._divisor = pedestal[0].astype(self._work.dtype), divisor[0].astype(self._work.dtype)
+        area = self._pedestal.size
+        self._others = np.empty(2 * area + 1, np.result_type(self._work, np.complex64))
+        self._others.real[:-1], self._others.imag[:-1] = pedestal[1:].reshape(-1), divisor[1:].reshape(-1)
+        self._others[-1] = complex(np.nan, np.nan)
+        self._starts = np.array([0, 0, 0, area])
 
     def __call__(self, raw: Array, out: Array, rows: slice) -> None:
-        """All pixels as of stage 0, then those of other stages again."""
-        if raw.size > self._work.size:
-            self._work = np.empty(raw.size)
-        work = self._work[: raw.size].reshape(raw.shape)
+        """Compute all pixels as of stage 0, then those of other stages again."""
+        here = out.dtype == self._work.dtype and out.flags.c_contiguous
+        work = out if here else self._scratch(raw.size).reshape(raw.shape)
         np.copyto(work, raw)
-        np.subtract(work, self._pedestal[0, rows], out=work)
-        np.divide(work, self._divisor[0, rows], out=work)
+        np.subtract(work, self._pedestal[rows], out=work)
+        np.divide(work, self._divisor[rows], out=work)
         other = np.flatnonzero(raw > ADU)
         if len(other):
-            bits, width = raw.reshape(-1)[other], raw.shape[2]
-            stage = STAGE_OF_BITS[bits >> 14]
-            pixel = other % (raw.shape[1] * width) + rows.start * width
-            pedestal, divisor = (images[stage, pixel] for images in self._flat)
-            work.reshape(-1)[other] = np.where(stage < 0, np.nan, ((bits & ADU) - pedestal) / divisor)
-        np.copyto(out, work, casting="unsafe")
+            work.reshape(-1)[other] = self._of_others(raw, other, rows)
+        if work is not out:
+            np.copyto(out, work, casting="unsafe")
+
+    def _of_others(self, raw: Array, other: NDArray[np.intp], rows: slice) -> Array:
+        """Return the charge of pixels of a strip that are not of stage 0, by flat index."""
+        bits, width = raw.reshape(-1)[other], raw.shape[2]
+        high = bits >> 14
+        pixel = other if len(raw) == 1 else other % (raw.shape[1] * width)
+        index = pixel + rows.start * width + self._starts[high]
+        index[high == NO_STAGE_BITS] = -1
+        both = self._others[index]
+        return np.asarray(((bits & ADU) - both.real) / both.imag)
+
+    def _scratch(self, size: int) -> Array:
+        if size > self._work.size:
+            self._work = np.empty(size, self._work.dtype)
+        return self._work[:size]

@@ -1,9 +1,9 @@
 """The kinds of node that exist, and how one is written: ``input`` or ``inputs``, and exactly one kind."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Anything, MapOf, Schema, Shape, Text, kind_schemas, read_kind
 from lima2cli.diagnostics import POISON, KeyPath
 from lima2cli.nodes.base import Exchange, Map, Node, Reduce, Select, Sink, Transform

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lima2cli.declare import param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Block, FrameSpec, TableSpec
+from lima2cli.geometry import Rect
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
 from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, outlines, regions
@@ -69,6 +70,10 @@ class RoiCounters(Reduce):
         """See `Node.outlines`."""
         return outlines(self.rois, self.coordinates, spec)
 
+    def reads(self, spec: FrameSpec) -> Sequence[Rect]:
+        """See `Reduce.reads`."""
+        return [region.box for region in regions(self.rois, self.coordinates, spec).values()]
+
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec
@@ -103,10 +108,10 @@ class _Counters:
         for region in self.regions:
             region.begin(frames)
 
-    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+    def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
         """See `StripReducer.strip`."""
         for region in self.regions:
-            region.strip(pixels, frames, rows)
+            region.strip(pixels, frames, rows, columns)
 
     def end(self, block: Block, received_ns: int) -> Partial:
         """See `StripReducer.end`."""

@@ -16,11 +16,12 @@ goes with them: calibration images, ROIs in detector coordinates and the saved g
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Integer, Table, pair, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec, Invalid

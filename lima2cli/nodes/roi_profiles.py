@@ -18,15 +18,16 @@ a line without any pixel that counts avg and std are NaN, sum and saturated 0, m
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, Block, FrameSpec, TableSpec
+from lima2cli.geometry import Rect
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
 from lima2cli.kernels.masked import finder
@@ -65,16 +66,17 @@ class LineSums:
         """Begin a block of so many frames."""
         self.frames, self.whole, self.parts = frames, {}, {}
 
-    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
-        """Take in ``pixels``, whole ``rows`` of some ``frames`` of the block: (n, rows, width).
+    def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
+        """Take in ``pixels``, some ``rows`` and ``columns`` of some ``frames`` of the block: (n, rows, columns).
 
         Under ``np.errstate(all="ignore")``, as in `RegionSums`.
         """
         box = self.region.box
         top, bottom = max(rows.start, box.y), min(rows.stop, box.bottom)
-        if top >= bottom:
+        if top >= bottom or box.x < columns.start or box.right > columns.stop:
             return
-        part = pixels[:, top - rows.start : bottom - rows.start, box.x : box.right]
+        left = box.x - columns.start
+        part = pixels[:, top - rows.start : bottom - rows.start, left : left + box.width]
         inside = slice(top - box.y, bottom - box.y)
         good = None if self.region.pixels is None else self.region.pixels[inside]
         sums = self._sums(part, None if good is None or good.all() else good)
@@ -102,7 +104,7 @@ class LineSums:
         with np.errstate(all="ignore"):  # inf - inf; squares beyond float64
             for deep, tall in tiles(len(frames), box.height, box.width) if box.area else ():
                 rows = slice(tall.start + box.y, tall.stop + box.y)
-                self.strip(frames[deep, rows], deep, rows)
+                self.strip(frames[deep, rows], deep, rows, slice(0, frames.shape[2]))
         return self.end()
 
     def _keep(self, kept: Sums, sums: Sums, frames: slice, lines: slice) -> None:
@@ -228,6 +230,10 @@ class RoiProfiles(Reduce):
         """See `Node.outlines`."""
         return outlines(self.rois, self.coordinates, spec)
 
+    def reads(self, spec: FrameSpec) -> Sequence[Rect]:
+        """See `Reduce.reads`."""
+        return [region.box for region in regions(self.rois, self.coordinates, spec).values()]
+
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec
@@ -272,10 +278,10 @@ class _Profiles:
         for region in self.regions:
             region.begin(frames)
 
-    def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+    def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
         """See `StripReducer.strip`."""
         for region in self.regions:
-            region.strip(pixels, frames, rows)
+            region.strip(pixels, frames, rows, columns)
 
     def end(self, block: Block, received_ns: int) -> Partial:
         """See `StripReducer.end`."""

@@ -7,7 +7,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli import foreign as watch
+from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Integer, ListOf, param
 from lima2cli.errors import FileProblem, NodeMisuse, UserCodeError
 from lima2cli.foreign import call_foreign, error_text, place_of, restore_standards

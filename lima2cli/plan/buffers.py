@@ -1,9 +1,10 @@
 """Place local buffers in memory: every flow's slots, and the blocks of a group where the pipeline leaves it open."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import lcm
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import POISON, Findings, KeyPath, attempt
 from lima2cli.geometry import Rule, round_up
 from lima2cli.language.pipeline import Pipeline

@@ -1,17 +1,19 @@
 """Show a plan in numbers: the machine-readable form, with the volume that a run will save."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.files.channel import Channel
 from lima2cli.frames import SparseSpec
 from lima2cli.geometry import Rect
-from lima2cli.nodes.base import Map, Sink
-from lima2cli.plan.ir import Gdt, Plan, Step
+from lima2cli.kernels.strips import demanded
+from lima2cli.nodes.base import Map, Reduce, Sink
+from lima2cli.plan.ir import Gdt, Kernel, Plan, Step
 from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
 from lima2cli.units import volume_text
 from lima2cli.view import View, view_plain
@@ -308,9 +310,11 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
     """Return the nodes that are computed together, in the order of the data; unused nodes are in none.
 
     ``materialised`` are those whose frames are made whole, ``strips`` the reductions that read a frame while it is
-    computed, ``first`` the cuts and flips that are done before the nodes in front of them.
+    computed, ``first`` the cuts and flips that are done before the nodes in front of them, ``computed`` the share of
+    the pixels that are computed, at the first receiver: where only reductions read them, those that they read.
     """
-    nodes = {step.name: step.node for step in plan.steps}
+    steps = {step.name: step for step in plan.steps}
+    nodes = {name: step.node for name, step in steps.items()}
     return [
         {
             "flow": kernel.flow,
@@ -321,9 +325,19 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
             "first": [name for name in kernel.maps[1:] if cast(Map, nodes[name]).turns],
             "strips": list(kernel.ends) if kernel.fused else [],
             "materialised": [name for name in kernel.makes if not isinstance(nodes[name], Sink)],
+            **({"computed": round(_computed(kernel, steps), 4)} if kernel.fused else {}),
         }
         for kernel in plan.kernels
     ]
+
+
+def _computed(kernel: Kernel, steps: Mapping[str, Step]) -> float:
+    """Return the share of the pixels of a kernel's frames that are computed."""
+    if kernel.makes or not kernel.ends:
+        return 1.0
+    spec = steps[kernel.ends[0]].before
+    parts = demanded(spec.shape, [cast(Reduce, steps[name].node).reads(spec) for name in kernel.ends])
+    return sum(part.area for part in parts) / math.prod(spec.shape)
 
 
 def unused_nodes(plan: Plan) -> list[str]:

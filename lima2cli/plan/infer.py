@@ -1,12 +1,13 @@
 """Place the processing graph: infer shapes and dtypes along every edge, and the output of each node."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, attempt
 from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec

@@ -1,10 +1,11 @@
 """The plan: all decisions of `compile_plan`, frozen. The runtime adds nothing to it but time."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.detectors.base import AcqParams, DetectorConfig
 from lima2cli.files.channel import Channel, TableChannel
 from lima2cli.frames import DetectorInfo, Files, FrameSpec, Spec

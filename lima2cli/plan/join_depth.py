@@ -8,8 +8,8 @@ flow, are reported at the end of the run: until then the other flow must hold al
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings, KeyPath, Related
 from lima2cli.nodes.base import Select, Sink
 from lima2cli.plan.ir import Gdt, Step

@@ -12,8 +12,7 @@ from lima2cli.frames import SparseSpec
 from lima2cli.messages import Tapped
 from lima2cli.plan.ir import Plan
 from lima2cli.ranks.progress import status
-from lima2cli.ranks.requested import Requested
-from lima2cli.ranks.tapping import Tapping
+from lima2cli.ranks.requested import Requested, Tapping
 from lima2cli.runs.description import wrong_description
 from lima2cli.runs.requests import Requests, Tap
 from lima2cli.units import seconds_text

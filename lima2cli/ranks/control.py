@@ -18,13 +18,12 @@ from lima2cli.accounting.acquisitions import Acquisitions, Completion, LiveAcqui
 from lima2cli.errors import EnvironmentUnfit, RunFailed
 from lima2cli.facts import Facts
 from lima2cli.files.appending import load_libraries
-from lima2cli.files.facts_file import keep_facts
+from lima2cli.files.fields import keep_facts
 from lima2cli.messages import Ended, Failure, ReceiverReport, Start, WorkerReport
 from lima2cli.plan.ir import Plan
 from lima2cli.program import ControlProgram
 from lima2cli.ranks.answers import Answers
-from lima2cli.ranks.live_masters import LiveMasters
-from lima2cli.ranks.places import Places
+from lima2cli.ranks.outputs import LiveMasters, Places
 from lima2cli.ranks.progress import Progress, check_ready, check_silence, triggers_done
 from lima2cli.ranks.requested import Requested
 from lima2cli.runs import channel as job_events

@@ -3,11 +3,12 @@
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lima2cli import messages
-from lima2cli.accounting.ledger import Ledger
+from lima2cli.accounting.record import Ledger
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError
 from lima2cli.files.appending import load_libraries
 from lima2cli.files.nexus import ledger_file
@@ -207,7 +208,7 @@ class ReceiverRank:
             self.done = True
 
     def _change(self, kind: str, what: object) -> None:
-        """Take part in a change of a parameter, see `ranks.changing`."""
+        """Take part in a change of a parameter, see `ranks.requested`."""
         graph = self._graph
         assert graph is not None
         if isinstance(what, Change):

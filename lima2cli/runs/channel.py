@@ -7,11 +7,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from lima2cli import __version__
 from lima2cli.accounting.acquisitions import LiveAcquisition
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import RunFailed
 from lima2cli.files.nexus import MEASUREMENT, detector_path, master_file, table_file
 from lima2cli.messages import Failure

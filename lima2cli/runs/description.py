@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
 from lima2cli.files.channel import Channel, TableChannel
-from lima2cli.files.facts_file import facts_of
-from lima2cli.files.informed import completed, informed
+from lima2cli.files.fields import completed, informed, kept_facts
 from lima2cli.paths import read_json_object
 
 DESCRIPTION_FILE = "metadata.json"
@@ -86,7 +86,7 @@ class Description:
             said = {}
         changes = changes_of(directory)
         try:
-            return cls(said, facts_of(directory), changes)
+            return cls(said, kept_facts(directory), changes)
         except OSError as error:
             return cls(said, None, changes, (f"masters lack what the detector said: {error}",))
 

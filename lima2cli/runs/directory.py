@@ -8,12 +8,13 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from lima2cli.accounting.summary import Summary, read_summary, reserve_summary
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, RunFailed, UnreadableInput
 from lima2cli.files.disk import advice
 from lima2cli.files.nexus import SUMMARY
@@ -336,7 +337,7 @@ RUNS = "runs"
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """A run directory.
 
     state    ``starting``, ``live``, ``aborted``, ``damaged`` (its summary, or where it is controlled, is none), or
@@ -363,29 +364,29 @@ def find_run(name: str) -> Path:
     raise UnreadableInput(f"there is no run {name}: neither {name}/{PLAN_FILE} nor {RUNS}/{name}/{PLAN_FILE}")
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> ListedRun:
     """Return a run as it stands."""
     summary = read_summary(directory)
     if summary is not None:
-        return Run(directory, summary.state, summary)
+        return ListedRun(directory, summary.state, summary)
     if (directory / SUMMARY).exists():
-        return Run(directory, "damaged")
+        return ListedRun(directory, "damaged")
     try:
         place = where(directory)
     except UnreadableInput:
-        return Run(directory, "damaged")
+        return ListedRun(directory, "damaged")
     if place is not None and starting(place):
-        return Run(directory, "starting")
+        return ListedRun(directory, "starting")
     try:
         answer = ask(directory, {"do": "status"}) if place is not None else {}
     except RunFailed:
         answer = {}
     if answer.get("ok"):
-        return Run(directory, "live", answer=answer)
-    return Run(directory, "aborted")
+        return ListedRun(directory, "live", answer=answer)
+    return ListedRun(directory, "aborted")
 
 
-def runs_in(folder: Path) -> Iterator[Run]:
+def runs_in(folder: Path) -> Iterator[ListedRun]:
     """Yield all runs below a folder, by name.
 
     Raises:

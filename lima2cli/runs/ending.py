@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from lima2cli.accounting.summary import (
     release_ends,
     write_summary,
 )
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import FileProblem, RunFailed, UnreadableInput
 from lima2cli.files.appending import NOT_STARTED, level, reopenable, uneven
 from lima2cli.files.channel import Channel, TableChannel

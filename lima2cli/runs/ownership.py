@@ -12,15 +12,15 @@ import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from lima2cli import __version__
 from lima2cli.accounting.summary import read_summary
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, Lima2Error
 from lima2cli.files.common_file import KEPT
-from lima2cli.files.facts_file import FACTS_FILE
+from lima2cli.files.fields import FACTS_FILE
 from lima2cli.files.nexus import SUMMARY, frame_file_names, master_file, part_names, table_file
 from lima2cli.paths import lock
 from lima2cli.plan.ir import Plan

@@ -9,10 +9,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from lima2cli.dataclass import dataclass
 from lima2cli.paths import json_object
 from lima2cli.runs.control_socket import FILE, PREFIX, announce, same_user
 from lima2cli.secret import hidden

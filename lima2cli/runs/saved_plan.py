@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lima2cli import __version__
 from lima2cli.accounting.record import RunRecord, seal
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic
 from lima2cli.errors import UnreadableInput
 from lima2cli.paths import read_json_object

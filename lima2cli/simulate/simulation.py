@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from lima2cli.accounting.shortfalls import BUSY
 from lima2cli.accounting.summary import Summary
 from lima2cli.check import Checked, compile_again
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import to_plain
 from lima2cli.detectors.base import DetectorConfig, PixelSize, written
 from lima2cli.detectors.emulator_faults import Faults

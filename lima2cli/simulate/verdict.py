@@ -6,10 +6,10 @@ emulator could not send so fast, or was held up by transfers: hardware would hav
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from lima2cli.accounting.shortfalls import BUSY, HICCUP_S, KEPT_UP
 from lima2cli.accounting.summary import KernelCost, Resources, Summary
+from lima2cli.dataclass import dataclass
 from lima2cli.units import seconds_text
 
 BLOCKED = 0.1

@@ -6,13 +6,14 @@ arrays (RFC 8746), compressed or not (CBOR tag 56500). The format is that of git
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import StreamProblem
 from lima2cli.files.compression import unpack
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from lima2cli.frames import (
 from lima2cli.geometry import Rect, Rule
 from lima2cli.kernels import strips
 from lima2cli.kernels.chain import Chain, settle
-from lima2cli.kernels.strips import Turn
+from lima2cli.kernels.strips import Turn, demanded
 from lima2cli.nodes.base import (
     Exchange,
     Inputs,
@@ -403,15 +403,25 @@ class NodeTests:
             return
         given = frame_block(random_frames(spec, COUNT))
         whole = self._rows(self._partials(spec, files, [given]))
-        reducer = cast(StripReducer, node.bind(self._given(spec, files)))
+        parts = demanded(spec.shape, [node.reads(spec)])
+        for windows in ((Rect(0, 0, spec.shape[1], spec.shape[0]),), parts):
+            cut = self._in_strips(spec, files, given, windows)
+            for name in whole:
+                np.testing.assert_allclose(cut[name], whole[name], rtol=1e-6)
+
+    def _in_strips(
+        self, spec: FrameSpec, files: Files, given: Block, windows: Sequence[Rect]
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return the rows of a reduction that gets strips of some parts of frames; of others it sees nothing."""
+        reducer = cast(StripReducer, cast(Reduce, self.node).bind(self._given(spec, files)))
         reducer.begin(COUNT)
-        for frames in (slice(0, 3), slice(3, COUNT)):
-            for top in range(0, spec.shape[0], 5):
-                rows = slice(top, min(top + 5, spec.shape[0]))
-                reducer.strip(given.frames[frames, rows], frames, rows)
-        cut = self._rows([reducer.end(given, NS)])
-        for name in whole:
-            np.testing.assert_allclose(cut[name], whole[name], rtol=1e-6)
+        for window in windows:
+            columns = slice(window.x, window.right)
+            for frames in (slice(0, 3), slice(3, COUNT)):
+                for top in range(window.y, window.bottom, 5):
+                    rows = slice(top, min(top + 5, window.bottom))
+                    reducer.strip(given.frames[frames, rows, columns], frames, rows, columns)
+        return self._rows([reducer.end(given, NS)])
 
     # Sinks
 

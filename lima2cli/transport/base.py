@@ -1,13 +1,13 @@
 """The promises of a transport to the ranks: windows, mailboxes, collectives and files that are written together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array
 from lima2cli.geometry import Rect
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lima2cli.drive import Run, open_run, run
 from lima2cli.errors import Lima2Error, UnreadableInput
-from lima2cli.runs.directory import LATEST, SUMMARY, directories_in, read_run
-from lima2cli.runs.directory import Run as Listed
+from lima2cli.runs.directory import LATEST, SUMMARY, ListedRun, directories_in, read_run
 from lima2cli.runs.saved_plan import PLAN_FILE
 
 MOST_OPENED = 32
@@ -34,7 +33,7 @@ class Library:
         self.pipelines: dict[str, str] = {}
         self._opened: dict[str, tuple[Version | None, Run]] = {}
         self._elsewhere: dict[str, Path] = {}
-        self._ended: dict[str, tuple[Version, Listed]] = {}
+        self._ended: dict[str, tuple[Version, ListedRun]] = {}
         self._lock = threading.Lock()
         for file in files:
             name = Path(file).stem
@@ -59,11 +58,11 @@ class Library:
         names = self.names()
         return names[-1] if names else None
 
-    def listed(self) -> list[Listed]:
+    def listed(self) -> list[ListedRun]:
         """Return all runs as they stand, the newest last."""
         return [self.look(name) for name in self.names()]
 
-    def look(self, name: str) -> Listed:
+    def look(self, name: str) -> ListedRun:
         """Return a run as it stands; those that have ended are read once.
 
         Raises:

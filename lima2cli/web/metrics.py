@@ -1,6 +1,7 @@
 """Metrics of runs for Prometheus: of those that go on, and of those that have ended since the server started."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,34 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from lima2cli.errors import StateError, UnreadableInput
-from lima2cli.runs.directory import Run
+from lima2cli.runs.directory import ListedRun
 from lima2cli.web.library import Library
-from lima2cli.web.rates import Rates
 from lima2cli.web.routes import Answer, Asked, Service
+
+WINDOW_S = 3.0
+"""Seconds over which rates are taken, so that they are those of now, and steady."""
+
+
+class Rates:
+    """Frames per second of each flow of one run."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, float, dict[str, int]]] = deque()
+
+    def of(self, acquisition: int, now: float, flows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """Take note of the figures of flows at a time, in seconds; return the rates of the last seconds, at first 0."""
+        received = {name: int(figures["received"]) for name, figures in flows.items()}
+        if self._kept and self._kept[-1][0] != acquisition:
+            self._kept.clear()
+        self._kept.append((acquisition, now, received))
+        while len(self._kept) > 2 and self._kept[1][1] <= now - WINDOW_S:
+            self._kept.popleft()
+        _, before, earlier = self._kept[0]
+        seconds = now - before
+        return {
+            name: (count - earlier.get(name, 0)) / seconds if seconds > 0 else 0.0 for name, count in received.items()
+        }
+
 
 MOST_RUNS = 100
 """Runs that metrics are given of, the newest."""
@@ -58,7 +83,7 @@ class Collected(Collector):
                 self._ended(families, name, one)
         yield from families.values()
 
-    def _live(self, families: Mapping[str, Any], name: str, one: Run) -> None:
+    def _live(self, families: Mapping[str, Any], name: str, one: ListedRun) -> None:
         families["live"].add_metric([name], 1)
         families["seconds"].add_metric([name], one.answer["seconds"])
         try:
@@ -81,7 +106,7 @@ class Collected(Collector):
             families["cpu"].add_metric([name, receiver], figures["cpu_s"])
             families["rss"].add_metric([name, receiver], figures["rss_bytes"])
 
-    def _ended(self, families: Mapping[str, Any], name: str, one: Run) -> None:
+    def _ended(self, families: Mapping[str, Any], name: str, one: ListedRun) -> None:
         self._rates.pop(name, None)
         families["live"].add_metric([name], 0)
         if one.summary is None:

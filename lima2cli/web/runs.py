@@ -1,20 +1,194 @@
-"""Runs on request: listed, started, driven, and their events."""
+"""Pipelines and runs on request: checked, compiled, listed, started, driven, and the events of runs."""
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lima2cli.dataclass import dataclass
 from lima2cli.declare.plain import key, to_plain
 from lima2cli.drive import Run
-from lima2cli.errors import RunFailed, StateError
-from lima2cli.runs.directory import Run as Listed
+from lima2cli.errors import ExitCode, RunFailed, StateError, UnreadableInput
+from lima2cli.runs.directory import ListedRun
 from lima2cli.secret import hidden
-from lima2cli.web.compiler import StartRequest, check, pipeline_asked
-from lima2cli.web.feeds import Feeds
-from lima2cli.web.routes import Answer, Asked, Service, Stream, finite
+from lima2cli.web.routes import Answer, Asked, Problem, Service, Stream, finite
+
+Event = dict[str, Any]
+
+MOST_KEPT = 200
+"""Events, other than of progress, that a listener gets who comes later."""
+
+MOST_WAITING = 100
+"""Events that a listener has not taken yet; beyond, reports of progress are left out for it."""
+
+QUIET_S = 10.0
+"""Seconds without an event after which a listener is given None: whoever has gone is noticed then."""
+
+
+class Feed:
+    """The events of one run: a thread takes them, the loop hands them on."""
+
+    def __init__(self, run: Run, loop: asyncio.AbstractEventLoop) -> None:
+        self.over = False
+        self._run, self._loop = run, loop
+        self._past: deque[Event] = deque(maxlen=MOST_KEPT)
+        self._progress: Event | None = None
+        self._queues: set[asyncio.Queue[Event | None]] = set()
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        for event in self._run.follow():
+            self._post(event)
+        self._post(None)
+
+    def _post(self, event: Event | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._give, event)
+
+    def _give(self, event: Event | None) -> None:
+        if event is None:
+            self.over = True
+        elif event["type"] == "progress":
+            self._progress = event
+        else:
+            self._past.append(event)
+        for queue in self._queues:
+            if event is None or event["type"] != "progress" or queue.qsize() < MOST_WAITING:
+                queue.put_nowait(event)
+
+    async def listen(self) -> AsyncIterator[Event | None]:
+        """Yield events to the end of the run, the past ones first; None where there is none for a while."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        for event in (*self._past, *([] if self._progress is None else [self._progress])):
+            queue.put_nowait(event)
+        if self.over:
+            queue.put_nowait(None)
+        self._queues.add(queue)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(QUIET_S):
+                        news = await queue.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if news is None:
+                    return
+                yield news
+        finally:
+            self._queues.discard(queue)
+
+
+class Feeds:
+    """The feeds of all runs that somebody listens to."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[int, Feed] = {}
+
+    def of(self, run: Run) -> Feed:
+        """Return the feed of a run. To be called in the loop."""
+        self._feeds = {key: feed for key, feed in self._feeds.items() if not feed.over}
+        if id(run) not in self._feeds:
+            self._feeds[id(run)] = Feed(run, asyncio.get_running_loop())
+        return self._feeds[id(run)]
+
+
+YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
+"""Media types of a body that is a pipeline itself."""
+
+LIMIT_S = 30.0
+"""Seconds that a pipeline may take to be compiled."""
+
+
+@dataclass(frozen=True)
+class PipelineRequest:
+    """A pipeline, by its name or as a text."""
+
+    pipeline: str | None = key("The name of a pipeline that the server knows.", None, none="absent")
+    text: str | None = key("The text of a pipeline, YAML.", None, none="absent")
+    set: tuple[str, ...] | None = key("Values to replace, KEY.PATH=VALUE.", None, none="absent")
+
+
+@dataclass(frozen=True)
+class StartRequest(PipelineRequest):
+    """A run to be started."""
+
+    armed: bool | None = key("Get ready, and wait for a request to start.", None, none="absent")
+    transport: Literal["auto", "mpi", "inline"] | None = key(
+        "MPI ranks (auto: where MPI is installed), or all ranks in one process.", None, none="absent"
+    )
+
+
+def pipeline_asked(asked: Asked, kind: type[PipelineRequest] = PipelineRequest) -> PipelineRequest:
+    """Return the pipeline that a request names or holds. Raises `Problem`."""
+    if asked.media in YAML:
+        try:
+            return kind(text=asked.body.decode())
+        except ValueError as error:
+            raise Problem(400, f"the text is not UTF-8: {error}") from error
+    wanted = asked.object(kind)
+    if (wanted.pipeline is None) == (wanted.text is None):
+        raise Problem(400, "either `pipeline` or `text` is needed")
+    return wanted
+
+
+async def validate(service: Service, asked: Asked) -> Answer:
+    """Answer with the diagnostics of a pipeline."""
+    _, output = await _compiled(service, "validate", pipeline_asked(asked))
+    return Answer(output)
+
+
+async def plan(service: Service, asked: Asked) -> Answer:
+    """Answer with the plan of a pipeline."""
+    code, output = await _compiled(service, "plan", pipeline_asked(asked))
+    if code != ExitCode.FINE:
+        raise Problem(400, "the pipeline has mistakes", diagnostics=output["diagnostics"])
+    return Answer(output)
+
+
+async def check(service: Service, wanted: PipelineRequest) -> None:
+    """Check a pipeline. Raises `Problem` with its diagnostics where it has mistakes."""
+    code, output = await _compiled(service, "validate", wanted)
+    if code != ExitCode.FINE:
+        raise Problem(400, "the pipeline has mistakes", diagnostics=output["diagnostics"])
+
+
+async def _compiled(service: Service, command: str, wanted: PipelineRequest) -> tuple[int, dict[str, Any]]:
+    """Return exit code and output of a command of the compiler."""
+    try:
+        file = "-" if wanted.pipeline is None else service.library.file(wanted.pipeline)
+    except UnreadableInput as error:
+        raise Problem(404, str(error)) from error
+    values = [word for value in wanted.set or () for word in ("--set", value)]
+    return await _lima2([command, "--format", "json", *values, "--", file], wanted.text or "")
+
+
+async def _lima2(arguments: Sequence[str], text: str) -> tuple[int, dict[str, Any]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "lima2cli", *arguments,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(text.encode()), LIMIT_S)
+    except TimeoutError as error:
+        raise Problem(504, f"the pipeline was not compiled in {LIMIT_S:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    code = process.returncode or 0
+    try:
+        found: dict[str, Any] = json.loads(output)
+    except ValueError as error:  # a wrong value of --set is shown as text
+        raise Problem(400, errors.decode(errors="replace").strip() or "no answer of the compiler") from error
+    if code == ExitCode.BUG:
+        raise Problem(500, found["diagnostics"][0]["message"])
+    return code, found
 
 
 async def pipelines(service: Service, asked: Asked) -> Answer:
@@ -29,7 +203,7 @@ async def listed(service: Service, asked: Asked) -> Answer:
     return Answer({"runs": [_short(one) for one in found]})
 
 
-def _short(one: Listed) -> dict[str, Any]:
+def _short(one: ListedRun) -> dict[str, Any]:
     """Return a run in short."""
     frames = one.answer.get("frames") if one.summary is None else one.summary.frames
     state = one.answer.get("state", one.state)

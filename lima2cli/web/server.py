@@ -1,14 +1,16 @@
-"""The server: requests are let in, given to their route, and answered; nothing that waits is done in the loop."""
+"""The server and its routes: requests are let in, and answered; nothing that waits is done in the loop."""
 
 import asyncio
+import hmac
 import logging
 import secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.iostream import StreamClosedError
@@ -17,10 +19,130 @@ from tornado.web import Application, OutputTransform, RequestHandler, stream_req
 
 from lima2cli.errors import EnvironmentUnfit, FileProblem, Lima2Error, RunFailed, StateError, UnreadableInput
 from lima2cli.secret import hide
-from lima2cli.web.guard import LOOPBACK, Guard
-from lima2cli.web.interface import table
+from lima2cli.web import data, runs
 from lima2cli.web.library import Library
-from lima2cli.web.routes import JSON, PROBLEM, Answer, Asked, Problem, Route, Service, Stream
+from lima2cli.web.metrics import Metrics
+from lima2cli.web.routes import JSON, PROBLEM, Answer, Asked, Parameter, Problem, Route, Service, Stream, description
+
+API = "/api/v1"
+RUN = f"{API}/runs/{{name}}"
+
+NO_RUN = {404: "there is no such run"}
+REFUSED = NO_RUN | {409: "the state of the run does not allow it"}
+WRONG = {400: "the body is wrong"}
+INVALID = {400: "the request, or the pipeline, has mistakes", 404: "there is no such pipeline"}
+LONG = INVALID | {504: "it took too long"}
+
+
+def table(service: Service) -> Sequence[Route]:
+    """Return the routes of a server."""
+    routes: list[Route] = []
+
+    async def described(service: Service, asked: Asked) -> Answer:
+        return Answer(description(routes))
+
+    routes += [
+        Route("GET", f"{API}/openapi.json", "describe", described, "Describe this interface.", "OpenAPI 3.1"),
+        Route("GET", f"{API}/pipelines", "list_pipelines", runs.pipelines,
+              "List the pipelines that the server was started with.", "`pipelines`: name and file of each"),
+        Route("POST", f"{API}/validate", "validate", runs.validate, "Check a pipeline.",
+              "`diagnostics`, as `lima2 validate --format json` prints them; none where it is fine",
+              body=runs.PipelineRequest, text=True, refuses=LONG),
+        Route("POST", f"{API}/plan", "plan", runs.plan, "Compile a pipeline.",
+              "the plan, as `lima2 plan --format json` prints it",
+              body=runs.PipelineRequest, text=True, refuses=LONG),
+        Route("GET", f"{API}/runs", "list_runs", runs.listed, "List all runs, the newest last.",
+              "`runs`: name, state, whether it is live, and frames of each"),
+        Route("POST", f"{API}/runs", "start_run", runs.begin, "Start a run.",
+              "name, state and directory of the run, once it has started, or is ready to start",
+              body=runs.StartRequest, text=True, status=201, limit_s=330.0,
+              refuses=LONG | {409: "this machine cannot run it", 502: "the run failed before it was ready"}),
+        Route("GET", RUN, "show_run", runs.shown, "Show a run.",
+              "name and state; `status`, with `detail`, of a run that goes on, `summary` of one that has ended",
+              refuses=REFUSED | {502: "the run does not answer"}),
+        Route("POST", f"{RUN}/start", "start", runs.start, "Start the acquisition that is armed.",
+              "the state", body=runs.AcquireRequest, refuses=REFUSED | WRONG),
+        Route("POST", f"{RUN}/trigger", "trigger", runs.trigger, "Fire software triggers.", "the state",
+              body=runs.TriggerRequest, refuses=REFUSED | WRONG),
+        Route("POST", f"{RUN}/set", "set", runs.set_parameter, "Change a parameter of a node while the run goes on.",
+              "`frame`, from which on it applies", body=runs.SetRequest, refuses=REFUSED | WRONG),
+        Route("POST", f"{RUN}/stop", "stop", runs.stop, "Stop a run: frames in flight are saved.",
+              "the state, before it has stopped", body=runs.StopRequest, status=202, refuses=REFUSED | WRONG),
+        Route("GET", f"{RUN}/events", "watch_run", runs.Events(),
+              "Watch a run: server-sent events, from `status` to `end`.",
+              "events, named by the `type` that `lima2 run --progress json` prints; data are JSON",
+              media=("text/event-stream",), refuses=NO_RUN, limit_s=None),
+        Route("GET", f"{RUN}/frames/{{node}}", "frame", data.frame, "Give a frame of a flow or node.",
+              "the frame; its number and time are in the headers Lima2-Frame-Number and Lima2-Time-Ns, too",
+              media=(data.NPY, data.PNG, JSON),
+              query=(Parameter("number", "The number of a saved frame, or its place from the end; -1: the last, and "
+                               "while the run goes on the next of a flow or node, saved or not.", -1),
+                     Parameter("as", "The form.", "npy", str, ("npy", "png", "json"))),
+              refuses={400: "a parameter is wrong", 404: "there is no such run, node or frame (yet)"}),
+        Route("GET", f"{RUN}/counters/{{node}}", "counters", data.counters, "Give the rows of a table.",
+              "`columns`, by name, `rows`, and `since` for the next request; npy: a structured array",
+              media=(JSON, data.NPY),
+              query=(Parameter("since", "Only rows of frames with a greater number.", -1),
+                     Parameter("as", "The form.", "json", str, ("json", "npy"))),
+              refuses={400: "a parameter is wrong", 404: "there is no such run or table"}),
+        Route("GET", "/metrics", "metrics", Metrics(service.library), "Give metrics of the runs.",
+              "the text format of Prometheus", media=(CONTENT_TYPE_PLAIN_0_0_4,)),
+    ]  # fmt: skip
+    return routes
+
+
+LOOPBACK = "127.0.0.1"
+
+PUBLIC = ("/static/", "/favicon.ico")
+"""Beginnings of paths that need no token: files of libraries, which every page loads by plain links."""
+
+BEARER = "Bearer "
+
+
+class Guard:
+    """Who is answered by one server. ``token``: the secret, None = none is asked for; ``port``: where it listens.
+
+    The server listens on the loopback. Other users of the machine can reach it there, and so can any web page that the
+    user's browser shows: by a name that leads to 127.0.0.1 (DNS rebinding), or by requests to another site. The first
+    lack the token; of the others `Host`, `Origin` and `Sec-Fetch-Site` tell.
+    """
+
+    def __init__(self, token: str | None, port: int) -> None:
+        self._token = None if token is None else token.encode()
+        self._hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
+        self._origins = {f"http://{host}" for host in self._hosts}
+
+    def refusal(self, request: HTTPServerRequest) -> tuple[int, str] | None:
+        """Return status and reason for which a request is refused; None where it is answered."""
+        if request.host.lower() not in self._hosts:
+            return 403, "the host of the request is not this server"
+        if self._foreign(request.headers, request.method == "GET"):
+            return 403, "requests of other sites are refused"
+        if not request.path.startswith(PUBLIC) and not self._knows(request):
+            return 401, "the token is missing or wrong"
+        return None
+
+    def _foreign(self, headers: Mapping[str, str], reads: bool) -> bool:
+        """Return whether a page of another site asks. Links that a user follows are allowed: they need the token."""
+        if "Origin" in headers and headers["Origin"].lower() not in self._origins:
+            return True
+        if headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none"):
+            return False
+        if self._token is None:
+            return True
+        follows = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+        return not (reads and follows)
+
+    def _knows(self, request: HTTPServerRequest) -> bool:
+        if self._token is None:
+            return True
+        token = self._token
+        given = list(request.query_arguments.get("token", []))
+        words = request.headers.get("Authorization", "")
+        if words.startswith(BEARER):
+            given.append(words.removeprefix(BEARER).strip().encode())
+        return any(hmac.compare_digest(one, token) for one in given)
+
 
 LONGEST_BODY = 1 << 20
 """Maximal bytes of the body of a request."""
@@ -266,7 +388,7 @@ class Server:
         """Return what answers, and what ends it."""
         if not self._page:
             return RestApplication(self.service), lambda: None
-        from lima2cli.web.page.application import page_application
+        from lima2cli.web.page.session import page_application
 
         return page_application(self.service, self.port)
 

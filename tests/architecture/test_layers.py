@@ -77,6 +77,7 @@ OTHER_WORDS = {
     ("detectors", "reconstruction"),  # a capability
     ("facts", "flatfield"),  # an array of the detector
     ("doctor", "mpi"),  # an extra of the distribution
+    ("doctor", "python"),  # its version
     ("files", "filter"),  # a field of HDF5's struct
     ("job", "mpi"),  # a transport
     ("job", "python"),  # a program

@@ -83,7 +83,9 @@ def ours(frames: Array, maps: Sequence[Any], files: MemoryFiles, *, fused: bool)
 
     def together() -> Any:
         reducer.begin(len(frames))
-        return chains[0](frames, [reducer.strip]), counters.finish(reducer.end(whole, 0))
+        return chains[0](frames, [lambda *strip: reducer.strip(*strip, slice(0, side))]), counters.finish(
+            reducer.end(whole, 0)
+        )
 
     def one_by_one() -> Any:
         out = frames

@@ -78,6 +78,7 @@ def test_neighbours_and_their_counters_are_one_kernel(base: Path) -> None:
         "first": [],
         "strips": ["counters"],
         "materialised": ["good"],
+        "computed": 1.0,
     }
     assert [it["name"] for it in figures(plan)["nodes"]] == ["dark", "flat", "good", "counters", "save"]
     assert "  F  dark + flat + good + counters  fused; makes the frames of good\n" in show_plan(plan)
@@ -434,7 +435,7 @@ def test_counters_of_strips_are_those_of_frames(
     together: Any = counters.bind(Inputs.of(after, files))
     alone = counters.bind(Inputs.of(after, files))
     together.begin(count)
-    Chain(recipe, keeps=False)(frames, [together.strip])
+    Chain(recipe, keeps=False)(frames, [lambda *strip: together.strip(*strip, slice(0, width))])
     got = counters.finish(together.end(block(frames), 0))
     expected = counters.finish(alone.step(block(whole), 0))
     wide = np.abs(whole.astype(np.float64))
@@ -454,7 +455,7 @@ def test_a_reduction_that_fails_is_named(base: Path) -> None:
     class Broken:
         def begin(self, frames: int) -> None: ...
 
-        def strip(self, pixels: Array, frames: slice, rows: slice) -> None:
+        def strip(self, pixels: Array, frames: slice, rows: slice, columns: slice) -> None:
             raise ValueError("no")
 
     chain = BoundChain(plan.kernels[0], steps, MemoryFiles({"bad.npy": np.load(base / "bad.npy")}))

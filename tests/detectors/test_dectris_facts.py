@@ -18,8 +18,7 @@ from lima2cli.detectors.dectris import Dectris, DetectorChannel
 from lima2cli.detectors.dectris_facts import facts_of
 from lima2cli.detectors.modules import ImageSize
 from lima2cli.facts import MOST_BYTES, AxisFacts, Facts
-from lima2cli.files import facts_file
-from lima2cli.files.facts_file import FACTS_FILE
+from lima2cli.files.fields import FACTS_FILE, keep_facts, kept_facts
 from lima2cli.stream import stream2
 from lima2cli.testing import NoFiles
 from tests.detectors.test_dectris import HEIGHT, WIDTH, coded, pipeline, sender, sent, start
@@ -393,14 +392,14 @@ def test_facts_are_kept_as_they_are(tmp_path: Path) -> None:
         applied={"flatfield": True},
         arrays={"pixel_mask": {"a/b": np.eye(3, dtype=np.uint32), "a-b": np.eye(3, dtype=np.uint32) * 2}},
     )  # fmt: skip
-    facts_file.keep_facts(tmp_path, facts)
-    again = facts_file.facts_of(tmp_path)
+    keep_facts(tmp_path, facts)
+    again = kept_facts(tmp_path)
     assert again is not None
     assert again.values() == facts.values()
     assert {name: mask.tolist() for name, mask in again.arrays["pixel_mask"].items()} == {
         name: mask.tolist() for name, mask in facts.arrays["pixel_mask"].items()
     }
-    assert facts_file.facts_of(tmp_path / "nowhere") is None
+    assert kept_facts(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("recording", ["r500k_bm_bslz4_16bit"])

@@ -14,7 +14,7 @@ from lima2cli.check import check_text
 from lima2cli.declare import Table
 from lima2cli.detectors import lifecycle
 from lima2cli.detectors.base import AcqParams, Capabilities, Operations, XferParams
-from lima2cli.detectors.capability_record import read_record, retrieve_capabilities, write_record
+from lima2cli.detectors.capability_record import read_record, write_record
 from lima2cli.detectors.emulator_faults import (
     Corrupted,
     Dead,
@@ -191,7 +191,9 @@ def test_mistakes_of_a_record(change: dict[str, Any], rule: str, key: tuple[Any,
 
 
 def test_capabilities_of_a_configured_detector() -> None:
-    info, can = retrieve_capabilities(remu(channels=3), NoFiles())
+    detector = remu(channels=3)
+    info = detector.described(NoFiles())
+    can = detector.retrieve(info)
     assert isinstance(can, Capabilities)
     assert (can.channels, can.modules, can.dtypes, can.bit_depths, can.largest) == (3, 1, ("uint16",), (16,), (40, 20))
     assert info.versions["lima2"]

@@ -63,6 +63,10 @@ def void(_: object) -> None:
     """Nothing."""
 
 
+OTHERS = ("bluesky", "pva", "web", "testing", "notebook", "__main__")
+"""Modules and packages that no command of these rounds needs; most of what they import is large."""
+
+
 def preload() -> None:
     """Import all that a run needs but MPI, once instead of in each process."""
     import h5py  # noqa: F401
@@ -73,7 +77,7 @@ def preload() -> None:
     for module in pkgutil.walk_packages(lima2cli.__path__, "lima2cli."):
         path = getattr(module.module_finder, "path", "")
         text = Path(path, f"{module.name.rpartition('.')[2]}.py")
-        if "__main__" not in module.name and not (text.is_file() and "mpi4py" in text.read_text()):
+        if module.name.split(".")[1] not in OTHERS and not (text.is_file() and "mpi4py" in text.read_text()):
             with contextlib.suppress(ImportError):
                 __import__(module.name)
 

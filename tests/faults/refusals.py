@@ -30,6 +30,9 @@ from tests.faults.disk_oracle import pipeline, shown
 SHUTDOWN = 0x8004587D
 """EXT4_IOC_SHUTDOWN of ioctl(2)."""
 
+INODES = 512
+"""Enough for a run, and few enough that they are soon all taken."""
+
 KIND, NUMBER, RATE_HZ, LONGEST_S = "one file none", 8000, 400, 60
 GARBAGE = ("HDF5-DIAG", "Traceback", "this is a bug", "slist", "major:")
 
@@ -48,7 +51,7 @@ class Place:
             made.mkdir()
         with self.image.open("wb") as file:
             file.truncate(96 << 20)
-        command("mkfs.ext4", "-q", "-F", self.image)
+        command("mkfs.ext4", "-q", "-F", "-N", INODES, self.image)
         self.mount()
         command("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.tmp)
         self.run = self.disk / "runs/k"

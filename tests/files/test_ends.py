@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.accounting.account import Visits, VisitStatuses
-from lima2cli.accounting.claims import Selection
+from lima2cli.accounting.verify import Selection
 from lima2cli.files import rows
 from lima2cli.files.appending import reopenable
 from lima2cli.files.channel import Channel, TableChannel

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lima2cli.accounting import ledger as ledgers
+from lima2cli.accounting import record
 from lima2cli.accounting.account import Evidence, account
-from lima2cli.accounting.ledger import Ledger, read_ledger
-from lima2cli.accounting.record import GdtRecord, RunRecord
+from lima2cli.accounting.record import GdtRecord, Ledger, RunRecord, read_ledger
 from lima2cli.files.rows import DROPPED, INCOMPLETE, LOST, SAVED, runs, union
 from lima2cli.messages import Counts, FlowCount
 from tests.artefacts_samples import make_rule
@@ -97,7 +96,7 @@ def test_a_ledger_is_read_up_to_what_is_torn_or_damaged(
 def test_a_line_that_the_disk_refuses_is_made_good_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts, made = Counts(flows={"F": FlowCount(lost=[(0, 1, 2)])}), Ledger(str(tmp_path), "maze", 0)
     made.write(counts, None)
-    write = ledgers.os.pwrite
+    write = record.os.pwrite
 
     def refuse(file: int, data: bytes, at: int) -> int:
         if len(data) < 20:
@@ -106,7 +105,7 @@ def test_a_line_that_the_disk_refuses_is_made_good_by_the_next(tmp_path: Path, m
 
     counts.flows["F"].lost += [(0, 5, 1), (0, 8, 1)]
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers.os, "pwrite", refuse)
+        patch.setattr(record.os, "pwrite", refuse)
         with pytest.raises(OSError, match="No space"):
             made.write(counts, None)
     assert read_ledger(tmp_path / "maze_0.ledger").counts.flows["F"].lost == [(0, 1, 2)]

@@ -61,7 +61,7 @@ def test_what_runs_write_is_what_is_published_and_is_read_back(name: str, tmp_pa
 
 def test_damaged_summaries_are_none_or_of_the_declared_types(tmp_path: Path) -> None:
     """Whatever stands for a value; what is read can be shown."""
-    from lima2cli.cli.totals import show_summary
+    from lima2cli.cli.display import show_summary
 
     ran = run((EXAMPLES / "joined_flows.yaml").read_text(), tmp_path, "inline")
     draw, sound, read = random.Random(3), (ran.directory / "summary.json").read_text(), 0

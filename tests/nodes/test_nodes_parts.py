@@ -73,7 +73,7 @@ def _by_strips(reducer: StripReducer, frames: Array) -> Partial:
     with np.errstate(all="ignore"):
         for top in range(0, frames.shape[1], 3):
             rows = slice(top, min(top + 3, frames.shape[1]))
-            reducer.strip(frames[:, rows], slice(0, len(frames)), rows)
+            reducer.strip(frames[:, rows], slice(0, len(frames)), rows, slice(0, frames.shape[2]))
     return reducer.end(block(frames), NS)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import lima2cli as l2
 from lima2cli.errors import StateError
-from lima2cli.runs.moving import move_run
+from lima2cli.ranks.outputs import move_run
 from tests.running import TRANSPORTS, lima2
 
 PIPELINE = """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import lima2cli as l2
-from lima2cli.cli.progress_line import WINDOW_S, Window, progress_line
+from lima2cli.cli.display import WINDOW_S, Window, progress_line
 from lima2cli.cli.top import lines
 from lima2cli.runs.control_socket import ask
 from tests.running import PATIENCE_S, TRANSPORTS, Copy, lima2, needs_mpi, run

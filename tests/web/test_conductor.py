@@ -19,9 +19,16 @@ from tests.web.serving import Answered, Client, until
 
 pytest.importorskip("tornado")
 
-from lima2cli.web.conductor.mapping import Base, Region, mapped
-from lima2cli.web.conductor.parameters import Defaults, acquisition_schema, defaults, processing_schema
-from lima2cli.web.conductor.reduced import RECORD, records
+from lima2cli.web.conductor.acquisition import RECORD, records
+from lima2cli.web.conductor.mapping import (
+    Base,
+    Defaults,
+    Region,
+    acquisition_schema,
+    defaults,
+    mapped,
+    processing_schema,
+)
 from lima2cli.web.conductor.refusals import Refused, json_path
 
 CORNER = {"x": 0, "y": 0}
@@ -320,7 +327,7 @@ def test_a_conductor_has_one_pipeline_and_no_token(tmp_path: Path) -> None:
 )
 def test_a_base_that_cannot_be_one(tmp_path: Path, change: tuple[str, str], words: str) -> None:
     from lima2cli.errors import UnreadableInput
-    from lima2cli.web.conductor.base import BaseFile
+    from lima2cli.web.conductor.system import BaseFile
 
     (tmp_path / "base.yaml").write_text(BASE.replace(*change))
     with pytest.raises(UnreadableInput, match=words):

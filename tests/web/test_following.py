@@ -9,8 +9,8 @@ import pytest
 
 import lima2cli as l2
 from lima2cli.drive import open_run
+from lima2cli.drive.event_log import MOST_PROGRESS, EventLog
 from lima2cli.runs.control_socket import HangUp
-from lima2cli.runs.event_log import MOST_PROGRESS, EventLog
 from tests.web.serving import ENDLESS, STEPS
 
 

@@ -11,7 +11,7 @@ from lima2cli.geometry import Rect
 from lima2cli.view import View
 from lima2cli.web.page import text
 from lima2cli.web.page.facts import Facts, corners
-from lima2cli.web.page.window import MOST, fit, limits, window
+from lima2cli.web.page.image import MOST, fit, limits, window
 
 ALL = (-1e9, 1e9)
 

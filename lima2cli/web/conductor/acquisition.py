@@ -1,29 +1,35 @@
-"""One acquisition of a client: a run that is armed, started, and ends; its counters, files and frames."""
+"""One acquisition of a client: a run that is armed, started, and ends; its counters, statistics, files and frames."""
 
+import asyncio
 import itertools
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.drive import Run
-from lima2cli.errors import Lima2Error, RunFailed
-from lima2cli.files.one_frame import GROUP, final_frame, write_frame
+from lima2cli.errors import FileProblem, Lima2Error, RunFailed
+from lima2cli.files.picture import GROUP, final_frame, write_frame
 from lima2cli.runs.directory import LATEST, remove_unused
 from lima2cli.runs.ending import record_of
-from lima2cli.web.conductor.looking import Latest
-from lima2cli.web.conductor.mapping import FRAME, Mapped
+from lima2cli.web.conductor.mapping import FRAME, Mapped, Region
 from lima2cli.web.conductor.refusals import Refused
+from lima2cli.web.looker import Looker
+from lima2cli.web.routes import Service
 
 INPUT = "input_frame"
 SOURCES = (INPUT, FRAME)
 """The frames of a client: those of the detector, and the processed ones."""
+
+LOOK_S = 0.02
+"""The least seconds from one frame that is looked at to the next."""
 
 FIRST_S = 1.0
 """Seconds that the first frame of a run is waited for."""
@@ -51,7 +57,7 @@ class AcquisitionRun:
         self.visible: Mapping[str, Any] = run.status(detail=True)["visible"]
         self.files: Mapping[str, Any] = next(event["files"] for event in run.events if "files" in event)
         self._progress: Mapping[str, Any] = {}
-        self._views: dict[str, Latest] = {}
+        self._views: dict[str, Looker] = {}
         self._folder: Path | None = None
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -106,7 +112,7 @@ class AcquisitionRun:
     def close(self) -> None:
         """Look at it no longer; its run and its files stay."""
         for view in self._views.values():
-            view.end()
+            view.stop()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -208,7 +214,7 @@ class AcquisitionRun:
         node = self.flow if source == INPUT else self.asked.processed
         if not self.started:
             raise Refused(60, f"there is no {source} yet")
-        frame = self._look(node).frame(FIRST_S)
+        frame = self._look(node).last(FIRST_S)
         if frame is None:
             raise Refused(60, f"there is no {source} yet")
         latest = frame.number if source == INPUT else int(self.rule(self.asked.counted).index(frame.number))
@@ -216,10 +222,10 @@ class AcquisitionRun:
             raise Refused(60, f"{source} {index} is in no file; the latest, {latest}, is kept")
         return frame.pixels
 
-    def _look(self, node: str) -> Latest:
+    def _look(self, node: str) -> Looker:
         with self._lock:
             if node not in self._views:
-                self._views[node] = Latest(self.run, node)
+                self._views[node] = Looker(self.run, node, LOOK_S)
             return self._views[node]
 
     def _written(self, pixels: NDArray[Any]) -> Path:
@@ -232,3 +238,74 @@ class AcquisitionRun:
             path = self._folder / f"{number}.h5"
             write_frame(path, pixels)
             return path
+
+
+RECORD = np.dtype([("avg", "<f4"), ("std", "<f4"), ("min", "<f4"), ("max", "<f4"), ("sum", "<f8")])
+"""The statistics of a frame, as Lima2 has them."""
+
+PERIOD_S = 0.05
+"""Seconds from one look for new rows to the next."""
+
+
+def channels(acquisition: AcquisitionRun) -> dict[str, list[dict[str, Any]]]:
+    """Return dtype and shape of the records of each region."""
+    return {
+        name: [{"dtype": RECORD.descr, "shape": [] if one.length is None else [one.length]} for one in found]
+        for name, found in _regions(acquisition).items()
+        if found
+    }
+
+
+def _regions(acquisition: AcquisitionRun) -> dict[str, tuple[Region, ...]]:
+    return {"roi_stats": acquisition.asked.statistics, "roi_profile": acquisition.asked.profiles}
+
+
+def region(acquisition: AcquisitionRun, name: str, index: int) -> Region:
+    """Return a region by the name of its data and its place. Raises `Refused`."""
+    found = _regions(acquisition).get(name, ())
+    if index >= len(found):
+        raise Refused(50, f"there are no data {name} {index}")
+    return found[index]
+
+
+def records(columns: Mapping[str, NDArray[Any]], one: Region, places: NDArray[np.int64], first: int) -> NDArray[Any]:
+    """Return rows as records from place ``first`` to the last of ``places``; NaN where a frame was lost.
+
+    Shapes: (n,) of records, (n, length) of a profile.
+    """
+    count = int(places[-1]) + 1 - first
+    shape = (count,) if one.length is None else (count, one.length)
+    made = np.full(shape, np.nan, RECORD)
+    for name in RECORD.names or ():
+        made[name][places - first] = columns[f"{one.roi}_{name}"]
+    return made
+
+
+async def stream(service: Service, acquisition: AcquisitionRun, one: Region) -> AsyncIterator[bytes]:
+    """Yield the records of a region as they become final, to the end of the run."""
+    sent, run = 0, acquisition.run
+    while not service.closing:
+        live = run.live
+        final = acquisition.final_rows(one.node) if live else None
+        if final is None or final > sent:
+            made = await service.call(_since, acquisition, one, sent, final)
+            if len(made):
+                yield made.tobytes()
+                sent += len(made)
+        if not live:
+            return
+        await asyncio.sleep(PERIOD_S)
+
+
+def _since(acquisition: AcquisitionRun, one: Region, sent: int, final: int | None) -> NDArray[Any]:
+    """Return the records from place ``sent`` on, before place ``final``; None: all that there are."""
+    rule = acquisition.rule(one.node)
+    try:
+        columns = acquisition.run.rows(one.node, int(rule.frame(sent)) - 1)
+    except FileProblem:  # no frame came before the end
+        return np.zeros(0, RECORD)
+    places = rule.index(columns["frame_number"].astype(np.int64))
+    kept = places < final if final is not None else np.ones(len(places), bool)
+    if not kept.any():
+        return np.zeros(0, RECORD)
+    return records({name: values[kept] for name, values in columns.items()}, one, places[kept], sent)

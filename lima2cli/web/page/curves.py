@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lima2cli.files.channel import TableChannel
 from lima2cli.view import Outline
 from lima2cli.web.page.image import region_colours
-from lima2cli.web.page.style import COLOURS, TEXT, WIDGETS
+from lima2cli.web.page.text import COLOURS, TEXT, WIDGETS
 
 MOST_AT_FIRST = 3
 """Columns that are plotted before somebody chooses."""

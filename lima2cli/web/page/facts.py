@@ -1,13 +1,14 @@
 """Facts of a run that a page shows next to its frames: gathered in a thread, handed over whole."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from lima2cli.accounting.summary import Summary
+from lima2cli.dataclass import dataclass
 from lima2cli.drive import Run
 from lima2cli.errors import FileProblem, Lima2Error, RunFailed, StateError
 from lima2cli.files.channel import Channel, TableChannel

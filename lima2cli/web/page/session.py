@@ -1,28 +1,87 @@
 """One page of one browser: its parts, what its buttons do, and what it is sent, as often as it takes it."""
 
+import json
+import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
 from bokeh.document import Document
 from bokeh.events import DocumentReady
 from bokeh.layouts import column, row
-from bokeh.models import Button, Div, RadioButtonGroup, Select, Slider, Spinner, Toggle
+from bokeh.models import Button, Div, RadioButtonGroup, Select, Slider, Spinner, TextInput, Toggle
 from bokeh.models.css import GlobalInlineStyleSheet
+from bokeh.server.tornado import BokehTornado
 from tornado.ioloop import IOLoop
 
-from lima2cli.drive import LiveFrame
+from lima2cli.drive import LiveFrame, Run
+from lima2cli.drive.pipelines import plain_value
 from lima2cli.runs.directory import LATEST
+from lima2cli.web.looker import Looker
+from lima2cli.web.metrics import Rates
 from lima2cli.web.page import text
-from lima2cli.web.page.changes import Changes
 from lima2cli.web.page.curves import Curves
 from lima2cli.web.page.facts import Facts, gather
 from lima2cli.web.page.image import Picture
-from lima2cli.web.page.looker import Looker
-from lima2cli.web.page.style import PAGE, TEMPLATE, TEXTS, WIDGETS
-from lima2cli.web.rates import Rates
+from lima2cli.web.page.text import PAGE, TEMPLATE, TEXTS, WIDGETS, changed
 from lima2cli.web.routes import Service
+from lima2cli.web.server import LOOPBACK, SETTINGS, Guarded, patterns
+
+Drive = Callable[[Callable[[Run], Any], Callable[[Any], None]], None]
+
+
+class Changes:
+    """Choice of a parameter, a field with its value, a button, and what the run answered.
+
+    drive  calls a function with the run, and another with its result or its exception
+    """
+
+    def __init__(self, drive: Drive, width: int) -> None:
+        style = {"stylesheets": [WIDGETS]}
+        self._drive, self._values = drive, dict[str, Any]()
+        self._chosen = Select(title="Change", options=[], width=150, name="parameter", **style)
+        self._value = TextInput(title="to (YAML or JSON)", width=width - 260, name="value", **style)
+        self._apply = Button(label="Apply", width=80, align="end", name="apply", **style)
+        self._answer = Div(name="answer", visible=False, stylesheets=[TEXTS], width=width)
+        self._chosen.on_change("value", lambda attr, old, new: self._offer())
+        self._apply.on_click(self._ask)
+        self.layout = column(row(self._chosen, self._value, self._apply, spacing=6), self._answer, visible=False)
+
+    def show(self, changeable: Mapping[str, Mapping[str, Any]]) -> None:
+        """Offer what can be changed now, by node and parameter, with the values of now."""
+        values = {f"{node} {name}": value for node, own in changeable.items() for name, value in own.items()}
+        if values == self._values:
+            return
+        before, self._values = self._values.get(self._chosen.value), values
+        self._chosen.options = list(values)
+        if self._chosen.value not in values:
+            self._chosen.value = next(iter(values), "")  # which offers its value
+            self._answer.visible = False
+        elif self._values[self._chosen.value] != before:
+            self._offer()
+        self.layout.visible = bool(values)
+
+    def _offer(self) -> None:
+        value = self._values.get(self._chosen.value)
+        self._value.value = "" if value is None else json.dumps(value, ensure_ascii=False)
+
+    def _ask(self) -> None:
+        if self._chosen.value not in self._values:
+            return
+        node, _, parameter = self._chosen.value.partition(" ")
+        text = self._value.value
+        self._apply.disabled = True
+        self._drive(lambda run: run.set(node, parameter, plain_value(text)),
+                    lambda result: self._answered(node, parameter, result))  # fmt: skip
+
+    def _answered(self, node: str, parameter: str, result: Any) -> None:
+        self._apply.disabled = False
+        self._answer.update(text=changed(node, parameter, result), visible=True)
+
 
 SIDE = 440
 """Width of the right side in pixels."""
@@ -207,10 +266,10 @@ class Page:
             return
         if self._facts.live:
             if node in layout.live:
-                self._looker = Looker(layout.run, node, count=count)
+                self._looker = Looker(layout.run, node, FRAME_S, count=count)
         elif node in layout.saved:
             number = int(self.frames.value) - int(self.frames.end) - 1 if self.frames.visible else -1
-            self._looker = Looker(layout.run, node, number=number)
+            self._looker = Looker(layout.run, node, FRAME_S, number=number)
 
     def _look_again(self) -> None:
         layout = self._facts.layout
@@ -358,3 +417,39 @@ class Page:
 def _rounded(value: float) -> float:
     """Return a number with six digits, as it is shown."""
     return float(f"{value:.6g}")
+
+
+LONGEST_MESSAGE = 4 << 20
+"""Maximal bytes of a message of a browser."""
+
+
+class PageApplication(Guarded, BokehTornado):  # type: ignore[misc]  # of a library without types
+    """An application of Bokeh that lets in whom the guard lets in."""
+
+
+def page_application(service: Service, port: int) -> tuple[PageApplication, Callable[[], None]]:
+    """Return the application, which has begun its work in the running loop, and what ends it."""
+
+    def make(document: Document) -> None:
+        request = document.session_context.request if document.session_context else None
+        names = request.arguments.get("run", []) if request is not None else []
+        Page(service, document, names[0].decode(errors="replace") if names else LATEST)
+
+    logging.getLogger("bokeh").setLevel(logging.ERROR)
+    applications: Any = {"/": Application(FunctionHandler(make))}
+    application = PageApplication(
+        applications,
+        extra_patterns=patterns(service),
+        extra_websocket_origins=[f"{name}:{port}" for name in (LOOPBACK, "localhost")],
+        secret_key=secrets.token_bytes(32),
+        sign_sessions=True,
+        use_index=False,
+        ico_path="none",
+        include_headers=[],
+        include_cookies=[],
+        websocket_max_message_size_bytes=LONGEST_MESSAGE,
+        **SETTINGS,
+    )
+    application.initialize(IOLoop.current())
+    application.start()
+    return application, application.stop
