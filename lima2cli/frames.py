@@ -161,8 +161,8 @@ class FrameSpec:
     gap         the detector's gap value: what masked pixels become in integers where they were NaN
     holds       what most masked pixels hold, None = the gap value
     base        how the detector's image shows the sensor; None = it is the sensor
-    packed      the frames of a flow: how most of them are compressed by the detector, and come to the receivers; empty
-                where they are not
+    packed      how most of the frames are compressed by the detector, and come to the receivers: of a flow, and behind
+                nodes that take them so (`Node.as_sent`); empty where they are not
     """
 
     dtype: str
@@ -273,6 +273,25 @@ class Block:
     times: NDArray[np.uint64]
     stable: bool = True
 
+    def part(self, which: slice | NDArray[np.bool_]) -> "Block":
+        """Return some frames, chosen by a slice or (n,) bool: a view where they follow each other, else a copy."""
+        which = _run_of(which)
+        return Block(self.frames[which], self.numbers[which], self.times[which], self.stable)
+
+    def copy(self) -> "Block":
+        """Return the block with arrays of its own."""
+        return Block(self.frames.copy(), self.numbers.copy(), self.times.copy())
+
+
+def _run_of(which: slice | NDArray[np.bool_]) -> slice | NDArray[np.bool_]:
+    """Return a choice as a slice, where it is of frames that follow each other."""
+    if isinstance(which, slice):
+        return which
+    (places,) = np.nonzero(which)
+    if len(places) and places[-1] - places[0] + 1 == len(places):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return which
+
 
 @dataclass(slots=True, kw_only=True)
 class SparseBlock(Block):
@@ -285,6 +304,20 @@ class SparseBlock(Block):
 
     index: NDArray[np.uint32]
     frame_ptr: NDArray[np.uint64]
+
+    def part(self, which: slice | NDArray[np.bool_]) -> "SparseBlock":
+        """See `Block.part`; of a slice."""
+        assert isinstance(which, slice)
+        pointers = self.frame_ptr[which.start : which.stop + 1]
+        pixels = slice(int(pointers[0]), int(pointers[-1]))
+        return SparseBlock(
+            self.frames[pixels], self.numbers[which], self.times[which], self.stable,
+            index=self.index[pixels], frame_ptr=pointers - pointers[0],
+        )  # fmt: skip
+
+    def copy(self) -> "SparseBlock":
+        """See `Block.copy`: the block itself, which has them."""
+        return self
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ A slot holds one frame: 8 bytes with the number of bytes, 8 with the compression
 bytes themselves. A frame that is missing has none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +55,9 @@ class Packed:
     compressions: tuple[str, ...]
     data: tuple[bytes, ...]
 
-    def chosen(self, which: NDArray[np.bool_]) -> "Packed":
-        """Return some of them; ``which`` (n,)."""
-        indices = np.flatnonzero(which).tolist()
+    def part(self, which: slice | NDArray[np.bool_]) -> "Packed":
+        """Return some of them, chosen by a slice or by (n,) bool."""
+        indices = np.arange(len(self.data))[which].tolist()
         return Packed(tuple(self.compressions[i] for i in indices), tuple(self.data[i] for i in indices))
 
 
@@ -95,9 +95,24 @@ class PackedBlock(Block):
         packed = self.packed
         return self._unpack(Packed(packed.compressions[index : index + 1], packed.data[index : index + 1]))
 
-    def chosen(self, which: NDArray[np.bool_]) -> "PackedBlock":
-        """Return some of its frames; ``which`` (n,)."""
-        made = PackedBlock(self.packed.chosen(which), self._unpack, self.numbers[which], self.times[which])
+    def sent(self, compression: str) -> Iterator[tuple[bytes, Array | None]]:
+        """Yield of each frame its bytes, or of one that is compressed in another way its pixels (1, height, width).
+
+        Raises what the function that unpacks raises.
+        """
+        for index, (kind, data) in enumerate(zip(self.packed.compressions, self.packed.data, strict=True)):
+            yield (data, None) if kind == compression else (b"", self.one(index))
+
+    def part(self, which: slice | NDArray[np.bool_]) -> "PackedBlock":
+        """See `Block.part`."""
+        made = PackedBlock(self.packed.part(which), self._unpack, self.numbers[which], self.times[which])
         if self._frames is not None:
             made.frames = self._frames[which]
+        return made
+
+    def copy(self) -> "PackedBlock":
+        """See `Block.copy`: pixels where they are unpacked; bytes never change."""
+        made = PackedBlock(self.packed, self._unpack, self.numbers.copy(), self.times.copy())
+        if self._frames is not None:
+            made.frames = self._frames.copy()
         return made

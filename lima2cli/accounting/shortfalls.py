@@ -185,12 +185,13 @@ def _latencies(plan: Plan, outcome: Outcome) -> dict[str, Latency]:
 
 
 def kernel_costs(plan: Plan, spent: Mapping[str, Spent]) -> list[KernelCost]:
-    """Return times by kernel, in the order of the data.
+    """Return times by kernel, in the order of the data; first those of flows whose frames came compressed.
 
     The cost to write a table or file behind a kernel is the kernel's.
     """
     left = dict(spent)
-    figures = []
+    flows = dict.fromkeys(gdt.flow for gdt in plan.gdts)
+    figures = [_kernel((flow,), [left.pop(flow)]) for flow in flows if flow in left]
     for kernel in plan.kernels:
         own = [left.pop(name) for name in kernel.nodes if name in left]
         if own:

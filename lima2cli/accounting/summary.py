@@ -126,7 +126,7 @@ class RankUsage:
 class KernelCost:
     """Cost of nodes that are computed together, on one receiver."""
 
-    nodes: tuple[str, ...] = key("In the order of the data.")
+    nodes: tuple[str, ...] = key("In the order of the data; the flow where its frames come compressed: of unpacking.")
     frames: int = key("Frames that it was given.")
     stage_s: float = key("Seconds to compute.")
     commit_s: float = key("Seconds to write.")

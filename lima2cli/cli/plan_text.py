@@ -103,11 +103,11 @@ def _flows(plan: Plan) -> str:
 
 
 def _packed(plan: Plan, gdt: Gdt) -> str:
-    """Return how frames travel that the detector has compressed, and which nodes save them as they are."""
-    nodes = [name for name, channel in plan.channels.items() if channel.packed and channel.flow == gdt.flow]
-    saved = f", and saved as they are by {', '.join(nodes)}" if nodes else ""
+    """Return how frames travel that the detector has compressed, and which nodes take them as they are."""
+    nodes = plan.takes_as_sent(gdt.flow)
+    taken = f", and taken as they are by {', '.join(nodes)}" if nodes else ""
     read = ", unpacked by receivers" if plan.reads_pixels(gdt.flow) else ""
-    return f"\n  {gdt.name}: frames travel as the detector compresses them ({gdt.packed}){read}{saved}"
+    return f"\n  {gdt.name}: frames travel as the detector compresses them ({gdt.packed}){read}{taken}"
 
 
 def _events(gdt: Gdt) -> str:

@@ -354,6 +354,15 @@ class SendsPacked(Protocol):
 
 
 @runtime_checkable
+class Wakes(Protocol):
+    """A `Detector` that says when there are frames, so that it need not be asked again and again."""
+
+    def wait(self, seconds: float) -> None:
+        """Return as soon as `Detector.nb_acq_frames` may have grown since it was asked, at latest after ``seconds``."""
+        ...
+
+
+@runtime_checkable
 class Warns(Protocol):
     """A `Detector` that also has warnings."""
 

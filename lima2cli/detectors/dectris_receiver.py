@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,9 @@ class Series:
         self._closed = self._next = 0
         self._ended = False
         self._under_way: deque[tuple[int, Future[None]]] = deque()
-        self._pool = ThreadPoolExecutor(config.threads, "decompress")
+        self._pool = ThreadPoolExecutor(config.threads, "decompress") if unpacked else None
+        self.news = threading.Event()
+        """Set when more may be known."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
 
@@ -139,7 +142,8 @@ class Series:
         """Take no more; what is there can still be asked for."""
         self._end.set()
         self._thread.join()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     @property
     def unused(self) -> bool:
@@ -161,11 +165,14 @@ class Series:
 
     def _run(self) -> None:
         try:
+            self._socket.rcvtimeo = int(LOOK_S * 1000)
             while not self._end.is_set() and not self._ended:
-                if self._socket.poll(int(LOOK_S * 1000)):
+                with suppress(zmq.Again):
                     self._take(self._socket.recv())
         except Exception as error:  # noqa: BLE001  whatever it is, the rank raises it
             self.failure = error
+        finally:
+            self.news.set()
 
     def _take(self, data: bytes) -> None:
         message = read(data)
@@ -196,7 +203,7 @@ class Series:
                 raise StreamProblem(f"the detector sends {start.dtype}, not {dataset.dtype} ({dataset.name})")
 
     def _keep(self, image: Image) -> None:
-        """Give an image to a thread that decompresses it; wait while there is no room."""
+        """Keep an image, once a thread has decompressed it where that is asked for; wait while there is no room."""
         number = image.number
         if number < self._next or number >= self._frames:
             self.counts["late" if number < self._next else "outside"] += 1
@@ -207,9 +214,16 @@ class Series:
         self._next = number + 1
         slot = number % self._depth
         self.times[slot] = time.time_ns() if image.time_ns is None else image.time_ns
-        self._under_way.append((number, self._pool.submit(self._decompress, image, slot)))
+        if self._pool is None:
+            self._put(image, slot)
+            self._closed = number + 1
+            self.news.set()
+        else:
+            future = self._pool.submit(self._put, image, slot)
+            self._under_way.append((number, future))
+            future.add_done_callback(lambda _: self.news.set())
 
-    def _decompress(self, image: Image, slot: int) -> None:
+    def _put(self, image: Image, slot: int) -> None:
         for name, ring in self._names.items():
             pixels = image.pixels.get(name)
             if pixels is None:
@@ -252,7 +266,7 @@ class Stream:
 
 
 class DectrisDetector:
-    """The implementation of `Detector`, `Warns` and `Informs`."""
+    """The implementation of `Detector`, `SendsPacked`, `Wakes`, `Warns` and `Informs`."""
 
     def __init__(self, config: "Dectris", info: DetectorInfo) -> None:
         self._config, self._info = config, info
@@ -344,6 +358,12 @@ class DectrisDetector:
             raise
         series.served, self._stopped_at = self._stopped_at, closed
         return closed
+
+    def wait(self, seconds: float) -> None:
+        """See `Wakes`."""
+        news = self._taken().news
+        news.wait(seconds)
+        news.clear()
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
         """See `Detector`: views of the images that are held.

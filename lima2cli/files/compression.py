@@ -207,12 +207,13 @@ def lz4_reader(compression: str, itemsize: int) -> Callable[[bytes, NDArray[Any]
 
         return read_lz4
     decompress, size = _library("bshuf")["bshuf_decompress_lz4"], ctypes.c_size_t
-    decompress.argtypes = [ctypes.c_char_p, ctypes.c_void_p, size, size, size]
+    decompress.argtypes = [ctypes.c_void_p, ctypes.c_void_p, size, size, size]
     decompress.restype = ctypes.c_int64
 
     def read_bslz4(data: bytes, out: NDArray[Any]) -> None:
         block = _check_blocks(data, out.nbytes, 8 * itemsize)
-        made = decompress(data[LZ4_HEADER.size :], out.ctypes.data, out.size, itemsize, block // itemsize)
+        blocks = np.frombuffer(data, np.uint8, offset=LZ4_HEADER.size)  # a view: the bytes are not copied
+        made = decompress(blocks.ctypes.data, out.ctypes.data, out.size, itemsize, block // itemsize)
         if made < 0:
             raise ValueError(f"bitshuffle cannot decompress a block: its error {made}")
 

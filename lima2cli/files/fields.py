@@ -278,20 +278,39 @@ def _normal(vector: tuple[float, ...] | None) -> tuple[float, float, float] | No
     return x, y, z
 
 
+GROWING: Mapping[str, Any] = {"maxshape": (None,), "chunks": (4096,)}
+"""How datasets are made that get longer."""
+
+
 def write_axis(parent: Any, name: str, axis: KnownAxis, numbers: Any) -> Any:
-    """Write and return the dataset (n,) of an axis, for rows of the frames ``numbers``, a dataset (n,)."""
-    count = len(numbers)
-    made = parent.create_dataset(name, (count,), "float64", **(PACKED if count else {}))
-    for first, last in windows(count):
-        made[first:last] = axis.positions(numbers[first:last])
+    """Write and return the dataset (n,) of an axis, for rows of the frames ``numbers`` (n,); None: it grows."""
+    if numbers is None:
+        made = parent.create_dataset(name, (0,), "float64", **GROWING)
+    else:
+        made = parent.create_dataset(name, (len(numbers),), "float64", **(PACKED if len(numbers) else {}))
+        _fill(made, axis, numbers)
     made.attrs["units"] = fixed(axis.unit)
     return made
+
+
+def _fill(made: Any, axis: KnownAxis, numbers: Any) -> None:
+    for first, last in windows(len(numbers)):
+        made[first:last] = axis.positions(numbers[first:last])
+
+
+def extend_axes(sample: Any, axes: list[KnownAxis], numbers: Any) -> None:
+    """Give growing axes of `write_axes` the rows of the frames ``numbers`` (n,)."""
+    for axis in axes:
+        made = sample["transformations"][axis.name]
+        made.resize((len(numbers),))
+        _fill(made, axis, numbers)
 
 
 def write_axes(sample: Any, axes: list[KnownAxis], numbers: Any) -> None:
     """Write the axes of a sample as ``transformations``: each of those with a vector carries the next.
 
-    The first stands on the ground, the last carries the sample; those without are positions only.
+    There is a position for each row, of the frames ``numbers`` (n,); None: they grow. The first stands on the ground,
+    the last carries the sample; those without are positions only.
     """
     transformations = group(sample, "transformations", "NXtransformations")
     below = "."

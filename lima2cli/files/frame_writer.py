@@ -23,7 +23,7 @@ from lima2cli.files.disk import disk_errors, library_is_broken
 from lima2cli.files.nexus import ChannelRecord, fill_value, write_nexus, write_start
 from lima2cli.files.tree import fixed
 from lima2cli.frames import Array, Block
-from lima2cli.packed import Packed, PackedBlock
+from lima2cli.packed import PackedBlock
 from lima2cli.threads import team
 
 CHUNK_BYTES = 1 << 20
@@ -246,7 +246,7 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
             ValueError: they have another dtype or shape.
         """
         if self._channel.packed and isinstance(block, PackedBlock):
-            return self._stage_packed(block, block.packed)
+            return self._stage_packed(block)
         frames, base = block.frames, self._rows
         if frames.dtype != self._dtype or frames.shape[1:] != self._frame:
             raise ValueError(
@@ -272,12 +272,11 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         staged.chunks = [(row, count, chunk) for (row, count), chunk in zip(rows, stored, strict=True)]
         return staged
 
-    def _stage_packed(self, block: PackedBlock, packed: Packed) -> Staged:
+    def _stage_packed(self, block: PackedBlock) -> Staged:
         """Take frames as the detector has sent them, each of which is a chunk; others are compressed."""
         staged = Staged(self._rows, block.numbers, block.times, 0)
-        for index, (compression, data) in enumerate(zip(packed.compressions, packed.data, strict=True)):
-            sent = compression == self._channel.compression
-            stored = self._keep(data) if sent else self._encode(block.one(index))
+        for index, (data, frame) in enumerate(block.sent(self._channel.compression)):
+            stored = self._keep(data) if frame is None else self._encode(frame)
             staged.chunks.append((staged.base + index, 1, stored))
         return staged
 

@@ -23,6 +23,7 @@ from lima2cli.files.disk import disk_errors
 from lima2cli.files.frame_writer import frame_file
 from lima2cli.files.master_rows import COLUMNS, RowMapping, SourceFile, write_columns, write_rows, write_virtual
 from lima2cli.files.nexus import ChannelRecord, detector_path, master_file, write_nexus, write_params, write_start
+from lima2cli.files.nxmx import prepare_late, write_so_far
 from lima2cli.files.rows import READ, InOrder, rows_of, windows
 
 LIVE = "live"
@@ -72,6 +73,14 @@ class _Part:
     mapping: RowMapping = field(default_factory=RowMapping)
 
 
+@dataclass(frozen=True)
+class Template:
+    """Masters of a channel as they begin: without rows, and prepared to be given some."""
+
+    empty: bytes
+    prepared: bytes
+
+
 class LiveMaster:
     """The master of a channel in one directory, made without rows; `write` gives it more.
 
@@ -81,13 +90,15 @@ class LiveMaster:
         OSError: it can't be written.
     """
 
-    def __init__(self, channel: Channel, directory: str, template: bytes | None = None) -> None:
+    def __init__(self, channel: Channel, directory: str, template: Template | None = None) -> None:
         self._channel = channel
         self.move(directory)
         self._parts: dict[int, list[_Part]] = {receiver: [] for receiver in dict.fromkeys(channel.receivers)}
         self.rows = 0
-        self.template = self._without_rows() if template is None else template
-        """The file without rows, which masters of other acquisitions of the channel begin with, too."""
+        self._last_s = -1.0
+        """Time of the last frame that it shows, in s since the start; negative without one."""
+        self.template = self._made() if template is None else template
+        """What masters of other acquisitions of the channel begin with, too."""
         self._replace(0, None)
 
     def move(self, directory: str) -> None:
@@ -102,7 +113,7 @@ class LiveMaster:
             OSError: the disk refuses.
         """
         self._channel = channel
-        self.template = self._without_rows()
+        self.template = self._made()
 
     def write(self, rows: int, saved: Mapping[int, int], start_ns: int) -> bool:
         """Replace it by one of so many rows, whose frames are in files or will never be; return whether that was done.
@@ -122,24 +133,28 @@ class LiveMaster:
         self.rows = rows
         return True
 
-    def _without_rows(self) -> bytes:
+    def _made(self) -> Template:
         part = f"{self.path}.part"
         with written(part, libver=VERSIONS) as file:
             write_params(write_nexus(file, self._channel, None), self._channel)
             ChannelRecord.of(self._channel, LIVE).write(file)
-        with open(part, "rb") as held:
-            return held.read()
+        empty = _content(part)
+        with written(part, "r+", libver=VERSIONS) as file:
+            prepare_late(file, self._channel)
+        return Template(empty, _content(part))
 
     def _replace(self, rows: int, start_ns: int | None) -> None:
-        channel, part = self._channel, f"{self.path}.part"
+        channel, part, shows = self._channel, f"{self.path}.part", self._last_s >= 0
         try:
             with open(part, "wb") as begun:
-                begun.write(self.template)
+                begun.write(self.template.prepared if shows else self.template.empty)
             with written(part, "r+", libver=VERSIONS) as file:
                 if start_ns is not None:
                     write_start(file, start_ns)
                     ChannelRecord.write_start(file, start_ns)
                 self._add_rows(file[detector_path(channel)], rows)
+                if start_ns is not None and shows:
+                    write_so_far(file, channel, start_ns, start_ns + round(self._last_s * 1e9), rows)
             set_marks(part)
             os.replace(part, self.path)
         except BaseException:
@@ -187,6 +202,9 @@ class LiveMaster:
                 target = target[target < rows]
                 buffer = rule.turn(rule.group(target))[0] if several else None
                 part.mapping.add(target, part.rows + np.arange(len(target)), buffer)
+                if len(target):
+                    times = detector["frame_time"][part.rows : part.rows + len(target)]
+                    self._last_s = max(self._last_s, float(times.max()))
                 part.rows += len(target)
                 if len(target) < len(numbers):
                     return shown, True
@@ -201,6 +219,11 @@ class LiveMaster:
                     detector = file[detector_path(self._channel)]
                     numbers, times = detector["frame_number"][first:last], detector["frame_time"][first:last]
                 yield [rows_of(numbers, rule.start, rule.step), times]
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as held:
+        return held.read()
 
 
 @contextmanager

@@ -9,12 +9,14 @@ along the beam; pixels are seen from the sample, x to the right and y down.
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli.files.channel import Channel
-from lima2cli.files.fields import PACKED, axes_of, write_axes
+from lima2cli.files.fields import PACKED, axes_of, extend_axes, write_axes
 from lima2cli.files.nexus import ENTRY, INSTRUMENT, detector_path, utc
 from lima2cli.files.rows import windows
 from lima2cli.files.tree import fixed, group, soft, write_quantity
+from lima2cli.geometry import Rule
 
 NXMX = "entry"
 """Name of the entry."""
@@ -26,13 +28,12 @@ ARM = "two_theta"
 """Axis that turns the detector around the sample."""
 
 
-def lacking(channel: Channel, start_ns: int | None, end_ns: int | None) -> list[str]:
-    """Return what NXmx, or a program that reads it, needs and is not known; nothing where the entry can be written."""
+def lacking(channel: Channel) -> list[str]:
+    """Return what NXmx, or a program that reads it, needs of a channel and is not known."""
     known, axes = channel.metadata, axes_of(channel.metadata)
     moving = [axis for axis in axes if axis.step]
     sensor = known.get("sensor") or {}
     there = {
-        "the times of the first and last frame": start_ns is not None and end_ns is not None,
         "metadata.instrument": known.get("instrument", INSTRUMENT) != INSTRUMENT,
         "metadata.source": known.get("source"),
         "metadata.sample": known.get("sample"),
@@ -55,14 +56,20 @@ def write_nxmx(file: Any, channel: Channel, start_ns: int | None, end_ns: int | 
 
     start_ns, end_ns  times of the first and the last frame, ns since the epoch, None where unknown
     """
-    if start_ns is None or end_ns is None or lacking(channel, start_ns, end_ns):
+    if start_ns is None or end_ns is None or lacking(channel):
         return
+    _write_entry(file, channel)
+    entry = file[NXMX]
+    entry["start_time"] = zulu(start_ns)
+    entry["end_time"] = entry["end_time_estimated"] = zulu(end_ns)
+
+
+def _write_entry(file: Any, channel: Channel) -> None:
+    """Write the entry but for its times."""
     own, path = file[ENTRY], detector_path(channel)
     entry = group(file, NXMX, "NXentry")
     entry["definition"] = "NXmx"
     entry["title"] = soft(f"/{ENTRY}/title")
-    entry["start_time"] = zulu(start_ns)
-    entry["end_time"] = entry["end_time_estimated"] = zulu(end_ns)
     data = group(entry, "data", "NXdata")
     data.attrs["signal"] = "data"
     data["data"] = soft(f"{path}/data")
@@ -82,7 +89,7 @@ def write_late(file: Any, channel: Channel, start_ns: int | None) -> None:
 
     start_ns  start of the run, ns since the epoch, None where unknown
     """
-    entry, detector = file[ENTRY], file[detector_path(channel)]
+    detector = file[detector_path(channel)]
     for name in (NXMX, f"{ENTRY}/end_time", f"{ENTRY}/sample/transformations"):
         if name in file:  # a former call was aborted
             del file[name]
@@ -91,11 +98,47 @@ def write_late(file: Any, channel: Channel, start_ns: int | None) -> None:
         last = float(np.fmax.reduce(times[first:beyond], initial=last))  # NaN: that of a frame in no file
     end_ns = None if start_ns is None or np.isnan(last) else start_ns + round(last * 1e9)
     if end_ns is not None:
-        entry["end_time"] = utc(end_ns)
+        file[ENTRY]["end_time"] = utc(end_ns)
+    _write_axes(file[ENTRY], channel, detector["frame_number"])
+    write_nxmx(file, channel, start_ns, end_ns)
+
+
+def prepare_late(file: Any, channel: Channel) -> None:
+    """Write the same into a master without rows of a run that goes on, but for times and positions."""
+    _write_axes(file[ENTRY], channel, None)
+    if not lacking(channel):
+        _write_entry(file, channel)
+
+
+def write_so_far(file: Any, channel: Channel, start_ns: int, last_ns: int, rows: int) -> None:
+    """Complete what was prepared, for the first ``rows``: there is no end yet.
+
+    start_ns, last_ns  times of the start and of the last frame that is there, ns since the epoch
+    """
+    if axes := axes_of(channel.metadata):
+        extend_axes(file[ENTRY]["sample"], axes, _Numbers(channel.rule, rows))
+    if NXMX in file:
+        file[NXMX]["start_time"], file[NXMX]["end_time_estimated"] = zulu(start_ns), zulu(last_ns)
+
+
+class _Numbers:
+    """The frame numbers of the first ``rows`` of a channel that shows each selected frame, as of a dataset."""
+
+    def __init__(self, rule: Rule, rows: int) -> None:
+        self._rule, self._rows = rule, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, rows: slice) -> NDArray[np.uint64]:
+        return self._rule.frame(np.arange(rows.start, rows.stop)).astype(np.uint64)
+
+
+def _write_axes(entry: Any, channel: Channel, numbers: Any) -> None:
+    """Write the positions of axes in frames of these numbers, where any are known."""
     if axes := axes_of(channel.metadata):
         sample = entry["sample"] if "sample" in entry else group(entry, "sample", "NXsample")
-        write_axes(sample, axes, detector["frame_number"])
-    write_nxmx(file, channel, start_ns, end_ns)
+        write_axes(sample, axes, numbers)
 
 
 def zulu(time_ns: int) -> str:
@@ -118,9 +161,9 @@ def _detector(detector: Any, own: Any, channel: Channel) -> None:
     """Write the NXdetector: links to our ``own``, and where its pixels are."""
     import h5py
 
-    for name in own:
-        if name not in NOT_LINKED and own.get(name, getclass=True) is h5py.Dataset:
-            detector[name] = soft(f"{own.name}/{name}")
+    datasets = {name for name in own if own.get(name, getclass=True) is h5py.Dataset}
+    for name in sorted(datasets.union({"data"}).difference(NOT_LINKED)):  # "data" may not be there yet
+        detector[name] = soft(f"{own.name}/{name}")
     detector["detector_distance"] = soft(f"{own.name}/distance")
     if "pixel_mask" not in own:  # dxtbx asks for one: no pixel is known to be bad
         good = np.zeros((channel.height, channel.width), np.uint32)

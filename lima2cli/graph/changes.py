@@ -8,8 +8,7 @@ import numpy as np
 
 from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError
-from lima2cli.frames import Block, Files, SparseBlock
-from lima2cli.graph.fused import part_of
+from lima2cli.frames import Block, Files
 from lima2cli.graph.protocol import Operator
 from lima2cli.messages import Change
 from lima2cli.nodes.change import changed
@@ -87,16 +86,4 @@ class Changes:
         if not cuts:
             return [block]
         edges = [0, *cuts, len(block.numbers)]
-        return [_part(block, slice(first, last)) for first, last in pairwise(edges)]
-
-
-def _part(block: Block, which: slice) -> Block:
-    """Return consecutive frames of a block, of sparse ones too."""
-    if not isinstance(block, SparseBlock):
-        return part_of(block, which)
-    pointers = block.frame_ptr[which.start : which.stop + 1]
-    pixels = slice(int(pointers[0]), int(pointers[-1]))
-    return SparseBlock(
-        block.frames[pixels], block.numbers[which], block.times[which], block.stable,
-        index=block.index[pixels], frame_ptr=pointers - pointers[0],
-    )  # fmt: skip
+        return [block.part(slice(first, last)) for first, last in pairwise(edges)]

@@ -12,7 +12,7 @@ from lima2cli.frames import Block, Files
 from lima2cli.graph.build import BoundPass, BoundStep, NodeFailed, bind_passes, origins_of
 from lima2cli.graph.changes import Changes
 from lima2cli.graph.operators import BoundCommon
-from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, PartFailed, Result, copy_of
+from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, PartFailed, Result
 from lima2cli.graph.taps import Taps
 from lima2cli.graph.user_program import OwnProcessing
 from lima2cli.messages import Change, Timings
@@ -406,7 +406,7 @@ class Executor:
         if block is not None and source in state.held and state.hold is not None:
             hold = state.hold.take()
         elif block is not None:
-            block = copy_of(block)
+            block = block.copy()
         last = self._reached(source, origin, state)
         operator.push(Arrival(source, last, block, state.rows.get(source), hold, state.received_ns))
 

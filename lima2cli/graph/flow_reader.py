@@ -1,5 +1,6 @@
 """One flow as one receiver sees it: which groups are complete, in the order of the groups, without a copy."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 
@@ -11,21 +12,13 @@ from lima2cli.frames import Array, Block
 from lima2cli.graph.protocol import END
 from lima2cli.graph.receiver_buffer import COMPLETE, NOT_WRITTEN, OVERWRITTEN, ReceiverBuffer
 from lima2cli.graph.unpacking import Unpacker
-from lima2cli.messages import FlowCount
+from lima2cli.messages import FlowCount, Spent
 from lima2cli.packed import PackedBlock, taken
 from lima2cli.program import END_FULL, END_OK, END_WORDS, ReceiverFlow, end_mark
 from lima2cli.transport.base import Port
 
 RowRanges = list[tuple[int, int]]
 """First and last index, among the selected frames, of consecutive ones."""
-
-
-def without(block: Block, failed: NDArray[np.bool_]) -> Block:
-    """Return the frames of a block that are whole, copied."""
-    whole = ~failed
-    if isinstance(block, PackedBlock):
-        return block.chosen(whole)
-    return Block(block.frames[whole], block.numbers[whole], block.times[whole], block.stable)
 
 
 def add_rows(rows: RowRanges, indices: NDArray[np.int64]) -> None:
@@ -117,6 +110,8 @@ class FlowReader:
         self._selected = self._gdt.selected
         self._turn, self._ended = 0, False
         self.count = FlowCount()
+        self.unpacking = Spent()
+        """Cost of taking frames that come packed out of their slots, and of unpacking them."""
         for buffer in self._buffers:
             buffer.begin(self._base)
 
@@ -272,10 +267,13 @@ class FlowReader:
         if self._unpacker is None:
             block = Block(frames, numbers, times if stable else times.copy(), stable)
         else:
+            before = time.perf_counter_ns()
             block = PackedBlock(taken(frames[:, 0]), self._unpacker.frames, numbers, times.copy())
             if not stable and buffer.state(visit) != COMPLETE:
                 return OVERWRITTEN
             room, damaged = self._unpack(self._unpacker, block)
+            self.unpacking.stage_ns += time.perf_counter_ns() - before
+            self.unpacking.frames += len(numbers)
             if damaged is not None:
                 if damaged.all() and visits > 1:
                     return self._batch(buffer, visit, 1)
@@ -286,7 +284,7 @@ class FlowReader:
         batch = Batch(buffer, visit, visits, block, room=room)
         if failed is not None:
             batch.failed = rule.index(numbers[failed].astype(np.int64))
-            batch.block = without(block, failed)
+            batch.block = block.part(~failed)
         self._turn += visits if len(self._buffers) == 1 else 1
         self._held.append(batch)
         return batch

@@ -90,7 +90,7 @@ class BoundChain(Operator):
         parts = self._team.parts(count, frames.shape[1] * frames.shape[2])
         shares = enumerate(zip(self._windows, parts, strict=False))
         works = [
-            partial(self._stage_part, i, chains, part_of(block, part), None if out is None else out[part], received_ns)
+            partial(self._stage_part, i, chains, block.part(part), None if out is None else out[part], received_ns)
             for i, (chains, part) in shares
         ]
         partials = self._team.each(works)
@@ -149,11 +149,6 @@ class BoundChain(Operator):
         for window, chain in chains:
             chain.compute(block.frames, out, [_reader(name, each, window) for name, each in reducers.items()])
         return {name: _call(name, reducer.end, block, received_ns) for name, reducer in reducers.items()}
-
-
-def part_of(block: Block, part: slice) -> Block:
-    """Return consecutive frames of a block."""
-    return Block(block.frames[part], block.numbers[part], block.times[part], block.stable)
 
 
 def concatenated(partials: Sequence[Partial]) -> Partial:

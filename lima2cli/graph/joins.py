@@ -218,7 +218,7 @@ class BoundSelect(Operator):
         self._vetoed += int(np.count_nonzero(known)) - count
         if not count:
             return None
-        return Result(arrival.last, block if count == len(chosen) else part_of(block, chosen))
+        return Result(arrival.last, block if count == len(chosen) else block.part(chosen))
 
     def _with_rows(self, numbers: Numbers, rows: PartialRows) -> NDArray[np.bool_]:
         """Return which frames have all rows that they should have."""
@@ -230,18 +230,9 @@ class BoundSelect(Operator):
         return known
 
 
-def part_of(block: Block, chosen: NDArray[np.bool_]) -> Block:
-    """Return some frames of a block: a view where they follow each other, else a copy."""
-    (places,) = np.nonzero(chosen)
-    selection: slice | NDArray[np.bool_] = chosen
-    if len(places) and places[-1] - places[0] + 1 == len(places):
-        selection = slice(int(places[0]), int(places[-1]) + 1)
-    return Block(block.frames[selection], block.numbers[selection], block.times[selection], block.stable)
-
-
 def _only(block: Block, numbers: Numbers) -> Block:
     """Return the frames of these numbers, which are some or all of the block's."""
-    return block if len(numbers) == len(block.numbers) else part_of(block, np.isin(block.numbers, numbers))
+    return block if len(numbers) == len(block.numbers) else block.part(np.isin(block.numbers, numbers))
 
 
 class Pairing(Operator):
@@ -369,7 +360,7 @@ def _between(block: Block, begin: int, end: int) -> Block | None:
         return None
     if end - begin == len(block.numbers):
         return block
-    return Block(block.frames[begin:end], block.numbers[begin:end], block.times[begin:end], block.stable)
+    return block.part(slice(begin, end))
 
 
 def _rows_upto(rows: Partial, last: int) -> Partial:

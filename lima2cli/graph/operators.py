@@ -11,9 +11,9 @@ import numpy as np
 from lima2cli.files.channel import Channel
 from lima2cli.files.tables import TableWriter
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparseBlock, SparsePixels, SparseSpec
-from lima2cli.graph.fused import BoundChain, Spread, concatenated, part_of
+from lima2cli.graph.fused import BoundChain, Spread, concatenated
 from lima2cli.graph.joins import BoundJoin, BoundJoinedTransform, Ranges
-from lima2cli.graph.protocol import END, Arrival, Operator, Result, copy_of
+from lima2cli.graph.protocol import END, Arrival, Operator, Result
 from lima2cli.nodes.base import (
     BlockDropped,
     EarlyWriter,
@@ -303,7 +303,7 @@ class BoundReduce(Operator):
         if len(parts) == 1:
             return self._reducers[0].step(block, received_ns)
         shares = zip(self._reducers, parts, strict=False)
-        steps = [partial(reducer.step, part_of(block, part), received_ns) for reducer, part in shares]
+        steps = [partial(reducer.step, block.part(part), received_ns) for reducer, part in shares]
         return concatenated(self._team.each(steps))
 
     def rebind(self, step: Step, files: Files) -> Callable[[], None] | None:
@@ -410,7 +410,7 @@ class BoundTransform(Operator):
         """See `Operator.push`: at the end what it makes of what arrives then, and what it still holds."""
         made = None if arrival.block is None else self._made(arrival.block)
         if arrival.last == END:
-            made = copy_of(made) if made is not None else None
+            made = made.copy() if made is not None else None
             left = self._transformer.finish()
             if isinstance(self._transformer, WarningTransformer):
                 self.warnings += [f"{self.name}: {text}" for text in self._transformer.warnings()]

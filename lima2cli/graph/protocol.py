@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from lima2cli.dataclass import dataclass
-from lima2cli.frames import Array, Block, Files, SparseBlock
+from lima2cli.frames import Array, Block, Files
 from lima2cli.messages import NEVER
 from lima2cli.nodes.base import Partial
 from lima2cli.plan.ir import Step
@@ -91,13 +91,6 @@ class Result:
         if self.block is not None:
             return len(self.block.numbers)
         return max((len(rows["frame_number"]) for rows in (self.rows or {}).values()), default=0)
-
-
-def copy_of(block: Block) -> Block:
-    """Return the block with arrays of its own."""
-    if isinstance(block, SparseBlock):  # has them
-        return block
-    return Block(block.frames.copy(), block.numbers.copy(), block.times.copy())
 
 
 class BlockFailed(Exception):

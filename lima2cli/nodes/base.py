@@ -131,6 +131,13 @@ class Node:
         """
         raise NotImplementedError
 
+    def as_sent(self, inputs: Inputs) -> bool:
+        """Return whether it takes frames as the detector has compressed them (`FrameSpec.packed`), and gives them so.
+
+        Called after `infer`. Such a node gets a `PackedBlock`, whose pixels it asks for only where it has to.
+        """
+        return False
+
     def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:
         """Return what is allowed and probably not meant, each as a `NodeMisuse`, not raised; called after `infer`."""
         return ()
@@ -428,6 +435,10 @@ class Select(Node):
     def infer(self, inputs: Inputs) -> FrameSpec:
         """See `Node.infer`: the frames that enter. Raises `NodeMisuse` where it can't read ``inputs.tables``."""
         return inputs.spec
+
+    def as_sent(self, inputs: Inputs) -> bool:
+        """See `Node.as_sent`: it looks at rows, not at pixels."""
+        return True
 
     def choose(self, numbers: NDArray[np.uint64], rule: Rule, rows: Mapping[str, Rows]) -> NDArray[np.bool_]:
         """Return which of these frames leave, bool (n,); a pure function of each frame by itself.

@@ -11,9 +11,9 @@ invalid values of single frames are noted as attributes of the NXdetector (``inv
 dtype of frames can be saved. ``frames_per_chunk: auto`` chooses chunks of about 1 MiB uncompressed, at least one frame,
 and not more than a file holds or arrive in half a second.
 
-Directly behind a flow whose frames the detector has compressed by bitshuffle-LZ4 (``dectris``) a chunk is one frame as
-the detector has sent it: nothing is decompressed, and nothing compressed. `lima2 plan` says so. A frame that lacks a
-part is missing; other damage is found when it is read, unless other nodes read the flow, too.
+Where the detector has compressed frames by bitshuffle-LZ4 (``dectris``), and no node has changed them, a chunk is one
+frame as the detector has sent it: nothing is decompressed, and nothing compressed. `lima2 plan` says so. A frame that
+lacks a part is missing; other damage is found when it is read, unless other nodes read the flow, too.
 
 Files hold a checksum of what they store of each chunk, which `lima2 inspect --verify` and `replay` check;
 ``checksum: off`` saves the one or two percent that it costs.
@@ -100,12 +100,23 @@ class IoHdf5(Sink):
             message = "a common file holds dense frames, these are sparse"
             raise NodeMisuse("layout-common", message, ("layout",), "layout: files")
 
+    @property
+    def _compression(self) -> str:
+        return self.compression or ("none" if self.together else "bslz4")
+
+    def as_sent(self, inputs: Inputs) -> bool:
+        """See `Node.as_sent`: each frame is a chunk."""
+        return self._keeps(inputs.spec)
+
+    def _keeps(self, spec: FrameSpec) -> bool:
+        one = self.frames_per_chunk in ("auto", 1)
+        return spec.packed == self._compression and one and self.layout == "files"
+
     def channel(self, spec: FrameSpec, period_s: float | None) -> Mapping[str, Any]:
         """See `Sink.channel`; ``frames_per_chunk`` is a number here."""
         from lima2cli.files.frame_writer import frames_per_chunk_auto
 
-        chunk, compression = self.frames_per_chunk, self.compression or ("none" if self.together else "bslz4")
-        packed = spec.packed == compression and chunk in ("auto", 1) and self.layout == "files"
+        chunk, compression, packed = self.frames_per_chunk, self._compression, self._keeps(spec)
         if packed:
             chunk = 1
         elif chunk == "auto":

@@ -9,7 +9,8 @@ their names, of one message; frames that are not in all of them are left out, an
 
 ``image_id`` is the index of the frame among those of the flow, so that with several receivers, or where frames are
 lost, numbers are left out. Integers and floats are sent as they are, compressed by bitshuffle-LZ4 (``bslz4``, as in
-files) or not (``none``).
+files) or not (``none``). Frames that the detector has compressed so (``dectris``), and that no node has changed, are
+sent byte for byte as they came. `lima2 plan` says so.
 
 ``protocol: array-1.0`` is that of PSI's live streams (PUB): a JSON header, and the pixels. Each frame goes to all that
 are connected; whoever is slow misses some.
@@ -24,7 +25,7 @@ there is room again; ``drop`` never waits. What was left out is counted, in the 
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ from lima2cli.errors import NodeMisuse, UserCodeError
 from lima2cli.files.compression import bitshuffle_lz4_view
 from lima2cli.frames import Array, Block, FrameSpec
 from lima2cli.nodes.base import Inputs, Transform, node
+from lima2cli.packed import PackedBlock
 
 PROTOCOLS = ("stream2", "array-1.0")
 
@@ -71,6 +73,14 @@ class IoStream(Transform):
             message = f"{port} leaves no room for the ports of several receivers"
             raise NodeMisuse("stream-parameters", message, ("endpoint",), "1 to 64511")
         return inputs.spec
+
+    @property
+    def _compression(self) -> str:
+        return self.compression or ("none" if self.protocol == "array-1.0" else "bslz4")
+
+    def as_sent(self, inputs: Inputs) -> bool:
+        """See `Node.as_sent`: where all channels come compressed as they are sent."""
+        return all(spec.packed == self._compression for spec in inputs.specs.values())
 
     def _check_channels(self, specs: Mapping[str, FrameSpec]) -> None:
         """Refuse channels that no message can have together."""
@@ -145,11 +155,10 @@ class Sender:
         numbers, times = blocks[0].numbers, blocks[0].times
         if not self._begun:
             self._begun, self._start = True, self._messages.begin(int(times[0]))
-        channels = zip(*(block.frames for block in blocks), strict=True)
+        channels = zip(*map(self._messages.images, blocks), strict=True)
         indices = self._rule.index(numbers.astype(np.int64)).tolist()
-        for frames, number, time_ns in zip(channels, indices, times.tolist(), strict=True):
+        for images, number, time_ns in zip(channels, indices, times.tolist(), strict=True):
             self._open = self._open or self._offer(self._start)
-            images = [np.ascontiguousarray(frame) for frame in frames]
             taken = self._open and self._offer(self._messages.frame(images, number, time_ns))
             self.sent, self.lost = self.sent + taken, self.lost + (not taken)
 
@@ -180,7 +189,7 @@ class Sender:
         end = time.monotonic() + self._node.patience
         while True:
             try:
-                self._socket.send_multipart(parts, zmq.NOBLOCK)
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 if not self._patient or time.monotonic() > end:
                     self._patient = False
@@ -191,6 +200,10 @@ class Sender:
                 return True
 
 
+Image = bytes | Array
+"""What is sent of one frame of a channel: its bytes, compressed, or its pixels (height, width), C-contiguous."""
+
+
 class _Messages:
     """The messages of a protocol: parts of each, none where there is no such message."""
 
@@ -198,8 +211,12 @@ class _Messages:
         """Return the message before the first frame, which is of this time."""
         return ()
 
-    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
-        """Return the message of a frame: (height, width) of each channel, C-contiguous."""
+    def images(self, block: Block) -> Iterator[Image]:
+        """Yield what is sent of each frame of a channel."""
+        return map(np.ascontiguousarray, block.frames)
+
+    def frame(self, images: Sequence[Image], number: int, time_ns: int) -> Sequence[bytes]:
+        """Return the message of a frame, of which ``images`` are the channels."""
         raise NotImplementedError
 
     def end(self, lost: int) -> Sequence[bytes]:
@@ -213,10 +230,10 @@ class _Arrays(_Messages):
     def __init__(self, spec: FrameSpec) -> None:
         self._header = {"htype": "array-1.0", "shape": list(spec.shape), "type": spec.dtype}
 
-    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
+    def frame(self, images: Sequence[Image], number: int, time_ns: int) -> Sequence[bytes]:
         """See `_Messages.frame`."""
         header = self._header | {"frame": number, "timestamp_ns": time_ns}
-        return json.dumps(header).encode(), images[0].tobytes()
+        return json.dumps(header).encode(), bytes(images[0])
 
 
 class _Stream2(_Messages):
@@ -253,17 +270,26 @@ class _Stream2(_Messages):
             fields["pixel_mask"] = {name: self._wire.array_of(mask) for name, mask in masks.items()}
         return (self._wire.start_message(self._series, self._id, fields),)
 
-    def frame(self, images: Sequence[Array], number: int, time_ns: int) -> Sequence[bytes]:
+    def images(self, block: Block) -> Iterator[Image]:
+        """See `_Messages.images`: where the detector has compressed them in the same way, as it has sent them."""
+        if self._compress is None or not isinstance(block, PackedBlock):
+            return super().images(block)
+        return (data if frame is None else frame[0] for data, frame in block.sent("bslz4"))
+
+    def frame(self, images: Sequence[Image], number: int, time_ns: int) -> Sequence[bytes]:
         """See `_Messages.frame`."""
-        packed: list[bytes | memoryview] = [self._packed(pixels).tobytes() for pixels in images[:-1]]
+        packed: list[bytes | memoryview] = [bytes(self._packed(image)) for image in images[:-1]]
         packed.append(self._packed(images[-1]))  # which is valid until another is made
         each = zip(self._channels, packed, strict=True)
         dtype, shape, compressed = self._spec.dtype, self._spec.shape, self._compress is not None
         channels = {name: (dtype, shape, pixels, compressed) for name, pixels in each}
         return (self._wire.image_message(self._series, self._id, number, (self._start_ns, time_ns), channels),)
 
-    def _packed(self, pixels: Array) -> memoryview:
-        return pixels.reshape(-1).view(np.uint8).data if self._compress is None else self._compress(pixels)
+    def _packed(self, image: Image) -> bytes | memoryview:
+        """Return an image as it travels."""
+        if isinstance(image, bytes):
+            return image
+        return image.reshape(-1).view(np.uint8).data if self._compress is None else self._compress(image)
 
     def end(self, lost: int) -> Sequence[bytes]:
         """See `_Messages.end`."""

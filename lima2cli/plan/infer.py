@@ -250,8 +250,8 @@ def _step(graph_node: GraphNode, inputs: Sequence[Inputs], known: _Known, receiv
     if graph_node.tables:
         numbering = _with_rows(numbering, graph_node, known, receivers)
     gathers = isinstance(node, Exchange) and node.gathers
-    first = _made(node.infer(inputs[0]))
-    after = [first, *(first if gathers else _made(node.infer(each)) for each in inputs[1:])]
+    first = _made(node, inputs[0])
+    after = [first, *(first if gathers else _made(node, each) for each in inputs[1:])]
     together = numbering.parts and (gathers or isinstance(node, Reduce))
     together = together or (isinstance(node, Sink) and node.together)
     return Step(
@@ -267,9 +267,12 @@ def _step(graph_node: GraphNode, inputs: Sequence[Inputs], known: _Known, receiv
     )
 
 
-def _made(spec: Spec) -> Spec:
-    """Return what a node gives: frames are as the detector has sent them on the edge of a flow only."""
-    return replace(spec, packed="") if isinstance(spec, FrameSpec) and spec.packed else spec
+def _made(node: Node, inputs: Inputs) -> Spec:
+    """Return what a node gives: frames as the detector has sent them only where it takes them so. Raises as `infer`."""
+    spec = node.infer(inputs)
+    if not isinstance(spec, FrameSpec) or not spec.packed or node.as_sent(inputs):
+        return spec
+    return replace(spec, packed="")
 
 
 def _rows(name: str, known: _Known) -> TableSpec:

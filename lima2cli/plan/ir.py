@@ -1,6 +1,6 @@
 """The plan: all decisions of `compile_plan`, frozen. The runtime adds nothing to it but time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -331,17 +331,24 @@ class Plan:
         return replace(self, frames=frames, period_s=period_s, acquisition=acquisition, gdts=gdts)
 
     def reads_pixels(self, flow: str) -> bool:
-        """Return whether any node, or the user's program, reads the pixels of a flow whose frames come packed.
+        """Return whether any node, or the user's program, reads the pixels of a flow whose frames come packed."""
+        return self.processing is not None or not all(as_sent for _, as_sent in self._readers_of_packed(flow))
 
-        A node that saves them as they are does not, and hands them on so.
-        """
-        as_sent = {flow}
+    def takes_as_sent(self, flow: str) -> list[str]:
+        """Return the nodes that take frames of a flow as they come packed, in the order of the data."""
+        return [name for name, as_sent in self._readers_of_packed(flow) if as_sent]
+
+    def _readers_of_packed(self, flow: str) -> Iterator[tuple[str, bool]]:
+        """Yield the nodes that frames of a flow come to packed, and whether they take them so, and hand them on."""
+        packed, steps = {flow}, {step.name: step for step in self.steps}
         for kernel in self.kernels:
-            if not as_sent.isdisjoint(kernel.sources):
-                if not all(name in self.channels and self.channels[name].packed for name in kernel.nodes):
-                    return True
-                as_sent.update(kernel.nodes)
-        return self.processing is not None
+            for name in kernel.nodes:
+                if not packed.isdisjoint(steps[name].sources):
+                    after = steps[name].after
+                    as_sent = isinstance(after, FrameSpec) and bool(after.packed)
+                    if as_sent:
+                        packed.add(name)
+                    yield name, as_sent
 
     @cached_property
     def visible(self) -> dict[str, FrameSpec]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from lima2cli import messages
-from lima2cli.detectors.base import AcqParams, Detector, Informs, SendsPacked, State, Warns
+from lima2cli.detectors.base import AcqParams, Detector, Informs, SendsPacked, State, Wakes, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
@@ -21,6 +21,9 @@ from lima2cli.units import seconds_text
 
 GROUPS_PER_STEP = 8
 """Groups served before the mail is looked at again."""
+
+MESSAGES_S = 2e-3
+"""Seconds between looks at the mail, while a detector says when there are frames."""
 
 WAITING_PERIOD_NS = 500_000_000
 
@@ -109,6 +112,7 @@ class DetectorRank:
         self._behind, self._cpu_s = 0, 0.0
         self._warned: set[str] = set()
         self._informed = True
+        self._wakes = detector if isinstance(detector, Wakes) else None
 
     def prepare(self) -> None:
         """Get the detector ready and report so, or that it failed."""
@@ -132,6 +136,14 @@ class DetectorRank:
             due = [(cursor.last, cursor.numbers[0]) for cursor in self._cursors if cursor.last >= 0]
             self._fail(error, min(due)[1] if due else None)
             return True
+
+    def rest(self, seconds: float) -> None:
+        """Rest for so long; where only frames are waited for, and the detector says when they come, until then."""
+        wakes = self._wakes
+        if wakes is None or not self._running or self._paused or any(one.waiting_since for one in self._cursors):
+            time.sleep(seconds)
+        else:
+            self._do(lambda: wakes.wait(MESSAGES_S))
 
     def _serve_some(self) -> bool:
         served = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lima2cli.accounting.acquisitions import Outcome
 from lima2cli.errors import RunFailed
@@ -34,6 +34,15 @@ class Rank(Protocol):
 
     def step(self) -> bool:
         """Do one thing; return False where there was none."""
+        ...
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """A rank that may be woken while it rests."""
+
+    def rest(self, seconds: float) -> None:
+        """Rest for so long, or until there is something to do."""
         ...
 
 
@@ -101,13 +110,17 @@ def _control(
 
 
 def turn(rank: Rank) -> None:
-    """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin."""
+    """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin.
+
+    Where work comes seldom the first sleeps are longer, too: each look costs a good part of the shortest sleep.
+    """
+    rest = rank.rest if isinstance(rank, Rests) else time.sleep
     pause = SHORTEST_SLEEP_S
     while not rank.done:
         if rank.step():
-            pause = SHORTEST_SLEEP_S
+            pause = max(pause / 4, SHORTEST_SLEEP_S)
         else:
-            time.sleep(pause)
+            rest(pause)
             pause = min(2 * pause, LONGEST_SLEEP_S)
 
 

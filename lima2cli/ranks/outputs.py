@@ -14,7 +14,7 @@ from lima2cli.errors import StateError
 from lima2cli.facts import Facts
 from lima2cli.files.disk import library_is_broken
 from lima2cli.files.fields import informed
-from lima2cli.files.live_master import LiveMaster
+from lima2cli.files.live_master import LiveMaster, Template
 from lima2cli.paths import held_in, real
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.directory import LATEST
@@ -165,7 +165,7 @@ class LiveMasters:
 
     def __init__(self, plan: Plan, warn: Callable[[str], None]) -> None:
         self._plan, self._warn = plan, warn
-        self._templates: dict[str, bytes] = {}
+        self._templates: dict[str, Template] = {}
         self._masters: dict[str, _Written] = {}
         self._number = 0
 

@@ -16,7 +16,7 @@ from lima2cli.foreign import lingering
 from lima2cli.frames import Files
 from lima2cli.graph.executor import Executor
 from lima2cli.graph.flow_reader import Absent, Batch, FlowReader
-from lima2cli.graph.protocol import Lease, copy_of
+from lima2cli.graph.protocol import Lease
 from lima2cli.graph.user_program import start_processing
 from lima2cli.messages import (
     Change,
@@ -25,6 +25,7 @@ from lima2cli.messages import (
     Failure,
     Measured,
     ReceiverReport,
+    Spent,
     Start,
     Stats,
     median_and_p99,
@@ -268,7 +269,7 @@ class ReceiverRank:
             graph.timings.note(reader.flow.gdt.name, block.numbers, reader.ends(batch))
             hold.done()
         elif reader.flow.gdt.overrun == "continue" or graph.needs_stable or graph.changes.due:
-            block = copy_of(block)
+            block = block.copy()
             intact = reader.intact(batch)
             reader.release(batch, intact)
             if intact:
@@ -350,11 +351,16 @@ class ReceiverRank:
         stats = Stats(
             acquisition=order.start.number, flows=flows, saved=graph.counts.saved, done=self._done(),
             undecided=graph.undecided({reader.flow.gdt.flow: reader.undecided for reader in self._readers}),
-            spent={name: replace(spent) for name, spent in timings.spent.items()},
+            spent={name: replace(spent) for name, spent in self._spent(graph).items()},
             latency=median_and_p99(timings.paces), seconds=(time.time_ns() - order.start.start_ns) * 1e-9,
             busy_s=self._busy_ns * 1e-9, used=replace(used, cpu_s=used.cpu_s - self._cpu_s), pid=os.getpid(),
         )  # fmt: skip
         self._port.send(0, (messages.STATS, stats))
+
+    def _spent(self, graph: Executor) -> dict[str, Spent]:
+        """Return the costs of nodes, and those of flows whose frames come compressed, by name."""
+        unpacking = {reader.flow.gdt.flow: reader.unpacking for reader in self._readers if reader.unpacking.frames}
+        return unpacking | graph.timings.spent
 
     def _done(self) -> dict[str, int]:
         """Return how many of its frames this receiver has gone through, by flow, whatever became of them."""
@@ -407,7 +413,8 @@ class ReceiverRank:
         counts = self._counts(graph)
         self._note(counts, order)
         self._close_ledger()
-        measured = Measured(self._busy_ns * 1e-9, usage().cpu_s - self._cpu_s, graph.timings.spent, graph.timings.paces)
+        cpu_s = usage().cpu_s - self._cpu_s
+        measured = Measured(self._busy_ns * 1e-9, cpu_s, self._spent(graph), graph.timings.paces)
         report = ReceiverReport(
             **vars(counts), receiver=self._program.receiver, saved=graph.counts.saved, usage=usage(),
             measured=measured, acquisition=order.start.number,

@@ -231,6 +231,12 @@ def test_each_acquisition_has_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not third.keys() & {*KEYS, "pixel_mask", "description"}
 
 
+def shown(run: l2.Run) -> int:
+    """The rows of a master that grows."""
+    with h5py.File(run.directory / "d_save_master.h5", swmr=True) as live:
+        return len(live["entry_0000/instrument/dectris/data"])
+
+
 def test_before_the_first_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start message is taken while the run waits; the live master has what it says, and so has a recovered one."""
     monkeypatch.chdir(tmp_path)
@@ -247,6 +253,8 @@ def test_before_the_first_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             socket.send(sent(number, "uint16", CHANNELS))
         progress = run.progress
         assert next(event for event in progress if event["rows"].get("save", 0) == 2)
+        while time.monotonic() < deadline and shown(run) < 2:  # it grows twice a second
+            time.sleep(0.05)
         with h5py.File(run.directory / "d_save_master.h5", swmr=True) as live:
             assert live["entry_0000/instrument/beam/incident_energy"][()] == 12000
             detector = live["entry_0000/instrument/dectris"]

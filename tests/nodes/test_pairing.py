@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Block, FrameSpec
 from lima2cli.geometry import Rect, Rule
-from lima2cli.graph.joins import BoundJoin, ExpectedFrames, Pairing, part_of
+from lima2cli.graph.joins import BoundJoin, ExpectedFrames, Pairing
 from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, Result
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.nodes.base import Inputs
@@ -215,7 +215,7 @@ class _Chooser(Operator):
             return None
         rows, block = arrival.tables["t"], arrival.there
         chosen = np.isin(block.numbers, rows["frame_number"][rows["value"] % 2 == 0])
-        return Result(arrival.last, part_of(block, chosen)) if chosen.any() else None
+        return Result(arrival.last, block.part(chosen)) if chosen.any() else None
 
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=8)
