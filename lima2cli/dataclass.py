@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(
-        cls: type | None = None, /, *, frozen: bool = False, eq: bool = True, kw_only: bool = False, slots: bool = False
-    ) -> Any:
+        cls: type | None = None, /, *, frozen: bool = False, eq: bool = True, repr: bool = True, kw_only: bool = False,
+        slots: bool = False,
+    ) -> Any:  # fmt: skip
         """Make a class a dataclass as `dataclasses.dataclass` does; by that one where it gets slots."""
 
         def decorate(cls: type) -> type:
             if slots:
-                return dataclasses.dataclass(cls, frozen=frozen, eq=eq, kw_only=kw_only, slots=True)
+                return dataclasses.dataclass(cls, frozen=frozen, eq=eq, repr=repr, kw_only=kw_only, slots=True)
             own = {name for name, value in vars(cls).items() if value is not None}  # `__eq__` makes `__hash__` None
             dataclasses.dataclass(cls, init=False, repr=False, eq=False, frozen=frozen, kw_only=kw_only)
-            methods = {"__init__": _compiled_at_first_call(cls, frozen), "__repr__": _show}
+            methods = {"__init__": _compiled_at_first_call(cls, frozen)} | ({"__repr__": _show} if repr else {})
             if eq:
                 names = [one.name for one in fields(cls) if one.compare]
                 cls._compared = attrgetter(*names) if names else type

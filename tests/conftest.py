@@ -4,10 +4,12 @@ import gc
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from typer import testing
 
 from lima2cli.job import run
 from tests import world
@@ -29,7 +31,8 @@ collect_ignore = ["plugin_example"]  # a package of its own, installed and teste
 
 
 def pytest_configure() -> None:
-    """Let runs go to ranks that stay, unless a test is about the launch."""
+    """Let runs go to ranks that stay, unless a test is about the launch; make the commands of the program once."""
+    vars(testing)["_get_command"] = cache(testing._get_command)
     if importlib.util.find_spec("mpi4py") is not None:
         vars(run)["run_with_mpiexec"] = world.run_in_world
 

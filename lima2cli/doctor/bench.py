@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from lima2cli import __version__
 from lima2cli.check import check_text
+from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.files.appending import load_libraries
 from lima2cli.files.compression import encoder

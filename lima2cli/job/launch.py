@@ -73,7 +73,7 @@ def job_rank() -> int | None:
     return int(ranks[0]) if ranks else None
 
 
-@dataclass
+@dataclass(repr=False)  # `signal.getsignal` makes one each time, for an exception that it catches
 class Signals:
     """Signals of the user: the first stops the run cleanly, the second, or a request to abort it, at once."""
 

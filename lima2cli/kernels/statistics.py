@@ -81,6 +81,7 @@ class RegionSums:
         self.cuts: dict[tuple[int, ...], _Cut] = {}
         self.wide = _wide(self.dtype, max(TILE_PIXELS, region.box.width))
         self.narrow, self.few = _narrow(self.dtype)
+        self.once = set(keys) <= {"sum"} and region.pixels is None and self.invalid is None
         self.scratch, self.spare = np.empty(0, np.uint8), np.empty(0, self.dtype)
         self.collected = np.empty((0, region.count), self.dtype)
         self.parts: dict[int, Sums] = {}
@@ -128,13 +129,16 @@ class RegionSums:
     def __call__(self, frames: Array) -> Sums:
         """Return the sums of each frame of (n, height, width)."""
         count, height, width = frames.shape
+        box, columns = self.region.box, slice(0, width)
         self.begin(count)
         if self.collects:
-            self.strip(frames, slice(0, count), slice(0, height), slice(0, width))
-        else:
+            self.strip(frames, slice(0, count), slice(0, height), columns)
+        elif box.area:
             with np.errstate(all="ignore"):  # inf - inf; squares beyond the range
-                for deep, tall in tiles(count, height, width):
-                    self.strip(frames[deep, tall], deep, tall, slice(0, width))
+                whole = [(slice(0, count), slice(0, box.height))]  # of what is read once, nothing need stay in cache
+                for deep, tall in whole if self.once else tiles(count, box.height, box.width):
+                    rows = slice(tall.start + box.y, tall.stop + box.y)
+                    self.strip(frames[deep, rows], deep, rows, columns)
         return self.end()
 
     def _keep(self, part: int, frames: slice, sums: Sums) -> None:

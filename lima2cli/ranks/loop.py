@@ -165,7 +165,11 @@ def _run_all(ranks: Sequence[Rank]) -> Outcome:
 
 
 def _take_turns(ranks: Sequence[Rank]) -> None:
+    pause = SHORTEST_SLEEP_S
     while not all(rank.done for rank in ranks):
         worked = [rank.step() for rank in ranks if not rank.done]
-        if not any(worked):
-            time.sleep(SHORTEST_SLEEP_S)
+        if any(worked):
+            pause = SHORTEST_SLEEP_S
+        else:
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_SLEEP_S)

@@ -19,7 +19,7 @@ TEXT = """
 lima2: 1
 name: k
 detector: {remu: {image: {width: 16, height: 16}, datasets: {data: {dtype: uint16}}, scene: {counter: {}}}}
-acquisition: {frames: 300, rate: 200 Hz}
+acquisition: {frames: 100, rate: 200 Hz}
 nodes: {save: {input: data, io_hdf5: {}}}
 """
 
@@ -73,7 +73,7 @@ def test_a_run_goes_on_whoever_reads(make: Callable[[], Ends], progress: str, tr
         os.close(write)
         leave()
         assert process.wait(PATIENCE_S) == 0
-    assert saved(tmp_path) == 300
+    assert saved(tmp_path) == 100
     assert "shown" in (tmp_path / "runs/k_0001/lima2.log").read_text()
 
 
@@ -85,7 +85,7 @@ def test_a_run_goes_on_without_standard_streams(closed: str, tmp_path: Path) -> 
         cwd=tmp_path, timeout=PATIENCE_S, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
-    assert saved(tmp_path) == 300
+    assert saved(tmp_path) == 100
 
 
 def test_a_terminal_that_closes_is_no_wish_to_stop(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_terminal_that_closes_is_no_wish_to_stop(tmp_path: Path) -> None:
         process.send_signal(signal.SIGHUP)
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 0
-    assert saved(tmp_path) == 300
+    assert saved(tmp_path) == 100
 
 
 def test_what_nobody_takes_is_bounded_and_said(

@@ -111,7 +111,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(transport: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(("rank", "role"), [(0, "control"), (1, "detector"), (3, "receiver")])
 def test_a_killed_rank_fails_the_run_and_its_files_stay(rank: int, role: str, tmp_path: Path) -> None:
     live = Live(pipeline("{frames: 100000, period: 1 ms}"), tmp_path, "mpi")
-    live.wait_for_frames(3)
+    live.wait_until_saved(30)
     live.ranks[rank].kill()
     ran = live.end()
     assert ran.code == 10, ran.output
