@@ -279,7 +279,7 @@ def _normal(vector: tuple[float, ...] | None) -> tuple[float, float, float] | No
 
 
 GROWING: Mapping[str, Any] = {"maxshape": (None,), "chunks": (4096,)}
-"""How datasets are made that get longer."""
+"""Options of datasets that get longer."""
 
 
 def write_axis(parent: Any, name: str, axis: KnownAxis, numbers: Any) -> Any:

@@ -98,7 +98,7 @@ class LiveMaster:
         self._last_s = -1.0
         """Time of the last frame that it shows, in s since the start; negative without one."""
         self.template = self._made() if template is None else template
-        """What masters of other acquisitions of the channel begin with, too."""
+        """Begin of the masters of other acquisitions of the channel, too."""
         self._replace(0, None)
 
     def move(self, directory: str) -> None:

@@ -201,7 +201,7 @@ class Sender:
 
 
 Image = bytes | Array
-"""What is sent of one frame of a channel: its bytes, compressed, or its pixels (height, width), C-contiguous."""
+"""One frame of a channel: its bytes, compressed, or its pixels (height, width), C-contiguous."""
 
 
 class _Messages:

@@ -82,7 +82,7 @@ def test_frames_are_saved_as_they_come(
 
 
 class Taken:
-    """What consumers at some ports take of a series: of each channel the bytes, by number."""
+    """Consumers at some ports, which take a series."""
 
     def __init__(self, *ports: int) -> None:
         self._consumers = [Consumer(port) for port in ports]
@@ -133,7 +133,7 @@ def test_frames_are_sent_as_they_come(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_channels_are_sent_as_they_come(transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of frames that a filter lets pass; frames that came in another way are compressed."""
+    """Channels are of frames that a filter lets pass; frames that came in another way are compressed."""
     monkeypatch.chdir(tmp_path)
     port, names = free_port(), [NAME, "difference"]
     sums = [int(image(number, "uint16").ravel()[:-1].sum()) for number in range(30)]
