@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import sys
+from compileall import compile_dir
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from typer import testing
 
 from lima2cli.job import run
-from tests import world
+from tests import ROOT, world
 
 # While tests are collected what one process has compiled serves all others, whatever the environment says, and nothing
 # is garbage.
@@ -30,8 +31,14 @@ settings.load_profile("lima2")
 collect_ignore = ["plugin_example"]  # a package of its own, installed and tested by test_plugins.py
 
 
-def pytest_configure() -> None:
-    """Let runs go to ranks that stay, unless a test is about the launch; make the commands of the program once."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let runs go to ranks that stay, unless a test is about the launch; make the commands of the program once.
+
+    All modules are compiled before the first test, once: processes of tests may not be allowed to write bytecode.
+    """
+    if not hasattr(config, "workerinput"):
+        for folder in ("lima2cli", "tests"):
+            compile_dir(ROOT / folder, quiet=2)
     vars(testing)["_get_command"] = cache(testing._get_command)
     if importlib.util.find_spec("mpi4py") is not None:
         vars(run)["run_with_mpiexec"] = world.run_in_world

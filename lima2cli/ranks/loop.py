@@ -169,7 +169,7 @@ def _take_turns(ranks: Sequence[Rank]) -> None:
     while not all(rank.done for rank in ranks):
         worked = [rank.step() for rank in ranks if not rank.done]
         if any(worked):
-            pause = SHORTEST_SLEEP_S
+            pause = max(pause / 4, SHORTEST_SLEEP_S)
         else:
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_SLEEP_S)
