@@ -86,7 +86,7 @@ class ReceiverBuffer:
         """Return how many visits from ``visit`` on are written, at most ``most`` and not beyond the buffer's end."""
         position = self._position(visit)
         most = min(most, self.positions - position)
-        if most <= 0:
+        if most <= 0 or not self._written(visit):
             return 0
         hint = self._generations[position : position + most]  # plain loads: they keep the atomics off the modules' way
         most = _leading(hint, self.base + visit, most)
@@ -119,6 +119,10 @@ class ReceiverBuffer:
     def held(self) -> int:
         """Number of visits that are written now and not given back; found in few loads, since they have an order."""
         return bisect_left(range(self.positions), True, key=lambda ahead: not self._begun(self.released + ahead))
+
+    def _written(self, visit: int) -> bool:
+        """Return whether a module has written a visit: a plain load, which is all that an idle look costs."""
+        return int(self._generations[self._position(visit), 0]) >= 2 * (self.base + visit) + 2
 
     def _begun(self, visit: int) -> bool:
         """Return whether a module has written a visit, or writes it."""
