@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from typer import testing
 
+from lima2cli import secret
 from lima2cli.job import run
 from tests import ROOT, world
 
@@ -53,8 +54,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """See `tests.world`."""
+    """See `tests.world`, where a process that has any secret can't run: those of other files of tests are forgotten."""
     world.Worlds.launched = item.get_closest_marker("launch") is not None
+    if item.path != world.Worlds.file:
+        world.Worlds.file = item.path
+        secret._known.clear()
 
 
 def pytest_sessionfinish() -> None:

@@ -153,6 +153,9 @@ class Worlds:
     launched = False
     """A test is about the launch."""
 
+    file: Path | None = None
+    """The file of the test."""
+
     @classmethod
     def of(cls, mpiexec: str, size: int) -> World:
         """Return ranks that are at least so many."""
