@@ -351,8 +351,10 @@ def _wide(dtype: np.dtype[Any], pixels: int) -> np.dtype[Any]:
 
 
 def _narrow(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
-    """Return the dtype of 32 bits, in which sums are twice as fast, and of how many pixels it holds any sum."""
-    if dtype.kind == "f":
+    """Return the dtype of 32 bits, in which sums are twice as fast, and of how many pixels it holds any sum; 0 of wide
+    pixels, of which these would be too few to be worth a call.
+    """
+    if dtype.kind == "f" or dtype.itemsize > 2:
         return np.dtype(np.float64), 0
     narrow = np.dtype(f"{dtype.kind}4")
     return narrow, int(np.iinfo(narrow).max) // max(abs(limit) for limit in _range(dtype))

@@ -1,10 +1,9 @@
-"""Ask the package index for wheels of all that README's commands install, for Pythons that are supported.
+"""Ask the package index for wheels of all that README's commands install, for every Python that is supported.
 
-    python -m tests.architecture.wheels [--all]
+    python -m tests.architecture.wheels
 
-It asks for the oldest and the newest Python: what has wheels for both has them for those between, which ``--all`` asks
-for, too. Nothing is installed. The ranges are those of pyproject.toml; markers are those of this Python, whatever the
-version asked for. The exit code is 1 where a wheel is missing, and 0 where no index is reached, which is said.
+Nothing is installed. The ranges are those of pyproject.toml; markers are those of this Python, whatever the version
+asked for. The exit code is 1 where a wheel is missing, and 0 where no index is reached, which is said.
 """
 
 import subprocess
@@ -42,8 +41,7 @@ def main() -> int:
             *PROJECT["dependencies"],
             *(line for name, lines in EXTRAS.items() if name not in BUILT for line in lines),
         ]
-        asked = PYTHONS if "--all" in sys.argv else (PYTHONS[0], PYTHONS[-1])
-        missing = {version: resolved(folder, "--python-version", version, *wanted) for version in asked}
+        missing = {version: resolved(folder, "--python-version", version, *wanted) for version in PYTHONS}
     for version, said in missing.items():
         print(f"Python {version}: {'all wheels are there' if said is None else said}")
     return int(any(said is not None for said in missing.values()))
