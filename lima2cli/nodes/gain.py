@@ -61,13 +61,13 @@ class Gain(Pixelwise):
     def stage(self, inputs: Inputs) -> Formula:
         """See `Pixelwise.stage`."""
         spec, (pedestal, divisor) = inputs.spec, self._images(inputs)
-        bad, shape = np.isnan(divisor[0]), (STAGES, *spec.shape)
+        bad = np.isnan(divisor[0])
         return Formula(
             spec.dtype,
             "float32",
             bad=np.broadcast_to(bad, spec.shape) if bad.any() else None,
             make=_Charge,
-            images=(np.broadcast_to(pedestal, shape), np.broadcast_to(divisor, shape)),
+            images=tuple(np.broadcast_to(each, (*each.shape[:-2], *spec.shape)) for each in _maps(pedestal, divisor)),
             nan_of=(NO_STAGE,),
         )
 
@@ -91,21 +91,27 @@ def _of_stages(reference: str | tuple[float, ...], inputs: Inputs, key: str, bin
     return np.array(reference, np.float64)[:, np.newaxis, np.newaxis]
 
 
-class _Charge:
-    """Strips (n, rows, width) uint16 to float32; images are (stages, height, width).
-
-    Of the stages beyond 0, pedestal and divisor of a pixel are one complex number, so that they are fetched together.
+def _maps(pedestal: NDArray[np.float64], divisor: NDArray[np.float64]) -> tuple[Array, Array, Array]:
+    """Return pedestal and divisor of stage 0 (height, width), and of the others (2, height, width) both as one complex
+    number, so that they are fetched together; in float32 where that holds the pedestals exactly.
     """
-
-    def __init__(self, pedestal: NDArray[np.float64], divisor: NDArray[np.float64]) -> None:
+    with np.errstate(all="ignore"):  # values beyond float32
         exact = bool(np.all((pedestal.astype(np.float32) == pedestal) | np.isnan(pedestal)))
-        self._work = np.empty(0, np.float32 if exact else np.float64)
-        self._pedestal, self._divisor = pedestal[0].astype(self._work.dtype), divisor[0].astype(self._work.dtype)
-        area = self._pedestal.size
-        self._others = np.empty(2 * area + 1, np.result_type(self._work, np.complex64))
-        self._others.real[:-1], self._others.imag[:-1] = pedestal[1:].reshape(-1), divisor[1:].reshape(-1)
-        self._others[-1] = complex(np.nan, np.nan)
-        self._starts = np.array([0, 0, 0, area])
+        work = np.dtype(np.float32 if exact else np.float64)
+        others = np.empty(
+            np.broadcast_shapes(pedestal[1:].shape, divisor[1:].shape), np.result_type(work, np.complex64)
+        )
+        others.real, others.imag = pedestal[1:], divisor[1:]
+        return pedestal[0].astype(work), divisor[0].astype(work), others
+
+
+class _Charge:
+    """Strips (n, rows, width) uint16 to float32; for the images see `_maps`, which threads share."""
+
+    def __init__(self, pedestal: Array, divisor: Array, others: Array) -> None:
+        self._pedestal, self._divisor, self._others = pedestal, divisor, others.reshape(-1)
+        self._work = np.empty(0, pedestal.dtype)
+        self._starts = np.array([0, 0, 0, pedestal.size])
 
     def __call__(self, raw: Array, out: Array, rows: slice) -> None:
         """Compute all pixels as of stage 0, then those of other stages again."""
@@ -126,9 +132,10 @@ class _Charge:
         high = bits >> 14
         pixel = other if len(raw) == 1 else other % (raw.shape[1] * width)
         index = pixel + rows.start * width + self._starts[high]
-        index[high == NO_STAGE_BITS] = -1
         both = self._others[index]
-        return np.asarray(((bits & ADU) - both.real) / both.imag)
+        charge = np.asarray(((bits & ADU) - both.real) / both.imag)
+        charge[high == NO_STAGE_BITS] = np.nan
+        return charge
 
     def _scratch(self, size: int) -> Array:
         if size > self._work.size:
