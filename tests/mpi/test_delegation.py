@@ -18,7 +18,7 @@ from tests.running import EXAMPLES, TRANSPORTS, Live, counter, lima2, mpiexec, n
 HEAD = """
 lima2: 1
 detector: {remu: {image: {width: 16, height: 12}, datasets: {D: {dtype: uint16}}, scene: {counter: {}}}}
-acquisition: {frames: 41, timeout: 1 s}
+acquisition: {frames: 41, timeout: 20 s}
 receivers: 2
 flows:
   F: {dataset: D, rules: {blocks_per_group: 4}, buffers: {frames: 16}}
@@ -189,7 +189,8 @@ print("the worker saw", frames)
 @pytest.mark.parametrize("mode", ["raise", "hang", "kill"])
 def test_a_program_of_the_users_that_goes_wrong(tmp_path: Path, mode: str) -> None:
     (tmp_path / "loop.py").write_text(LOOP)
-    ran = run(text(f"command: [python, loop.py, {mode}], on_error: drop"), tmp_path, "mpi")
+    asked = text(f"command: [python, loop.py, {mode}], on_error: drop")
+    ran = run(asked.replace("timeout: 20 s", "timeout: 2 s") if mode == "hang" else asked, tmp_path, "mpi")
     if mode == "kill":
         assert ran.code == 10
         seen = r"the ranks ended without a summary \(mpiexec: exit code 9\)(: .* was the first to end)?;.*"
@@ -198,7 +199,7 @@ def test_a_program_of_the_users_that_goes_wrong(tmp_path: Path, mode: str) -> No
     assert ran.code == 0, ran.output
     summary, (frames, numbers, status) = truth(ran), ran.saved("s")
     np.testing.assert_array_equal(frames[status == 0], pixels(numbers[status == 0]))
-    why = {"raise": "loop.py:9: ValueError: enough", "hang": "it did not reply for 1 s"}[mode]
+    why = {"raise": "loop.py:9: ValueError: enough", "hang": "it did not reply for 2 s"}[mode]
     assert summary["warnings"] == [f"w: rank 4, a worker, has ended: {why}"]
     assert (summary["channels"]["s"]["saved"], summary["channels"]["s"]["dropped"]) == (12, 29)
     assert summary["workers"][0]["frames"] == {"raise": 16, "hang": None}[mode]
