@@ -41,9 +41,10 @@ from lima2cli.declare import (
     param,
 )
 from lima2cli.detectors.base import Capabilities, DetectorConfig
+from lima2cli.detectors.experiments import SCENES, Rings
 from lima2cli.detectors.jungfrau_packets import ABSENT, COLUMNS, FIXED_STAGE, PACKETS, ROWS, Charge, codes, photon_bits
 from lima2cli.detectors.modules import LARGEST, Gap, Module, ModuleGrid, lay_out_modules
-from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.scenes import Scene
 from lima2cli.detectors.sources import PixelSource
 from lima2cli.errors import EnvironmentUnfit, NodeMisuse
 from lima2cli.frames import DatasetInfo, DetectorInfo, Files, Invalid
@@ -206,7 +207,8 @@ class Jungfrau(DetectorConfig):
         if self.emulate is None:
             return {}
         rects = [info.modules[module] for module in modules]
-        sources = self.emulate.scene.sources(self._photon_dataset(self.emulate), info.image, rects, files)
+        scene = self.emulate.scene.seen_by(info)
+        sources = scene.sources(self._photon_dataset(self.emulate), info.image, rects, files)
         return dict(zip(modules, sources, strict=True))
 
     def _photon_dataset(self, emulate: Emulation) -> DatasetInfo:

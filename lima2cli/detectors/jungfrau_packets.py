@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.detectors.scenes import Scene
 from lima2cli.detectors.sources import PixelSource, Pool
 from lima2cli.errors import EnvironmentUnfit
-from lima2cli.frames import Array, DatasetInfo, Files
+from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Files
 from lima2cli.geometry import Rect
 
 if TYPE_CHECKING:
@@ -341,6 +342,10 @@ class Charge(Scene):
     def lossy(self) -> bool:
         """See `Scene`."""
         return self.scene.lossy
+
+    def seen_by(self, info: DetectorInfo) -> Scene:
+        """See `Scene`."""
+        return replace(self, scene=self.scene.seen_by(info))
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""

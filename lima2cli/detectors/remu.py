@@ -1,6 +1,7 @@
 """REMU, the RASHPA emulator: any number of modules and datasets, with frames of a scene."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar
 
@@ -12,8 +13,9 @@ from lima2cli.declare import THRESHOLD, Choice, Integer, MapOf, NumberOrNan, One
 from lima2cli.detectors.base import OPERATIONS, TRIGGERS, Capabilities, DetectorConfig
 from lima2cli.detectors.emulated import EmulatedDetector, PartKey
 from lima2cli.detectors.emulator_faults import Faults
+from lima2cli.detectors.experiments import SCENES, Rings
 from lima2cli.detectors.modules import LARGEST, MODULES, ImageSize, Modules, check_gap_value, lay_out_modules
-from lima2cli.detectors.scenes import SCENES, Rings, Scene
+from lima2cli.detectors.scenes import Scene
 from lima2cli.detectors.sources import PixelSource
 from lima2cli.diagnostics import did_you_mean
 from lima2cli.errors import NodeMisuse
@@ -72,7 +74,7 @@ class Remu(DetectorConfig):
         datasets = tuple(self._describe(index, name, image, files) for index, name in enumerate(self.datasets))
         check_gap_value(self.gap_value, datasets)
         self._check_faults(len(modules))
-        return DetectorInfo(
+        info = DetectorInfo(
             kind=self.kind,
             name=self.name or self.kind,
             width=image.width,
@@ -90,6 +92,10 @@ class Remu(DetectorConfig):
             skips=not (self.faults is not None and self.faults.lose_frames)
             and any(self._scene(name)[0].lossy for name in self.datasets),
         )
+        for name in self.datasets:
+            with self._of_scene(name) as scene:
+                scene.seen_by(info)
+        return info
 
     def _check_faults(self, modules: int) -> None:
         if self.faults is not None:
@@ -105,7 +111,7 @@ class Remu(DetectorConfig):
             ready: dict[PartKey, PixelSource] = {}
             for dataset in info.datasets:
                 modules = [module for index, module in dict.fromkeys(routes) if index == dataset.index]
-                scene = self._scene(dataset.name)[0].among(info.datasets)
+                scene = self._scene(dataset.name)[0].seen_by(info)
                 rects = [info.modules[module] for module in modules]
                 made = scene.sources(dataset, info.image, rects, files) if modules else []
                 ready |= {(dataset.index, module): source for module, source in zip(modules, made, strict=True)}
@@ -132,9 +138,14 @@ class Remu(DetectorConfig):
         info = DatasetInfo(
             name, index, dtype, available if bits is None else bits, threshold_ev=self.datasets[name].threshold
         )
-        scene, place = self._scene(name)
+        with self._of_scene(name) as scene:
+            return replace(info, frames=scene.check(info, image, files))
+
+    @contextmanager
+    def _of_scene(self, dataset: str) -> Iterator[Scene]:
+        """Give the scene of a dataset; its mistakes are put where it is written."""
+        scene, place = self._scene(dataset)
         try:
-            frames = scene.check(info, image, files)
+            yield scene
         except NodeMisuse as misfit:
             raise NodeMisuse(misfit.rule, misfit.message, (*place, scene.kind, *misfit.key), misfit.help) from None
-        return replace(info, frames=frames)

@@ -1,6 +1,6 @@
 """Scenes that emulated detectors see: the tables that users write, and how each is rendered."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import erfc, sqrt
 from typing import ClassVar
@@ -24,7 +24,7 @@ from lima2cli.declare import (
 )
 from lima2cli.detectors.sources import Counter, PixelSource, Pool, Recording, RecordingPart
 from lima2cli.errors import FileProblem, NodeMisuse
-from lima2cli.frames import Array, DatasetInfo, Files, StackInfo
+from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Files, StackInfo
 from lima2cli.geometry import Rect
 
 POOL_BYTES = 64 << 20
@@ -35,11 +35,11 @@ MOST = 16
 BAND = 64
 """Number of rows of a band."""
 
-LABELS = tuple(n for n in range(1, 40) if n % 8 != 7 and n not in (28,))
-"""Sums of three squares, h*h + k*k + l*l: the rings of a primitive cubic powder such as LaB6."""
-
 LEVELS, SAMPLES = 256, 4096
 """Levels, and samples of each, of the table that counts are taken from."""
+
+MOST_COUNTS = 1e9
+"""Largest mean number of photons of a pixel."""
 
 INCOMPLETE = Choice(("error", "skip"))
 
@@ -78,8 +78,12 @@ class Scene:
         """
         return None
 
-    def among(self, datasets: Sequence[DatasetInfo]) -> "Scene":
-        """Return the scene as all these datasets see it, where that depends on the others."""
+    def seen_by(self, info: DetectorInfo) -> "Scene":
+        """Return the scene as this detector sees it, where that depends on its pixels or on its other datasets.
+
+        Raises:
+            NodeMisuse: it must know something of the detector that is not known.
+        """
         return self
 
     @property
@@ -90,22 +94,6 @@ class Scene:
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """Return the pixels of each of these modules, ready."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rings(Scene):
-    """Powder rings around the centre of the image: Poisson counts, repeating after a few frames."""
-
-    kind: ClassVar[str] = "rings"
-
-    seed: int = param("Seed of the random numbers.", Integer(0), 1)
-    intensity: float = param("Mean counts on the strongest ring.", Number(0, 1e9), 100)
-    background: float = param("Mean counts between rings.", Number(0, 1e9), 2)
-
-    def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
-        """See `Scene`."""
-        paint = _poisson(self.seed, self.background, self.intensity, _rings(image), dataset)
-        return render(dataset, image, modules, paint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +123,11 @@ class Noise(Scene):
     kind: ClassVar[str] = "noise"
 
     seed: int = param("Seed of the random numbers.", Integer(0), 1)
-    mean: float = param("Mean counts of a pixel.", Number(0, 1e9), 10)
+    mean: float = param("Mean counts of a pixel.", Number(0, MOST_COUNTS), 10)
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
-
-        def everywhere(top: int, bottom: int) -> NDArray[np.float64]:
-            return np.zeros((bottom - top, image.width))
-
-        return render(dataset, image, modules, _poisson(self.seed, self.mean, 0, everywhere, dataset))
+        return render(dataset, image, modules, photons(self.seed, self.mean, 0, nothing(image), dataset))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +196,12 @@ class Frames(Scene):
         cut = largest(dataset) if dataset.bits < 8 * dataset.pixel_bytes else None
         recording = Recording(reader, dataset.dtype, cut, self.loop)
         if self.loop and count * image.area * dataset.pixel_bytes <= POOL_BYTES:
-            pools = [np.empty((count, module.height, module.width), dataset.dtype) for module in modules]
-            for number in range(count):
-                for pool, module in zip(pools, modules, strict=True):
-                    pool[number] = recording.get(range(number, number + 1))[0][module.within(image)]
-            absent = recording.missing(range(count))
-            return [Pool(pool, absent) for pool in pools]
+
+            def frame(number: int) -> Array:
+                whole: Array = recording.get(range(number, number + 1))[0]
+                return whole
+
+            return cut_out(frame, count, dataset, image, modules, recording.missing(range(count)))
         return [RecordingPart(recording, image, module) for module in modules]
 
 
@@ -246,7 +230,36 @@ def render(dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], paint: Pa
     return [Pool(pool) for pool in pools]
 
 
-def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, dataset: DatasetInfo) -> Painter:
+def cut_out(
+    frame: Callable[[int], Array],
+    count: int,
+    dataset: DatasetInfo,
+    image: Rect,
+    modules: Sequence[Rect],
+    absent: NDArray[np.bool_] | None = None,
+) -> list[PixelSource]:
+    """Return pools of the modules, cut from ``count`` frames (height, width) of the whole image, asked for in order.
+
+    ``absent`` is as `Pool` has it. Raises what ``frame`` raises.
+    """
+    pools = [np.empty((count, module.height, module.width), dataset.dtype) for module in modules]
+    for number in range(count):
+        whole = frame(number)
+        for pool, module in zip(pools, modules, strict=True):
+            pool[number] = whole[module.within(image)]
+    return [Pool(pool, absent) for pool in pools]
+
+
+def nothing(image: Rect) -> Pattern:
+    """Return a pattern that is 0 everywhere."""
+
+    def rows(top: int, bottom: int) -> NDArray[np.float64]:
+        return np.zeros((bottom - top, image.width))
+
+    return rows
+
+
+def photons(seed: int, background: float, intensity: float, pattern: Pattern, dataset: DatasetInfo) -> Painter:
     """Return Poisson counts of mean ``background + intensity * pattern``, cut at the largest value.
 
     Each pixel takes one of `SAMPLES` counts drawn for the nearest of `LEVELS` means, several times as fast as a
@@ -267,35 +280,6 @@ def _poisson(seed: int, background: float, intensity: float, pattern: Pattern, d
         return counts
 
     return paint
-
-
-def _rings(image: Rect) -> Pattern:
-    """Return a powder pattern about the centre of the image.
-
-    Bragg's law for a primitive cubic lattice on a flat detector: ``sin(theta) = c * sqrt(N)``, radius
-    ``tan(2 theta)``, with c such that 2 theta is 45 degrees for N = 36 and in the corners of the image. Rings
-    fade with the angle, those of even N are weaker.
-    """
-    corner = np.hypot(image.width, image.height) / 2
-    sigma = max(1 / corner, 0.005)
-    radii = np.linspace(0, 1.01, 4 * int(corner) + 4)
-    profile = np.zeros_like(radii)
-    for n in LABELS:
-        ring = np.tan(2 * np.arcsin(np.sin(np.pi / 8) * np.sqrt(n / 36)))
-        profile += (1 if n % 2 else 0.6) * np.exp((1 - n) / 12 - 0.5 * ((radii - ring) / sigma) ** 2)
-    profile = np.clip(profile, 0, 1)
-    x = np.arange(image.width) - (image.width - 1) / 2
-
-    def rows(top: int, bottom: int) -> NDArray[np.float64]:
-        y = np.arange(top, bottom)[:, np.newaxis] - (image.height - 1) / 2
-        intensities: NDArray[np.float64] = np.interp(np.hypot(x, y) / corner, radii, profile)
-        return intensities
-
-    return rows
-
-
-MOST_COUNTS = 1e9
-"""Largest mean number of photons of a pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,9 +319,9 @@ class Poisson(Scene):
                 raise NodeMisuse("file-shape", message, ("mean",))
         return None
 
-    def among(self, datasets: Sequence[DatasetInfo]) -> Scene:
+    def seen_by(self, info: DetectorInfo) -> Scene:
         """See `Scene`."""
-        return replace(self, thresholds_ev=tuple(sorted({dataset.threshold_ev or 0.0 for dataset in datasets})))
+        return replace(self, thresholds_ev=tuple(sorted({dataset.threshold_ev or 0.0 for dataset in info.datasets})))
 
     def sources(self, dataset: DatasetInfo, image: Rect, modules: Sequence[Rect], files: Files) -> list[PixelSource]:
         """See `Scene`."""
@@ -378,7 +362,3 @@ class Poisson(Scene):
 
 def _seen(beyond_ev: float, resolution_ev: float) -> float:
     return erfc(beyond_ev / (sqrt(2) * resolution_ev)) / 2
-
-
-SCENES: Mapping[str, type[Scene]] = {it.kind: it for it in (Rings, Gradient, Noise, Poisson, CounterScene, Frames)}
-"""Tables of scenes by kind."""

@@ -1,5 +1,6 @@
 """Scenes of REMU: the formulas, and that a frame is the same whatever part of it is asked for, and when."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.detectors import scenes, sources
-from lima2cli.detectors.scenes import CounterScene, Frames, Gradient, Noise, Rings, largest, period
+from lima2cli.detectors.experiments import Center, Peaks, Powder, Rings, Speckle
+from lima2cli.detectors.scenes import CounterScene, Frames, Gradient, Noise, largest, period
 from lima2cli.detectors.sources import Counter, Pool, leading
 from lima2cli.errors import FileProblem, NodeMisuse, StateError
 from lima2cli.frames import DTYPES, DatasetInfo
@@ -19,6 +21,7 @@ from lima2cli.inputs.stacks import FileStore
 NO_FILES = FileStore(Path())
 IMAGE = Rect(0, 0, 90, 150)  # several bands
 MODULES = [Rect(0, 0, 40, 70), Rect(50, 3, 40, 100), Rect(0, 71, 13, 1), Rect(20, 128, 70, 22)]
+RINGS = Rings(powder=Powder(material="LaB6", distance=0.01, photon_energy=15e3, center=Center(x=-20, y=70)))
 DTYPE = st.sampled_from([dtype for dtype in DTYPES if dtype.startswith("uint")])
 
 
@@ -81,6 +84,10 @@ def test_leading_places_are_those_of_the_numbers(first: int, step: int, count: i
         (Noise(), "float64", None),
         (Noise(seed=3, mean=1e9), "uint8", 4),
         (CounterScene(), "uint32", 20),
+        (Peaks(hit_rate=1, peaks=9, background=100), "uint8", None),
+        (Peaks(hit_rate=1, width=0.5), "float32", None),
+        (Speckle(mean=1e4), "uint16", 12),
+        (replace(RINGS, pixel_m=(75e-6, 50e-6)), "uint32", None),
     ],
 )
 def test_modules_show_parts_of_one_image(scene: scenes.Scene, dtype: str, bits: int | None) -> None:

@@ -10,7 +10,7 @@ from lima2cli.declare import Either, ListOf, MapOf, OneKind, Shape, Short, Table
 from lima2cli.declare.wording import words
 from lima2cli.detectors.base import detector_kinds
 from lima2cli.detectors.capability_record import CapabilityRecord
-from lima2cli.detectors.scenes import SCENES
+from lima2cli.detectors.experiments import SCENES
 from lima2cli.kernels import regions as rois
 from lima2cli.language.records import PipelineTable
 from lima2cli.language.templates import Template
