@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lima2cli.cli.calibrate import calibrate
 from lima2cli.cli.check import doctor, plan, schema, validate
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.run import run
@@ -46,7 +47,7 @@ def options(
 
 for command in (
     validate, plan, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
-    recover, schema,
+    recover, calibrate, schema,
 ):  # fmt: skip
     app.command()(command)
 app.command("set")(set_parameter)

@@ -47,6 +47,24 @@ def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = Tru
     return checked
 
 
+def compiled(file: str, overrides: Sequence[str], strict: bool, *, as_json: bool = False) -> "tuple[Checked, Origin]":
+    """Return the pipeline of a file and its origin; problems are shown, and end the command, warnings are shown."""
+    from lima2cli.runs.saved_plan import Origin
+
+    checked = check_pipeline(file, overrides)
+    if checked.plan is None or (strict and any(True for _ in checked.findings)):
+        show_problems(checked, as_json=as_json)
+        raise typer.Exit(ExitCode.PROBLEMS)
+    if not as_json:
+        typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
+    return checked, Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
+
+
+def show_problems(checked: Checked, *, as_json: bool) -> None:
+    """Show what keeps a file from being compiled."""
+    typer.echo(show_all([checked], Format.JSON if as_json else Format.TEXT), nl=False, err=not as_json)
+
+
 def unreadable(file: str, error: UnreadableInput) -> Checked:
     """Return the finding about a file that cannot be read."""
     return Checked(Source(file, ""), Findings([Diagnostic("unreadable-input", str(error))]))

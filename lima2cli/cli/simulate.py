@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lima2cli.check import Checked
     from lima2cli.detectors.emulator_faults import Faults
     from lima2cli.plan.ir import Plan
-    from lima2cli.runs.saved_plan import Origin
     from lima2cli.simulate.simulation import MaxRate, Probe, Simulated, Simulation, Simulator
     from lima2cli.simulate.verdict import Verdict
 
@@ -75,6 +74,7 @@ def simulate(
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.border import check_output, write_output
         from lima2cli.cli.display import Display
+        from lima2cli.cli.reading import compiled
         from lima2cli.job.launch import job_rank
         from lima2cli.simulate.simulation import Simulator
         from lima2cli.simulate.simulation import report as plain
@@ -87,7 +87,7 @@ def simulate(
             )
         if output is not None and os.path.lexists(output):
             raise EnvironmentUnfit(f"{output} exists, and a simulation does not overwrite files")
-        checked, origin = _checked(file, overrides or [], strict, as_json)
+        checked, origin = compiled(file, overrides or [], strict, as_json=as_json)
         assert checked.plan is not None
         if report is not None:
             check_output(report, checked.plan.inputs)
@@ -134,6 +134,7 @@ def _run(
     simulator: "Simulator", wanted: _Wanted, plan: "Plan", *, search: bool, as_json: bool
 ) -> "tuple[Simulated, Sequence[Probe], MaxRate | None]":
     """Run one simulation, or as many as the search for a rate needs, and return the results."""
+    from lima2cli.cli.reading import show_problems
     from lima2cli.simulate.simulation import SimulationUnfit, enough_frames, find_max_rate
 
     try:
@@ -148,33 +149,9 @@ def _run(
             lambda probe: None if as_json else typer.echo(show_probe(probe), err=True),
         )
     except SimulationUnfit as unfit:
-        _show(unfit.checked, as_json)
+        show_problems(unfit.checked, as_json=as_json)
         raise typer.Exit(ExitCode.PROBLEMS) from None
     return best
-
-
-def _checked(file: str, overrides: list[str], strict: bool, as_json: bool) -> "tuple[Checked, Origin]":
-    """Return the pipeline of a file; problems are shown, and end the command, warnings are shown."""
-    from lima2cli.cli.reading import check_pipeline
-    from lima2cli.runs.saved_plan import Origin
-
-    checked = check_pipeline(file, overrides)
-    if checked.plan is None or (strict and any(True for _ in checked.findings)):
-        _show(checked, as_json)
-        raise typer.Exit(ExitCode.PROBLEMS)
-    if not as_json:
-        from lima2cli.cli.border import Format
-        from lima2cli.cli.reading import show_all
-
-        typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked, Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
-
-
-def _show(checked: "Checked", as_json: bool) -> None:
-    from lima2cli.cli.border import Format
-    from lima2cli.cli.reading import show_all
-
-    typer.echo(show_all([checked], Format.JSON if as_json else Format.TEXT), nl=False, err=not as_json)
 
 
 def _period(rate: str | None, period_s: float | None) -> float | None:

@@ -13,6 +13,9 @@ from lima2cli.document.places import START, Document, Place, Source, Span
 _WIDTH = 120
 """Number of characters shown of a source line; of a longer one, those around the place."""
 
+LONGEST_OVERRIDE = 80
+"""Number of characters of a value of ``--set`` up to which it is shown whole."""
+
 _NOWHERE = Source("-", "")
 _COLORS = {"error": "1;31", "warning": "1;33", "gutter": "34", "bold": "1"}
 
@@ -138,7 +141,10 @@ def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
 def _named(place: Place) -> str:
     """Return a place in words."""
     override = place.override
-    return f"{place.file}:{place.span.line}:{place.span.column}" if override is None else f"--set {override}"
+    if override is not None:
+        shown = override if len(override) <= LONGEST_OVERRIDE else f"{override.partition('=')[0]}=…"
+        return f"--set {shown}"
+    return f"{place.file}:{place.span.line}:{place.span.column}"
 
 
 def _message(item: Diagnostic, place: Place) -> str:

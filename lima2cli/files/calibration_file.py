@@ -1,0 +1,68 @@
+"""Calibration files: images that nodes take, with what they are, their errors, and where they come from."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from lima2cli.errors import FileProblem
+from lima2cli.files.fields import PACKED
+from lima2cli.files.nexus import ENTRY, write_root
+from lima2cli.files.tree import fixed, group, write_plain
+
+GROUP = "calibration"
+
+
+def write_calibration(
+    path: Path,
+    kind: str,
+    data: NDArray[Any],
+    more: Mapping[str, NDArray[Any]],
+    counts: Collection[str],
+    about: Mapping[str, Any],
+    master: Path,
+) -> None:
+    """Write a new file, at once as a whole: ``/entry_0000/calibration``, NXdata whose signal is ``data``.
+
+    data, more  images (height, width) or stacks of them; those named in ``counts`` are in counts of the detector
+    about       what was done, plain data: ``/entry_0000/process``
+    master      of a run that saved one of the images: it says how they show the detector
+
+    Raises:
+        FileProblem: the file exists, or can't be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with h5py.File(part, "w") as file:
+            entry = write_root(file, f"{kind} calibration", None)
+            file.attrs["file_name"] = path.name
+            entry.attrs["default"] = GROUP
+            made = group(entry, GROUP, "NXdata")
+            made.attrs["signal"] = fixed("data")
+            for name, array in {"data": data, **more}.items():
+                chunks = (1,) * (array.ndim - 2) + array.shape[-2:]
+                made.create_dataset(name, data=array, chunks=chunks, **PACKED)
+                if name in counts:
+                    made[name].attrs["units"] = fixed("counts")
+            _copy_operation(master, made)
+            process = group(entry, "process", "NXprocess")
+            write_plain(process, about)
+        os.link(part, path)  # fails where there is one: nothing is overwritten
+    except FileExistsError as error:
+        raise FileProblem(f"{path} exists, and is not overwritten") from error
+    except OSError as error:
+        raise FileProblem(f"cannot write {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _copy_operation(master: Path, made: Any) -> None:
+    """Copy how saved frames show the detector, next to the images."""
+    with h5py.File(master) as file:
+        found: list[str] = []
+        file[ENTRY].visit(lambda name: found.append(name) if name.endswith("/image_operation") else None)
+        if found:
+            file.copy(file[f"{ENTRY}/{found[0]}"], made, "image_operation")
