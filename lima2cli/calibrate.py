@@ -124,7 +124,7 @@ def images_of(kind: str, runs: Sequence[tuple[Saved, int]], *, sigma: float) -> 
 def _flat(mean: NDArray[np.float32], std: NDArray[np.float32], frames: int) -> Images:
     good = mean > 0
     if not good.any():
-        raise FileProblem("no pixel of the mean frame is above 0: this is no flat field")
+        raise FileProblem("no pixel of the mean frame is above 0, as in a flat field")
     level = mean[good].mean(dtype=np.float64)
     flat = np.where(good, mean / level, np.nan).astype(np.float32)
     dead = int((~good & np.isfinite(mean)).sum())

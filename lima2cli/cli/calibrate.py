@@ -159,8 +159,13 @@ def _run(
     plan = checked.plan
     assert plan is not None
     display = Display(asked.progress)
+
+    def emit(event: dict[str, Any]) -> None:
+        if event.get("event") != "disk":  # what is saved is gone at the end
+            display(event)
+
     try:
-        _, summary, code = run_plan(plan, origin, display, transport=asked.transport.value, latest=False)
+        _, summary, code = run_plan(plan, origin, emit, transport=asked.transport.value, latest=False)
     finally:
         display.close()
     if code:

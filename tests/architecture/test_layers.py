@@ -71,6 +71,9 @@ WITHOUT_KINDS = sorted({path.name.removesuffix(".py") for path in PACKAGE.iterdi
 CLASSIC = ("background_sub", "flatfield", "accumulate", "io_hdf5", "roi_counters", "roi_profiles", "checkpoint")
 """Kinds that parameters of Lima2's classic processing become: `web.conductor.mapping` writes a pipeline."""
 
+CALIBRATING = ("background_sub", "accumulate", "expression", "io_hdf5", "mask")
+"""Kinds of the pipelines that `calibrate` writes, and a kind of calibration."""
+
 OTHER_WORDS = {
     ("detectors", "accumulate"),  # an operation of a detector
     ("detectors", "gain"),  # a parameter
@@ -87,6 +90,7 @@ OTHER_WORDS = {
     ("web", "mask"),  # a variable of the page's scripts
     ("web", "mpi"),  # a transport
     *(("web", kind) for kind in CLASSIC),
+    *(("calibrate", kind) for kind in CALIBRATING),
     ("runs", "mask"),  # a request for the pixels that hold no measurement
     ("ranks", "mask"),
     ("drive", "mask"),

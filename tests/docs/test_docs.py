@@ -70,6 +70,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with h5py.File(folder / name, "w") as file:
             for path in paths:
                 file[path] = frames
+    with h5py.File(folder / "projections.h5", "w") as file:
+        file["projections"], file["dark"], file["flat"] = frames, frames[0], frames[0] + 1
     with h5py.File(folder / "cut.h5", "w") as file:
         file["d/data"] = frames[0, :128]
         file["d/image_operation/origin/x"], file["d/image_operation/origin/y"] = 0, 0

@@ -197,5 +197,5 @@ def test_lost_frames_make_no_calibration(folder: Path) -> None:
 
 def test_frames_without_light_are_no_flat() -> None:
     zeros = np.zeros((3, 4), np.float32)
-    with pytest.raises(FileProblem, match="no flat field"):
+    with pytest.raises(FileProblem, match="as in a flat field"):
         images_of("flat", [({"mean": zeros, "std": zeros}, 5)], sigma=5)
