@@ -71,8 +71,8 @@ WITHOUT_KINDS = sorted({path.name.removesuffix(".py") for path in PACKAGE.iterdi
 CLASSIC = ("background_sub", "flatfield", "accumulate", "io_hdf5", "roi_counters", "roi_profiles", "checkpoint")
 """Kinds that parameters of Lima2's classic processing become: `web.conductor.mapping` writes a pipeline."""
 
-CALIBRATING = ("background_sub", "accumulate", "expression", "io_hdf5", "mask")
-"""Kinds of the pipelines that `calibrate` writes, and a kind of calibration."""
+CALIBRATING = ("background_sub", "accumulate", "expression", "io_hdf5")
+"""Kinds of the pipelines that `calibrate` writes."""
 
 OTHER_WORDS = {
     ("detectors", "accumulate"),  # an operation of a detector
