@@ -1,6 +1,7 @@
 """A receiver rank: takes complete groups from its memory, runs the nodes, gives the memory back."""
 
 import os
+import socket
 import time
 from collections import deque
 from dataclasses import replace
@@ -87,6 +88,11 @@ class ReceiverRank:
         """Read calibrations, make kernels and files, load libraries; report that all is there, or what is not."""
         if self._program.channels or self._program.tables:
             load_libraries()
+        if not os.path.isdir(self._directory):
+            message = f"{socket.gethostname()} does not see the run directory {self._directory}"
+            help = "all hosts of a run must share its file system, under the same path"
+            self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"{message}: {help}")))
+            return
         try:
             own = start_processing(self._program, self._files, self._directory, self._readers)
         except Exception as error:  # noqa: BLE001  user code may raise anything
