@@ -116,6 +116,43 @@ class RoiPixels:
         return self.box.area if self.pixels is None else int(np.count_nonzero(self.pixels))
 
 
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Coordinates of pixels in one direction.
+
+    across  True: they change from column to column, and ``values`` (width,) has one for each; False: from row to row
+    """
+
+    across: bool
+    values: NDArray[np.float64]
+
+    def of(self, box: Rect) -> "Axis":
+        """Return those of the pixels of a rectangle."""
+        return self.part(slice(box.x, box.right) if self.across else slice(box.y, box.bottom))
+
+    def part(self, some: slice) -> "Axis":
+        """Return those of some columns, or rows."""
+        return Axis(self.across, self.values[some])
+
+    def over(self, shape: tuple[int, int]) -> NDArray[np.float64]:
+        """Return the coordinate of each pixel of (height, width)."""
+        return np.broadcast_to(self.values if self.across else self.values[:, None], shape)
+
+
+def axes(coordinates: str, spec: FrameSpec) -> tuple[Axis, Axis]:
+    """Return x and y of the centres of all pixels of frames of ``spec``, in these coordinates.
+
+    Of a part of frames, ``input`` counts from the first pixel of the whole frame.
+    """
+    view = spec.view if coordinates == "detector" else View(_part(spec))
+    height, width = spec.shape
+    columns, rows = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)
+    (x, y), right, down = view.place(0, 0), view.place(1, 0), view.place(0, 1)
+    if view.quarter:
+        return Axis(False, x + (down[0] - x) * rows), Axis(True, y + (right[1] - y) * columns)
+    return Axis(True, x + (right[0] - x) * columns), Axis(False, y + (down[1] - y) * rows)
+
+
 def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, RoiPixels]:
     """Return the place of each ROI in frames of ``spec``, masked pixels left out (perhaps all of them).
 
@@ -264,11 +301,17 @@ def _shown(region: RoiPixels, spec: FrameSpec) -> RoiPixels:
     """Return the part of a region of the whole frame that a part of frames shows."""
     if spec.whole is None:
         return region
-    part = spec.whole.inside(spec.view.area)
-    assert (part.height, part.width) == spec.shape, "a part has whole pixels of the whole frame, turned the same way"
+    part = _part(spec)
     box = region.box & part
     pixels = None if region.pixels is None else region.pixels[box.within(region.box)]
     return RoiPixels(_moved(box, part), pixels, _moved(region.whole, part))
+
+
+def _part(spec: FrameSpec) -> Rect:
+    """Return the place of the frames in the whole frame, in its pixels."""
+    part = (spec.whole or spec.view).inside(spec.view.area)
+    assert (part.height, part.width) == spec.shape, "a part has whole pixels of the whole frame, turned the same way"
+    return part
 
 
 def _moved(rect: Rect, part: Rect) -> Rect:

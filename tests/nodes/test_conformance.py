@@ -39,6 +39,8 @@ IMAGES = MemoryFiles(
 RECT = {"rect": {"x": 1, "y": 2, "width": 7, "height": 5}}
 ARC = {"arc": {"x": 4, "y": 5, "r1": 1, "r2": 6, "a1": 0, "a2": 200}}
 
+COUNTED = ["avg", "std", "min", "max", "sum", "valid", {"above": 90.5}, "com_x", "com_y"]
+
 
 class WithImages(NodeTests):
     specs = SPECS
@@ -74,12 +76,12 @@ class TestGain(WithImages):
 
 
 class TestRoiCounters(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=COUNTED)
     specs = SPECS
 
 
 class TestRoiProfiles(NodeTests):
-    node = node("roi_profiles", rois={"door": RECT}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_profiles", rois={"door": RECT}, statistics=COUNTED[:-2])
     specs = SPECS
 
 
@@ -107,7 +109,7 @@ PARTS = [
 
 
 class TestRoiCountersOfParts(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=COUNTED)
     specs = PARTS
 
 

@@ -1,6 +1,8 @@
 """roi_counters against numpy's one-liners."""
 
 import warnings
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, FrameSpec
+from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.kernels.regions import regions
 from lima2cli.kernels.strips import TILE_PIXELS
@@ -163,6 +165,119 @@ def test_sums_are_exact_and_std_is_stable() -> None:
     constant = counters(spec_of("uint16", 2, width), np.full((1, 2, width), 65535, np.uint16), rois=rois)
     assert constant["r_std"][0] == 0
     assert constant["r_avg"][0] == 65535
+
+
+def com_oracle(frame: Array, good: Array, place: Any = lambda x, y: (x, y)) -> tuple[float, float]:
+    """The centre of mass of (height, width), pixel by pixel, of those that are good; exact of integers."""
+    exact = Fraction if frame.dtype.kind != "f" else np.longdouble
+    total, moments = exact(0), [exact(0), exact(0)]
+    for row, column in zip(*np.nonzero(good), strict=True):
+        value = exact(frame[row, column].item())
+        total += value
+        for i, at in enumerate(place(float(column), float(row))):
+            moments[i] += value * exact(at)
+    return (float(moments[0] / total), float(moments[1] / total)) if total else (np.nan, np.nan)
+
+
+@settings(max_examples=60)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(["rect", "arc"]),
+    share=st.sampled_from([0.0, 0.02, 0.4, 1.0]),
+    invalid=st.booleans(),
+    view=st.sampled_from(
+        [View(Rect(0, 0, 19, 14)), View(Rect(5, 3, 14, 19), rotation=90), View(Rect(2, 4, 38, 42), (2, 3), True, 180)]
+    ),
+    coordinates=st.sampled_from(["input", "detector"]),
+    level=st.sampled_from([-1e9, -3.5, 0, 17, 100.5, 254.9, 255, 1e9, 2.0**62]),
+)
+def test_counts_and_centres_of_mass(
+    dtype: str, kind: str, share: float, invalid: bool, view: View, coordinates: str, level: float
+) -> None:
+    height, width = view.shape
+    frames = pixels(dtype, (3, height, width)).copy()
+    frames[1] %= 7
+    frames[2] = 0
+    if frames.dtype.kind == "f":
+        frames[0, 3:5] = np.nan
+    random = np.random.default_rng(3)
+    mask = random.uniform(size=(height, width)) < share
+    values = Invalid((frames[0, 7, 6].item(),)) if invalid else Invalid()
+    spec = FrameSpec(dtype, view, (60, 60), mask if share else None, invalid=values)
+    area = view.area if coordinates == "detector" else Rect(0, 0, width, height)
+    arc = {
+        "x": area.x + area.width / 2,
+        "y": area.y + area.height / 2,
+        "r1": 2,
+        "r2": area.height / 2,
+        "a1": 0,
+        "a2": 200,
+    }
+    rect = {"x": area.x, "y": area.y, "width": area.width, "height": area.height}
+    rois = {"r": {kind: arc if kind == "arc" else rect}}
+    asked = ["valid", {"above": level}, "com_x", "com_y"]
+    place = view.place if coordinates == "detector" else lambda x, y: (x, y)
+    (region,) = regions(node("roi_counters", rois=rois).rois, coordinates, replace(spec, mask=None)).values()
+    inside = np.zeros((height, width), bool)
+    box = region.box
+    inside[box.y : box.bottom, box.x : box.right] = True if region.pixels is None else region.pixels
+    for layout in (frames, padded(frames)):
+        rows = counters(spec, layout, rois=rois, coordinates=coordinates, statistics=asked)
+        for i, frame in enumerate(frames):
+            good = inside & ~mask & ~np.isnan(frame)
+            if invalid:
+                good &= frame != values.values[0]
+            assert rows["r_valid"][i] == good.sum()
+            limit = frame.dtype.type(level) if frame.dtype.kind == "f" else Fraction(level)
+            assert rows["r_above"][i] == sum(value > limit for value in frame[good].tolist())
+            x, y = com_oracle(frame, good, place)
+            exact = {"rtol": 1e-15} if frame.dtype.itemsize < 4 else {"rtol": 1e-9, "atol": 1e-9}
+            np.testing.assert_allclose([rows["r_com_x"][i], rows["r_com_y"][i]], [x, y], **exact)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize("roi", ["rect", "ring"])
+def test_centres_of_mass_of_large_regions(roi: str, share: float) -> None:
+    """Strip by strip, with few masked pixels and with many."""
+    frames = pixels("uint16", (2, 700, 501))
+    mask = np.random.default_rng(4).uniform(size=(700, 501)) < share
+    shapes = {
+        "rect": {"rect": {"x": 3, "y": 5, "width": 490, "height": 690}},
+        "ring": {"ring": {"x": 240, "y": 350, "r1": 20, "r2": 245}},
+    }
+    y, x = np.ogrid[:700, :501]
+    radius = np.hypot(x - 240, y - 350)
+    inside = (radius >= 20) & (radius < 245) if roi == "ring" else (x >= 3) & (x < 493) & (y >= 5) & (y < 695)
+    good = inside & ~mask
+    spec = spec_of("uint16", 700, 501, mask=mask if share else None)
+    rows = counters(spec, frames, rois={"r": shapes[roi]}, statistics=["com_x", "com_y", "valid", {"above": 4e4}])
+    for i, frame in enumerate(frames):
+        weights = np.where(good, frame, 0).astype(np.int64)
+        assert rows["r_com_x"][i] == (weights * x).sum() / weights.sum()
+        assert rows["r_com_y"][i] == (weights * y).sum() / weights.sum()
+        assert rows["r_valid"][i] == good.sum()
+        assert rows["r_above"][i] == (frame[good] > 40000).sum()
+
+
+def test_levels_of_two_columns_of_one_name_are_refused() -> None:
+    rois = {"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}
+    for kind in ("roi_counters", "roi_profiles"):
+        use = node(kind, rois=rois, statistics=["sum", {"above": 1}, {"above": 2}])
+        with pytest.raises(NodeMisuse) as refused:
+            use.infer(Inputs.of(spec_of("uint8", 2, 2), NONE))
+        assert (refused.value.rule, refused.value.key) == ("above-twice", ("statistics", 2))
+
+
+def test_columns_of_counts_and_centres() -> None:
+    rois = {"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}
+    table = node("roi_counters", rois=rois, statistics=["valid", {"above": 1.5}, "com_x"]).infer(
+        Inputs.of(spec_of("uint8", 2, 2), NONE)
+    )
+    assert dict(table.columns) == {"r_valid": "uint32", "r_above": "uint32", "r_com_x": "float64"}
+    assert dict(table.labels) == {
+        "r_valid": "valid pixels of r", "r_above": "pixels above 1.5 of r", "r_com_x": "x of the centre of mass of r",
+    }  # fmt: skip
+    assert set(table.units.values()) == {"pixels"}
 
 
 def arc_oracle(height: int, width: int, roi: dict[str, float]) -> Array:
