@@ -13,7 +13,7 @@ com_x      sum(x * column) / sum(x)            float64, pixels: the centre of ma
 com_y      sum(x * row) / sum(x)               float64, pixels
 
 The level is written in the list: `statistics: [sum, above: 100]`. Of integers the sums of the centre of mass are exact
-up to 2**53; it is NaN where sum(x) is 0, and lies outside the ROI where negative pixels outweigh.
+up to 2**53; it is NaN where sum(x) is 0, and may lie outside the ROI where pixels are negative.
 
 Masked pixels don't count: those of the static mask, and of single frames NaN and invalid values. Saturated pixels do.
 Where no pixel counts: avg, std and centre of mass are NaN, sum and counts 0, min and max NaN, in integers 0.
