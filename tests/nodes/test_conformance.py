@@ -38,6 +38,7 @@ IMAGES = MemoryFiles(
 )
 RECT = {"rect": {"x": 1, "y": 2, "width": 7, "height": 5}}
 ARC = {"arc": {"x": 4, "y": 5, "r1": 1, "r2": 6, "a1": 0, "a2": 200}}
+POLYGON = {"polygon": {"points": [[-3, 2], [9, 0], [8, 12], [4.5, 3]]}}
 
 COUNTED = ["avg", "std", "min", "max", "sum", "valid", {"above": 90.5}, "com_x", "com_y"]
 
@@ -76,7 +77,7 @@ class TestGain(WithImages):
 
 
 class TestRoiCounters(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=COUNTED)
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC, "star": POLYGON}, statistics=COUNTED)
     specs = SPECS
 
 
@@ -109,7 +110,7 @@ PARTS = [
 
 
 class TestRoiCountersOfParts(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=COUNTED)
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC, "star": POLYGON}, statistics=COUNTED)
     specs = PARTS
 
 

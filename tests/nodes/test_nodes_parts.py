@@ -112,6 +112,7 @@ def rois(view: View, coordinates: str) -> dict[str, Any]:
         "corner": {"rect": {"x": x, "y": y, "width": across // 2, "height": down // 3}},
         "last": {"rect": {"x": x + across - 6, "y": y + down - 6, "width": 6, "height": 6}},
         "arc": {"arc": arc},
+        "polygon": {"polygon": {"points": [[x, y], [x + across, y + down / 2], [x + across / 4, y + down]]}},
     }
 
 

@@ -319,6 +319,109 @@ def test_arc(arc: dict[str, float], count: int) -> None:
         check(rows, "a", [frame[inside & ~mask] for frame in frames], 9e3)
 
 
+def polygon_oracle(points: list[tuple[float, float]], x: Array, y: Array) -> Array:
+    """By the definition, pixel by pixel and line by line, in exact numbers: centres x (columns,) and y (rows,)."""
+    inside = np.zeros((len(y), len(x)), bool)
+    corners = [(Fraction(a), Fraction(b)) for a, b in points]
+    for row, column in np.ndindex(*inside.shape):
+        here, level = Fraction(float(x[column])), Fraction(float(y[row]))
+        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+            if (y1 <= level) != (y2 <= level) and x1 + (level - y1) * (x2 - x1) / (y2 - y1) <= here:
+                inside[row, column] ^= True
+    return inside
+
+
+HALVES = st.integers(-8, 50).map(lambda number: number / 2)
+CORNERS = st.lists(st.tuples(HALVES, HALVES), min_size=3, max_size=9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(points=CORNERS, coordinates=st.sampled_from(["input", "detector"]), data=st.data())
+def test_polygon(points: list[tuple[float, float]], coordinates: str, data: Any) -> None:
+    """On lines and corners, too; in frames that are cut, binned and turned."""
+    views = [View(Rect(0, 0, 20, 18)), View(Rect(3, 2, 20, 18), (2, 3)), View(Rect(1, 2, 12, 18), (1, 2), True, 90)]
+    view = data.draw(st.sampled_from(views))
+    bins = np.zeros(view.shape, bool)
+    if coordinates == "input":
+        expected = polygon_oracle(points, np.arange(bins.shape[1]), np.arange(bins.shape[0]))
+    else:
+        (across, down), (width, height), area = view.binning, view.bins, view.area
+        x, y = (first + step * np.arange(count) + (step - 1) / 2 for first, step, count in
+                ((area.x, across, width), (area.y, down, height)))  # fmt: skip
+        expected = view.turn(polygon_oracle(points, x, y))
+    use, spec = node("roi_counters", rois={"p": {"polygon": {"points": points}}}, coordinates=coordinates,
+                     statistics=["valid", "com_x"]), FrameSpec("uint16", view, (40, 40))  # fmt: skip
+    if not expected.any():
+        with pytest.raises(NodeMisuse) as refused:
+            use.infer(Inputs.of(spec, NONE))
+        assert refused.value.rule in ("roi-outside", "roi-empty")
+        assert refused.value.key == ("rois", "p", "polygon")
+        return
+    region = regions(use.rois, coordinates, spec)["p"]
+    found = np.zeros(view.shape, bool)
+    found[region.box.within(Rect(0, 0, 0, 0))] = True if region.pixels is None else region.pixels
+    np.testing.assert_array_equal(found, expected)
+    assert use.reads(spec) == [region.box]
+    frames = pixels("uint16", (2, *view.shape))
+    rows = use.finish(use.bind(Inputs.of(spec, NONE)).step(block(frames), 0))
+    assert (rows["p_valid"] == expected.sum()).all()
+
+
+@given(st.tuples(st.integers(4, 36), st.integers(4, 24)), st.permutations(range(3)))
+def test_triangles_about_a_point_share_no_pixel(halves: tuple[int, int], order: list[int]) -> None:
+    """Each pixel of a rectangle cut into triangles is in one, whichever way round these are written."""
+    centre = halves[0] / 2, halves[1] / 2
+    box = [(0.0, 0.0), (20.0, 0.0), (20.0, 14.0), (0.0, 14.0)]
+    times = np.zeros((14, 20), int)
+    for one, other in zip(box, box[1:] + box[:1], strict=True):
+        corners = [one, other, centre]
+        points = [corners[i] for i in order]
+        roi = node("roi_counters", rois={"p": {"polygon": {"points": points}}}).rois
+        region = regions(roi, "input", spec_of("uint8", 14, 20))["p"]
+        times[region.box.within(Rect(0, 0, 0, 0))] += 1 if region.pixels is None else region.pixels
+    assert (times == 1).all()
+
+
+def test_a_polygon_of_a_rect_has_its_pixels() -> None:
+    corners = [[3, 4], [9, 4], [9, 7], [3, 7]]
+    rois = {"p": {"polygon": {"points": corners}}, "r": {"rect": {"x": 3, "y": 4, "width": 6, "height": 3}}}
+    polygon, rect = regions(node("roi_counters", rois=rois).rois, "input", spec_of("uint8", 14, 20)).values()
+    assert polygon.box == rect.box
+    assert polygon.pixels is not None
+    assert polygon.pixels.all()
+
+
+@pytest.mark.parametrize(
+    ("points", "rule"),
+    [
+        ([[30, 2], [40, 2], [35, 8]], "roi-outside"),
+        ([[2, -9], [4, -9], [3, -1]], "roi-outside"),
+        ([[2.1, 2.1], [2.9, 2.1], [2.9, 2.9]], "roi-empty"),
+        ([[2, 2], [6, 2], [2, 2], [6, 2]], "roi-empty"),
+    ],
+)
+def test_polygons_without_a_pixel(points: list[list[float]], rule: str) -> None:
+    with pytest.raises(NodeMisuse, match="ROI p, polygon from") as refused:
+        node("roi_counters", rois={"p": {"polygon": {"points": points}}}).infer(
+            Inputs.of(spec_of("uint8", 14, 20), NONE)
+        )
+    assert (refused.value.rule, refused.value.key) == (rule, ("rois", "p", "polygon"))
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([[0, 0], [1, 1]], "expected a list of at least 3 items, got a list"),
+        ([[0, 0], [1, 1], [2]], "expected a list of 2 items, got a list"),
+        ([[0, 0], [1, 1], [2, 3, 4]], "3 are too many, at most 2 are allowed here"),
+        ([[0, 0], [1, 1], 5], "expected a list of 2 items, got 5"),
+    ],
+)
+def test_polygons_are_lists_of_points(points: list[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        node("roi_counters", rois={"p": {"polygon": {"points": points}}})
+
+
 def test_a_sector_may_be_written_past_0() -> None:
     frames = pixels("uint16", (1, 24, 31))
     arc = {"x": 10, "y": 12, "r1": 3, "r2": 8, "a1": 350}
@@ -509,6 +612,8 @@ TURNED = View(Rect(4, 8, 40, 30)).rotate(90).flip(horizontal=True)
         ({"ring": {"x": 15.1, "y": 16.2, "r1": 4.05, "r2": 9.03}}, "input", TURNED),
         ({"arc": {"x": 20.1, "y": 20.2, "r1": 3.05, "r2": 8.03, "a1": 11, "a2": 97}}, "detector", TURNED),
         ({"arc": {"x": 15.1, "y": 15.2, "r1": 0, "r2": 8.03, "a1": 300, "a2": 400}}, "input", TURNED),
+        ({"polygon": {"points": [[3.2, 2.1], [20.1, 5.4], [9.3, 12.7], [12.1, 6.2]]}}, "input", TURNED),
+        ({"polygon": {"points": [[13.2, 12.1], [30.1, 15.4], [19.3, 29.7]]}}, "detector", TURNED),
     ],
 )
 def test_outlines_are_drawn_about_the_pixels_that_count(roi: dict[str, Any], coordinates: str, view: View) -> None:
