@@ -119,6 +119,16 @@ class TestRoiProfilesOfParts(NodeTests):
     specs = PARTS
 
 
+class TestHistogram(NodeTests):
+    node = node("histogram", bins=30, range=(-5.5, 9000))
+    specs = SPECS
+
+
+class TestHistogramOfParts(NodeTests):
+    node = node("histogram", bins=30, range=(-5.5, 100))
+    specs = PARTS
+
+
 class TestRoiFlipRot(NodeTests):
     node = node("roi_flip_rot", binning={"x": 2, "y": 3}, flip="horizontal", rotation=90)
     specs = SPECS
