@@ -11,12 +11,13 @@ above    pixels with x >= hi
 Masked pixels don't count: those of the static mask, and of single frames NaN and invalid values. All others do, once:
 counts, below and above add up to the valid pixels. Without `range` all values of uint8 and int8 are in it, so that
 `histogram: {}` has a bin for each. Bins are computed in float64: exactly where pixels and limits are integers, and
-(hi - lo) * bins and the pixels are below 2**53, else as exactly as float64 has the edges.
+(hi - lo) * bins and the pixels are below 2**53, else as exactly as float64 has the edges. A range of less than 2**17
+integers is the fastest.
 
-The plot of the table shows the last dimension over `intensity`, the centres of the bins, with `intensity_edges`
-next to them. A histogram of a whole run is the sum over its rows: `counts.sum(axis=0)`.
+The second axis of the table's plot is `intensity`, the centres of the bins; `intensity_edges` are next to it. A histogram of a whole run is the sum over its rows: `counts.sum(axis=0)`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -34,6 +35,9 @@ COLUMNS = ("counts", "below", "above")
 
 FEW = 1024
 """Bins that frames of any size may have: more are refused where there are fewer pixels."""
+
+LONGEST = 1 << 17
+"""Longest table of places: 1 MiB."""
 
 ROOM = 1 << 20
 """Bins of several frames that are counted together."""
@@ -101,20 +105,30 @@ class _Counts:
     """See `StripReducer`.
 
     A pixel has a place: 0 is below, 1 is the first bin, ``bins`` + 1 is above, and the last one is of pixels that don't
-    count. Of pixels of 8 and 16 bits a table has the place of each value.
+    count. A table has the place of each integer: of all of 8 and 16 bits, else of those from ``least`` to ``most``, which
+    stand for the rest. Without a table (floats, a long range) places are computed.
     """
 
     def __init__(self, spec: FrameSpec, bins: int, low: float, high: float) -> None:
         self.bins, self.low, self.high, self.places = bins, low, high, bins + 3
         self.dtype, self.mask = np.dtype(spec.dtype), spec.mask
         self.invalid = finder(spec.invalid, spec.dtype, nan=False)
-        self.table: NDArray[np.intp] | None = None
         self.work, self.found = np.empty(0), np.empty(0, np.intp)
-        if self.dtype.kind != "f" and self.dtype.itemsize <= 2:
-            self.bits = np.dtype(f"u{self.dtype.itemsize}")
-            every = np.arange(2 ** (8 * self.bits.itemsize)).astype(self.bits).view(self.dtype)
-            self.table = self._computed(every, np.empty(every.shape, np.intp)).copy()
+        self.table, self.least, self.most = self._table()
         self.counts = np.zeros((0, self.places), np.uint32)
+
+    def _table(self) -> tuple[NDArray[np.intp] | None, int, int]:
+        if self.dtype.kind == "f":
+            return None, 0, 0
+        limits = np.iinfo(self.dtype)
+        least, most = int(limits.min), int(limits.max)
+        if self.dtype.itemsize > 2:
+            least = min(max(math.floor(self.low) - 1, least), most)
+            most = max(min(math.ceil(self.high), most), least)
+        if most - least > LONGEST:
+            return None, least, most
+        every = (np.arange(most - least + 1) + np.array(least, self.dtype)).astype(self.dtype)
+        return self._computed(every, np.empty(every.shape, np.intp)), least, most
 
     def step(self, block: Block, received_ns: int) -> Partial:
         """Partial: the columns, and ``frame_number``."""
@@ -156,8 +170,16 @@ class _Counts:
         found = self.found[: pixels.size].reshape(pixels.shape)
         if self.table is None:
             return self._computed(pixels, found)
-        np.copyto(found, pixels.view(self.bits))
-        return np.take(self.table, found, out=found, mode="clip")  # `raise` would make a copy
+        if self.dtype.itemsize <= 2:
+            np.copyto(found, pixels)
+            found -= self.least
+            return np.take(self.table, found, out=found, mode="clip")  # `raise` would make a copy
+        kind = self.dtype.type
+        np.subtract(np.clip(pixels, kind(self.least), kind(self.most)), kind(self.least), out=found, casting="unsafe")
+        np.take(self.table, found, out=found, mode="clip")
+        if self.invalid is not None:
+            np.copyto(found, self.places - 1, where=self.invalid(pixels))
+        return found
 
     def _computed(self, pixels: Array, out: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return ``out`` with the place of each pixel."""

@@ -34,6 +34,7 @@ IMAGES = MemoryFiles(
     flat=np.concatenate([[0.0, np.nan], np.linspace(0.5, 1.5, 118)]).reshape(12, 10),
     bad=HOLES.T.reshape(12, 10),
     pedestals=np.linspace(90, 110, 360).reshape(3, 12, 10),
+    weights=np.random.default_rng(8).normal(size=(5, 12, 10)),
     gains=np.concatenate([[0.0], np.linspace(40, -0.5, 359)]).reshape(3, 12, 10),
 )
 RECT = {"rect": {"x": 1, "y": 2, "width": 7, "height": 5}}
@@ -126,6 +127,15 @@ class TestHistogram(NodeTests):
 
 class TestHistogramOfParts(NodeTests):
     node = node("histogram", bins=30, range=(-5.5, 100))
+    specs = PARTS
+
+
+class TestProject(WithImages):
+    node = node("project", masks="weights")
+
+
+class TestProjectOfParts(WithImages):
+    node = node("project", masks="dark", dtype="float32")
     specs = PARTS
 
 

@@ -50,8 +50,10 @@ def check(rows: dict[str, Array], frames: list[Array], low: float, high: float, 
         assert rows["above"][i] == (values >= high).sum()
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype not in ("uint64", "int64")])
-@pytest.mark.parametrize(("low", "high", "bins"), [(0, 100, 100), (-20, 100, 7), (3, 4, 9), (-1e4, 60000, 1000)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("low", "high", "bins"), [(0, 100, 100), (-20, 100, 7), (3, 4, 9), (-1e4, 60000, 1000), (-9, -3, 2), (1e5, 3e5, 8)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_whole_limits(dtype: str, low: float, high: float, bins: int, masked: bool) -> None:
     """Limits and pixels are integers: exact, on the edges, too."""
