@@ -235,12 +235,28 @@ def dense_image(shape: tuple[int, int], index: Array, pixels: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class TableAxis:
+    """Coordinates of the values of vectors in a table: of its columns that have as many.
+
+    name   of the dataset;  values  coordinates (length,);  unit, label  for plots
+    edges  (length + 1,) limits of the bins, where they are bins
+    """
+
+    name: str
+    values: tuple[float, ...]
+    unit: str = ""
+    label: str = ""
+    edges: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class TableSpec:
     """Rows, one per frame: name of each column and its numpy dtype name. ``default`` is the one to plot.
 
     lengths  values per row, of columns that have a vector (n, length) instead of one value (n,)
     labels   of columns, for plots, where the name would not do
     others   columns to plot with the default one, of the same length
+    axis     coordinates of the values of vectors; None = they are numbered
     """
 
     columns: Mapping[str, str]
@@ -249,6 +265,7 @@ class TableSpec:
     lengths: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    axis: TableAxis | None = None
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

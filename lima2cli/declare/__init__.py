@@ -59,17 +59,18 @@ class ListOf(Shape):
     sorts = ("list",)
     item: Shape
     minimum: int = 0
+    maximum: int = MOST
 
     def schema(self) -> Schema:
         """See `Shape.schema`."""
         least = {"minItems": self.minimum} if self.minimum else {}
-        return {"type": "array", "items": self.item.schema(), "maxItems": MOST} | least
+        return {"type": "array", "items": self.item.schema(), "maxItems": self.maximum} | least
 
     def _read(self, data: Any, at: KeyPath, reading: "Reading") -> Any:
         if not isinstance(data, list):
             return reading.refuse("type", data, self, at)
         items = tuple([self.item.read(value, (*at, i), reading) for i, value in enumerate(data)])
-        if len(data) > MOST:
+        if len(data) > self.maximum:
             return reading.fault("maxItems", data, self, at)
         return reading.fault("minItems", data, self, at) if len(data) < self.minimum else items
 

@@ -63,11 +63,19 @@ def _words_of_type(name: str, schema: Schema) -> str:
     if name == "object":
         return _words_of_map(schema)
     if name == "array":
-        return "a list of at least one item" if schema.get("minItems") else "a list"
+        return _words_of_list(schema.get("minItems", 0), schema.get("maxItems"))
     if name == "string":
         return _PATTERNS.get(schema.get("pattern", ""), "a string")
     plain = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
     return plain.get(name, "a value") + _limits(schema)
+
+
+def _words_of_list(least: int, most: int | None) -> str:
+    if not least:
+        return "a list"
+    if least == most:
+        return f"a list of {least} items"
+    return f"a list of at least {least} items" if least > 1 else "a list of at least one item"
 
 
 def _words_of_map(schema: Schema) -> str:

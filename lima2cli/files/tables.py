@@ -17,6 +17,7 @@ from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, part_names, table_f
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows
 from lima2cli.files.tree import group, link_names
+from lima2cli.frames import TableAxis
 
 
 def part_file(channel: TableChannel, receiver: int) -> str:
@@ -231,6 +232,19 @@ def _plot(entry: Any, channel: TableChannel, along: str) -> None:
     plot.attrs["signal"] = default
     if others:
         plot.attrs["auxiliary_signals"] = others
-    plot.attrs["axes"] = [along] + ["."] * (default in channel.lengths)
+    plot.attrs["axes"] = [along] + [_axis(plot, channel.axis) or "."] * (default in channel.lengths)
     plot.attrs["frame_number_indices"] = 0
     entry.attrs["default"] = "plot"
+
+
+def _axis(plot: Any, axis: TableAxis | None) -> str | None:
+    """Write the coordinates of a table's vectors, and return their name."""
+    if axis is None:
+        return None
+    name = link_names((axis.name,), tuple(plot))[axis.name]
+    plot[name] = np.array(axis.values)
+    plot[name].attrs.update({"long_name": axis.label or axis.name} | ({"units": axis.unit} if axis.unit else {}))
+    plot.attrs[f"{name}_indices"] = 1
+    if axis.edges:
+        plot[f"{name}_edges"] = np.array(axis.edges)
+    return name

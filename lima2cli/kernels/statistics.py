@@ -8,15 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.dataclass import dataclass
-from lima2cli.declare import Choice, ListOf
+from lima2cli.declare import Choice, Either, ListOf, Number, Table, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec
+from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import finder
-from lima2cli.kernels.regions import RoiPixels, regions, unaligned
+from lima2cli.kernels.regions import Axis, RoiPixels, regions, unaligned
 from lima2cli.kernels.strips import TILE_PIXELS, tile_shape, tiles
 
 Sums = dict[str, Array]
 """Sums by key, arrays of one shape, (n,) or (n, regions)."""
+
+_ADDED = ("count", "sum", "saturated", "above", "x", "y")
+"""Keys whose sums of parts are added; ``x`` and ``y`` are sums of pixel times coordinate."""
 
 _PIXELS = (1, 2)
 _PIECE = 1024
@@ -25,7 +29,7 @@ _LEAST, _MOST = 1e-24, 1e36  # squares that float32 holds well, however many the
 
 def merge(one: Sums, other: Sums) -> Sums:
     """Return the sums of both parts together; both have the same keys and shape."""
-    merged: Sums = {key: one[key] + other[key] for key in ("count", "sum", "saturated") if key in one}
+    merged: Sums = {key: one[key] + other[key] for key in _ADDED if key in one}
     if "m2" in one:
         a, b = one["count"], other["count"]
         share = a * (b / np.maximum(merged["count"], 1))
@@ -42,7 +46,7 @@ def merge(one: Sums, other: Sums) -> Sums:
 def together(parts: Sequence[Sums]) -> Sums:
     """Return the sums of several parts, as `merge` pair by pair would give them."""
     stacked = {key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]}
-    whole: Sums = {key: _in_order(stacked[key]) for key in ("count", "sum", "saturated") if key in stacked}
+    whole: Sums = {key: _in_order(stacked[key]) for key in _ADDED if key in stacked}
     with np.errstate(all="ignore"):  # infinite means
         if "m2" in stacked:
             apart = np.where(stacked["count"] > 0, mean(stacked) - mean(whole), 0.0)
@@ -67,14 +71,24 @@ def mean(sums: Sums) -> NDArray[np.float64]:
 class RegionSums:
     """Sums over one region of frames of ``spec``; ``keys`` names the wanted ones in addition to count.
 
+    axes   coordinates of the pixels of frames, by key, for sums of pixel times coordinate
+    level  pixels greater than it are counted for ``above``
+
     Frames come in strips: `begin` a block, then each `strip` of it, then `end`. Strips of one block are cut at the same
     rows in all frames, and may come in any order. A large region is summed strip by strip; a region of few pixels to
     the strip is collected first.
     """
 
-    def __init__(self, region: RoiPixels, spec: FrameSpec, keys: Collection[str]) -> None:
+    def __init__(
+        self,
+        region: RoiPixels,
+        spec: FrameSpec,
+        keys: Collection[str],
+        axes: Mapping[str, Axis] | None = None,
+        level: float | None = None,
+    ) -> None:
         self.dtype, self.keys, self.region = np.dtype(spec.dtype), keys, region
-        self.limit = saturation_limit(spec.saturation, self.dtype)
+        self.axes, self.limits = axes or {}, limits(keys, spec, level)
         self.invalid = finder(spec.invalid, spec.dtype, nan=False)
         strips = -(-region.box.height // tile_shape(*spec.shape)[1])
         self.collects = region.count < max(strips * (TILE_PIXELS // 8), 2)
@@ -82,6 +96,7 @@ class RegionSums:
         self.wide = _wide(self.dtype, max(TILE_PIXELS, region.box.width))
         self.narrow, self.few = _narrow(self.dtype)
         self.once = set(keys) <= {"sum"} and region.pixels is None and self.invalid is None
+        self.places = _flat(self.axes, region.box, region.pixels) if self.collects else {}
         self.scratch, self.spare = np.empty(0, np.uint8), np.empty(0, self.dtype)
         self.collected = np.empty((0, region.count), self.dtype)
         self.parts: dict[int, Sums] = {}
@@ -107,7 +122,8 @@ class RegionSums:
         at = (top, bottom, rows.start, columns.start, columns.stop)
         cut = self.cuts.get(at)
         if cut is None:
-            cut = self.cuts[at] = _cut(self.region, slice(top, bottom), rows.start, columns, self.collects)
+            cut = _cut(self.region, slice(top, bottom), rows.start, columns, self.collects, self.axes)
+            self.cuts[at] = cut
         if not cut.size:
             return
         if self.collects:
@@ -122,7 +138,8 @@ class RegionSums:
         if self.collects:
             with np.errstate(all="ignore"):
                 for deep, some in tiles(self.frames, self.region.count, 1):
-                    self._keep(some.start, deep, self._sums(self.collected[deep, None, some]))
+                    places = {key: axis.part(some) for key, axis in self.places.items()}
+                    self._keep(some.start, deep, self._sums(self.collected[deep, None, some], places))
         parts = list(self.parts.values())
         return parts[0] if len(parts) == 1 else together(parts)
 
@@ -153,22 +170,22 @@ class RegionSums:
 
     def _strip(self, cut: "_Cut", pixels: Array) -> Sums:
         if cut.whole:
-            return self._sums(pixels[:, cut.rows, cut.columns])
+            return self._sums(pixels[:, cut.rows, cut.columns], cut.places)
         if self.spare.size < len(pixels) * cut.area:
             self.spare = np.empty(len(pixels) * cut.area, self.dtype)
         if cut.bad is None:
             some = self.spare[: len(pixels) * cut.size].reshape(len(pixels), cut.size)
             cut.take(pixels, some)
-            return self._sums(some[:, None, :])
+            return self._sums(some[:, None, :], cut.places)
         box = pixels[:, cut.rows, cut.columns]
         copy = self.spare[: box.size].reshape(box.shape)
         np.copyto(copy, box)
         flat = copy.reshape(len(copy), -1)
         _put(flat, cut.bad, flat[:, cut.first, None])
-        return self._sums(copy, cut.bad)
+        return self._sums(copy, cut.places, cut.bad)
 
-    def _sums(self, pixels: Array, bad: Array | None = None) -> Sums:
-        """Return the sums of (n, height, width) pixels.
+    def _sums(self, pixels: Array, places: Mapping[str, Axis], bad: Array | None = None) -> Sums:
+        """Return the sums of (n, height, width) pixels; ``places`` are their coordinates, by key.
 
         ``bad`` ones, by flat index, don't count: the caller has made them equal to one that does, in an array of its
         own.
@@ -177,14 +194,14 @@ class RegionSums:
         if self.invalid is not None and (invalid := self.invalid(pixels)).any():
             there = ~invalid if self.dtype.kind != "f" else ~(invalid | np.isnan(pixels))
             _put(there.reshape(frames, area), bad, False)
-            return self._sparse(pixels, there)
+            return self._sparse(pixels, places, there)
         total, count = self._total(pixels), area
         if bad is not None:
             count -= len(bad)
             total -= len(bad) * pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
         if self.dtype.kind == "f" and not np.isfinite(total).all():
             _put(pixels.reshape(frames, area), bad, math.nan)
-            return self._sparse(pixels, ~np.isnan(pixels))
+            return self._sparse(pixels, places, ~np.isnan(pixels))
         sums: Sums = {"count": np.full(frames, count), "sum": total}
         if "m2" in self.keys:
             sums["m2"] = self._squares(pixels, total / count, bad)
@@ -192,11 +209,21 @@ class RegionSums:
             sums["min"] = np.minimum.reduce(pixels, axis=_PIXELS)
         if "max" in self.keys:
             sums["max"] = np.maximum.reduce(pixels, axis=_PIXELS)
-        if "saturated" in self.keys:
-            sums["saturated"] = self._saturated(pixels)
+        for key, limit in self.limits.items():
+            sums[key] = _reaching(pixels, limit)
             if bad is not None:
-                sums["saturated"] -= self._saturated(pixels.reshape(frames, 1, area)[:, :, bad])
+                sums[key] -= _reaching(pixels.reshape(frames, 1, area)[:, :, bad], limit)
+        for key, axis in places.items():
+            sums[key] = self._moment(pixels, axis)
+            if bad is not None:
+                first = pixels.reshape(frames, area)[:, bad[0]].astype(np.float64)
+                sums[key] -= first * axis.over(pixels.shape[1:]).ravel()[bad].sum()
         return sums
+
+    def _moment(self, pixels: Array, axis: Axis) -> Array:
+        """Return the sums of pixel times coordinate of (n, height, width): of lines of equal coordinate first."""
+        lines = np.add.reduce(pixels, axis=1 if axis.across else 2, dtype=self.wide)
+        return _dot(lines.astype(np.float64, copy=False), axis.values)
 
     def _total(self, pixels: Array) -> NDArray[np.float64]:
         """Return the sums of (n, height, width) pixels; of small integers by some rows at a time, in 32 bits."""
@@ -237,11 +264,12 @@ class RegionSums:
         _put(flat, bad, 0.0)
         return _squares(flat)
 
-    def _sparse(self, pixels: Array, there: NDArray[np.bool_]) -> Sums:
+    def _sparse(self, pixels: Array, places: Mapping[str, Axis], there: NDArray[np.bool_]) -> Sums:
         """Return the sums where some pixels do not count, or are infinite; ``there`` is True for those that count."""
         counts = np.count_nonzero(there, axis=_PIXELS)
         zero, (low, high) = self.dtype.type(0), of_none(self.dtype)
-        total = np.where(there, pixels, zero).sum(axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
+        counted = np.where(there, pixels, zero)
+        total = counted.sum(axis=_PIXELS, dtype=self.wide).astype(np.float64, copy=False)
         sums: Sums = {"count": counts, "sum": total}
         if "m2" in self.keys:
             apart = np.where(there, pixels - mean(sums)[:, None, None], 0.0)
@@ -250,15 +278,22 @@ class RegionSums:
             sums["min"] = np.fmin.reduce(np.where(there, pixels, high), axis=_PIXELS)
         if "max" in self.keys:
             sums["max"] = np.fmax.reduce(np.where(there, pixels, low), axis=_PIXELS)
-        if "saturated" in self.keys:
-            sums["saturated"] = self._saturated(pixels, there)
+        for key, limit in self.limits.items():
+            sums[key] = _reaching(pixels, limit, there)
+        for key, axis in places.items():
+            sums[key] = self._moment(counted, axis)
         return sums
 
-    def _saturated(self, pixels: Array, there: NDArray[np.bool_] | None = None) -> Array:
-        if self.limit is None:
-            return np.zeros(len(pixels), np.int64)
-        high = pixels >= self.limit
-        return np.asarray(np.count_nonzero(high if there is None else high & there, axis=_PIXELS))
+
+def _reaching(pixels: Array, limit: Any, there: NDArray[np.bool_] | None = None) -> Array:
+    """Return how many of (n, height, width) pixels, of those ``there``, reach a limit; None = none can."""
+    if limit is None:
+        return np.zeros(len(pixels), np.int64)
+    high = pixels >= limit
+    if there is not None:
+        high &= there
+    counts = np.add.reduce(high.view(np.uint8), axis=_PIXELS, dtype=np.uint32)  # twice as fast as `count_nonzero`
+    return np.asarray(counts, np.int64)
 
 
 @dataclass(frozen=True)
@@ -269,6 +304,7 @@ class _Cut:
     size            how many of its ``area`` count; ``before`` as many count in the rows above
     index           of those that count, in the strip, flat; None where all count, or ``bad`` is shorter
     bad             of those that don't, in the box, flat; ``first`` is one that counts
+    places          coordinates, by key, of the pixels of the box, or of those of ``index``
     """
 
     rows: slice
@@ -279,6 +315,7 @@ class _Cut:
     index: NDArray[np.intp] | None
     bad: NDArray[np.intp] | None
     first: int
+    places: Mapping[str, Axis]
 
     @property
     def whole(self) -> bool:
@@ -295,21 +332,33 @@ class _Cut:
             np.take(frame, self.index, out=row, mode="clip")  # `raise` would take a detour, and so does an axis
 
 
-def _cut(region: RoiPixels, rows: slice, start: int, shown: slice, collects: bool) -> _Cut:
+def _cut(region: RoiPixels, rows: slice, start: int, shown: slice, collects: bool, axes: Mapping[str, Axis]) -> _Cut:
     """Return the part of a region in ``rows`` of a strip that begins with row ``start`` and shows these columns."""
     box, width = region.box, shown.stop - shown.start
     left = box.x - shown.start
     inside, columns = slice(rows.start - start, rows.stop - start), slice(left, left + box.width)
     area = (rows.stop - rows.start) * box.width
+    part = Rect(box.x, rows.start, box.width, rows.stop - rows.start)
+    places = {key: axis.of(part) for key, axis in axes.items()}
     if region.pixels is None:
-        return _Cut(inside, columns, area, area, (rows.start - box.y) * box.width, None, None, 0)
+        return _Cut(inside, columns, area, area, (rows.start - box.y) * box.width, None, None, 0, places)
     good = region.pixels[rows.start - box.y : rows.stop - box.y]
     before = int(np.count_nonzero(region.pixels[: rows.start - box.y]))
     size = int(np.count_nonzero(good))
-    if not collects and 20 * (area - size) < area and size < area:
-        return _Cut(inside, columns, area, size, before, None, np.flatnonzero(~good), int(np.argmax(good)))
+    if size == area:
+        return _Cut(inside, columns, area, size, before, None, None, 0, places)
+    if not collects and 20 * (area - size) < area:
+        return _Cut(inside, columns, area, size, before, None, np.flatnonzero(~good), int(np.argmax(good)), places)
     y, x = np.nonzero(good)
-    return _Cut(inside, columns, area, size, before, (y + inside.start) * width + x + left, None, 0)
+    return _Cut(
+        inside, columns, area, size, before, (y + inside.start) * width + x + left, None, 0, _flat(axes, part, good)
+    )
+
+
+def _flat(axes: Mapping[str, Axis], box: Rect, good: NDArray[np.bool_] | None) -> dict[str, Axis]:
+    """Return the coordinates of the ``good`` pixels of a box, one after another, as of a single row; None = all."""
+    whole = {key: axis.of(box).over((box.height, box.width)) for key, axis in axes.items()}
+    return {key: Axis(True, values.ravel() if good is None else values[good]) for key, values in whole.items()}
 
 
 def _put(pixels: Array, index: Array | None, value: Any) -> None:
@@ -360,15 +409,30 @@ def _narrow(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
     return narrow, int(np.iinfo(narrow).max) // max(abs(limit) for limit in _range(dtype))
 
 
-def saturation_limit(saturation: float | None, dtype: np.dtype[Any]) -> Any:
-    """Return the lowest saturated value in the pixels' dtype; None where no pixel reaches it."""
-    if saturation is None:
+def limits(keys: Collection[str], spec: FrameSpec, level: float | None) -> dict[str, Any]:
+    """Return the lowest values that ``saturated`` and ``above`` count, in the pixels' dtype, for those of the keys.
+
+    None where no pixel reaches it. ``level`` is the one that pixels ``above`` exceed.
+    """
+    dtype, found = np.dtype(spec.dtype), {}
+    if "saturated" in keys:
+        found["saturated"] = _limit(spec.saturation, dtype)
+    if "above" in keys:
+        assert level is not None
+        is_float = dtype.kind == "f"
+        found["above"] = np.nextafter(dtype.type(level), np.inf) if is_float else _limit(math.floor(level) + 1, dtype)
+    return found
+
+
+def _limit(level: float | None, dtype: np.dtype[Any]) -> Any:
+    """Return the lowest value of a dtype at or above a level; None where there is none."""
+    if level is None:
         return None
     if dtype.kind == "f":
-        return dtype.type(saturation)
+        return dtype.type(level)
     lowest, highest = _range(dtype)
-    level = max(math.ceil(saturation), lowest)
-    return None if level > highest else dtype.type(level)
+    whole = max(math.ceil(level), lowest)
+    return None if whole > highest else dtype.type(whole)
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
@@ -380,7 +444,8 @@ def of_nothing(shape: tuple[int, ...], dtype: np.dtype[Any], keys: Collection[st
     """Return sums of no pixel, arrays of this shape; ``keys`` as for `RegionSums`."""
     low, high = of_none(dtype)
     sums: Sums = {"count": np.zeros(shape, np.int64), "sum": np.zeros(shape)}
-    sums |= {"m2": np.zeros(shape), "saturated": np.zeros(shape, np.int64)}
+    sums |= {key: np.zeros(shape) for key in ("m2", "x", "y")}
+    sums |= {key: np.zeros(shape, np.int64) for key in ("saturated", "above")}
     sums |= {"min": np.full(shape, high, dtype), "max": np.full(shape, low, dtype)}
     return {key: value for key, value in sums.items() if key in ("count", "sum") or key in keys}
 
@@ -391,12 +456,26 @@ def of_none(dtype: np.dtype[Any]) -> tuple[Any, Any]:
     return dtype.type(low), dtype.type(high)
 
 
-STATISTICS = ("avg", "std", "min", "max", "sum", "saturated")
+@dataclass(frozen=True, kw_only=True)
+class Above:
+    """Count pixels over a level."""
+
+    above: float = param(
+        "Pixels greater than this count; in float frames it is rounded to their dtype first.", Number()
+    )
+
+
+LINES = ("avg", "std", "min", "max", "sum", "saturated", "valid")
+"""Statistics of lines of pixels, too."""
+
+STATISTICS = (*LINES, "com_x", "com_y")
 
 DEFAULT = STATISTICS[:5]
 
-SHAPE = ListOf(Choice(STATISTICS), 1)
-"""Shape of the parameter ``statistics``."""
+_SHAPES = {names: ListOf(Either((Choice(names), Table(Above))), 1) for names in (STATISTICS, LINES)}
+
+SHAPE, LINES_SHAPE = _SHAPES[STATISTICS], _SHAPES[LINES]
+"""Shapes of the parameter ``statistics``, of regions and of lines."""
 
 _NEEDS = {
     "avg": {"sum"},
@@ -405,9 +484,34 @@ _NEEDS = {
     "max": {"max"},
     "sum": {"sum"},
     "saturated": {"saturated"},
+    "valid": set[str](),
+    "com_x": {"sum", "x"},
+    "com_y": {"sum", "y"},
+    "above": {"above"},
 }
 
-_DTYPES = {"avg": "float32", "std": "float32", "sum": "float64", "saturated": "uint32"}
+_COUNTS = ("saturated", "valid", "above")
+
+_DTYPES = {
+    "avg": "float32",
+    "std": "float32",
+    "sum": "float64",
+    "com_x": "float64",
+    "com_y": "float64",
+} | dict.fromkeys(_COUNTS, "uint32")
+
+
+def named(statistics: Sequence[str | Above]) -> tuple[tuple[str, ...], float | None]:
+    """Return the names of statistics, as columns end, and the level of ``above``; None where that is not among them.
+
+    Raises: NodeMisuse: ``above-twice``.
+    """
+    levels = [(i, each.above) for i, each in enumerate(statistics) if isinstance(each, Above)]
+    if len(levels) > 1:
+        message = f"pixels above {levels[0][1]:g} are counted already, and both columns would have the same name"
+        raise NodeMisuse("above-twice", message, ("statistics", levels[1][0]), "another node counts those above it")
+    names = tuple("above" if isinstance(each, Above) else each for each in statistics)
+    return names, levels[0][1] if levels else None
 
 
 def needs(names: Sequence[str]) -> frozenset[str]:
@@ -432,7 +536,7 @@ def columns(rois: Sequence[str], names: Sequence[str], spec: FrameSpec) -> dict[
 
 def units(rois: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Return the units of the columns, where they are known."""
-    return {f"{roi}_saturated": "pixels" for roi in rois if "saturated" in names}
+    return {f"{roi}_{name}": "pixels" for roi in rois for name in names if name in (*_COUNTS, "com_x", "com_y")}
 
 
 def default(rois: Sequence[str], names: Sequence[str]) -> str:
@@ -450,12 +554,16 @@ def others(rois: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{roi}_{statistic}" for roi in rois[1 : 1 + MOST_OTHERS])
 
 
-_WORDS = {"avg": "average", "std": "standard deviation", "min": "minimum", "max": "maximum"}
+_WORDS = {
+    "avg": "average", "std": "standard deviation", "min": "minimum", "max": "maximum", "valid": "valid pixels",
+    "com_x": "x of the centre of mass", "com_y": "y of the centre of mass",
+}  # fmt: skip
 
 
-def labels(rois: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def labels(rois: Sequence[str], names: Sequence[str], level: float | None) -> dict[str, str]:
     """Return what the columns are, for plots: ``sum of spot``."""
-    return {f"{roi}_{name}": f"{_WORDS.get(name, name)} of {roi}" for roi in rois for name in names}
+    words = _WORDS if level is None else _WORDS | {"above": f"pixels above {level:.15g}"}
+    return {f"{roi}_{name}": f"{words.get(name, name)} of {roi}" for roi in rois for name in names}
 
 
 def column(name: str, sums: Sums) -> NDArray[Any]:
@@ -467,8 +575,10 @@ def column(name: str, sums: Sums) -> NDArray[Any]:
         return np.asarray(np.sqrt(sums["m2"] / count), np.float32)
     if name == "sum":
         return sums["sum"]
-    if name == "saturated":
-        return sums["saturated"].astype(np.uint32)
+    if name in _COUNTS:
+        return sums["count" if name == "valid" else name].astype(np.uint32)
+    if name in ("com_x", "com_y"):
+        return np.where(sums["sum"] == 0, np.nan, sums[name[-1]] / sums["sum"])
     values = sums[name]
     return values if values.dtype.kind == "f" or count.all() else np.where(count > 0, values, values.dtype.type(0))
 

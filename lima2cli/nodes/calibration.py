@@ -3,8 +3,8 @@
 A calibration image is a number, or a file that holds an image (h, w) or a stack of images (n, h, w):
 
 * of the whole detector's shape, always in detector coordinates: it is cut, binned, flipped and rotated as the frames
-  were on their way to the node. Of a binned pixel's images dark and background are the sum, a flat field is the mean,
-  and a mask is bad where any is;
+  were on their way to the node. Of a binned pixel's images dark and background are the sum, flat fields and weights are
+  the mean, and a mask is bad where any is;
 * of the node's input shape: taken as it is; where the input is parts of frames, of the full frames' shape;
 * saved by lima2, whose files say how they show the detector (`image_operation`): turned back, then cut, binned, flipped
   and rotated as the frames were, whatever its shape. Refused (``calibration-view``) where it does not show all of what
@@ -52,6 +52,17 @@ def stages(reference: str, count: int, inputs: Inputs, key: str, binning: How) -
         message = f"{reference} holds {found} image{'s' * (found != 1)}, {count} are needed: one for each gain stage"
         raise NodeMisuse("calibration-shape", message, (key,), f"({count}, height, width)")
     return np.ascontiguousarray(_part(reference, inputs, key, binning, kinds="iuf"), dtype=np.float64)
+
+
+def weights(reference: str, inputs: Inputs, key: str) -> NDArray[np.float64]:
+    """float64 (n, height, width): weights of the pixels, one image or several; of binned pixels the mean.
+
+    Raises as `calibration`, also where they are not all finite.
+    """
+    found = np.asarray(_part(reference, inputs, key, "mean", kinds="biuf"), np.float64)
+    if not np.isfinite(found).all():
+        raise NodeMisuse("calibration-value", f"weights of {reference} are NaN or infinite", (key,))
+    return found if found.ndim == 3 else found[np.newaxis]
 
 
 def bad_pixels(reference: float | str, inputs: Inputs, key: str) -> NDArray[np.bool_] | None:

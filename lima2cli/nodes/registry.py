@@ -28,6 +28,8 @@ BUILT_IN: Mapping[str, str] = {
     "expression": "lima2cli.nodes.expression:Expression",
     "accumulate": "lima2cli.nodes.accumulate:Accumulate",
     "sparsify": "lima2cli.nodes.sparsify:Sparsify",
+    "histogram": "lima2cli.nodes.histogram:Histogram",
+    "project": "lima2cli.nodes.project:Project",
     "filter": "lima2cli.nodes.filter:Filter",
     "io_stream": "lima2cli.nodes.io_stream:IoStream",
 }
@@ -52,7 +54,8 @@ def node_kinds() -> Mapping[str, type[Node]]:
 
 LANGUAGE = (
     "checkpoint", "io_hdf5", "roi_flip_rot", "reconstruction", "roi_counters", "roi_profiles", "background_sub",
-    "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "filter", "io_stream",
+    "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "histogram", "project",
+    "filter", "io_stream",
 )  # fmt: skip
 """All kinds of the language; those not built in are reported as "not available in this version" rather than unknown."""
 

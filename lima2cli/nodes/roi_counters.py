@@ -7,9 +7,16 @@ std        sqrt(sum((x - avg)^2) / n)          float32, units of the pixels; the
 min, max   least and largest                   the input's dtype
 sum        sum(x)                              float64, exact for integers up to 2**53
 saturated  how many reach the saturation       uint32, pixels
+valid      n                                   uint32, pixels
+above      how many are greater than a level   uint32, pixels
+com_x      sum(x * column) / sum(x)            float64, pixels: the centre of mass, in the `coordinates` of the ROIs
+com_y      sum(x * row) / sum(x)               float64, pixels
+
+The level is written in the list: `statistics: [sum, above: 100]`. Of integers the sums of the centre of mass are exact
+up to 2**53; it is NaN where sum(x) is 0, and may lie outside the ROI where pixels are negative.
 
 Masked pixels don't count: those of the static mask, and of single frames NaN and invalid values. Saturated pixels do.
-Where no pixel counts: avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
+Where no pixel counts: avg, std and centre of mass are NaN, sum and counts 0, min and max NaN, in integers 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +31,8 @@ from lima2cli.frames import Array, Block, FrameSpec, TableSpec
 from lima2cli.geometry import Rect
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
-from lima2cli.kernels.regions import COORDINATES, ROIS, looked_at, outlines, regions
-from lima2cli.kernels.statistics import RegionSums, Sums, column
+from lima2cli.kernels.regions import COORDINATES, ROIS, axes, looked_at, outlines, regions
+from lima2cli.kernels.statistics import Above, RegionSums, Sums, column, named
 from lima2cli.nodes.base import Inputs, Partial, Reduce, StripReducer, node
 from lima2cli.view import Outline
 
@@ -41,9 +48,7 @@ class RoiCounters(Reduce):
 
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", ROIS)
     coordinates: str = param("(0, 0) is the first pixel of the input, or of the detector.", COORDINATES, "input")
-    statistics: tuple[str, ...] = param(
-        "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
-    )
+    statistics: tuple[str | Above, ...] = param("Which statistics.", statistic_columns.SHAPE, statistic_columns.DEFAULT)
 
     def looked_at(self, inputs: Inputs) -> int:
         """See `Node.looked_at`."""
@@ -53,12 +58,12 @@ class RoiCounters(Reduce):
         """See `Node.infer`."""
         spec = inputs.spec
         regions(self.rois, self.coordinates, spec)
-        rois, names = list(self.rois), self.statistics
+        rois, (names, level) = list(self.rois), named(self.statistics)
         return TableSpec(
             statistic_columns.columns(rois, names, spec),
             statistic_columns.default(rois, names),
             statistic_columns.units(rois, names),
-            labels=statistic_columns.labels(rois, names),
+            labels=statistic_columns.labels(rois, names, level),
             others=statistic_columns.others(rois, names),
         )
 
@@ -77,9 +82,11 @@ class RoiCounters(Reduce):
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec
-        keys = statistic_columns.needs(self.statistics)
+        names, level = named(self.statistics)
+        keys = statistic_columns.needs(names)
+        places = {key: axis for key, axis in zip("xy", axes(self.coordinates, spec), strict=True) if key in keys}
         found = regions(self.rois, self.coordinates, spec).values()
-        return _Counters([RegionSums(region, spec, keys) for region in found])
+        return _Counters([RegionSums(region, spec, keys, places, level) for region in found])
 
     def merge(self, one: Partial, other: Partial) -> Partial:
         """See `Reduce.merge`."""
@@ -88,8 +95,8 @@ class RoiCounters(Reduce):
     def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:
         """See `Reduce.finish`."""
         with np.errstate(all="ignore"):  # NaN without pixels; float64 values beyond float32
-            table = {name: column(name, partial) for name in self.statistics}
-        columns = {f"{roi}_{name}": table[name][:, i] for i, roi in enumerate(self.rois) for name in self.statistics}
+            table = {name: column(name, partial) for name in named(self.statistics)[0]}
+        columns = {f"{roi}_{name}": values[:, i] for i, roi in enumerate(self.rois) for name, values in table.items()}
         return columns | {"frame_number": partial["frame_number"]}
 
 

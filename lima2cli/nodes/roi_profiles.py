@@ -14,7 +14,8 @@ first value is that of the ROI's first column or row there.
 
 Columns `<roi>_<statistic>` of the table hold a vector per frame, (frames, length). Statistics, their dtypes, and what
 counts are as for `roi_counters`, line by line: masked pixels (of the static mask, NaN, invalid values) don't count; of
-a line without any pixel that counts avg and std are NaN, sum and saturated 0, min and max NaN, in integers 0.
+a line without any pixel that counts avg and std are NaN, sum and counts 0, min and max NaN, in integers 0. There is no
+centre of mass of a line.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +33,7 @@ from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
 from lima2cli.kernels.masked import finder
 from lima2cli.kernels.regions import COORDINATES, RECTS, RoiPixels, looked_at, outlines, regions
-from lima2cli.kernels.statistics import Sums, column
+from lima2cli.kernels.statistics import Above, Sums, column, named
 from lima2cli.kernels.strips import tiles
 from lima2cli.nodes.base import Inputs, Partial, Reduce, StripReducer, node
 from lima2cli.view import Outline
@@ -42,20 +43,23 @@ class LineSums:
     """Sums along lines of one region of frames of ``spec``; ``keys`` says which are wanted in addition to count.
 
     across  True: along each column, a value per column; False: along each row, a value per row
+    level   pixels greater than it are counted for ``above``
 
     Lines of the whole region that a part of frames does not show have the sums of no pixel.
 
     Frames come in strips, as for `RegionSums`.
     """
 
-    def __init__(self, region: RoiPixels, spec: FrameSpec, keys: Collection[str], *, across: bool) -> None:
+    def __init__(
+        self, region: RoiPixels, spec: FrameSpec, keys: Collection[str], *, across: bool, level: float | None = None
+    ) -> None:
         box = region.box
         self.dtype, self.keys, self.region, self.across = np.dtype(spec.dtype), keys, region, across
         self.length = box.width if across else box.height
         first, self.lines = (box.x, region.whole.width) if across else (box.y, region.whole.height)
         self.before = first - (region.whole.x if across else region.whole.y)
         self.low, self.high = statistics.of_none(self.dtype)
-        self.limit = statistics.saturation_limit(spec.saturation, self.dtype)
+        self.limits = statistics.limits(keys, spec, level)
         self.invalid = finder(spec.invalid, spec.dtype)
         self.scratch = np.empty(0)
         self.whole: Sums = {}
@@ -130,8 +134,8 @@ class LineSums:
             sums["min"] = np.fmin.reduce(tile.filled(self.high), axis=tile.axis)
         if "max" in self.keys:
             sums["max"] = np.fmax.reduce(tile.filled(self.low), axis=tile.axis)
-        if "saturated" in self.keys:
-            sums["saturated"] = tile.reaching(self.limit)
+        for key, limit in self.limits.items():
+            sums[key] = tile.reaching(limit)
         return sums
 
     def _scratch(self, size: int) -> NDArray[np.float64]:
@@ -200,8 +204,8 @@ class RoiProfiles(Reduce):
     direction: str = param(
         "horizontal = a value per column; vertical = a value per row.", Choice(("horizontal", "vertical")), "horizontal"
     )
-    statistics: tuple[str, ...] = param(
-        "Which statistics: avg, std, min, max, sum, saturated.", statistic_columns.SHAPE, statistic_columns.DEFAULT
+    statistics: tuple[str | Above, ...] = param(
+        "Which statistics.", statistic_columns.LINES_SHAPE, statistic_columns.DEFAULT
     )
 
     def looked_at(self, inputs: Inputs) -> int:
@@ -210,7 +214,7 @@ class RoiProfiles(Reduce):
 
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
-        spec, rois, names = inputs.spec, list(self.rois), self.statistics
+        spec, rois, (names, level) = inputs.spec, list(self.rois), named(self.statistics)
         lengths = dict(zip(rois, self._lengths(spec), strict=True))
         alike = [roi for roi in rois if lengths[roi] == lengths[rois[0]]]
         return TableSpec(
@@ -218,7 +222,7 @@ class RoiProfiles(Reduce):
             statistic_columns.default(rois, names),
             statistic_columns.units(rois, names),
             {f"{roi}_{name}": length for roi, length in lengths.items() for name in names},
-            statistic_columns.labels(rois, names),
+            statistic_columns.labels(rois, names, level),
             statistic_columns.others(alike, names),
         )
 
@@ -237,9 +241,10 @@ class RoiProfiles(Reduce):
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec
-        keys, across = statistic_columns.needs(self.statistics), self.direction == "horizontal"
+        names, level = named(self.statistics)
+        keys, across = statistic_columns.needs(names), self.direction == "horizontal"
         found = regions(self.rois, self.coordinates, spec).values()
-        return _Profiles([LineSums(region, spec, keys, across=across) for region in found])
+        return _Profiles([LineSums(region, spec, keys, across=across, level=level) for region in found])
 
     def merge(self, one: Partial, other: Partial) -> Partial:
         """See `Reduce.merge`."""
@@ -253,7 +258,7 @@ class RoiProfiles(Reduce):
             columns = {
                 f"{roi}_{name}": column(name, sums)
                 for roi, sums in zip(self.rois, _by_roi(partial), strict=True)
-                for name in self.statistics
+                for name in named(self.statistics)[0]
             }
         return columns | {"frame_number": partial["frame_number"]}
 

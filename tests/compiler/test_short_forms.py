@@ -256,13 +256,13 @@ def test_words_bind_as_in_python(words: str, signs: str) -> None:
 
 
 def test_columns_of_two_regions_never_collide() -> None:
-    """No statistic has an underscore, so that the last one ends the region's name."""
+    """No statistic ends as another does behind an underscore, so that each column has one region and statistic."""
     from lima2cli.kernels.statistics import STATISTICS, columns
     from tests.node_inputs import spec_of
 
-    assert not any("_" in name for name in STATISTICS)
-    names = ["a", "a_sum", "a_sum_sum", "a_avg", "A", "a-sum", "a__sum"]
-    statistics = STATISTICS[:5]
+    statistics = [name for name in (*STATISTICS, "above") if name != "saturated"]
+    assert not any(one.endswith(f"_{other}") for one in STATISTICS for other in statistics)
+    names = ["a", "a_sum", "a_sum_sum", "a_avg", "A", "a-sum", "a__sum", "a_com", "com_x"]
     assert len(columns(names, statistics, spec_of("uint16", 8, 8))) == len(names) * len(statistics)
 
 

@@ -83,6 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "mask.npy", np.eye(256, dtype=np.uint8))
     np.save(folder / "inverted.npy", 1 - np.eye(256, dtype=np.uint8))
     np.save(folder / "small.npy", np.ones((100, 80), np.float32))
+    np.save(folder / "many.npy", np.ones((1025, 2, 2), np.uint8))
     np.save(folder / "line.npy", np.ones(256, np.float32))
     np.save(folder / "complex.npy", np.ones((256, 256), np.complex64))
     record = {"version": 1, "name": "smartpix", "image": {"width": 500, "height": 500}}

@@ -34,10 +34,14 @@ IMAGES = MemoryFiles(
     flat=np.concatenate([[0.0, np.nan], np.linspace(0.5, 1.5, 118)]).reshape(12, 10),
     bad=HOLES.T.reshape(12, 10),
     pedestals=np.linspace(90, 110, 360).reshape(3, 12, 10),
+    weights=np.random.default_rng(8).normal(size=(5, 12, 10)),
     gains=np.concatenate([[0.0], np.linspace(40, -0.5, 359)]).reshape(3, 12, 10),
 )
 RECT = {"rect": {"x": 1, "y": 2, "width": 7, "height": 5}}
 ARC = {"arc": {"x": 4, "y": 5, "r1": 1, "r2": 6, "a1": 0, "a2": 200}}
+POLYGON = {"polygon": {"points": [[-3, 2], [9, 0], [8, 12], [4.5, 3]]}}
+
+COUNTED = ["avg", "std", "min", "max", "sum", "valid", {"above": 90.5}, "com_x", "com_y"]
 
 
 class WithImages(NodeTests):
@@ -74,12 +78,12 @@ class TestGain(WithImages):
 
 
 class TestRoiCounters(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC, "star": POLYGON}, statistics=COUNTED)
     specs = SPECS
 
 
 class TestRoiProfiles(NodeTests):
-    node = node("roi_profiles", rois={"door": RECT}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_profiles", rois={"door": RECT}, statistics=COUNTED[:-2])
     specs = SPECS
 
 
@@ -107,12 +111,31 @@ PARTS = [
 
 
 class TestRoiCountersOfParts(NodeTests):
-    node = node("roi_counters", rois={"door": RECT, "ring": ARC}, statistics=["avg", "std", "min", "max", "sum"])
+    node = node("roi_counters", rois={"door": RECT, "ring": ARC, "star": POLYGON}, statistics=COUNTED)
     specs = PARTS
 
 
 class TestRoiProfilesOfParts(NodeTests):
     node = node("roi_profiles", rois={"door": RECT}, direction="vertical")
+    specs = PARTS
+
+
+class TestHistogram(NodeTests):
+    node = node("histogram", bins=30, range=(-5.5, 9000))
+    specs = SPECS
+
+
+class TestHistogramOfParts(NodeTests):
+    node = node("histogram", bins=30, range=(-5.5, 100))
+    specs = PARTS
+
+
+class TestProject(WithImages):
+    node = node("project", masks="weights")
+
+
+class TestProjectOfParts(WithImages):
+    node = node("project", masks="dark", dtype="float32")
     specs = PARTS
 
 

@@ -16,7 +16,8 @@ from lima2cli.view import View
 from tests.node_inputs import MemoryFiles, block, node, pixels, spec_of
 
 NONE = MemoryFiles()
-ALL = ["avg", "std", "min", "max", "sum", "saturated"]
+LINES = ["avg", "std", "min", "max", "sum", "saturated", "valid", {"above": 90.5}]
+ALL = [*LINES, "com_x", "com_y"]
 NS = 1_700_000_000_000_000_000
 
 
@@ -82,8 +83,8 @@ def same(rows: Mapping[str, Array], whole: Mapping[str, Array], dtype: str) -> N
     assert list(rows) == list(whole)
     for name, values in whole.items():
         assert rows[name].dtype == values.dtype
-        exact = name.endswith(("_min", "_max", "_saturated")) or (
-            name.endswith("_sum") and np.dtype(dtype).itemsize < 4
+        exact = name.endswith(("_min", "_max", "_saturated", "_valid", "_above")) or (
+            name.endswith(("_sum", "_com_x", "_com_y")) and np.dtype(dtype).itemsize < 4
         )
         if exact:
             np.testing.assert_array_equal(rows[name], values, err_msg=name)
@@ -111,6 +112,7 @@ def rois(view: View, coordinates: str) -> dict[str, Any]:
         "corner": {"rect": {"x": x, "y": y, "width": across // 2, "height": down // 3}},
         "last": {"rect": {"x": x + across - 6, "y": y + down - 6, "width": 6, "height": 6}},
         "arc": {"arc": arc},
+        "polygon": {"polygon": {"points": [[x, y], [x + across, y + down / 2], [x + across / 4, y + down]]}},
     }
 
 
@@ -132,8 +134,8 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(dtype: str, coordinates
     rects = {name: roi for name, roi in places.items() if "rect" in roi}
     uses = [
         node("roi_counters", rois=places, coordinates=coordinates, statistics=ALL),
-        node("roi_profiles", rois=rects, coordinates=coordinates, statistics=ALL),
-        node("roi_profiles", rois=rects, coordinates=coordinates, statistics=ALL, direction="vertical"),
+        node("roi_profiles", rois=rects, coordinates=coordinates, statistics=LINES),
+        node("roi_profiles", rois=rects, coordinates=coordinates, statistics=LINES, direction="vertical"),
     ]
     cut = [part_of(spec, frames, part) for part in parts]
     for use in uses:

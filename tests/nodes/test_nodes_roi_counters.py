@@ -1,6 +1,8 @@
 """roi_counters against numpy's one-liners."""
 
 import warnings
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, FrameSpec
+from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.kernels.regions import regions
 from lima2cli.kernels.strips import TILE_PIXELS
@@ -165,6 +167,119 @@ def test_sums_are_exact_and_std_is_stable() -> None:
     assert constant["r_avg"][0] == 65535
 
 
+def com_oracle(frame: Array, good: Array, place: Any = lambda x, y: (x, y)) -> tuple[float, float]:
+    """The centre of mass of (height, width), pixel by pixel, of those that are good; exact of integers."""
+    exact = Fraction if frame.dtype.kind != "f" else np.longdouble
+    total, moments = exact(0), [exact(0), exact(0)]
+    for row, column in zip(*np.nonzero(good), strict=True):
+        value = exact(frame[row, column].item())
+        total += value
+        for i, at in enumerate(place(float(column), float(row))):
+            moments[i] += value * exact(at)
+    return (float(moments[0] / total), float(moments[1] / total)) if total else (np.nan, np.nan)
+
+
+@settings(max_examples=60)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(["rect", "arc"]),
+    share=st.sampled_from([0.0, 0.02, 0.4, 1.0]),
+    invalid=st.booleans(),
+    view=st.sampled_from(
+        [View(Rect(0, 0, 19, 14)), View(Rect(5, 3, 14, 19), rotation=90), View(Rect(2, 4, 38, 42), (2, 3), True, 180)]
+    ),
+    coordinates=st.sampled_from(["input", "detector"]),
+    level=st.sampled_from([-1e9, -3.5, 0, 17, 100.5, 254.9, 255, 1e9, 2.0**62]),
+)
+def test_counts_and_centres_of_mass(
+    dtype: str, kind: str, share: float, invalid: bool, view: View, coordinates: str, level: float
+) -> None:
+    height, width = view.shape
+    frames = pixels(dtype, (3, height, width)).copy()
+    frames[1] %= 7
+    frames[2] = 0
+    if frames.dtype.kind == "f":
+        frames[0, 3:5] = np.nan
+    random = np.random.default_rng(3)
+    mask = random.uniform(size=(height, width)) < share
+    values = Invalid((frames[0, 7, 6].item(),)) if invalid else Invalid()
+    spec = FrameSpec(dtype, view, (60, 60), mask if share else None, invalid=values)
+    area = view.area if coordinates == "detector" else Rect(0, 0, width, height)
+    arc = {
+        "x": area.x + area.width / 2,
+        "y": area.y + area.height / 2,
+        "r1": 2,
+        "r2": area.height / 2,
+        "a1": 0,
+        "a2": 200,
+    }
+    rect = {"x": area.x, "y": area.y, "width": area.width, "height": area.height}
+    rois = {"r": {kind: arc if kind == "arc" else rect}}
+    asked = ["valid", {"above": level}, "com_x", "com_y"]
+    place = view.place if coordinates == "detector" else lambda x, y: (x, y)
+    (region,) = regions(node("roi_counters", rois=rois).rois, coordinates, replace(spec, mask=None)).values()
+    inside = np.zeros((height, width), bool)
+    box = region.box
+    inside[box.y : box.bottom, box.x : box.right] = True if region.pixels is None else region.pixels
+    for layout in (frames, padded(frames)):
+        rows = counters(spec, layout, rois=rois, coordinates=coordinates, statistics=asked)
+        for i, frame in enumerate(frames):
+            good = inside & ~mask & ~np.isnan(frame)
+            if invalid:
+                good &= frame != values.values[0]
+            assert rows["r_valid"][i] == good.sum()
+            limit = frame.dtype.type(level) if frame.dtype.kind == "f" else Fraction(level)
+            assert rows["r_above"][i] == sum(value > limit for value in frame[good].tolist())
+            x, y = com_oracle(frame, good, place)
+            exact = {"rtol": 1e-15} if frame.dtype.itemsize < 4 else {"rtol": 1e-9, "atol": 1e-9}
+            np.testing.assert_allclose([rows["r_com_x"][i], rows["r_com_y"][i]], [x, y], **exact)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize("roi", ["rect", "ring"])
+def test_centres_of_mass_of_large_regions(roi: str, share: float) -> None:
+    """Strip by strip, with few masked pixels and with many."""
+    frames = pixels("uint16", (2, 700, 501))
+    mask = np.random.default_rng(4).uniform(size=(700, 501)) < share
+    shapes = {
+        "rect": {"rect": {"x": 3, "y": 5, "width": 490, "height": 690}},
+        "ring": {"ring": {"x": 240, "y": 350, "r1": 20, "r2": 245}},
+    }
+    y, x = np.ogrid[:700, :501]
+    radius = np.hypot(x - 240, y - 350)
+    inside = (radius >= 20) & (radius < 245) if roi == "ring" else (x >= 3) & (x < 493) & (y >= 5) & (y < 695)
+    good = inside & ~mask
+    spec = spec_of("uint16", 700, 501, mask=mask if share else None)
+    rows = counters(spec, frames, rois={"r": shapes[roi]}, statistics=["com_x", "com_y", "valid", {"above": 4e4}])
+    for i, frame in enumerate(frames):
+        weights = np.where(good, frame, 0).astype(np.int64)
+        assert rows["r_com_x"][i] == (weights * x).sum() / weights.sum()
+        assert rows["r_com_y"][i] == (weights * y).sum() / weights.sum()
+        assert rows["r_valid"][i] == good.sum()
+        assert rows["r_above"][i] == (frame[good] > 40000).sum()
+
+
+def test_levels_of_two_columns_of_one_name_are_refused() -> None:
+    rois = {"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}
+    for kind in ("roi_counters", "roi_profiles"):
+        use = node(kind, rois=rois, statistics=["sum", {"above": 1}, {"above": 2}])
+        with pytest.raises(NodeMisuse) as refused:
+            use.infer(Inputs.of(spec_of("uint8", 2, 2), NONE))
+        assert (refused.value.rule, refused.value.key) == ("above-twice", ("statistics", 2))
+
+
+def test_columns_of_counts_and_centres() -> None:
+    rois = {"r": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}
+    table = node("roi_counters", rois=rois, statistics=["valid", {"above": 1.5}, "com_x"]).infer(
+        Inputs.of(spec_of("uint8", 2, 2), NONE)
+    )
+    assert dict(table.columns) == {"r_valid": "uint32", "r_above": "uint32", "r_com_x": "float64"}
+    assert dict(table.labels) == {
+        "r_valid": "valid pixels of r", "r_above": "pixels above 1.5 of r", "r_com_x": "x of the centre of mass of r",
+    }  # fmt: skip
+    assert set(table.units.values()) == {"pixels"}
+
+
 def arc_oracle(height: int, width: int, roi: dict[str, float]) -> Array:
     """By the definition, pixel by pixel."""
     inside = np.zeros((height, width), bool)
@@ -202,6 +317,109 @@ def test_arc(arc: dict[str, float], count: int) -> None:
         spec = spec_of("uint16", 24, 31, mask=mask, saturation=9e3)
         rows = counters(spec, layout, rois={"a": {"arc": arc}}, statistics=ALL)
         check(rows, "a", [frame[inside & ~mask] for frame in frames], 9e3)
+
+
+def polygon_oracle(points: list[tuple[float, float]], x: Array, y: Array) -> Array:
+    """By the definition, pixel by pixel and line by line, in exact numbers: centres x (columns,) and y (rows,)."""
+    inside = np.zeros((len(y), len(x)), bool)
+    corners = [(Fraction(a), Fraction(b)) for a, b in points]
+    for row, column in np.ndindex(*inside.shape):
+        here, level = Fraction(float(x[column])), Fraction(float(y[row]))
+        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+            if (y1 <= level) != (y2 <= level) and x1 + (level - y1) * (x2 - x1) / (y2 - y1) <= here:
+                inside[row, column] ^= True
+    return inside
+
+
+HALVES = st.integers(-8, 50).map(lambda number: number / 2)
+CORNERS = st.lists(st.tuples(HALVES, HALVES), min_size=3, max_size=9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(points=CORNERS, coordinates=st.sampled_from(["input", "detector"]), data=st.data())
+def test_polygon(points: list[tuple[float, float]], coordinates: str, data: Any) -> None:
+    """On lines and corners, too; in frames that are cut, binned and turned."""
+    views = [View(Rect(0, 0, 20, 18)), View(Rect(3, 2, 20, 18), (2, 3)), View(Rect(1, 2, 12, 18), (1, 2), True, 90)]
+    view = data.draw(st.sampled_from(views))
+    bins = np.zeros(view.shape, bool)
+    if coordinates == "input":
+        expected = polygon_oracle(points, np.arange(bins.shape[1]), np.arange(bins.shape[0]))
+    else:
+        (across, down), (width, height), area = view.binning, view.bins, view.area
+        x, y = (first + step * np.arange(count) + (step - 1) / 2 for first, step, count in
+                ((area.x, across, width), (area.y, down, height)))  # fmt: skip
+        expected = view.turn(polygon_oracle(points, x, y))
+    use, spec = node("roi_counters", rois={"p": {"polygon": {"points": points}}}, coordinates=coordinates,
+                     statistics=["valid", "com_x"]), FrameSpec("uint16", view, (40, 40))  # fmt: skip
+    if not expected.any():
+        with pytest.raises(NodeMisuse) as refused:
+            use.infer(Inputs.of(spec, NONE))
+        assert refused.value.rule in ("roi-outside", "roi-empty")
+        assert refused.value.key == ("rois", "p", "polygon")
+        return
+    region = regions(use.rois, coordinates, spec)["p"]
+    found = np.zeros(view.shape, bool)
+    found[region.box.within(Rect(0, 0, 0, 0))] = True if region.pixels is None else region.pixels
+    np.testing.assert_array_equal(found, expected)
+    assert use.reads(spec) == [region.box]
+    frames = pixels("uint16", (2, *view.shape))
+    rows = use.finish(use.bind(Inputs.of(spec, NONE)).step(block(frames), 0))
+    assert (rows["p_valid"] == expected.sum()).all()
+
+
+@given(st.tuples(st.integers(4, 36), st.integers(4, 24)), st.permutations(range(3)))
+def test_triangles_about_a_point_share_no_pixel(halves: tuple[int, int], order: list[int]) -> None:
+    """Each pixel of a rectangle cut into triangles is in one, whichever way round these are written."""
+    centre = halves[0] / 2, halves[1] / 2
+    box = [(0.0, 0.0), (20.0, 0.0), (20.0, 14.0), (0.0, 14.0)]
+    times = np.zeros((14, 20), int)
+    for one, other in zip(box, box[1:] + box[:1], strict=True):
+        corners = [one, other, centre]
+        points = [corners[i] for i in order]
+        roi = node("roi_counters", rois={"p": {"polygon": {"points": points}}}).rois
+        region = regions(roi, "input", spec_of("uint8", 14, 20))["p"]
+        times[region.box.within(Rect(0, 0, 0, 0))] += 1 if region.pixels is None else region.pixels
+    assert (times == 1).all()
+
+
+def test_a_polygon_of_a_rect_has_its_pixels() -> None:
+    corners = [[3, 4], [9, 4], [9, 7], [3, 7]]
+    rois = {"p": {"polygon": {"points": corners}}, "r": {"rect": {"x": 3, "y": 4, "width": 6, "height": 3}}}
+    polygon, rect = regions(node("roi_counters", rois=rois).rois, "input", spec_of("uint8", 14, 20)).values()
+    assert polygon.box == rect.box
+    assert polygon.pixels is not None
+    assert polygon.pixels.all()
+
+
+@pytest.mark.parametrize(
+    ("points", "rule"),
+    [
+        ([[30, 2], [40, 2], [35, 8]], "roi-outside"),
+        ([[2, -9], [4, -9], [3, -1]], "roi-outside"),
+        ([[2.1, 2.1], [2.9, 2.1], [2.9, 2.9]], "roi-empty"),
+        ([[2, 2], [6, 2], [2, 2], [6, 2]], "roi-empty"),
+    ],
+)
+def test_polygons_without_a_pixel(points: list[list[float]], rule: str) -> None:
+    with pytest.raises(NodeMisuse, match="ROI p, polygon from") as refused:
+        node("roi_counters", rois={"p": {"polygon": {"points": points}}}).infer(
+            Inputs.of(spec_of("uint8", 14, 20), NONE)
+        )
+    assert (refused.value.rule, refused.value.key) == (rule, ("rois", "p", "polygon"))
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([[0, 0], [1, 1]], "expected a list of at least 3 items, got a list"),
+        ([[0, 0], [1, 1], [2]], "expected a list of 2 items, got a list"),
+        ([[0, 0], [1, 1], [2, 3, 4]], "3 are too many, at most 2 are allowed here"),
+        ([[0, 0], [1, 1], 5], "expected a list of 2 items, got 5"),
+    ],
+)
+def test_polygons_are_lists_of_points(points: list[Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        node("roi_counters", rois={"p": {"polygon": {"points": points}}})
 
 
 def test_a_sector_may_be_written_past_0() -> None:
@@ -394,6 +612,8 @@ TURNED = View(Rect(4, 8, 40, 30)).rotate(90).flip(horizontal=True)
         ({"ring": {"x": 15.1, "y": 16.2, "r1": 4.05, "r2": 9.03}}, "input", TURNED),
         ({"arc": {"x": 20.1, "y": 20.2, "r1": 3.05, "r2": 8.03, "a1": 11, "a2": 97}}, "detector", TURNED),
         ({"arc": {"x": 15.1, "y": 15.2, "r1": 0, "r2": 8.03, "a1": 300, "a2": 400}}, "input", TURNED),
+        ({"polygon": {"points": [[3.2, 2.1], [20.1, 5.4], [9.3, 12.7], [12.1, 6.2]]}}, "input", TURNED),
+        ({"polygon": {"points": [[13.2, 12.1], [30.1, 15.4], [19.3, 29.7]]}}, "detector", TURNED),
     ],
 )
 def test_outlines_are_drawn_about_the_pixels_that_count(roi: dict[str, Any], coordinates: str, view: View) -> None:

@@ -38,6 +38,8 @@ nodes:
   joined: {{input: both, io_hdf5: {{frames_per_chunk: 3, frames_per_file: 10, compression: gzip}}}}
   small: {{input: binned, io_hdf5: {{compression: none}}}}
   raw: {{input: F, roi_counters: {{rois: {rois}}}}}
+  centres: {{input: part, roi_counters: {{rois: {rois}, statistics: [valid, above: 3, com_x, com_y]}}}}
+  raw-centres: {{input: F, roi_counters: {{rois: {rois}, statistics: [valid, above: 3, com_x, com_y]}}}}
 """
 
 ROIS = (
@@ -103,7 +105,7 @@ def test_what_fails_in_a_thread_is_named(base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(RegionSums, "strip", fail)
     (base / "out").mkdir()
     outcome = run_inline(plan, base, str(base / "out"), lambda event: None, lambda: None)
-    assert {failure.node for failure in outcome.failures} == {"counters", "raw"}
+    assert {failure.node for failure in outcome.failures} == {"counters", "raw", "centres", "raw-centres"}
     assert all("no" in failure.message for failure in outcome.failures)
     assert outcome.receivers[0].saved["saved"] > 0
 

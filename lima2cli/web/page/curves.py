@@ -9,6 +9,7 @@ from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from lima2cli.files.channel import TableChannel
+from lima2cli.kernels.statistics import STATISTICS
 from lima2cli.view import Outline
 from lima2cli.web.page.image import region_colours
 from lima2cli.web.page.text import COLOURS, TEXT, WIDGETS
@@ -69,7 +70,7 @@ class Curves:
         self._colours = {
             f"{node} {region}_{statistic}": colour
             for (node, region), colour in drawn.items()
-            for statistic in ("avg", "std", "min", "max", "sum", "saturated")
+            for statistic in (*STATISTICS, "above")
         }
         plotted = [name for name, table in tables.items() if self._numeric(table)]
         self.table.options = plotted
@@ -87,8 +88,7 @@ class Curves:
         names = [] if table is None else self._numeric(table)
         self.columns.options = names
         kept = [name for name in self.columns.value if name in names]
-        default = table.default if table is not None and table.default in names else None
-        alike = [name for name in names if default and name.endswith(default.rpartition("_")[2])]
+        alike = [] if table is None else [name for name in (table.default, *(table.others or ())) if name in names]
         self.columns.value = kept or alike[:MOST_AT_FIRST] or names[:1]
         self._rows = {}
         self._draw()
