@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
-from lima2cli.frames import DetectorInfo, Invalid
+from lima2cli.frames import DetectorInfo, Invalid, VectorAxis
 from lima2cli.geometry import Rect, Rule
 from lima2cli.view import View
 
@@ -138,7 +138,7 @@ class TableChannel:
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
     metadata    as of `Channel`
-    labels, others   labels of columns, and those that viewers plot with ``default``; see `TableSpec`
+    labels, others, axes, errors   see `TableSpec`; of columns that viewers plot
     """
 
     name: str
@@ -159,3 +159,5 @@ class TableChannel:
     metadata: Mapping[str, Any] | None = field(default=None, metadata={"none": "absent"})
     labels: Mapping[str, str] | None = field(default=None, metadata={"none": "absent"})
     others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})
+    axes: tuple[VectorAxis, ...] | None = field(default=None, metadata={"none": "absent"})
+    errors: str | None = field(default=None, metadata={"none": "absent"})

@@ -114,7 +114,8 @@ def merge_tables(
 ) -> str:
     """Merge the parts of all receivers to ``{name}_{node}.h5``, in frame order, and remove them; return its path.
 
-    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``, with the positions of the axes of the metadata;
+    Columns are 1-D, or of vectors 2-D, of images 3-D, in ``/entry_0000/measurement``, with the axes of these and the
+    positions of the axes of the metadata;
     ``/entry_0000/plot`` (NXdata) shows the default column over the one axis that moves, else over the frame number.
     Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
     of `write_master`. Memory: some thousand values of each column of each part.
@@ -139,20 +140,22 @@ def merge_tables(
         parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
         sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer
         for name, dtype in {"frame_number": "uint64", **channel.columns}.items():
-            more = (channel.lengths[name],) if name in channel.lengths else ()
-            measurement.create_dataset(name, (sum(sizes), *more), dtype)
+            measurement.create_dataset(name, (sum(sizes), *_shape(channel, name)), dtype)
         row, read = 0, max(1, READ // max(channel.lengths.values(), default=1))
         for taken, order in _interleaved([part["frame_number"] for part in parts], sizes, read):
             for name, column in measurement.items():
                 piece = np.concatenate(
                     [part[name][first:last] for part, (first, last) in zip(parts, taken, strict=True)]
                 )
-                column[row : row + len(order)] = piece[order]
+                column[row : row + len(order)] = piece[order].reshape(len(order), *column.shape[1:])
             row += len(order)
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
         for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
             measurement[name].attrs["long_name"] = label
+        for vector_axis in channel.axes or ():
+            made = measurement.create_dataset(vector_axis.name, data=np.array(vector_axis.values))
+            made.attrs["units"], made.attrs["long_name"] = vector_axis.unit, vector_axis.label
         axes = axes_of(channel.metadata or {})
         names = link_names((axis.name for axis in axes), tuple(measurement))
         for axis in axes:
@@ -164,6 +167,13 @@ def merge_tables(
     for part in paths:
         os.remove(part)
     return path
+
+
+def _shape(channel: TableChannel, column: str) -> tuple[int, ...]:
+    """Return the shape of the values of a column in each row."""
+    if column not in channel.lengths:
+        return ()
+    return tuple(len(axis.values) for axis in channel.axes or ()) or (channel.lengths[column],)
 
 
 def table_rows(table: str) -> int:
@@ -226,11 +236,18 @@ def _plot(entry: Any, channel: TableChannel, along: str) -> None:
         return
     plot = group(entry, "plot", "NXdata")
     others = [name for name in channel.others or () if name != default]
-    for name in dict.fromkeys((default, *others, along, "frame_number")):
+    vector_axes = [axis.name for axis in channel.axes or ()] if default in channel.lengths else []
+    for name in dict.fromkeys((default, *others, *vector_axes, along, "frame_number")):
         plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
+    if channel.errors is not None:
+        plot[f"{default}_errors"] = h5py.SoftLink(f"/{MEASUREMENT}/{channel.errors}")
     plot.attrs["signal"] = default
     if others:
         plot.attrs["auxiliary_signals"] = others
-    plot.attrs["axes"] = [along] + ["."] * (default in channel.lengths)
+    plot.attrs["axes"] = [along, *(vector_axes or ["."] * (default in channel.lengths))]
     plot.attrs["frame_number_indices"] = 0
+    for place, name in enumerate(vector_axes):
+        plot.attrs[f"{name}_indices"] = 1 + place
+    if vector_axes:
+        entry[f"measurement/{default}"].attrs["interpretation"] = "spectrum" if len(vector_axes) == 1 else "image"
     entry.attrs["default"] = "plot"

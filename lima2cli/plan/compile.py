@@ -210,6 +210,8 @@ def _table(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequ
         units=dict(step.after.units),
         labels=dict(step.after.labels),
         others=step.after.others,
+        axes=step.after.axes or None,
+        errors=step.after.errors,
         metadata=record["metadata"],
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
