@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, str] = {
     "filter": "lima2cli.nodes.filter:Filter",
     "io_stream": "lima2cli.nodes.io_stream:IoStream",
     "azimuthal": "lima2cli.nodes.azimuthal:Azimuthal",
+    "peaks": "lima2cli.nodes.peaks:Peaks",
 }
 """The places of the tables of the built-in nodes, by kind; one is imported where it is asked for."""
 
@@ -54,7 +55,7 @@ def node_kinds() -> Mapping[str, type[Node]]:
 LANGUAGE = (
     "checkpoint", "io_hdf5", "roi_flip_rot", "reconstruction", "roi_counters", "roi_profiles", "background_sub",
     "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "filter", "io_stream",
-    "azimuthal",
+    "azimuthal", "peaks",
 )  # fmt: skip
 """All kinds of the language; those not built in are reported as "not available in this version" rather than unknown."""
 

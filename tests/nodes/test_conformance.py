@@ -135,6 +135,16 @@ class TestAzimuthalCake(NodeTests):
     specs = AZIMUTHAL
 
 
+class TestPeaks(NodeTests):
+    node = node("peaks", cutoff=1, most=5, connected=1)
+    specs = AZIMUTHAL[:3]
+
+
+class TestPeaksLocal(NodeTests):
+    node = node("peaks", cutoff=1.5, most=40, connected=2, background="local")
+    specs = SPECS
+
+
 class TestRoiFlipRot(NodeTests):
     node = node("roi_flip_rot", binning={"x": 2, "y": 3}, flip="horizontal", rotation=90)
     specs = SPECS
