@@ -145,6 +145,23 @@ class Operated:
     exposures: int = 1
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Facts of the experiment that the pipeline gives, as far as it does: ``metadata``, and the detector's pixels.
+
+    photon_energy  eV;  distance  from the sample to the detector, m
+    beam_center    (x, y) of the direct beam, in pixels of the sensor, whose centres are whole numbers
+    pixel_size     (x, y) of a pixel of the sensor, m
+    sensor         (width, height) of the sensor, before the detector's own operations
+    """
+
+    photon_energy: float | None = None
+    distance: float | None = None
+    beam_center: tuple[float, float] | None = None
+    pixel_size: tuple[float, float] | None = None
+    sensor: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class FrameSpec:
     """Dense frames on an edge of the graph.
@@ -163,6 +180,7 @@ class FrameSpec:
     base        how the detector's image shows the sensor; None = it is the sensor
     packed      how most of the frames are compressed by the detector, and come to the receivers: of a flow, and behind
                 nodes that take them so (`Node.as_sent`); empty where they are not
+    experiment  where the sensor stands in the beam, as far as the pipeline says
     """
 
     dtype: str
@@ -176,6 +194,7 @@ class FrameSpec:
     holds: float | None = None
     base: View | None = None
     packed: str = ""
+    experiment: Experiment = Experiment()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -236,10 +255,9 @@ def dense_image(shape: tuple[int, int], index: Array, pixels: Array) -> Array:
 
 @dataclass(frozen=True)
 class TableAxis:
-    """Coordinates of the values of vectors in a table: of its columns that have as many.
+    """The place of each value of a vector: ``values`` in ``unit``, saved as a dataset ``name``, shown as ``label``.
 
-    name   of the dataset;  values  coordinates (length,);  unit, label  for plots
-    edges  (length + 1,) limits of the bins, where they are bins
+    edges  limits of the bins, one more than values, where they are bins whose limits are saved, too
     """
 
     name: str
@@ -256,7 +274,9 @@ class TableSpec:
     lengths  values per row, of columns that have a vector (n, length) instead of one value (n,)
     labels   of columns, for plots, where the name would not do
     others   columns to plot with the default one, of the same length
-    axis     coordinates of the values of vectors; None = they are numbered
+    axes     of all columns with vectors; of several axes a vector is an image, row by row, whose shape is that of the
+             axes, and is saved so
+    errors   the column with the standard error of the default one
     """
 
     columns: Mapping[str, str]
@@ -265,7 +285,8 @@ class TableSpec:
     lengths: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
-    axis: TableAxis | None = None
+    axes: tuple[TableAxis, ...] = ()
+    errors: str | None = None
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

@@ -17,6 +17,9 @@ UNITS: Mapping[str, Mapping[str, float]] = {
 }  # fmt: skip
 """Units by quantity, case-sensitive; plain numbers are in the unit of factor 1."""
 
+HC = 12398.419843320026
+"""Planck's constant times the speed of light, eV angstrom (CODATA 2018; both are exact)."""
+
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "u": ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}"),
     "Å": ("\N{ANGSTROM SIGN}", "A\N{COMBINING RING ABOVE}"),

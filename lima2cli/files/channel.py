@@ -138,7 +138,7 @@ class TableChannel:
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
     metadata    as of `Channel`
-    labels, others, axis   labels of columns, those that viewers plot with ``default``, coordinates; see `TableSpec`
+    labels, others, axes, errors   see `TableSpec`; of columns that viewers plot
     """
 
     name: str
@@ -159,4 +159,5 @@ class TableChannel:
     metadata: Mapping[str, Any] | None = field(default=None, metadata={"none": "absent"})
     labels: Mapping[str, str] | None = field(default=None, metadata={"none": "absent"})
     others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})
-    axis: TableAxis | None = field(default=None, metadata={"none": "absent"})
+    axes: tuple[TableAxis, ...] | None = field(default=None, metadata={"none": "absent"})
+    errors: str | None = field(default=None, metadata={"none": "absent"})

@@ -23,6 +23,7 @@ from lima2cli.files.disk import disk_errors
 from lima2cli.files.rows import windows
 from lima2cli.files.tree import fixed, group, link_name, link_names, write_plain, write_quantity
 from lima2cli.frames import Invalid
+from lima2cli.units import HC
 from lima2cli.view import View
 
 
@@ -103,9 +104,6 @@ def _arrays(channel: Channel, name: str) -> Iterator[NDArray[Any]]:
         if dataset.name in arrays:
             yield arrays[dataset.name]
 
-
-HC = 12398.419843320026
-"""Planck's constant times the speed of light, eV angstrom (CODATA 2018; both are exact)."""
 
 PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 """Compression of masks and maps, which every reader has."""

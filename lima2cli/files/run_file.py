@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -244,8 +244,8 @@ def _plot(parent: Any, facts: "_Facts", link: str) -> None:
     plot = group(parent, "plot", "NXdata")
     for name, value in facts.plot.items():
         plot.attrs[name] = value
-    for column in facts.plotted:
-        plot[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
+    for name, path in facts.plotted.items():
+        plot[name] = h5py.ExternalLink(link, path)
     parent.attrs["default"] = "plot"
 
 
@@ -266,6 +266,14 @@ def _detector(node: Any, facts: "_Facts", link: str) -> None:
     _plot(detector, facts, link)
 
 
+def _targets(shown: Any) -> dict[str, str]:
+    """Return the paths of the datasets that a plot shows, by their names in it."""
+    import h5py
+
+    links = {name: shown.get(name, getlink=True) for name in shown or ()}
+    return {n: it.path if isinstance(it, h5py.SoftLink) else f"{shown.name}/{n}" for n, it in links.items()}
+
+
 def _members(parent: Any, before: str = "") -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Yield what is in a group, by its path: of groups that hold others their attributes, then what is in them."""
     import h5py
@@ -284,7 +292,7 @@ class _Facts:
     """Facts of a master or table that is linked to.
 
     The group of its datasets, the names of these, all that a master has of its detector next to the plot (see
-    `_members`), attributes of this plot and the names of the datasets in it, and the times in the file.
+    `_members`), attributes of this plot and the paths of what it shows, by its names there, and the times in the file.
     """
 
     node: str
@@ -293,7 +301,7 @@ class _Facts:
     members: dict[str, dict[str, Any] | None]
     image: bool
     plot: dict[str, Any]
-    plotted: tuple[str, ...] = ()
+    plotted: Mapping[str, str] = field(default_factory=dict)
     start_time: str | None = None
     end_time: str | None = None
 
@@ -319,4 +327,4 @@ class _Facts:
             names = CHANNEL if image else tuple(where)
             names = tuple(name for name in names if name in where)
             members = {name: member for name, member in _members(where) if name != "plot"} if image else {}
-            return cls(record.node, where.name, names, members, image, plot, tuple(shown or ()), *times)
+            return cls(record.node, where.name, names, members, image, plot, _targets(shown), *times)

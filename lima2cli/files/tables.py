@@ -13,7 +13,7 @@ from lima2cli.files.channel import TableChannel
 from lima2cli.files.checksums import cover
 from lima2cli.files.disk import disk_errors
 from lima2cli.files.fields import axes_of, write_axis
-from lima2cli.files.nexus import MEASUREMENT, ChannelRecord, part_names, table_file, write_root
+from lima2cli.files.nexus import ENTRY, MEASUREMENT, ChannelRecord, part_names, table_file, write_root
 from lima2cli.files.rows import READ
 from lima2cli.files.run_file import FlowRecord, write_flows
 from lima2cli.files.tree import group, link_names
@@ -115,10 +115,11 @@ def merge_tables(
 ) -> str:
     """Merge the parts of all receivers to ``{name}_{node}.h5``, in frame order, and remove them; return its path.
 
-    Columns are 1-D, or 2-D of vectors, in ``/entry_0000/measurement``, with the positions of the axes of the metadata;
-    ``/entry_0000/plot`` (NXdata) shows the default column over the one axis that moves, else over the frame number.
-    Each part is in frame order, as receivers write them. ``flows`` and ``unmatched`` as
-    of `write_master`. Memory: some thousand values of each column of each part.
+    Columns are 1-D, or of vectors 2-D, of images 3-D, in ``/entry_0000/measurement``, with the positions of the
+    axes of the metadata; the axes of vectors are in ``/entry_0000/axes``. ``/entry_0000/plot`` (NXdata) shows the
+    default column over the one axis that moves, else over the frame number. Each part is in frame order, as receivers
+    write them. ``flows`` and ``unmatched`` as of `write_master`. Memory: some thousand values of each column of each
+    part.
 
     Raises:
         OSError: a file can't be read or written, or a part is not in order; the parts stay then.
@@ -140,22 +141,23 @@ def merge_tables(
         parts = [opened.enter_context(h5py.File(part, rdcc_nbytes=CHUNK_CACHE_BYTES))[MEASUREMENT] for part in paths]
         sizes = [min(len(column) for column in part.values()) for part in parts]  # a kill may leave some longer
         for name, dtype in {"frame_number": "uint64", **channel.columns}.items():
-            more = (channel.lengths[name],) if name in channel.lengths else ()
-            measurement.create_dataset(name, (sum(sizes), *more), dtype)
+            measurement.create_dataset(name, (sum(sizes), *_shape(channel, name)), dtype)
         row, read = 0, max(1, READ // max(channel.lengths.values(), default=1))
         for taken, order in _interleaved([part["frame_number"] for part in parts], sizes, read):
             for name, column in measurement.items():
                 piece = np.concatenate(
                     [part[name][first:last] for part, (first, last) in zip(parts, taken, strict=True)]
                 )
-                column[row : row + len(order)] = piece[order]
+                column[row : row + len(order)] = piece[order].reshape(len(order), *column.shape[1:])
             row += len(order)
         for name, unit in channel.units.items():
             measurement[name].attrs["units"] = unit
         for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
             measurement[name].attrs["long_name"] = label
+        _write_axes(entry, channel.axes or ())
         axes = axes_of(channel.metadata or {})
-        names = link_names((axis.name for axis in axes), tuple(measurement))
+        vectors = [axis.name for axis in channel.axes or ()]
+        names = link_names((axis.name for axis in axes), (*measurement, *vectors))
         for axis in axes:
             write_axis(measurement, names[axis.name], axis, measurement["frame_number"])
         cover(entry, dict(measurement.items()))
@@ -165,6 +167,13 @@ def merge_tables(
     for part in paths:
         os.remove(part)
     return path
+
+
+def _shape(channel: TableChannel, column: str) -> tuple[int, ...]:
+    """Return the shape of the values of a column in each row."""
+    if column not in channel.lengths:
+        return ()
+    return tuple(len(axis.values) for axis in channel.axes or ()) or (channel.lengths[column],)
 
 
 def table_rows(table: str) -> int:
@@ -219,6 +228,23 @@ def _interleaved(
         done = [first + count for first, count in zip(done, counts, strict=True)]
 
 
+AXES = "axes"
+"""Group of the entry with the axes of vectors: they have no value for each row, as columns do."""
+
+
+def _write_axes(entry: Any, axes: Sequence[TableAxis]) -> None:
+    if not axes:
+        return
+    held = group(entry, AXES, "NXcollection")
+    for axis in axes:
+        made = held.create_dataset(axis.name, data=np.array(axis.values))
+        made.attrs["long_name"] = axis.label or axis.name
+        if axis.unit:
+            made.attrs["units"] = axis.unit
+        if axis.edges:
+            held[f"{axis.name}_edges"] = np.array(axis.edges)
+
+
 def _plot(entry: Any, channel: TableChannel, along: str) -> None:
     import h5py
 
@@ -227,24 +253,20 @@ def _plot(entry: Any, channel: TableChannel, along: str) -> None:
         return
     plot = group(entry, "plot", "NXdata")
     others = [name for name in channel.others or () if name != default]
+    vector_axes = [axis.name for axis in channel.axes or ()] if default in channel.lengths else []
     for name in dict.fromkeys((default, *others, along, "frame_number")):
         plot[name] = h5py.SoftLink(f"/{MEASUREMENT}/{name}")
+    for name in entry[AXES] if vector_axes else ():
+        plot[name] = h5py.SoftLink(f"/{ENTRY}/{AXES}/{name}")
+    if channel.errors is not None:
+        plot[f"{default}_errors"] = h5py.SoftLink(f"/{MEASUREMENT}/{channel.errors}")
     plot.attrs["signal"] = default
     if others:
         plot.attrs["auxiliary_signals"] = others
-    plot.attrs["axes"] = [along] + [_axis(plot, channel.axis) or "."] * (default in channel.lengths)
+    plot.attrs["axes"] = [along, *(vector_axes or ["."] * (default in channel.lengths))]
     plot.attrs["frame_number_indices"] = 0
+    for place, name in enumerate(vector_axes):
+        plot.attrs[f"{name}_indices"] = 1 + place
+    if vector_axes:
+        entry[f"measurement/{default}"].attrs["interpretation"] = "spectrum" if len(vector_axes) == 1 else "image"
     entry.attrs["default"] = "plot"
-
-
-def _axis(plot: Any, axis: TableAxis | None) -> str | None:
-    """Write the coordinates of a table's vectors, and return their name."""
-    if axis is None:
-        return None
-    name = link_names((axis.name,), tuple(plot))[axis.name]
-    plot[name] = np.array(axis.values)
-    plot[name].attrs.update({"long_name": axis.label or axis.name} | ({"units": axis.unit} if axis.unit else {}))
-    plot.attrs[f"{name}_indices"] = 1
-    if axis.edges:
-        plot[f"{name}_edges"] = np.array(axis.edges)
-    return name

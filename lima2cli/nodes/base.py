@@ -406,7 +406,10 @@ class Reduce(Node):
         raise NotImplementedError
 
     def merge(self, one: Partial, other: Partial) -> Partial:
-        """Merge partial results of the same rows (equal ``frame_number``) of receivers that hold different parts."""
+        """Merge partial results of the same rows (equal ``frame_number``) of receivers that hold different parts.
+
+        Not asked of a node that takes no ``parts``.
+        """
         raise NotImplementedError
 
     def finish(self, partial: Partial) -> Mapping[str, NDArray[Any]]:

@@ -32,6 +32,8 @@ BUILT_IN: Mapping[str, str] = {
     "project": "lima2cli.nodes.project:Project",
     "filter": "lima2cli.nodes.filter:Filter",
     "io_stream": "lima2cli.nodes.io_stream:IoStream",
+    "azimuthal": "lima2cli.nodes.azimuthal:Azimuthal",
+    "peaks": "lima2cli.nodes.peaks:Peaks",
 }
 """The places of the tables of the built-in nodes, by kind; one is imported where it is asked for."""
 
@@ -55,7 +57,7 @@ def node_kinds() -> Mapping[str, type[Node]]:
 LANGUAGE = (
     "checkpoint", "io_hdf5", "roi_flip_rot", "reconstruction", "roi_counters", "roi_profiles", "background_sub",
     "flatfield", "mask", "gain", "python", "mpi", "expression", "accumulate", "sparsify", "histogram", "project",
-    "filter", "io_stream",
+    "filter", "io_stream", "azimuthal", "peaks",
 )  # fmt: skip
 """All kinds of the language; those not built in are reported as "not available in this version" rather than unknown."""
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import POISON, Findings, KeyPath, Poisoned, attempt
 from lima2cli.errors import FileProblem, NodeMisuse
-from lima2cli.frames import DetectorInfo, Files, FrameSpec, SparseSpec, Spec, TableSpec
+from lima2cli.frames import DetectorInfo, Experiment, Files, FrameSpec, SparseSpec, Spec, TableSpec
 from lima2cli.geometry import Rect
 from lima2cli.language.pipeline import Pipeline
 from lima2cli.language.records import GraphNode
@@ -31,14 +31,14 @@ def flow_specs(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files) -> dict[st
     info = pipeline.detector
     defective = _defective(info, files)
     masks: dict[tuple[Any, ...], NDArray[np.bool_] | None] = {}
-    looked = _Looked()
+    looked, experiment = _Looked(), _experiment(pipeline)
     specs = {}
     for gdt in gdts:
         parts = tuple(Rect(part.x, part.y, part.width, part.height) for part in gdt.parts)
         key = gdt.source, parts if gdt.gap_pixels else None  # of flows that show the same there is one mask
         if key not in masks:
             masks[key] = _flow_mask(info, gdt.source, key[1], defective)
-        specs[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].rect, masks[key])
+        specs[gdt.name] = _flow_spec(info, gdt, pipeline.flows[gdt.flow].rect, masks[key], experiment)
         looked.add(0, specs[gdt.name])
     return specs
 
@@ -58,7 +58,16 @@ def _flow_mask(
     return own if mask is None else mask | own
 
 
-def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool_] | None) -> FrameSpec:
+def _experiment(pipeline: Pipeline) -> Experiment:
+    """Return what the pipeline says of the experiment."""
+    known, sensor = pipeline.metadata, pipeline.detector.sensor
+    center = None if known.beam_center is None else (known.beam_center.x, known.beam_center.y)
+    return Experiment(known.photon_energy, known.distance, center, sensor.pixel_size, (sensor.width, sensor.height))
+
+
+def _flow_spec(
+    info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool_] | None, experiment: Experiment
+) -> FrameSpec:
     """Return the frames of a GDT; ``source`` is the flow's, of which the GDT may deliver a part."""
     return FrameSpec(
         gdt.dtype,
@@ -71,6 +80,7 @@ def _flow_spec(info: DetectorInfo, gdt: Gdt, source: Rect, mask: NDArray[np.bool
         info.gap_value,
         base=info.base,
         packed=gdt.packed,
+        experiment=experiment,
     )
 
 

@@ -29,6 +29,8 @@ OWNERS = {
     "bokeh": {"web"},
     "prometheus_client": {"web"},
     "p4p": {"pva"},
+    "pyFAI": {"nodes"},
+    "scipy": {"nodes"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pytest": {"testing"},

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 
 from lima2cli.declare import Table, Text, param
 from lima2cli.detectors.base import AcqParams, Operations, XferParams, detector_kinds
-from lima2cli.frames import FrameSpec, TableSpec
+from lima2cli.frames import Experiment, FrameSpec, TableSpec
 from lima2cli.geometry import Rect
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.nodes.accumulate import Accumulate
@@ -137,6 +138,34 @@ class TestProject(WithImages):
 class TestProjectOfParts(WithImages):
     node = node("project", masks="dark", dtype="float32")
     specs = PARTS
+
+
+AZIMUTHAL = [
+    replace(spec, experiment=Experiment(12400.0, 0.002, (4.0, 5.5), (1e-4, 1e-4), (10, 12)))
+    for spec in (*SPECS, *PARTS)
+]
+
+
+@pytest.mark.skipif(find_spec("pyFAI") is None, reason="pyFAI is not installed")
+class TestAzimuthal(NodeTests):
+    node = node("azimuthal", bins=7, error_model="poisson", solid_angle=False)
+    specs = AZIMUTHAL
+
+
+@pytest.mark.skipif(find_spec("pyFAI") is None, reason="pyFAI is not installed")
+class TestAzimuthalCake(NodeTests):
+    node = node("azimuthal", bins={"radial": 4, "azimuthal": 3}, unit="2th_deg")
+    specs = AZIMUTHAL
+
+
+class TestPeaks(NodeTests):
+    node = node("peaks", cutoff=1, most=5, connected=1)
+    specs = AZIMUTHAL[:3]
+
+
+class TestPeaksLocal(NodeTests):
+    node = node("peaks", cutoff=1.5, most=40, connected=2, background="local")
+    specs = SPECS
 
 
 class TestRoiFlipRot(NodeTests):

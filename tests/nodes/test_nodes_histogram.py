@@ -104,9 +104,9 @@ def test_floats_as_numpy_has_them(dtype: str) -> None:
         assert rows["below"][i] == (frame < 0).sum()
         assert rows["above"][i] == (frame >= 0.9).sum()
     table = node("histogram", range=[0, 0.9], bins=49).infer(Inputs.of(spec_of(dtype, 300, 211), NONE))
-    assert table.axis is not None
-    np.testing.assert_array_equal(table.axis.edges, edges)
-    np.testing.assert_allclose(table.axis.values, (edges[1:] + edges[:-1]) / 2)
+    (axis,) = table.axes
+    np.testing.assert_array_equal(axis.edges, edges)
+    np.testing.assert_allclose(axis.values, (edges[1:] + edges[:-1]) / 2)
 
 
 @pytest.mark.parametrize(("dtype", "first"), [("uint8", 0), ("int8", -128)])
