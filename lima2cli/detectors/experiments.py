@@ -30,9 +30,9 @@ from lima2cli.detectors.sources import BLOCK_BYTES, PixelSource
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, DatasetInfo, DetectorInfo, Files
 from lima2cli.geometry import Rect
+from lima2cli.units import HC
 
-HC_EV_M = 1.239841984e-6
-"""Planck's constant times the speed of light, eV m (CODATA 2018)."""
+ANGSTROM = 1e-10
 
 LABELS = tuple(n for n in range(1, 40) if n % 8 != 7 and n not in (28,))
 """Sums of three squares, h*h + k*k + l*l: the rings of a primitive cubic powder such as LaB6."""
@@ -92,7 +92,7 @@ class Powder:
 
     def rings(self) -> list[tuple[float, float]]:
         """Return radius (m) and strength (1 for the widest spacing) of the rings that a flat detector can see."""
-        half, most = HC_EV_M / self.photon_energy / 2, max(self.spacings)
+        half, most = HC * ANGSTROM / self.photon_energy / 2, max(self.spacings)
         angles = [(2 * asin(half / d), d / most) for d in self.spacings if half < d]
         return [(self.distance * tan(angle), strength) for angle, strength in angles if angle < np.pi / 2]
 

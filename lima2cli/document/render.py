@@ -142,8 +142,7 @@ def _named(place: Place) -> str:
     """Return a place in words."""
     override = place.override
     if override is not None:
-        shown = override if len(override) <= LONGEST_OVERRIDE else f"{override.partition('=')[0]}=…"
-        return f"--set {shown}"
+        return f"--set {override if len(override) <= LONGEST_OVERRIDE else override[: LONGEST_OVERRIDE - 1] + '…'}"
     return f"{place.file}:{place.span.line}:{place.span.column}"
 
 

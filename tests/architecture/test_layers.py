@@ -79,6 +79,7 @@ CALIBRATING = ("background_sub", "accumulate", "expression", "io_hdf5")
 OTHER_WORDS = {
     ("detectors", "accumulate"),  # an operation of a detector
     ("detectors", "gain"),  # a parameter
+    ("detectors", "peaks"),  # a scene
     ("detectors", "reconstruction"),  # a capability
     ("facts", "flatfield"),  # an array of the detector
     ("doctor", "mpi"),  # an extra of the distribution

@@ -397,7 +397,8 @@ def test_overrides_refused(override: str, rule: str) -> None:
     assert document is not None
     assert document.data == {"a": 1, "l": [1, 2]}
     assert [item.rule for item in problems] == [rule]
-    assert f" --> --set {override}\n" in show_text(document, problems)
+    shown = override if len(override) <= 80 else f"{override[:79]}…"
+    assert f" --> --set {shown}\n" in show_text(document, problems)
 
 
 def test_suppress() -> None:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lima2cli.detectors.experiments import HC_EV_M, MATERIALS, Center, Peaks, Powder, Rings, Speckle, splitmix64
+from lima2cli.detectors.experiments import MATERIALS, Center, Peaks, Powder, Rings, Speckle, splitmix64
 from lima2cli.frames import Array, DatasetInfo
 from lima2cli.geometry import Rect
+from lima2cli.units import HC
 from tests.compiling import compiled
 from tests.detectors.test_scenes import NO_FILES, dataset
 
@@ -43,7 +44,7 @@ def test_rings_of_a_powder_are_where_bragg_has_them(pixel: tuple[float, float]) 
     profile = sums / np.maximum(counts, 1)
     seen = 0
     for d in MATERIALS["Si"]:
-        angle = 2 * np.arcsin(HC_EV_M / 20e3 / 2 / d)
+        angle = 2 * np.arcsin(HC * 1e-10 / 20e3 / 2 / d)
         place = int(powder.distance * np.tan(angle) / 50e-6)
         if 20 < place < 500 and np.min(counts[place - 3 : place + 4]) > 10:
             seen += 1
@@ -53,7 +54,7 @@ def test_rings_of_a_powder_are_where_bragg_has_them(pixel: tuple[float, float]) 
 
 
 def test_a_long_wavelength_sees_only_wide_spacings() -> None:
-    powder = Powder(material=(2e-10, 1e-10), distance=1, photon_energy=HC_EV_M / 2.5e-10)
+    powder = Powder(material=(2e-10, 1e-10), distance=1, photon_energy=HC / 2.5)
     ((radius, strength),) = powder.rings()
     assert (radius, strength) == (pytest.approx(np.tan(2 * np.arcsin(2.5 / 4))), 1)
 

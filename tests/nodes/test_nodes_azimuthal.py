@@ -431,7 +431,8 @@ def test_real_frames(name: str, data_dir: Path, tmp_path: Path) -> None:
     saved, _, _ = ran.saved("save")
     with table(ran, "q") as file:
         measured = file[MEASUREMENT]
-        limits = (measured["q"][0] - (measured["q"][1] - measured["q"][0]) / 2, edge(measured["q"][()]))
+        q = file["entry_0000/axes/q"][()]
+        limits = (q[0] - (q[1] - q[0]) / 2, edge(q))
         for i, frame in enumerate(saved):
             theirs = model.integrate1d(
                 frame, 500, radial_range=limits, polarization_factor=0.99, error_model="poisson",

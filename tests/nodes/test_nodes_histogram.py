@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lima2cli.drive import open_run
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.nodes import histogram
 from lima2cli.nodes.base import Inputs
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of
-from tests.running import TRANSPORTS, run
+from tests.running import TRANSPORTS, run, truth
 
 NONE = MemoryFiles()
 
@@ -208,3 +209,16 @@ def test_files(tmp_path: Path, transport: str, dispatch: str) -> None:
             np.testing.assert_allclose(plot["intensity"], (edges[1:] + edges[:-1]) / 2)
             np.testing.assert_allclose(plot["intensity_edges"], edges)
             assert plot.attrs["intensity_indices"] == 1
+
+
+def test_more_rows_than_bins_are_all_counted(tmp_path: Path) -> None:
+    """The axis is no column: readers of rows, and accounts, count frames."""
+    text = PIPELINE.replace("DISPATCH", "").replace("frames: 12", "frames: 41").replace("bins: 32", "bins: 8")
+    ran = run(text, tmp_path, "inline")
+    summary = truth(ran)
+    assert summary["tables"]["raw"]["rows"] == 41
+    rows = open_run(ran.directory).rows("raw")
+    assert set(rows) == {"frame_number", "counts", "below", "above"}
+    assert rows["counts"].shape == (41, 8)
+    with h5py.File(ran.directory / "t.h5") as file:
+        assert file["entry_0000/raw/plot/intensity"].shape == (8,)
