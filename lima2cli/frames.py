@@ -257,6 +257,7 @@ class TableSpec:
     labels   of columns, for plots, where the name would not do
     others   columns to plot with the default one, of the same length
     axis     coordinates of the values of vectors; None = they are numbered
+    facts    further attributes of columns, by name: as of the parameters that a run begins with
     """
 
     columns: Mapping[str, str]
@@ -266,6 +267,7 @@ class TableSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     axis: TableAxis | None = None
+    facts: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

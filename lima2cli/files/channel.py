@@ -138,7 +138,8 @@ class TableChannel:
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
     metadata    as of `Channel`
-    labels, others, axis   labels of columns, those that viewers plot with ``default``, coordinates; see `TableSpec`
+    labels, others, axis, facts   labels of columns, those that viewers plot with ``default``, coordinates, attributes;
+                see `TableSpec`
     """
 
     name: str
@@ -160,3 +161,4 @@ class TableChannel:
     labels: Mapping[str, str] | None = field(default=None, metadata={"none": "absent"})
     others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})
     axis: TableAxis | None = field(default=None, metadata={"none": "absent"})
+    facts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -244,8 +244,8 @@ def _plot(parent: Any, facts: "_Facts", link: str) -> None:
     plot = group(parent, "plot", "NXdata")
     for name, value in facts.plot.items():
         plot.attrs[name] = value
-    for column in facts.plotted:
-        plot[column] = h5py.ExternalLink(link, f"{facts.group}/{column}")
+    for column, place in facts.plotted.items():
+        plot[column] = h5py.ExternalLink(link, place)
     parent.attrs["default"] = "plot"
 
 
@@ -284,7 +284,7 @@ class _Facts:
     """Facts of a master or table that is linked to.
 
     The group of its datasets, the names of these, all that a master has of its detector next to the plot (see
-    `_members`), attributes of this plot and the names of the datasets in it, and the times in the file.
+    `_members`), attributes of this plot, the places of the datasets in it by their names, and the times in the file.
     """
 
     node: str
@@ -293,7 +293,7 @@ class _Facts:
     members: dict[str, dict[str, Any] | None]
     image: bool
     plot: dict[str, Any]
-    plotted: tuple[str, ...] = ()
+    plotted: Mapping[str, str] = field(default_factory=dict)
     start_time: str | None = None
     end_time: str | None = None
 
@@ -319,4 +319,7 @@ class _Facts:
             names = CHANNEL if image else tuple(where)
             names = tuple(name for name in names if name in where)
             members = {name: member for name, member in _members(where) if name != "plot"} if image else {}
-            return cls(record.node, where.name, names, members, image, plot, tuple(shown or ()), *times)
+            plotted = {}
+            if shown is not None:
+                plotted = {name: f"{(where if name in where else shown).name}/{name}" for name in shown}
+            return cls(record.node, where.name, names, members, image, plot, plotted, *times)

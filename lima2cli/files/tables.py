@@ -154,6 +154,8 @@ def merge_tables(
             measurement[name].attrs["units"] = unit
         for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
             measurement[name].attrs["long_name"] = label
+        for name, facts in channel.facts.items():
+            measurement[name].attrs.update(facts)
         axes = axes_of(channel.metadata or {})
         names = link_names((axis.name for axis in axes), tuple(measurement))
         for axis in axes:

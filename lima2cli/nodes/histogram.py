@@ -14,7 +14,8 @@ counts, below and above add up to the valid pixels. Without `range` all values o
 (hi - lo) * bins and the pixels are below 2**53, else as exactly as float64 has the edges. A range of less than 2**17
 integers is the fastest.
 
-The second axis of the table's plot is `intensity`, the centres of the bins; `intensity_edges` are next to it. A histogram of a whole run is the sum over its rows: `counts.sum(axis=0)`.
+The second axis of the table's plot is `intensity`, the centres of the bins; `intensity_edges` are next to it. A
+histogram of a whole run is the sum over its rows: `counts.sum(axis=0)`.
 """
 
 import math
@@ -105,8 +106,8 @@ class _Counts:
     """See `StripReducer`.
 
     A pixel has a place: 0 is below, 1 is the first bin, ``bins`` + 1 is above, and the last one is of pixels that don't
-    count. A table has the place of each integer: of all of 8 and 16 bits, else of those from ``least`` to ``most``, which
-    stand for the rest. Without a table (floats, a long range) places are computed.
+    count. A table has the place of each integer: of all of 8 and 16 bits, else of those from ``least`` to ``most``,
+    which stand for the rest. Without a table (floats, a long range) places are computed.
     """
 
     def __init__(self, spec: FrameSpec, bins: int, low: float, high: float) -> None:

@@ -211,6 +211,7 @@ def _table(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequ
         labels=dict(step.after.labels),
         others=step.after.others,
         axis=step.after.axis,
+        facts=dict(step.after.facts),
         metadata=record["metadata"],
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),
