@@ -19,6 +19,9 @@ frames that measured the pixel. For `sum` a pixel that any frame lacks is masked
 Masked pixels, also those of the static mask, are NaN; in integers they keep what the first such frame holds there.
 Values above all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
 
+What there is of all frames of a run (`frames: 0`) can be looked at while it goes on (`lima2 tap`, `lima2 view`),
+numbered by the last frame in it.
+
 Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
 
@@ -434,6 +437,10 @@ class _Windows:
         _, time = self._first
         number = np.uint64(self._rule.start)  # of the window's first frame, whether it arrived or not
         return Block(whole[np.newaxis], np.array([number]), np.array([time]), False)
+
+    def so_far(self) -> Array | None:
+        """See `GrowingTransformer.so_far`: of all frames of the run; windows are shown whole."""
+        return None if self._frames or not self._total.count else self._total.result()
 
     def close(self) -> None:
         """Nothing is held."""
