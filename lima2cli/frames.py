@@ -277,6 +277,7 @@ class TableSpec:
     axes     of all columns with vectors; of several axes a vector is an image, row by row, whose shape is that of the
              axes, and is saved so
     errors   the column with the standard error of the default one
+    facts    further attributes of columns, by name: as of the parameters that a run begins with
     """
 
     columns: Mapping[str, str]
@@ -287,6 +288,7 @@ class TableSpec:
     others: tuple[str, ...] = ()
     axes: tuple[TableAxis, ...] = ()
     errors: str | None = None
+    facts: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"table of {len(self.columns)} columns"

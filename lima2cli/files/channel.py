@@ -138,7 +138,7 @@ class TableChannel:
     flows, sources, window   as of `Channel`
     complete    each frame that its flow receives should have a row
     metadata    as of `Channel`
-    labels, others, axes, errors   see `TableSpec`; of columns that viewers plot
+    labels, others, axes, errors, facts   of columns, for viewers; see `TableSpec`
     """
 
     name: str
@@ -161,3 +161,4 @@ class TableChannel:
     others: tuple[str, ...] | None = field(default=None, metadata={"none": "absent"})
     axes: tuple[TableAxis, ...] | None = field(default=None, metadata={"none": "absent"})
     errors: str | None = field(default=None, metadata={"none": "absent"})
+    facts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -155,6 +155,8 @@ def merge_tables(
         for name, label in {"frame_number": "frame number", **(channel.labels or {})}.items():
             measurement[name].attrs["long_name"] = label
         _write_axes(entry, channel.axes or ())
+        for name, facts in channel.facts.items():
+            measurement[name].attrs.update(facts)
         axes = axes_of(channel.metadata or {})
         vectors = [axis.name for axis in channel.axes or ()]
         names = link_names((axis.name for axis in axes), (*measurement, *vectors))

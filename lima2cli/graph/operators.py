@@ -17,6 +17,7 @@ from lima2cli.graph.protocol import END, Arrival, Operator, Result
 from lima2cli.nodes.base import (
     BlockDropped,
     EarlyWriter,
+    GrowingTransformer,
     Map,
     Partial,
     Reduce,
@@ -427,6 +428,11 @@ class BoundTransform(Operator):
             if dropped.instead is None:
                 self._given_up.add(block.numbers)
             return dropped.instead
+
+    def last_frame(self, name: str, block: Block) -> Array | None:
+        """See `Operator.last_frame`: what there is of a result that is not whole yet."""
+        growing = name == self.name and isinstance(self._transformer, GrowingTransformer)
+        return cast(GrowingTransformer, self._transformer).so_far() if growing else None
 
     def leave(self) -> None:
         """See `Operator.leave`."""

@@ -199,6 +199,15 @@ def regions(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[
     return places
 
 
+def sizes(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, int]:
+    """Return the number of pixels of each ROI in whole frames, masked ones among them.
+
+    Raises: as `regions`.
+    """
+    plain = replace(spec, view=spec.whole or spec.view, whole=None, mask=None)
+    return {name: region.count for name, region in regions(rois, coordinates, plain).items()}
+
+
 def unaligned(rois: Mapping[str, Any], coordinates: str, spec: FrameSpec) -> dict[str, Rect]:
     """Return rects whose edges cut through binned pixels: the counted part of each, in its own coordinates."""
     view = _view(coordinates, spec)

@@ -3,18 +3,24 @@
     sum    over the n frames: int64 for integers, float64 for floats
     mean   float32, from the sum
     max    the input's dtype
+    std    float32: sqrt(sum((x - mean)^2) / n), the population's
 
 ``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped, NaN becomes 0;
 floats beyond the range of float32 become infinite. Sums of integers are exact; one beyond the range of int64 is clipped
-(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. The result is numbered
+(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. For `std`
+sums of squares are exact for integers of 8 and 16 bits; of others differences from the first value are summed in
+float64, so that nothing is lost where large values hardly differ. The result is numbered
 and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
 way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
 is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
 
-Pixels that are masked in single frames (NaN, invalid values) do not count: `mean` and `max` are those of the frames
-that measured the pixel. For `sum` a pixel that any frame lacks is masked, as is one that no frame measured. Masked
-pixels, also those of the static mask, are NaN; in integers they keep what the first such frame holds there. Values
-above all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
+Pixels that are masked in single frames (NaN, invalid values) do not count: `mean`, `max` and `std` are those of the
+frames that measured the pixel. For `sum` a pixel that any frame lacks is masked, as is one that no frame measured.
+Masked pixels, also those of the static mask, are NaN; in integers they keep what the first such frame holds there.
+Values above all valid ones, such as the largest of the dtype, become the largest of the sum's dtype.
+
+What there is of all frames of a run (`frames: 0`) can be looked at while it goes on (`lima2 tap`, `lima2 view`),
+numbered by the last frame in it.
 
 Each window must lie on one receiver: several receivers need ``blocks_per_group`` a multiple of n, which ``auto`` is.
 """
@@ -47,10 +53,13 @@ from lima2cli.kernels.strips import store
 from lima2cli.nodes.base import Inputs, Transform, Transformer, node
 
 
-def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum":
-    """``sum``, ``mean`` or ``max`` of frames (height, width) of ``dtype``."""
+def total_of(operation: str, shape: tuple[int, int], dtype: str) -> "Largest | Sum | Spread | SmallSpread":
+    """``sum``, ``mean``, ``max`` or ``std`` of frames (height, width) of ``dtype``."""
     if operation == "max":
         return Largest(shape, dtype)
+    if operation == "std":
+        exact = np.dtype(dtype).kind != "f" and np.dtype(dtype).itemsize <= 2
+        return SmallSpread(shape, dtype) if exact else Spread(shape)
     kind = WideSum if dtype in ("int64", "uint64") else Sum
     return kind(shape, dtype, mean=operation == "mean")
 
@@ -88,8 +97,10 @@ class Largest:
         """Begin a window."""
         self.count = 0
 
-    def add(self, frames: Array) -> None:
-        """Frames (n, height, width) of the window."""
+    def add(self, frames: Array, found: NDArray[np.bool_] | None = None) -> None:
+        """Frames (n, height, width) of the window, without the pixels that are ``found`` to hold no measurement."""
+        if found is not None:
+            frames = np.where(found, lowest(frames.dtype), frames)
         largest = frames.max(axis=0)
         if self.count:
             np.maximum(self._largest, largest, out=self._largest)
@@ -115,8 +126,10 @@ class Sum:
         self._sum[...] = 0
         self.count = 0
 
-    def add(self, frames: Array) -> None:
+    def add(self, frames: Array, found: NDArray[np.bool_] | None = None) -> None:
         """See `Largest`."""
+        if found is not None:
+            frames = np.where(found, frames.dtype.type(0), frames)
         with np.errstate(all="ignore"):  # infinities
             self._sum += frames.sum(axis=0, dtype=self._sum.dtype)
         self.count += len(frames)
@@ -141,8 +154,10 @@ class WideSum(Sum):
         super().clear()
         self._low[...] = 0
 
-    def add(self, frames: Array) -> None:
+    def add(self, frames: Array, found: NDArray[np.bool_] | None = None) -> None:
         """See `Largest`."""
+        if found is not None:
+            frames = np.where(found, frames.dtype.type(0), frames)
         low = frames & frames.dtype.type(2**32 - 1)
         self._low += low.sum(axis=0, dtype=np.int64)
         super().add((frames >> frames.dtype.type(32)).astype(np.int64))
@@ -161,8 +176,83 @@ class WideSum(Sum):
         return narrowed(whole, dtype)
 
 
+class SmallSpread:
+    """The population's standard deviation of each pixel, of integers of up to 16 bits: sums and squares are exact."""
+
+    def __init__(self, shape: tuple[int, int], dtype: str) -> None:
+        self._sum, self._squares = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._wide = np.dtype(f"{np.dtype(dtype).kind}4")
+        self.count = 0
+
+    def clear(self) -> None:
+        """See `Largest`."""
+        self._sum[...] = self._squares[...] = 0
+        self.count = 0
+
+    def add(self, frames: Array, found: NDArray[np.bool_] | None = None) -> None:
+        """See `Largest`."""
+        for i, frame in enumerate(frames):
+            counted = frame if found is None else np.where(found[i], frame.dtype.type(0), frame)
+            self._sum += counted
+            self._squares += np.multiply(counted, counted, dtype=self._wide)
+        self.count += len(frames)
+
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """See `Largest`: differences from a whole number next to the mean are exact, too."""
+        count = self.count if missing is None else self.count - missing
+        near = self._sum // count
+        rest = self._sum - near * count
+        squares = self._squares - near * (2 * self._sum - near * count)
+        return narrowed(np.sqrt((squares - rest * rest / count) / count), dtype)
+
+
+class Spread:
+    """The population's standard deviation of each pixel, of any dtype, by differences from its first value.
+
+    _first    that value, of pixels that have one: not of those that are ``_open``, None = all have
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._first, self._sum, self._squares, self._apart = np.zeros((4, *shape))
+        self._open: NDArray[np.bool_] | None = None
+        self.count = 0
+
+    def clear(self) -> None:
+        """See `Largest`."""
+        self._sum[...] = self._squares[...] = 0
+        self.count = 0
+
+    def add(self, frames: Array, found: NDArray[np.bool_] | None = None) -> None:
+        """See `Largest`. Frame by frame, so that sums do not depend on how many come at once."""
+        with np.errstate(all="ignore"):  # infinities
+            for i, frame in enumerate(frames):
+                self._add(frame, None if found is None else found[i])
+                self.count += 1
+
+    def _add(self, frame: Array, found: NDArray[np.bool_] | None) -> None:
+        if not self.count:
+            self._first[...] = frame
+            self._open = None if found is None or not found.any() else found.copy()
+        elif self._open is not None:
+            new = self._open if found is None else self._open & ~found
+            self._first[new] = frame[new]
+            self._open = self._open & ~new
+        apart = np.subtract(frame, self._first, out=self._apart)
+        if found is not None:
+            apart[found] = 0
+        self._sum += apart
+        self._squares += np.square(apart, out=apart)
+
+    def result(self, dtype: "np.dtype[Any]", missing: Array | None = None) -> Array:
+        """See `Largest`."""
+        count = self.count if missing is None else self.count - missing
+        with np.errstate(all="ignore"):  # infinities
+            spread = (self._squares - self._sum * self._sum / count) / count
+            return narrowed(np.sqrt(np.maximum(spread, 0, out=spread)), dtype)
+
+
 class MaskedTotal:
-    """``sum``, ``mean`` or ``max`` of frames of ``spec`` that ends in the dtype of ``after``.
+    """``sum``, ``mean``, ``max`` or ``std`` of frames of ``spec`` that ends in the dtype of ``after``.
 
     _missing  frames of the window in which a pixel was masked, (height, width)
     _values   what the first of these held there; of pixels of the static mask what the first frame held
@@ -171,7 +261,6 @@ class MaskedTotal:
     def __init__(self, operation: str, spec: FrameSpec, after: FrameSpec) -> None:
         self._total, self._dtype = total_of(operation, spec.shape, spec.dtype), np.dtype(after.dtype)
         self._float = np.dtype(spec.dtype).kind == "f"
-        self._neutral = lowest(np.dtype(spec.dtype)) if operation == "max" else np.dtype(spec.dtype).type(0)
         self._find = finder(spec.invalid, spec.dtype)
         self._sums = MaskedSums(spec.invalid, spec.dtype, after.dtype) if operation == "sum" else None
         self._mask, self._gap = spec.mask, spec.gap
@@ -196,10 +285,11 @@ class MaskedTotal:
         if not self.count and self._mask is not None:
             self._values[self._mask] = frames[0][self._mask]
         found = None if self._find is None else self._find(frames)
-        if found is not None and found.any():
-            self._note(frames, found)
-            frames = np.where(found, self._neutral, frames)
-        self._total.add(frames)
+        if found is None or not found.any():
+            self._total.add(frames)
+            return
+        self._note(frames, found)
+        self._total.add(frames, found)
 
     def _note(self, frames: Array, found: NDArray[np.bool_]) -> None:
         new = found.any(axis=0) & (self._missing == 0)
@@ -245,9 +335,9 @@ class Accumulate(Transform):
     """Makes one frame of several."""
 
     frames: int = param("Frames of a window; 0 = all of the run.", Integer(0))
-    operation: str = param("What is computed from them.", Choice(("sum", "mean", "max")), "sum")
+    operation: str = param("What is computed from them.", Choice(("sum", "mean", "max", "std")), "sum")
     dtype: str | None = param(
-        "Type of the pixels of the result; default: int64 or float64 for sum, float32 for mean, the input's for max.",
+        "Type of the result; default: int64 or float64 for sum, float32 for mean and std, the input's for max.",
         Choice(DTYPES),
         None,
     )
@@ -274,13 +364,15 @@ class Accumulate(Transform):
         low, high = map(float, valid_range(spec.invalid, spec.dtype))
         if self.operation == "sum":
             low, high = (limit * (self.frames or math.inf) if limit else 0.0 for limit in (low, high))
+        if self.operation == "std":
+            low, high = 0.0, (high - low) / 2
         met_by = after.invalid != Invalid() and may_collide(after.invalid, after.dtype, low, high)
         return (collision(after.invalid, ("dtype",) if self.dtype else ("operation",)),) if met_by else ()
 
     def _natural(self, spec: FrameSpec) -> str:
         if self.operation == "max":
             return spec.dtype
-        return "float32" if self.operation == "mean" else sum_dtype(spec.dtype)
+        return sum_dtype(spec.dtype) if self.operation == "sum" else "float32"
 
     def numbering(self, rule: Rule, receivers: Sequence[int]) -> tuple[Rule, Sequence[int], int]:
         """See `Transform.numbering`: one frame in n; a last incomplete window gives none."""
@@ -345,6 +437,10 @@ class _Windows:
         _, time = self._first
         number = np.uint64(self._rule.start)  # of the window's first frame, whether it arrived or not
         return Block(whole[np.newaxis], np.array([number]), np.array([time]), False)
+
+    def so_far(self) -> Array | None:
+        """See `GrowingTransformer.so_far`: of all frames of the run; windows are shown whole."""
+        return None if self._frames or not self._total.count else self._total.result()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -318,6 +318,15 @@ class WarningTransformer(Transformer, Protocol):
 
 
 @runtime_checkable
+class GrowingTransformer(Transformer, Protocol):
+    """A transformer of a result that can be looked at before it is whole."""
+
+    def so_far(self) -> Array | None:
+        """Return the result of the blocks so far (height, width), an array of its own; None where there is none yet."""
+        ...
+
+
+@runtime_checkable
 class JoinedTransformer(Transformer, Protocol):
     """A transformer of a node whose users may name several inputs (``wiring``)."""
 

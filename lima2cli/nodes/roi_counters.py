@@ -16,7 +16,8 @@ The level is written in the list: `statistics: [sum, above: 100]`. Of integers t
 up to 2**53; it is NaN where sum(x) is 0, and may lie outside the ROI where pixels are negative.
 
 Masked pixels don't count: those of the static mask, and of single frames NaN and invalid values. Saturated pixels do.
-Where no pixel counts: avg, std and centre of mass are NaN, sum and counts 0, min and max NaN, in integers 0.
+The attribute `pixels` of the columns is the size of the ROI, masked pixels included: `valid` by it is the share that
+counts. Where no pixel counts: avg, std and centre of mass are NaN, sum and counts 0, min and max NaN, in integers 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from lima2cli.frames import Array, Block, FrameSpec, TableSpec
 from lima2cli.geometry import Rect
 from lima2cli.kernels import statistics
 from lima2cli.kernels import statistics as statistic_columns
-from lima2cli.kernels.regions import COORDINATES, ROIS, axes, looked_at, outlines, regions
+from lima2cli.kernels.regions import COORDINATES, ROIS, axes, looked_at, outlines, regions, sizes
 from lima2cli.kernels.statistics import Above, RegionSums, Sums, column, named
 from lima2cli.nodes.base import Inputs, Partial, Reduce, StripReducer, node
 from lima2cli.view import Outline
@@ -57,6 +58,7 @@ class RoiCounters(Reduce):
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         spec = inputs.spec
+        pixels = sizes(self.rois, self.coordinates, spec)
         regions(self.rois, self.coordinates, spec)
         rois, (names, level) = list(self.rois), named(self.statistics)
         return TableSpec(
@@ -65,6 +67,7 @@ class RoiCounters(Reduce):
             statistic_columns.units(rois, names),
             labels=statistic_columns.labels(rois, names, level),
             others=statistic_columns.others(rois, names),
+            facts={f"{roi}_{name}": {"pixels": pixels[roi]} for roi in rois for name in names},
         )
 
     def warnings(self, inputs: Inputs) -> Sequence[NodeMisuse]:

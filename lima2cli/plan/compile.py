@@ -212,6 +212,7 @@ def _table(pipeline: Pipeline, step: Step, record: Mapping[str, Any], gdts: Sequ
         others=step.after.others,
         axes=step.after.axes or None,
         errors=step.after.errors,
+        facts=dict(step.after.facts),
         metadata=record["metadata"],
         unmatched=step.numbering.unmatched,
         lengths=dict(step.after.lengths),

@@ -175,6 +175,7 @@ nodes:
     roi_profiles:
       rois: *rois
   log: {input: data, checkpoint: {}}
+  spectrum: {input: data, histogram: {bins: 9, range: [0, 900]}}
   instrument: {input: data, checkpoint: {}}
 """
 
@@ -193,6 +194,11 @@ def test_tables_and_the_linking_file_say_what_is_shown(tmp_path: Path) -> None:
         assert (lines.signal.shape, lines.auxiliary_signals_names) == ((7, 6), ["sum of c"])
         assert sums.signal.attrs["long_name"] == "sum of a"
         assert entry["sums/a_saturated"].attrs["units"] == "pixels"
+        assert entry["sums/a_saturated"].attrs["pixels"] == 12
+        spectrum = nxdata.NXdata(entry["spectrum/plot"])
+        assert spectrum.is_valid
+        assert spectrum.axes_dataset_names == ["frame_number", "intensity"]
+        np.testing.assert_array_equal(spectrum.axes[1], np.arange(50, 900, 100))
         assert entry["log/latency"].attrs["units"] == "s"
         assert entry["instrument_2"].attrs["key"] == "instrument"
     with h5py.File(done.directory / "x.h5") as file:

@@ -183,6 +183,11 @@ class TestAccumulateAll(NodeTests):
     specs = SPECS
 
 
+class TestAccumulateStd(NodeTests):
+    node = Accumulate(frames=4, operation="std")
+    specs = SPECS
+
+
 class TestExpression(NodeTests):
     node = node("expression", expr="where(a > 100, a % b, b) / 2")
     specs = SPECS

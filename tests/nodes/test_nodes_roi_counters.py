@@ -280,6 +280,21 @@ def test_columns_of_counts_and_centres() -> None:
     assert set(table.units.values()) == {"pixels"}
 
 
+def test_the_size_of_a_region_does_not_depend_on_masks_and_parts() -> None:
+    rois = {"r": {"rect": {"x": 1, "y": 2, "width": 6, "height": 5}}, "c": {"ring": {"x": 4, "y": 4, "r1": 0, "r2": 3}}}
+    spec = spec_of("uint8", 12, 9, mask=np.arange(108).reshape(12, 9) % 3 == 0)
+    part = Rect(0, 0, 9, 4)
+    parts = replace(spec, view=spec.view.cut(part), mask=np.ones((4, 9), bool), whole=spec.view)
+    disc = np.hypot(*np.mgrid[-4:8, -4:5]) < 3
+    for shown in (spec, parts):
+        facts = node("roi_counters", rois=rois, statistics=["sum", "valid"]).infer(Inputs.of(shown, NONE)).facts
+        assert {name: dict(found) for name, found in facts.items()} == {
+            f"{roi}_{name}": {"pixels": size}
+            for roi, size in (("r", 30), ("c", disc.sum()))
+            for name in ("sum", "valid")
+        }
+
+
 def arc_oracle(height: int, width: int, roi: dict[str, float]) -> Array:
     """By the definition, pixel by pixel."""
     inside = np.zeros((height, width), bool)

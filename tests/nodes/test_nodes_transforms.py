@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2cli.errors import FileProblem, NodeMisuse, UserCodeError
-from lima2cli.frames import DTYPES, Block, FrameSpec
+from lima2cli.frames import DTYPES, Block, FrameSpec, Invalid
 from lima2cli.geometry import Rect, Rule
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.kernels.strips import store
@@ -91,6 +93,57 @@ def test_accumulate_is_what_numpy_says(
         np.testing.assert_array_equal(got, expected)
     else:
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@settings(max_examples=150)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    n=st.integers(1, 9),
+    cuts=st.lists(st.integers(1, 8), max_size=5),
+    offset=st.sampled_from([0, 1, 1 << 15, 1 << 31, 1 << 52]),
+    width=st.sampled_from([0, 1, 3, 1 << 14]),
+    seed=st.integers(0, 2**31),
+)
+def test_standard_deviations(dtype: str, n: int, cuts: list[int], offset: int, width: int, seed: int) -> None:
+    """By exact numbers, also of large values that hardly differ; blocks make no difference."""
+    high = 2**24 if np.dtype(dtype).kind == "f" else int(np.iinfo(dtype).max)
+    top = min(offset + width, high)
+    values = np.random.default_rng(seed).integers(max(0, top - width), top, (n, 2, 3), endpoint=True)
+    frames, numbers = values.astype(dtype), np.arange(n, dtype=np.uint64)
+    node = Accumulate(frames=n, operation="std")
+    got, _, _ = through(node, frames, numbers, cuts, rule())
+    assert got.dtype == np.float32
+    for place in np.ndindex(2, 3):
+        exact = [Fraction(value.item()) for value in frames[:, *place]]
+        mean = sum(exact) / n
+        expected = float(sum((value - mean) ** 2 for value in exact) / n) ** 0.5
+        np.testing.assert_allclose(got[0, *place], expected, rtol=2e-7)
+    np.testing.assert_array_equal(got, through(node, frames, numbers, [], rule())[0])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16"])
+def test_standard_deviations_of_limits_and_of_many_frames(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    frames = np.where(np.arange(2000) % 2, limits.max, limits.min).astype(dtype)[:, None, None]
+    got = through(Accumulate(frames=0, operation="std"), frames, np.arange(2000, dtype=np.uint64), [7], rule())[0]
+    assert got.tolist() == [[[(int(limits.max) - int(limits.min)) / 2]]]
+    same = np.full((2000, 1, 1), limits.max, dtype)
+    same[-1] -= 1
+    got = through(Accumulate(frames=0, operation="std"), same, np.arange(2000, dtype=np.uint64), [7], rule())[0]
+    np.testing.assert_allclose(got[0, 0, 0], (1999 / 2000**2) ** 0.5, rtol=1e-7)
+
+
+def test_an_invalid_first_value_is_no_reference() -> None:
+    """Else differences from it would leave no digits for those that count."""
+    values = np.array([2**32 - 1, 2**32 - 1, 10, 13, 2**32 - 1, 16], np.uint32)[:, None, None]
+    spec = replace(spec_of(values), invalid=Invalid((2**32 - 1,)))
+    for cuts in ([6], [1, 5], [2, 1, 3]):
+        started = Accumulate(frames=6, operation="std").bind(Inputs.of(spec, FILES, rule=rule()))
+        edges = [0, *itertools.accumulate(cuts)]
+        numbers = np.arange(6, dtype=np.uint64)
+        out = [started.step(Block(values[a:b], numbers[a:b], numbers[a:b])) for a, b in itertools.pairwise(edges)]
+        assert out[-1] is not None
+        assert out[-1].frames.tolist() == [[[np.float32(6**0.5).item()]]]
 
 
 def test_a_window_that_lost_a_frame_gives_nothing() -> None:

@@ -231,3 +231,43 @@ def test_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         next(run.tap("data"))
     with h5py.File(tmp_path / "runs/k_0001/k_keep_master.h5") as file:
         assert len(file["entry_0000/measurement/data"]) == 20
+
+
+TOTAL = """
+lima2: 1
+name: k
+output: {directory: OUT}
+detector:
+  remu:
+    image: {width: 16, height: 12}
+    scene: {counter: {}}
+acquisition: {frames: 0, period: 1 ms}
+nodes:
+  total: {input: data, accumulate: {frames: 0, operation: OPERATION}}
+  save: {input: total, io_hdf5: {}}
+"""
+
+
+@pytest.mark.parametrize("operation", ["sum", "std"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_accumulation_can_be_looked_at_while_it_grows(tmp_path: Path, transport: str, operation: str) -> None:
+    """Numbered by its last frame; what is saved in the end is the same of all frames."""
+
+    def expected(number: int) -> NDArray[Any]:
+        frames = counter(np.arange(number + 1, dtype=np.uint64), Rect(0, 0, 16, 12), 16).astype(np.int64)
+        return frames.sum(axis=0) if operation == "sum" else frames.std(axis=0).astype(np.float32)
+
+    (tmp_path / "k.yaml").write_text(TOTAL.replace("OUT", f"'{tmp_path}/k'").replace("OPERATION", operation))
+    with l2.run(tmp_path / "k.yaml", transport=transport) as run:
+        seen = list(run.tap("total", count=4))
+        run.stop()
+        frames = run.wait().frames
+    numbers = [frame.number for frame in seen]
+    assert numbers == sorted(set(numbers))
+    for frame in seen:
+        assert frame.pixels.dtype == (np.int64 if operation == "sum" else np.float32)
+        np.testing.assert_allclose(frame.pixels, expected(frame.number), rtol=3e-7)
+    with h5py.File(tmp_path / "k" / "k.h5") as file:
+        (saved,) = file["entry_0000/save/data"][()]
+    assert frames is not None
+    np.testing.assert_allclose(saved, expected(frames - 1), rtol=3e-7)
