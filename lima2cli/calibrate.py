@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.dataclass import dataclass
-from lima2cli.errors import FileProblem
+from lima2cli.errors import RunFailed
 
 STAGES = {
     0: ("data < 16384", "data"),
@@ -110,7 +110,7 @@ def images_of(kind: str, runs: Sequence[tuple[Saved, int]], *, sigma: float) -> 
     Only a pedestal is made of several runs. ``sigma``: outliers of a mask are further away, in standard deviations.
 
     Raises:
-        FileProblem: the frames can't be what they should be.
+        RunFailed: the frames can't be what they should be.
     """
     if kind == "pedestal":
         return _pedestal([saved for saved, _ in runs])
@@ -124,7 +124,7 @@ def images_of(kind: str, runs: Sequence[tuple[Saved, int]], *, sigma: float) -> 
 def _flat(mean: NDArray[np.float32], std: NDArray[np.float32], frames: int) -> Images:
     good = mean > 0
     if not good.any():
-        raise FileProblem("no pixel of the mean frame is above 0, as in a flat field")
+        raise RunFailed("no pixel of the mean frame is above 0, as in a flat field")
     level = mean[good].mean(dtype=np.float64)
     flat = np.where(good, mean / level, np.nan).astype(np.float32)
     dead = int((~good & np.isfinite(mean)).sum())
@@ -135,7 +135,7 @@ def _flat(mean: NDArray[np.float32], std: NDArray[np.float32], frames: int) -> I
 def _mask(mean: NDArray[np.float32], std: NDArray[np.float32], sigma: float) -> Images:
     measured = np.isfinite(mean)
     if not measured.any():
-        raise FileProblem("no pixel was measured")
+        raise RunFailed("no pixel was measured")
     middle, spread = _robust(mean[measured])
     noise, noise_spread = _robust(std[measured])
     bits: NDArray[np.uint32] = np.where(measured, 0, GAP).astype(np.uint32)
@@ -182,7 +182,7 @@ def _pedestal(runs: Sequence[Saved]) -> Images:
             others = f"measured by {int(each.sum())} of {each.size} pixels" if each.any() else "not measured"
             notes.append(f"gain stage {stage} is {others}; NaN elsewhere")
     if not seen.any():
-        raise FileProblem("no pixel was measured in any gain stage")
+        raise RunFailed("no pixel was measured in any gain stage")
     errors = std / np.sqrt(np.where(seen, count, np.nan))
     more = {"data_errors": errors.astype(np.float32), "std": std.astype(np.float32), "frames": count.astype(np.uint32)}
     return Images(mean.astype(np.float32), more, RAW, tuple(notes))

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
-from lima2cli.errors import FileProblem
+from lima2cli.errors import EnvironmentUnfit
 from lima2cli.files.fields import PACKED
 from lima2cli.files.nexus import ENTRY, write_root
 from lima2cli.files.tree import fixed, group, write_plain
@@ -32,7 +32,7 @@ def write_calibration(
     master      of a run that saved one of the images: it says how they show the detector
 
     Raises:
-        FileProblem: the file exists, or can't be written.
+        EnvironmentUnfit: the file exists, or can't be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -52,9 +52,9 @@ def write_calibration(
             write_plain(process, about)
         os.link(part, path)  # fails where there is one: nothing is overwritten
     except FileExistsError as error:
-        raise FileProblem(f"{path} exists, and is not overwritten") from error
+        raise EnvironmentUnfit(f"{path} exists, and is not overwritten") from error
     except OSError as error:
-        raise FileProblem(f"cannot write {path}: {error}") from error
+        raise EnvironmentUnfit(f"cannot write {path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 

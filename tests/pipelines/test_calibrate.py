@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lima2cli.calibrate import DEAD, GAP, HIGH, LOW, NOISY, images_of
-from lima2cli.errors import FileProblem
+from lima2cli.errors import RunFailed
 from tests.running import TRANSPORTS, lima2, run
 
 PIPELINE = """
@@ -77,8 +77,7 @@ def test_a_file_holds_its_origin_and_opens_in_silx(folder: Path) -> None:
 
     with h5py.File(folder / "dark.h5") as file:
         plot = get_default(file)
-        assert plot.is_image
-        assert plot.signal_name == "data"
+        assert plot.signal.name == "/entry_0000/calibration/data"
         assert plot.errors is not None
 
 
@@ -197,5 +196,5 @@ def test_lost_frames_make_no_calibration(folder: Path) -> None:
 
 def test_frames_without_light_are_no_flat() -> None:
     zeros = np.zeros((3, 4), np.float32)
-    with pytest.raises(FileProblem, match="as in a flat field"):
+    with pytest.raises(RunFailed, match="as in a flat field"):
         images_of("flat", [({"mean": zeros, "std": zeros}, 5)], sigma=5)
