@@ -147,8 +147,7 @@ def jungfrau(folder: Path) -> Any:
     pedestal, script, photons = blocks("jungfrau")
     (folder / "pedestal.yaml").write_text(pedestal)
     (folder / "photons.yaml").write_text(photons)
-    script = script.replace("lima2 ", f"{sys.executable} -m lima2cli ")
-    subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True)
+    shell(script, folder)
     directory = (folder / "runs" / "latest").resolve()
     figure, axes = panels(2)
     image(axes[0], frames(directory, "raw")[0], "raw: gain bits, and charge")
@@ -156,8 +155,73 @@ def jungfrau(folder: Path) -> Any:
     return figure
 
 
+def powder(folder: Path) -> Any:
+    """A frame, the corrected mean, and the profile with the rings of CeO2."""
+    pipeline, script = blocks("powder")
+    (folder / "powder.yaml").write_text(pipeline.replace("  save:", "  raw: {input: data, io_hdf5: {}}\n  save:"))
+    shell(script, folder)
+    directory = (folder / "runs" / "latest").resolve()
+    figure, axes = panels(3)
+    image(axes[0], frames(directory, "raw")[0], "a frame", vmax=120)
+    image(axes[1], np.mean(frames(directory, "save"), axis=0), "corrected, mean", vmax=80)
+    (path,) = directory.glob("*_profile.h5")
+    with h5py.File(path) as file:
+        q = file["entry_0000/axes/q"][()]
+    single, mean = table(directory, "profile", "intensity")[0], table(directory, "profile", "intensity").mean(axis=0)
+    for n in (3, 4, 8, 11, 12, 16, 19, 20, 24, 27):  # reflections of a face-centred cube
+        axes[2].axvline(2 * np.pi / (0.5411651 / n**0.5), color="0.8", lw=1)
+    curve(axes[2], q, single, "profile: one frame, and the mean", "q, 1/nm", color="C1", lw=0.5)
+    axes[2].plot(q, mean, color="C0", lw=1)
+    return figure
+
+
+def crystallography(folder: Path) -> Any:
+    """A hit with its peaks, and counts of all frames."""
+    directory = example("crystallography", folder)
+    count = table(directory, "peaks", "count")
+    hit = int(np.flatnonzero(count >= 15)[0])
+    x, y = (table(directory, "peaks", name)[hit] for name in "xy")
+    text = (EXAMPLES / "crystallography.yaml").read_text(encoding="utf-8")
+    text = text.replace("sparsify: {above: 4}", "checkpoint: {}").replace("save: {input: spots", "save: {input: hits")
+    (folder / "all.yaml").write_text(text)
+    run("run", "all.yaml", "--progress", "none", cwd=folder)
+    whole = (folder / "runs" / "latest").resolve()
+    numbers = frames(whole, "save", "frame_number")[()].tolist()
+    figure, axes = panels(2)
+    image(axes[0], frames(whole, "save")[numbers.index(hit)], f"frame {hit}, and its peaks", cmap="gray_r", vmax=20)
+    axes[0].scatter(x, y, s=40, facecolors="none", edgecolors="C3", lw=1)
+    curve(axes[1], np.arange(len(count)), count, "peaks of each frame", "frame", marker=".", ms=3, lw=0)
+    axes[1].axhline(15, color="C3", lw=0.8)
+    return figure
+
+
+def virtual_detectors(folder: Path) -> Any:
+    """Bright field, dark field, deflection."""
+    make, pipeline, read = blocks("virtual-detectors")
+    (folder / "stem.yaml").write_text(pipeline)
+    subprocess.run([sys.executable, "-c", make], cwd=folder, check=True)
+    run("run", "stem.yaml", "--progress", "none", cwd=folder)
+    names: dict[str, Any] = {}
+    exec(compile(read.replace("runs/latest", str(folder / "runs" / "latest")), "read", "exec"), names)
+    figure, axes = panels(3)
+    image(axes[0], names["bright"], "bright field", cmap="gray")
+    image(axes[1], names["dark"], "dark field", cmap="gray")
+    across, down = names["deflection"]
+    image(axes[2], np.hypot(across, down), "deflection, pixels", cmap="magma")
+    at = np.arange(1, 32, 3)
+    axes[2].quiver(*np.meshgrid(at, at), across[np.ix_(at, at)], -down[np.ix_(at, at)], color="w")
+    return figure
+
+
+def shell(script: str, folder: Path) -> None:
+    """Run the commands of a page."""
+    script = script.replace("lima2 ", f"{sys.executable} -m lima2cli ")
+    subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True)
+
+
 RECIPES: dict[str, Callable[[Path], Any]] = {
-    it.__name__: it for it in (xpcs, dual_threshold, slow_viewer, tomography, jungfrau)
+    it.__name__: it
+    for it in (powder, tomography, crystallography, xpcs, jungfrau, dual_threshold, virtual_detectors, slow_viewer)
 }
 
 
