@@ -416,6 +416,10 @@ def _pass_on(line: bytes, emit: Emit, log: Log) -> None:
         emit({"type": "event", "event": "output", "message": text})
 
 
+AS_ROOT = "has detected an attempt to run as root"
+"""A part of what Open MPI prints."""
+
+
 def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
     """Return the known reason of the end of ranks that left no summary.
 
@@ -430,6 +434,8 @@ def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
     hung, reason = hung_at("\n".join(lines), functions_of(plan)), ""
     if hung:
         reason = f": {hung}"
+    elif any(AS_ROOT in line for line in lines):
+        reason = ": Open MPI runs as root only with OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
     elif errors:
         reason = f": {errors[-1]}"
     elif len(set(aborted)) == 1:

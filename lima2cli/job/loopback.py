@@ -32,9 +32,20 @@ VARIABLES = (
     "I_MPI_HYDRA_IFACE",  # Intel MPI
     "OMPI_MCA_btl_tcp_if_include",  # Open MPI
     "OMPI_MCA_oob_tcp_if_include",
-    "PRTE_MCA_prte_if_include",
     "PMIX_MCA_ptl_tcp_if_include",
 )
+
+OPEN_MPI = {
+    # ranks without work sleep, so that more of them than cores are fine, and none is held to one core: of version 5
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # and of version 4
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_MCA_osc": "^ucx",  # over UCX, one-sided communication has no use for shared memory
+    "OMPI_MCA_btl": "^tcp",  # which listens at all addresses, whatever the device
+}
+"""Settings of Open MPI for many ranks on one machine."""
 
 SIOCGIFADDR = 0x8915
 
@@ -57,14 +68,15 @@ def is_alone(plan: Plan) -> bool:
 def local_variables() -> Mapping[str, str]:
     """Return the additional environment of a run on this machine alone.
 
-    Nothing where the loopback is not up, as in a network namespace that was not set up.
+    No device where the loopback is not up, as in a network namespace that was not set up.
     """
+    settings = {name: value for name, value in OPEN_MPI.items() if name not in os.environ}
     try:
         with socket.socket() as probe:  # netdevice(7)
             fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", DEVICE.encode()))
     except OSError:
-        return {}
-    return {name: DEVICE for name in VARIABLES if name not in os.environ}
+        return settings
+    return settings | {name: DEVICE for name in VARIABLES if name not in os.environ}
 
 
 class Confined:
