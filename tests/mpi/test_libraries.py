@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.mpi, pytest.mark.launch, needs_mpi]
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 MANY = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMPI_MCA_osc": "^ucx"}
-"""What lima2 itself sets for Open MPI, for programs that are started here."""
+"""Settings of Open MPI that lima2 makes itself, for programs that are started here."""
 
 
 @dataclass(frozen=True)

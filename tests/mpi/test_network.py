@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lima2cli.job.loopback import DEVICE, VARIABLES, Confined, is_alone, local_variables
+from lima2cli.job.loopback import DEVICE, OPEN_MPI, VARIABLES, Confined, is_alone, local_variables
 from lima2cli.plan.ir import Placement
 from lima2cli.runs.channel import LAUNCHED
 from lima2cli.runs.processes import processes_with
@@ -114,17 +114,18 @@ def test_runs_on_several_machines_listen_as_before() -> None:
 
 
 def test_the_users_environment_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
+    for name in (*VARIABLES, *OPEN_MPI):
         monkeypatch.delenv(name, raising=False)
-    assert local_variables() == dict.fromkeys(VARIABLES, DEVICE)
-    monkeypatch.setenv("UCX_NET_DEVICES", "mlx5_0:1")
-    assert "UCX_NET_DEVICES" not in local_variables()
+    assert local_variables() == dict.fromkeys(VARIABLES, DEVICE) | OPEN_MPI
+    for name in ("UCX_NET_DEVICES", "OMPI_MCA_btl"):
+        monkeypatch.setenv(name, "mine")
+        assert name not in local_variables()
 
 
 def test_without_a_loopback_nothing_is_asked_for() -> None:
     """In a network namespace that nobody has set up a run works as it did."""
-    code = "from lima2cli.job.loopback import local_variables; print(len(local_variables()))"
+    code = "from lima2cli.job.loopback import DEVICE, local_variables; print(DEVICE in local_variables().values())"
     done = subprocess.run(["unshare", "-rn", sys.executable, "-c", code], check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no namespaces here: {done.stderr}")
-    assert done.stdout == "0\n"
+    assert done.stdout == "False\n"
