@@ -13,8 +13,8 @@ that nothing is lost where large values hardly differ.
 
 The result is numbered and timed by the first frame of its window. Windows follow each other and never overlap; they are
 counted from the first selected frame, whatever was lost on the way: a window of which a frame is absent gives nothing,
-nor does a last incomplete one: it has no row in any file, and is counted as dropped. The saturation level is that of one
-frame for `max`, else unknown.
+nor does a last incomplete one: it has no row in any file, and is counted as dropped. The saturation level is that of
+one frame for `max`, else unknown.
 
 Pixels that are masked in single frames (NaN, invalid values) do not count: `mean`, `max` and `std` are those of the
 frames that measured the pixel. For `sum` a pixel that any frame lacks is masked, as is one that no frame measured.
