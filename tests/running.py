@@ -21,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from lima2cli import foreign
 from lima2cli.__main__ import main
 from lima2cli.cli import app
 from lima2cli.geometry import Rect
@@ -194,6 +195,7 @@ def _become(words: list[str], cwd: Path, output: int) -> NoReturn:
             del os.environ[name]
         os.chdir(cwd)
         Worlds.owner = os.getpid()
+        foreign._UMASK = None  # users' code may have been called by the tests, with another mask
         sys.argv = ["lima2", *words]
         try:
             main()

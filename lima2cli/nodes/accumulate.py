@@ -7,12 +7,14 @@
 
 ``dtype`` asks for another dtype of the result; integers are then rounded half to even and clipped, NaN becomes 0;
 floats beyond the range of float32 become infinite. Sums of integers are exact; one beyond the range of int64 is clipped
-(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. For `std`
-sums of squares are exact for integers of 8 and 16 bits; of others differences from the first value are summed in
-float64, so that nothing is lost where large values hardly differ. The result is numbered
-and timed by the first frame of its window. Windows are counted from the first selected frame, whatever was lost on the
-way: a window of which a frame is absent gives nothing, nor does a last incomplete one: it has no row in any file, and
-is counted as dropped. The saturation level is that of one frame for `max`, else unknown.
+(``dtype: uint64`` has room up to 2**64 - 1). Means of 64-bit integers are computed in float64. For `std` sums and
+squares of integers of 8 and 16 bits are exact; of others differences from the first value are summed in float64, so
+that nothing is lost where large values hardly differ.
+
+The result is numbered and timed by the first frame of its window. Windows follow each other and never overlap; they are
+counted from the first selected frame, whatever was lost on the way: a window of which a frame is absent gives nothing,
+nor does a last incomplete one: it has no row in any file, and is counted as dropped. The saturation level is that of
+one frame for `max`, else unknown.
 
 Pixels that are masked in single frames (NaN, invalid values) do not count: `mean`, `max` and `std` are those of the
 frames that measured the pixel. For `sum` a pixel that any frame lacks is masked, as is one that no frame measured.

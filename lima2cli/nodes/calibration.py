@@ -54,13 +54,13 @@ def stages(reference: str, count: int, inputs: Inputs, key: str, binning: How) -
     return np.ascontiguousarray(_part(reference, inputs, key, binning, kinds="iuf"), dtype=np.float64)
 
 
-def weights(reference: str, inputs: Inputs, key: str) -> NDArray[np.float64]:
-    """float64 (n, height, width): weights of the pixels, one image or several; of binned pixels the mean.
+def weights(reference: str, inputs: Inputs, key: str) -> Array:
+    """Return weights of the pixels (n, height, width), one image or several; of binned pixels the mean.
 
-    Raises as `calibration`, also where they are not all finite.
+    They have the file's dtype, float64 with binning. Raises as `calibration`, also where they are not all finite.
     """
-    found = np.asarray(_part(reference, inputs, key, "mean", kinds="biuf"), np.float64)
-    if not np.isfinite(found).all():
+    found = _part(reference, inputs, key, "mean", kinds="biuf")
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise NodeMisuse("calibration-value", f"weights of {reference} are NaN or infinite", (key,))
     return found if found.ndim == 3 else found[np.newaxis]
 

@@ -69,7 +69,9 @@ class Project(Reduce):
         key = (self, inputs.spec.view, inputs.spec.whole)
         if key not in made:
             every = weights(self.masks, inputs, "masks")
-            some = (every != 0).any(axis=0)
+            some = np.zeros(every.shape[1:], bool)
+            for mask in every:
+                some |= mask != 0
             rows, columns = np.flatnonzero(some.any(axis=1)), np.flatnonzero(some.any(axis=0))
             box = Rect(0, 0, 0, 0)
             if len(rows):

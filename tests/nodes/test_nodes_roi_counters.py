@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from lima2cli.kernels.strips import TILE_PIXELS
 from lima2cli.nodes.base import Inputs, Partial
 from lima2cli.view import View
 from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
+from tests.running import TRANSPORTS, run
 
 NONE = MemoryFiles()
 ALL = ["avg", "std", "min", "max", "sum", "saturated"]
@@ -645,3 +647,59 @@ def test_outlines_are_drawn_about_the_pixels_that_count(roi: dict[str, Any], coo
     drawn = inside(use.outlines(spec)["a"], (48, 64))
     assert counted.any()
     assert np.count_nonzero(counted ^ drawn) <= (0 if "rect" in roi else 0.06 * np.count_nonzero(counted))
+
+
+RUN = """\
+lima2: 1
+name: t
+detector:
+  remu:
+    image: {width: 64, height: 48}
+    datasets: {data: {dtype: uint16}}
+    scene: {counter: {}}
+    modules: {columns: 1, rows: 2, width: 64, height: 20, gap: {y: 8}}
+acquisition: {frames: 12}
+receivers: {a: {threads: 2}, b: {}}
+flows: {data: {DISPATCH}}
+nodes:
+  raw:
+    input: data
+    roi_counters:
+      statistics: [sum, valid, above: 40000, com_x, com_y]
+      rois:
+        star: {polygon: {points: [[3, 1], [60.5, 22], [20, 47], [30, 20]]}}
+        halo: {ring: {x: 30, y: 24, r1: 5, r2: 20}}
+        all: {x: 0, y: 0, width: 64, height: 48}
+  half: {input: data, background_sub: {image: 20}}
+  float: {input: half, roi_counters: *counters}
+"""
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("dispatch", ["", "dispatch: modules"])
+def test_files(tmp_path: Path, transport: str, dispatch: str) -> None:
+    """Fused, of parts, of several threads and receivers: all the same numbers."""
+    text = RUN.replace("roi_counters:\n", "roi_counters: &counters\n").replace("DISPATCH", dispatch)
+    ran = run(text, tmp_path, transport)
+    number, y, x = np.ogrid[:12, :48, :64]
+    frames = (7919 * number + y * 64 + x) % 2**16
+    points = [(3, 1), (60.5, 22), (20, 47), (30, 20)]
+    radius = np.hypot(x[0] - 30, y[0] - 24)
+    inside = {
+        "star": polygon_oracle(points, np.arange(64), np.arange(48)),
+        "halo": (radius >= 5) & (radius < 20),
+        "all": np.ones((48, 64), bool),
+    }
+    for name, values in (("raw", frames), ("float", frames - 20)):
+        with h5py.File(ran.directory / f"t_{name}.h5") as file:
+            rows = file["entry_0000/measurement"]
+            for roi, pixels in inside.items():
+                good = pixels & ((y[0] < 20) | (y[0] >= 28))
+                weights = np.where(good, values, 0)
+                total = weights.sum(axis=(1, 2))
+                np.testing.assert_array_equal(rows[f"{roi}_sum"], total)
+                assert (rows[f"{roi}_valid"][()] == good.sum()).all()
+                assert rows[f"{roi}_valid"].attrs["pixels"] == pixels.sum()
+                np.testing.assert_array_equal(rows[f"{roi}_above"], (good & (values > 40000)).sum(axis=(1, 2)))
+                np.testing.assert_array_equal(rows[f"{roi}_com_x"], (weights * x).sum(axis=(1, 2)) / total)
+                np.testing.assert_array_equal(rows[f"{roi}_com_y"], (weights * y).sum(axis=(1, 2)) / total)

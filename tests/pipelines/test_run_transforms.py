@@ -24,6 +24,8 @@ flows: {{F: {{dataset: D, slices: {{start: 2, step: 2}}, rules: {{blocks_per_gro
 nodes:
   four: {{input: F, accumulate: {{frames: 4}}}}
   save: {{input: four, io_hdf5: {{}}}}
+  spread: {{input: F, accumulate: {{frames: 4, operation: std}}}}
+  noise: {{input: spread, io_hdf5: {{}}}}
   counters: {{input: four, roi_counters: {{rois: {{all: {{rect: {{x: 0, y: 0, width: 16, height: 12}}}}}}}}}}
   raw: {{input: F, io_hdf5: {{}}}}
 """,
@@ -38,6 +40,9 @@ nodes:
     assert found.tolist() == list(range(2, 50, 8))
     assert not status.any()
     np.testing.assert_array_equal(saved, windows.sum(axis=1))
+    noise, found, _ = ran.saved("noise")
+    assert found.tolist() == list(range(2, 50, 8))
+    np.testing.assert_array_equal(noise, windows.std(axis=1).astype(np.float32))
     channel = ran.summary["channels"]["save"]
     assert (channel["expected"], channel["saved"], channel["dropped"], channel["lost"]) == (6, 6, 0, 0)
     assert ran.summary["channels"]["raw"]["saved"] == 24

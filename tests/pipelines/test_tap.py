@@ -244,7 +244,7 @@ detector:
 acquisition: {frames: 0, period: 1 ms}
 nodes:
   total: {input: data, accumulate: {frames: 0, operation: OPERATION}}
-  save: {input: total, io_hdf5: {}}
+  save: {input: total, io_hdf5: {compression: none}}
 """
 
 
