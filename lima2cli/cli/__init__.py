@@ -9,7 +9,7 @@ import typer
 from lima2cli.cli.check import doctor, plan, schema, validate
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.run import run
-from lima2cli.cli.runs import inspect, recover, runs, set_parameter, start, stop, tap, trigger
+from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.top import top
@@ -46,7 +46,7 @@ def options(
 
 for command in (
     validate, plan, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
-    recover, schema,
+    recover, densify, schema,
 ):  # fmt: skip
     app.command()(command)
 app.command("set")(set_parameter)

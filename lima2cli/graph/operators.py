@@ -260,7 +260,9 @@ class BoundSparse(BoundFunction[Callable[[Array], SparsePixels]]):
         block = arrival.there
         found = self._function(block.frames)
         index, frame_ptr = found.index, found.frame_ptr
-        sparse = SparseBlock(found.frames, block.numbers, block.times, index=index, frame_ptr=frame_ptr)
+        sparse = SparseBlock(
+            found.frames, block.numbers, block.times, index=index, frame_ptr=frame_ptr, background=found.background
+        )
         return Result(arrival.last, sparse)
 
 

@@ -98,7 +98,7 @@ class _Finder:
         self._node, self._view = node, spec.view
         self._good = np.ones(spec.shape, bool) if spec.mask is None else ~spec.mask
         self._invalid = finder(spec.invalid, spec.dtype)
-        self._ring = rings(spec) if node.background == "radial" else None
+        self._ring = rings(spec.of_sensor(spec.view), spec.experiment) if node.background == "radial" else None
         self._radial = None if self._ring is None else RadialBackground(self._ring, self._good)
         self._local = LocalBackground(node.patch, self._good) if self._ring is None else None
         self._edge = node.patch // 2
