@@ -269,8 +269,8 @@ class BoundSparse(BoundFunction[Callable[[Array], SparsePixels]]):
 class BoundReduce(Operator):
     """A reduction to rows per frame, kept as partial results until there are enough of them to be worth finishing.
 
-    Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block. Rows of parts
-    of frames are ``merged`` with those of other receivers before they are saved.
+    Nodes that take strips, or are threaded, look at each frame by itself: several threads do consecutive parts of a
+    block. Rows of parts of frames are ``merged`` with those of other receivers before they are saved.
     """
 
     def __init__(self, step: Step, program: ReceiverProgram, files: Files) -> None:
@@ -278,7 +278,7 @@ class BoundReduce(Operator):
         self.saved = self._appended = 0
         self.merged = bool(step.collective)
         self._node = cast(Reduce, step.node)
-        self._team = team(program.threads if self._node.strips else 1)
+        self._team = team(program.threads if self._node.strips or self._node.threaded else 1)
         self._reducers: list[Reducer] = [self._node.bind(step.given(files)) for _ in range(self._team.size)]
         self.reads = self._node.reads(step.before)
         self._table, self._receiver = program.tables[step.name], program.receiver

@@ -32,7 +32,7 @@ are in the order of their intensity, the greatest first. ``count`` is of all, so
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ Pixels = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
 @node("peaks")
 class Peaks(Reduce):
     """Finds peaks above a background, and lists them."""
+
+    threaded: ClassVar[bool] = True
 
     cutoff: float = param("Standard deviations above the mean of the background.", Number(0), 5.0)
     noise: float = param("Least height above the mean, in the units of the pixels.", Number(0), 1.0)

@@ -201,6 +201,33 @@ def test_parts_of_frames_are_merged() -> None:
         np.testing.assert_allclose(merged[name], values, rtol=1e-6)
 
 
+def test_threads_share_a_block_and_the_matrix(tmp_path: Path) -> None:
+    frames = frames_like("uint16", 23, (300, 310))
+    np.save(tmp_path / "frames.npy", frames)
+    text = """
+lima2: 1
+metadata: {{photon_energy: 12.4 keV, distance: 50 mm, beam_center: {{x: 130, y: 141}}}}
+detector: {{replay: {{file: frames.npy, pixel_size: {{x: 172 um, y: 172 um}}}}}}
+receivers: {{one: {{memspaces: {{host: {{host: {{}}}}}}, threads: {threads}}}}}
+flows: {{data: {{dataset: data, rules: {{blocks_per_group: 9}}, buffers: {{frames: 18}}}}}}
+nodes: {{q: {{input: data, azimuthal: {{bins: 30, error_model: poisson}}}}}}
+"""
+    rows = []
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        (folder / "frames.npy").symlink_to(tmp_path / "frames.npy")
+        ran = run(text.format(threads=threads), folder, "inline")
+        assert ran.code == 0, ran.output
+        with table(ran, "q") as file:
+            rows.append(file[f"{MEASUREMENT}/intensity"][()])
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-6)
+    use, inputs = node("azimuthal"), Inputs.of(spec_of(mask=HOLES), NoFiles())
+    assert use.bind(inputs)._matrix is use.bind(inputs)._matrix
+    other = Inputs.of(spec_of(), NoFiles())
+    assert use.bind(inputs)._matrix is not use.bind(other)._matrix
+
+
 PONI = """
 poni_version: 2.1
 Detector: Detector

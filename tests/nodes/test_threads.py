@@ -38,6 +38,7 @@ nodes:
   joined: {{input: both, io_hdf5: {{frames_per_chunk: 3, frames_per_file: 10, compression: gzip}}}}
   small: {{input: binned, io_hdf5: {{compression: none}}}}
   raw: {{input: F, roi_counters: {{rois: {rois}}}}}
+  peaks: {{input: F, peaks: {{background: local, cutoff: 2, noise: 0, connected: 1, most: 50}}}}
 """
 
 ROIS = (
