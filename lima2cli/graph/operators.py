@@ -192,8 +192,8 @@ class BoundCommon(Writing):
         return self._writer is not None and self._writer.full
 
 
-ROWS_FINISHED = 256
-"""Rows of a table that are finished and written together."""
+ROWS_FINISHED, BYTES_FINISHED = 256, 16 << 20
+"""Rows of a table that are finished and written together, and about how many bytes of partial results they may be."""
 
 
 class BoundNothing(Operator):
@@ -284,7 +284,7 @@ class BoundReduce(Operator):
         self._table, self._receiver = program.tables[step.name], program.receiver
         self._writer: TableWriter
         self._kept: list[Partial] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def ready(self, directory: str) -> None:
         """See `Operator.ready`."""
@@ -293,7 +293,7 @@ class BoundReduce(Operator):
 
     def begin(self, start_ns: int) -> None:
         """See `Operator.begin`."""
-        self.saved, self._appended, self._kept, self._rows = 0, 0, [], 0
+        self.saved, self._appended, self._kept, self._rows, self._bytes = 0, 0, [], 0, 0
 
     def push(self, arrival: Arrival) -> Result:
         """See `Operator.push`."""
@@ -330,7 +330,8 @@ class BoundReduce(Operator):
         """Keep rows until there are enough."""
         self._kept.append(staged)
         self._rows += len(staged["frame_number"])
-        if self._rows >= ROWS_FINISHED:
+        self._bytes += sum(values.nbytes for values in staged.values())
+        if self._rows >= ROWS_FINISHED or self._bytes >= BYTES_FINISHED:
             self._finish()
 
     def flush(self) -> None:
@@ -350,7 +351,7 @@ class BoundReduce(Operator):
     def _finish(self) -> None:
         if not self._kept:
             return
-        kept, self._kept, self._rows = self._kept, [], 0
+        kept, self._kept, self._rows, self._bytes = self._kept, [], 0, 0
         whole = kept[0] if len(kept) == 1 else {key: np.concatenate([p[key] for p in kept]) for key in kept[0]}
         columns = dict(self._node.finish(whole))
         numbers = columns.pop("frame_number")

@@ -15,8 +15,9 @@ mask, of the mask of the detector that a PONI file names, and in single frames N
 pixel that counts is NaN (pyFAI: 0).
 
 The geometry is that of a PONI file, or of `metadata` (`distance`, `beam_center`, `photon_energy`) and the detector's
-`pixel_size`: a flat detector, perpendicular to the beam. It is that of the whole sensor, and frames that were cut,
-binned, flipped or rotated are integrated where their pixels are. The wavelength of a PONI file goes before
+`pixel_size`: a flat detector, perpendicular to the beam. It must be known when the pipeline is compiled: what a
+detector says of it when it is armed is not used. It is that of the whole sensor, and frames that were cut, binned,
+flipped or rotated are integrated where their pixels are. The wavelength of a PONI file goes before
 `photon_energy`. Detectors whose pixels do not lie on a regular grid, or of another orientation than 3, can be neither
 cut nor binned.
 
@@ -44,6 +45,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Either, FileReference, Flag, Integer, ListOf, Number, Table, param
 from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.frames import Array, Block, FrameSpec, TableSpec, VectorAxis
+from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import finder
 from lima2cli.nodes.base import Inputs, Partial, Reduce, Reducer, node
 from lima2cli.units import HC
@@ -64,6 +66,8 @@ FRAMES, FEWEST = 8, 4
 
 STRIP_PIXELS = 32768
 """Pixels of each of these frames: 2 MiB as float64, which stay in the cache of a core with the sums."""
+
+RIGHT_ANGLE = 90.0
 
 NATIVE = (0, 3)
 """Orientations of detectors in pyFAI whose first pixel is at the origin."""
@@ -154,8 +158,8 @@ class Azimuthal(Reduce):
         """
         spec = inputs.spec
         radial, azimuthal = _limits(self.range, "range"), _limits(self.azimuth_range, "azimuth_range", 360.0)
-        whole = _Geometry.of(self, inputs).seen(spec.of_sensor(spec.whole or spec.view))
-        seen = whole.radial_range(self.unit)
+        geometry = _Geometry.of(self, inputs)
+        seen = geometry.radial_range(spec.of_sensor(spec.whole or spec.view), self.unit)
         if radial is None:
             return seen, azimuthal or (-180.0, 180.0)
         if radial[0] >= seen[1] or radial[1] <= seen[0]:
@@ -261,6 +265,27 @@ class _Geometry:
             return np.zeros(view.shape, bool)
         return np.asarray(view.apply(mask != 0, "any"))
 
+    def radial_range(self, view: View, unit: str) -> tuple[float, float]:
+        """Return the least and the greatest value of the boxes about the pixels of frames. Raises as `seen`.
+
+        Up to 90 degrees angles are equal on ellipses, and greater outside of them: of a grid both are on the edge, or
+        the least is 0 where the beam is inside.
+        """
+        whole = self.seen(view)
+        height, width = view.shape
+        lines = [
+            Rect(0, 0, width, 1),
+            Rect(0, height - 1, width, 1),
+            Rect(0, 0, 1, height),
+            Rect(width - 1, 0, 1, height),
+        ]
+        edges = [self.seen(view.cut(line)) for line in lines] if self.regular else []
+        if not edges or max(edge.radial_range("2th_deg")[1] for edge in edges) >= RIGHT_ANGLE:
+            return whole.radial_range(unit)
+        ranges = [edge.radial_range(unit) for edge in edges]
+        first, last = min(least for least, _ in ranges), max(most for _, most in ranges)
+        return 0.0 if whole.has_beam else first, last
+
     def seen(self, view: View) -> "_Seen":
         """Return the geometry of frames that show the sensor as ``view`` does.
 
@@ -348,8 +373,14 @@ class _Seen:
         width, height = self.view.bins
         return height, width
 
+    @property
+    def has_beam(self) -> bool:
+        """Return whether the direct beam hits the frames."""
+        beam, (height, width) = self.model.getFit2D(), self._shape
+        return bool(0 <= beam["centerX"] <= width and 0 <= beam["centerY"] <= height)
+
     def radial_range(self, unit: str) -> tuple[float, float]:
-        """Return the least and the greatest value of the boxes about the pixels."""
+        """Return the least and the greatest value of the boxes about the pixels, looking at all of them."""
         centre = self.model.center_array(self._shape, unit=unit)
         delta = self.model.delta_array(self._shape, unit=unit, scale=True)
         return max(0.0, float((centre - delta).min())), float((centre + delta).max())
@@ -408,7 +439,9 @@ class _Matrix:
         height, width = shape
         rows = np.arange(math.prod(bins)).reshape(bins).T.ravel()  # azimuthal, radial: images as they are saved
         by_bin = csr_array(tuple(map(np.asarray, csr)), shape=(len(rows), len(place)), dtype=np.float64)
-        by_pixel = by_bin[rows].T.tocsr()[place]
+        by_bin = by_bin[rows] if len(bins) > 1 else by_bin
+        by_pixel = by_bin.T.tocsr()
+        by_pixel = by_pixel if (np.diff(place) == 1).all() else by_pixel[place]
         self.counts = np.diff(by_pixel.indptr).reshape(shape) > 0
         self.bins, self.norm = len(rows), norm
         self.tall = max(1, STRIP_PIXELS // width)

@@ -262,6 +262,20 @@ def test_geometry_of_a_poni_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows["intensity"][0][there], theirs.intensity[there], rtol=2e-5)
 
 
+@pytest.mark.parametrize("tilts", [(0, 0), (0.1, -0.05), (-0.6, 0.4), (1.2, 0.2), (2.5, 0)])
+def test_the_range_is_found_on_the_edges(tilts: tuple[float, float], tmp_path: Path) -> None:
+    """As that of all pixels, whether the beam is inside, outside, or behind the detector."""
+    from lima2cli.nodes.azimuthal import _Geometry
+
+    (tmp_path / "g.poni").write_text(PONI.replace("Rot1: 0.1", f"Rot1: {tilts[0]}").replace("-0.05", str(tilts[1])))
+    with FileStore(tmp_path) as files:
+        geometry = _Geometry.of(node("azimuthal", poni="g.poni"), Inputs.of(spec_of(), files))
+    for view in (View(Rect(0, 0, 80, 60)), View(Rect(50, 44, 20, 16), (2, 4), True, 90), View(Rect(0, 3, 7, 1))):
+        for unit in ("q_nm^-1", "2th_deg"):
+            found = geometry.radial_range(view, unit)
+            np.testing.assert_allclose(found, geometry.seen(view).radial_range(unit), rtol=1e-6, atol=1e-9)
+
+
 def test_a_detector_that_pyfai_knows_has_its_mask(tmp_path: Path) -> None:
     import pyFAI
 
