@@ -237,7 +237,11 @@ class SparseSpec(FrameSpec):
     """Sparse frames on an edge of the graph: chosen pixels of what would be such dense frames.
 
     Pixels are identified by their place in the whole detector image.
+
+    background  each frame comes with that of its rings about the beam, see `SparseBlock`
     """
+
+    background: bool = False
 
     def __str__(self) -> str:
         return f"sparse {super().__str__()}"
@@ -340,10 +344,13 @@ class SparseBlock(Block):
     frames     (m,) intensities of the pixels of all frames, one frame after another
     index      (m,) uint32, flat index of each pixel in the whole detector image: y * width + x
     frame_ptr  (n+1,) uint64, frame i has the pixels from ``frame_ptr[i]`` to ``frame_ptr[i+1] - 1``
+    background  (n, 2, rings) float32, mean and standard deviation of each ring about the beam (`kernels.radial`), from
+               0 on; NaN where no pixel counts. None: frames have none
     """
 
     index: NDArray[np.uint32]
     frame_ptr: NDArray[np.uint64]
+    background: NDArray[np.float32] | None = None
 
     def part(self, which: slice | NDArray[np.bool_]) -> "SparseBlock":
         """See `Block.part`; of a slice."""
@@ -353,6 +360,7 @@ class SparseBlock(Block):
         return SparseBlock(
             self.frames[pixels], self.numbers[which], self.times[which], self.stable,
             index=self.index[pixels], frame_ptr=pointers - pointers[0],
+            background=None if self.background is None else self.background[which],
         )  # fmt: skip
 
     def copy(self) -> "SparseBlock":
@@ -367,6 +375,7 @@ class SparsePixels:
     frames: Array
     index: NDArray[np.uint32]
     frame_ptr: NDArray[np.uint64]
+    background: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

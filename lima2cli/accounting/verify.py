@@ -25,7 +25,7 @@ from lima2cli.files.rows import (
     rows_of,
     windows,
 )
-from lima2cli.files.sparse_writer import PARTS, is_sparse, whole_rows
+from lima2cli.files.sparse_writer import BACKGROUND, PARTS, is_sparse, whole_rows
 
 SMALL_BYTES = 1 << 16
 """Bytes of a dataset that is read to check that it can be."""
@@ -58,7 +58,7 @@ def verify_rows(inspection: Inspection, name: str, detector: Any) -> None:
     numbers, data = detector["frame_number"], detector["data"]
     columns = {column: detector[column] for column in TOLD if column in detector}
     if is_sparse(data):
-        columns["frame_ptr"] = data["frame_ptr"]
+        columns |= {column: data[column] for column in ("frame_ptr", *BACKGROUND) if column in data}
     for column, values in columns.items():
         checked = SummedDataset.of(values, detector, column)
         if checked is None:

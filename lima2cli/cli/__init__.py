@@ -10,7 +10,7 @@ from lima2cli.cli.calibrate import calibrate
 from lima2cli.cli.check import doctor, plan, schema, validate
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.run import run
-from lima2cli.cli.runs import inspect, recover, runs, set_parameter, start, stop, tap, trigger
+from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.top import top
@@ -47,7 +47,7 @@ def options(
 
 for command in (
     validate, plan, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
-    recover, calibrate, schema,
+    recover, densify, calibrate, schema,
 ):  # fmt: skip
     app.command()(command)
 app.command("set")(set_parameter)

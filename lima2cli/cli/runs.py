@@ -402,3 +402,23 @@ def recover(
         summary = recover_run(record, path)
         print(show_summary(path, summary), end="", flush=True)
         raise typer.Exit(ExitCode.FAILED if summary.problems else ExitCode.FINE)
+
+
+def densify(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", help="A run directory, or a file of sparse frames.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file that is made.")],
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="NAME", help="The node that saved them, where there are several.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Restore sparse frames as images, with the background that was saved with them.
+
+    Exit code 0: the file is made, 2: there are no sparse frames, 10: the disk refuses, 12: the file exists.
+    """
+    with border(as_json=False, debug=debug):
+        from lima2cli.files.densified import densify as restore
+        from lima2cli.files.densified import sparse_file
+
+        count = restore(sparse_file(Path(source), node), Path(output))
+        print(f"{output}: {frames_text(count)}", flush=True)

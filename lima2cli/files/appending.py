@@ -93,7 +93,7 @@ def level(path: str) -> None:
     """
     from lima2cli.files.checksums import cut_sums
     from lima2cli.files.compression import load_filters
-    from lima2cli.files.sparse_writer import PARTS, cut_rows
+    from lima2cli.files.sparse_writer import BACKGROUND, PARTS, cut_rows
 
     cut = uneven(path)
     if cut is None:
@@ -103,8 +103,9 @@ def level(path: str) -> None:
     with written(path, "r+", locking="best-effort") as file:
         if sparse:
             cut_rows(file[where]["data"], rows)
-            for name in (*PARTS, "frame_ptr"):
-                cut_sums(file[where], name, len(file[where]["data"][name]))
+            for name in (*PARTS, "frame_ptr", *BACKGROUND):
+                if name in file[where]["data"]:
+                    cut_sums(file[where], name, len(file[where]["data"][name]))
         for name, item in file[where].items():
             if not _grows(item):
                 continue
@@ -125,7 +126,7 @@ def uneven(path: str) -> tuple[str, int, bool] | None:
     import h5py
 
     from lima2cli.files.nexus import ENTRY, ChannelRecord
-    from lima2cli.files.sparse_writer import is_sparse, whole_rows
+    from lima2cli.files.sparse_writer import BACKGROUND, is_sparse, whole_rows
 
     with h5py.File(path, locking="best-effort") as file:
         record = ChannelRecord.read(file)
@@ -141,6 +142,7 @@ def uneven(path: str) -> tuple[str, int, bool] | None:
         rows = _in_order(file[where]["frame_number"], rows) if _own(record, file[where]["frame_number"], rows) else 0
         shown = {len(item) for item in growing} | ({len(file[where]["data/frame_ptr"]) - 1} if sparse else set())
         if sparse:
+            shown |= {len(file[where]["data"][name]) for name in BACKGROUND if name in file[where]["data"]}
             pixels = int(file[where]["data/frame_ptr"][rows]) if rows else 0
             shown |= {rows} if all(len(file[where][f"data/{n}"]) == pixels for n in ("index", "intensity")) else {-1}
         return None if shown <= {rows} else (where, rows, sparse)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lima2cli.dataclass import dataclass
 from lima2cli.facts import Facts
-from lima2cli.frames import DetectorInfo, Invalid, TableAxis
+from lima2cli.frames import DetectorInfo, Experiment, Invalid, TableAxis
 from lima2cli.geometry import Rect, Rule
 from lima2cli.view import View
 
@@ -48,6 +48,7 @@ class Channel:
     filtered    behind a `filter` node: which of the selected frames reach the channel is not known before
     packed      frames come compressed by the detector as ``compression`` says, and chunks are what it has sent
     facts       what the detector has said of the acquisition; None: nothing so far
+    rings       of sparse frames that come with the background of rings about the beam: where these are; else None
     """
 
     name: str
@@ -83,6 +84,7 @@ class Channel:
     hole: float | None = None
     packed: bool = False
     facts: Facts | None = field(default=None, metadata={"none": "absent"})
+    rings: Experiment | None = field(default=None, metadata={"none": "absent"})
 
     @property
     def sensor_view(self) -> View:

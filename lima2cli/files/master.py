@@ -29,7 +29,10 @@ from lima2cli.files.nexus import (
 from lima2cli.files.nxmx import write_late
 from lima2cli.files.rows import READ, SAVED, InOrder, Statuses, rows_of, windows
 from lima2cli.files.run_file import FlowRecord, write_flows
-from lima2cli.files.sparse_writer import GrowingRows, whole_rows
+from lima2cli.files.sparse_writer import BACKGROUND, GrowingRows, whole_rows
+
+BACKGROUNDS = 1024
+"""Rows whose backgrounds are held together."""
 
 PIXELS = 1 << 20
 """Pixels that are held together, unless a single frame has more."""
@@ -55,9 +58,9 @@ def copy_rows(
     done = 0
     for first, last in windows(limit):
         taken = [piece for stream in streams for piece in stream.take(last)]
-        rows, begin, end, file = (
+        rows, begin, end, file, line = (
             np.concatenate([np.empty(0, np.int64), *column])
-            for column in (zip(*taken, strict=True) if taken else [()] * 4)
+            for column in (zip(*taken, strict=True) if taken else [()] * 5)
         )
         order = np.argsort(rows, kind="stable")
         distinct, place = np.unique(rows[order], return_inverse=True)
@@ -69,6 +72,11 @@ def copy_rows(
         ends = data.pixels + np.cumsum(lengths)
         for some in _spans(each):
             _copy(data, channel, directory, numbered, begin[order[some]], end[order[some]], file[order[some]])
+        if channel.rings is not None:
+            for begun, ended in windows(count, BACKGROUNDS):
+                some = slice(*np.searchsorted(place, (begun, ended)).tolist())
+                rows_there = place[some] - begun, line[order[some]], file[order[some]]
+                data.add_background(_backgrounds(channel, directory, numbered, *rows_there), ended - begun)
         data.add_rows(ends.astype(np.uint64))
         pixels[done : done + len(lengths)] = lengths
         done += len(lengths)
@@ -79,7 +87,9 @@ def copy_rows(
 def _pointers(
     channel: Channel, directory: str, files: Sequence[tuple[str, int]], numbered: Sequence[str]
 ) -> Iterator[Sequence[Indices]]:
-    """Yield, piece by piece, rows of the files of one receiver, where their pixels begin and end, and in which file."""
+    """Yield, piece by piece, rows of the files of one receiver, where their pixels begin and end, and in which file and
+    row of it they are.
+    """
     for name, held in files:
         for first, last in windows(held, READ):
             with _opened(directory, name) as file:
@@ -87,7 +97,8 @@ def _pointers(
                 numbers, ptr = detector["frame_number"][first:last], detector["data/frame_ptr"][first : last + 1]
             ptr = ptr.astype(np.int64)
             where = np.full(last - first, numbered.index(name))
-            yield rows_of(numbers, channel.rule.start, channel.rule.step), ptr[:-1], ptr[1:], where
+            lines = np.arange(first, last, dtype=np.int64)
+            yield rows_of(numbers, channel.rule.start, channel.rule.step), ptr[:-1], ptr[1:], where, lines
 
 
 def _spans(lengths: Indices) -> Iterator[slice]:
@@ -127,6 +138,21 @@ def _copy(
     target = np.cumsum(lengths) - lengths
     order = np.repeat(start - target, lengths) + np.arange(lengths.sum())
     data.add_pixels(np.concatenate(index)[order], np.concatenate(intensity)[order])
+
+
+def _backgrounds(
+    channel: Channel, directory: str, names: Sequence[str], place: Indices, line: Indices, file: Indices
+) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
+    """Yield places among some rows, and the backgrounds (n, 2, rings) of these, file by file.
+
+    place  of frames that are saved;  line, file  the row of each, and in which file
+    """
+    for one in np.unique(file).tolist():
+        mine = file == one
+        low, high = int(line[mine].min()), int(line[mine].max()) + 1
+        with _opened(directory, names[one]) as opened:
+            data = opened[f"{detector_path(channel)}/data"]
+            yield place[mine], np.stack([data[name][low:high] for name in BACKGROUND], axis=1)[line[mine] - low]
 
 
 @contextmanager

@@ -193,8 +193,8 @@ class BoundCommon(Writing):
         return self._writer is not None and self._writer.full
 
 
-ROWS_FINISHED = 256
-"""Rows of a table that are finished and written together."""
+ROWS_FINISHED, BYTES_FINISHED = 256, 16 << 20
+"""Rows of a table that are finished and written together, and about how many bytes of partial results they may be."""
 
 
 class BoundNothing(Operator):
@@ -261,15 +261,17 @@ class BoundSparse(BoundFunction[Callable[[Array], SparsePixels]]):
         block = arrival.there
         found = self._function(block.frames)
         index, frame_ptr = found.index, found.frame_ptr
-        sparse = SparseBlock(found.frames, block.numbers, block.times, index=index, frame_ptr=frame_ptr)
+        sparse = SparseBlock(
+            found.frames, block.numbers, block.times, index=index, frame_ptr=frame_ptr, background=found.background
+        )
         return Result(arrival.last, sparse)
 
 
 class BoundReduce(Operator):
     """A reduction to rows per frame, kept as partial results until there are enough of them to be worth finishing.
 
-    Nodes that take strips look at each frame by itself: several threads do consecutive parts of a block. Rows of parts
-    of frames are ``merged`` with those of other receivers before they are saved.
+    Nodes that take strips, or are threaded, look at each frame by itself: several threads do consecutive parts of a
+    block. Rows of parts of frames are ``merged`` with those of other receivers before they are saved.
     """
 
     def __init__(self, step: Step, program: ReceiverProgram, files: Files) -> None:
@@ -277,13 +279,13 @@ class BoundReduce(Operator):
         self.saved = self._appended = 0
         self.merged = bool(step.collective)
         self._node = cast(Reduce, step.node)
-        self._team = team(program.threads if self._node.strips else 1)
+        self._team = team(program.threads if self._node.strips or self._node.threaded else 1)
         self._reducers: list[Reducer] = [self._node.bind(step.given(files)) for _ in range(self._team.size)]
         self.reads = self._node.reads(step.before)
         self._table, self._receiver = program.tables[step.name], program.receiver
         self._writer: TableWriter
         self._kept: list[Partial] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def ready(self, directory: str) -> None:
         """See `Operator.ready`."""
@@ -292,7 +294,7 @@ class BoundReduce(Operator):
 
     def begin(self, start_ns: int) -> None:
         """See `Operator.begin`."""
-        self.saved, self._appended, self._kept, self._rows = 0, 0, [], 0
+        self.saved, self._appended, self._kept, self._rows, self._bytes = 0, 0, [], 0, 0
 
     def push(self, arrival: Arrival) -> Result:
         """See `Operator.push`."""
@@ -329,7 +331,8 @@ class BoundReduce(Operator):
         """Keep rows until there are enough."""
         self._kept.append(staged)
         self._rows += len(staged["frame_number"])
-        if self._rows >= ROWS_FINISHED:
+        self._bytes += sum(values.nbytes for values in staged.values())
+        if self._rows >= ROWS_FINISHED or self._bytes >= BYTES_FINISHED:
             self._finish()
 
     def flush(self) -> None:
@@ -349,7 +352,7 @@ class BoundReduce(Operator):
     def _finish(self) -> None:
         if not self._kept:
             return
-        kept, self._kept, self._rows = self._kept, [], 0
+        kept, self._kept, self._rows, self._bytes = self._kept, [], 0, 0
         whole = kept[0] if len(kept) == 1 else {key: np.concatenate([p[key] for p in kept]) for key in kept[0]}
         columns = dict(self._node.finish(whole))
         numbers = columns.pop("frame_number")

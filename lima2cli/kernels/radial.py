@@ -16,8 +16,7 @@ without any pixel that counts has NaN.
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2cli.errors import NodeMisuse
-from lima2cli.frames import Array, FrameSpec
+from lima2cli.frames import Array, Experiment
 from lima2cli.kernels.strips import TILE_PIXELS
 from lima2cli.view import View
 
@@ -28,16 +27,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-def rings(spec: FrameSpec, view: View | None = None) -> NDArray[np.int32]:
-    """Return the ring of each pixel of frames of ``spec``, or as another ``view`` shows the detector's image.
-
-    Raises:
-        NodeMisuse: ``geometry-missing``: there is no beam centre.
-    """
-    known, shown = spec.experiment, spec.of_sensor(view or spec.view)
-    if known.beam_center is None:
-        message = "rings about the beam need its centre, which is not known"
-        raise NodeMisuse("geometry-missing", message, (), "add `metadata.beam_center`")
+def rings(shown: View, known: Experiment) -> NDArray[np.int32]:
+    """Return the ring of each pixel of frames that show the sensor so; there is a beam centre."""
+    assert known.beam_center is not None
     pitch_x, pitch_y = known.pixel_size or (1.0, 1.0)
     (width, height), (x, y), area = shown.bins, shown.binning, shown.area
     side = min(pitch_x * x, pitch_y * y)

@@ -15,8 +15,9 @@ mask, of the mask of the detector that a PONI file names, and in single frames N
 pixel that counts is NaN (pyFAI: 0).
 
 The geometry is that of a PONI file, or of `metadata` (`distance`, `beam_center`, `photon_energy`) and the detector's
-`pixel_size`: a flat detector, perpendicular to the beam. It is that of the whole sensor, and frames that were cut,
-binned, flipped or rotated are integrated where their pixels are. The wavelength of a PONI file goes before
+`pixel_size`: a flat detector, perpendicular to the beam. It must be known when the pipeline is compiled: what a
+detector says of it when it is armed is not used. It is that of the whole sensor, and frames that were cut, binned,
+flipped or rotated are integrated where their pixels are. The wavelength of a PONI file goes before
 `photon_energy`. Detectors whose pixels do not lie on a regular grid, or of another orientation than 3, can be neither
 cut nor binned.
 
@@ -33,7 +34,7 @@ stay in cache; in float64.
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -44,6 +45,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Either, FileReference, Flag, Integer, ListOf, Number, Table, param
 from lima2cli.errors import FileProblem, NodeMisuse
 from lima2cli.frames import Array, Block, FrameSpec, TableAxis, TableSpec
+from lima2cli.geometry import Rect
 from lima2cli.kernels.masked import finder
 from lima2cli.nodes.base import Inputs, Partial, Reduce, Reducer, node
 from lima2cli.units import HC
@@ -59,11 +61,13 @@ UNITS: Mapping[str, tuple[str, str, str]] = {
 }
 """Name, unit and label of the radial axis, by pyFAI's name of the unit."""
 
-FRAMES = 8
-"""Frames that are multiplied together: a cache line of float64."""
+FRAMES, FEWEST = 8, 4
+"""Frames that are multiplied together: a cache line of float64. Fewer than half of these are faster one by one."""
 
 STRIP_PIXELS = 32768
 """Pixels of each of these frames: 2 MiB as float64, which stay in the cache of a core with the sums."""
+
+RIGHT_ANGLE = 90.0
 
 NATIVE = (0, 3)
 """Orientations of detectors in pyFAI whose first pixel is at the origin."""
@@ -85,6 +89,7 @@ class Azimuthal(Reduce):
     """Integrates frames around the beam, as pyFAI does."""
 
     parts: ClassVar[bool] = True
+    threaded: ClassVar[bool] = True
 
     poni: str | None = param(
         "PONI file of pyFAI, of the whole sensor; default: `metadata` and the detector's `pixel_size`.",
@@ -153,8 +158,8 @@ class Azimuthal(Reduce):
         """
         spec = inputs.spec
         radial, azimuthal = _limits(self.range, "range"), _limits(self.azimuth_range, "azimuth_range", 360.0)
-        whole = _Geometry.of(self, inputs).seen(spec.of_sensor(spec.whole or spec.view))
-        seen = whole.radial_range(self.unit)
+        geometry = _Geometry.of(self, inputs)
+        seen = geometry.radial_range(spec.of_sensor(spec.whole or spec.view), self.unit)
         if radial is None:
             return seen, azimuthal or (-180.0, 180.0)
         if radial[0] >= seen[1] or radial[1] <= seen[0]:
@@ -260,6 +265,27 @@ class _Geometry:
             return np.zeros(view.shape, bool)
         return np.asarray(view.apply(mask != 0, "any"))
 
+    def radial_range(self, view: View, unit: str) -> tuple[float, float]:
+        """Return the least and the greatest value of the boxes about the pixels of frames. Raises as `seen`.
+
+        Up to 90 degrees angles are equal on ellipses, and greater outside of them: of a grid both are on the edge, or
+        the least is 0 where the beam is inside.
+        """
+        whole = self.seen(view)
+        height, width = view.shape
+        lines = [
+            Rect(0, 0, width, 1),
+            Rect(0, height - 1, width, 1),
+            Rect(0, 0, 1, height),
+            Rect(width - 1, 0, 1, height),
+        ]
+        edges = [self.seen(view.cut(line)) for line in lines] if self.regular else []
+        if not edges or max(edge.radial_range("2th_deg")[1] for edge in edges) >= RIGHT_ANGLE:
+            return whole.radial_range(unit)
+        ranges = [edge.radial_range(unit) for edge in edges]
+        first, last = min(least for least, _ in ranges), max(most for _, most in ranges)
+        return 0.0 if whole.has_beam else first, last
+
     def seen(self, view: View) -> "_Seen":
         """Return the geometry of frames that show the sensor as ``view`` does.
 
@@ -347,8 +373,14 @@ class _Seen:
         width, height = self.view.bins
         return height, width
 
+    @property
+    def has_beam(self) -> bool:
+        """Return whether the direct beam hits the frames."""
+        beam, (height, width) = self.model.getFit2D(), self._shape
+        return bool(0 <= beam["centerX"] <= width and 0 <= beam["centerY"] <= height)
+
     def radial_range(self, unit: str) -> tuple[float, float]:
-        """Return the least and the greatest value of the boxes about the pixels."""
+        """Return the least and the greatest value of the boxes about the pixels, looking at all of them."""
         centre = self.model.center_array(self._shape, unit=unit)
         delta = self.model.delta_array(self._shape, unit=unit, scale=True)
         return max(0.0, float((centre - delta).min())), float((centre + delta).max())
@@ -407,7 +439,9 @@ class _Matrix:
         height, width = shape
         rows = np.arange(math.prod(bins)).reshape(bins).T.ravel()  # azimuthal, radial: images as they are saved
         by_bin = csr_array(tuple(map(np.asarray, csr)), shape=(len(rows), len(place)), dtype=np.float64)
-        by_pixel = by_bin[rows].T.tocsr()[place]
+        by_bin = by_bin[rows] if len(bins) > 1 else by_bin
+        by_pixel = by_bin.T.tocsr()
+        by_pixel = by_pixel if (np.diff(place) == 1).all() else by_pixel[place]
         self.counts = np.diff(by_pixel.indptr).reshape(shape) > 0
         self.bins, self.norm = len(rows), norm
         self.tall = max(1, STRIP_PIXELS // width)
@@ -438,6 +472,16 @@ class _Strip:
         self.base = self.weights @ self.norm
 
 
+def _together(count: int) -> Iterator[slice]:
+    """Yield the frames of a block that are multiplied together."""
+    first = 0
+    while first < count:
+        step = min(FRAMES, count - first)
+        step = step if step >= FEWEST else 1
+        yield slice(first, first + step)
+        first += step
+
+
 class _Integration:
     """See `Reducer`."""
 
@@ -453,13 +497,13 @@ class _Integration:
         partial: Partial = {"frame_number": block.numbers.copy()}
         partial |= {key: np.empty((count, self._matrix.bins)) for key in keys}
         with np.errstate(all="ignore"):  # inf - inf
-            for first in range(0, count, FRAMES):
-                frames = block.frames[first : first + FRAMES]
+            for own in _together(count):
+                frames = block.frames[own]
                 sums = {key: np.zeros((self._matrix.bins, len(frames))) for key in keys}
                 for strip in self._matrix.strips:
                     self._add(strip, frames[:, strip.rows], sums)
                 for key in keys:
-                    partial[key][first : first + FRAMES] = sums[key].T
+                    partial[key][own] = sums[key].T
         return partial
 
     def _add(self, strip: _Strip, pixels: Array, sums: dict[str, NDArray[np.float64]]) -> None:

@@ -392,11 +392,13 @@ class StripReducer(Reducer, Protocol):
 class Reduce(Node):
     """Block of frames in, at most one row per frame out.
 
-    ``strips``: `bind` returns a `StripReducer`; ``every``: of so many frames one has a row.
+    ``strips``: `bind` returns a `StripReducer`; ``threaded``: several threads may do the frames of a block, as they do
+    where it takes strips; ``every``: of so many frames one has a row.
     """
 
     role: ClassVar[str] = "table"
     strips: ClassVar[bool] = False
+    threaded: ClassVar[bool] = False
     every: int = 1
 
     def infer(self, inputs: Inputs) -> TableSpec:

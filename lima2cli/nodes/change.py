@@ -58,4 +58,5 @@ def _same(one: Spec, other: Spec) -> bool:
     if one.mask is not None and other.mask is not None:
         same = bool(np.array_equal(one.mask, other.mask))
     keys = ("dtype", "view", "detector", "saturation", "whole", "invalid", "gap", "base")
+    same = same and getattr(one, "background", None) == getattr(other, "background", None)
     return same and type(one) is type(other) and all(getattr(one, key) == getattr(other, key) for key in keys)

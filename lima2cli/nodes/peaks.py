@@ -32,7 +32,7 @@ are in the order of their intensity, the greatest first. ``count`` is of all, so
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ Pixels = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
 @node("peaks")
 class Peaks(Reduce):
     """Finds peaks above a background, and lists them."""
+
+    threaded: ClassVar[bool] = True
 
     cutoff: float = param("Standard deviations above the mean of the background.", Number(0), 5.0)
     noise: float = param("Least height above the mean, in the units of the pixels.", Number(0), 1.0)
@@ -98,7 +100,7 @@ class _Finder:
         self._node, self._view = node, spec.view
         self._good = np.ones(spec.shape, bool) if spec.mask is None else ~spec.mask
         self._invalid = finder(spec.invalid, spec.dtype)
-        self._ring = rings(spec) if node.background == "radial" else None
+        self._ring = rings(spec.of_sensor(spec.view), spec.experiment) if node.background == "radial" else None
         self._radial = None if self._ring is None else RadialBackground(self._ring, self._good)
         self._local = LocalBackground(node.patch, self._good) if self._ring is None else None
         self._edge = node.patch // 2

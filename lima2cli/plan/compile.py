@@ -149,6 +149,7 @@ def _channel(pipeline: Pipeline, step: Step, sink: Sink, record: Mapping[str, An
         upstream=step.numbering.upstream,
         unmatched=step.numbering.unmatched,
         sparse=isinstance(spec, SparseSpec),
+        rings=spec.experiment if isinstance(spec, SparseSpec) and spec.background else None,
         **sink.channel(step.before, _period_at_receivers(pipeline, step.numbering)),
     )
 

@@ -78,7 +78,8 @@ Outcome = tuple[Array, ...]
 def _outcome(result: Array | SparsePixels) -> Outcome:
     """Return copies of what a map gives, which can be concatenated: of sparse frames pixels per frame come first."""
     if isinstance(result, SparsePixels):
-        return np.diff(result.frame_ptr), result.frames.copy(), result.index.copy()
+        background = () if result.background is None else (result.background.copy(),)
+        return np.diff(result.frame_ptr), result.frames.copy(), result.index.copy(), *background
     return (result.copy(),)
 
 
@@ -190,11 +191,14 @@ class NodeTests:
         assert frame_ptr.shape == (COUNT + 1,)
         assert frame_ptr[0] == 0
         assert frame_ptr[-1] == len(index) == len(frames)
+        assert (out.background is not None) == cast(SparseSpec, after).background
+        if out.background is not None:
+            assert (out.background.dtype.name, out.background.shape[:2]) == ("float32", (COUNT, 2))
 
     def test_map_gives_pixels_of_the_detector_that_count(self, spec: FrameSpec, files: Files) -> None:
         if not isinstance(self._infer(spec, files), SparseSpec):
             return
-        _, intensity, index = self._mapped(spec, files, self._arrays(spec))
+        _, intensity, index, *_ = self._mapped(spec, files, self._arrays(spec))
         width, height = spec.detector
         assert not len(index) or index.max() < width * height
         if spec.mask is not None:

@@ -85,6 +85,7 @@ OTHER_WORDS = {
     ("doctor", "mpi"),  # an extra of the distribution
     ("doctor", "python"),  # its version
     ("files", "filter"),  # a field of HDF5's struct
+    ("files", "mask"),  # a dataset, by fabio's name
     ("job", "mpi"),  # a transport
     ("job", "python"),  # a program
     ("language", "accumulate"),

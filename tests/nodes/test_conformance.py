@@ -204,6 +204,15 @@ class TestSparsify(NodeTests):
     specs = SPECS
 
 
+class TestSparsifyAboveBackground(NodeTests):
+    node = node("sparsify", above={"sigma": 1})
+    specs = AZIMUTHAL[:3]
+
+
+class TestSparsifyAboveImage(WithImages):
+    node = node("sparsify", above="dark")
+
+
 class TestFilter(NodeTests):
     node = node("filter", keep="counters.door-1_avg > 30 and not log.latency + 3 < counters.n", every=4)
     specs = SPECS

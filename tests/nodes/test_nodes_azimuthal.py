@@ -201,6 +201,33 @@ def test_parts_of_frames_are_merged() -> None:
         np.testing.assert_allclose(merged[name], values, rtol=1e-6)
 
 
+def test_threads_share_a_block_and_the_matrix(tmp_path: Path) -> None:
+    frames = frames_like("uint16", 23, (300, 310))
+    np.save(tmp_path / "frames.npy", frames)
+    text = """
+lima2: 1
+metadata: {{photon_energy: 12.4 keV, distance: 50 mm, beam_center: {{x: 130, y: 141}}}}
+detector: {{replay: {{file: frames.npy, pixel_size: {{x: 172 um, y: 172 um}}}}}}
+receivers: {{one: {{memspaces: {{host: {{host: {{}}}}}}, threads: {threads}}}}}
+flows: {{data: {{dataset: data, rules: {{blocks_per_group: 9}}, buffers: {{frames: 18}}}}}}
+nodes: {{q: {{input: data, azimuthal: {{bins: 30, error_model: poisson}}}}}}
+"""
+    rows = []
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        (folder / "frames.npy").symlink_to(tmp_path / "frames.npy")
+        ran = run(text.format(threads=threads), folder, "inline")
+        assert ran.code == 0, ran.output
+        with table(ran, "q") as file:
+            rows.append(file[f"{MEASUREMENT}/intensity"][()])
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-6)
+    use, inputs = node("azimuthal"), Inputs.of(spec_of(mask=HOLES), NoFiles())
+    assert use.bind(inputs)._matrix is use.bind(inputs)._matrix
+    other = Inputs.of(spec_of(), NoFiles())
+    assert use.bind(inputs)._matrix is not use.bind(other)._matrix
+
+
 PONI = """
 poni_version: 2.1
 Detector: Detector
@@ -233,6 +260,20 @@ def test_geometry_of_a_poni_file(tmp_path: Path) -> None:
     )
     there = theirs.sum_normalization > 0
     np.testing.assert_allclose(rows["intensity"][0][there], theirs.intensity[there], rtol=2e-5)
+
+
+@pytest.mark.parametrize("tilts", [(0, 0), (0.1, -0.05), (-0.6, 0.4), (1.2, 0.2), (2.5, 0)])
+def test_the_range_is_found_on_the_edges(tilts: tuple[float, float], tmp_path: Path) -> None:
+    """As that of all pixels, whether the beam is inside, outside, or behind the detector."""
+    from lima2cli.nodes.azimuthal import _Geometry
+
+    (tmp_path / "g.poni").write_text(PONI.replace("Rot1: 0.1", f"Rot1: {tilts[0]}").replace("-0.05", str(tilts[1])))
+    with FileStore(tmp_path) as files:
+        geometry = _Geometry.of(node("azimuthal", poni="g.poni"), Inputs.of(spec_of(), files))
+    for view in (View(Rect(0, 0, 80, 60)), View(Rect(50, 44, 20, 16), (2, 4), True, 90), View(Rect(0, 3, 7, 1))):
+        for unit in ("q_nm^-1", "2th_deg"):
+            found = geometry.radial_range(view, unit)
+            np.testing.assert_allclose(found, geometry.seen(view).radial_range(unit), rtol=1e-6, atol=1e-9)
 
 
 def test_a_detector_that_pyfai_knows_has_its_mask(tmp_path: Path) -> None:

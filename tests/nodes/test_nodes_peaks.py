@@ -177,7 +177,7 @@ def test_pixels_that_do_not_count(background: str) -> None:
 def test_places_are_those_of_the_detector(view: View) -> None:
     experiment = replace(CENTER, pixel_size=(1e-4, 1.7e-4))
     spec = replace(frame_spec("int32", 13, 17, experiment=experiment), view=view)
-    np.testing.assert_array_equal(rings(spec), slow_rings(spec))
+    np.testing.assert_array_equal(rings(spec.of_sensor(spec.view), spec.experiment), slow_rings(spec))
     frames = spots("int32", shape=spec.shape)
     assert check(frames, spec, cutoff=1.5, connected=2)
 
@@ -191,7 +191,7 @@ def test_rings_are_clipped_like_pixel_by_pixel() -> None:
     frames[random.random(frames.shape) < 0.01] += 1e6
     frames[random.random(frames.shape) < 0.003] = 4e18
     valid = random.random(frames.shape) < 0.9
-    ring = rings(spec)
+    ring = rings(spec.of_sensor(spec.view), spec.experiment)
     mean, sigma = RadialBackground(ring, np.ones((60, 70), bool))(frames, valid)
     for i, frame in enumerate(frames):
         expected = slow_radial(frame, valid[i], ring)
@@ -279,7 +279,7 @@ nodes:
     assert ran.code == 0, ran.output
     frames, _, _ = ran.saved("save")
     spec = frame_spec("int32", *frames.shape[1:], experiment=Experiment(beam_center=(520, 350)))
-    ring = rings(spec)
+    ring = rings(spec.of_sensor(spec.view), spec.experiment)
     with h5py.File(ran.directory / ran.summary["tables"]["peaks"]["file"]) as file:
         table = {name: column[()] for name, column in file["entry_0000/measurement"].items()}
     assert (table["count"][:14] > 100).all()

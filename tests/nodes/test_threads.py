@@ -40,6 +40,7 @@ nodes:
   raw: {{input: F, roi_counters: {{rois: {rois}}}}}
   centres: {{input: part, roi_counters: {{rois: {rois}, statistics: [valid, above: 3, com_x, com_y]}}}}
   raw-centres: {{input: F, roi_counters: {{rois: {rois}, statistics: [valid, above: 3, com_x, com_y]}}}}
+  peaks: {{input: F, peaks: {{background: local, cutoff: 2, noise: 0, connected: 1, most: 50}}}}
 """
 
 ROIS = (
