@@ -289,6 +289,12 @@ def _out_of_range(fault: Fault) -> Diagnostic:
     return Diagnostic("out-of-range", _expected(fault), fault.at)
 
 
+def _too_few(fault: Fault) -> Diagnostic:
+    if not fault.value:
+        return _out_of_range(fault)
+    return Diagnostic("out-of-range", f"expected {words(fault.schema)}, got {len(fault.value)}", fault.at)
+
+
 def _bad_quantity(fault: Fault) -> Diagnostic:
     assert isinstance(fault.shape, Quantity)
     return check_quantity(fault.value, fault.shape, fault.at)
@@ -331,7 +337,7 @@ _WORDING: Mapping[str, Callable[[Fault], Diagnostic]] = {
     "minimum": _out_of_range,
     "maximum": _out_of_range,
     "exclusiveMinimum": _out_of_range,
-    "minItems": _out_of_range,
+    "minItems": _too_few,
     "maxItems": _too_many,
     "maxProperties": _too_many,
     "minProperties": _out_of_range,

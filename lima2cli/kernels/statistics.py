@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.dataclass import dataclass
-from lima2cli.declare import Choice, Either, ListOf, Number, Table, param
+from lima2cli.declare import Choice, Either, ListOf, Number, Schema, Table, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec
 from lima2cli.geometry import Rect
@@ -465,6 +465,14 @@ class Above:
     )
 
 
+class _Level(Table):
+    """The shape of `Above`, in words that show how it is written."""
+
+    def schema(self) -> Schema:
+        """See `Shape.schema`."""
+        return super().schema() | {"x-words": "`above: n`"}
+
+
 LINES = ("avg", "std", "min", "max", "sum", "saturated", "valid")
 """Statistics of lines of pixels, too."""
 
@@ -472,7 +480,7 @@ STATISTICS = (*LINES, "com_x", "com_y")
 
 DEFAULT = STATISTICS[:5]
 
-_SHAPES = {names: ListOf(Either((Choice(names), Table(Above))), 1) for names in (STATISTICS, LINES)}
+_SHAPES = {names: ListOf(Either((Choice(names), _Level(Above))), 1) for names in (STATISTICS, LINES)}
 
 SHAPE, LINES_SHAPE = _SHAPES[STATISTICS], _SHAPES[LINES]
 """Shapes of the parameter ``statistics``, of regions and of lines."""

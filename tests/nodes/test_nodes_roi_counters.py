@@ -428,8 +428,8 @@ def test_polygons_without_a_pixel(points: list[list[float]], rule: str) -> None:
 @pytest.mark.parametrize(
     ("points", "words"),
     [
-        ([[0, 0], [1, 1]], "expected a list of at least 3 items, got a list"),
-        ([[0, 0], [1, 1], [2]], "expected a list of 2 items, got a list"),
+        ([[0, 0], [1, 1]], "expected a list of at least 3 items, got 2"),
+        ([[0, 0], [1, 1], [2]], "expected a list of 2 items, got 1"),
         ([[0, 0], [1, 1], [2, 3, 4]], "3 are too many, at most 2 are allowed here"),
         ([[0, 0], [1, 1], 5], "expected a list of 2 items, got 5"),
     ],
