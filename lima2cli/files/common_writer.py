@@ -47,7 +47,7 @@ class Rounds:
     """Rounds of ``rows`` consecutive rows of all receivers, up to ``total`` rows."""
 
     def __init__(self, channel: Channel, stripes: Stripes, total: int) -> None:
-        self.stripes, self.total = stripes, total
+        self.stripes, self.total, self.planned = stripes, total, total
         self.rows = max(1, round(ROUND_BYTES * len(set(channel.receivers)) / stripes.row_bytes))
         self._frame, self._dtype = (channel.height, channel.width), np.dtype(channel.dtype)
         self._fill = fill_value(channel)
@@ -120,6 +120,9 @@ HELD_ROUNDS = 4
 OK, FAILED, ABSENT = 0, 1, 2
 """Reports of a receiver about a round: its write went well, failed, or it has given up and wrote nothing."""
 
+BEYOND = 1
+"""Report of a receiver in place of a round: the run was stopped before it, and no round follows."""
+
 
 class _State(Enum):
     LAYING_OUT = auto()
@@ -128,6 +131,7 @@ class _State(Enum):
     READY = auto()
     WRITING = auto()
     AGREEING = auto()
+    OVER = auto()
     DONE = auto()
 
 
@@ -258,7 +262,10 @@ class CommonWriter:
             return self._tell_ready()
         if self._state is _State.WRITING:
             return self._end_writing()
-        if self._state is _State.DONE or not self._agreement.done():
+        if self._state is _State.OVER and self._ended:
+            self._state = _State.DONE
+            return True
+        if self._state in (_State.OVER, _State.DONE) or not self._agreement.done():
             return False
         after = {
             _State.LAYING_OUT: self._open,
@@ -290,9 +297,15 @@ class CommonWriter:
 
     def _tell_ready(self) -> bool:
         """Report the rounds of which all own rows have passed."""
-        if self._number * self._rounds.rows >= self._rounds.total:
-            self._state = _State.DONE if self._ended else _State.FILLING
-            return self._ended
+        begins = self._number * self._rounds.rows
+        if begins >= self._rounds.total:
+            if not self._ended:
+                return False
+            if begins < self._rounds.planned:  # one that has no own rows in this round may have begun it already
+                self._state, self._agreement = _State.READY, self._collective.agree(BEYOND)
+            else:
+                self._state = _State.DONE
+            return True
         own = self._rounds.stripes.below  # the last row of a round may be another receiver's
         if own(self._passed) < own(self._rounds.last(self._number)):
             return False
@@ -300,6 +313,9 @@ class CommonWriter:
         return True
 
     def _write(self) -> None:
+        if self._agreement.words.any():
+            self._state = _State.OVER
+            return
         assert self._file is not None
         first, rows = (self._rounds.bytes if self._error is None else self._rounds.nothing)(self._number)
         self._pending, self._state = self._file.begin(first, rows), _State.WRITING

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import silx.io
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from silx.io import nxdata
 
@@ -323,6 +323,8 @@ def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(quiet, max_examples=12)
+@example(selected=1, receivers=(0, 1), blocks=1, start=0, step=1, lost=set(), stop=0, turns=[])
+@example(selected=9, receivers=(0, 1), blocks=4, start=0, step=1, lost=set(), stop=6, turns=[1])
 @given(
     selected=st.integers(1, 40),
     receivers=st.sampled_from([(0,), (0, 1), (1, 0), (2, 0, 1), (0, 1, 0), (0, 0, 1, 2)]),
