@@ -58,12 +58,13 @@ class PlanFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
     C = "c"
+    SLURM = "slurm"
 
 
 def plan(
     file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for standard input.")],
     format: Annotated[
-        PlanFormat, typer.Option("--format", help="Format of the output; c: calls of librashpa.")
+        PlanFormat, typer.Option("--format", help="Format of the output; c: calls of librashpa; slurm: a job script.")
     ] = PlanFormat.TEXT,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write the output to this file.")] = None,
     diff: Annotated[
@@ -84,6 +85,7 @@ def plan(
         from lima2cli.cli.reading import check_pipeline, show_all
         from lima2cli.job.resources import free
         from lima2cli.plan.rashpa_calls import c_listing
+        from lima2cli.plan.slurm import job_script
         from lima2cli.runs.saved_plan import Origin, plan_contents
         from lima2cli.secret import hide
 
@@ -97,6 +99,7 @@ def plan(
                 file=None if as_json else sys.stderr,
             )
             raise typer.Exit(ExitCode.PROBLEMS)
+        made = checked.plan
         if diff is not None:
             text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
         elif format is PlanFormat.JSON:
@@ -106,7 +109,10 @@ def plan(
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
-            text = c_listing(checked.plan) if format is PlanFormat.C else show_plan(checked.plan) + free(checked.plan)
+            text = {
+                PlanFormat.C: lambda: c_listing(made),
+                PlanFormat.SLURM: lambda: job_script(made, file),
+            }.get(format, lambda: show_plan(made) + free(made))()
         text = hide(text)
         if output is None:
             print(text, end="", flush=True)

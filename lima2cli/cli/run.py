@@ -58,6 +58,7 @@ def run(
         from lima2cli.cli.top import NodeTable
         from lima2cli.job.launch import job_rank
         from lima2cli.job.run import Leader, Publication, follow, note, run_plan
+        from lima2cli.runs.saved_plan import looks_saved
 
         rank = None if transport is Transport.INLINE else job_rank()
         if rank:
@@ -67,6 +68,8 @@ def run(
         with nullcontext() if rank is None else Leader() as leader:
             own = None if receiver is None else _own_processing(receiver)
             plan, origin, source = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
+            if leader is not None and not looks_saved(file):
+                plan, origin = leader.fitted(plan, origin)
             plan = replace(plan, on_request=plan.on_request or armed)
             gc.enable()
             publication = Publication(plan.pva)

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -255,6 +256,18 @@ class Leader:
     ) -> None:
         if not self._joined:
             self._world.bcast(False)
+
+    def fitted(self, plan: Plan, origin: Origin) -> tuple[Plan, Origin]:
+        """Return the plan with as many detector ranks as this job leaves for them, if it can have so many.
+
+        The number of cores with which it can be compiled again is then that number.
+        """
+        from lima2cli.plan.compile import fitted
+
+        fitting = fitted(plan, self._world.Get_size())
+        if fitting is None or fitting.ranks == plan.ranks:
+            return plan, origin
+        return fitting, replace(origin, cores=_count(fitting, "detector"))
 
     def run(self, plan: Plan, origin: Origin, emit: Emit) -> tuple[Path, Summary, int]:
         """Run; return the directory, the summary and the exit code.

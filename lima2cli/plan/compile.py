@@ -117,6 +117,16 @@ def rank_roles(modules: int, receivers: int, cores: int, workers: Sequence[str] 
     )
 
 
+def fitted(plan: Plan, ranks: int) -> Plan | None:
+    """Return the plan for so many ranks, with more or fewer detector ranks for its modules; None: impossible."""
+    detectors, modules = sum(role.role == "detector" for role in plan.ranks), len(plan.info.modules)
+    wanted = detectors + ranks - len(plan.ranks)
+    if not 1 <= wanted <= (1 if plan.detector.writes_itself else modules):
+        return None
+    workers = [role.worker for role in plan.ranks if role.worker is not None]
+    return replace(plan, ranks=rank_roles(modules, len(plan.receivers), wanted, workers))
+
+
 def _channel(pipeline: Pipeline, step: Step, sink: Sink, record: Mapping[str, Any], gdts: Sequence[Gdt]) -> Channel:
     spec: FrameSpec = step.before
     places: tuple[Rect, ...] = ()

@@ -165,6 +165,8 @@ def test_the_readme_has_the_two_commands_once() -> None:
 
 
 NO_RULES = {
+    "cpus-per-task",
+    "job-name",
     "mpi-progress",
     "mpi-file",
     "best-effort",
