@@ -165,6 +165,7 @@ def test_the_readme_has_the_two_commands_once() -> None:
 
 
 NO_RULES = {
+    "mem-per-cpu",
     "cpus-per-task",
     "job-name",
     "mpi-progress",
