@@ -1,4 +1,4 @@
-"""Draw the pictures of the recipes from the files of their runs: python docs/pictures/draw.py [NAME...].
+"""Draw the pictures of recipes from the files of their runs, and others: python docs/pictures/draw.py [NAME...].
 
 Each recipe is run as its page says, in a temporary folder. It needs matplotlib, and the extras of some recipes.
 """
@@ -219,10 +219,41 @@ def shell(script: str, folder: Path) -> None:
     subprocess.run(["bash", "-ec", script], cwd=folder, check=True, capture_output=True)
 
 
+def tables(page: str) -> list[list[list[str]]]:
+    """Return the tables of a page, as rows of cells; the row below the head is left out."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    rows = [[[cell.strip() for cell in line[1:-1].split("|")] for line in one.splitlines()] for one in found]
+    return [[head, *others] for head, _, *others in rows]
+
+
+def scaling(folder: Path) -> Any:
+    """Curves of the tables of `docs/explanation/scaling.md`, which are those of the benchmark."""
+    (head, *varied), (receivers, spent), *_ = tables("explanation/scaling.md")
+    figure, axes = panels(2)
+    for name, *cells in varied:
+        points = []
+        for size, cell in zip(head[1:], cells, strict=True):
+            if numbers := re.findall(r"\d+", cell):
+                points.append((int(numbers[-1] if size == "most" else size), int(numbers[0])))
+        axes[0].loglog(*zip(*points, strict=True), "o-", ms=3, lw=1, label=name)
+    axes[0].legend(fontsize=7)
+    curve(axes[1], [int(it) for it in receivers[1:]], [float(it) for it in spent[1:]],
+          "a run: CPU s of a rank", "receivers, on two cores", marker="o", ms=3)  # fmt: skip
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_ylim(0)
+    axes[0].set_title("compile: CPU ms", fontsize=9)
+    axes[0].set_xlabel("number", fontsize=8)
+    axes[0].tick_params(labelsize=7)
+    return figure
+
+
 RECIPES: dict[str, Callable[[Path], Any]] = {
     it.__name__: it
-    for it in (powder, tomography, crystallography, xpcs, jungfrau, dual_threshold, virtual_detectors, slow_viewer)
-}
+    for it in (
+        powder, tomography, crystallography, xpcs, jungfrau, dual_threshold, virtual_detectors, slow_viewer, scaling,
+    )
+}  # fmt: skip
 
 
 def main() -> None:
@@ -230,7 +261,7 @@ def main() -> None:
     for name in sys.argv[1:] or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
             figure = RECIPES[name](Path(folder))
-        path = HERE / "recipes" / f"{name}.png"
+        path = HERE / ("" if name == "scaling" else "recipes") / f"{name}.png"
         figure.savefig(path, dpi=100)
         Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
         print(path.relative_to(ROOT), f"{path.stat().st_size >> 10} KiB")
