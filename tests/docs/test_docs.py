@@ -30,7 +30,7 @@ PRINTED = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```\n\n```text printed\n(.*?)^``
 
 @dataclass(frozen=True)
 class Snippet:
-    """A YAML block of a page. Its info string: ``fails=rule`` or ``warns=rule``, ``set=key=value``, ``needs=module``."""
+    """A YAML block of a page. Its info string: ``fails=rule``, ``warns=rule``, ``set=key=value``, ``needs=module``."""
 
     page: Path
     line: int
