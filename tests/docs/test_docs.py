@@ -30,7 +30,7 @@ PRINTED = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```\n\n```text printed\n(.*?)^``
 
 @dataclass(frozen=True)
 class Snippet:
-    """A YAML block of a page. Its info string: ``fails=rule`` or ``warns=rule``, ``set=key=value``, ``part``."""
+    """A YAML block of a page. Its info string: ``fails=rule``, ``warns=rule``, ``set=key=value``, ``needs=module``."""
 
     page: Path
     line: int
@@ -109,6 +109,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda it: f"{it.page.relative_to(ROOT)}:{it.line}")
 def test_snippets_are_what_the_manual_says_of_them(snippet: Snippet, data: Path) -> None:
+    for module in snippet.word("needs"):
+        pytest.importorskip(module)
     findings = list(snippet.check(data).findings)
     errors = {item.rule for item in findings if item.severity == "error"}
     warnings = {item.rule for item in findings if item.severity == "warning"}
