@@ -1,4 +1,4 @@
-"""Hooks of mkdocs for the web site of this documentation: see mkdocs.yml."""
+"""Hooks of mkdocs for the web site of this documentation: see .mkdocs.yml."""
 
 import re
 from pathlib import Path

@@ -13,7 +13,8 @@ from tests import ROOT
 def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
     """All links lead somewhere, also those to files outside of the documentation, which get pages of their own."""
     pytest.importorskip("material", reason="mkdocs-material, of the extra docs, is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    build = ["build", "--strict", "--quiet", "-f", ".mkdocs.yml", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", *build]
     built = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
