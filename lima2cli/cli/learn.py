@@ -1,0 +1,116 @@
+"""``lima2 explain``: what rules and keys mean."""
+
+import json
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lima2cli.cli.border import Debug, ExitCode, border, show_error
+from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
+
+if TYPE_CHECKING:
+    from lima2cli.cli.explanations import Entry, Rule
+    from lima2cli.declare import Table
+
+WIDTH = 80
+"""Columns that texts fit in."""
+
+
+def explain(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RULE | KEY.PATH",
+            help="A rule such as buffer-too-small, or a key such as nodes.roi_counters.statistics; names of your own "
+            "may be left out of it.",
+        ),
+    ],
+    format: KindFormatOption = KindFormat.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Explain a rule of the diagnostics, with an example, or a key of the language, with the keys below it.
+
+    Exit code 0: fine, 2: there is no such rule or key.
+    """
+    as_json = format is KindFormat.JSON
+    with border(as_json=as_json, debug=debug):
+        from lima2cli.cli.explanations import UnknownKey, explain_rule, find, rules
+
+        sections = rules()
+        if name in sections:
+            rule = explain_rule(name, sections[name])
+            print(_json_of(asdict(rule)) if as_json else _rule_text(rule), flush=True)
+            return
+
+        from lima2cli.language.schema import complete_shape
+
+        root, _ = complete_shape()
+        try:
+            entry = find(root, name)
+        except UnknownKey as problem:
+            _show_unknown(name, problem, list(sections), root, as_json=as_json)
+            raise typer.Exit(ExitCode.USAGE) from None
+        if as_json:
+            below = [{"key": key, **one.plain()} for key, one in entry.shown().items()]
+            print(_json_of({**entry.plain(), "keys": below}), flush=True)
+        else:
+            print(_entry_text(entry), flush=True)
+
+
+def _show_unknown(name: str, problem: Exception, sections: list[str], root: "Table", *, as_json: bool) -> None:
+    """Say that there is no such rule or key, and which one was probably meant."""
+    from lima2cli.cli.explanations import UnknownKey, elsewhere
+    from lima2cli.diagnostics import did_you_mean, nearest
+
+    assert isinstance(problem, UnknownKey)
+    if "." not in name:
+        near = nearest(name, [*problem.known, *sections])
+        paths = elsewhere(root, name) or ([] if near is None else [near])
+        help = f"did you mean {', or '.join(f'`{path}`' for path in paths)}?" if paths else None
+        known = f"keys of a pipeline: {', '.join(problem.known)}"
+        show_error("unknown-key", f"there is no rule and no key `{name}`", as_json, help or known)
+        return
+    at = f" below `{problem.path}`" if problem.path else ""
+    help = did_you_mean(problem.word, problem.known) if problem.known else "it has no keys"
+    show_error("unknown-key", f"there is no `{problem.word}`{at}", as_json, help)
+
+
+def _json_of(contents: dict[str, object]) -> str:
+    return json.dumps({"version": 1, **contents}, indent=2, ensure_ascii=False)
+
+
+def _rule_text(rule: "Rule") -> str:
+    parts = [f"{rule.severity}[{rule.rule}]", rule.text]
+    for example in rule.examples:
+        parts.append(textwrap.indent(example.text.rstrip(), "    "))
+        if example.printed:
+            parts += ["prints", textwrap.indent(example.printed.rstrip(), "    ")]
+    return "\n\n".join(parts)
+
+
+def _entry_text(entry: "Entry") -> str:
+    facts = [("value", entry.value)]
+    if entry.units:
+        facts.append(("units", f"{', '.join(entry.units)}; a plain number is in {entry.unit}"))
+    if entry.required:
+        facts.append(("default", "none, it is required"))
+    elif entry.default not in (None, {}):
+        facts.append(("default", said(entry.default)))
+    parts = [entry.path, *(["\n".join(_filled(entry.doc))] if entry.doc else [])]
+    parts.append("\n".join(line for name, text in facts for line in _filled(f"{name:9}{text}", " " * 9)))
+    below = [line for key, one in entry.shown().items() for line in _key_lines(key, one)]
+    parts += ["\n".join(["Below it", *below])] if below else []
+    return "\n\n".join(parts)
+
+
+def _key_lines(key: str, entry: "Entry") -> list[str]:
+    mark = " (required)" if entry.required else ""
+    return [f"  {key}{mark}", *_filled(entry.doc or entry.value, " " * 6, " " * 6)]
+
+
+def _filled(text: str, later: str = "", first: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False, break_long_words=False
+    )
