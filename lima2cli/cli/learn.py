@@ -1,13 +1,15 @@
-"""``lima2 explain``: what rules and keys mean."""
+"""``lima2 explain`` and ``graph``: what rules and keys mean, and where the frames of a pipeline go."""
 
 import json
+import sys
 import textwrap
 from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, border, show_error
+from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, border, show_error, write_output
 from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
 
 if TYPE_CHECKING:
@@ -114,3 +116,46 @@ def _filled(text: str, later: str = "", first: str = "") -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False, break_long_words=False
     )
+
+
+class GraphFormat(StrEnum):
+    """Formats of drawings."""
+
+    TEXT = "text"
+    MERMAID = "mermaid"
+    DOT = "dot"
+
+
+def graph(
+    file: Annotated[str, typer.Argument(metavar="FILE | -", help="A pipeline; - for standard input.")],
+    format: Annotated[
+        GraphFormat,
+        typer.Option(
+            "--format", help="Format of the output; for a picture: `lima2 graph FILE --format dot | dot -Tsvg`."
+        ),
+    ] = GraphFormat.TEXT,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Write the output to this file.")] = None,
+    overrides: Overrides = None,
+    no_fuse: NoFuse = False,
+    debug: Debug = False,
+) -> None:
+    """Show where frames go: from datasets through data flows and nodes, with what leaves each, to files.
+
+    Nodes that are computed together are marked as one kernel. Exit code 0: fine, 1: there are problems, 2: the file
+    cannot be read.
+    """
+    with border(as_json=False, debug=debug):
+        from lima2cli.cli.drawing import as_dot, as_mermaid, as_tree, draw
+        from lima2cli.cli.reading import check_pipeline, show_all
+        from lima2cli.secret import hide
+
+        checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
+        if checked.plan is None:
+            print(show_all([checked], Format.TEXT), end="", file=sys.stderr)
+            raise typer.Exit(ExitCode.PROBLEMS)
+        show = {GraphFormat.TEXT: as_tree, GraphFormat.MERMAID: as_mermaid, GraphFormat.DOT: as_dot}[format]
+        text = hide(show(draw(checked.plan)))
+        if output is None:
+            print(text, end="", flush=True)
+        else:
+            write_output(output, text, checked.plan.inputs)
