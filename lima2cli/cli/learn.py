@@ -1,11 +1,12 @@
-"""``lima2 explain`` and ``graph``: what rules and keys mean, and where the frames of a pipeline go."""
+"""``lima2 explain``, ``graph`` and ``new``: what rules and keys mean, where frames go, and how a pipeline begins."""
 
 import json
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
 if TYPE_CHECKING:
     from lima2cli.cli.explanations import Entry, Rule
     from lima2cli.declare import Table
+    from lima2cli.plugins import Kind, Kinds
 
 WIDTH = 80
 """Columns that texts fit in."""
@@ -159,3 +161,131 @@ def graph(
             print(text, end="", flush=True)
         else:
             write_output(output, text, checked.plan.inputs)
+
+
+def new(
+    kinds: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPR]",
+            help="DETECTOR/NODE,NODE,… such as remu/background_sub,roi_counters,io_hdf5; with --from only the nodes "
+            "(default: io_hdf5).",
+        ),
+    ] = None,
+    recorded: Annotated[
+        str | None, typer.Option("--from", metavar="FILE[::/PATH]", help="Replay these recorded frames.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the kinds of detector and node.")] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Write to this file, which must not exist.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Begin a pipeline: parameters that must be given are REPLACEME, others comments with defaults and meaning.
+
+    Exit code 0: fine, 1: the recorded frames cannot be replayed, 2: there is no such kind, 12: the file exists.
+    """
+    with border(as_json=False, debug=debug):
+        from lima2cli.detectors.base import DETECTORS
+        from lima2cli.errors import UnreadableInput
+        from lima2cli.nodes.registry import NODES
+
+        if listed:
+            _list_all({"detectors": DETECTORS, "nodes": NODES})
+            return
+        if kinds is None and recorded is None:
+            raise UnreadableInput(
+                "what is to be in it? Such as `lima2 new remu/io_hdf5`; `lima2 new --list` lists kinds"
+            )
+        before, slash, after = (kinds or "io_hdf5").partition("/")
+        if recorded is not None and slash:
+            raise UnreadableInput("with --from the detector is `replay`: only nodes are named")
+        if recorded is None and not slash and before.partition(",")[0] in NODES.built_in:
+            raise UnreadableInput(f"the detector comes first, such as `lima2 new remu/{before}`")
+        detector, nodes = ("replay", before) if recorded is not None else (before, after)
+        asked = [name.strip() for name in nodes.split(",") if name.strip()]
+        found = [(detector, _table_of("detector", detector, DETECTORS.named([detector])))]
+        every = NODES.named(asked)
+        found += [(name, _table_of("node", name, every)) for name in asked]
+        text = _scaffold(found, recorded, output)
+        if output is None:
+            print(text, end="", flush=True)
+        else:
+            _write_new(output, text)
+
+
+def _list_all(sorts: "dict[str, Kinds[Any]]") -> None:
+    from lima2cli.cli.descriptions import describe_kind
+    from lima2cli.cli.kinds import columns
+
+    for title, kinds in sorts.items():
+        rows = [(name, describe_kind(name, kind).line) for name, kind in kinds.all().items() if kind.table is not None]
+        print("\n".join([title, *(f"  {line}" for line in columns(rows))]), flush=True)
+
+
+def _table_of(what: str, name: str, kinds: "Mapping[str, Kind[Any]]") -> type:
+    """Return the table of a kind; without one the command ends."""
+    from lima2cli.diagnostics import did_you_mean
+
+    kind = kinds.get(name)
+    if kind is None:
+        show_error(
+            "unknown-kind", f"there is no {what} of kind `{name}`", as_json=False, help=did_you_mean(name, kinds)
+        )
+        raise typer.Exit(ExitCode.USAGE)
+    if kind.problem is not None or kind.table is None:
+        assert kind.problem is not None
+        show_error(kind.problem.rule, str(kind.problem), as_json=False, help=kind.problem.help)
+        raise typer.Exit(ExitCode.PROBLEMS)
+    return kind.table
+
+
+def _scaffold(kinds: list[tuple[str, type]], recorded: str | None, output: str | None) -> str:
+    """Return the pipeline; recorded frames are looked at, and where that fails the command ends."""
+    import os
+    import shlex
+    from pathlib import Path
+
+    from lima2cli.check import check_text
+    from lima2cli.cli.reading import show_all
+    from lima2cli.cli.scaffold import flow_text, scaffold
+
+    (detector, table), *nodes = kinds
+    names = ",".join(name for name, _ in nodes)
+    base = Path(".") if output is None else Path(output).parent
+    if recorded is None:
+        title = f"lima2 new {detector}" + f"/{names}" * bool(names)
+        return scaffold(title, (detector, table), nodes, datasets=_datasets(table))
+    file, colons, path = recorded.partition("::")
+    place = os.path.relpath(file, base) if not os.path.isabs(file) else file
+    place = (place + colons + path).replace("$", "$$")
+    probe = f"lima2: 1\ndetector: {{replay: {{file: {json.dumps(place)}}}}}\n"
+    checked = check_text(probe, "--from", base, cores=1, environment={})
+    if checked.plan is None:
+        print(show_all([checked], Format.TEXT), end="", file=sys.stderr)
+        raise typer.Exit(ExitCode.PROBLEMS)
+    info, frames = checked.plan.info, checked.plan.frames
+    said_of_it = f"{frames} frames of {info.width} x {info.height}, {info.datasets[0].dtype}"
+    title = f"lima2 new --from {shlex.quote(recorded)} {names}"
+    return scaffold(title, (detector, table), nodes, filled={"file": f"{flow_text(place)}  # {said_of_it}"})
+
+
+def _datasets(table: type) -> list[str]:
+    """Return the names of the datasets of a detector with all defaults; empty where these alone make none."""
+    from pathlib import Path
+
+    from lima2cli.cli.kinds import default_record
+    from lima2cli.inputs.stacks import FileStore
+
+    record = default_record(table, FileStore(Path(".")))
+    return [] if record is None else list(record["datasets"])
+
+
+def _write_new(path: str, text: str) -> None:
+    from lima2cli.errors import EnvironmentUnfit
+
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
