@@ -9,6 +9,7 @@ import typer
 from lima2cli.cli.calibrate import calibrate
 from lima2cli.cli.check import doctor, plan, schema, validate
 from lima2cli.cli.kinds import detectors, nodes
+from lima2cli.cli.learn import explain, graph, new
 from lima2cli.cli.run import run
 from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
@@ -46,8 +47,8 @@ def options(
 
 
 for command in (
-    validate, plan, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
-    recover, densify, calibrate, schema,
+    validate, plan, graph, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
+    recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
     app.command()(command)
 app.command("set")(set_parameter)

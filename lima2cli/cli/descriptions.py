@@ -86,12 +86,13 @@ def _parameters(path: str, shape: Shape) -> Iterator[Parameter]:
 
 def _parameter(key: str, declared: Param, field: "dataclasses.Field[Any]") -> Parameter:
     schema = declared.shape.schema()
-    default = None if declared.required else _plain(_default(field))
+    default = None if declared.required else plain_default(field)
     return Parameter(key, words(schema), declared.required, default, schema.get("x-unit"), declared.doc)
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def plain_default(field: "dataclasses.Field[Any]") -> Any:
+    """Return the default of a key as plain data; None where it has none."""
+    return _plain(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
 
 
 def _plain(value: Any) -> Any:

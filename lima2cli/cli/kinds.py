@@ -211,11 +211,12 @@ def _parameter_text(parameter: "Parameter") -> str:
     if parameter.required:
         default = "; required"
     else:
-        default = "" if parameter.default is None else f"; default {_said(parameter.default)}"
+        default = "" if parameter.default is None else f"; default {said(parameter.default)}"
     return f"  {parameter.key}: {parameter.value}{default}\n      {parameter.doc}"
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """Return a default as it is written."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -141,7 +141,7 @@ def test_a_module_with_one_importer_has_a_reason() -> None:
         ("cli.plan_text", "lazy"),
         ("inputs.images", "library"),
         ("accounting.account", "entrance"),
-        ("cli.kinds", "offered"),
+        ("cli.learn", "offered"),
         ("language.template_checks", "long"),
     ],
 )
