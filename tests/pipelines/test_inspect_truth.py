@@ -299,12 +299,12 @@ def test_the_part_of_a_frame_that_is_most_behind_decides(tmp_path: Path) -> None
 
 def test_a_damaged_ledger_is_told(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(SLOW)
-    ran = run(OVERRUN.replace("frames: 400", "frames: 4000"), tmp_path, "inline", name="overrun")
+    ran = run(OVERRUN.replace("frames: 400", "frames: 6000"), tmp_path, "inline", name="overrun")
     want = ran.summary["flows"]["F"]
     _break(ran)
     ledger = ran.directory / "overrun_0.ledger"
     first, *rest = ledger.read_bytes().splitlines(keepends=True)
-    assert len(rest) > 2
+    assert len(rest) >= 2
     ledger.write_bytes(first + rest[0].replace(b":", b";", 1) + b"".join(rest[1:]))
     done = lima2("recover", str(ran.directory), cwd=ran.directory)
     assert done.returncode == 0

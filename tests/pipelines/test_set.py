@@ -143,7 +143,7 @@ def test_files_and_events_say_so(changed: Any) -> None:
         ("roi", "rois", {"b": {"rect": {"x": 0, "y": 0, "width": 1, "height": 1}}}, "would not be the same"),
         ("roi", "rois", {"a": {"rect": {"x": 99, "y": 0, "width": 1, "height": 1}}}, "leaves the frames"),
         ("scaled", "expr", "data +", "formula"),
-        ("bright", "above", "much", "number"),
+        ("bright", "above", "much", "there is no file much"),
     ],
 )
 def test_refused(node: str, parameter: str, value: Any, why: str, going: l2.Run) -> None:
