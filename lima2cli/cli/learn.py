@@ -14,6 +14,8 @@ from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, bord
 from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lima2cli.cli.explanations import Entry, Rule
     from lima2cli.declare import Table
     from lima2cli.plugins import Kind, Kinds
@@ -242,7 +244,6 @@ def _table_of(what: str, name: str, kinds: "Mapping[str, Kind[Any]]") -> type:
 
 def _scaffold(kinds: list[tuple[str, type]], recorded: str | None, output: str | None) -> str:
     """Return the pipeline; recorded frames are looked at, and where that fails the command ends."""
-    import os
     import shlex
     from pathlib import Path
 
@@ -252,22 +253,43 @@ def _scaffold(kinds: list[tuple[str, type]], recorded: str | None, output: str |
 
     (detector, table), *nodes = kinds
     names = ",".join(name for name, _ in nodes)
-    base = Path(".") if output is None else Path(output).parent
     if recorded is None:
         title = f"lima2 new {detector}" + f"/{names}" * bool(names)
         return scaffold(title, (detector, table), nodes, datasets=_datasets(table))
-    file, colons, path = recorded.partition("::")
-    place = os.path.relpath(file, base) if not os.path.isabs(file) else file
-    place = (place + colons + path).replace("$", "$$")
-    probe = f"lima2: 1\ndetector: {{replay: {{file: {json.dumps(place)}}}}}\n"
-    checked = check_text(probe, "--from", base, cores=1, environment={})
+    probe = f"lima2: 1\ndetector: {{replay: {{file: {json.dumps(_dollars(recorded))}}}}}\n"
+    checked = check_text(probe, "--from", Path("."), cores=1, environment={})
     if checked.plan is None:
         print(show_all([checked], Format.TEXT), end="", file=sys.stderr)
         raise typer.Exit(ExitCode.PROBLEMS)
+    place = _dollars(_seen_from(Path(output or ".").parent, recorded))
     info, frames = checked.plan.info, checked.plan.frames
     said_of_it = f"{frames} frames of {info.width} x {info.height}, {info.datasets[0].dtype}"
     title = f"lima2 new --from {shlex.quote(recorded)} {names}"
     return scaffold(title, (detector, table), nodes, filled={"file": f"{flow_text(place)}  # {said_of_it}"})
+
+
+def _dollars(text: str) -> str:
+    """Return a text as a value in which no variable is replaced."""
+    return text.replace("$", "$$")
+
+
+def _seen_from(folder: "Path", recorded: str) -> str:
+    """Return a file, with its path inside, as a pipeline in a folder names it; not through the link to the latest run,
+    which the next run moves.
+    """
+    import os
+    from pathlib import Path
+
+    from lima2cli.runs.directory import LATEST
+
+    file, colons, path = recorded.partition("::")
+    parent, name = Path(file).parent, Path(file).name
+    absolute = os.path.isabs(file)
+    if LATEST not in parent.parts and (absolute or folder == Path(".")):
+        return recorded
+    if absolute:
+        return os.path.join(os.path.realpath(parent), name) + colons + path
+    return os.path.relpath(os.path.join(os.path.realpath(parent), name), os.path.realpath(folder)) + colons + path
 
 
 def _datasets(table: type) -> list[str]:

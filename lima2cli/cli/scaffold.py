@@ -50,7 +50,7 @@ def scaffold(
     known = params(Metadata)
     also = (*ALSO.get(kind, ()), *(["pixel_size"] if geometry else []))
     lines = [
-        f"# {title}",
+        f"# {' '.join(title.split())}",
         f"# Put values for {REPLACEME}. Lines behind `#` are optional, shown with their defaults.",
         "lima2: 1",
         *(["metadata:"] if geometry else []),

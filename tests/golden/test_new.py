@@ -130,11 +130,30 @@ def test_recorded_frames_are_replayed(data: Path, tmp_path: Path, monkeypatch: p
 
 def test_odd_names_of_recorded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    name = 'a ${b}: #"ü".npy'
+    name = 'a ${b}: #"ü"\nlima2: 2.npy'
     np.save(tmp_path / name, np.zeros((3, 16, 32), np.uint8))
     text = new("--from", name).stdout
     assert errors(text, tmp_path) == set()
     assert "# 3 frames of 32 x 16, uint8" in text
+
+
+def test_a_run_is_replayed_from_its_directory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link to the latest run will be that of another run."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine_0001"
+    folder.mkdir(parents=True)
+    (folder / "frames.h5").write_bytes((data / "frames.h5").read_bytes())
+    (tmp_path / "runs" / "latest").symlink_to("mine_0001")
+    assert "    file: runs/mine_0001/frames.h5  # 10" in new("--from", "runs/latest/frames.h5").stdout
+    absolute = tmp_path.resolve() / "runs"
+    assert f"file: {absolute}/mine_0001/frames.h5  #" in new("--from", f"{absolute}/latest/frames.h5").stdout
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/away")
+    assert new("--from", "runs/latest/frames.h5::/data", "-o", "link/new.yaml").exit_code == 0
+    text = (tmp_path / "link" / "new.yaml").read_text()
+    assert "    file: ../../runs/mine_0001/frames.h5::/data  # 10" in text
+    assert errors(text, tmp_path / "link") == set()
+    assert new("--from", "runs/latest/frames.h5", "-o", "none/new.yaml").exit_code == 12
 
 
 def test_files_are_never_overwritten(tmp_path: Path) -> None:

@@ -487,3 +487,16 @@ def test_only_the_kinds_that_a_file_names_are_imported() -> None:
         "lima2cli.ranks",
         "lima2cli.job",
     }
+
+
+@pytest.mark.usefixtures("installed")
+def test_plugins_are_explained_and_begun_with(tmp_path: Path) -> None:
+    explained = json.loads(lima2("explain", "nodes.threshold.below", "--format", "json", cwd=tmp_path).stdout)
+    assert (explained["path"], explained["required"]) == ("nodes.<name>.threshold.below", True)
+    wrong = lima2("explain", "nodes.treshold.below", cwd=tmp_path)
+    assert (wrong.returncode, "did you mean `threshold`?" in wrong.stderr) == (2, True)
+    text = lima2("new", "bars/threshold,io_hdf5", cwd=tmp_path).stdout
+    assert "      below: REPLACEME  # " in text
+    (tmp_path / "p.yaml").write_text(re.sub("REPLACEME", "20", text))
+    done = lima2("validate", "p.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
