@@ -337,7 +337,7 @@ def test_a_directory_that_takes_no_files_is_said_so(transport: str, tmp_path: Pa
 
 @pytest.mark.mpi
 @needs_mpi
-@pytest.mark.parametrize(("ranks", "code"), [(4, 0), (3, 12), (1, 12)])
+@pytest.mark.parametrize(("ranks", "code"), [(4, 0), (3, 0), (2, 12), (1, 12)])
 def test_a_run_joins_the_ranks_that_are_there(ranks: int, code: int, tmp_path: Path) -> None:
     text = OVERRUN.replace("POLICY", "wait").replace("FRAMES", "100")
     (tmp_path / "pipeline.yaml").write_text(text)
