@@ -5,22 +5,26 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2cli import messages
 from lima2cli.detectors.base import AcqParams, Detector, Informs, SendsPacked, State, Wakes, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
-from lima2cli.geometry import Rect
+from lima2cli.geometry import Rect, Rule
 from lima2cli.messages import Failure, SourceReport, Start, usage
 from lima2cli.nodes.user_function import words
 from lima2cli.packed import HEAD_BYTES, head_of
-from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, end_mark
+from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, Target, end_mark
 from lima2cli.transport.base import Port, PutChannel
 from lima2cli.units import seconds_text
 
 GROUPS_PER_STEP = 8
 """Groups served before the mail is looked at again."""
+
+JOINED_BYTES = 1 << 20
+"""Bytes of each local buffer up to which groups that are there are written together, and share flushes and words."""
 
 MESSAGES_S = 2e-3
 """Seconds between looks at the mail, while a detector says when there are frames."""
@@ -51,7 +55,10 @@ def reason_of(detector: Detector, error: Exception) -> str:
 
 
 class _Cursor:
-    """The next group of one flow. ``last`` is its last frame, None when all are served."""
+    """The next group of one flow. ``last`` is its last frame, None when all are served.
+
+    ``most`` groups of each local buffer may be written together: 1 where they differ in more than their places.
+    """
 
     def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
         gdt = flow.gdt
@@ -68,6 +75,16 @@ class _Cursor:
         self.headers = [
             port.put_channel(t.region, 1, 16, 16, layout.stride) if gdt.header else None for t in flow.targets
         ]
+
+        self.most = self._most()
+
+    def _most(self) -> int:
+        gdt, rule, flow = self.gdt, self.rule, self.flow
+        plain = not (gdt.packed or gdt.header or rule.bounded or rule.overwrite)
+        if not plain or flow.contributors > 1 or any(target.failures is not None for target in flow.targets):
+            return 1
+        depth = rule.depth if gdt.waits else rule.depth // 4  # what does not wait destroys as much at once
+        return min(depth, JOINED_BYTES // (rule.blocks * rule.stride))
 
     def follow(self, frames: int) -> None:
         """Begin the acquisition after one of ``frames`` frames: visits, as the words count them, go on."""
@@ -91,6 +108,17 @@ class _Cursor:
         first = rule.frame(self.group * rule.blocks)
         self.last = first + (self.blocks - 1) * rule.step
         self.numbers = range(first, self.last + 1, rule.step)
+
+
+def _runs(rule: Rule, group: int, groups: int) -> list[range]:
+    """Return the numbers of the frames of a group and of those that follow it in its local buffer, in few ranges."""
+    frames, apart = rule.blocks * rule.step, rule.blocks * rule.buffers * rule.step
+    first = rule.frame(group * rule.blocks)
+    if rule.buffers == 1:
+        return [range(first, first + groups * frames, rule.step)]
+    if rule.blocks == 1:
+        return [range(first, first + groups * apart, apart)]
+    return [range(start, start + frames, rule.step) for start in range(first, first + groups * apart, apart)]
 
 
 def _whole(cut: Rect, module: Rect) -> bool:
@@ -232,14 +260,66 @@ class DetectorRank:
             if cursor.last >= self._acquired:
                 return False
             self._behind = max(self._behind, self._acquired - 1 - cursor.last)  # due since the last check
-        if not self._send_group(cursor):
+        if (groups := self._joined(cursor)) > 1:
+            self._send_joined(cursor, groups)
+            cursor.group += groups * cursor.rule.buffers
+            cursor.last = cursor.rule.frame(cursor.group * cursor.rule.blocks - 1)
+        elif self._send_group(cursor):
+            cursor.group += 1
+        else:
             if cursor.broken:  # a module that failed keeps this place from ever being released
                 cursor.last = -1
             return False
         self._next = max(self._next, cursor.last + 1)
-        cursor.group += 1
         cursor.seek(self._frames)
         return True
+
+    def _joined(self, cursor: _Cursor) -> int:
+        """Return how many groups of each local buffer can be written together now; below 2 none can.
+
+        Their frames are there, their places follow each other, and have been released. Flows that are joined later
+        keep their order: several of them go frame by frame.
+        """
+        rule = cursor.rule
+        index, visit = rule.turn(cursor.group)
+        if cursor.most < 2 or index or len(self._cursors) > 1:
+            return 1
+        there = self._acquired if self._frames is None else min(self._acquired, self._frames)
+        rounds = ((rule.selected(there) or 0) // rule.blocks - cursor.group) // rule.buffers
+        groups = min(cursor.most, rounds, rule.groups_per_buffer - rule.position(visit))
+        if groups > 1 and cursor.gdt.waits:
+            free = rule.depth - cursor.base - visit
+            for place, released in enumerate(cursor.released):
+                if released + free < groups:
+                    cursor.released[place] = int(self._port.read(cursor.flow.credits + place, 1)[0])
+            groups = min(groups, min(cursor.released) + free)
+            if groups > 1:
+                self._end_wait(cursor)
+        return groups
+
+    def _send_joined(self, cursor: _Cursor, groups: int) -> None:
+        """Write so many groups of each local buffer to their places, which follow each other."""
+        rule, flow, port = cursor.rule, cursor.flow, self._port
+        (route,), visit = flow.routes, cursor.group // rule.buffers
+        position, offset = rule.position(visit), rule.group_offset(visit) + route.offset_in_slot
+        marks = 2 * np.arange(cursor.base + visit, cursor.base + visit + groups, dtype=np.uint64)
+        for index, target in enumerate(flow.targets):
+            channel, words = cursor.channels[index][0], target.generations + position
+            port.store_words(target.rank, words, marks + np.uint64(1))
+            before = time.perf_counter_ns()
+            place = 0
+            for numbers in _runs(rule, cursor.group + index, groups):
+                start = target.offset + offset + place * rule.stride
+                self._put(cursor, route.module, channel, cursor.cuts[0], start, numbers)
+                self._put_times(target, position * rule.blocks + place, numbers)
+                place += len(numbers)
+            flushing = time.perf_counter_ns()
+            channel.flush()
+            flushed = time.perf_counter_ns()
+            self._put_ns += flushed - before
+            self._flush_ns += flushed - flushing
+            port.store_words(target.rank, words, marks + np.uint64(2))
+            cursor.written[index] += groups * rule.blocks
 
     def _send_group(self, cursor: _Cursor) -> bool:
         """Write one group to its place; return False where memory isn't released yet."""
@@ -260,9 +340,10 @@ class DetectorRank:
             if cursor.gdt.packed:
                 heads = self._put_packed(cursor, route.module, channel, base + route.offset_in_slot)
             else:
-                self._put(cursor, route.module, channel, cut, base + route.offset_in_slot)
+                self._put(cursor, route.module, channel, cut, base + route.offset_in_slot, cursor.numbers)
             if route.contributor == 0:
-                self._put_times(cursor, index, position, base)
+                times = self._put_times(target, position * rule.blocks, cursor.numbers)
+                self._put_headers(cursor, index, base, times)
             if target.failures is not None:
                 words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
                 self._put_failures(cursor, route.module, target.rank, words)
@@ -277,14 +358,21 @@ class DetectorRank:
         return True
 
     def _put(
-        self, cursor: _Cursor, module: int, channel: PutChannel, cut: tuple[slice, slice] | None, offset: int
+        self,
+        cursor: _Cursor,
+        module: int,
+        channel: PutChannel,
+        cut: tuple[slice, slice] | None,
+        offset: int,
+        numbers: range,
     ) -> None:
-        numbers, dataset, sent = cursor.numbers, cursor.gdt.dataset, 0
+        """Write frames from ``offset`` on, to be flushed by the caller."""
+        dataset, sent = cursor.gdt.dataset, 0
         while True:
             frames: Array = self._detector.get_frames(dataset, module, numbers[sent:])
             channel.put(frames if cut is None else frames[:, cut[0], cut[1]], offset + sent * cursor.gdt.layout.stride)
             sent += len(frames)
-            if sent >= cursor.blocks:
+            if sent >= len(numbers):
                 return
             channel.flush()  # the detector may use the memory of these frames for the next
 
@@ -308,15 +396,18 @@ class DetectorRank:
         words = np.zeros(len(cursor.numbers), np.uint64) if missing is None else missing.astype(np.uint64)
         self._port.put_words(rank, first, words)
 
-    def _put_times(self, cursor: _Cursor, index: int, position: int, base: int) -> None:
-        """Write the detector's times of the group and, where asked for, the headers of its slots."""
-        target, numbers = cursor.flow.targets[index], cursor.numbers
+    def _put_times(self, target: Target, block: int, numbers: range) -> NDArray[np.uint64]:
+        """Write the detector's times of frames, from that of a block of a local buffer on; return them."""
         times = self._detector.times(numbers)
         self._first_ns, self._last_ns = self._first_ns or int(times[0]), max(self._last_ns, int(times[-1]))
-        self._port.put_words(target.rank, target.times + position * cursor.rule.blocks, times)
+        self._port.put_words(target.rank, target.times + block, times)
+        return times
+
+    def _put_headers(self, cursor: _Cursor, index: int, base: int, times: NDArray[np.uint64]) -> None:
+        """Write the headers of the slots of a group, where they were asked for."""
         header = cursor.headers[index]
         if header is not None:
-            fields = np.stack([np.asarray(numbers, np.uint64), times], axis=1).astype("<u8")
+            fields = np.stack([np.asarray(cursor.numbers, np.uint64), times], axis=1).astype("<u8")
             header.put(fields.view(np.uint8).reshape(len(fields), 1, 16), base)
             header.flush()
 
@@ -331,10 +422,13 @@ class DetectorRank:
             if cursor.released[index] < needed:
                 self._wait(cursor)
                 return False
+        self._end_wait(cursor)
+        return True
+
+    def _end_wait(self, cursor: _Cursor) -> None:
         if cursor.waiting_since:
             cursor.waited_ns += time.perf_counter_ns() - cursor.waiting_since
             cursor.waiting_since = 0
-        return True
 
     def _wait(self, cursor: _Cursor) -> None:
         """Note since when it waits, and report it now and then: slow receivers are not a dead detector."""

@@ -269,6 +269,10 @@ class InlinePort:
         """See `Port.store`."""
         self._memory.control[rank][word] = value
 
+    def store_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
+        """See `Port.store_words`."""
+        self._memory.control[rank][word : word + len(values)] = values
+
     def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
         """See `Port.put_words`."""
         self._memory.control[rank][word : word + len(values)] = values

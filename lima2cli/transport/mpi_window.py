@@ -186,6 +186,12 @@ class MpiPort:
         self._control.Accumulate(self._word_message, rank, [word, 1, MPI.UINT64_T], MPI.REPLACE)
         self._control.Flush(rank)
 
+    def store_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
+        """See `Port.store_words`."""
+        count = len(values)
+        self._control.Accumulate([values, count, MPI.UINT64_T], rank, [word, count, MPI.UINT64_T], MPI.REPLACE)
+        self._control.Flush(rank)
+
     def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
         """See `Port.put_words`."""
         self._control.Put([values, len(values), MPI.UINT64_T], rank, [word, len(values), MPI.UINT64_T])
