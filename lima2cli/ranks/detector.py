@@ -81,7 +81,7 @@ class _Cursor:
     def _most(self) -> int:
         gdt, rule, flow = self.gdt, self.rule, self.flow
         plain = not (gdt.packed or gdt.header or rule.bounded or rule.overwrite)
-        if not plain or flow.contributors > 1 or any(target.failures is not None for target in flow.targets):
+        if not plain or any(target.failures is not None for target in flow.targets):
             return 1
         depth = rule.depth if gdt.waits else rule.depth // 4  # what does not wait destroys as much at once
         return min(depth, JOINED_BYTES // (rule.blocks * rule.stride))
@@ -300,25 +300,28 @@ class DetectorRank:
     def _send_joined(self, cursor: _Cursor, groups: int) -> None:
         """Write so many groups of each local buffer to their places, which follow each other."""
         rule, flow, port = cursor.rule, cursor.flow, self._port
-        (route,), visit = flow.routes, cursor.group // rule.buffers
-        position, offset = rule.position(visit), rule.group_offset(visit) + route.offset_in_slot
+        visit = cursor.group // rule.buffers
+        position, offset = rule.position(visit), rule.group_offset(visit)
         marks = 2 * np.arange(cursor.base + visit, cursor.base + visit + groups, dtype=np.uint64)
         for index, target in enumerate(flow.targets):
-            channel, words = cursor.channels[index][0], target.generations + position
-            port.store_words(target.rank, words, marks + np.uint64(1))
-            before = time.perf_counter_ns()
-            place = 0
-            for numbers in _runs(rule, cursor.group + index, groups):
-                start = target.offset + offset + place * rule.stride
-                self._put(cursor, route.module, channel, cursor.cuts[0], start, numbers)
-                self._put_times(target, position * rule.blocks + place, numbers)
-                place += len(numbers)
-            flushing = time.perf_counter_ns()
-            channel.flush()
-            flushed = time.perf_counter_ns()
-            self._put_ns += flushed - before
-            self._flush_ns += flushed - flushing
-            port.store_words(target.rank, words, marks + np.uint64(2))
+            runs = _runs(rule, cursor.group + index, groups)
+            for route, channel, cut in zip(flow.routes, cursor.channels[index], cursor.cuts, strict=True):
+                words = target.generations + position * flow.contributors + route.contributor
+                port.store_words(target.rank, words, marks + np.uint64(1), flow.contributors)
+                before = time.perf_counter_ns()
+                place = 0
+                for numbers in runs:
+                    start = target.offset + offset + route.offset_in_slot + place * rule.stride
+                    self._put(cursor, route.module, channel, cut, start, numbers)
+                    if route.contributor == 0:
+                        self._put_times(target, position * rule.blocks + place, numbers)
+                    place += len(numbers)
+                flushing = time.perf_counter_ns()
+                channel.flush()
+                flushed = time.perf_counter_ns()
+                self._put_ns += flushed - before
+                self._flush_ns += flushed - flushing
+                port.store_words(target.rank, words, marks + np.uint64(2), flow.contributors)
             cursor.written[index] += groups * rule.blocks
 
     def _send_group(self, cursor: _Cursor) -> bool:

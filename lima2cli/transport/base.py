@@ -215,8 +215,8 @@ class Port(Protocol):
         """Write one control word atomically; it is at its target when this returns."""
         ...
 
-    def store_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
-        """Write several control words, each atomically; they are at their target when this returns."""
+    def store_words(self, rank: int, word: int, values: NDArray[np.uint64], step: int = 1) -> None:
+        """Write every ``step``-th control word from ``word`` on, each atomically; at their target when this returns."""
         ...
 
     def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:

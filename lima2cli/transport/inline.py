@@ -269,9 +269,9 @@ class InlinePort:
         """See `Port.store`."""
         self._memory.control[rank][word] = value
 
-    def store_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
+    def store_words(self, rank: int, word: int, values: NDArray[np.uint64], step: int = 1) -> None:
         """See `Port.store_words`."""
-        self._memory.control[rank][word : word + len(values)] = values
+        self._memory.control[rank][word : word + len(values) * step : step] = values
 
     def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
         """See `Port.put_words`."""

@@ -118,6 +118,7 @@ class MpiPort:
         self._own[:] = 0
         self._word = np.zeros(1, np.uint64)
         self._word_message = [self._word, 1, MPI.UINT64_T]
+        self._apart: dict[tuple[int, int], MPI.Datatype] = {}
         self._none = np.zeros(1, np.uint64)
         self._result = np.zeros(1, np.uint64)
         self._results = np.zeros(64, np.uint64)
@@ -186,10 +187,15 @@ class MpiPort:
         self._control.Accumulate(self._word_message, rank, [word, 1, MPI.UINT64_T], MPI.REPLACE)
         self._control.Flush(rank)
 
-    def store_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:
+    def store_words(self, rank: int, word: int, values: NDArray[np.uint64], step: int = 1) -> None:
         """See `Port.store_words`."""
         count = len(values)
-        self._control.Accumulate([values, count, MPI.UINT64_T], rank, [word, count, MPI.UINT64_T], MPI.REPLACE)
+        target: Any = [word, count, MPI.UINT64_T]
+        if step > 1:
+            if (count, step) not in self._apart:
+                self._apart[count, step] = MPI.UINT64_T.Create_vector(count, 1, step).Commit()
+            target = [word, 1, self._apart[count, step]]
+        self._control.Accumulate([values, count, MPI.UINT64_T], rank, target, MPI.REPLACE)
         self._control.Flush(rank)
 
     def put_words(self, rank: int, word: int, values: NDArray[np.uint64]) -> None:

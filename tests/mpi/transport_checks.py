@@ -50,6 +50,7 @@ def write(port: Port) -> None:
                 yield_until(port, "seen")
     port.put_words(1, 8, np.arange(100, 110, dtype=np.uint64))
     port.store_words(1, 21, np.array([3, 2**64 - 1, 5], np.uint64))
+    port.store_words(1, 24, np.array([6, 8], np.uint64), 2)
     for value in (7, 2**63 + 5):
         port.store(1, 20, value)
     port.send(1, ("done", None))
@@ -79,7 +80,7 @@ def own(port: Port) -> list[str]:
         wrong.append("put_words")
     if int(port.read(20, 1)[0]) != 2**63 + 5:
         wrong.append("store")
-    if port.read(21, 3).tolist() != [3, 2**64 - 1, 5]:
+    if port.read(21, 6).tolist() != [3, 2**64 - 1, 5, 6, 0, 8]:
         wrong.append("store_words")
     return wrong
 

@@ -15,7 +15,12 @@ from tests.running import TRANSPORTS, mpi, run, truth
 PIPELINE = """
 lima2: 1
 name: k
-detector: {remu: {image: {width: 16, height: 12}, datasets: {D: {dtype: uint16}}, scene: {counter: {}}}}
+detector:
+  remu:
+    image: {width: 16, height: 12}
+    modules: {columns: MODULES, rows: 1, width: WIDTH, height: 12}
+    datasets: {D: {dtype: uint16}}
+    scene: {counter: {}}
 acquisition: {frames: FRAMES}
 receivers: RECEIVERS
 flows:
@@ -23,9 +28,12 @@ flows:
 nodes: {save: {input: F, io_hdf5: {compression: none}}}
 """
 
+TWO = {"BLOCKS": 1, "START": 0, "STEP": 1, "MODULES": 2, "WIDTH": 8}
+"""Two modules, every frame, a group each."""
+
 
 def check(folder: Path, transport: str, **values: int) -> None:
-    text = PIPELINE
+    text = PIPELINE.replace("WIDTH", str(16 // values["modules"]))
     for name, value in values.items():
         text = text.replace(name.upper(), str(value))
     ran = run(text, folder, transport)
@@ -42,9 +50,9 @@ def check(folder: Path, transport: str, **values: int) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"frames": 997, "receivers": 1, "blocks": 1, "depth": 64, "start": 0, "step": 1},
-        {"frames": 997, "receivers": 3, "blocks": 1, "depth": 50, "start": 5, "step": 2},
-        {"frames": 1000, "receivers": 2, "blocks": 3, "depth": 20, "start": 1, "step": 3},
+        {"frames": 997, "receivers": 1, "blocks": 1, "depth": 64, "start": 0, "step": 1, "modules": 1},
+        {"frames": 997, "receivers": 3, "blocks": 1, "depth": 50, "start": 5, "step": 2, "modules": 2},
+        {"frames": 1000, "receivers": 2, "blocks": 3, "depth": 20, "start": 1, "step": 3, "modules": 4},
     ],
 )
 def test_frames_are_in_their_places(tmp_path: Path, transport: str, values: dict[str, int]) -> None:
@@ -59,6 +67,7 @@ def test_frames_are_in_their_places(tmp_path: Path, transport: str, values: dict
     depth=st.integers(5, 40),
     start=st.integers(0, 4),
     step=st.integers(1, 4),
+    modules=st.sampled_from([1, 2, 4]),
 )
 def test_frames_are_in_their_places_whatever_the_rule(
     tmp_path_factory: pytest.TempPathFactory, frames: int, **values: int
@@ -73,7 +82,15 @@ def test_a_flow_that_does_not_wait_says_what_was_destroyed(tmp_path: Path, trans
     text = PIPELINE.replace("buffers:", "overrun: continue, buffers:").replace(
         "frames: FRAMES", "frames: 20000, rate: 1 MHz"
     )
-    for name, value in {"RECEIVERS": 2, "BLOCKS": 1, "DEPTH": 32, "START": 0, "STEP": 1}.items():
+    for name, value in {
+        "RECEIVERS": 2,
+        "BLOCKS": 1,
+        "DEPTH": 32,
+        "START": 0,
+        "STEP": 1,
+        "MODULES": 2,
+        "WIDTH": 8,
+    }.items():
         text = text.replace(name, str(value))
     ran = run(text, tmp_path, transport)
     assert ran.code == 0, ran.output
@@ -91,9 +108,9 @@ def test_words_are_stored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stored: list[int] = []
     plain = InlinePort.store_words
 
-    def counted(port: InlinePort, rank: int, word: int, values: np.ndarray) -> None:
+    def counted(port: InlinePort, rank: int, word: int, values: np.ndarray, step: int = 1) -> None:
         stored.append(len(values))
-        plain(port, rank, word, values)
+        plain(port, rank, word, values, step)
 
     monkeypatch.setattr(InlinePort, "store_words", counted)
     monkeypatch.chdir(tmp_path)
@@ -101,7 +118,16 @@ def test_words_are_stored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from lima2cli.runs.saved_plan import Origin
 
     text = PIPELINE
-    for name, value in {"FRAMES": 200, "RECEIVERS": 1, "BLOCKS": 1, "DEPTH": 64, "START": 0, "STEP": 1}.items():
+    for name, value in {
+        "FRAMES": 200,
+        "RECEIVERS": 1,
+        "BLOCKS": 1,
+        "DEPTH": 64,
+        "START": 0,
+        "STEP": 1,
+        "MODULES": 2,
+        "WIDTH": 8,
+    }.items():
         text = text.replace(name, str(value))
     _, summary, code = run_plan(
         plan_of(text, tmp_path), Origin(text, "k.yaml", tmp_path), lambda event: None, transport="inline"
