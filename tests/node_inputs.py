@@ -104,3 +104,20 @@ def splits(count: int, cuts: list[int]) -> list[slice]:
     """Consecutive pieces of ``count`` frames, cut where ``cuts`` say."""
     edges = sorted({0, count, *(cut for cut in cuts if 0 < cut < count)})
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+TWO_MODULES = """\
+lima2: 1
+name: t
+detector:
+  remu:
+    image: {width: 64, height: 48}
+    datasets: {data: {dtype: uint16}}
+    scene: {counter: {}}
+    modules: {columns: 1, rows: 2, width: 64, height: 20, gap: {y: 8}}
+acquisition: {frames: 12}
+receivers: {a: {threads: 2}, b: {}}
+flows: {data: {DISPATCH}}
+nodes:
+"""
+"""The beginning of a pipeline whose frames are those of the scene `counter`, of two modules with a gap between them."""

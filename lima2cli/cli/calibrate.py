@@ -12,7 +12,7 @@ import typer
 
 from lima2cli.cli.border import Debug, Overrides, Strict, border
 from lima2cli.cli.display import ProgressStyle
-from lima2cli.cli.run import Transport
+from lima2cli.cli.run import Transport, TransportOption
 from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, UnreadableInput
 
@@ -61,10 +61,7 @@ def calibrate(
         float, typer.Option("--sigma", min=1, help="Pixels of a mask are bad beyond so many standard deviations.")
     ] = 6,
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
-    transport: Annotated[
-        Transport,
-        typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
-    ] = Transport.AUTO,
+    transport: TransportOption = Transport.AUTO,
     overrides: Overrides = None,
     strict: Strict = False,
     debug: Debug = False,

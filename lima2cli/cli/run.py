@@ -26,13 +26,16 @@ class Transport(StrEnum):
     INLINE = "inline"
 
 
+TransportOption = Annotated[
+    Transport,
+    typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
+]
+
+
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE | PLAN | -", help="A pipeline or a saved plan; - for stdin.")],
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
-    transport: Annotated[
-        Transport,
-        typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
-    ] = Transport.AUTO,
+    transport: TransportOption = Transport.AUTO,
     armed: Annotated[
         bool, typer.Option("--armed", help="Get ready, then wait for `lima2 start` (`acquisition.start: request`).")
     ] = False,

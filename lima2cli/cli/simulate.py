@@ -11,7 +11,7 @@ import typer
 
 from lima2cli.cli.border import Debug, ExitCode, Overrides, Strict, border
 from lima2cli.cli.display import ProgressStyle, ranges_text, table
-from lima2cli.cli.run import Transport
+from lima2cli.cli.run import Transport, TransportOption
 from lima2cli.dataclass import dataclass
 from lima2cli.errors import BY_SIGNAL, EnvironmentUnfit, UnreadableInput
 from lima2cli.units import count_text, frames_text, hertz_text, seconds_text
@@ -57,10 +57,7 @@ def simulate(
     ] = None,
     format: Annotated[SimulateFormat, typer.Option("--format", help="Format of the result.")] = SimulateFormat.TEXT,
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
-    transport: Annotated[
-        Transport,
-        typer.Option("--transport", help="MPI ranks (default where MPI is installed), or all ranks in this process."),
-    ] = Transport.AUTO,
+    transport: TransportOption = Transport.AUTO,
     overrides: Overrides = None,
     strict: Strict = False,
     debug: Debug = False,

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 from numpy.typing import NDArray
 
 from lima2cli.errors import EnvironmentUnfit
+from lima2cli.files.appending import VERSIONS, written
 from lima2cli.files.fields import PACKED
 from lima2cli.files.nexus import ENTRY, write_root
 from lima2cli.files.tree import fixed, group, write_plain
@@ -34,11 +34,10 @@ def write_calibration(
     Raises:
         EnvironmentUnfit: the file exists, or can't be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = f"{path}.part"
     try:
-        with h5py.File(part, "w") as file:
+        with written(part, libver=VERSIONS) as file:
             entry = write_root(file, f"{kind} calibration", None)
-            file.attrs["file_name"] = path.name
             entry.attrs["default"] = GROUP
             made = group(entry, GROUP, "NXdata")
             made.attrs["signal"] = fixed("data")
@@ -50,17 +49,33 @@ def write_calibration(
             _copy_operation(master, made)
             process = group(entry, "process", "NXprocess")
             write_plain(process, about)
-        os.link(part, path)  # fails where there is one: nothing is overwritten
+        _give_name(part, path)
     except FileExistsError as error:
         raise EnvironmentUnfit(f"{path} exists, and is not overwritten") from error
     except OSError as error:
         raise EnvironmentUnfit(f"cannot write {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _give_name(part: str, path: Path) -> None:
+    """Give a file its name; raises FileExistsError where there is such a file."""
+    try:
+        os.link(part, path)  # in one step, whoever makes a file of that name meanwhile
+    except FileExistsError:
+        os.remove(part)
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            os.remove(part)
+            raise FileExistsError(str(path)) from None
+        os.rename(part, path)
+    else:
+        os.remove(part)
 
 
 def _copy_operation(master: Path, made: Any) -> None:
     """Copy how saved frames show the detector, next to the images."""
+    import h5py
+
     with h5py.File(master) as file:
         found: list[str] = []
         file[ENTRY].visit(lambda name: found.append(name) if name.endswith("/image_operation") else None)

@@ -280,9 +280,11 @@ class DetectorRank:
         Their frames are there, their places follow each other, and have been released. Flows that are joined later
         keep their order: several of them go frame by frame.
         """
+        if cursor.most < 2 or len(self._cursors) > 1:
+            return 1
         rule = cursor.rule
         index, visit = rule.turn(cursor.group)
-        if cursor.most < 2 or index or len(self._cursors) > 1:
+        if index:
             return 1
         there = self._acquired if self._frames is None else min(self._acquired, self._frames)
         rounds = ((rule.selected(there) or 0) // rule.blocks - cursor.group) // rule.buffers

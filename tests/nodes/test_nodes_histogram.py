@@ -20,7 +20,7 @@ from lima2cli.frames import Array, FrameSpec, Invalid
 from lima2cli.geometry import Rect
 from lima2cli.nodes import histogram
 from lima2cli.nodes.base import Inputs
-from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of
+from tests.node_inputs import DTYPES, TWO_MODULES, MemoryFiles, block, node, padded, pixels, spec_of
 from tests.running import TRANSPORTS, run, truth
 
 NONE = MemoryFiles()
@@ -170,23 +170,14 @@ def test_what_is_refused(dtype: str, parameters: dict[str, Any], rule: str, key:
     assert (refused.value.rule, refused.value.key) == (rule, key)
 
 
-PIPELINE = """\
-lima2: 1
-name: t
-detector:
-  remu:
-    image: {width: 64, height: 48}
-    datasets: {data: {dtype: uint16}}
-    scene: {counter: {}}
-    modules: {columns: 1, rows: 2, width: 64, height: 20, gap: {y: 8}}
-acquisition: {frames: 12}
-receivers: {a: {threads: 2}, b: {}}
-flows: {data: {DISPATCH}}
-nodes:
+PIPELINE = (
+    TWO_MODULES
+    + """\
   raw: {input: data, histogram: {bins: 32, range: [0, 64000]}}
   half: {input: data, background_sub: {image: 20}}
   float: {input: half, histogram: {bins: 20, range: [100, 20100]}}
 """
+)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

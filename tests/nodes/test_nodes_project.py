@@ -16,7 +16,7 @@ from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Inputs
 from lima2cli.view import View
 from tests.geometry_chains import CHAINS, Chain
-from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of
+from tests.node_inputs import DTYPES, TWO_MODULES, MemoryFiles, block, node, padded, pixels, spec_of
 from tests.nodes.test_nodes_roi_flip_rot import shown
 from tests.running import TRANSPORTS, run
 
@@ -146,23 +146,14 @@ def test_what_is_refused(masks: Array, rule: str) -> None:
     assert (refused.value.rule, refused.value.key) == (rule, ("masks",))
 
 
-PIPELINE = """\
-lima2: 1
-name: t
-detector:
-  remu:
-    image: {width: 64, height: 48}
-    datasets: {data: {dtype: uint16}}
-    scene: {counter: {}}
-    modules: {columns: 1, rows: 2, width: 64, height: 20, gap: {y: 8}}
-acquisition: {frames: 12}
-receivers: {a: {threads: 2}, b: {}}
-flows: {data: {DISPATCH}}
-nodes:
+PIPELINE = (
+    TWO_MODULES
+    + """\
   raw: {input: data, project: {masks: "m.h5::/masks"}}
   half: {input: data, background_sub: {image: 20}}
   float: {input: half, project: {masks: "m.h5::/masks"}}
 """
+)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

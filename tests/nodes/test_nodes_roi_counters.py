@@ -19,7 +19,7 @@ from lima2cli.kernels.regions import regions
 from lima2cli.kernels.strips import TILE_PIXELS
 from lima2cli.nodes.base import Inputs, Partial
 from lima2cli.view import View
-from tests.node_inputs import DTYPES, MemoryFiles, block, node, padded, pixels, spec_of, splits
+from tests.node_inputs import DTYPES, TWO_MODULES, MemoryFiles, block, node, padded, pixels, spec_of, splits
 from tests.running import TRANSPORTS, run
 
 NONE = MemoryFiles()
@@ -649,19 +649,9 @@ def test_outlines_are_drawn_about_the_pixels_that_count(roi: dict[str, Any], coo
     assert np.count_nonzero(counted ^ drawn) <= (0 if "rect" in roi else 0.06 * np.count_nonzero(counted))
 
 
-RUN = """\
-lima2: 1
-name: t
-detector:
-  remu:
-    image: {width: 64, height: 48}
-    datasets: {data: {dtype: uint16}}
-    scene: {counter: {}}
-    modules: {columns: 1, rows: 2, width: 64, height: 20, gap: {y: 8}}
-acquisition: {frames: 12}
-receivers: {a: {threads: 2}, b: {}}
-flows: {data: {DISPATCH}}
-nodes:
+RUN = (
+    TWO_MODULES
+    + """\
   raw:
     input: data
     roi_counters:
@@ -673,6 +663,7 @@ nodes:
   half: {input: data, background_sub: {image: 20}}
   float: {input: half, roi_counters: *counters}
 """
+)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

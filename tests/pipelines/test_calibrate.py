@@ -8,6 +8,7 @@ import pytest
 
 from lima2cli.calibrate import DEAD, GAP, HIGH, LOW, NOISY, images_of
 from lima2cli.errors import RunFailed
+from lima2cli.files.calibration_file import _give_name
 from tests.running import TRANSPORTS, lima2, run
 
 PIPELINE = """
@@ -198,3 +199,19 @@ def test_frames_without_light_are_no_flat() -> None:
     zeros = np.zeros((3, 4), np.float32)
     with pytest.raises(RunFailed, match="as in a flat field"):
         images_of("flat", [({"mean": zeros, "std": zeros}, 5)], sigma=5)
+
+
+def test_a_file_system_without_links_overwrites_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: object, target: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    part, path = tmp_path / "d.h5.part", tmp_path / "d.h5"
+    part.write_bytes(b"new")
+    _give_name(str(part), path)
+    assert path.read_bytes() == b"new"
+    part.write_bytes(b"newer")
+    with pytest.raises(FileExistsError):
+        _give_name(str(part), path)
+    assert path.read_bytes() == b"new"
+    assert not part.exists()

@@ -28,22 +28,29 @@ flows:
 nodes: {save: {input: F, io_hdf5: {compression: none}}}
 """
 
-TWO = {"BLOCKS": 1, "START": 0, "STEP": 1, "MODULES": 2, "WIDTH": 8}
+TWO = {"blocks": 1, "start": 0, "step": 1, "modules": 2}
 """Two modules, every frame, a group each."""
 
 
-def check(folder: Path, transport: str, **values: int) -> None:
-    text = PIPELINE.replace("WIDTH", str(16 // values["modules"]))
+def filled(text: str = PIPELINE, **values: int) -> str:
+    text = text.replace("WIDTH", str(16 // values["modules"]))
     for name, value in values.items():
         text = text.replace(name.upper(), str(value))
-    ran = run(text, folder, transport)
+    return text
+
+
+def pixels(numbers: np.ndarray) -> np.ndarray:
+    return (7919 * numbers[:, np.newaxis].astype(np.int64) + np.arange(16 * 12)) % 65536
+
+
+def check(folder: Path, transport: str, **values: int) -> None:
+    ran = run(filled(**values), folder, transport)
     assert ran.code == 0, ran.output
     truth(ran)
     frames, numbers, status = ran.saved("save")
     assert not status.any()
     np.testing.assert_array_equal(numbers, np.arange(values["start"], values["frames"], values["step"]))
-    expected = (7919 * numbers[:, np.newaxis].astype(np.int64) + np.arange(16 * 12)) % 65536
-    np.testing.assert_array_equal(frames.reshape(-1, 16 * 12), expected)
+    np.testing.assert_array_equal(frames.reshape(-1, 16 * 12), pixels(numbers))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -82,24 +89,14 @@ def test_a_flow_that_does_not_wait_says_what_was_destroyed(tmp_path: Path, trans
     text = PIPELINE.replace("buffers:", "overrun: continue, buffers:").replace(
         "frames: FRAMES", "frames: 20000, rate: 1 MHz"
     )
-    for name, value in {
-        "RECEIVERS": 2,
-        "BLOCKS": 1,
-        "DEPTH": 32,
-        "START": 0,
-        "STEP": 1,
-        "MODULES": 2,
-        "WIDTH": 8,
-    }.items():
-        text = text.replace(name, str(value))
+    text = filled(text, receivers=2, depth=32, **TWO)
     ran = run(text, tmp_path, transport)
     assert ran.code == 0, ran.output
     summary = truth(ran)
     frames, numbers, status = ran.saved("save")
-    expected = (7919 * numbers[:, np.newaxis].astype(np.int64) + np.arange(16 * 12)) % 65536
     saved = status == 0
     assert saved.sum() == summary["channels"]["save"]["saved"] > 0
-    np.testing.assert_array_equal(frames[saved].reshape(-1, 16 * 12), expected[saved])
+    np.testing.assert_array_equal(frames[saved].reshape(-1, 16 * 12), pixels(numbers)[saved])
 
 
 def test_words_are_stored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,18 +114,7 @@ def test_words_are_stored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from lima2cli.job.run import run_plan
     from lima2cli.runs.saved_plan import Origin
 
-    text = PIPELINE
-    for name, value in {
-        "FRAMES": 200,
-        "RECEIVERS": 1,
-        "BLOCKS": 1,
-        "DEPTH": 64,
-        "START": 0,
-        "STEP": 1,
-        "MODULES": 2,
-        "WIDTH": 8,
-    }.items():
-        text = text.replace(name, str(value))
+    text = filled(frames=200, receivers=1, depth=64, **TWO)
     _, summary, code = run_plan(
         plan_of(text, tmp_path), Origin(text, "k.yaml", tmp_path), lambda event: None, transport="inline"
     )
