@@ -130,11 +130,12 @@ class World:
 
     def end(self) -> None:
         """End all ranks at once; other tests look for what is left in shared memory."""
-        processes = descendants(self.process.pid)
+        processes = descendants(self.process.pid) if self.alive else []  # else another process may have its number
         for rank in self.ranks:
             rank.close()
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # mpiexec; its proxy ends the ranks
+        if self.alive:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # mpiexec; its proxy ends the ranks
         self.process.wait()
         kill(lambda: [pid for pid in processes if started(pid)])
         sweep(self._began_ns)

@@ -28,7 +28,7 @@ from lima2cli.job.loopback import call_c, descriptor_of
 from lima2cli.paths import unlock
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.ending import conclude
-from lima2cli.runs.processes import HeldDirectory, await_end, descendants, kill, started
+from lima2cli.runs.processes import HeldDirectory, await_end, descendants, is_stopped, kill, started
 from lima2cli.secret import hide
 
 DUMP = signal.SIGRTMIN + 6
@@ -201,19 +201,12 @@ def _heard(ears: int, parent: int, process: int) -> str:
             if not more:  # users' code has closed it
                 poll.unregister(ears)
             continue
-        missed = 0 if _is_stopped(process) else missed + 1
+        missed = 0 if is_stopped(process) else missed + 1
         if message or missed > ASKED:
             return message.decode(errors="replace") or f"{UserCodeError.__name__}: {SILENT}"
         if missed == ASKED:
             call_c("tgkill", process, process, DUMP)  # its main thread
         wait = SILENT_S
-
-
-def _is_stopped(process: int) -> bool:
-    """Return True for a process that is stopped (proc(5), stat, field 3)."""
-    with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from lima2cli.files.disk import allocate
 from lima2cli.foreign import hung_at
 from lima2cli.job.guard import functions_of
 from lima2cli.job.loopback import Confined, is_alone, local_variables
-from lima2cli.job.resources import host_options
+from lima2cli.job.resources import host_options, hosts_of, is_here
 from lima2cli.plan.ir import Plan
 from lima2cli.ranks.progress import rank_name
 from lima2cli.runs.channel import BY_USER, LAUNCHED, Job, JobServer, Lines, Stop
@@ -57,6 +57,9 @@ ERROR = re.compile(r"ssh: |[\w.]*(Error|Exception|RunFailed|Unfit|FileProblem)\b
 
 ABORTED = re.compile(r"MPI_Abort\(.*\) - process (\d+)")
 """Pattern of MPICH's message about a rank that has ended the job."""
+
+NOT_STARTED = "Launch proxy failed"
+"""A part of what MPICH's mpiexec prints where it reached no other machine; what ssh printed before may be lost."""
 
 START_UP_S = 60.0
 """Seconds that programs of the user's have to join. Where one of them ends before it does, mpiexec does not notice."""
@@ -436,6 +439,9 @@ def _why(code: int, log: Log, ranks: Ranks, plan: Plan) -> str:
         reason = f": {hung}"
     elif any(AS_ROOT in line for line in lines):
         reason = ": Open MPI runs as root only with OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+    elif any(NOT_STARTED in line for line in lines):
+        others = " or ".join(host for host in hosts_of(plan) if not is_here(host))
+        reason = f": no process could be started on {others}" + (f" ({errors[-1]})" if errors else "")
     elif errors:
         reason = f": {errors[-1]}"
     elif len(set(aborted)) == 1:

@@ -21,6 +21,7 @@ from contextlib import suppress
 
 from lima2cli.job.resources import is_here
 from lima2cli.plan.ir import Plan
+from lima2cli.runs.processes import is_stopped
 
 DEVICE = "lo"
 
@@ -56,6 +57,9 @@ START_S = 60.0
 """Seconds after which mpiexec will not listen any more; it listens within milliseconds, unless the machine is busy."""
 
 LOOK_S = 0.001
+
+STOP_S = 1.0
+"""Seconds that a process may take to stop, on a busy machine."""
 
 BACKLOG = 128
 
@@ -128,6 +132,8 @@ class Confined:
         port = taken.getsockname()[1]
         os.kill(self._pid, signal.SIGSTOP)
         try:
+            if not _stops(self._pid):  # awake, it would find a socket that can't accept, and end
+                return
             _unbind(taken)
             try:
                 taken.bind(("127.0.0.1", port))
@@ -136,6 +142,20 @@ class Confined:
             taken.listen(BACKLOG)
         finally:
             os.kill(self._pid, signal.SIGCONT)
+
+
+def _stops(pid: int) -> bool:
+    """Return whether a process that was sent SIGSTOP has stopped: the signal reaches it a little later.
+
+    Raises:
+        OSError: it has ended.
+    """
+    end = time.monotonic() + STOP_S
+    while not is_stopped(pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(LOOK_S / 10)
+    return True
 
 
 def _listening(process: int, pid: int, name: str) -> socket.socket | None:

@@ -49,11 +49,19 @@ def host_options(plan: Plan) -> list[str]:
     """
     if all(placement.host is None for placement in plan.placements):
         return []
+    names, hosts = _host_of_each_rank(plan), hosts_of(plan)
+    return ["-hosts", ",".join(hosts), "-rankmap", ",".join(str(hosts.index(name)) for name in names)]
+
+
+def hosts_of(plan: Plan) -> list[str]:
+    """Return the hosts of a plan, each once."""
+    return list(dict.fromkeys(_host_of_each_rank(plan)))
+
+
+def _host_of_each_rank(plan: Plan) -> list[str]:
     here = socket.gethostname()
     places = [placement.host for placement in map(plan.placement_of, plan.ranks)]
-    names = [here if name is None or is_here(name) else name for name in places]
-    hosts = list(dict.fromkeys(names))
-    return ["-hosts", ",".join(hosts), "-rankmap", ",".join(str(hosts.index(name)) for name in names)]
+    return [here if name is None or is_here(name) else name for name in places]
 
 
 def cpus_of(placement: Placement) -> frozenset[int] | None:

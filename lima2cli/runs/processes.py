@@ -47,6 +47,13 @@ def ending(stat: IO[bytes]) -> bool:
     return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & EXITING)
 
 
+def is_stopped(pid: int) -> bool:
+    """Return True for a process that is stopped (proc(5), stat, field 3)."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
 def parent_of(pid: int) -> int | None:
     """Return the process that has started another, or that has it now; None where that has ended."""
     try:

@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lima2cli.job import loopback
 from lima2cli.job.loopback import DEVICE, OPEN_MPI, VARIABLES, Confined, is_alone, local_variables
 from lima2cli.plan.ir import Placement
 from lima2cli.runs.channel import LAUNCHED
-from lima2cli.runs.processes import processes_with
+from lima2cli.runs.processes import is_stopped, processes_with
 from tests.compiling import plan_of
 from tests.running import TRANSPORTS, Live, needs_mpi
 
@@ -77,8 +78,15 @@ while True:
 """
 
 
-def test_a_socket_of_another_process_is_held_to_the_loopback() -> None:
-    """Who listens sees nothing of it, and hears those who call from here."""
+def test_a_socket_of_another_process_is_held_to_the_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who listens sees nothing of it, being asleep meanwhile, and hears those who call from here."""
+    asleep, unbind = [], loopback._unbind
+
+    def unbind_and_note(taken: socket.socket) -> None:
+        asleep.append(is_stopped(other.pid))
+        unbind(taken)
+
+    monkeypatch.setattr(loopback, "_unbind", unbind_and_note)
     with subprocess.Popen([sys.executable, "-c", LISTENS], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         port = int(other.stdout.readline())
@@ -95,7 +103,7 @@ def test_a_socket_of_another_process_is_held_to_the_loopback() -> None:
         other.kill()
     if seen and os.uname().release < "5.7":
         pytest.skip("not on this system")
-    assert (seen, state, heard) == ([], None, b"hello")
+    assert (seen, state, heard, asleep) == ([], None, b"hello", [True])
 
 
 def test_what_cannot_be_held_stays_as_it_is() -> None:

@@ -244,7 +244,7 @@ def test_a_cpu_that_is_not_there_starts_nothing(tmp_path: Path) -> None:
 def test_a_machine_that_is_not_reached_is_told(tmp_path: Path) -> None:
     ran = run(text("host: nowhere.invalid"), tmp_path, "mpi")
     assert ran.code == 10
-    assert "ssh: Could not resolve hostname nowhere.invalid" in ran.summary["reason"]
+    assert "no process could be started on nowhere.invalid" in ran.summary["reason"]
 
 
 def test_in_one_process_it_means_nothing_and_that_is_told(tmp_path: Path) -> None:
