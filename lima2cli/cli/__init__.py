@@ -8,6 +8,7 @@ import typer
 
 from lima2cli.cli.calibrate import calibrate
 from lima2cli.cli.check import doctor, plan, schema, validate
+from lima2cli.cli.config import config
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.learn import explain, graph, new
 from lima2cli.cli.run import run
@@ -47,7 +48,7 @@ def options(
 
 
 for command in (
-    validate, plan, graph, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
+    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
     recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
     app.command()(command)
