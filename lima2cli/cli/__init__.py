@@ -14,6 +14,7 @@ from lima2cli.cli.learn import explain, graph, new
 from lima2cli.cli.run import run
 from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
+from lima2cli.cli.show import show
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.top import top
 from lima2cli.errors import ExitCode
@@ -48,7 +49,7 @@ def options(
 
 
 for command in (
-    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
+    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, show, start, stop, trigger, serve, view,
     recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
     app.command()(command)

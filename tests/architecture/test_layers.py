@@ -33,6 +33,7 @@ OWNERS = {
     "scipy": {"nodes"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "matplotlib": {"cli"},
     "pytest": {"testing"},
 }
 
