@@ -24,7 +24,6 @@ app = typer.Typer(
     name="lima2",
     help="Declarative pipelines for 2D X-ray detectors that are faster than one computer.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Profiles, border, show_error, write_output
+from lima2cli.cli.completion import rules_and_keys, scaffolds
 from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def explain(
             metavar="RULE | KEY.PATH",
             help="A rule such as buffer-too-small, or a key such as nodes.roi_counters.statistics; names of your own "
             "may be left out of it.",
+            autocompletion=rules_and_keys,
         ),
     ],
     format: KindFormatOption = KindFormat.TEXT,
@@ -173,6 +175,7 @@ def new(
             metavar="[EXPR]",
             help="DETECTOR/NODE,NODE,… such as remu/background_sub,roi_counters,io_hdf5; with --from only the nodes "
             "(default: io_hdf5).",
+            autocompletion=scaffolds,
         ),
     ] = None,
     recorded: Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border, seconds_option
+from lima2cli.cli.completion import node_names, run_names, runs_and_nodes
 from lima2cli.errors import FileProblem, StateError, UnreadableInput
 from lima2cli.units import frames_text, seconds_text, which_text
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from lima2cli.runs.directory import ListedRun
 
 RunName = Annotated[
-    str, typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`; by default the latest.")
+    str,
+    typer.Argument(
+        metavar="[RUN]", help="A run directory, or its name in `runs`; by default the latest.", autocompletion=run_names
+    ),
 ]
 
 
@@ -63,7 +67,7 @@ def start(
 
 
 def set_parameter(
-    node: Annotated[str, typer.Argument(help="The node.")],
+    node: Annotated[str, typer.Argument(help="The node.", autocompletion=node_names)],
     parameter: Annotated[str, typer.Argument(help="Its parameter.")],
     value: Annotated[str, typer.Argument(help="The new value, as pipelines have it.")],
     run: Annotated[str, typer.Option("--run", help="A run directory, or its name in `runs`.")] = "latest",
@@ -198,8 +202,13 @@ class Form(StrEnum):
 
 
 def tap(
-    first: Annotated[str, typer.Argument(metavar="[RUN] NODE", help="A run, by default the latest; a flow or node.")],
-    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN] NODE", help="A run, by default the latest; a flow or node.", autocompletion=runs_and_nodes
+        ),
+    ],
+    second: Annotated[str | None, typer.Argument(hidden=True, autocompletion=node_names)] = None,
     form: Annotated[Form, typer.Option("--as", help="Lines of figures, or files of frames.")] = Form.STATS,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Ends after so many, 0 = with the run.")] = 1,
     every: Annotated[str, typer.Option("--every", help="Time from one to the next at least, such as `1s`.")] = "0s",
@@ -419,10 +428,20 @@ def densify(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file that is made.")],
     source: Annotated[
         str,
-        typer.Argument(metavar="[RUN | FILE]", help="A run, by default the latest, or a file of sparse frames."),
+        typer.Argument(
+            metavar="[RUN | FILE]",
+            help="A run, by default the latest, or a file of sparse frames.",
+            autocompletion=run_names,
+        ),
     ] = "latest",
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NAME", help="The node that saved them, where there are several.")
+        str | None,
+        typer.Option(
+            "--node",
+            metavar="NAME",
+            help="The node that saved them, where there are several.",
+            autocompletion=node_names,
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border
+from lima2cli.cli.completion import node_names
+from lima2cli.cli.runs import RunName
 from lima2cli.errors import EnvironmentUnfit, FileProblem, StateError, UnreadableInput
 from lima2cli.units import counted_text, frames_text
 
@@ -38,11 +40,12 @@ PANELS = 12
 
 
 def show(
-    run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`; by default the latest.")
-    ] = "latest",
+    run: RunName = "latest",
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NAME", help="The node whose frames or rows are shown.")
+        str | None,
+        typer.Option(
+            "--node", metavar="NAME", help="The node whose frames or rows are shown.", autocompletion=node_names
+        ),
     ] = None,
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, metavar="N", help="Number of the frame; by default the last saved.")
