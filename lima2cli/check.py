@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings
-from lima2cli.document import Source, load, without_repeats
+from lima2cli.document import Profile, Source, explain_kinds, load, without_repeats
 from lima2cli.document.render import suppress
 from lima2cli.document.substitute import Variables
 from lima2cli.inputs.stacks import FileStore
@@ -28,6 +28,7 @@ class Checked:
     plan      None where anything is wrong, or where the text is a file of graphs
     texts     of files of graphs, by their names relative to the pipeline's file
     variables  that were put into them
+    profiles   that were laid on the text
     """
 
     source: Source
@@ -36,6 +37,7 @@ class Checked:
     plan: Plan | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     variables: Variables = field(default_factory=lambda: Variables({}))
+    profiles: Sequence[Profile] = ()
 
 
 def compile_again(checked: Checked, pipeline: Pipeline, base: Path, *, cores: int, fuse: bool = True) -> Checked:
@@ -57,6 +59,7 @@ def check_text(
     cores: int,
     environment: Mapping[str, str],
     overrides: Sequence[str] = (),
+    profiles: Sequence[Profile] = (),
     texts: Mapping[str, str] | None = None,
     fuse: bool = True,
     here: Path | None = Path(),
@@ -69,27 +72,29 @@ def check_text(
     here   directory that the output is relative to; None: the files that a run would write are not checked
     """
     findings, variables = Findings(), Variables.of(environment)
-    document = load(text, file, findings, environment=variables, overrides=overrides)
+    document = load(text, file, findings, environment=variables, overrides=overrides, profiles=profiles)
     if document is None:
-        return Checked(Source(file, text), findings, variables=variables)
+        return Checked(Source(file, text), findings, variables=variables, profiles=profiles)
     with FileStore(base, texts) as files:
         if is_graph_file(document):
             document = check_graph_file(document, findings, files.text, variables)
             left = suppress(document, without_repeats(document, findings))
-            return Checked(document, left, texts=files.texts, variables=variables)
+            return Checked(document, left, texts=files.texts, variables=variables, profiles=profiles)
         document = with_named_inputs(expand(document, findings, files.text, variables))
         pipeline = parse(document, findings, files)
         plan = compile_plan(pipeline, files, findings, cores=cores, fuse=fuse)
         if here is not None:
-            inputs = _inputs(pipeline, files, file)
+            inputs = _inputs(pipeline, files, file, profiles)
             check_destinations(pipeline, document, inputs, base, here, findings)
             plan = None if plan is None or findings.failed else replace(plan, inputs=tuple(_paths(inputs)))
+    if profiles:
+        explain_kinds(document, findings)
     left = suppress(document, without_repeats(document, findings))
-    return Checked(document, left, pipeline, plan, files.texts, variables)
+    return Checked(document, left, pipeline, plan, files.texts, variables, profiles)
 
 
-def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
-    """Return all files that a run reads, by reference: those asked for, the pipeline itself, those of commands."""
+def _inputs(pipeline: Pipeline, files: FileStore, file: str, profiles: Sequence[Profile]) -> Inputs:
+    """Return all files that a run reads, by reference: those asked for, the pipeline, its profiles, of commands."""
     inputs = files.inputs()
     named = [] if file == "-" else [Path(file).name]
     named += [word for words in commands(pipeline) for word in words if word]
@@ -97,6 +102,9 @@ def _inputs(pipeline: Pipeline, files: FileStore, file: str) -> Inputs:
         path = files.base / name
         if is_file(path):
             inputs.setdefault(name, frozenset((path.resolve(),)))
+    for profile in profiles:
+        if is_file(path := Path(profile.file)):
+            inputs.setdefault(profile.file, frozenset((path.resolve(),)))
     return inputs
 
 

@@ -15,21 +15,26 @@ _known: set[str] = set()
 
 
 class Secret(str):
-    """A string with secret values in it. ``shown``: the string with ``***`` for these; ``values``: the secrets."""
+    """A string with secret values in it.
+
+    shown    the string with ``***`` for these;  values   the secrets
+    written  the string as a pipeline has it, with references to variables for these
+    """
 
     shown: str
     values: tuple[str, ...]
+    written: str
 
-    def __new__(cls, text: str, shown: str, values: tuple[str, ...]) -> Self:
+    def __new__(cls, text: str, shown: str, values: tuple[str, ...], written: str = "") -> Self:
         """Make it, and remember its values in this process."""
         made = super().__new__(cls, text)
-        made.shown, made.values = shown, values
+        made.shown, made.values, made.written = shown, values, written or shown
         _known.update(value for value in values if len(value) >= SHORTEST)
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the values with the string, so that other ranks hide them, too."""
-        return (type(self), (str(self), self.shown, self.values))
+        return (type(self), (str(self), self.shown, self.values, self.written))
 
 
 def known() -> bool:

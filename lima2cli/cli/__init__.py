@@ -8,11 +8,13 @@ import typer
 
 from lima2cli.cli.calibrate import calibrate
 from lima2cli.cli.check import doctor, plan, schema, validate
+from lima2cli.cli.config import config
 from lima2cli.cli.kinds import detectors, nodes
 from lima2cli.cli.learn import explain, graph, new
 from lima2cli.cli.run import run
 from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, start, stop, tap, trigger
 from lima2cli.cli.serve import serve, view
+from lima2cli.cli.show import show
 from lima2cli.cli.simulate import simulate
 from lima2cli.cli.top import top
 from lima2cli.errors import ExitCode
@@ -22,7 +24,6 @@ app = typer.Typer(
     name="lima2",
     help="Declarative pipelines for 2D X-ray detectors that are faster than one computer.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,7 +48,7 @@ def options(
 
 
 for command in (
-    validate, plan, graph, doctor, run, simulate, inspect, top, tap, start, stop, trigger, serve, view,
+    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, show, start, stop, trigger, serve, view,
     recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
     app.command()(command)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from lima2cli.cli.completion import key_paths
 from lima2cli.errors import EnvironmentUnfit, ExitCode, Lima2Error, RunFailed, UnreadableInput
 from lima2cli.paths import same
 from lima2cli.secret import hide
@@ -90,7 +91,17 @@ class Format(StrEnum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY.PATH=VALUE", help="Replace a value of the file; may be repeated."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY.PATH=VALUE",
+        help="Replace a value of the file; may be repeated.",
+        autocompletion=key_paths,
+    ),
+]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option("--profile", "-p", metavar="FILE", help="Lay a file of changes on the pipeline; may be repeated."),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Do not fuse nodes into kernels.", hidden=True)]

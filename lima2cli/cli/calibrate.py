@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import Debug, Overrides, Strict, border
+from lima2cli.cli.border import Debug, Overrides, Profiles, Strict, border
 from lima2cli.cli.display import ProgressStyle
 from lima2cli.cli.run import Transport, TransportOption
 from lima2cli.dataclass import dataclass
@@ -18,6 +18,7 @@ from lima2cli.errors import EnvironmentUnfit, UnreadableInput
 
 if TYPE_CHECKING:
     from lima2cli.calibrate import Saved
+    from lima2cli.cli.reading import Changes
 
 ENDLESS = 100
 """Number of frames of a pipeline that has no end."""
@@ -63,6 +64,7 @@ def calibrate(
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
     transport: TransportOption = Transport.AUTO,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
@@ -74,9 +76,10 @@ def calibrate(
     """
     with border(as_json=False, debug=debug):
         from lima2cli.calibrate import images_of
+        from lima2cli.cli.reading import Changes
         from lima2cli.files.calibration_file import write_calibration
 
-        path = Path(output)
+        path, changes = Path(output), Changes.of(overrides, profiles)
         _check(kind.value, files, path, dark)
         gc.enable()
         with TemporaryDirectory(prefix=".lima2-calibrate-", dir=path.parent) as folder:
@@ -89,7 +92,7 @@ def calibrate(
                     kind.value, frames, dataset, None if dark is None else os.path.abspath(dark), progress, transport
                 )
                 directory = Path(folder) / f"run{number}"
-                saved, record, master = _run(file, asked, directory, overrides or [], strict)
+                saved, record, master = _run(file, asked, directory, changes, strict)
                 runs.append((saved, record["frames"]))
                 about.append(record)
             made = images_of(kind.value, runs, sigma=sigma)
@@ -133,7 +136,7 @@ def _check(kind: str, files: list[str], path: Path, dark: str | None) -> None:
 
 
 def _run(
-    file: str, asked: _Asked, directory: Path, overrides: list[str], strict: bool
+    file: str, asked: _Asked, directory: Path, changes: "Changes", strict: bool
 ) -> "tuple[Saved, dict[str, Any], Path]":
     """Take the frames of a pipeline's detector; return what was saved, an account of it, and a master.
 
@@ -146,9 +149,9 @@ def _run(
     from lima2cli.files.nexus import master_file
     from lima2cli.job.run import run_plan
 
-    def replaced(frames: int | None) -> list[str]:
+    def replaced(frames: int | None) -> "Changes":
         own = overrides_of(asked.kind, str(directory), dark=asked.dark, dataset=asked.dataset, frames=frames)
-        return overrides + own
+        return changes.and_set(own)
 
     checked, origin = compiled(file, replaced(asked.frames), strict)
     if checked.plan is not None and checked.plan.frames is None:
@@ -173,7 +176,14 @@ def _run(
     run = open_run(directory, watched=False)
     saved = {name: run.saved(name, 0).pixels for name in saved_by(asked.kind)}
     frames = summary.flows["data"].received or 0
-    record = {"pipeline": origin.text, "overrides": overrides, "frames": frames, "detector": plan.info.name}
+    record = {
+        "pipeline": origin.text,
+        "overrides": list(changes.overrides),
+        "frames": frames,
+        "detector": plan.info.name,
+    }
+    if changes.profiles:
+        record["profiles"] = {profile.file: profile.text for profile in changes.profiles}
     return saved, record, directory / master_file(plan.name, saved_by(asked.kind)[0])
 
 

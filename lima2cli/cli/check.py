@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Profiles, Strict, border
 from lima2cli.errors import UnreadableInput
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE... | -", help="Pipelines; - for standard input.")],
     format: Annotated[Format, typer.Option("--format", help="Format of the diagnostics.")] = Format.TEXT,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
@@ -26,12 +27,12 @@ def validate(
     Exit code 0: fine, 1: there are problems, 2: a file cannot be read.
     """
     with border(as_json=format is Format.JSON, debug=debug):
-        from lima2cli.cli.reading import check_file, show_all, unreadable
+        from lima2cli.cli.reading import Changes, check_file, show_all, unreadable
 
-        checked, code = [], ExitCode.FINE
+        changes, checked, code = Changes.of(overrides, profiles), [], ExitCode.FINE
         for file in files:
             try:
-                one = check_file(file, overrides or ())
+                one = check_file(file, changes)
             except UnreadableInput as error:
                 one, code = unreadable(file, error), ExitCode.USAGE
             checked.append(one)
@@ -71,6 +72,7 @@ def plan(
         str | None, typer.Option("--diff", metavar="OLD", help="Show the differences from a saved plan instead.")
     ] = None,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     strict: Strict = False,
     no_fuse: NoFuse = False,
     debug: Debug = False,
@@ -82,14 +84,15 @@ def plan(
     with border(as_json=format is PlanFormat.JSON, debug=debug):
         from lima2cli.cli.border import Format
         from lima2cli.cli.plan_text import show_plan
-        from lima2cli.cli.reading import check_pipeline, show_all
+        from lima2cli.cli.reading import Changes, check_pipeline, origin_of, show_all
         from lima2cli.job.resources import free
         from lima2cli.plan.rashpa_calls import c_listing
         from lima2cli.plan.slurm import job_script
-        from lima2cli.runs.saved_plan import Origin, plan_contents
+        from lima2cli.runs.saved_plan import plan_contents
         from lima2cli.secret import hide
 
-        checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
+        changes = Changes.of(overrides, profiles)
+        checked = check_pipeline(file, changes, fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
         if checked.plan is None or (strict and warnings):
             as_json = format is PlanFormat.JSON
@@ -103,9 +106,8 @@ def plan(
         if diff is not None:
             text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
         elif format is PlanFormat.JSON:
-            origin = Origin.here(checked.source.text, file, overrides or [], checked.texts, checked.variables)
             contents = plan_contents(checked.plan, warnings)
-            text = json.dumps({**contents, "source": origin.source()}, indent=2) + "\n"
+            text = json.dumps({**contents, "source": origin_of(checked, file, changes).source()}, indent=2) + "\n"
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
@@ -153,6 +155,7 @@ def doctor(
         str | None, typer.Option("-o", "--output", help="With --bench: write the figures to this JSON file, too.")
     ] = None,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     debug: Debug = False,
 ) -> None:
     """Check this machine: packages, MPI, memory, disk, filters, limits; with FILE, whether it can run that pipeline.
@@ -179,9 +182,9 @@ def doctor(
             diagnosis = examine()
         else:
             from lima2cli.cli.border import Format
-            from lima2cli.cli.reading import check_pipeline, show_all
+            from lima2cli.cli.reading import Changes, check_pipeline, show_all
 
-            checked = check_pipeline(file, overrides or ())
+            checked = check_pipeline(file, Changes.of(overrides, profiles))
             if checked.plan is None:
                 text = show_all([checked], Format.JSON if as_json else Format.TEXT)
                 print(text, end="", file=None if as_json else sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border, show_error
+from lima2cli.cli.completion import detector_kinds, node_kinds
 from lima2cli.units import in_units
 
 if TYPE_CHECKING:
@@ -234,7 +235,9 @@ def list_nodes(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False)
 
 @nodes.command("show")
 def show_node(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of node, such as roi_counters.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="Kind of node, such as roi_counters.", autocompletion=node_kinds)
+    ],
     format: KindFormatOption = KindFormat.TEXT,
     debug: Debug = False,
 ) -> None:
@@ -271,7 +274,9 @@ def show_detector(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND | FILE", help="Kind of detector, such as remu; or a pipeline, whose detector is shown."
+            metavar="KIND | FILE",
+            help="Kind of detector, such as remu; or a pipeline, whose detector is shown.",
+            autocompletion=detector_kinds,
         ),
     ],
     format: KindFormatOption = KindFormat.TEXT,

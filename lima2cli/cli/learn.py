@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, border, show_error, write_output
+from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Profiles, border, show_error, write_output
+from lima2cli.cli.completion import rules_and_keys, scaffolds
 from lima2cli.cli.kinds import KindFormat, KindFormatOption, said
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def explain(
             metavar="RULE | KEY.PATH",
             help="A rule such as buffer-too-small, or a key such as nodes.roi_counters.statistics; names of your own "
             "may be left out of it.",
+            autocompletion=rules_and_keys,
         ),
     ],
     format: KindFormatOption = KindFormat.TEXT,
@@ -140,6 +142,7 @@ def graph(
     ] = GraphFormat.TEXT,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write the output to this file.")] = None,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
@@ -150,10 +153,10 @@ def graph(
     """
     with border(as_json=False, debug=debug):
         from lima2cli.cli.drawing import as_dot, as_mermaid, as_tree, draw
-        from lima2cli.cli.reading import check_pipeline, show_all
+        from lima2cli.cli.reading import Changes, check_pipeline, show_all
         from lima2cli.secret import hide
 
-        checked = check_pipeline(file, overrides or (), fuse=not no_fuse)
+        checked = check_pipeline(file, Changes.of(overrides, profiles), fuse=not no_fuse)
         if checked.plan is None:
             print(show_all([checked], Format.TEXT), end="", file=sys.stderr)
             raise typer.Exit(ExitCode.PROBLEMS)
@@ -172,6 +175,7 @@ def new(
             metavar="[EXPR]",
             help="DETECTOR/NODE,NODE,… such as remu/background_sub,roi_counters,io_hdf5; with --from only the nodes "
             "(default: io_hdf5).",
+            autocompletion=scaffolds,
         ),
     ] = None,
     recorded: Annotated[
@@ -249,7 +253,8 @@ def _scaffold(kinds: list[tuple[str, type]], recorded: str | None, output: str |
 
     from lima2cli.check import check_text
     from lima2cli.cli.reading import show_all
-    from lima2cli.cli.scaffold import flow_text, scaffold
+    from lima2cli.cli.scaffold import scaffold
+    from lima2cli.document.writing import flow_text
 
     (detector, table), *nodes = kinds
     names = ",".join(name for name, _ in nodes)

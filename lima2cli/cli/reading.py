@@ -6,14 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import typer
 
 from lima2cli.check import Checked, check_text
 from lima2cli.cli.border import ExitCode, Format, show_error
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.document import Source
+from lima2cli.document import Profile, Source
 from lima2cli.document.render import show_concise, show_events, show_github, show_json, show_sarif, show_text
 from lima2cli.errors import UnreadableInput
 from lima2cli.secret import hide
@@ -22,7 +23,43 @@ if TYPE_CHECKING:
     from lima2cli.runs.saved_plan import Origin
 
 
-def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
+@dataclass(frozen=True)
+class Changes:
+    """Changes of a pipeline by the command line: profiles are laid on it, then values are set, each in order."""
+
+    overrides: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+
+    @classmethod
+    def of(cls, overrides: Sequence[str] | None, profiles: Sequence[str] | None, frames: int | None = None) -> Self:
+        """Return the changes by ``--set``, ``--profile`` and ``--frames``; files of profiles are read.
+
+        Raises:
+            UnreadableInput: one can't be read.
+        """
+        last = () if frames is None else (f"acquisition.frames={frames}",)
+        return cls((*(overrides or ()), *last), tuple(read_profile(file) for file in profiles or ()))
+
+    def and_set(self, overrides: Sequence[str]) -> Self:
+        """Return the changes with more values set after these."""
+        return replace(self, overrides=(*self.overrides, *overrides))
+
+
+NONE = Changes()
+
+
+def read_profile(file: str) -> Profile:
+    """Return the profile in a file.
+
+    Raises:
+        UnreadableInput: it can't be read.
+    """
+    if file == "-":
+        raise UnreadableInput("--profile -: a profile is a file")
+    return Profile(file, read(file))
+
+
+def check_file(file: str, changes: Changes = NONE, *, fuse: bool = True) -> Checked:
     """Check a file, or standard input for ``-``, and return its findings.
 
     Data files of standard input are relative to the working directory.
@@ -32,32 +69,41 @@ def check_file(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -
     """
     base = Path(".") if file == "-" else Path(file).parent
     cores = len(os.sched_getaffinity(0))
-    return check_text(read(file), file, base, cores=cores, environment=os.environ, overrides=overrides, fuse=fuse)
+    return check_text(
+        read(file), file, base, cores=cores, environment=os.environ, overrides=changes.overrides,
+        profiles=changes.profiles, fuse=fuse,
+    )  # fmt: skip
 
 
-def check_pipeline(file: str, overrides: Sequence[str] = (), *, fuse: bool = True) -> Checked:
+def check_pipeline(file: str, changes: Changes = NONE, *, fuse: bool = True) -> Checked:
     """Check a file that must be a pipeline, and return its findings.
 
     Raises:
         UnreadableInput: as `check_file`, or it has only graphs.
     """
-    checked = check_file(file, overrides, fuse=fuse)
+    checked = check_file(file, changes, fuse=fuse)
     if checked.plan is None and not checked.findings.failed:
         raise UnreadableInput(f"{file} is not a pipeline: it defines graphs for pipelines to use")
     return checked
 
 
-def compiled(file: str, overrides: Sequence[str], strict: bool, *, as_json: bool = False) -> "tuple[Checked, Origin]":
-    """Return the pipeline of a file and its origin; problems are shown, and end the command, warnings are shown."""
+def origin_of(checked: Checked, file: str, changes: Changes) -> "Origin":
+    """Return the origin of a checked file of the command line."""
     from lima2cli.runs.saved_plan import Origin
 
-    checked = check_pipeline(file, overrides)
+    profiles = [(profile.file, profile.text) for profile in checked.profiles]
+    return Origin.here(checked.source.text, file, changes.overrides, checked.texts, checked.variables, profiles)
+
+
+def compiled(file: str, changes: Changes, strict: bool, *, as_json: bool = False) -> "tuple[Checked, Origin]":
+    """Return the pipeline of a file and its origin; problems are shown, and end the command, warnings are shown."""
+    checked = check_pipeline(file, changes)
     if checked.plan is None or (strict and any(True for _ in checked.findings)):
         show_problems(checked, as_json=as_json)
         raise typer.Exit(ExitCode.PROBLEMS)
     if not as_json:
         typer.echo(show_all([checked], Format.CONCISE), nl=False, err=True)
-    return checked, Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
+    return checked, origin_of(checked, file, changes)
 
 
 def show_problems(checked: Checked, *, as_json: bool) -> None:
@@ -117,8 +163,8 @@ SHOWN = 20
 """Maximal number of differences that are listed."""
 
 
-def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bool) -> "tuple[Checked, Origin]":
-    """Return the pipeline of a saved plan, compiled again as it was: with its values of ``--set``, variables and cores.
+def check_saved(file: str, changes: Changes, *, fuse: bool, as_event: bool) -> "tuple[Checked, Origin]":
+    """Return the pipeline of a saved plan, compiled again as it was: with its changes, variables and cores.
 
     Where that gives another plan the differences are shown, and the command ends.
     """
@@ -126,15 +172,19 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
     from lima2cli.runs.saved_plan import compare, plan_contents, read_plan
 
     origin, contents = read_plan(file)
-    if overrides:
-        raise UnreadableInput(f"{file} is a saved plan, which --set cannot change: make another from {origin.file}")
+    if changes != NONE:
+        raise UnreadableInput(
+            f"{file} is a saved plan, which --set cannot change, nor --profile or --frames: make another from "
+            f"{origin.file}"
+        )
     if origin.file == "-":
         raise UnreadableInput(f"{file} was made from standard input: there is no file to compile again")
     pipeline = str(origin.base / Path(origin.file).name)
     text = read(pipeline)
+    profiles = [read_profile(profile) for profile, _ in origin.profiles]
     checked = check_text(
         text, pipeline, origin.base, cores=origin.cores,
-        environment=origin.variables(), overrides=origin.overrides, fuse=fuse,
+        environment=origin.variables(), overrides=origin.overrides, profiles=profiles, fuse=fuse,
     )  # fmt: skip
     differences = () if checked.plan is None else compare(contents, plan_contents(checked.plan))
     if differences:
@@ -151,4 +201,5 @@ def check_saved(file: str, overrides: Sequence[str], *, fuse: bool, as_event: bo
         raise typer.Exit(ExitCode.PROBLEMS)
     if checked.plan is not None:
         checked = replace(checked, plan=replace(checked.plan, inputs=(*checked.plan.inputs, str(Path(file).resolve()))))
-    return checked, replace(origin, text=text, file=pipeline, texts=checked.texts)
+    laid = tuple((profile.file, profile.text) for profile in profiles)
+    return checked, replace(origin, text=text, file=pipeline, texts=checked.texts, profiles=laid)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, NoFuse, Overrides, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, NoFuse, Overrides, Profiles, Strict, border
 from lima2cli.cli.display import ProgressStyle
 
 if TYPE_CHECKING:
+    from lima2cli.cli.reading import Changes
     from lima2cli.document import Source
     from lima2cli.plan.ir import Plan
     from lima2cli.runs.saved_plan import Origin
@@ -25,6 +26,11 @@ class Transport(StrEnum):
     MPI = "mpi"
     INLINE = "inline"
 
+
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", min=0, metavar="N", help="Short for `--set acquisition.frames=N`; 0: until stopped."),
+]
 
 TransportOption = Annotated[
     Transport,
@@ -40,6 +46,8 @@ def run(
         bool, typer.Option("--armed", help="Get ready, then wait for `lima2 start` (`acquisition.start: request`).")
     ] = False,
     overrides: Overrides = None,
+    profiles: Profiles = None,
+    frames: Frames = None,
     receiver: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +66,7 @@ def run(
     """
     with border(as_json=False, as_event=progress is ProgressStyle.JSON, debug=debug):
         from lima2cli.cli.display import Display, show_summary
+        from lima2cli.cli.reading import Changes
         from lima2cli.cli.top import NodeTable
         from lima2cli.job.launch import job_rank
         from lima2cli.job.run import Leader, Publication, follow, note, run_plan
@@ -70,7 +79,8 @@ def run(
             raise typer.Exit(ExitCode.FINE)
         with nullcontext() if rank is None else Leader() as leader:
             own = None if receiver is None else _own_processing(receiver)
-            plan, origin, source = _plan_of(file, overrides or [], strict, progress, fuse=not no_fuse, own=own)
+            changes = Changes.of(overrides, profiles, frames)
+            plan, origin, source = _plan_of(file, changes, strict, progress, fuse=not no_fuse, own=own)
             if leader is not None and not looks_saved(file):
                 plan, origin = leader.fitted(plan, origin)
             plan = replace(plan, on_request=plan.on_request or armed)
@@ -150,18 +160,18 @@ def _own_processing(reference: str) -> str:
 
 
 def _plan_of(
-    file: str, overrides: list[str], strict: bool, progress: ProgressStyle, *, fuse: bool, own: str | None
+    file: str, changes: "Changes", strict: bool, progress: ProgressStyle, *, fuse: bool, own: str | None
 ) -> "tuple[Plan, Origin, Source]":
     """Return the plan of a file, its origin, and its text with places; problems are shown, and end the command."""
     from lima2cli.cli.border import Format
-    from lima2cli.cli.reading import check_pipeline, check_saved, show_all, show_as_events
-    from lima2cli.runs.saved_plan import Origin, looks_saved
+    from lima2cli.cli.reading import check_pipeline, check_saved, origin_of, show_all, show_as_events
+    from lima2cli.runs.saved_plan import looks_saved
 
     if looks_saved(file):
-        checked, origin = check_saved(file, overrides, fuse=fuse, as_event=progress is ProgressStyle.JSON)
+        checked, origin = check_saved(file, changes, fuse=fuse, as_event=progress is ProgressStyle.JSON)
     else:
-        checked = check_pipeline(file, overrides, fuse=fuse)
-        origin = Origin.here(checked.source.text, file, overrides, checked.texts, checked.variables)
+        checked = check_pipeline(file, changes, fuse=fuse)
+        origin = origin_of(checked, file, changes)
     if own is not None:  # which reads what no node does
         checked.findings.items[:] = [item for item in checked.findings if item.rule != "unused-flow"]
     if checked.plan is None or (strict and any(True for _ in checked.findings)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lima2cli.cli.border import Debug, ExitCode, border, seconds_option
+from lima2cli.cli.completion import node_names, run_names, runs_and_nodes
 from lima2cli.errors import FileProblem, StateError, UnreadableInput
 from lima2cli.units import frames_text, seconds_text, which_text
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from lima2cli.drive import LiveFrame, Run
     from lima2cli.runs.directory import ListedRun
 
-RunName = Annotated[str, typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[RUN]", help="A run directory, or its name in `runs`; by default the latest.", autocompletion=run_names
+    ),
+]
 
 
 Now = Annotated[bool, typer.Option("--now", help="At once, as the second Ctrl-C: frames in flight are lost.")]
@@ -61,7 +67,7 @@ def start(
 
 
 def set_parameter(
-    node: Annotated[str, typer.Argument(help="The node.")],
+    node: Annotated[str, typer.Argument(help="The node.", autocompletion=node_names)],
     parameter: Annotated[str, typer.Argument(help="Its parameter.")],
     value: Annotated[str, typer.Argument(help="The new value, as pipelines have it.")],
     run: Annotated[str, typer.Option("--run", help="A run directory, or its name in `runs`.")] = "latest",
@@ -196,8 +202,13 @@ class Form(StrEnum):
 
 
 def tap(
-    first: Annotated[str, typer.Argument(metavar="[RUN] NODE", help="A run, by default the latest; a flow or node.")],
-    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN] NODE", help="A run, by default the latest; a flow or node.", autocompletion=runs_and_nodes
+        ),
+    ],
+    second: Annotated[str | None, typer.Argument(hidden=True, autocompletion=node_names)] = None,
     form: Annotated[Form, typer.Option("--as", help="Lines of figures, or files of frames.")] = Form.STATS,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Ends after so many, 0 = with the run.")] = 1,
     every: Annotated[str, typer.Option("--every", help="Time from one to the next at least, such as `1s`.")] = "0s",
@@ -335,6 +346,20 @@ def _write(frame: "LiveFrame", form: Form, path: Path) -> None:
         raise EnvironmentUnfit(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _directory_of(name: str) -> str:
+    """Return a directory, or a run by its name below ``runs``.
+
+    Raises:
+        UnreadableInput: there is none.
+    """
+    from lima2cli.runs.directory import RUNS
+
+    for directory in (name, f"{RUNS}/{name}"):
+        if Path(directory).is_dir():
+            return directory
+    raise UnreadableInput(f"no such directory: {name}, nor {RUNS}/{name}")
+
+
 class InspectFormat(StrEnum):
     """Formats of the accounting."""
 
@@ -343,7 +368,7 @@ class InspectFormat(StrEnum):
 
 
 def inspect(
-    directory: Annotated[str, typer.Argument(metavar="DIRECTORY", help="A run directory, e.g. runs/latest.")],
+    directory: RunName = "latest",
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every frame, and fail if one is not accounted for.")
     ] = False,
@@ -355,16 +380,12 @@ def inspect(
     Exit code 0: every frame is accounted for, 2: no run directory, 10: with --verify, something is wrong.
     """
     with border(as_json=format is InspectFormat.JSON, debug=debug):
-        from pathlib import Path
-
         from lima2cli.accounting.inspect_run import inspect_run
         from lima2cli.cli.display import show_account
         from lima2cli.declare.plain import to_plain
-        from lima2cli.errors import UnreadableInput
         from lima2cli.runs.ownership import marked
 
-        if not Path(directory).is_dir():
-            raise UnreadableInput(f"no such directory: {directory}")
+        directory = _directory_of(directory)
         accounting = inspect_run(directory, verify=verify)
         if not accounting.flows and not any(Path(directory).glob("*.h5")) and not marked(Path(directory)):
             raise UnreadableInput(f"{directory} is not a run directory: it contains no file of a run")
@@ -376,7 +397,7 @@ def inspect(
 
 
 def recover(
-    directory: Annotated[str, typer.Argument(metavar="PATH", help="A run directory, e.g. runs/latest.")],
+    directory: RunName = "latest",
     debug: Debug = False,
 ) -> None:
     """Make the files of an aborted run readable, and rebuild its masters, tables and summary, from its directory alone.
@@ -385,12 +406,11 @@ def recover(
     of the run is damaged, 10: the run is still active, or some files stay unreadable.
     """
     with border(as_json=False, debug=debug):
-        from pathlib import Path
-
         from lima2cli.cli.display import show_summary
         from lima2cli.runs.control_socket import forget
         from lima2cli.runs.ending import record_of, recover_run, refuse_live, whole
 
+        directory = _directory_of(directory)
         path = Path(directory)
         record = record_of(path)
         refuse_live(path)
@@ -405,10 +425,23 @@ def recover(
 
 
 def densify(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_FILE", help="A run directory, or a file of sparse frames.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file that is made.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN | FILE]",
+            help="A run, by default the latest, or a file of sparse frames.",
+            autocompletion=run_names,
+        ),
+    ] = "latest",
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NAME", help="The node that saved them, where there are several.")
+        str | None,
+        typer.Option(
+            "--node",
+            metavar="NAME",
+            help="The node that saved them, where there are several.",
+            autocompletion=node_names,
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -420,5 +453,6 @@ def densify(
         from lima2cli.files.densified import densify as restore
         from lima2cli.files.densified import sparse_file
 
-        count = restore(sparse_file(Path(source), node), Path(output))
+        path = Path(source) if Path(source).is_file() else Path(_directory_of(source))
+        count = restore(sparse_file(path, node), Path(output))
         print(f"{output}: {frames_text(count)}", flush=True)

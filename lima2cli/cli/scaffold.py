@@ -1,15 +1,13 @@
 """A new pipeline, as text: what must be filled in is REPLACEME, other parameters are comments with their defaults."""
 
 import dataclasses
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from lima2cli.cli.descriptions import plain_default
 from lima2cli.cli.explanations import value_words
 from lima2cli.declare import Either, ListOf, MapOf, OneKind, Shape, Table, params
 from lima2cli.detectors.base import DetectorConfig
+from lima2cli.document.writing import flow_text
 from lima2cli.language.records import Metadata
 from lima2cli.nodes.base import Reduce, Sink
 
@@ -136,17 +134,3 @@ def _required(key: str, shape: Shape, doc: str, indent: str) -> Iterator[str]:
         yield f"{indent}{key}: [{items}]  # {doc} ({value_words(shape.item)})"
     else:
         yield f"{indent}{key}: {REPLACEME}  # {doc} ({value_words(shape)})"
-
-
-def flow_text(value: Any) -> str:
-    """Return plain data as YAML in one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{flow_text(key)}: {flow_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(flow_text, value)) + "]"
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_/.][\w/.:+-]*", value) and value not in ("true", "false", "null")
-        return value if plain and not value.endswith(":") and ": " not in value else json.dumps(value)
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return f"{value:.15g}".replace("inf", ".inf") if isinstance(value, float) else str(value)

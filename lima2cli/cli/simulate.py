@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, Overrides, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, Overrides, Profiles, Strict, border
 from lima2cli.cli.display import ProgressStyle, ranges_text, table
 from lima2cli.cli.run import Transport, TransportOption
 from lima2cli.dataclass import dataclass
@@ -59,6 +59,7 @@ def simulate(
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
     transport: TransportOption = Transport.AUTO,
     overrides: Overrides = None,
+    profiles: Profiles = None,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
@@ -71,7 +72,7 @@ def simulate(
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.border import check_output, write_output
         from lima2cli.cli.display import Display
-        from lima2cli.cli.reading import compiled
+        from lima2cli.cli.reading import Changes, compiled
         from lima2cli.job.launch import job_rank
         from lima2cli.simulate.simulation import Simulator
         from lima2cli.simulate.simulation import report as plain
@@ -84,7 +85,7 @@ def simulate(
             )
         if output is not None and os.path.lexists(output):
             raise EnvironmentUnfit(f"{output} exists, and a simulation does not overwrite files")
-        checked, origin = compiled(file, overrides or [], strict, as_json=as_json)
+        checked, origin = compiled(file, Changes.of(overrides, profiles), strict, as_json=as_json)
         assert checked.plan is not None
         if report is not None:
             check_output(report, checked.plan.inputs)

@@ -1,6 +1,6 @@
 """Turn YAML text into a tree in which every value knows its place, and show diagnostics at those places.
 
-One pass reports every mistake of syntax; the ``--set`` overrides are then put into the tree.
+One pass reports every mistake of syntax; profiles are then laid on the tree, and ``--set`` overrides put into it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,15 @@ from lima2cli.document.places import (
     plain,
     without_repeats,
 )
+from lima2cli.document.profiles import Profile, explain_kinds, lay, read_source
 from lima2cli.document.substitute import substitute
-from lima2cli.document.syntax_errors import CONTROL, syntax_error
 from lima2cli.document.yaml_tree import DEPTH_LIMIT, build, put, resolve
 from lima2cli.secret import Secret
 
-__all__ = ["AS_WRITTEN", "START", "Document", "Place", "Source", "Span", "YamlNode", "load", "plain", "without_repeats"]
+__all__ = [
+    "AS_WRITTEN", "START", "Document", "Override", "Place", "Profile", "Source", "Span", "YamlNode", "explain_kinds",
+    "load", "plain", "without_repeats",
+]  # fmt: skip
 
 
 def failed_at(override: str) -> KeyPath:
@@ -86,24 +89,26 @@ SIZE_LIMIT = 2**20
 
 
 def load(
-    text: str, file: str, findings: Findings, *, environment: Mapping[str, str], overrides: Sequence[str] = ()
+    text: str,
+    file: str,
+    findings: Findings,
+    *,
+    environment: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    profiles: Sequence[Profile] = (),
 ) -> Document | None:
-    """Read a YAML document, replace variables, and apply ``--set`` overrides in order.
+    """Read a YAML document, replace variables, lay profiles on it, and apply ``--set`` overrides, each in order.
 
     ``file`` is the name to show, ``-`` for standard input. Mistakes go to ``findings``; the result is None only where
     nothing can be read at all (syntax error, empty, too large, too deep).
     """
     source = Source(file, text.removeprefix("\ufeff"))
-    if len(source.text) > SIZE_LIMIT:
-        findings.add(Diagnostic("yaml-too-large", f"{len(text)} characters; at most {SIZE_LIMIT} are read", span=START))
-        return None
-    if (control := CONTROL.search(source.text)) is not None:
-        message = f"the character U+{ord(control[0]):04X} is not allowed in YAML"
-        findings.add(syntax_error(source, message, control.start(), help='write it as an escape in "double quotes"'))
-        return None
-    root = build(source, findings, environment)
+    root = read_source(source, SIZE_LIMIT, findings, environment)
     if root is None:
         return None
+    others: dict[str, Document] = {}
+    for profile in profiles:
+        root, others[profile.home] = lay(root, profile, SIZE_LIMIT, findings, environment)
     failed: dict[KeyPath, Override] = {}
     for override in overrides:
         changed = apply(root, override, findings, environment)
@@ -111,4 +116,4 @@ def load(
             failed[failed_at(override)] = Override("--set", override)
         else:
             root = changed
-    return Document(source.file, source.text, root, failed)
+    return Document(source.file, source.text, root, failed, others=others)

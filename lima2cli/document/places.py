@@ -164,7 +164,7 @@ class Document(Source):
 
     root      the tree, in which graphs may have been expanded;  original  the tree before that
     failed    overrides that were not applied, by the path of their diagnostics
-    others    documents that parts were taken from; the first step of a path into one is its key
+    others    documents that parts were taken from, profiles among them; the first step of a path into one is its key
     named     for each of these, the path that names it
     spoiled   paths of which a mistake has been reported, in addition to those of bad nodes
     """
@@ -282,8 +282,9 @@ class Document(Source):
 
     def scalars(self) -> list[Span]:
         """Return the places in the document's text of keys and values without parts, in order; they do not overlap."""
-        places = {place for node in _nodes(self.original or self.root) for place in _simple(node)}
-        return sorted(place.span for place in places if place.override is None)
+        root = self.original or self.root
+        places = {place for node in _nodes(root) for place in _simple(node)}
+        return sorted(place.span for place in places if place.source is root.at.source)
 
 
 def _simple(node: YamlNode) -> Iterator[Place]:

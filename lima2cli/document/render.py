@@ -50,7 +50,7 @@ def show_concise(source: Source | None, diagnostics: Iterable[Diagnostic]) -> st
     """Return one line for each diagnostic: ``file:line:column: error[rule]: message``."""
     lines = []
     for item, place in _arrange(source or _NOWHERE, diagnostics):
-        where = _named(place)
+        where = named(place)
         lines.append(f"{_clean(where)}: {item.severity}[{item.rule}]: {_clean(item.message)}\n")
     return "".join(lines)
 
@@ -138,7 +138,7 @@ def show_sarif(source: Source | None, diagnostics: Iterable[Diagnostic]) -> str:
     return json.dumps(log, indent=2)
 
 
-def _named(place: Place) -> str:
+def named(place: Place) -> str:
     """Return a place in words."""
     override = place.override
     if override is not None:
@@ -198,7 +198,7 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
     pointer = _clean(_pointer(source, item))
     lines = [
         paint(f"{item.severity}[{item.rule}]", item.severity) + paint(f": {_clean(item.message)}", "bold"),
-        f"{margin}{paint('-->', 'gutter')} {_clean(_named(place))}" + (f"  at {pointer}" if pointer else ""),
+        f"{margin}{paint('-->', 'gutter')} {_clean(named(place))}" + (f"  at {pointer}" if pointer else ""),
     ]
     bar = f"{margin} {paint('|', 'gutter')}"
     if place.override is None and place.span.line <= len(place.source.lines) and place.source.text:

@@ -52,16 +52,17 @@ class Variables(Mapping[str, str]):
 def substitute(text: str, environment: Mapping[str, str], report: Report) -> str:
     """Return ``text`` with references replaced, a `Secret` where one is; one without value is reported and kept."""
     variables = Variables.of(environment)
-    parts, shown, values, end = list[str](), list[str](), list[str](), 0
+    parts, shown, written, values, end = list[str](), list[str](), list[str](), list[str](), 0
     for reference in _REFERENCE.finditer(text):
         value, secret = _value(reference, variables, report)
         before = text[end : reference.start()]
         parts += [before, value]
         shown += [before, HIDDEN if secret else value]
+        written += [before, reference[0] if secret else value.replace("$", "$$")]
         values += [value] if secret and reference_name(reference) in variables.used else []
         end = reference.end()
-    whole, visible = ("".join([*some, text[end:]]) for some in (parts, shown))
-    return Secret(whole, visible, tuple(values)) if whole != visible or values else whole
+    whole, visible, source = ("".join([*some, text[end:]]) for some in (parts, shown, written))
+    return Secret(whole, visible, tuple(values), source) if whole != visible or values else whole
 
 
 def reference_name(reference: re.Match[str]) -> str:

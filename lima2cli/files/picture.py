@@ -114,3 +114,22 @@ def final_frame(directory: Path, name: str, node: str, row: int) -> NDArray[Any]
             raise FileProblem(f"{node} has no frame {row}")
         pixels: NDArray[Any] = detector["data"][row]
         return pixels
+
+
+def shrunk(
+    pixels: NDArray[Any], measured: NDArray[np.bool_], height: int, width: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return a frame (height, width) in fewer pixels: means of those that are measured, and where there are any.
+
+    ``height`` and ``width`` are at most those of the frame.
+    """
+    rows, columns = (np.linspace(0, size, count, endpoint=False).astype(int) for size, count in
+                     ((pixels.shape[0], height), (pixels.shape[1], width)))  # fmt: skip
+
+    def summed(values: NDArray[Any]) -> NDArray[np.float64]:
+        made: NDArray[np.float64] = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
+        return made
+
+    counts = summed(measured.astype(np.float64))
+    sums = summed(np.where(measured, pixels, 0).astype(np.float64))
+    return sums / np.maximum(counts, 1), counts > 0

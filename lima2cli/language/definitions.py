@@ -277,7 +277,7 @@ def with_files(document: Document) -> Document:
     mine = [name for name, node in nodes.items() if node.origin is not None]
     tables = tables_of(nodes[name] for name in mine)
     shape = NodeEntry(lambda: tables)
-    texts = {other.root.at.source: file for file, other in document.others.items()}
+    texts = {document.others[file].root.at.source: file for file in document.named}
     for name in mine:
         reading = Reading(Findings())
         shape.read(plain(nodes[name]), (), reading)

@@ -75,7 +75,7 @@ def expand(document: Document, findings: Findings, read: ReadText, environment: 
         document,
         root=root,
         original=document.root,
-        others=library.others,
+        others={**document.others, **library.others},
         named=library.named,
         spoiled=frozenset(expansion.bad),
     )
@@ -95,7 +95,7 @@ def check_graph_file(
     library = load_library(document, findings, read, environment)
     check_file(document.file, document, findings)
     check_graphs(library, findings)
-    return replace(document, others={**library.others, document.file: document}, named=library.named)
+    return replace(document, others={**document.others, **library.others, document.file: document}, named=library.named)
 
 
 def _at(name: str) -> KeyPath:

@@ -83,6 +83,7 @@ class Origin:
 
     file         as it was named;  base   resolves the file names in it
     overrides    of the command line;  environment   the variables that were put into the text, but for secrets
+    profiles     (file, text) of each that was laid on the text, in order
     cores        of the machine;  texts   of files of graphs, by their names relative to ``base``
     secrets      names of the variables whose values are kept nowhere
     """
@@ -95,6 +96,7 @@ class Origin:
     cores: int = 1
     texts: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
+    profiles: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def here(
@@ -104,12 +106,13 @@ class Origin:
         overrides: Sequence[str],
         texts: Mapping[str, str] | None = None,
         variables: "Variables | None" = None,
+        profiles: Sequence[tuple[str, str]] = (),
     ) -> "Origin":
         """Return the origin of a file of the command line (``-`` is standard input) on this machine."""
         base, cores = Path(".") if file == "-" else Path(file).parent, len(os.sched_getaffinity(0))
         used = {} if variables is None else variables.open
         secrets = [] if variables is None else sorted(variables.secret & variables.used.keys())
-        return cls(text, file, base, tuple(overrides), used, cores, texts or {}, secrets)
+        return cls(text, file, base, tuple(overrides), used, cores, texts or {}, secrets, tuple(profiles))
 
     def variables(self) -> dict[str, str]:
         """Return the variables to compile it with again: secrets are those of now, where they are set."""
@@ -134,6 +137,7 @@ class Origin:
             isinstance(string, str) for string in strings
         ):
             raise TypeError("the source of the plan is not what lima2 writes")
+        origin["profiles"] = [(str(one["file"]), str(one["text"])) for one in source.get("profiles", [])]
         return cls(text=text, base=Path(source["base"]), **origin)
 
     def source(self) -> dict[str, Any]:
@@ -146,6 +150,7 @@ class Origin:
             "cores": self.cores,
             "texts": dict(self.texts),
             "secrets": list(self.secrets),
+            "profiles": [{"file": str(Path(file).resolve()), "text": text} for file, text in self.profiles],
         }
 
     def write(self, directory: Path, contents: Mapping[str, Any], record: RunRecord) -> None:

@@ -34,6 +34,7 @@ OWNERS = {
     "scipy": {"nodes"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "matplotlib": {"cli"},
     "pytest": {"testing"},
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lima2cli.check import Checked, check_text
+from lima2cli.document import Profile
 from lima2cli.document.render import show_text
 from lima2cli.errors import ExitCode, of_signal
 from tests import ROOT
@@ -30,7 +31,9 @@ PRINTED = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```\n\n```text printed\n(.*?)^``
 
 @dataclass(frozen=True)
 class Snippet:
-    """A YAML block of a page. Its info string: ``fails=rule``, ``warns=rule``, ``set=key=value``, ``needs=module``."""
+    """A YAML block of a page. Its info string: ``fails=rule``, ``warns=rule``, ``set=key=value``, ``needs=module``,
+    ``profile=text``, which is laid on it as `lab.yaml`.
+    """
 
     page: Path
     line: int
@@ -43,7 +46,10 @@ class Snippet:
 
     def check(self, base: Path) -> Checked:
         """Return the compiler's answer."""
-        return check_text(self.text, "pipeline.yaml", base, cores=2, environment={}, overrides=self.word("set"))
+        profiles = [Profile("lab.yaml", text) for text in self.word("profile")]
+        return check_text(
+            self.text, "pipeline.yaml", base, cores=2, environment={}, overrides=self.word("set"), profiles=profiles
+        )
 
 
 def snippets() -> Iterator[Snippet]:

@@ -11,10 +11,10 @@ from typer.testing import CliRunner, Result
 
 from lima2cli.check import Checked, check_text
 from lima2cli.cli import app
-from lima2cli.cli.scaffold import flow_text
 from lima2cli.detectors.base import detector_kinds
 from lima2cli.diagnostics import Findings
 from lima2cli.document import load
+from lima2cli.document.writing import flow_text
 from lima2cli.nodes.registry import node_kinds
 from tests.golden import FOLDER, agrees
 
