@@ -109,6 +109,9 @@ class Findings:
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 """Pattern of names of flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
 
+TITLE = r"^[^\s:/]([^:/\n]*[^\s:/])?$"
+"""Pattern of names of tests, which follow the name of a file."""
+
 KNOWN_NAMES, LONGEST_WORD = 200, 100
 """Known names, and characters of a word, for which likeness is looked at; its cost grows with the product."""
 

@@ -16,6 +16,7 @@ from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, st
 from lima2cli.cli.serve import serve, view
 from lima2cli.cli.show import show
 from lima2cli.cli.simulate import simulate
+from lima2cli.cli.suites import run_tests
 from lima2cli.cli.top import top
 from lima2cli.errors import ExitCode
 from lima2cli.foreign import leave
@@ -53,6 +54,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.command("set")(set_parameter)
+app.command("test")(run_tests)
 app.add_typer(runs, name="runs")
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")
