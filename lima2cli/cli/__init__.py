@@ -49,12 +49,11 @@ def options(
 
 
 for command in (
-    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, show, start, stop, trigger, serve, view,
-    recover, densify, calibrate, new, explain, schema,
+    validate, plan, config, graph, doctor, run, simulate, run_tests, inspect, top, tap, show, start, stop, trigger,
+    serve, view, recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
-    app.command()(command)
+    app.command("test" if command is run_tests else None)(command)
 app.command("set")(set_parameter)
-app.command("test")(run_tests)
 app.add_typer(runs, name="runs")
 app.add_typer(nodes, name="nodes")
 app.add_typer(detectors, name="detectors")
