@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Findings
-from lima2cli.document import Profile, Source, explain_kinds, load, without_repeats
+from lima2cli.document import Edit, Profile, Source, explain_kinds, load, without_repeats
 from lima2cli.document.render import suppress
 from lima2cli.document.substitute import Variables
 from lima2cli.inputs.stacks import FileStore
@@ -60,6 +60,7 @@ def check_text(
     environment: Mapping[str, str],
     overrides: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
+    edits: Sequence[Edit] = (),
     texts: Mapping[str, str] | None = None,
     fuse: bool = True,
     here: Path | None = Path(),
@@ -72,7 +73,7 @@ def check_text(
     here   directory that the output is relative to; None: the files that a run would write are not checked
     """
     findings, variables = Findings(), Variables.of(environment)
-    document = load(text, file, findings, environment=variables, overrides=overrides, profiles=profiles)
+    document = load(text, file, findings, environment=variables, overrides=overrides, profiles=profiles, edits=edits)
     if document is None:
         return Checked(Source(file, text), findings, variables=variables, profiles=profiles)
     with FileStore(base, texts) as files:

@@ -109,6 +109,9 @@ class Findings:
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 """Pattern of names of flows, nodes, receivers, memspaces, datasets, regions of interest and the pipeline."""
 
+TITLE = r"^[^\s:/]([^:/\n]*[^\s:/])?$"
+"""Pattern of names of tests, which follow the name of a file."""
+
 KNOWN_NAMES, LONGEST_WORD = 200, 100
 """Known names, and characters of a word, for which likeness is looked at; its cost grows with the product."""
 
@@ -159,6 +162,10 @@ class _Poison:
     __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __contains__ = __bool__ = _raise
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _raise
     __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _raise
+    __pow__ = __rpow__ = __divmod__ = __rdivmod__ = __matmul__ = __rmatmul__ = __invert__ = _raise
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = (
+        _raise
+    )
     __round__ = __int__ = __float__ = __index__ = _raise
     __lt__ = __le__ = __gt__ = __ge__ = __str__ = __format__ = _raise
     __eq__ = __ne__ = _raise

@@ -16,6 +16,7 @@ from lima2cli.cli.runs import densify, inspect, recover, runs, set_parameter, st
 from lima2cli.cli.serve import serve, view
 from lima2cli.cli.show import show
 from lima2cli.cli.simulate import simulate
+from lima2cli.cli.suites import run_tests
 from lima2cli.cli.top import top
 from lima2cli.errors import ExitCode
 from lima2cli.foreign import leave
@@ -48,10 +49,10 @@ def options(
 
 
 for command in (
-    validate, plan, config, graph, doctor, run, simulate, inspect, top, tap, show, start, stop, trigger, serve, view,
-    recover, densify, calibrate, new, explain, schema,
+    validate, plan, config, graph, doctor, run, simulate, run_tests, inspect, top, tap, show, start, stop, trigger,
+    serve, view, recover, densify, calibrate, new, explain, schema,
 ):  # fmt: skip
-    app.command()(command)
+    app.command("test" if command is run_tests else None)(command)
 app.command("set")(set_parameter)
 app.add_typer(runs, name="runs")
 app.add_typer(nodes, name="nodes")

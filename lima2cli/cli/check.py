@@ -42,9 +42,26 @@ def validate(
         raise typer.Exit(code or (ExitCode.PROBLEMS if failed else ExitCode.FINE))
 
 
-def schema(debug: Debug = False) -> None:
-    """Print the JSON Schema of pipelines, with all kinds that are installed."""
+class Schemas(StrEnum):
+    """Files of which there is a schema."""
+
+    PIPELINE = "pipeline"
+    TEST = "test"
+
+
+def schema(
+    of: Annotated[
+        Schemas, typer.Argument(metavar="[pipeline | test]", help="The files that it is of.")
+    ] = Schemas.PIPELINE,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of pipelines, with all kinds that are installed, or of files of tests."""
     with border(as_json=False, debug=debug):
+        if of is Schemas.TEST:
+            from lima2cli.suite import suite_schema
+
+            print(suite_schema(), end="", flush=True)
+            return
         from lima2cli.language.schema import complete_shape, schema_text
 
         shape, problems = complete_shape()

@@ -55,7 +55,7 @@ def config(
         assert checked.pipeline is not None
         whole = resolve_pipeline(checked.source, checked.pipeline)
         laid = {profile.file for profile in checked.profiles}
-        text = hide(_as_json(whole, laid, origin=origin) if as_json else _as_yaml(whole, origin=origin))
+        text = hide(_as_json(whole, laid, origin=origin) if as_json else as_yaml(whole, origin=origin))
         if not as_json:
             print(show_all([checked], Format.CONCISE), end="", file=sys.stderr)
         if output is None:
@@ -91,7 +91,8 @@ WIDEST = 44
 """Column at which origins stand, unless a line is longer."""
 
 
-def _as_yaml(whole: "Value", *, origin: bool) -> str:
+def as_yaml(whole: "Value", *, origin: bool) -> str:
+    """Return a resolved pipeline as YAML; with ``origin`` each value is followed by a comment that says its own."""
     lines = list(_lines(whole, ""))
     if not origin:
         return "".join(f"{text}\n" for text, _ in lines)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
 RunName = Annotated[
     str,
-    typer.Argument(
-        metavar="[RUN]", help="A run directory, or its name in `runs`; by default the latest.", autocompletion=run_names
-    ),
+    typer.Argument(metavar="[RUN]", help="A run directory, or its name in `runs`.", autocompletion=run_names),
 ]
 
 
@@ -410,7 +409,8 @@ def recover(
         from lima2cli.runs.control_socket import forget
         from lima2cli.runs.ending import record_of, recover_run, refuse_live, whole
 
-        directory = _directory_of(directory)
+        with suppress(UnreadableInput):  # that of `record_of` says what a run directory has
+            directory = _directory_of(directory)
         path = Path(directory)
         record = record_of(path)
         refuse_live(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lima2cli.dataclass import dataclass
 from lima2cli.declare.scalars import OutOfBounds, Quantity, Schema, Shape, Sort, sort
-from lima2cli.diagnostics import NAME, Diagnostic, KeyPath, nearest
+from lima2cli.diagnostics import NAME, TITLE, Diagnostic, KeyPath, nearest
 from lima2cli.units import UNITS, in_units, plain_spelling
 
 _SORTS: Mapping[str, Sort] = {
@@ -30,6 +30,7 @@ _EXAMPLES = {
 
 _PATTERNS = {
     NAME: "a name: a letter, then letters, digits, - and _",
+    TITLE: "a name in one line, without `:` and `/`",
 }
 
 

@@ -6,6 +6,7 @@ One pass reports every mistake of syntax; profiles are then laid on the tree, an
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from lima2cli.dataclass import dataclass
 from lima2cli.diagnostics import Diagnostic, Findings, KeyPath
 from lima2cli.document.places import (
     AS_WRITTEN,
@@ -25,8 +26,8 @@ from lima2cli.document.yaml_tree import DEPTH_LIMIT, build, put, resolve
 from lima2cli.secret import Secret
 
 __all__ = [
-    "AS_WRITTEN", "START", "Document", "Override", "Place", "Profile", "Source", "Span", "YamlNode", "explain_kinds",
-    "load", "plain", "without_repeats",
+    "AS_WRITTEN", "START", "Document", "Edit", "Override", "Place", "Profile", "Source", "Span", "YamlNode",
+    "explain_kinds", "load", "plain", "without_repeats",
 ]  # fmt: skip
 
 
@@ -88,6 +89,34 @@ SIZE_LIMIT = 2**20
 """Largest number of characters of a document."""
 
 
+@dataclass(frozen=True)
+class Edit:
+    """A value that is put into a document, with its place in another one.
+
+    steps  where, mappings on the way are made;  node  the value;  key  the place that named it
+    document, at  where it was written, for mistakes of ``steps``
+    """
+
+    steps: tuple[str, ...]
+    node: YamlNode
+    key: Place
+    document: Document
+    at: KeyPath
+
+    @property
+    def home(self) -> str:
+        """Return the first step of paths into its document; no key of a pipeline is like it."""
+        return f"--from {self.document.file}"
+
+    def apply(self, root: YamlNode, findings: Findings) -> YamlNode:
+        """Return the tree with the value; the same one, after reporting it, where the steps lead nowhere."""
+        try:
+            return put(root, self.steps, replace(self.node, key=self.key), self.key)
+        except ValueError as error:
+            findings.add(Diagnostic("set-path", str(error), (self.home, *self.at), on_key=True))
+            return root
+
+
 def load(
     text: str,
     file: str,
@@ -96,8 +125,9 @@ def load(
     environment: Mapping[str, str],
     overrides: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
+    edits: Sequence[Edit] = (),
 ) -> Document | None:
-    """Read a YAML document, replace variables, lay profiles on it, and apply ``--set`` overrides, each in order.
+    """Read a YAML document, replace variables, lay profiles on it, make edits, apply ``--set``, each in order.
 
     ``file`` is the name to show, ``-`` for standard input. Mistakes go to ``findings``; the result is None only where
     nothing can be read at all (syntax error, empty, too large, too deep).
@@ -109,6 +139,8 @@ def load(
     others: dict[str, Document] = {}
     for profile in profiles:
         root, others[profile.home] = lay(root, profile, SIZE_LIMIT, findings, environment)
+    for edit in edits:
+        root, others[edit.home] = edit.apply(root, findings), edit.document
     failed: dict[KeyPath, Override] = {}
     for override in overrides:
         changed = apply(root, override, findings, environment)

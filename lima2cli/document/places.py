@@ -125,6 +125,20 @@ class YamlNode:
             return self.content[step]
         return None
 
+    @classmethod
+    def of(cls, data: "Any | YamlNode", at: Place) -> "YamlNode":
+        """Return plain data, in which other nodes may be, as a value whose parts all have one place."""
+        if isinstance(data, cls):
+            return data
+        content: Any = data
+        if isinstance(data, dict):
+            content = {key: cls.of(item, at) for key, item in data.items()}
+        elif isinstance(data, list | tuple):
+            content = [cls.of(item, at) for item in data]
+        held = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+        height = 1 + max((node.height for node in held), default=0) if isinstance(content, dict | list) else 0
+        return cls(content, at, at, size=1 + sum(node.size for node in held), height=height)
+
     @property
     def is_collection(self) -> bool:
         """Return True for a mapping and a list."""

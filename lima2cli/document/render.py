@@ -92,7 +92,7 @@ def _entries(source: Source | None, diagnostics: Iterable[Diagnostic]) -> list[d
                 "file": place.file,
                 "line": place.span.line,
                 "column": place.span.column,
-                "path": _pointer(source, item),
+                "path": pointer(source, item),
                 "notes": [*item.notes, *related, *override],
                 "help": item.help,
             }
@@ -175,7 +175,7 @@ def _locate(source: Source, item: Diagnostic) -> Place:
     return Place(source, START if item.span is None else Span(*item.span))
 
 
-def _pointer(source: Source, item: Diagnostic) -> str:
+def pointer(source: Source, item: Diagnostic) -> str:
     """Return the path as a JSON pointer; empty for the whole document, and for an override that was not applied."""
     at = source.written(item.at, item.on_key) if isinstance(source, Document) else item.at
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in at)
@@ -195,10 +195,10 @@ def _block(source: Source, shown: _Shown, paint: Paint) -> list[str]:
     others = [(_related(source, other.at), other.label) for other in _all_related(source, item)]
     numbers = [there.span.line for there in (place, *(there for there, _ in others)) if there.override is None]
     margin = " " * len(str(max(numbers, default=1)))
-    pointer = _clean(_pointer(source, item))
+    path = _clean(pointer(source, item))
     lines = [
         paint(f"{item.severity}[{item.rule}]", item.severity) + paint(f": {_clean(item.message)}", "bold"),
-        f"{margin}{paint('-->', 'gutter')} {_clean(named(place))}" + (f"  at {pointer}" if pointer else ""),
+        f"{margin}{paint('-->', 'gutter')} {_clean(named(place))}" + (f"  at {path}" if path else ""),
     ]
     bar = f"{margin} {paint('|', 'gutter')}"
     if place.override is None and place.span.line <= len(place.source.lines) and place.source.text:

@@ -43,11 +43,12 @@ def run(
     armed: bool = False,
     transport: str = "auto",
     overrides: Sequence[str] = (),
+    profiles: Sequence[str | os.PathLike[str]] = (),
     apart: bool = False,
 ) -> Run:
     """Start a run; return when it has started, or, ``armed``, when it is ready to start.
 
-    transport  auto (MPI where it is installed), mpi or inline;  overrides  those of ``--set``
+    transport  auto (MPI where it is installed), mpi or inline;  overrides  those of ``--set``;  profiles  files
     apart      Ctrl-C at the terminal of this program does not stop it
 
     Raises:
@@ -58,6 +59,7 @@ def run(
     """
     text, file = text_of(pipeline)
     command = [sys.executable, "-P", "-m", "lima2cli", "run", file, "--progress", "json", "--transport", transport]
+    command += [word for profile in profiles for word in ("--profile", os.fspath(profile))]
     command += [word for override in overrides for word in ("--set", override)] + (["--armed"] if armed else [])
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",

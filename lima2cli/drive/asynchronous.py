@@ -11,6 +11,7 @@ print(event["rows"])
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -129,10 +130,14 @@ async def run_async(
     armed: bool = False,
     transport: str = "auto",
     overrides: Sequence[str] = (),
+    profiles: Sequence[str | os.PathLike[str]] = (),
     apart: bool = False,
 ) -> AsyncRun:
     """Start a run as `lima2cli.run` does; where whoever waits for it to be ready is cancelled, it is stopped.
 
     Raises: as `lima2cli.run`.
     """
-    return AsyncRun(await _called(run, pipeline, armed=armed, transport=transport, overrides=overrides, apart=apart))
+    started = await _called(
+        run, pipeline, armed=armed, transport=transport, overrides=overrides, profiles=profiles, apart=apart
+    )
+    return AsyncRun(started)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lima2cli.check import Checked, check_text
 from lima2cli.diagnostics import Diagnostic, Findings
-from lima2cli.document import load
+from lima2cli.document import Profile, load
 from lima2cli.errors import Lima2Error, UnreadableInput
 from lima2cli.plan.ir import Plan
 
@@ -33,33 +33,40 @@ def _is_error(one: Any) -> bool:
     return bool((one["severity"] if isinstance(one, dict) else one.severity) == "error")
 
 
-def validate(pipeline: Pipeline, overrides: Sequence[str] = ()) -> list[Diagnostic]:
-    """Return every mistake of a pipeline, and the warnings. ``overrides`` are those of ``--set``.
+def validate(
+    pipeline: Pipeline, overrides: Sequence[str] = (), profiles: Sequence[str | os.PathLike[str]] = ()
+) -> list[Diagnostic]:
+    """Return every mistake of a pipeline, and the warnings.
+
+    ``overrides`` are those of ``--set``, ``profiles`` the files of ``--profile``.
 
     Raises:
-        UnreadableInput: its file can't be read.
+        UnreadableInput: a file can't be read.
     """
-    return list(_checked(pipeline, overrides).findings)
+    return list(_checked(pipeline, overrides, profiles).findings)
 
 
-def compile_pipeline(pipeline: Pipeline, overrides: Sequence[str] = ()) -> Plan:
-    """Return the plan of a pipeline: its GDTs, ranks, memory and kernels.
+def compile_pipeline(
+    pipeline: Pipeline, overrides: Sequence[str] = (), profiles: Sequence[str | os.PathLike[str]] = ()
+) -> Plan:
+    """Return the plan of a pipeline: its GDTs, ranks, memory and kernels; see `validate`.
 
     Raises:
-        UnreadableInput: its file can't be read.
+        UnreadableInput: a file can't be read.
         PipelineInvalid: it has mistakes.
     """
-    checked = _checked(pipeline, overrides)
+    checked = _checked(pipeline, overrides, profiles)
     if checked.plan is None:
         raise PipelineInvalid(list(checked.findings))
     return checked.plan
 
 
-def _checked(pipeline: Pipeline, overrides: Sequence[str]) -> Checked:
+def _checked(pipeline: Pipeline, overrides: Sequence[str], profiles: Sequence[str | os.PathLike[str]]) -> Checked:
     text, file = text_of(pipeline)
+    laid = [Profile(os.fspath(profile), _read(profile)) for profile in profiles]
     base = Path() if file == "-" else Path(file).parent
     cores = len(os.sched_getaffinity(0))
-    return check_text(text, file, base, cores=cores, environment=os.environ, overrides=overrides)
+    return check_text(text, file, base, cores=cores, environment=os.environ, overrides=overrides, profiles=laid)
 
 
 def plain_value(text: str) -> Any:
@@ -81,7 +88,11 @@ def text_of(pipeline: Pipeline) -> tuple[str, str]:
         return json.dumps(pipeline), "-"  # which is YAML 1.2
     if isinstance(pipeline, str) and "\n" in pipeline:
         return pipeline, "-"
+    return _read(pipeline), os.fspath(pipeline)
+
+
+def _read(file: str | os.PathLike[str]) -> str:
     try:
-        return Path(pipeline).read_text(encoding="utf-8"), os.fspath(pipeline)
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UnreadableInput(f"cannot read {pipeline}: {error}") from error
+        raise UnreadableInput(f"cannot read {file}: {error}") from error

@@ -55,7 +55,7 @@ def resolve_pipeline(document: Document, pipeline: Pipeline) -> Value:
     content = {key: value for key, value in whole.content.items() if key != "graphs"}
     derived = {
         "name": pipeline.name,
-        "receivers": {name: _plain(table) for name, table in pipeline.receivers.items()},
+        "receivers": {name: as_written(table) for name, table in pipeline.receivers.items()},
         "flows": {name: _flow(pipeline, name) for name in pipeline.flows},
     }
     merged = {key: _with_derived(content.get(key), value) for key, value in derived.items()}
@@ -67,7 +67,7 @@ def _flow(pipeline: Pipeline, name: str) -> dict[str, Any]:
     """Return what is resolved of a flow: all of it where flows are not written."""
     flow = pipeline.flows[name]
     names = list(pipeline.receivers)
-    own: dict[str, Any] = _plain(flow)
+    own: dict[str, Any] = as_written(flow)
     at = [f"{names[place.receiver]}.{place.memspace}" for place in flow.places]
     dataset = pipeline.detector.datasets[flow.index].name
     return {"dataset": dataset, **own, "buffers": {**own["buffers"], "at": at}, "overrun": flow.overrun}
@@ -128,9 +128,9 @@ def _spelled_out(shape: Short, picked: Shape, node: YamlNode) -> Value:
     value = picked.read(plain(node), (), Reading(Findings()))
     made = shape.make(value)
     if isinstance(picked, Table):
-        return _value(_plain(made, shape.shapes[0]), node.at)
+        return _value(as_written(made, shape.shapes[0]), node.at)
     kept = {name: _written(node) for name in params(type(made)) if getattr(made, name) is value}
-    return Value({key: kept.get(key) or _value(item, node.at) for key, item in _plain(made).items()}, node.at)
+    return Value({key: kept.get(key) or _value(item, node.at) for key, item in as_written(made).items()}, node.at)
 
 
 def _kind(kinds: Mapping[str, Any], node: YamlNode) -> Value:
@@ -143,7 +143,7 @@ def _kind(kinds: Mapping[str, Any], node: YamlNode) -> Value:
             made[key] = _written(child)
         elif hasattr(table, "spelled_out"):
             long = Table(table).read(plain(child), (), Reading(Findings()))
-            made[long.kind] = _value(_plain(long), child.at)
+            made[long.kind] = _value(as_written(long), child.at)
         else:
             made[key] = _table(Table(table), child)
     return Value(made, node.at)
@@ -158,7 +158,7 @@ def _table(shape: Table, node: YamlNode) -> Value:
         if key in written:
             made[key] = _completed(inner, written[key])
         elif default is not None:
-            made[key] = _value(_plain(default, inner), DEFAULT)
+            made[key] = _value(as_written(default, inner), DEFAULT)
     return Value(made, node.at)
 
 
@@ -171,21 +171,21 @@ def _declared(table: type) -> Iterator[tuple[str, Param, Any]]:
             yield one.name, one.metadata["param"], made
 
 
-def _plain(value: Any, shape: Shape | None = None) -> Any:
+def as_written(value: Any, shape: Shape | None = None) -> Any:
     """Return typed values as users write them, without those that are None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         made = {
-            key: _plain(held, declared.shape)
+            key: as_written(held, declared.shape)
             for key, declared in params(type(value)).items()
             if (held := getattr(value, key)) is not None
         }
         return {getattr(value, "kind", ""): made} if _by_kind(shape, value) else made
     if isinstance(value, Mapping):
         inner = shape.item if isinstance(shape, MapOf) else None
-        return {key: _plain(item, inner) for key, item in value.items()}
+        return {key: as_written(item, inner) for key, item in value.items()}
     if isinstance(value, tuple | list):
         inner = shape.item if isinstance(shape, ListOf) else None
-        return [_plain(item, inner) for item in value]
+        return [as_written(item, inner) for item in value]
     return value
 
 

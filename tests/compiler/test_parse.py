@@ -1,11 +1,13 @@
 """Documents to pipelines: defaults, resolved names, poison."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lima2cli.diagnostics import POISON, Diagnostic, Findings
+from lima2cli.diagnostics import POISON, Diagnostic, Findings, attempt
 from lima2cli.document import load
 from lima2cli.geometry import Rect
 from lima2cli.inputs.stacks import FileStore
@@ -203,3 +205,12 @@ def test_a_source_that_cannot_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_single_mistakes(line: str, rule: str) -> None:
     head = HEAD.replace("acquisition: {frames: 10}\n", "") if line.startswith("acquisition") else HEAD
     assert [item.rule for item in parsed(head + line)[1] if item.severity == "error"] == [rule]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda it: it**2, lambda it: 2 % it, lambda it: it + 1, lambda it: it & 1, lambda it: it < 1, lambda it: it.x,
+     lambda it: it[0], lambda it: f"{it}", bool, int, len, hash, list, abs, round, lambda it: divmod(it, 2)],
+)  # fmt: skip
+def test_a_value_that_was_reported_silences_whatever_is_made_of_it(use: Callable[[Any], Any]) -> None:
+    assert attempt(lambda: use(POISON)) is POISON

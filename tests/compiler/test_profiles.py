@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lima2cli as l2
 from lima2cli.check import Checked, check_text
 from lima2cli.diagnostics import Findings
 from lima2cli.document import Document, Profile, load
 from lima2cli.document.render import show_concise, show_json
+from lima2cli.errors import UnreadableInput
 from tests.running import lima2
 
 BASE = """\
@@ -204,3 +206,16 @@ def test_profiles_that_cannot_be_read_or_are_written_over(tmp_path: Path) -> Non
     (tmp_path / "lab").write_text("acquisition: {frames: 3}\n")
     done = lima2("plan", "base.yaml", "-p", "lab", "-o", "lab", cwd=tmp_path)
     assert (done.returncode, "is an input of the pipeline" in done.stderr) == (12, True)
+
+
+def test_programs_lay_profiles_on_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lab, broken = tmp_path / "lab.yaml", tmp_path / "broken.yaml"
+    lab.write_text("acquisition: {frames: 3}\n")
+    broken.write_text("acquisition: {frame: 3}\n")
+    assert l2.compile(BASE, profiles=[lab]).frames == 3
+    assert [one.rule for one in l2.validate(BASE, profiles=[broken])] == ["unknown-key"]
+    with pytest.raises(UnreadableInput):
+        l2.validate(BASE, profiles=["none.yaml"])
+    with l2.run(BASE, transport="inline", profiles=[lab]) as run:
+        assert run.wait(60).frames == 3

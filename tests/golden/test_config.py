@@ -1,6 +1,7 @@
 """The command `config`: what it prints is the same pipeline, and each value has its origin."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from lima2cli.check import check_text
 from lima2cli.cli import app
+from lima2cli.cli.config import as_yaml
 from lima2cli.cli.reading import Changes, check_file
 from lima2cli.declare.reading import everything
 from lima2cli.diagnostics import Findings
-from lima2cli.document import load
+from lima2cli.document import Document, load
 from lima2cli.document.writing import flow_text
+from lima2cli.language.resolved import resolve_pipeline
 from lima2cli.runs.saved_plan import compare, plan_contents
 from tests import ROOT
+from tests.faults.texts import mutants
 
 EXAMPLES = ROOT / "examples" / "pipelines"
 
@@ -180,3 +185,20 @@ def test_plain_data_are_read_back_as_they_are(data: dict[str, Any]) -> None:
     read = load(flow_text(keys_kept), "x.yaml", findings, environment={})
     assert read is not None, list(findings)
     assert read.data == data
+
+
+def test_mutants_of_examples_resolved_compile_to_the_same_plan() -> None:
+    """Whatever values they have; most do not compile at all."""
+    base, same = EXAMPLES, 0
+    for text in islice(mutants(3), 250):
+        checked = check_text(text, "mutant.yaml", base, cores=2, environment={}, here=None)
+        if checked.plan is None:
+            continue
+        assert isinstance(checked.source, Document)
+        assert checked.pipeline is not None
+        again = as_yaml(resolve_pipeline(checked.source, checked.pipeline), origin=bool(same % 2))
+        other = check_text(again, "mutant.yaml", base, cores=2, environment={}, here=None)
+        assert other.plan is not None, again
+        assert compare(plan_contents(checked.plan), plan_contents(other.plan)) == (), again
+        same += 1
+    assert same > 40

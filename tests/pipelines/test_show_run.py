@@ -145,6 +145,7 @@ def test_commands_take_the_latest_run(folder: Path) -> None:
     assert "nothing to recover" in lima2("recover", cwd=folder).stdout
     done = lima2("densify", "-o", "dense.h5", cwd=folder)
     assert (done.returncode, done.stdout) == (0, "dense.h5: 6 frames\n"), done.stderr
-    for command in (["inspect"], ["recover"], ["densify", "-o", "other.h5"]):
+    assert "gone is not a run directory" in lima2("recover", "gone", cwd=folder).stderr
+    for command in (["inspect"], ["densify", "-o", "other.h5"]):
         gone = lima2(*command[:1], "gone", *command[1:], cwd=folder)
         assert (gone.returncode, "no such directory: gone, nor runs/gone" in gone.stderr) == (2, True)
