@@ -77,7 +77,7 @@ class DetectorInfo:
     operated     what the detector's own operations (binning, ROI, flip, accumulation) are applied to; None without any
     pixel_mask   reference of an image of the detector's own pixels (0 = good, as NeXus has it), for `Files.image`;
                  None = no pixel is known to be defective
-    skips        True if missing frames are left out because the pipeline asks for that: they are no losses
+    skips        True if missing frames are left out because the pipeline asks for that: not losses
     taken        sources of its description that the pipeline does not name, a line each; `plan` shows them
     doubts       facts that it could not use, a sentence each: warnings
     shows        of recorded frames: how the image shows the sensor that they were recorded with, as far as the file

@@ -180,7 +180,7 @@ class Run(Contents):
 
     @property
     def printed(self) -> list[str]:
-        """Lines of the run that are no events: messages, and what users' code prints in a run of one process."""
+        """Lines of the run other than events: messages, and what users' code prints in a run of one process."""
         return list(self._printed)
 
     @property

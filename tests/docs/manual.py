@@ -17,6 +17,7 @@ from lima2cli.language.templates import Template
 from lima2cli.nodes import calibration
 from lima2cli.nodes.registry import LANGUAGE, NodeEntry, node_kinds
 from lima2cli.units import UNITS
+from tests.docs.interface import interface
 
 NOTE = "<!-- Made from the declarations in the code by tests/docs/manual.py. -->\n\n"
 
@@ -26,7 +27,8 @@ PAGES = {"detector": "[a detector](detectors.md)", "scene": "[a scene](detectors
 
 def manual() -> dict[str, str]:
     """The pages by file name, in ``docs/reference``."""
-    return {"language.md": _language(), "nodes.md": _nodes(), "detectors.md": _detectors()}
+    pages = {"language.md": _language(), "nodes.md": _nodes(), "detectors.md": _detectors()}
+    return pages | {"interface.md": interface()}
 
 
 def _language() -> str:
