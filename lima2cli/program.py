@@ -128,6 +128,15 @@ class ReceiverFlow:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """A memspace of a device to which a flow's frames come: its name, the device, and whether the host stands in."""
+
+    name: str
+    device: int | str
+    fallback: bool
+
+
+@dataclass(frozen=True)
 class Delegation:
     """A node that delegates, as its receivers see it: the index of its mailbox, the world ranks of the members, those
     of
@@ -158,7 +167,8 @@ class ReceiverProgram:
 
     ``name`` is that of the pipeline; ``steps`` are the nodes as it sees them; ``collectives`` the index of the
     collective, and ``places`` the place of each member's part in the whole frame, of those that are done together;
-    ``delegations`` are of those that workers do; ``triggered``: frames come on request, and are waited for.
+    ``delegations`` are of those that workers do; ``devices`` the memory of flows on devices;
+    ``triggered``: frames come on request, and are waited for.
     """
 
     rank: int
@@ -176,6 +186,7 @@ class ReceiverProgram:
     delegations: Mapping[str, Delegation] = field(default_factory=dict)
     processing: Processing | None = None
     triggered: bool = False
+    devices: Mapping[str, DeviceMemory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,5 +397,15 @@ def _receiver(plan: Plan, rank: int, receiver: int, words: _Words) -> ReceiverPr
             step.name: _delegation(plan, i, step) for i, step in enumerate(_delegating(plan)) if step.name in steps
         },
         triggered=plan.acquisition.trigger != "internal",
+        devices={flow.gdt.flow: memory for flow in flows if (memory := _device(plan, receiver, flow.gdt)) is not None},
         processing=processing_of(plan, receiver, [flow.gdt for flow in flows], kernels, steps),
     )
+
+
+def _device(plan: Plan, receiver: int, gdt: Gdt) -> DeviceMemory | None:
+    """Return the memory of a device to which a flow comes at a receiver; None = that of the host."""
+    for buffer in gdt.buffers:
+        region = plan.regions[buffer.region]
+        if buffer.receiver == receiver and region.device is not None:
+            return DeviceMemory(f"{plan.receivers[receiver]}.{region.name}", region.device, region.fallback)
+    return None

@@ -68,7 +68,9 @@ def calibrate(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Make a calibration file: take the frames of a pipeline's detector, and save dark, flat, pedestal or mask of them.
+    """Make a calibration file: dark, flat, pedestal or mask.
+
+    The frames are those of a pipeline's detector.
 
     Detector, acquisition and metadata are those of the pipeline; its nodes, flows and receivers are not used. Exit code
     0: the file is written, 1: the pipeline has problems, 10: the run failed, or its frames can't be what they should

@@ -22,7 +22,9 @@ def validate(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Check pipelines: syntax, structure, names, and everything else that can be known before a run.
+    """Check pipelines before anything runs.
+
+    All that can be known is checked: syntax, structure, names, shapes, sizes, files.
 
     Exit code 0: fine, 1: there are problems, 2: a file cannot be read.
     """
@@ -56,7 +58,10 @@ def schema(
     ] = Schemas.PIPELINE,
     debug: Debug = False,
 ) -> None:
-    """Print the JSON Schema of pipelines, with all kinds that are installed, or of files of tests."""
+    """Print the JSON Schema of pipelines, or of files of tests.
+
+    It has all kinds that are installed.
+    """
     with border(as_json=False, debug=debug):
         if of is Schemas.TEST:
             from lima2cli.suite import suite_schema
@@ -95,7 +100,9 @@ def plan(
     no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a pipeline compiles to: data flows, ranks, memory, rates, nodes. Nothing is run.
+    """Show what a pipeline compiles to.
+
+    Data flows, ranks, memory, rates, nodes. Nothing is run.
 
     Exit code 0: fine, 1: there are problems, 2: the file cannot be read.
     """
@@ -176,7 +183,9 @@ def doctor(
     profiles: Profiles = None,
     debug: Debug = False,
 ) -> None:
-    """Check this machine: packages, MPI, memory, disk, filters, limits; with FILE, whether it can run that pipeline.
+    """Check this machine, and whether it can run FILE.
+
+    Packages, MPI, memory, disk, filters, limits.
 
     Two MPI ranks are started and a file is written and removed to measure bandwidths. Exit code 0: it can,
     1: the file has problems, 2: it cannot be read, 12: this machine cannot run it.

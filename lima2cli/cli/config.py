@@ -31,8 +31,9 @@ def config(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Show a pipeline as it is understood: variables and graphs replaced, profiles and --set applied, long forms,
-    defaults.
+    """Show a pipeline as it is understood, with all defaults.
+
+    Variables and graphs are replaced, profiles and --set applied, short forms long.
 
     The YAML is a pipeline that compiles to the same plan, in the folder of FILE. Secrets stay references. With --origin
     each value has its file, line and column, the --set, `default` (of the schema), or `resolved` (from the rest of the

@@ -221,7 +221,7 @@ def said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-nodes = typer.Typer(help="The kinds of node: those built in, and those of installed packages.", no_args_is_help=True)
+nodes = typer.Typer(help="Kinds of node: built in, and of installed packages.", no_args_is_help=True)
 
 
 @nodes.command("list")
@@ -251,14 +251,12 @@ def show_node(
         show_kind("node", kind, NODES.named([kind]), format, LANGUAGE)
 
 
-detectors = typer.Typer(
-    help="The kinds of detector: those built in, and those of installed packages.", no_args_is_help=True
-)
+detectors = typer.Typer(help="Kinds of detector: built in, and of installed packages.", no_args_is_help=True)
 
 
 @detectors.command("list")
 def list_detectors(format: KindFormatOption = KindFormat.TEXT, debug: Debug = False) -> None:
-    """List the kinds of detector: kind, role, origin, description; then the capabilities of each."""
+    """List the kinds of detector, and their capabilities."""
     with border(as_json=format is KindFormat.JSON, debug=debug):
         from lima2cli.detectors.base import DETECTORS
 
@@ -282,7 +280,7 @@ def show_detector(
     format: KindFormatOption = KindFormat.TEXT,
     debug: Debug = False,
 ) -> None:
-    """Show a kind of detector: parameters, and the capabilities that do not depend on them.
+    """Show a kind of detector: parameters and capabilities.
 
     For a pipeline (a name with a dot or a slash): its detector as configured; as JSON its capability record.
 

@@ -38,7 +38,9 @@ def explain(
     format: KindFormatOption = KindFormat.TEXT,
     debug: Debug = False,
 ) -> None:
-    """Explain a rule of the diagnostics, with an example, or a key of the language, with the keys below it.
+    """Explain a rule of the diagnostics, or a key of the language.
+
+    A rule is shown with an example, a key with the keys below it.
 
     Exit code 0: fine, 2: there is no such rule or key.
     """
@@ -146,7 +148,9 @@ def graph(
     no_fuse: NoFuse = False,
     debug: Debug = False,
 ) -> None:
-    """Show where frames go: from datasets through data flows and nodes, with what leaves each, to files.
+    """Show where frames go, from datasets to files.
+
+    Through data flows and nodes, with what leaves each.
 
     Nodes that are computed together are marked as one kernel. Exit code 0: fine, 1: there are problems, 2: the file
     cannot be read.
@@ -187,7 +191,9 @@ def new(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Begin a pipeline: parameters that must be given are REPLACEME, others comments with defaults and meaning.
+    """Begin a pipeline, with comments on all parameters.
+
+    Those that must be given are REPLACEME, others comments with defaults and meaning.
 
     Exit code 0: fine, 1: the recorded frames cannot be replayed, 2: there is no such kind, 12: the file exists.
     """

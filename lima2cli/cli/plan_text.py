@@ -147,7 +147,9 @@ def _unreleased(plan: Plan, gdt: Gdt) -> str:
 def _memory(plan: Plan) -> str:
     rows = []
     for region in plan.regions:
-        kind = region.kind if region.kind == region.asked else f"{region.kind} (for {region.asked})"
+        kind: str = region.kind
+        if region.device is not None:
+            kind = f"{region.asked} {region.device}{', else host' if region.fallback else ''}"
         share = 100 * region.used / region.size if region.size else 0
         name = f"{plan.receivers[region.receiver]}.{region.name}"
         rows.append((name, kind, f"{size_text(region.used)} of {size_text(region.size)}", f"{share:.0f} %"))
@@ -201,13 +203,20 @@ def _volume(plan: Plan) -> str:
 
 
 def _strips(kernel: dict[str, Any]) -> str:
+    parts = [_on_device(**kernel["device"])] if "device" in kernel else []
     if not kernel["fused"]:
-        return ""
-    parts = ["fused"]
+        return "; ".join(parts)
+    parts.insert(0, "fused")
     parts += [f"cut and flipped first: {', '.join(kernel['first'])}"] if kernel["first"] else []
     parts += [f"makes the frames of {', '.join(kernel['materialised'])}"] if kernel["materialised"] else []
     parts += [f"computes {100 * kernel['computed']:.2g} % of the pixels"] if kernel["computed"] < 1 else []
     return "; ".join(parts)
+
+
+def _on_device(receivers: list[str], there_bytes: int, back_bytes: int) -> str:
+    """Return where a kernel is computed, and what of each frame is copied."""
+    back = f", {size_text(back_bytes)} back" if back_bytes else ", sums back"
+    return f"on the device of {', '.join(receivers)}: {size_text(there_bytes)} a frame there{back}"
 
 
 def _compact(numbers: Iterable[int]) -> str:

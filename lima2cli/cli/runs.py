@@ -32,7 +32,9 @@ Now = Annotated[bool, typer.Option("--now", help="At once, as the second Ctrl-C:
 
 
 def stop(run: RunName = "latest", now: Now = False, debug: Debug = False) -> None:
-    """End a run cleanly, as the first Ctrl-C does; no further acquisition of a repeated run begins.
+    """End a run cleanly, as the first Ctrl-C does.
+
+    No further acquisition of a repeated run begins.
 
     Returns at once; the run then ends its files. Exit code 0: it will stop, 1: no run is active there, 2: no run
     directory, 10: the run was aborted, or does not answer.
@@ -51,7 +53,9 @@ def start(
     directory: Annotated[str | None, typer.Option("--directory", help="Where its files go: a new directory.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Start the acquisition that a run has made ready (`lima2 run --armed`, or `acquisition.start: request`).
+    """Start the acquisition that a run has made ready.
+
+    That is a run of `lima2 run --armed`, or with `acquisition.start: request`.
 
     With --directory its files are there, and a link to it stays where it was made ready. Exit code 0: it starts, 1:
     nothing is ready, or it can't be had like this, 2: no run directory, 10: the run was aborted, or does not answer.
@@ -72,7 +76,9 @@ def set_parameter(
     run: Annotated[str, typer.Option("--run", help="A run directory, or its name in `runs`.")] = "latest",
     debug: Debug = False,
 ) -> None:
-    """Change a parameter of a node while the run goes on, such as a level, a region or a calibration.
+    """Change a parameter of a node while the run goes on.
+
+    Such as a level, a region or a calibration.
 
     It applies to all frames from the one that is printed on, on all receivers; the files say so. What leaves the node
     stays the same: names and number of counters, dtype, shape, masked pixels. Exit code 0: changed, 1: refused, 2: no
@@ -91,7 +97,9 @@ def trigger(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of triggers.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Fire software triggers of a run with `acquisition.trigger: software`; each gives `frames_per_trigger` frames.
+    """Fire software triggers of a run.
+
+    It has `acquisition.trigger: software`; each trigger gives `frames_per_trigger` frames.
 
     Triggers that arrive while frames of an earlier one are acquired follow them. Exit code 0: fired, 1: refused, such
     as too many or before the start, 2: no run directory, 10: the run was aborted, or does not answer.
@@ -129,7 +137,9 @@ def default(context: typer.Context) -> None:
 
 @runs.command("list")
 def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
-    """List the runs in a folder: starting, live, complete, stopped, failed, or aborted (see `lima2 recover`).
+    """List the runs in a folder, and the state of each.
+
+    Starting, live, complete, stopped, failed, or aborted (see `lima2 recover`).
 
     Exit code 0; 2: no such folder.
     """
@@ -148,7 +158,10 @@ def list_runs(directory: Folder = "runs", debug: Debug = False) -> None:
 
 @runs.command("show")
 def show(run: RunName = "latest", debug: Debug = False) -> None:
-    """Show the accounting of every frame of a run, or the progress of a live one. Exit code 0; 2: no run directory."""
+    """Show what became of every frame of a run.
+
+    Of a live one its progress. Exit code 0; 2: no run directory.
+    """
     with border(as_json=False, debug=debug):
         from lima2cli.cli.display import show_summary
         from lima2cli.runs.directory import find_run, read_run
@@ -214,7 +227,9 @@ def tap(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files.")] = Path(),
     debug: Debug = False,
 ) -> None:
-    """Look at frames of any flow or node of a run that goes on, or at rows of a table; the run never waits for this.
+    """Look at frames or rows of a run that goes on.
+
+    Frames of any flow or node, rows of any table; the run never waits for this.
 
     `stats` and `json` print a line for each: extremes, mean and sum of the pixels that hold a measurement. `png`, `npy`
     and `h5` write files `NODE_FRAME.png` …, none over another. Of a run that has ended the last frame that is saved is
@@ -374,7 +389,7 @@ def inspect(
     format: Annotated[InspectFormat, typer.Option("--format", help="Format of the output.")] = InspectFormat.TEXT,
     debug: Debug = False,
 ) -> None:
-    """Show the contents of a run's files, recomputed from the files themselves.
+    """Show what a run's files hold, recomputed from them.
 
     Exit code 0: every frame is accounted for, 2: no run directory, 10: with --verify, something is wrong.
     """
@@ -399,7 +414,9 @@ def recover(
     directory: RunName = "latest",
     debug: Debug = False,
 ) -> None:
-    """Make the files of an aborted run readable, and rebuild its masters, tables and summary, from its directory alone.
+    """Make the files of an aborted run readable.
+
+    Masters, tables and summary are rebuilt, from its directory alone.
 
     A run whose files are complete is not changed. Exit code 0: readable now, 2: no run directory, or one whose record
     of the run is damaged, 10: the run is still active, or some files stay unreadable.
@@ -445,7 +462,9 @@ def densify(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Restore sparse frames as images, with the background that was saved with them.
+    """Restore sparse frames as images.
+
+    They have the background that was saved with them.
 
     Exit code 0: the file is made, 2: there are no sparse frames, 10: the disk refuses, 12: the file exists.
     """

@@ -66,7 +66,9 @@ def serve(
     pva: Pva = None,
     debug: Debug = False,
 ) -> None:
-    """Serve runs over HTTP: REST, events and metrics, to programs of this machine that have the token.
+    """Serve runs over HTTP: REST, events and metrics.
+
+    To programs of this machine that have the token.
 
     Prints the address with the token. Ctrl-C ends the server; the runs that
     it has started go on. With --conductor every program of this machine may drive the pipeline, as it drives Lima2.
@@ -188,7 +190,9 @@ def view(
     pva: Pva = None,
     debug: Debug = False,
 ) -> None:
-    """Show runs in a browser on this machine: images as they come, regions, counters, rates; buttons to drive them.
+    """Show runs in a browser on this machine.
+
+    Images as they come, regions, counters, rates; buttons to drive them.
 
     Has all that `lima2 serve` has. Prints the address of the page with its token; Ctrl-C ends the server, and the runs
     go on. Exit code 0; 2: no such pipeline, 12: no such port, or a package is missing.

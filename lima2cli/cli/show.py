@@ -56,7 +56,9 @@ def show(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a run has saved: a picture of a frame, figures of all nodes with frames, curves of all tables.
+    """Show what a run has saved: pictures, figures, curves.
+
+    A picture of a frame, figures of all nodes with frames, curves of all tables.
 
     Pictures are grey between two percentiles of the pixels; those without a measurement are red (without colours: x).
     The plot of a table needs matplotlib (`pip install 'lima2cli[show]'`). Exit code 0; 1: there

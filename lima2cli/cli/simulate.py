@@ -63,7 +63,9 @@ def simulate(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Run a pipeline against REMU in place of its detector: does it keep up, and what breaks first?
+    """Run a pipeline against REMU: does it keep up?
+
+    REMU takes the place of its detector; what breaks first is said.
 
     REMU behaves like hardware: it never waits. Exit code 0: it keeps up, 1: the file has problems, 10: the run failed,
     11: it does not, 12: this machine cannot tell (the emulator was too slow, memory is missing), 130 and 143: stopped.

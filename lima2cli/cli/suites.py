@@ -35,7 +35,9 @@ def run_tests(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Test pipelines: run each with given frames, in this process, and compare what it saves with what is expected.
+    """Test pipelines with given frames.
+
+    Each is run in this process, and what it saves is compared with what is expected.
 
     By default all files `*.test.yaml` below this folder. Runs are made in a temporary folder, which is removed. Exit
     code 0: all tests pass, 1: one fails, or a file of tests has mistakes, 2: there are no tests, or a file cannot be

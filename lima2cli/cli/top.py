@@ -36,7 +36,9 @@ def top(
     interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds from one look to the next.")] = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Show how a live run does: rates and losses of flows, the time of nodes, the load of receivers.
+    """Show how a live run does, while it does.
+
+    Rates and losses of flows, the time of nodes, the load of receivers.
 
     A table that is drawn again on a terminal, else text at each look. Rates are those of the last 3 s, with --once
     those since the start. Waits for a run that is starting, and ends with the run. Exit code 0: shown, 1: no run is

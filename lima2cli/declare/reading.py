@@ -206,9 +206,14 @@ def _unknown(key: Any, intended: str | None, keys: _Keys, at: KeyPath) -> Diagno
     return Diagnostic("unknown-key", f"`{key}` is not a key of {_place(at)}", (*at, key), on_key=True, help=help)
 
 
+_SHORT = {"w": "width", "h": "height"}
+
+
 def _slip(key: Any, keys: _Keys) -> str | None:
     """Return help for the typical mistakes behind an unknown key."""
     value, name, colon, rest = keys.data[key], *str(key).partition(":")
+    if _SHORT.get(str(key)) in keys.allowed:
+        return f"did you mean `{_SHORT[str(key)]}`?"
     if value is None and re.fullmatch(r"[0-9]+\s*(%|[^\W\d_]*)", str(key)):
         return "a comma ends the value before it: write decimals with a point"
     if value is None and colon and name in keys.allowed:

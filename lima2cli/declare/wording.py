@@ -283,6 +283,9 @@ def _slip(value: Any, schema: Schema) -> str | None:
         return f"did you mean `{'true' if value.lower() in ('yes', 'on') else 'false'}`?"
     if actual in ("number", "flag") and wanted == {"string"} and "enum" not in schema:
         return f'quote it: "{str(value).lower()}"'
+    if actual == "string" and "number" in wanted and re.fullmatch(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", value.lower()):
+        plain = value.replace("_", "")
+        return f"write `{plain}`" + (", without quotes" if plain == value else ": YAML has no numbers with `_`")
     return "write a list: [ … ]" if wanted == {"list"} else None
 
 
@@ -307,11 +310,21 @@ def _too_many(fault: Fault) -> Diagnostic:
     return Diagnostic("too-many", message, fault.at, on_key=True)
 
 
+_MEANT = {
+    "mean": "avg", "average": "avg", "stddev": "std", "sigma": "std", "rms": "std", "minimum": "min", "maximum": "max",
+    "total": "sum", "count": "valid", "off": "none", "no": "none", "false": "none", "raw": "none",
+    "bitshuffle": "bslz4", "bitshuffle-lz4": "bslz4", "deflate": "gzip", "zstandard": "zstd",
+    "x": "horizontal", "y": "vertical",
+}  # fmt: skip
+"""Words of other programs for values of the language."""
+
+
 def _unknown_value(fault: Fault) -> Diagnostic:
     known = [str(value) for option in fault.schema.get("anyOf", [fault.schema]) for value in option.get("enum", ())]
     if not known or sort(fault.value) not in sorts(fault.schema):
         return _wrong_type(fault)
-    near = nearest(str(fault.value), known)
+    meant = _MEANT.get(str(fault.value).lower())
+    near = meant if meant in known else nearest(str(fault.value), known)
     return Diagnostic("unknown-value", _expected(fault), fault.at, help=f"did you mean `{near}`?" if near else None)
 
 

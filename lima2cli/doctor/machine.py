@@ -26,6 +26,7 @@ from lima2cli.job.loopback import Confined, local_variables
 from lima2cli.job.resources import (
     SHARED_MEMORY,
     available_memory,
+    check_devices,
     check_disk,
     check_files,
     check_memory,
@@ -236,9 +237,19 @@ def _filters() -> Iterator[Check]:
 
 
 def _gpu() -> Check:
+    from lima2cli.gpu.devices import INSTALL, devices  # the extra `gpu`
+
     count = len(list(GPUS.iterdir())) if GPUS.is_dir() else 0
-    message = f"{count} found, which this version does not use" if count else "none found, and none needed"
-    return _check("GPU", "ok", f"{message}: gpu memspaces are in host memory where they have `fallback: host`")
+    fallback = "gpu memspaces are in host memory where they have `fallback: host`"
+    try:
+        found = devices()
+    except EnvironmentUnfit as error:
+        if count:
+            return _check("GPU", "warning", f"{count} found, but {error}", INSTALL)
+        return _check("GPU", "ok", f"none found, and none needed ({error}): {fallback}")
+    if found:
+        return _check("GPU", "ok", f"by OpenCL: {', '.join(f'{i}: {name}' for i, name in enumerate(found))}")
+    return _check("GPU", "ok", f"OpenCL has none here, and none is needed: {fallback}")
 
 
 def _rashpa() -> Check:
@@ -280,6 +291,8 @@ def pipeline_checks(plan: Plan, base: Path, measured: Bandwidths, *, shared: boo
         yield _mapped(placed, base)
     if any(placement.requested for placement in plan.placements):
         yield _placement(plan, shared)
+    if any(region.device is not None for region in plan.regions):
+        yield _devices(placed)
     yield _detector(plan)
     if (packets := plan.record.get("detector", {}).get("jungfrau")) is not None:
         yield receive_buffer(int(packets.get("buffer", 4 << 20)))
@@ -287,6 +300,16 @@ def pipeline_checks(plan: Plan, base: Path, measured: Bandwidths, *, shared: boo
     if plan.channels:
         yield _disk_rate(plan, measured.disk)
         yield disk_room(plan)
+
+
+def _devices(plan: Plan) -> Check:
+    """Return whether the devices of memspaces are there; what the host may stand in for is a warning."""
+    finding = _unless("devices", lambda: check_devices(plan), "those of gpu memspaces are there")
+    if finding.status != "ok":
+        return finding
+    strict = replace(plan, regions=tuple(replace(region, fallback=False) for region in plan.regions))
+    finding = _unless("devices", lambda: check_devices(strict), finding.message)
+    return finding if finding.status == "ok" else _fits("devices", "warning", f"{finding.message}: in host memory")
 
 
 def _mapped(plan: Plan, base: Path) -> Check:

@@ -5,13 +5,14 @@ that reads from several passes waits until all have come as far (`Pairing`); so 
 processes. What it gives begins a pass of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import field
-from typing import cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
 
 from lima2cli.dataclass import dataclass
-from lima2cli.errors import UserCodeError
+from lima2cli.errors import EnvironmentUnfit, UserCodeError
 from lima2cli.foreign import IMPORT_S, WATCH, TookTooLong, call_foreign, is_foreign
 from lima2cli.frames import Files, FrameSpec
 from lima2cli.graph.collectives import Gathering, Reduction
@@ -26,6 +27,9 @@ from lima2cli.nodes.user_function import words
 from lima2cli.plan.ir import Kernel, Step
 from lima2cli.program import ReceiverProgram
 from lima2cli.transport.base import Port
+
+if TYPE_CHECKING:
+    from lima2cli.gpu.devices import Device
 
 
 class NodeFailed(Exception):
@@ -63,20 +67,28 @@ class Passes:
     operators  all, each once; one that others wait for may be of the same node as one that answers at once
     savers     operators by the names of the nodes whose frames or rows they save
     due        the frames that each flow and node gives here;  origins  the pass that each belongs to
+    changing   the pass in which a node is changed: where it is pushed
     """
 
     passes: dict[str, BoundPass]
     due: Mapping[str, ExpectedFrames]
     origins: Mapping[str, str] = field(default_factory=dict)
+    changing: Mapping[str, str] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
     savers: dict[str, Operator] = field(default_factory=dict)
     failures: list[NodeFailed] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def origins_of(steps: Sequence[Step], flows: Sequence[str]) -> dict[str, str]:
-    """Return which pass the output of each flow and node belongs to."""
+def origins_of(
+    steps: Sequence[Step], flows: Sequence[str], on_devices: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Return which pass the output of each flow and node belongs to; ``on_devices`` that of nodes there."""
     origins = {flow: flow for flow in flows}
     for step in steps:
+        if step.name in on_devices:
+            origins[step.name] = on_devices[step.name]
+            continue
         read_passes = {origins[source] for source in (*step.sources, *step.tables)}
         meets = step.workers is not None or (step.collective and not isinstance(step.node, Sink))
         apart = len(read_passes) > 1 or meets
@@ -99,9 +111,14 @@ class _Binding:
         self._program, self._port, self._files = program, port, files
         self._steps = {step.name: step for step in program.steps}
         flows = [flow.gdt.flow for flow in program.flows]
-        self._origins, self._known = origins_of(program.steps, flows), set(flows)
+        self._devices, warnings = _devices(program)
+        on_devices = [kernel for kernel in program.kernels if kernel.lowered and kernel.source in self._devices]
+        apart = {name: kernel.operator for kernel in on_devices for name in kernel.nodes}
+        self._origins, self._known = origins_of(program.steps, flows, apart), set(flows)
         passes = {name: BoundPass() for name, origin in self._origins.items() if name == origin}
-        self._bound = Passes(passes, expected_frames(program), self._origins)
+        changing = {name: kernel.source for kernel in on_devices for name in kernel.nodes}
+        self._bound = Passes(passes, expected_frames(program), self._origins, {**self._origins, **changing})
+        self._bound.warnings += warnings
 
     def bound(self, processing: OwnProcessing | None) -> Passes:
         """Return all that is bound; ``processing`` is the user's program, which reads what it has asked for."""
@@ -163,6 +180,8 @@ class _Binding:
             self._place(kernel, step, operator)
 
     def _operator(self, kernel: Kernel, step: Step) -> Operator:
+        if kernel.lowered and kernel.source in self._devices:
+            return self._on_device(kernel)
         if kernel.fused:
             return BoundChain(kernel, self._steps, self._files, self._program.threads)
         if step.tables:
@@ -176,6 +195,9 @@ class _Binding:
             self._feed(Pairing(operator, {source: self._bound.due[source] for source in sources}), *sources)
             return
         self._bound.operators.append(operator)
+        if operator.waits:
+            self._bound.passes[self._origins[kernel.source]].feeds.append(BoundStep(operator, kernel.sources))
+            return
         if step.name in self._program.channels or step.name in self._program.tables:
             self._bound.savers[step.name] = operator
         if isinstance(operator, BoundChain):
@@ -183,12 +205,45 @@ class _Binding:
         self._bound.passes[self._origins[kernel.source]].steps.append(BoundStep(operator, kernel.sources, step.tables))
 
     def _add_reductions(self, chain: BoundChain, kernel: Kernel) -> None:
+        for name, reduction in self._reductions(kernel):
+            chain.add(name, reduction.strips, reads=reduction.reads, merged=reduction.merged)
+
+    def _reductions(self, kernel: Kernel) -> Iterator[tuple[str, BoundReduce]]:
+        """Bind the reductions at the end of a kernel."""
         for name in kernel.ends:
             try:
                 reduction = call_foreign(BoundReduce, self._steps[name], self._program, self._files)
             except Exception as error:  # noqa: BLE001  files that have gone
                 self._bound.failures.append(NodeFailed(name, None, error))
             else:
-                chain.add(name, reduction.strips, reads=reduction.reads, merged=reduction.merged)
                 self._bound.operators.append(reduction)
                 self._bound.savers[name] = reduction
+                yield name, reduction
+
+    def _on_device(self, kernel: Kernel) -> Operator:
+        """Bind a kernel on a device, with its reductions, whose rows are made there or of what comes back."""
+        from lima2cli.graph.on_device import BoundOnDevice  # the extra `gpu`
+
+        found = {name: reduction.strips[0] for name, reduction in self._reductions(kernel)}
+        return BoundOnDevice(kernel, self._steps, self._files, self._devices[kernel.source], found)
+
+
+def _devices(program: ReceiverProgram) -> tuple[dict[str, "Device"], list[str]]:
+    """Return the devices to whose memory flows come, by flow, and warnings of those that the host stands in for.
+
+    Raises:
+        EnvironmentUnfit: there is no such device, and the host does not stand in for it.
+    """
+    if not program.devices:
+        return {}, []
+    from lima2cli.gpu.devices import open_device  # the extra `gpu`
+
+    found, warnings = dict[str, "Device"](), list[str]()
+    for flow, memory in program.devices.items():
+        try:
+            found[flow] = open_device(memory.device)
+        except EnvironmentUnfit as error:
+            if not memory.fallback:
+                raise
+            warnings.append(f"memspace {memory.name} is in host memory: {error}")
+    return found, list(dict.fromkeys(warnings))

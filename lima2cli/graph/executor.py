@@ -9,7 +9,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.errors import StateError, UserCodeError
 from lima2cli.foreign import CALL_S, WATCH, TookTooLong, call_foreign, is_foreign
 from lima2cli.frames import Block, Files
-from lima2cli.graph.build import BoundPass, BoundStep, NodeFailed, bind_passes, origins_of
+from lima2cli.graph.build import BoundPass, BoundStep, NodeFailed, bind_passes
 from lima2cli.graph.changes import Changes
 from lima2cli.graph.operators import BoundCommon
 from lima2cli.graph.protocol import END, Arrival, BlockFailed, Lease, Operator, PartFailed, Result
@@ -70,8 +70,10 @@ def _stays(step: BoundStep, name: str, gone: set[str]) -> bool:
 class NodeCounts:
     """Counts by node name, of the acquisition that is processed; those of nodes that failed stay."""
 
-    def __init__(self, operators: Sequence[Operator], savers: Mapping[str, Operator]) -> None:
-        self._operators, self._savers = operators, dict(savers)
+    def __init__(
+        self, operators: Sequence[Operator], savers: Mapping[str, Operator], warnings: list[str] | None = None
+    ) -> None:
+        self._operators, self._savers, self._warnings = operators, dict(savers), warnings or []
 
     @property
     def saved(self) -> dict[str, int]:
@@ -95,7 +97,8 @@ class NodeCounts:
 
     def warnings(self) -> list[str]:
         """Return what users should know of code of theirs, since the last call."""
-        return [text for each in self._operators if each.warnings for text in _taken(each.warnings)]
+        of_nodes = [text for each in self._operators if each.warnings for text in _taken(each.warnings)]
+        return _taken(self._warnings) + of_nodes if self._warnings else of_nodes
 
     def silent(self) -> list[int]:
         """Return the ranks of workers that did not reply in time, since the last call."""
@@ -131,20 +134,19 @@ class Executor:
         self._polled = {each.name: each for each in bound.operators if each.polled}
         self._behind = {name: _polled_in(each) for name, each in bound.passes.items()}
         self._savers, self._working, self._open = bound.savers, dict(bound.savers), dict[str, Operator]()
-        self.counts = NodeCounts(bound.operators, bound.savers)
+        self.counts = NodeCounts(bound.operators, bound.savers, bound.warnings)
         self.timings = Timings()
         self.needs_stable = any(each.always for each in bound.operators)
         """True where any node waits, keeps a state or runs code of the user's: torn data must not reach it."""
         self._together = {step.name for step in program.steps if step.collective}
         self._foreign = {step.name for step in program.steps if is_foreign(type(step.node))}
-        origins = origins_of(program.steps, [flow.gdt.flow for flow in program.flows])
         self._origins = {
-            name: origins[name] for name, saver in bound.savers.items() if not isinstance(saver, BoundCommon)
+            name: bound.origins[name] for name, saver in bound.savers.items() if not isinstance(saver, BoundCommon)
         }
         self._come = dict.fromkeys(self._polled, -1)
         self._told_end = False
         self.taps = Taps(program.steps)
-        self.changes = Changes(program.steps, bound.origins, files)
+        self.changes = Changes(program.steps, bound.changing, files)
         self.reached = 0
         """Before which frame some frames of this acquisition have been taken."""
 
@@ -359,7 +361,7 @@ class Executor:
             if name in state.blocks:
                 self.taps.stage(name, state.blocks[name])
                 continue
-            for step in each.steps.copy():
+            for step in (*each.steps, *each.feeds):
                 operator, block = step.operator, state.blocks.get(step.sources[0])
                 frame = None if block is None else self._attempt(operator.name, None, operator.last_frame, name, block)
                 if block is not None and frame is not None:
@@ -422,7 +424,8 @@ class Executor:
         self._failures.append(failed)
         gone = leave_out(self._passes, name)
         alive = self._together - gone
-        alive.update(*(step.operator.nodes for each in self._passes.values() for step in each.steps))
+        alive.update(*(step.operator.nodes for each in self._passes.values() for step in (*each.steps, *each.feeds)))
+        alive -= gone
         ended = [saver for saved, saver in self._open.items() if saved not in alive]
         self._open = {saved: saver for saved, saver in self._open.items() if saved in alive}
         self._working = {saved: saver for saved, saver in self._working.items() if saved in alive}

@@ -144,11 +144,26 @@ class BoundChain(Operator):
     ) -> dict[str, Partial]:
         """Return what the reducers of a thread make of its part of the frames, which go to ``out``."""
         reducers = {name: each[thread] for name, each in self._reducers.items()}
-        for name, reducer in reducers.items():
-            _call(name, reducer.begin, len(block.frames))
-        for window, chain in chains:
-            chain.compute(block.frames, out, [_reader(name, each, window) for name, each in reducers.items()])
-        return {name: _call(name, reducer.end, block, received_ns) for name, reducer in reducers.items()}
+        return stage_part(reducers, chains, block, out, received_ns)
+
+
+def stage_part(
+    reducers: Mapping[str, StripReducer],
+    chains: Sequence[tuple[Rect, Chain]],
+    block: Block,
+    out: Array | None,
+    received_ns: int,
+) -> dict[str, Partial]:
+    """Return what reducers make of a block, by name, from the strips of the parts of frames that chains compute.
+
+    Raises:
+        PartFailed: a reducer fails.
+    """
+    for name, reducer in reducers.items():
+        _call(name, reducer.begin, len(block.frames))
+    for window, chain in chains:
+        chain.compute(block.frames, out, [_reader(name, each, window) for name, each in reducers.items()])
+    return {name: _call(name, reducer.end, block, received_ns) for name, reducer in reducers.items()}
 
 
 def concatenated(partials: Sequence[Partial]) -> Partial:

@@ -451,6 +451,10 @@ def _check_file(name: str, path: Path) -> None:
             return
         if path.is_dir():
             raise FileProblem(f"{name or path} is a directory, not a file")
+        file, colon, inside = str(path).rpartition(":/")
+        if colon and Path(file).is_file():
+            meant = f"{name.partition(':/')[0]}::/{inside}"
+            raise FileProblem(f"there is no file {name}; did you mean {meant}?", "file-missing")
         if not path.parent.is_dir():
             raise FileProblem(f"there is no file {name}: no directory {path.parent}", "file-missing")
         best = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.is_file()))

@@ -17,6 +17,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.plan.figures import volumes
 from lima2cli.plan.ir import Placement, Plan
+from lima2cli.plan.lowering import device_bytes
 from lima2cli.runs.channel import message_event
 from lima2cli.transport.mapped import allocated, objection
 from lima2cli.units import size_text, volume_text
@@ -220,6 +221,23 @@ def check_placement(plan: Plan) -> None:
                 cpus_of(placement)
             except EnvironmentUnfit as error:
                 raise EnvironmentUnfit(f"receiver {name}: {error}") from error
+
+
+def check_devices(plan: Plan) -> None:
+    """Raise `EnvironmentUnfit` where this machine lacks a device of OpenCL, or that lacks the memory it has to have.
+
+    Those for which the host may stand in are not looked for.
+    """
+    away = elsewhere(plan)
+    for index, region in enumerate(plan.regions):
+        if region.device is None or region.fallback or region.receiver in away:
+            continue
+        from lima2cli.gpu.devices import check_device  # the extra `gpu`
+
+        try:
+            check_device(region.device, device_bytes(plan, index))
+        except EnvironmentUnfit as error:
+            raise EnvironmentUnfit(f"memspace {region.name} of {plan.receivers[region.receiver]}: {error}") from error
 
 
 def check_files(plan: Plan, base: Path) -> None:

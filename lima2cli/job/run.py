@@ -24,6 +24,7 @@ from lima2cli.foreign import call_foreign, error_text
 from lima2cli.job.guard import Guard, calls_others
 from lima2cli.job.launch import AT_ONCE, Directories, Emit, Signals, find_mpiexec, run_with_mpiexec
 from lima2cli.job.resources import (
+    check_devices,
     check_disk,
     check_files,
     check_memory,
@@ -69,6 +70,7 @@ def run_plan(
     check_files(placed, origin.base)
     warnings = check_disk(placed, origin.base)
     check_placement(placed)
+    check_devices(placed)
     claim = open_directory(plan, origin, latest=latest)
     report_disk(plan, warnings, emit)
     if transport == "auto" and mpiexec is None:

@@ -45,16 +45,20 @@ def merge(one: Sums, other: Sums) -> Sums:
 
 def together(parts: Sequence[Sums]) -> Sums:
     """Return the sums of several parts, as `merge` pair by pair would give them."""
-    stacked = {key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]}
-    whole: Sums = {key: _in_order(stacked[key]) for key in _ADDED if key in stacked}
+    return stacked({key: np.concatenate([part[key] for part in parts]).reshape(len(parts), -1) for key in parts[0]})
+
+
+def stacked(parts: Sums) -> Sums:
+    """Return the sums of several parts, arrays (parts, n), as `together`, arrays (n,)."""
+    whole: Sums = {key: _in_order(parts[key]) for key in _ADDED if key in parts}
     with np.errstate(all="ignore"):  # infinite means
-        if "m2" in stacked:
-            apart = np.where(stacked["count"] > 0, mean(stacked) - mean(whole), 0.0)
-            whole["m2"] = _in_order(stacked["m2"] + apart * apart * stacked["count"])
-    if "min" in stacked:
-        whole["min"] = np.fmin.reduce(stacked["min"], axis=0)
-    if "max" in stacked:
-        whole["max"] = np.fmax.reduce(stacked["max"], axis=0)
+        if "m2" in parts:
+            apart = np.where(parts["count"] > 0, mean(parts) - mean(whole), 0.0)
+            whole["m2"] = _in_order(parts["m2"] + apart * apart * parts["count"])
+    if "min" in parts:
+        whole["min"] = np.fmin.reduce(parts["min"], axis=0)
+    if "max" in parts:
+        whole["max"] = np.fmax.reduce(parts["max"], axis=0)
     return whole
 
 

@@ -32,11 +32,29 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class DeviceText:
+    """A function of one pixel in OpenCL C, as an expression of the dtype ``work``.
+
+    ``{raw}`` stands for the pixel, ``{image0}`` for the first image, whose pixel is at ``p``, ``{pixels}`` for how many
+    an image has; a NaN in integers is ``gap``.
+    """
+
+    text: str
+    work: str
+    gap: int = 0
+
+
+@dataclass(frozen=True)
 class Call:
-    """A function of strips, made by ``make`` for each thread."""
+    """A function of strips, made by ``make`` for each thread.
+
+    ``c`` is the same for devices, of ``images``; None where there is none.
+    """
 
     target: np.dtype[Any]
     make: Callable[[], StripFunction]
+    c: DeviceText | None = None
+    images: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,12 +185,14 @@ class Formula(Stage):
     """A function of strips, made from ``images`` (…, height, width).
 
     propagates  as ``carries_nan``;  nan_of  values that enter of which it makes NaN by itself
+    c           the same for devices; None where there is none
     """
 
     make: Callable[..., StripFunction] | None = None
     images: tuple[Array, ...] = ()
     propagates: bool = False
     nan_of: tuple[float, ...] = ()
+    c: DeviceText | None = None
 
     @property
     def carries_nan(self) -> bool:  # type: ignore[override]
@@ -193,9 +213,9 @@ class Formula(Stage):
 
     def compiled(self) -> Call:
         """See `Stage.compiled`."""
-        make, images = self.make, [np.ascontiguousarray(image) for image in self.images]
+        make, images = self.make, tuple(np.ascontiguousarray(image) for image in self.images)
         assert make is not None
-        return Call(np.dtype(self.target), lambda: make(*images))
+        return Call(np.dtype(self.target), lambda: make(*images), self.c, images)
 
 
 def store(work: Array, out: Array) -> None:

@@ -207,10 +207,12 @@ class HostMemspace:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuMemspace:
-    """Memory of a GPU."""
+    """Memory of a GPU, by OpenCL: modules write to host memory, from where each group is copied to the device."""
 
     kind: ClassVar[str] = "gpu"
-    device: int = param("Number of the device.", Integer(0), 0)
+    device: int | str = param(
+        "Number of the device, or a part of its name; `pocl` is the CPU, for tests.", Either((Integer(0), Text())), 0
+    )
     size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
     fallback: str | None = param(
         "Kind of memory to use, with a warning, if there is no such device.", Choice(("host",)), None

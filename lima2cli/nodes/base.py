@@ -47,6 +47,7 @@ from lima2cli.files.channel import Channel
 from lima2cli.frames import Array, Block, Files, FrameSpec, SparsePixels, Spec, TableSpec
 from lima2cli.geometry import Rect, Rule
 from lima2cli.kernels.masked import JoinedHoles, finder, joined_rule
+from lima2cli.kernels.statistics import RegionSums, Sums
 from lima2cli.kernels.strips import Stage, Turn
 from lima2cli.nodes.user_function import FunctionOutput
 from lima2cli.view import Outline
@@ -389,15 +390,27 @@ class StripReducer(Reducer, Protocol):
         ...
 
 
+@runtime_checkable
+class RegionReducer(Protocol):
+    """A started Reduce that makes its rows of sums over regions, which may be computed elsewhere: on a device."""
+
+    regions: Sequence[RegionSums]
+
+    def of_sums(self, block: Block, sums: Sequence[Sums]) -> Partial:
+        """Return what `Reducer.step` gives for the block, from the sums of each region; its frames are not used."""
+        ...
+
+
 class Reduce(Node):
     """Block of frames in, at most one row per frame out.
 
     ``strips``: `bind` returns a `StripReducer`; ``threaded``: several threads may do the frames of a block, as they do
-    where it takes strips; ``every``: of so many frames one has a row.
+    where it takes strips; ``every``: of so many frames one has a row; ``summed``: `bind` returns a `RegionReducer`.
     """
 
     role: ClassVar[str] = "table"
     strips: ClassVar[bool] = False
+    summed: ClassVar[bool] = False
     threaded: ClassVar[bool] = False
     every: int = 1
 

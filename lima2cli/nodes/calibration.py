@@ -112,7 +112,9 @@ def _part(reference: str, inputs: Inputs, key: str, binning: How, kinds: str) ->
             if count
             else f"{reference} holds no image"
         )
-        raise NodeMisuse("calibration-shape", message, (key,), "use an image of one of these two shapes")
+        turned = count > 0 and (width, height) in (shape, (detector_height, detector_width))
+        help = "use an image of one of these two shapes" + (": this one may be transposed" if turned else "")
+        raise NodeMisuse("calibration-shape", message, (key,), help)
     image = files.image(reference)
     return spec.view.apply(image, binning) if whole else image[(..., *spec.place)]
 

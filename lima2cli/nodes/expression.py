@@ -48,7 +48,8 @@ from lima2cli.kernels.formula import (
     read_formula,
 )
 from lima2cli.kernels.masked import JoinedHoles, collision, gap_in, joined_rule, unmarked
-from lima2cli.kernels.strips import Formula, Stage, Steps, store, tiles
+from lima2cli.kernels.opencl import formula_text
+from lima2cli.kernels.strips import DeviceText, Formula, Stage, Steps, store, tiles
 from lima2cli.nodes.base import Inputs, Map, joined, node
 
 MOST_INPUTS = 16
@@ -122,7 +123,8 @@ class Expression(Map):
             return Steps(spec.dtype, target, work=work.name, numbers=steps).of(spec)
         strips = partial(_Strips, tree, work, np.dtype(target), spec.gap)
         through = asks_for_nan(self.expr) or carries_nan(tree)
-        return Formula(spec.dtype, target, make=lambda: _OfOne(strips()), propagates=through).of(spec)
+        c = DeviceText(formula_text(tree, work), work.name, _gap(np.dtype(target), spec.gap))
+        return Formula(spec.dtype, target, make=lambda: _OfOne(strips()), propagates=through, c=c).of(spec)
 
     def _tree(self, specs: Mapping[str, FrameSpec]) -> Tree:
         try:
@@ -180,7 +182,7 @@ class _Strips:
     def __init__(self, tree: Tree, work: "np.dtype[Any]", target: "np.dtype[Any]", gap: float) -> None:
         self.names, self._compute = names(tree), compiled(tree, work)
         self._work, self._target = work, target
-        self._gap = 0 if target.kind == "f" else gap_in(gap, target.name)
+        self._gap = _gap(target, gap)
         self._scratch: dict[int, Array] = {}
 
     def __call__(self, strips: Sequence[Array], out: Array) -> None:
@@ -209,6 +211,11 @@ class _Strips:
         if i not in self._scratch or self._scratch[i].size < like.size:
             self._scratch[i] = np.empty(like.size, self._work)
         return self._scratch[i][: like.size].reshape(like.shape)
+
+
+def _gap(target: "np.dtype[Any]", gap: float) -> int:
+    """Return what stands for NaN in integers."""
+    return 0 if target.kind == "f" else gap_in(gap, target.name)
 
 
 class _OfOne:

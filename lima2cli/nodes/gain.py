@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lima2cli.declare import PHOTON_ENERGY, Either, FileReference, ListOf, Number, param
 from lima2cli.errors import NodeMisuse
 from lima2cli.frames import Array, FrameSpec
-from lima2cli.kernels.strips import Formula
+from lima2cli.kernels.strips import DeviceText, Formula
 from lima2cli.nodes.base import Inputs, node
 from lima2cli.nodes.calibration import stages
 from lima2cli.nodes.pixelwise import Pixelwise
@@ -35,6 +35,13 @@ NO_STAGE = 0x8000
 NO_STAGE_BITS = 2
 
 IMAGES = Either((ListOf(Number(), STAGES), FileReference()))
+
+
+OF_PIXEL = (
+    "({raw} >> 14) == 0 ? ({raw} - {image0}[p]) / {image1}[p] : ({raw} >> 14) == 2 ? NAN : "
+    "(({raw} & 0x3FFF) - {image2}[({raw} >> 15) * {pixels} + p].x) / {image2}[({raw} >> 15) * {pixels} + p].y"
+)
+"""The formula of `_Charge`, for devices; the images of stages 1 and 2 lie one after the other."""
 
 
 @node("gain")
@@ -61,14 +68,15 @@ class Gain(Pixelwise):
     def stage(self, inputs: Inputs) -> Formula:
         """See `Pixelwise.stage`."""
         spec, (pedestal, divisor) = inputs.spec, self._images(inputs)
-        bad = np.isnan(divisor[0])
+        bad, maps = np.isnan(divisor[0]), _maps(pedestal, divisor)
         return Formula(
             spec.dtype,
             "float32",
             bad=np.broadcast_to(bad, spec.shape) if bad.any() else None,
             make=_Charge,
-            images=tuple(np.broadcast_to(each, (*each.shape[:-2], *spec.shape)) for each in _maps(pedestal, divisor)),
+            images=tuple(np.broadcast_to(each, (*each.shape[:-2], *spec.shape)) for each in maps),
             nan_of=(NO_STAGE,),
+            c=DeviceText(OF_PIXEL, maps[0].dtype.name),
         )
 
     def _images(self, inputs: Inputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -45,6 +45,7 @@ class RoiCounters(Reduce):
     changeable: ClassVar[tuple[str, ...]] = ("rois",)
 
     strips: ClassVar[bool] = True
+    summed: ClassVar[bool] = True
     parts: ClassVar[bool] = True
 
     rois: Mapping[str, Any] = param("The regions, by name; columns are called <name>_<statistic>.", ROIS)
@@ -126,6 +127,10 @@ class _Counters:
     def end(self, block: Block, received_ns: int) -> Partial:
         """See `StripReducer.end`."""
         return _partial(block, [region.end() for region in self.regions])
+
+    def of_sums(self, block: Block, sums: Sequence[Sums]) -> Partial:
+        """See `RegionReducer.of_sums`."""
+        return _partial(block, sums)
 
 
 def _partial(block: Block, sums: Sequence[Sums]) -> Partial:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lima2cli import foreign as watch
 from lima2cli.dataclass import dataclass
 from lima2cli.declare import Choice, Integer, ListOf, param
+from lima2cli.diagnostics import did_you_mean
 from lima2cli.errors import FileProblem, NodeMisuse, UserCodeError
 from lima2cli.foreign import call_foreign, error_text, place_of, restore_standards
 from lima2cli.frames import DTYPES, MOST_PIXELS, Array, Files, FrameSpec, Invalid
@@ -206,6 +207,9 @@ def _bind(name: str, args: ast.arguments, count: int, params: Mapping[str, Any],
         unknown = next((key for key in params if f"'{key}'" in str(error)), None)
         missing = str(error).partition("argument: '")[2].rstrip("'") if "missing" in str(error) else ""
         help = f"params: {{{missing}: …}}, or a default for {missing}" if missing else None
+        if unknown is not None:
+            named = [argument.arg for argument in (*args.args[count:], *args.kwonlyargs)]
+            help = did_you_mean(unknown, named) or f"{name} takes no parameters"
         raise UnfitFunction(f"{name} can't be called with {words}{_and(params)}: {error}", help, unknown) from error
 
 

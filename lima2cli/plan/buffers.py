@@ -235,24 +235,12 @@ def _region(
             notes=[f"{' + '.join(users)} = {grouped(used)} bytes"],
             help=f"size: {exact_size(round_up(used, 2**20))}",
         )
-    kind, path = "host", None
+    region = Region(receiver, name, "host", memspace.kind, size, used)
     if isinstance(memspace, FileMemspace):
-        kind, path = "file", memspace.path
-    elif isinstance(memspace, GpuMemspace):
-        if memspace.fallback is None:
-            findings.error(
-                "not-available",
-                f"memspace {name} of {at[1]} is on a GPU: this version moves data to host memory only",
-                (*at, "gpu"),
-                help="fallback: host",
-            )
-        else:
-            findings.warning(
-                "gpu-fallback",
-                f"memspace {name} of {at[1]} is in host memory: this version moves no data to GPUs",
-                (*at, "gpu", "fallback"),
-            )
-    return Region(receiver, name, kind, memspace.kind, size, used, path)  # type: ignore[arg-type]
+        return replace(region, kind="file", path=memspace.path)
+    if isinstance(memspace, GpuMemspace):
+        return replace(region, device=memspace.device, fallback=memspace.fallback is not None)
+    return region
 
 
 def lay_out(pipeline: Pipeline, findings: Findings) -> tuple[tuple[Region, ...], tuple[Gdt, ...]]:

@@ -20,9 +20,10 @@ from lima2cli.plan.buffers import lay_out
 from lima2cli.plan.destinations import check_file_names, check_stored
 from lima2cli.plan.fuse import fuse_steps
 from lima2cli.plan.infer import flow_specs, place_nodes
-from lima2cli.plan.ir import Gdt, Numbering, Placement, Plan, RankRole, Step
+from lima2cli.plan.ir import Gdt, Kernel, Numbering, Placement, Plan, RankRole, Region, Step
 from lima2cli.plan.join_depth import check_skew
 from lima2cli.plan.layout import frames_of
+from lima2cli.plan.lowering import mark_lowered, on_devices
 from lima2cli.secret import hide
 
 
@@ -52,6 +53,8 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
             findings.error(misfit.rule, misfit.message, ("nodes", name, sink.kind, *misfit.key), help=misfit.help)
     if findings.failed:
         return None
+    kernels = mark_lowered(fuse_steps(steps, on=fuse), steps, on_devices(regions, gdts), files)
+    _warn_of_unused_devices(pipeline, regions, gdts, kernels, findings)
     return Plan(
         name=pipeline.name,
         detector=pipeline.config,
@@ -69,7 +72,7 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
             [step.name for step in steps if step.workers is not None for _ in range(step.workers.ranks)],
         ),
         steps=steps,
-        kernels=fuse_steps(steps, on=fuse),
+        kernels=kernels,
         channels=channels,
         tables={step.name: _table(pipeline, step, record, gdts) for step in steps if isinstance(step.node, Reduce)},
         output_directory=pipeline.output.directory,
@@ -84,6 +87,25 @@ def compile_plan(pipeline: Pipeline, files: Files, findings: Findings, *, cores:
         sources=sources,
         allow_lost=pipeline.acquisition.allow_lost,
     )
+
+
+def _warn_of_unused_devices(
+    pipeline: Pipeline, regions: Sequence[Region], gdts: Sequence[Gdt], kernels: Sequence[Kernel], findings: Findings
+) -> None:
+    """Report memspaces of devices to which frames come that nothing computes with there."""
+    computed = {kernel.source for kernel in kernels if kernel.lowered}
+    for index, region in enumerate(regions):
+        flows = {gdt.flow for gdt in gdts if any(buffer.region == index for buffer in gdt.buffers)}
+        if region.device is None or computed & flows:
+            continue
+        name = list(pipeline.receivers)[region.receiver]
+        message = f"memspace {region.name} of {name} is on a device, where nothing is computed with its frames"
+        help = (
+            "corrections, formulae, cuts, flips and ROI counters directly behind its flows are; host memory costs less"
+        )
+        findings.warning(
+            "device-unused", message, ("receivers", name, "memspaces", region.name), on_key=True, help=help
+        )
 
 
 def _sources_of(pipeline: Pipeline, gdts: Sequence[Gdt], files: Files, findings: Findings) -> Mapping[str, FrameSpec]:

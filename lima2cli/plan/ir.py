@@ -45,7 +45,10 @@ class LocalBuffer:
 
 @dataclass(frozen=True)
 class Region:
-    """A memspace. ``kind`` is the one used, ``asked`` the one written (a GPU with a fallback)."""
+    """A memspace. ``kind`` is the one that modules write to, ``asked`` the one written.
+
+    device, fallback  of a GPU: its number or name, and whether the host does its work where there is none
+    """
 
     receiver: int
     name: str
@@ -54,6 +57,8 @@ class Region:
     size: int
     used: int
     path: str | None = None
+    device: int | str | None = None
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,7 @@ class Kernel:
     ends     what then reads the last of them (or the source): reductions, or one sink
     makes    nodes of it whose frames are there for other kernels, whole: materialised
     others   further sources, where its only node reads several
+    lowered  it can be computed on a device, where its frames come to the memory of one
     """
 
     flow: str
@@ -261,6 +267,7 @@ class Kernel:
     ends: tuple[str, ...]
     makes: tuple[str, ...]
     others: tuple[str, ...] = ()
+    lowered: bool = False
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -271,6 +278,11 @@ class Kernel:
     def nodes(self) -> tuple[str, ...]:
         """Return the names of all its nodes, in the order of the data."""
         return self.maps + self.ends
+
+    @property
+    def operator(self) -> str:
+        """Return the name of what does it: its last map, or the first that reads frames."""
+        return self.maps[-1] if self.maps else self.ends[0]
 
     @property
     def fused(self) -> bool:

@@ -16,7 +16,7 @@ from lima2cli.geometry import Rect, Rule
 from lima2cli.messages import Failure, SourceReport, Start, usage
 from lima2cli.nodes.user_function import words
 from lima2cli.packed import HEAD_BYTES, head_of
-from lima2cli.program import END_FULL, END_OK, DetectorProgram, SourceFlow, Target, end_mark
+from lima2cli.program import END_FULL, END_OK, DetectorProgram, Route, SourceFlow, Target, end_mark
 from lima2cli.transport.base import Port, PutChannel
 from lima2cli.units import seconds_text
 
@@ -58,12 +58,14 @@ class _Cursor:
     """The next group of one flow. ``last`` is its last frame, None when all are served.
 
     ``most`` groups of each local buffer may be written together: 1 where they differ in more than their places.
+    ``failed`` are the groups, as (rank, first word) of their failure words, in which frames are marked as failed now.
     """
 
     def __init__(self, flow: SourceFlow, modules: Sequence[Rect], port: Port) -> None:
         gdt = flow.gdt
         self.flow, self.gdt, self.rule = flow, gdt, gdt.rule
         self.released = [0] * len(flow.targets)
+        self.failed: set[tuple[int, int]] = set()
         self.base = 0
         self.begin()
         width, layout = gdt.pixel_bytes, gdt.layout
@@ -79,9 +81,8 @@ class _Cursor:
         self.most = self._most()
 
     def _most(self) -> int:
-        gdt, rule, flow = self.gdt, self.rule, self.flow
-        plain = not (gdt.packed or gdt.header or rule.bounded or rule.overwrite)
-        if not plain or any(target.failures is not None for target in flow.targets):
+        gdt, rule = self.gdt, self.rule
+        if gdt.packed or gdt.header or rule.bounded or rule.overwrite:
             return 1
         depth = rule.depth if gdt.waits else rule.depth // 4  # what does not wait destroys as much at once
         return min(depth, JOINED_BYTES // (rule.blocks * rule.stride))
@@ -277,10 +278,11 @@ class DetectorRank:
     def _joined(self, cursor: _Cursor) -> int:
         """Return how many groups of each local buffer can be written together now; below 2 none can.
 
-        Their frames are there, their places follow each other, and have been released. Flows that are joined later
-        keep their order: several of them go frame by frame.
+        Their frames are there, their places follow each other, and have been released: nothing waits for them. So a
+        flow may be ahead of others, but the rank waits for memory only where all groups that end before are written,
+        as if it wrote them frame by frame: joins find at least what `plan.join_depth` has counted on.
         """
-        if cursor.most < 2 or len(self._cursors) > 1:
+        if cursor.most < 2:
             return 1
         rule = cursor.rule
         index, visit = rule.turn(cursor.group)
@@ -313,10 +315,13 @@ class DetectorRank:
                 before = time.perf_counter_ns()
                 place = 0
                 for numbers in runs:
+                    if place:
+                        channel.flush()  # the detector may use the memory of the frames before for these
                     start = target.offset + offset + route.offset_in_slot + place * rule.stride
                     self._put(cursor, route.module, channel, cut, start, numbers)
                     if route.contributor == 0:
                         self._put_times(target, position * rule.blocks + place, numbers)
+                    self._put_failures(cursor, route, target, position + place // rule.blocks, numbers)
                     place += len(numbers)
                 flushing = time.perf_counter_ns()
                 channel.flush()
@@ -349,9 +354,7 @@ class DetectorRank:
             if route.contributor == 0:
                 times = self._put_times(target, position * rule.blocks, cursor.numbers)
                 self._put_headers(cursor, index, base, times)
-            if target.failures is not None:
-                words = target.failures + (position * flow.contributors + route.contributor) * rule.blocks
-                self._put_failures(cursor, route.module, target.rank, words)
+            self._put_failures(cursor, route, target, position, cursor.numbers)
             flushing = time.perf_counter_ns()
             channel.flush()
             del heads
@@ -395,11 +398,31 @@ class DetectorRank:
             offset += layout.stride
         return heads
 
-    def _put_failures(self, cursor: _Cursor, module: int, rank: int, first: int) -> None:
-        """Write which frames of the group the module has failed to give, from word ``first`` on."""
-        missing = self._detector.missing(cursor.gdt.dataset, module, cursor.numbers)
-        words = np.zeros(len(cursor.numbers), np.uint64) if missing is None else missing.astype(np.uint64)
-        self._port.put_words(rank, first, words)
+    def _put_failures(self, cursor: _Cursor, route: Route, target: Target, position: int, numbers: range) -> None:
+        """Write which frames of a group, and of those at the places behind it, the module has failed to give.
+
+        Words of groups without such frames, which were 0 before, are left as they are.
+        """
+        if target.failures is None:
+            return
+        missing = self._detector.missing(cursor.gdt.dataset, route.module, numbers)
+        if missing is None and not cursor.failed:
+            return
+        blocks = cursor.rule.blocks
+        for start in range(0, len(numbers), blocks):
+            words = np.zeros(blocks, np.uint64)
+            if missing is not None:
+                part = missing[start : start + blocks]
+                words[: len(part)] = part
+            place = (position + start // blocks) * cursor.flow.contributors + route.contributor
+            group = (target.rank, target.failures + place * blocks)
+            if words.any():
+                cursor.failed.add(group)
+            elif group in cursor.failed:
+                cursor.failed.discard(group)
+            else:
+                continue
+            self._port.put_words(*group, words)
 
     def _put_times(self, target: Target, block: int, numbers: range) -> NDArray[np.uint64]:
         """Write the detector's times of frames, from that of a block of a local buffer on; return them."""

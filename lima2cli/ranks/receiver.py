@@ -10,7 +10,7 @@ from pathlib import Path
 from lima2cli import messages
 from lima2cli.accounting.record import Ledger
 from lima2cli.dataclass import dataclass
-from lima2cli.errors import StateError
+from lima2cli.errors import EnvironmentUnfit, StateError
 from lima2cli.files.appending import load_libraries
 from lima2cli.files.nexus import ledger_file
 from lima2cli.foreign import lingering
@@ -98,7 +98,11 @@ class ReceiverRank:
         except Exception as error:  # noqa: BLE001  user code may raise anything
             self._port.send(0, (messages.FAILED, Failure(self._program.rank, str(error))))
             return
-        self._graph = Executor(self._program, self._port, self._files, own)
+        try:
+            self._graph = Executor(self._program, self._port, self._files, own)
+        except EnvironmentUnfit as error:
+            self._port.send(0, (messages.FAILED, Failure(self._program.rank, f"{socket.gethostname()}: {error}")))
+            return
         self._ready(self._graph, self._directory)
         if not self._report_failures(self._graph):
             self._port.send(0, (messages.READY, None))

@@ -29,6 +29,7 @@ OWNERS = {
     "bokeh": {"web"},
     "prometheus_client": {"web"},
     "p4p": {"pva"},
+    "pyopencl": {"gpu"},
     "pyFAI": {"nodes"},
     "scipy": {"nodes"},
     "typer": {"cli"},

@@ -39,7 +39,7 @@ def main() -> int:
             return 0
         wanted = [
             *PROJECT["dependencies"],
-            *(line for name, lines in EXTRAS.items() if name not in BUILT for line in lines),
+            *(line for name, lines in EXTRAS.items() if name not in (*BUILT, "all") for line in lines),
         ]
         missing = {version: resolved(folder, "--python-version", version, *wanted) for version in PYTHONS}
     for version, said in missing.items():

@@ -134,6 +134,16 @@ def test_functions_are_looked_at_in_their_text(name: str, params: dict[str, int]
         assert said in raised.value.message
 
 
+def test_a_parameter_that_is_misspelt_is_corrected() -> None:
+    module = module_of(
+        b"def f(frames, numbers, *, level=1): return frames\ndef g(frames, numbers): return frames", "u.py"
+    )
+    for name, help in (("f", "did you mean `level`?"), ("g", "g takes no parameters")):
+        with pytest.raises(UnfitFunction) as raised:
+            check_called(module, name, {"levl": 1})
+        assert raised.value.help == help
+
+
 def test_nothing_of_the_users_is_run(tmp_path: Path) -> None:
     code = f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(frames, numbers): return frames\n"
     (tmp_path / "u.py").write_text(code)

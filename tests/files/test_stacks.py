@@ -162,6 +162,10 @@ def test_missing_files_and_datasets(store: Store, tmp_path: Path) -> None:
         "file-missing",
         f"there is no file x/dark.h5: no directory {tmp_path / 'x'}",
     )
+    assert problem(store, "dark.h5:/entry/dark") == (
+        "file-missing",
+        "there is no file dark.h5:/entry/dark; did you mean dark.h5::/entry/dark?",
+    )
     assert problem(store, "dark.h5::/entry/drak") == (
         "dataset-missing",
         "dark.h5 has no dataset /entry/drak; did you mean /entry/dark?",

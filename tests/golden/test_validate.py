@@ -151,6 +151,14 @@ def test_validate_imports_nothing_heavy() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("group", [(), ("runs",), ("nodes",), ("detectors",)])
+def test_summaries_of_commands_fit_a_terminal(group: tuple[str, ...], run) -> None:
+    shown = run(*group, "--help").stdout
+    assert shown.count("\n  ") > 3
+    lines = shown.splitlines()[1:]
+    assert not [line for line in lines if line.endswith("...") or len(line) > 80]
+
+
 def test_help_imports_no_compiler() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "lima2cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, check=True)

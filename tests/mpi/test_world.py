@@ -19,7 +19,7 @@ flows: {data: {dataset: data, rules: {blocks_per_group: 2}, buffers: {frames: 12
 nodes: {u: {input: data, python: {function: "u.py:f"}}, save: {input: u, io_hdf5: {}}}
 """
 
-PRINTS = "def f(frames, numbers):\n    print(f'saw {numbers[0]}')\n    return frames\n"
+PRINTS = "def f(frames, numbers):\n    print(f'saw {numbers[0]}\\n', end='')\n    return frames\n"
 
 DIES = "import os\n\ndef f(frames, numbers):\n    os._exit(3)\n"
 

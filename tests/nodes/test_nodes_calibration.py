@@ -70,6 +70,7 @@ def test_another_shape_is_refused_naming_both(shape: tuple[int, ...]) -> None:
         if shape[0]:
             assert "4 x 3" in refused.value.message
             assert "10 x 8" in refused.value.message
+        assert ("transposed" in (refused.value.help or "")) == (shape[-2:] in [(4, 3), (10, 8)])
 
 
 @pytest.mark.parametrize("image", [np.zeros((3, 4), complex), np.zeros((3, 4), "S3"), np.zeros((3, 4), bool)])

@@ -1,0 +1,1 @@
+"""Computing on devices of OpenCL: GPUs, and for tests the CPU, by pocl. Extra ``gpu``; only what is here imports it."""

@@ -1,0 +1,164 @@
+"""A device computes what the CPU computes, for any chain and any regions; pocl is the device."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lima2cli.errors import EnvironmentUnfit
+from lima2cli.frames import Invalid
+from lima2cli.kernels.opencl import SLOTS, chain_source, piece_frames, sums_source
+from lima2cli.nodes.base import Inputs, Reduce, RegionReducer
+from tests.compiler.test_fuse import MAPS, RULES, calibrations, joined, masked_spec, specked
+from tests.node_inputs import DTYPES, block, node, padded
+
+pytest.importorskip("pyopencl")
+
+from lima2cli.gpu.devices import Device, check_device, devices, open_device
+from lima2cli.gpu.pipe import Piece, Pipe, spanned
+
+pytestmark = pytest.mark.interchange
+
+
+@pytest.fixture(scope="module")
+def pocl() -> Device:
+    """The CPU, as a device."""
+    try:
+        return open_device("pocl")
+    except EnvironmentUnfit as error:
+        pytest.skip(str(error))
+
+
+def waited(piece: Piece) -> Piece:
+    """The piece when all its results are there."""
+    from time import monotonic, sleep
+
+    end = monotonic() + 60
+    while not piece.done:
+        assert monotonic() < end
+        sleep(0.001)
+    assert piece.copied
+    return piece
+
+
+@settings(max_examples=60)
+@given(
+    dtype=st.sampled_from(["uint16", *DTYPES]),
+    chain=st.lists(MAPS, min_size=1, max_size=5),
+    count=st.integers(1, 7),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 9),
+    nan=st.booleans(),
+    gaps=st.booleans(),
+    rule=RULES,
+)
+def test_any_chain_gives_what_the_cpu_gives(
+    pocl: Device,
+    dtype: str,
+    chain: list[tuple[str, dict[str, Any]]],
+    count: int,
+    height: int,
+    width: int,
+    seed: int,
+    nan: bool,
+    gaps: bool,
+    rule: Invalid,
+) -> None:
+    files, spec = calibrations(height, width, seed), masked_spec(dtype, height, width, rule, seed)
+    frames = specked(dtype, (count, height, width), seed, nan)
+    recipe, _, expected = joined(chain, spec, files, frames)
+    pipe = Pipe(pocl, chain_source(recipe, dtype, width), (), makes=True, shape=(height, width))
+    piece = waited(pipe.submit(padded(frames) if gaps else frames))
+    assert piece.frames.dtype == expected.dtype
+    np.testing.assert_array_equal(piece.frames, expected)
+
+
+@settings(max_examples=30)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    chain=st.lists(MAPS, max_size=3),
+    shape=st.sampled_from([(5, 9, 13), (1, 170, 401), (3, 130, 300), (2, 1, 1)]),
+    seed=st.integers(0, 9),
+    nan=st.booleans(),
+    rule=RULES,
+)
+def test_sums_over_regions_are_those_of_the_cpu(
+    pocl: Device,
+    dtype: str,
+    chain: list[tuple[str, dict[str, Any]]],
+    shape: tuple[int, int, int],
+    seed: int,
+    nan: bool,
+    rule: Invalid,
+) -> None:
+    _, height, width = shape
+    files, spec = calibrations(height, width, seed), masked_spec(dtype, height, width, rule, seed)
+    frames = specked(dtype, shape, seed, nan)
+    recipe, after, whole = joined(chain, spec, files, frames)
+    source = chain_source(recipe, dtype, width)
+    height, width = after.shape
+    rois = {
+        "all": {"x": 0, "y": 0, "width": width, "height": height},
+        "part": {"x": 0, "y": min(1, height // 2), "width": max(1, width // 2), "height": max(1, height // 2)},
+        "arc": {"arc": {"x": width / 2, "y": height / 2, "r1": 0, "r2": height + width, "a1": 10, "a2": 370}},
+    }
+    statistics = ["sum", "avg", "std", "min", "max", "valid", "com_x", "com_y", {"above": 20}]
+    counters: Reduce = node("roi_counters", rois=rois, statistics=statistics)
+    reducer = counters.bind(Inputs.of(after, files))
+    assert isinstance(reducer, RegionReducer)
+    sums = sums_source("sums0", reducer.regions, source)
+    pipe = Pipe(pocl, source, (sums,), makes=False, shape=shape[1:])
+    piece = waited(pipe.submit(frames))
+    some = block(frames)
+    got = counters.finish(reducer.of_sums(some, pipe.sums(piece, 0)))
+    expected = counters.finish(counters.bind(Inputs.of(after, files)).step(block(whole), 0))
+    wide = np.abs(whole.astype(np.float64))
+    largest = float(np.max(wide, initial=1.0, where=np.isfinite(wide)))
+    for name, values in expected.items():
+        assert got[name].dtype == values.dtype
+        if name.endswith(("_min", "_max", "_valid", "_above", "frame_number")):
+            np.testing.assert_array_equal(got[name], values, err_msg=name)
+        else:
+            scale = 1e-15 * height * width if name.endswith("_sum") else 1e-7
+            np.testing.assert_allclose(got[name], values, rtol=1e-6, atol=scale * largest, err_msg=name)
+
+
+def test_a_ring_of_slots_is_all_the_memory_and_pieces_come_in_order(pocl: Device) -> None:
+    recipe, _, _ = joined([("background_sub", {"image": 3})], masked_spec("uint16", 8, 8, Invalid(), 0),
+                          calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
+    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8))
+    pieces = [pipe.submit(np.full((2, 8, 8), number, np.uint16)) for number in range(SLOTS)]
+    assert not pipe.free
+    for number, piece in enumerate(pieces):
+        assert (waited(piece).frames == number - 3).all()
+        pipe.give_back(piece.slot)
+    assert pipe.free
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_frames_that_lie_apart_are_copied_with_what_lies_between(stride: int) -> None:
+    memory = np.arange(10 * 12, dtype=np.uint16).reshape(10, 3, 4)
+    frames = memory[:: max(1, stride)][:2] if stride < 5 else memory[:, :, :3]
+    data, step = spanned(frames)
+    pixels = data.view(np.uint16)
+    for number, frame in enumerate(frames):
+        flat = pixels[number * step : number * step + frame.size]
+        np.testing.assert_array_equal(flat, frame.ravel())
+
+
+def test_pieces_are_a_few_megabytes() -> None:
+    assert [piece_frames(size) for size in (1, 8 << 20, 9 << 20, 1 << 20)] == [8 << 20, 1, 1, 8]
+
+
+def test_a_cpu_is_used_by_name_only(pocl: Device) -> None:
+    assert all("pocl" not in name.lower() for name in devices())
+    with pytest.raises(EnvironmentUnfit, match="device 99 of OpenCL was not found"):
+        open_device(99)
+    with pytest.raises(EnvironmentUnfit, match="no such name of OpenCL was not found"):
+        open_device("no such name")
+    with pytest.raises(EnvironmentUnfit, match=r"of memory, .* are needed"):
+        check_device("pocl", 1 << 60)
+    assert check_device("pocl", 1) == pocl.name

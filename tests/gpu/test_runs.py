@@ -1,0 +1,264 @@
+"""Runs whose flows come to the memory of a device save what runs in host memory save; pocl is the device."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lima2cli.inputs.stacks import FileStore
+from lima2cli.job.run import run_plan
+from lima2cli.plan.ir import Plan
+from lima2cli.plan.lowering import device_bytes, mark_lowered
+from lima2cli.runs.saved_plan import Origin
+from tests.compiling import compiled, figures, plan_of
+from tests.golden.test_examples import ALL, ELSEWHERE
+from tests.running import EXAMPLES, TRANSPORTS, lima2, run, truth
+
+pytest.importorskip("pyopencl")
+
+from lima2cli.gpu.devices import open_device
+
+pytestmark = pytest.mark.interchange
+
+TEXT = """
+lima2: 1
+detector:
+  remu:
+    image: {width: 96, height: 64}
+    datasets: {D: {dtype: uint16}}
+    scene: {rings: {seed: 3}}
+acquisition: {frames: 60}
+receivers: {r: {memspaces: {m: MEMSPACE}}, s: {memspaces: {m: MEMSPACE}}}
+flows: {raw: {dataset: D, rules: {blocks_per_group: 10}, buffers: {at: [r.m, s.m]}}}
+nodes:
+  dark: {input: raw, background_sub: {image: dark.npy}}
+  flat: {input: dark, flatfield: {image: flat.npy}}
+  good: {input: flat, mask: {image: bad.npy}}
+  counters:
+    input: good
+    roi_counters:
+      rois: {spot: {x: 3, y: 2, width: 50, height: 30}, ring: {ring: {x: 40, y: 30, r1: 5, r2: 25}}}
+      statistics: [sum, avg, std, min, max, valid, com_x]
+  lines: {input: good, roi_profiles: {direction: vertical, rois: {line: {x: 5, y: 10, width: 20, height: 40}}}}
+  direct: {input: raw, roi_counters: {rois: {all: {x: 0, y: 0, width: 96, height: 64}}}}
+  saved: {input: good, io_hdf5: {}}
+  binned: {input: good, roi_flip_rot: {binning: 2, rotation: 90}}
+  summed: {input: good, accumulate: {frames: 10}}
+  images: {input: binned, io_hdf5: {}}
+  sums: {input: summed, io_hdf5: {}}
+"""
+
+DEVICE, HOST = "{gpu: {device: pocl}}", "{host: {}}"
+
+
+@pytest.fixture(autouse=True)
+def _pocl() -> None:
+    from lima2cli.errors import EnvironmentUnfit
+
+    try:
+        open_device("pocl")
+    except EnvironmentUnfit as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A directory with calibrations."""
+    random = np.random.default_rng(1)
+    np.save(tmp_path / "dark.npy", random.uniform(90, 110, (64, 96)).astype(np.float32))
+    np.save(tmp_path / "flat.npy", random.uniform(0.9, 1.1, (64, 96)).astype(np.float32))
+    np.save(tmp_path / "bad.npy", (random.uniform(size=(64, 96)) < 0.05).astype(np.uint8))
+    return tmp_path
+
+
+def check_same(one: Path, other: Path) -> int:
+    """Check that two runs have saved the same numbers; return how many arrays.
+
+    Sums are the same but for the order of their terms.
+    """
+    found = 0
+    for path in sorted(one.glob("*.h5")):
+        with h5py.File(path) as file, h5py.File(other / path.name) as twin:
+            for name, values in arrays(file).items():
+                expected = arrays(twin)[name]
+                assert values.shape == expected.shape, (path.name, name)
+                close = values.dtype.kind == "f" and values.ndim < 3
+                np.testing.assert_allclose(values, expected, 1e-6 if close else 0, 1e-6 if close else 0, err_msg=name)
+                found += 1
+    return found
+
+
+APART = ("checksum", "time", "date", "duration", "latency", "received", "plan", "version", "host", "seconds")
+
+
+def arrays(file: h5py.File) -> dict[str, NDArray[Any]]:
+    """Numbers in a file that are not of this very run."""
+    found: dict[str, NDArray[Any]] = {}
+
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and not any(word in name for word in APART):
+            found[name] = item[()]
+
+    file.visititems(take)
+    return found
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_run_on_a_device_saves_what_one_on_the_host_does(base: Path, transport: str) -> None:
+    ran = run(TEXT.replace("MEMSPACE", DEVICE), base, transport)
+    assert ran.code == 0, ran.output
+    assert "warning" not in ran.output
+    on_host = run(TEXT.replace("MEMSPACE", HOST), base, "inline")
+    truth(ran)
+    assert check_same(ran.directory, on_host.directory) > 40
+
+
+def test_what_is_computed_on_the_device_is_shown(base: Path) -> None:
+    plan = plan_of(TEXT.replace("MEMSPACE", DEVICE), base)
+    found = {tuple(kernel["nodes"]): kernel.get("device") for kernel in figures(plan)["kernels"]}
+    raw, result = 96 * 64 * 2, 96 * 64 * 4
+    both = {"receivers": ["r", "s"], "there_bytes": raw}
+    assert found["dark", "flat", "good", "counters", "lines"] == {**both, "back_bytes": result}
+    assert found["direct",] == {**both, "back_bytes": 0}
+    assert [nodes for nodes, device in found.items() if device] == [
+        ("dark", "flat", "good", "counters", "lines"),
+        ("direct",),
+    ]
+    assert device_bytes(plan, 0) == device_bytes(plan, 1) > 3 * (8 << 20)
+    shown = lima2("plan", "p.yaml", cwd=_written(base, TEXT.replace("MEMSPACE", DEVICE))).stdout
+    assert "on the device of r, s: 12 KiB a frame there, 24 KiB back" in shown
+    assert "on the device of r, s: 12 KiB a frame there, sums back" in shown
+    assert "gpu pocl" in shown
+
+
+def _written(base: Path, text: str) -> Path:
+    (base / "p.yaml").write_text(text)
+    return base
+
+
+def on_pocl(plan: Plan, base: Path) -> Plan:
+    """The plan with all memory of receivers on the device."""
+    regions = tuple(region if region.path else replace(region, device="pocl") for region in plan.regions)
+    with FileStore(base) as files:
+        kernels = mark_lowered(plan.kernels, plan.steps, {gdt.flow for gdt in plan.gdts}, files)
+    return replace(plan, regions=regions, kernels=kernels)
+
+
+SHORT = {"jungfrau": 10, "parts": 40, "round_robin": 40}
+OWN_TIME = {"slow_viewer"}
+"""Examples in which it depends on time which frames are saved."""
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ELSEWHERE | OWN_TIME])
+def test_examples_save_the_same(name: str, tmp_path: Path) -> None:
+    """All nodes, as users combine them."""
+    text = (EXAMPLES / f"{name}.yaml").read_text()
+    plan = plan_of(text, EXAMPLES)
+    if name in SHORT:
+        plan = plan.asked(SHORT[name], plan.period_s)
+    directories = []
+    for place, one in (("host", plan), ("device", on_pocl(plan, EXAMPLES))):
+        one = replace(one, output_directory=str(tmp_path / place / "{run}"))
+        origin = Origin(text, f"{name}.yaml", EXAMPLES)
+        directory, summary, code = run_plan(one, origin, lambda event: None, transport="inline")
+        assert code == 0, summary
+        directories.append(directory.resolve())
+    assert check_same(directories[1], directories[0]) > 0
+
+
+def test_without_the_device_the_run_does_not_start(base: Path) -> None:
+    text = TEXT.replace("MEMSPACE", "{gpu: {device: no such}}")
+    done = lima2("run", "p.yaml", "--transport", "inline", cwd=_written(base, text))
+    assert done.returncode == 12
+    assert "memspace m of r: device no such of OpenCL was not found" in done.stderr
+    assert not (base / "runs").exists()
+
+
+def test_the_host_stands_in_where_it_may(base: Path) -> None:
+    ran = run(TEXT.replace("MEMSPACE", "{gpu: {device: no such, fallback: host}}"), base, "inline")
+    assert ran.code == 0
+    assert "warning: memspace r.m is in host memory: device no such of OpenCL was not found" in ran.output
+    assert len(ran.summary["warnings"]) == 2
+    on_host = run(TEXT.replace("MEMSPACE", HOST), base, "inline")
+    assert check_same(ran.directory, on_host.directory) > 40
+
+
+def test_too_little_memory_on_the_device_is_known_before_the_start(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lima2cli.job import resources
+
+    monkeypatch.setattr(resources, "device_bytes", lambda plan, region: 1 << 45)
+    done = lima2("run", "p.yaml", cwd=_written(base, TEXT.replace("MEMSPACE", DEVICE)))
+    assert done.returncode == 12
+    assert "memspace m of r: device pocl (" in done.stderr
+    assert "of memory, 32 TiB are needed" in done.stderr
+
+
+@pytest.mark.parametrize("overrun", ["continue", "stop"])
+def test_frames_that_may_be_overwritten_are_copied_first(base: Path, overrun: str) -> None:
+    text = TEXT.replace("MEMSPACE", DEVICE).replace("buffers:", f"overrun: {overrun}, buffers:")
+    ran = run(text.replace("frames: 60", "frames: 60, rate: 500 Hz"), base, "inline")
+    truth(ran)
+    frames, numbers, status = ran.saved("saved")
+    on_host = run(TEXT.replace("MEMSPACE", HOST), base, "inline")
+    expected = on_host.saved("saved")[0]
+    np.testing.assert_array_equal(frames[status == 0], expected[numbers[status == 0]])
+    assert (status == 0).any()
+
+
+def test_a_device_that_fails_is_a_failure_that_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lima2cli.gpu import pipe
+
+    submit, count = pipe.Pipe.submit, [0]
+
+    def failing(self: pipe.Pipe, frames: Any) -> pipe.Piece:
+        count[0] += 1
+        if count[0] > 6:
+            raise RuntimeError("the device has failed (OpenCL error -5)")
+        return submit(self, frames)
+
+    monkeypatch.setattr(pipe.Pipe, "submit", failing)
+    ran = run(TEXT.replace("MEMSPACE", DEVICE), base, "inline")
+    assert ran.code == 10
+    assert "the device has failed (OpenCL error -5)" in ran.summary["reason"]
+    truth(ran)
+    saved = ran.summary["channels"]["saved"]
+    assert 0 < saved["saved"] < 60
+
+
+def test_memory_is_flat_however_many_groups(tmp_path: Path) -> None:
+    """Ten thousand groups, one block each: what the process takes at the end is what it took after the first."""
+    import psutil
+
+    text = """
+lima2: 1
+detector: {remu: {image: {width: 16, height: 16}, datasets: {D: {dtype: uint16}}}}
+acquisition: {frames: 10000}
+receivers: {r: {memspaces: {m: {gpu: {device: pocl}}}}}
+flows: {raw: {dataset: D, buffers: {at: [r.m]}}}
+nodes:
+  dark: {input: raw, background_sub: {image: 3}}
+  counters: {input: dark, roi_counters: {rois: {all: {x: 0, y: 0, width: 16, height: 16}}}}
+  saved: {input: dark, io_hdf5: {}}
+"""
+    taken = []
+    for frames in (1000, 10000):
+        ran = run(text.replace("10000", str(frames)), tmp_path, "inline")
+        assert ran.code == 0, ran.output
+        taken.append(psutil.Process().memory_info().rss)
+    assert taken[1] - taken[0] < 64 << 20
+    assert json.loads((ran.directory / "summary.json").read_text())["channels"]["saved"]["saved"] == 10000
+
+
+def test_a_device_is_a_number_or_a_name() -> None:
+    for device in ("0", "pocl", "NVIDIA H200"):
+        plan, _ = compiled(TEXT.replace("MEMSPACE", f"{{gpu: {{device: {device}}}}}").split("nodes:")[0])
+        assert plan is not None
+        assert plan.regions[0].device == (0 if device == "0" else device)
+    _, findings = compiled(TEXT.replace("MEMSPACE", "{gpu: {device: -1}}").split("nodes:")[0])
+    assert findings.failed
