@@ -30,11 +30,12 @@ def validate(
     """
     with border(as_json=format is Format.JSON, debug=debug):
         from lima2cli.cli.reading import Changes, check_file, show_all, unreadable
+        from lima2cli.cli.suites import SUFFIX, check_suite
 
         changes, checked, code = Changes.of(overrides, profiles), [], ExitCode.FINE
         for file in files:
             try:
-                one = check_file(file, changes)
+                one = check_suite(file) if file.endswith(SUFFIX) else check_file(file, changes)
             except UnreadableInput as error:
                 one, code = unreadable(file, error), ExitCode.USAGE
             checked.append(one)

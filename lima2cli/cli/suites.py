@@ -16,6 +16,7 @@ from lima2cli.errors import UnreadableInput
 from lima2cli.units import counted_text, seconds_text
 
 if TYPE_CHECKING:
+    from lima2cli.check import Checked
     from lima2cli.suite import Outcome, Suite
 
 SUFFIX = ".test.yaml"
@@ -60,6 +61,20 @@ def run_tests(
             inputs = {path for result in results for path in result.inputs}
             write_output(junit, _junit(results), [*inputs, *(str(Path(file).resolve()) for file in files)])
         raise typer.Exit(ExitCode.FINE if all(result.passed for result in results) else ExitCode.PROBLEMS)
+
+
+def check_suite(file: str) -> "Checked":
+    """Check a file of tests, without running them.
+
+    Raises:
+        UnreadableInput: it can't be read.
+    """
+    from lima2cli.check import Checked
+    from lima2cli.cli.reading import read
+    from lima2cli.suite import load_suite
+
+    suite = load_suite(read(file), file, os.environ)
+    return Checked(suite.source, suite.findings)
 
 
 def _files(paths: Sequence[str]) -> list[str]:

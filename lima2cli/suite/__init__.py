@@ -24,6 +24,7 @@ from lima2cli.errors import EnvironmentUnfit, ExitCode, FileProblem, RunFailed
 from lima2cli.frames import DetectorInfo
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.job.run import run_plan
+from lima2cli.language.records import FileMemspace
 from lima2cli.language.resolved import as_written
 from lima2cli.plan.ir import Plan
 from lima2cli.runs.saved_plan import Origin
@@ -144,8 +145,10 @@ class _Case:
         if self._findings.failed:
             return
         directory = str(self._folder.resolve()).replace("{", "{{").replace("}", "}}")
-        edits.append(self._edit(("output", "directory"), f"{directory}/{{run}}", self.at))
+        edits.append(self._edit(("output", "directory"), f"{directory}/runs/{{run}}", self.at))
         checked = self._checked(text, file, profiles, edits)
+        if checked.plan is not None and (moved := list(self._mapped(checked))):
+            checked = self._checked(text, file, profiles, [*edits, *moved])
         self._diagnose(checked)
         if checked.plan is None or self._findings.failed or self._endless(checked.plan):
             return
@@ -189,6 +192,16 @@ class _Case:
             yield Edit(
                 tuple(key.split(".")), self._document.node(at), self._document.place(at, True), self._document, at
             )
+
+    def _mapped(self, checked: Checked) -> Iterator[Edit]:
+        """Yield a place in the folder of the test for each memspace that is a file: those stay after a run."""
+        assert checked.pipeline is not None
+        for receiver, table in checked.pipeline.receivers.items():
+            for name, memspace in table.memspaces.items():
+                if isinstance(memspace, FileMemspace):
+                    (memory := self._folder.resolve() / "memory").mkdir(exist_ok=True)
+                    path = str(memory / f"{receiver}_{name}")
+                    yield self._edit(("receivers", receiver, "memspaces", name, "file", "path"), path, self.at)
 
     def _frames(self) -> Iterator[Edit]:
         """Yield the number of frames that are written in the test."""

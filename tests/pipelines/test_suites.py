@@ -261,6 +261,20 @@ def test_a_test_needs_a_pipeline() -> None:
     assert [(item.rule, item.at) for item in suite.findings] == [("missing-key", ("tests", "a"))]
 
 
+def test_validate_checks_files_of_tests(folder: Path) -> None:
+    assert ran(folder, "a: {frames: [1]}").returncode == 0
+    assert lima2("validate", "p.test.yaml", "p.yaml", cwd=folder).returncode == 0
+    (folder / "p.test.yaml").write_text("lima2: 1\npipeline: p.yaml\ntests: {a: {fames: [1]}}\n")
+    done = lima2("validate", "p.test.yaml", "--format", "concise", cwd=folder)
+    assert (done.returncode, done.stdout.startswith("p.test.yaml:3:13: error[unknown-key]")) == (1, True)
+
+
+def test_files_of_memspaces_are_removed_too(folder: Path) -> None:
+    done = ran(folder, "a: {set: {receivers: {r: {memspaces: {m: {file: {path: kept.mem}}}}}}, frames: [1]}")
+    assert done.returncode == 0, done.stdout
+    assert not list(folder.glob("kept*"))
+
+
 def test_files_are_found_and_chosen(folder: Path) -> None:
     (folder / "below").mkdir()
     for name in ("b.test.yaml", "a.test.yaml"):
