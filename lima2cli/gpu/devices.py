@@ -64,7 +64,7 @@ def open_device(wanted: int | str) -> Device:
     options = []
     if found.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
         options.append("-cl-fp32-correctly-rounded-divide-sqrt")
-    queues = [cl.CommandQueue(context) for _ in range(3)]
+    queues = [cl.CommandQueue(context, properties=cl.command_queue_properties.PROFILING_ENABLE) for _ in range(3)]
     return Device(found.name.strip(), found.global_mem_size, tuple(options), context, *queues)
 
 

@@ -30,10 +30,11 @@ class Slot:
 
 
 class Piece:
-    """A piece that is under way in a slot: ``count`` frames."""
+    """A piece that is under way in a slot: ``count`` frames. ``work`` are the events of its kernels."""
 
-    def __init__(self, slot: Slot, count: int, copied: Any, ends: Sequence[Any]) -> None:
-        self.slot, self.count, self._copied, self._ends = slot, count, copied, list(ends)
+    def __init__(self, slot: Slot, count: int, copied: Any, work: Sequence[Any], ends: Sequence[Any]) -> None:
+        self.slot, self.count, self._copied, self._work = slot, count, copied, work
+        self._ends = [copied, *ends]
 
     @property
     def copied(self) -> bool:
@@ -50,6 +51,11 @@ class Piece:
         while self._ends and _is_done(self._ends[-1]):
             self._ends.pop()
         return not self._ends
+
+    @property
+    def spent_ns(self) -> int:
+        """Return for how long the device was at work with its kernels; of a piece that is done."""
+        return sum(event.profile.end - event.profile.start for event in self._work)
 
     @property
     def frames(self) -> Array:
@@ -117,13 +123,14 @@ class Pipe:
         if slot.raw_bytes < data.nbytes:
             slot.raw, slot.raw_bytes = device.buffer(data.nbytes), data.nbytes
         copied = cl.enqueue_copy(device.up, slot.raw, data, is_blocking=False)
-        ends = []
+        work, ends = list[Any](), list[Any]()
         if self._make is not None:
             height, width = self._chain.shape
             grid = (-(-width // ROW) * ROW, height, count)
             made = self._make(
                 device.work, grid, (ROW, 1, 1), slot.raw, np.uint64(stride), slot.made, *self._images, wait_for=[copied]
             )
+            work.append(made)
             ends.append(self._back(slot.frames[:count], slot.made, made))
         for i, kernel in enumerate(self._kernels):
             there, here = slot.sums_there[i], slot.sums[i]
@@ -134,10 +141,11 @@ class Pipe:
                 device.work, (tiles * GROUP, count), (GROUP, 1), slot.raw, np.uint64(stride), *self._tables[i],
                 *there.values(), *self._images, wait_for=[copied],
             )  # fmt: skip
+            work.append(summed)
             ends += [self._back(here[key][:count], there[key], summed) for key in here]
         for queue in (device.up, device.work, device.down):
             queue.flush()
-        return Piece(slot, count, copied, [copied, *ends])
+        return Piece(slot, count, copied, work, ends)
 
     def sums(self, piece: Piece, i: int) -> list[Sums]:
         """Return the sums of each region of a node, arrays (count,), of a piece that is done."""

@@ -216,7 +216,8 @@ class Executor:
             result = self._attempt(name, None, operator.poll)
             if result is not None:
                 worked = True
-                self.timings.took(name, time.perf_counter_ns() - before, result.frames)
+                spent_ns = time.perf_counter_ns() - before + result.elsewhere_ns
+                self.timings.took(name, spent_ns, result.frames)
                 self._follow(name, result)
         return worked
 

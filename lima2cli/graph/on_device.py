@@ -181,7 +181,10 @@ class BoundOnDevice(Operator):
         self._order.popleft()
         if task.ends:
             task.arrival.done()
-        return self._result(task, task.piece)
+        spent_ns = task.piece.spent_ns
+        result = self._result(task, task.piece)
+        result.elsewhere_ns = spent_ns
+        return result
 
     def _result(self, task: _Task, piece: Piece) -> Result:
         assert task.block is not None

@@ -77,6 +77,7 @@ class Result:
     rows    partial results, by the names of nodes
     staged  what is to be committed, by the names of the operators that save it
     hold    of the memory of the block, where that is given back when it is not read any more
+    elsewhere_ns  what it took a device, while this process did other things
     """
 
     last: int
@@ -84,6 +85,7 @@ class Result:
     rows: Mapping[str, Partial] | None = None
     staged: Mapping[str, Any] | None = None
     hold: Lease | None = None
+    elsewhere_ns: int = 0
 
     @property
     def frames(self) -> int:

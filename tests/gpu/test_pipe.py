@@ -43,7 +43,7 @@ def waited(piece: Piece) -> Piece:
     return piece
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     dtype=st.sampled_from(["uint16", *DTYPES]),
     chain=st.lists(MAPS, min_size=1, max_size=5),
@@ -76,7 +76,7 @@ def test_any_chain_gives_what_the_cpu_gives(
     np.testing.assert_array_equal(piece.frames, expected)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     dtype=st.sampled_from(DTYPES),
     chain=st.lists(MAPS, max_size=3),

@@ -151,11 +151,26 @@ def on_pocl(plan: Plan, base: Path) -> Plan:
 
 
 SHORT = {"jungfrau": 10, "parts": 40, "round_robin": 40}
+ON_DEVICE = (
+    "correct", "counters", "expression", "filter", "gain", "jungfrau", "maze", "poisson", "repeat", "round_robin",
+    "smartpix", "xpcs",
+)  # fmt: skip
+"""Examples with kernels that can be computed on a device."""
+
 OWN_TIME = {"slow_viewer"}
-"""Examples in which it depends on time which frames are saved."""
+"""Another, in which it depends on time which frames are saved."""
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ELSEWHERE | OWN_TIME])
+def test_examples_with_kernels_for_devices_are_listed() -> None:
+    names = set(ALL) - ELSEWHERE
+    plans = {name: on_pocl(plan_of((EXAMPLES / f"{name}.yaml").read_text(), EXAMPLES), EXAMPLES) for name in names}
+    assert {name for name, plan in plans.items() if any(kernel.lowered for kernel in plan.kernels)} == {
+        *ON_DEVICE,
+        *OWN_TIME,
+    }
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
 def test_examples_save_the_same(name: str, tmp_path: Path) -> None:
     """All nodes, as users combine them."""
     text = (EXAMPLES / f"{name}.yaml").read_text()
