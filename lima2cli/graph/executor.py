@@ -295,6 +295,8 @@ class Executor:
             return call_foreign(function, *args, **kwargs)
         except BlockFailed as failed:
             self._drop(name, failed.frame, failed.error)
+        except PartFailed as failed:
+            self._drop(failed.name, frame, failed.error)
         except UserCodeError as error:
             self._drop(name, frame if error.frame is None else error.frame, error)
         except Exception as error:  # noqa: BLE001

@@ -33,7 +33,7 @@ class BoundChain(Operator):
         self._reducers: dict[str, Sequence[StripReducer]] = {}
         self._reads: dict[str, Sequence[Rect] | None] = {}
         self._merged: set[str] = set()
-        self._parts, self._before = [_part(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
+        self._parts, self._before = [stage_of(steps[name], files) for name in kernel.maps], steps[kernel.maps[0]].before
         self._recipe = settle(self._parts, self._before.dtype, *self._before.shape)
         self._looks: dict[str, Chain] = {}
         self._threads, self._team = threads, team(threads)
@@ -106,7 +106,7 @@ class BoundChain(Operator):
         before = self._parts, self._reads
         parts, reads = list(self._parts), dict(self._reads)
         if step.name in self._maps:
-            parts[self._maps.index(step.name)] = _part(step, files)
+            parts[self._maps.index(step.name)] = stage_of(step, files)
         elif step.name in reads:
             reads[step.name] = cast(Reduce, step.node).reads(step.before)
         else:
@@ -173,7 +173,8 @@ def concatenated(partials: Sequence[Partial]) -> Partial:
     return {key: np.concatenate([one[key] for one in partials]) for key in partials[0]}
 
 
-def _part(step: Step, files: Files) -> Stage | Turn:
+def stage_of(step: Step, files: Files) -> Stage | Turn:
+    """Return what a map does to strips. Raises `PartFailed` where it can't be bound."""
     try:
         return cast(Map, step.node).stage_of(step.given(files))
     except Exception as error:

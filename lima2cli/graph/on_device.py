@@ -3,7 +3,7 @@ what comes back.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from typing import cast
@@ -12,14 +12,13 @@ from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, Block, Files
 from lima2cli.gpu.devices import Device
 from lima2cli.gpu.pipe import Piece, Pipe
-from lima2cli.graph.fused import stage_part
-from lima2cli.graph.protocol import Arrival, BlockFailed, Lease, Operator, Result
+from lima2cli.graph.fused import stage_of, stage_part
+from lima2cli.graph.protocol import Arrival, BlockFailed, Lease, Operator, PartFailed, Result
 from lima2cli.kernels.chain import Chain, Recipe, settle
 from lima2cli.kernels.opencl import ChainSource, NotLowered, SumsSource, chain_source, sums_source
 from lima2cli.kernels.strips import whole
-from lima2cli.nodes.base import Map, Partial, Reduce, RegionReducer, StripReducer
+from lima2cli.nodes.base import Partial, Reduce, RegionReducer, StripReducer
 from lima2cli.plan.ir import Kernel, Step
-from lima2cli.plan.lowering import recipe_of
 
 MOST_WAITING = 2
 """Pieces that wait for a slot before the flow has to rest."""
@@ -74,6 +73,12 @@ def lower_kernel(
     return Lowering(chain, sums, tuple(summed), bool(kernel.makes) or others)
 
 
+def _recipe(maps: Sequence[str], steps: Mapping[str, Step], files: Files, kernel: Kernel) -> Recipe:
+    """Return the recipe of the first maps of a kernel. Raises `PartFailed` where one can't be bound."""
+    before = steps[kernel.nodes[0]].before
+    return settle([stage_of(steps[name], files) for name in maps], before.dtype, *before.shape)
+
+
 class BoundOnDevice(Operator):
     """A kernel on a device. What it gives begins a pass of its own.
 
@@ -94,7 +99,7 @@ class BoundOnDevice(Operator):
         super().__init__(kernel.operator)
         self._kernel, self._steps, self._device = kernel, dict(steps), device
         self._makes, self._reducers = bool(kernel.makes), dict(reducers)
-        self._pipe, self._summed = self._piped(recipe_of(kernel, steps, files), reducers)
+        self._pipe, self._summed = self._piped(_recipe(kernel.maps, steps, files, kernel), reducers)
         self._unsent: deque[_Task] = deque()
         self._order: deque[_Task] = deque()
         self._stopped = False
@@ -132,7 +137,6 @@ class BoundOnDevice(Operator):
             task.reducers = {name: (self._place(name), reducer) for name, reducer in self._reducers.items()}
             self._order.append(task)
             self._unsent.append(task)
-        self._send()
 
     def _place(self, name: str) -> int:
         """Return which of the sums on the device are a reduction's, -1 = none: it reads frames."""
@@ -143,6 +147,7 @@ class BoundOnDevice(Operator):
 
         Raises:
             BlockFailed: the device failed; once.
+            PartFailed: a reduction failed: once more without it.
         """
         if not self._order:
             return None
@@ -154,7 +159,7 @@ class BoundOnDevice(Operator):
                 if task.ends and task.arrival.hold is not None and task.piece.copied:
                     task.arrival.done()
             return self._next()
-        except BlockFailed:
+        except PartFailed:
             raise
         except Exception as error:
             block = self._order[0].block
@@ -178,30 +183,24 @@ class BoundOnDevice(Operator):
             return Result(task.last)
         if task.piece is None or not task.piece.done:
             return None
-        self._order.popleft()
         if task.ends:
             task.arrival.done()
-        spent_ns = task.piece.spent_ns
-        result = self._result(task, task.piece)
-        result.elsewhere_ns = spent_ns
+        result = self._result(task, task.block, task.piece)
+        self._order.popleft()
         return result
 
-    def _result(self, task: _Task, piece: Piece) -> Result:
-        assert task.block is not None
+    def _result(self, task: _Task, block: Block, piece: Piece) -> Result:
+        """Return what a piece that is done gives; its slot is free when its frames are not read any more."""
         pipe = task.pipe
         assert pipe is not None
-        numbers, times = task.block.numbers.copy(), task.block.times.copy()
-        block = Block(piece.frames if self._makes or piece.slot.made is not None else task.block.frames, numbers, times)
+        frames = piece.frames if piece.slot.made is not None else block.frames
+        made = Block(frames, block.numbers.copy(), block.times.copy())
+        rows, spent_ns = self._rows(task, pipe, piece, made), piece.spent_ns
         hold = Lease(partial(pipe.give_back, piece.slot))
-        try:
-            rows = self._rows(task, pipe, piece, block)
-        except Exception:
-            hold.done()
-            raise
         if self._makes:
-            return Result(task.last, block, rows, rows, hold)
+            return Result(task.last, made, rows, rows, hold, spent_ns)
         hold.done()
-        return Result(task.last, None, rows, rows)
+        return Result(task.last, None, rows, rows, None, spent_ns)
 
     def _rows(self, task: _Task, pipe: Pipe, piece: Piece, block: Block) -> dict[str, Partial]:
         """Return what the reducers make of a piece: of sums of the device, or of the frames that came back."""
@@ -249,7 +248,7 @@ class BoundOnDevice(Operator):
         reducers = dict(self._reducers)
         if step.name in reducers:
             reducers[step.name] = cast(StripReducer, cast(Reduce, step.node).bind(step.given(files)))
-        made = self._piped(recipe_of(self._kernel, steps, files), reducers)
+        made = self._piped(_recipe(self._kernel.maps, steps, files, self._kernel), reducers)
 
         def put() -> None:
             self._steps, self._reducers, self._looks = steps, reducers, {}
@@ -263,9 +262,7 @@ class BoundOnDevice(Operator):
             return None
         if name not in self._looks:
             maps = self._kernel.maps[: self._kernel.maps.index(name) + 1]
-            parts = [cast(Map, self._steps[one].node).stage_of(self._steps[one].given(self._files)) for one in maps]
-            before = self._steps[maps[0]].before
-            self._looks[name] = Chain(settle(parts, before.dtype, *before.shape))
+            self._looks[name] = Chain(_recipe(maps, self._steps, self._files, self._kernel))
         frame: Array = self._looks[name](block.frames[-1:])[0]
         return frame.copy()
 

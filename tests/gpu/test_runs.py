@@ -157,17 +157,11 @@ ON_DEVICE = (
 )  # fmt: skip
 """Examples with kernels that can be computed on a device."""
 
-OWN_TIME = {"slow_viewer"}
-"""Another, in which it depends on time which frames are saved."""
-
 
 def test_examples_with_kernels_for_devices_are_listed() -> None:
     names = set(ALL) - ELSEWHERE
     plans = {name: on_pocl(plan_of((EXAMPLES / f"{name}.yaml").read_text(), EXAMPLES), EXAMPLES) for name in names}
-    assert {name for name, plan in plans.items() if any(kernel.lowered for kernel in plan.kernels)} == {
-        *ON_DEVICE,
-        *OWN_TIME,
-    }
+    assert {name for name, plan in plans.items() if any(kernel.lowered for kernel in plan.kernels)} == {*ON_DEVICE}
 
 
 @pytest.mark.parametrize("name", ON_DEVICE)
@@ -241,9 +235,27 @@ def test_a_device_that_fails_is_a_failure_that_is_named(base: Path, monkeypatch:
     ran = run(TEXT.replace("MEMSPACE", DEVICE), base, "inline")
     assert ran.code == 10
     assert "the device has failed (OpenCL error -5)" in ran.summary["reason"]
-    truth(ran)
+    assert ran.summary["problems"] == [
+        f"{node}: the device has failed (OpenCL error -5)" for node in ("good", "direct")
+    ]
+    truth(ran, problems=True)
     saved = ran.summary["channels"]["saved"]
     assert 0 < saved["saved"] < 60
+
+
+def test_a_reduction_that_fails_leaves_its_kernel(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads frames that come back; sums of the device, and the frames themselves, go on."""
+    from lima2cli.nodes import roi_profiles
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(roi_profiles._Profiles, "strip", fail)
+    ran = run(TEXT.replace("MEMSPACE", DEVICE), base, "inline")
+    assert ran.code == 10
+    assert ran.summary["reason"].startswith("lines: ")
+    assert ran.summary["channels"]["saved"]["saved"] > 0
+    assert ran.summary["tables"]["counters"]["rows"] > 0
 
 
 def test_memory_is_flat_however_many_groups(tmp_path: Path) -> None:
