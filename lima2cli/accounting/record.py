@@ -121,6 +121,14 @@ RANGES = ("lost", "missing", "incomplete")
 """Lists of a `FlowCount` that are written."""
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line of a ledger: its text, and how many ranges of each kind it knows of, by (name, kind)."""
+
+    text: bytes
+    known: Mapping[tuple[str, str], int]
+
+
 class Ledger:
     """The ledger of a receiver in a run directory, a new file: what it alone knows, written as a run goes.
 
@@ -138,46 +146,54 @@ class Ledger:
         self._end, self._last = 0, b""
         self._known: dict[tuple[str, str], int] = {}
 
-    def write(self, counts: Counts, frames: int | None) -> None:
-        """Add a line, if it says anything new. ``frames``: the end of the acquisition, where it is known.
+    def line(self, counts: Counts, frames: int | None) -> Line:
+        """Return a line that says these counts, to be written before another is asked for, or never.
 
-        What it says has to be in files already.
-
-        Raises:
-            OSError: the disk refuses; the next line says all of it.
+        ``frames``: the end of the acquisition, where it is known.
         """
-        line = _sealed(
+        known: dict[tuple[str, str], int] = {}
+
+        def more(name: str, kind: str, ranges: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[tuple[int, ...]]]:
+            """Return what is new of ranges, of which the last that was written may have grown."""
+            first = max(0, self._known.get((name, kind), 0) - 1)
+            known[name, kind] = len(ranges)
+            return first, ranges[first:]
+
+        text = _sealed(
             {
                 "frames": frames,
                 "flows": {
-                    name: {"done": flow.done} | {kind: self._more(name, kind, getattr(flow, kind)) for kind in RANGES}
+                    name: {"done": flow.done} | {kind: more(name, kind, getattr(flow, kind)) for kind in RANGES}
                     for name, flow in counts.flows.items()
                 },
-                "dropped": {name: self._more(name, "dropped", ranges) for name, ranges in counts.dropped.items()},
+                "dropped": {name: more(name, "dropped", ranges) for name, ranges in counts.dropped.items()},
                 "vetoed": counts.vetoed,
                 "beside": counts.beside,
             }
         )
-        if line == self._last:
+        return Line(text, known)
+
+    def write(self, line: Line) -> None:
+        """Add a line, if it says anything new. What it says has to be in files already.
+
+        Raises:
+            OSError: the disk refuses; the next line says all of it.
+        """
+        self._known |= line.known
+        if line.text == self._last:
             return
         try:
             at = self._end
-            while line[at - self._end :]:
-                at += os.pwrite(self._file, line[at - self._end :], at)
+            while line.text[at - self._end :]:
+                at += os.pwrite(self._file, line.text[at - self._end :], at)
         except OSError:
             self._known.clear()
             raise
-        self._end, self._last = at, line
+        self._end, self._last = at, line.text
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
-
-    def _more(self, name: str, kind: str, ranges: Sequence[tuple[int, ...]]) -> tuple[int, Sequence[tuple[int, ...]]]:
-        """Return what is new of ranges, of which the last that was written may have grown."""
-        first = max(0, self._known.get((name, kind), 0) - 1)
-        self._known[name, kind] = len(ranges)
-        return first, ranges[first:]
 
 
 @dataclass(frozen=True)

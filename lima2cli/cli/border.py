@@ -103,6 +103,10 @@ Profiles = Annotated[
     list[str] | None,
     typer.Option("--profile", "-p", metavar="FILE", help="Lay a file of changes on the pipeline; may be repeated."),
 ]
+LimitsFile = Annotated[
+    str | None,
+    typer.Option("--limits", metavar="FILE", help="Predict the rate from what `doctor --bench -o FILE` has measured."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")]
 NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Do not fuse nodes into kernels.", hidden=True)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", hidden=True)]

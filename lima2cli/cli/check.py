@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, Format, NoFuse, Overrides, Profiles, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, Format, LimitsFile, NoFuse, Overrides, Profiles, Strict, border
 from lima2cli.errors import UnreadableInput
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def plan(
     diff: Annotated[
         str | None, typer.Option("--diff", metavar="OLD", help="Show the differences from a saved plan instead.")
     ] = None,
+    limits: LimitsFile = None,
     overrides: Overrides = None,
     profiles: Profiles = None,
     strict: Strict = False,
@@ -108,14 +109,18 @@ def plan(
     """
     with border(as_json=format is PlanFormat.JSON, debug=debug):
         from lima2cli.cli.border import Format
-        from lima2cli.cli.plan_text import show_plan
-        from lima2cli.cli.reading import Changes, check_pipeline, origin_of, show_all
-        from lima2cli.job.resources import free
+        from lima2cli.cli.plan_text import show_plan, show_prediction
+        from lima2cli.cli.reading import Changes, check_pipeline, origin_of, read_limits, show_all
+        from lima2cli.job.resources import cores, free
+        from lima2cli.plan.prediction import predict, prediction_figures
         from lima2cli.plan.rashpa_calls import c_listing
         from lima2cli.plan.slurm import job_script
         from lima2cli.runs.saved_plan import plan_contents
         from lima2cli.secret import hide
 
+        if limits is not None and (diff is not None or format in (PlanFormat.C, PlanFormat.SLURM)):
+            raise UnreadableInput("--limits goes with a plan as text or JSON")
+        known = None if limits is None else read_limits(limits)
         changes = Changes.of(overrides, profiles)
         checked = check_pipeline(file, changes, fuse=not no_fuse)
         warnings = [item for item in checked.findings if item.severity == "warning"]
@@ -128,11 +133,14 @@ def plan(
             )
             raise typer.Exit(ExitCode.PROBLEMS)
         made = checked.plan
+        prediction = None if known is None else predict(made, known, cores())
         if diff is not None:
             text = _differences(diff, plan_contents(checked.plan), as_json=format is PlanFormat.JSON)
         elif format is PlanFormat.JSON:
             contents = plan_contents(checked.plan, warnings)
-            text = json.dumps({**contents, "source": origin_of(checked, file, changes).source()}, indent=2) + "\n"
+            predicted = {} if prediction is None else {"predicted": prediction_figures(prediction)}
+            source = origin_of(checked, file, changes).source()
+            text = json.dumps({**contents, **predicted, "source": source}, indent=2) + "\n"
         else:
             if warnings:
                 print(show_all([checked], Format.TEXT), file=sys.stderr)
@@ -140,6 +148,8 @@ def plan(
                 PlanFormat.C: lambda: c_listing(made),
                 PlanFormat.SLURM: lambda: job_script(made, file),
             }.get(format, lambda: show_plan(made) + free(made))()
+            if prediction is not None and known is not None and limits is not None:
+                text += "\n" + show_prediction(prediction, known, limits)
         text = hide(text)
         if output is None:
             print(text, end="", flush=True)

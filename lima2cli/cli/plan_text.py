@@ -15,6 +15,7 @@ from lima2cli.plan.figures import (
     waiting,
 )
 from lima2cli.plan.ir import Gdt, Placement, Plan
+from lima2cli.plan.prediction import Limits, Prediction
 from lima2cli.units import count_text, hertz_text, rate_text, seconds_text, size_text, volume_text
 
 
@@ -222,6 +223,30 @@ def _on_device(receivers: list[str], there_bytes: int, back_bytes: int) -> str:
 def _compact(numbers: Iterable[int]) -> str:
     items = list(numbers)
     return f"{items[0]} to {items[-1]}" if len(items) > 2 else ", ".join(map(str, items))
+
+
+def show_prediction(prediction: Prediction, limits: Limits, file: str) -> str:
+    """Return what is predicted of a plan from the limits of a file, in lines."""
+    machine = f" ({limits.processor or 'unknown processor'}, {limits.cores} cores)"
+    rows = [
+        (name, hertz_text(one.hz), ", ".join(f"{stage.name} {seconds_text(stage.frame_s)}" for stage in one.stages))
+        for name, one in prediction.receivers.items()
+        if one.stages
+    ]
+    rows += [(stage.name, hertz_text(stage.hz), seconds_text(stage.frame_s)) for stage in prediction.shared]
+    lines = [f"predicted from {file}{machine}", _table(rows)] if rows else [f"nothing is predicted from {file}"]
+    lines += [f"  {predicted_text(prediction)}"] if prediction.bottleneck is not None else []
+    lines += [f"  without {', '.join(prediction.left_out)}, not measured"] if prediction.left_out else []
+    return "\n".join(lines) + "\n"
+
+
+def predicted_text(prediction: Prediction) -> str:
+    """Return the highest rate that is predicted, and what limits it; there is such a stage."""
+    slow = prediction.bottleneck
+    assert slow is not None
+    nodes = f" of {', '.join(slow.nodes)}" if slow.nodes else ""
+    most = "at most " if prediction.left_out else ""
+    return f"{most}{hertz_text(prediction.hz)}, limited by {slow.name}{nodes} ({slow.place})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -20,6 +20,7 @@ from lima2cli.errors import UnreadableInput
 from lima2cli.secret import hide
 
 if TYPE_CHECKING:
+    from lima2cli.plan.prediction import Limits
     from lima2cli.runs.saved_plan import Origin
 
 
@@ -128,6 +129,22 @@ def read(file: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UnreadableInput(f"cannot read {file}: {reason}") from error
+
+
+def read_limits(file: str) -> "Limits":
+    """Return the limits of a machine, as ``doctor --bench -o`` has written them.
+
+    Raises:
+        UnreadableInput: they can't be read.
+    """
+    from lima2cli.paths import read_json_object
+    from lima2cli.plan.prediction import Limits
+
+    try:
+        return Limits.of(read_json_object(Path(file)))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnreadableInput(f"{file} has no limits (lima2 doctor --bench -o {file}): {reason}") from error
 
 
 def show_all(checked: Sequence[Checked], format: Format) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lima2cli.cli.border import Debug, ExitCode, Overrides, Profiles, Strict, border
+from lima2cli.cli.border import Debug, ExitCode, LimitsFile, Overrides, Profiles, Strict, border
 from lima2cli.cli.display import ProgressStyle, ranges_text, table
 from lima2cli.cli.run import Transport, TransportOption
 from lima2cli.dataclass import dataclass
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lima2cli.check import Checked
     from lima2cli.detectors.emulator_faults import Faults
     from lima2cli.plan.ir import Plan
+    from lima2cli.plan.prediction import Prediction
     from lima2cli.simulate.simulation import MaxRate, Probe, Simulated, Simulation, Simulator
     from lima2cli.simulate.verdict import Verdict
 
@@ -57,6 +58,7 @@ def simulate(
     ] = None,
     format: Annotated[SimulateFormat, typer.Option("--format", help="Format of the result.")] = SimulateFormat.TEXT,
     progress: Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")] = ProgressStyle.AUTO,
+    limits: LimitsFile = None,
     transport: TransportOption = Transport.AUTO,
     overrides: Overrides = None,
     profiles: Profiles = None,
@@ -74,8 +76,9 @@ def simulate(
     with border(as_json=as_json, debug=debug):
         from lima2cli.cli.border import check_output, write_output
         from lima2cli.cli.display import Display
-        from lima2cli.cli.reading import Changes, compiled
+        from lima2cli.cli.reading import Changes, compiled, read_limits
         from lima2cli.job.launch import job_rank
+        from lima2cli.plan.prediction import predict, prediction_figures
         from lima2cli.simulate.simulation import Simulator
         from lima2cli.simulate.simulation import report as plain
 
@@ -87,6 +90,7 @@ def simulate(
             )
         if output is not None and os.path.lexists(output):
             raise EnvironmentUnfit(f"{output} exists, and a simulation does not overwrite files")
+        known = None if limits is None else read_limits(limits)
         checked, origin = compiled(file, Changes.of(overrides, profiles), strict, as_json=as_json)
         assert checked.plan is not None
         if report is not None:
@@ -106,11 +110,14 @@ def simulate(
             simulated = _run(simulator, wanted, checked.plan, search=find_max_rate, as_json=as_json)
         finally:
             display.close()
+        prediction = None if known is None else predict(simulated[0].plan, known, simulated[0].cores)
         whole = plain(*simulated, file, notes)
+        if prediction is not None:
+            whole["predicted"] = prediction_figures(prediction) | {"measured_hz": _measured(*simulated)}
         if report is not None:
             write_output(report, json.dumps(whole, indent=2) + "\n", checked.plan.inputs)
         lines = None if progress is ProgressStyle.JSON else 2
-        print(json.dumps(whole, indent=lines) if as_json else show_answer(*simulated, file), flush=True)
+        print(json.dumps(whole, indent=lines) if as_json else show_answer(*simulated, file, prediction), flush=True)
         raise typer.Exit(_code(simulated[0], simulated[2]))
 
 
@@ -248,10 +255,18 @@ def show_probe(probe: "Probe") -> str:
     return f"{hertz_text(probe.hz):>9}  {word}{sustained}"
 
 
-def show_answer(found: "Simulated", probes: "Sequence[Probe]", highest: "MaxRate | None", file: str) -> str:
+def show_answer(
+    found: "Simulated",
+    probes: "Sequence[Probe]",
+    highest: "MaxRate | None",
+    file: str,
+    prediction: "Prediction | None" = None,
+) -> str:
     """The answer first, then why, then the figures."""
     summary, file = found.summary, found.plan.name if file == "-" else file
     parts = [_headline(found.verdict, file) if highest is None else _highest(found, highest, file), *_why(found)]
+    if prediction is not None and prediction.bottleneck is not None:
+        parts.append(_predicted(prediction, _measured(found, probes, highest)))
     if (measured := summary.resources) is not None:
         ranks = [] if found.inline else _ranks(measured, summary.seconds or 1e-9)
         for rows in (_buffers(measured), _latency(measured), _kernels(measured), ranks):
@@ -259,6 +274,18 @@ def show_answer(found: "Simulated", probes: "Sequence[Probe]", highest: "MaxRate
     parts += ["", *(f"warning: {text}" for text in found.warnings)] if found.warnings else []
     parts += ["", f"files: {found.directory}"] if found.directory is not None else []
     return "\n".join(parts)
+
+
+def _measured(found: "Simulated", probes: "Sequence[Probe]", highest: "MaxRate | None") -> float | None:
+    """Return the rate that is compared with the predicted one: the highest, or what the busiest receiver could take."""
+    return found.verdict.capacity_hz if highest is None else highest.hz
+
+
+def _predicted(prediction: "Prediction", measured: float | None) -> str:
+    from lima2cli.cli.plan_text import predicted_text
+
+    ratio = "" if measured is None else f"; measured {hertz_text(measured)}, {measured / prediction.hz:.2f} of it"
+    return f"  predicted     {predicted_text(prediction)}{ratio}"
 
 
 def _headline(verdict: "Verdict", file: str) -> str:

@@ -363,6 +363,15 @@ class Wakes(Protocol):
 
 
 @runtime_checkable
+class Foresees(Protocol):
+    """A `Detector` that knows when frames will be there."""
+
+    def due_ns(self, number: int) -> int | None:
+        """Return when a frame will have been acquired, ns since the epoch; None where that is not known."""
+        ...
+
+
+@runtime_checkable
 class Warns(Protocol):
     """A `Detector` that also has warnings."""
 

@@ -20,7 +20,7 @@ OpenSources = Callable[[Sequence[PartKey]], Mapping[PartKey, PixelSource]]
 
 
 class EmulatedDetector:
-    """The implementation of `Detector` and `Warns` by sources of pixels.
+    """The implementation of `Detector`, `Foresees` and `Warns` by sources of pixels.
 
     ``open_sources`` makes the source of each route ready, ``faults`` change what it gives, ``warnings`` returns
     warnings.
@@ -106,6 +106,10 @@ class EmulatedDetector:
     def nb_acq_frames(self) -> int:
         """See `Detector`."""
         return self._life.acquired()
+
+    def due_ns(self, number: int) -> int | None:
+        """See `Foresees`."""
+        return self._life.due_ns(number)
 
     def get_frames(self, dataset: int, module: int, numbers: Sequence[int]) -> Array:
         """See `Detector`.

@@ -102,6 +102,14 @@ class Lifecycle:
         first = (begun - 1) * self._per_trigger
         return min(self._frames, first + self._due(first, now - self._triggers[begun - 1], self._per_trigger))
 
+    def due_ns(self, number: int) -> int | None:
+        """Return when a frame will be there, ns since the epoch; None where that is not known, or it never will."""
+        if self.state is not State.RUNNING or self._period_ns is None or number >= self._frames:
+            return None
+        if self._per_trigger and number // self._per_trigger >= len(self._triggers):
+            return None
+        return int(self.times(range(number, number + 1))[0]) + self._lag_ns
+
     def _due(self, first: int, elapsed_ns: int, most: int) -> int:
         """Return how many of the frames from ``first`` on have become due so long after the first of them was."""
         if elapsed_ns < 0:

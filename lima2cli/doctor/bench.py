@@ -168,12 +168,28 @@ def kernel_cases(base: Path, side: int = 2048) -> Iterator[Case]:
         _kernel(plan(counting("D", whole, "sum"), base, side=side), base, frames),
     )  # fmt: skip
     yield Case(
+        "statistics", "five statistics of whole frames; limit: their sum", lambda: _rate(add_up, frames.nbytes),
+        _kernel(plan(counting("D", whole), base, side=side), base, frames),
+    )  # fmt: skip
+    yield Case(
         "correct", "dark, flat, mask and five statistics of whole frames; limit: uint16 to float32",
         lambda: _rate(convert, frames.nbytes),
         _kernel(plan(CORRECTED + counting("good", whole), base, side=side), base, frames),
     )  # fmt: skip
+    made = np.empty((8, side, side), np.float32)
+
+    def convert_whole() -> None:
+        for first in range(0, len(frames), len(made)):
+            some = frames[first : first + len(made)]
+            np.copyto(made[: len(some)], some)
+
     yield Case(
-        "regions", "the same of three regions, a twelfth of the pixels; limit: the statistics alone",
+        "make", "dark, flat and mask of frames that are made; limit: uint16 to float32, made",
+        lambda: _rate(convert_whole, frames.nbytes),
+        _kernel(plan(CORRECTED + "  save: {input: good, io_hdf5: {}}\n", base, side=side), base, frames),
+    )  # fmt: skip
+    yield Case(
+        "regions", "`correct` of three regions, a twelfth of the pixels; limit: the statistics alone",
         _kernel(plan(counting("D", spots), base, side=side), base, frames),
         _kernel(plan(CORRECTED + counting("good", spots), base, side=side), base, frames),
     )  # fmt: skip
@@ -203,28 +219,61 @@ def _block(frames: Array) -> Block:
 def saving_cases(base: Path, side: int = 1024) -> Iterator[Case]:
     """Yield saving of frames of noise by one receiver, in one thread."""
     count = max(1, FRAMES_BYTES // (2 * side * side))
-    frames = np.random.default_rng(2).poisson(10, (count, side, side)).astype(np.uint16)
-    encode = encoder("bslz4", "uint16", (1, side, side))
+    random = np.random.default_rng(2)
+    counts = random.poisson(10, (count, side, side)).astype(np.uint16)
+    flat = random.uniform(0.9, 1.1, (side, side)).astype(np.float32)
+    corrected = counts[: count // 2] / flat  # twice the bytes of each
+    np.save(base / "even.npy", flat)
 
-    def compress() -> None:
-        for i in range(PASSES * count):
-            encode(frames[i % count : i % count + 1])
+    def compressing(frames: Array) -> Callable[[], float]:
+        encode = encoder("bslz4", frames.dtype.name, (1, side, side))
 
-    def write() -> None:
-        with tempfile.TemporaryFile(dir=base, buffering=0) as file:
-            for _ in range(PASSES):
-                for frame in frames:
-                    file.write(frame)
+        def compress() -> None:
+            for i in range(PASSES * len(frames)):
+                encode(frames[i % len(frames) : i % len(frames) + 1])
 
-    for compression, work, limit in (
-        ("bslz4", "saved with bslz4; limit: bitshuffle-LZ4 alone", compress),
-        ("none", "saved uncompressed; limit: a plain file", write),
+        return lambda: _rate(compress, PASSES * frames.nbytes)
+
+    def writing(frames: Array) -> Callable[[], float]:
+        def write() -> None:
+            with tempfile.TemporaryFile(dir=base, buffering=0) as file:
+                for _ in range(PASSES):
+                    for frame in frames:
+                        file.write(frame)
+
+        return lambda: _rate(write, PASSES * frames.nbytes)
+
+    flat_first = "  flat: {input: D, flatfield: {image: even.npy}}\n"
+    for name, nodes, frames, limit, work in (
+        (
+            "bslz4",
+            "{input: D, io_hdf5: {compression: bslz4}}",
+            counts,
+            compressing,
+            "saved with bslz4; limit: bitshuffle-LZ4 alone",
+        ),
+        (
+            "float32",
+            "{input: flat, io_hdf5: {compression: bslz4}}",
+            corrected,
+            compressing,
+            "the same of corrected frames, float32",
+        ),
+        (
+            "none",
+            "{input: D, io_hdf5: {compression: none}}",
+            counts,
+            writing,
+            "saved uncompressed; limit: a plain file",
+        ),
     ):
-        compiled = plan(f"  save: {{input: D, io_hdf5: {{compression: {compression}}}}}\n", base, side=side)
-        yield Case(
-            f"save {compression}", work, lambda limit=limit: _rate(limit, PASSES * frames.nbytes),  # type: ignore[misc]
-            lambda compiled=compiled: _rate(lambda: _save(compiled, base, frames), PASSES * frames.nbytes),  # type: ignore[misc]
-        )  # fmt: skip
+        before = flat_first if frames is corrected else ""
+        compiled = plan(f"{before}  save: {nodes}\n", base, side=side)
+        yield Case(f"save {name}", work, limit(frames), _saving(compiled, base, frames))
+
+
+def _saving(compiled: Plan, base: Path, frames: Array) -> Callable[[], float]:
+    return lambda: _rate(lambda: _save(compiled, base, frames), PASSES * frames.nbytes)
 
 
 def _save(compiled: Plan, base: Path, frames: Array) -> None:

@@ -261,10 +261,15 @@ class Executor:
         common = {name: saver.undecided for name, saver in self._open.items() if isinstance(saver, BoundCommon)}
         return common | {name: self._due[name].after(last) for name, last in reached.items()}
 
-    def flush(self) -> None:
-        """Make what was committed readable."""
-        for name, saver in list(self._open.items()):
-            self._attempt(name, None, saver.flush)
+    @property
+    def saving(self) -> list[str]:
+        """Return the names of the sinks and tables that are at work."""
+        return list(self._open)
+
+    def flush(self, name: str) -> None:
+        """Make what one of them has committed readable, if it is still at work."""
+        if name in self._open:
+            self._attempt(name, None, self._open[name].flush)
 
     def close(self) -> None:
         """End all files, the rest too where one fails."""

@@ -5,6 +5,7 @@ nothing; what users' code prints is passed on by mpiexec.
 """
 
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from mpi4py import MPI
 from lima2cli.accounting.acquisitions import Outcome
 from lima2cli.errors import EnvironmentUnfit, ExitCode, UserCodeError
 from lima2cli.foreign import WATCH, call_foreign, leave
-from lima2cli.job.resources import settle, touch
+from lima2cli.job.resources import settle, sleep_exactly, touch
 from lima2cli.plan.ir import Placement
 from lima2cli.program import ControlProgram, ReceiverProgram, WorkerProgram, lower
 from lima2cli.ranks.loop import make_rank, memory_of, turn, turn_control
@@ -90,6 +91,9 @@ def run_ranks(
                 touch(port.memory(index))
     rank = make_rank(program, port, Path(base), directory, emit, order)
     rank.prepare()
+    sleep_exactly()
+    gc.collect()
+    gc.freeze()  # what there is now stays to the end: the collector need not go through it while frames come
     if not isinstance(program, ControlProgram):
         turn(rank)
         port.close()

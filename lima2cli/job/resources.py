@@ -1,9 +1,11 @@
 """Resources of a run: hosts, CPUs, memory and disk; where ranks go, and whether all fits, with the arithmetic."""
 
+import ctypes
 import mmap
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -116,6 +118,16 @@ def settle(placement: Placement) -> None:
                 os.sched_setaffinity(int(thread.name), cpus)
     except OSError as error:
         raise EnvironmentUnfit(f"cannot be bound to {_listed(cpus)}: {error}") from error
+
+
+SLACK = 29
+"""PR_SET_TIMERSLACK, prctl(2)."""
+
+
+def sleep_exactly() -> None:
+    """Let sleeps of this thread, and of those that it makes, end within a microsecond, where Linux adds 50."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SLACK, 1000, 0, 0, 0)  # a refusal leaves sleeps as they are
 
 
 def touch(memory: NDArray[np.uint8]) -> None:

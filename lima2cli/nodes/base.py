@@ -425,6 +425,13 @@ class Reduce(Node):
         """
         return None
 
+    def costs_as(self, spec: FrameSpec) -> str | None:
+        """Return the work of ``doctor --bench`` that costs as much for a pixel of ``spec`` that it reads; None = none.
+
+        Called after `infer`, by predictions.
+        """
+        return None
+
     def bind(self, inputs: Inputs) -> Reducer:
         """Return a reducer of the frames; called once for each thread of each receiver."""
         raise NotImplementedError

@@ -9,14 +9,15 @@ latency         receive_time - detector_time, from the nanosecond clocks, before
 ``every: n`` keeps the frames whose number is a multiple of n, whatever receiver they are on. Pixels are not read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli.declare import Integer, param
-from lima2cli.frames import Block, TableSpec
+from lima2cli.frames import Block, FrameSpec, TableSpec
+from lima2cli.geometry import Rect
 from lima2cli.nodes.base import Inputs, Partial, Reduce, Reducer, node
 
 COLUMNS = ("detector_time", "receive_time", "latency")
@@ -33,6 +34,10 @@ class Checkpoint(Reduce):
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
         return TableSpec(dict.fromkeys(COLUMNS, "float64"), "latency", dict.fromkeys(COLUMNS, "s"))
+
+    def reads(self, spec: FrameSpec) -> Sequence[Rect]:
+        """See `Reduce.reads`: no pixel."""
+        return ()
 
     def bind(self, inputs: Inputs) -> Reducer:
         """See `Reduce.bind`."""

@@ -83,6 +83,11 @@ class RoiCounters(Reduce):
         """See `Reduce.reads`."""
         return [region.box for region in regions(self.rois, self.coordinates, spec).values()]
 
+    def costs_as(self, spec: FrameSpec) -> str:
+        """See `Reduce.costs_as`."""
+        adds = set(statistic_columns.needs(named(self.statistics)[0])) <= {"sum"}
+        return "sum" if adds and np.dtype(spec.dtype).kind in "ui" else "statistics"
+
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec

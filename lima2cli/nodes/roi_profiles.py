@@ -238,6 +238,10 @@ class RoiProfiles(Reduce):
         """See `Reduce.reads`."""
         return [region.box for region in regions(self.rois, self.coordinates, spec).values()]
 
+    def costs_as(self, spec: FrameSpec) -> str:
+        """See `Reduce.costs_as`."""
+        return "statistics"
+
     def bind(self, inputs: Inputs) -> StripReducer:
         """See `Reduce.bind`."""
         spec = inputs.spec

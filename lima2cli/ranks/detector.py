@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2cli import messages
-from lima2cli.detectors.base import AcqParams, Detector, Informs, SendsPacked, State, Wakes, Warns
+from lima2cli.detectors.base import AcqParams, Detector, Foresees, Informs, SendsPacked, State, Wakes, Warns
 from lima2cli.detectors.lifecycle import ENDLESS
 from lima2cli.foreign import CALL_S, IMPORT_S, WATCH, call_foreign, is_foreign
 from lima2cli.frames import Array
@@ -28,6 +28,9 @@ JOINED_BYTES = 1 << 20
 
 MESSAGES_S = 2e-3
 """Seconds between looks at the mail, while a detector says when there are frames."""
+
+SHORTEST_S, LONGEST_S = 20e-6, 500e-6
+"""Shortest and longest rest, in seconds, of a rank whose detector foresees when there are frames."""
 
 WAITING_PERIOD_NS = 500_000_000
 
@@ -142,6 +145,7 @@ class DetectorRank:
         self._warned: set[str] = set()
         self._informed = True
         self._wakes = detector if isinstance(detector, Wakes) else None
+        self._foresees = detector if isinstance(detector, Foresees) else None
 
     def prepare(self) -> None:
         """Get the detector ready and report so, or that it failed."""
@@ -167,12 +171,21 @@ class DetectorRank:
             return True
 
     def rest(self, seconds: float) -> None:
-        """Rest for so long; where only frames are waited for, and the detector says when they come, until then."""
-        wakes = self._wakes
-        if wakes is None or not self._running or self._paused or any(one.waiting_since for one in self._cursors):
-            time.sleep(seconds)
-        else:
+        """Rest for so long; where only frames are waited for, and the detector knows when they come, until then."""
+        acquiring = self._running and not self._paused and not any(one.waiting_since for one in self._cursors)
+        if acquiring and (wakes := self._wakes) is not None:
             self._do(lambda: wakes.wait(MESSAGES_S))
+        else:
+            time.sleep(self._left_s(seconds) if acquiring and self._foresees is not None else seconds)
+
+    def _left_s(self, seconds: float) -> float:
+        """Return how long to rest until the next group is there, as the detector foresees it; else ``seconds``."""
+        last = min((cursor.last for cursor in self._cursors if cursor.last >= 0), default=-1)
+        foresees, due_ns = self._foresees, list[int | None]()
+        if last < 0 or foresees is None or not self._do(lambda: due_ns.append(foresees.due_ns(last))):
+            return seconds
+        left = None if due_ns[0] is None else (due_ns[0] - time.time_ns()) * 1e-9
+        return seconds if left is None else min(max(left, SHORTEST_S), LONGEST_S)
 
     def _serve_some(self) -> bool:
         served = 0

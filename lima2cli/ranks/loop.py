@@ -1,6 +1,7 @@
 """Construction of ranks from programs, and the loops that give them turns."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 20e-6, 500e-6
+
+ARRIVALS = 7
+"""Number of times between arrivals of work, the median of which is expected to be the next."""
+
+SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 200e-6, 50e-3
+"""Times between arrivals of work that is expected; what comes more often, or less, is not waited for in this way."""
+
+NEAR = 0.1
+"""Share of the time between arrivals, before and after the expected one, in which looks are frequent."""
 
 
 class Rank(Protocol):
@@ -109,19 +119,53 @@ def _control(
     return ControlRank(program, port, emit, close, order, directory, another)
 
 
-def turn(rank: Rank) -> None:
-    """Give one rank turns until it is done; sleep ever longer while it has nothing to do, never spin.
+class Rhythm:
+    """Lengths of sleeps between looks for work: short ones when it is expected, as work that came often comes again.
 
-    Where work comes seldom the first sleeps are longer, too: each look costs a good part of the shortest sleep.
+    Else ever longer ones. Times are in seconds, of one clock.
     """
+
+    def __init__(self) -> None:
+        self._pause, self._rested = SHORTEST_SLEEP_S, False
+        self._came = -1.0
+        self._apart: deque[float] = deque(maxlen=ARRIVALS)
+        self._every = 0.0
+
+    def worked(self, began_s: float) -> None:
+        """Note that a look that ``began_s`` found work."""
+        self._pause = max(self._pause / 4, SHORTEST_SLEEP_S)
+        if not self._rested:
+            return
+        self._rested = False
+        if self._came >= 0:
+            self._apart.append(began_s - self._came)
+            self._every = sorted(self._apart)[len(self._apart) // 2] if len(self._apart) == ARRIVALS else 0.0
+        self._came = began_s
+
+    def rest_s(self, now_s: float) -> float:
+        """Return how long to sleep after a look in vain: never less than the shortest, never more than the longest."""
+        self._rested = True
+        if SHORTEST_PERIOD_S < self._every < LONGEST_PERIOD_S:
+            left, near = self._came + self._every - now_s, max(NEAR * self._every, 2 * SHORTEST_SLEEP_S)
+            if left > near:
+                self._pause = SHORTEST_SLEEP_S
+                return min(max(left - near, SHORTEST_SLEEP_S), LONGEST_SLEEP_S)
+            if left > -near:
+                return SHORTEST_SLEEP_S
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_SLEEP_S)
+        return pause
+
+
+def turn(rank: Rank) -> None:
+    """Give one rank turns until it is done; sleep while it has nothing to do (see `Rhythm`), never spin."""
     rest = rank.rest if isinstance(rank, Rests) else time.sleep
-    pause = SHORTEST_SLEEP_S
+    rhythm = Rhythm()
     while not rank.done:
+        began = time.perf_counter()
         if rank.step():
-            pause = max(pause / 4, SHORTEST_SLEEP_S)
+            rhythm.worked(began)
         else:
-            rest(pause)
-            pause = min(2 * pause, LONGEST_SLEEP_S)
+            rest(rhythm.rest_s(time.perf_counter()))
 
 
 def turn_control(control: "ControlRank") -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lima2cli import messages
-from lima2cli.accounting.record import Ledger
+from lima2cli.accounting.record import Ledger, Line
 from lima2cli.dataclass import dataclass
 from lima2cli.errors import EnvironmentUnfit, StateError
 from lima2cli.files.appending import load_libraries
@@ -56,6 +56,17 @@ class _Order:
     last: bool = False
 
 
+@dataclass
+class _Report:
+    """A report to be sent once the files of ``unflushed`` are flushed; ``flush_ns``: what that has taken so far."""
+
+    begun_ns: int
+    unflushed: list[str]
+    stats: Stats
+    line: Line | None
+    flush_ns: int = 0
+
+
 class ReceiverRank:
     """The state machine of a `ReceiverProgram`; `step` gives every flow one turn and returns whether there was work.
 
@@ -76,6 +87,7 @@ class ReceiverRank:
         self._asked = self._held = False
         self._stats_ns = self._flush_ns = self._busy_ns = 0
         self._news = False
+        self._report: _Report | None = None
         self._cpu_s = 0.0
         self._threads = lingering().keys()
 
@@ -119,10 +131,8 @@ class ReceiverRank:
             now = time.perf_counter_ns()
             self._busy_ns += now - before if worked else 0
             self._news |= worked
-            if self._order is not None and self._due(now, worked):
-                self._report_progress(self._graph, self._order)
-                self._stats_ns, self._news = time.perf_counter_ns(), False
-                self._flush_ns = self._stats_ns - now
+            if self._order is not None:
+                worked |= self._report_progress(self._graph, self._order, now, worked)
         if self._asked and self._free():
             self._asked = False
             self._port.send(0, (messages.READY, None))
@@ -240,6 +250,7 @@ class ReceiverRank:
         """Begin the next acquisition in turn."""
         assert self._graph is not None
         self._overran.clear()
+        self._report = None
         self._busy_ns, self._cpu_s = 0, usage().cpu_s
         if order.start.number:
             for reader in self._readers:
@@ -348,11 +359,36 @@ class ReceiverRank:
                 0, (messages.WARNED, f"{whose}thread {name} did not end with the run (at {place}), and is ended")
             )
 
-    def _report_progress(self, graph: Executor, order: _Order) -> None:
-        """Flush what was committed, note in the ledger what it is, and report how far this receiver is."""
-        graph.flush()
+    def _report_progress(self, graph: Executor, order: _Order, now: int, worked: bool) -> bool:
+        """Flush what was committed and then report it, where that is due; return whether something was flushed.
+
+        A file in each pause between frames, so that none waits for all of them; all at once where there are no pauses,
+        and behind a trigger.
+        """
+        if self._report is None:
+            if not self._due(now, worked):
+                return False
+            self._report, self._news = self._begun_report(graph, order, now), False
+        report = self._report
+        if worked and now - report.begun_ns < STATS_PERIOD_NS:
+            return False
+        at_once = worked or self._program.triggered
+        while report.unflushed:
+            graph.flush(report.unflushed.pop())
+            if not at_once:
+                break
         self._report_failures(graph)
-        self._note(self._counts(graph), order)
+        if not report.unflushed:
+            self._write(report.line)
+            self._port.send(0, (messages.STATS, report.stats))
+            self._report = None
+        self._stats_ns = time.perf_counter_ns()
+        report.flush_ns += self._stats_ns - now
+        self._flush_ns = report.flush_ns
+        return True
+
+    def _begun_report(self, graph: Executor, order: _Order, now: int) -> "_Report":
+        """Return what there is to report now, of what is committed and not yet flushed."""
         flows = {}
         for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
@@ -365,7 +401,8 @@ class ReceiverRank:
             latency=median_and_p99(timings.paces), seconds=(time.time_ns() - order.start.start_ns) * 1e-9,
             busy_s=self._busy_ns * 1e-9, used=replace(used, cpu_s=used.cpu_s - self._cpu_s), pid=os.getpid(),
         )  # fmt: skip
-        self._port.send(0, (messages.STATS, stats))
+        line = None if self._ledger is None else self._ledger.line(self._counts(graph), order.frames)
+        return _Report(now, graph.saving, stats, line)
 
     def _spent(self, graph: Executor) -> dict[str, Spent]:
         """Return the costs of nodes, and those of flows whose frames come compressed, by name."""
@@ -383,9 +420,12 @@ class ReceiverRank:
 
     def _note(self, counts: Counts, order: _Order) -> None:
         """Write to the ledger what is known of the frames; it is in the files by now."""
-        if self._ledger is not None:
+        self._write(None if self._ledger is None else self._ledger.line(counts, order.frames))
+
+    def _write(self, line: Line | None) -> None:
+        if self._ledger is not None and line is not None:
             try:
-                self._ledger.write(counts, order.frames)
+                self._ledger.write(line)
             except OSError as error:
                 self._warn_of_ledger(error)
 
@@ -415,6 +455,7 @@ class ReceiverRank:
     def _finish(self, graph: Executor, order: _Order) -> None:
         """End an acquisition that is read: end its files, report, go on with the next one, if that is there already."""
         graph.close()
+        self._report = None
         if order.last:
             graph.leave()
             self._report_threads()

@@ -174,7 +174,7 @@ class Origin:
             os.close(descriptor)
 
 
-NOT_COMPARED = ("warnings", "source", RECOVERY)
+NOT_COMPARED = ("warnings", "source", "predicted", RECOVERY)
 
 
 def plan_contents(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_a_module_with_one_importer_has_a_reason() -> None:
         ("files.reading_apart", "main program"),
         ("nodes.mask", "kind"),
         ("drive.asynchronous", "public"),
-        ("cli.plan_text", "lazy"),
+        ("cli.plan_text", "shared"),
         ("inputs.images", "library"),
         ("accounting.account", "entrance"),
         ("cli.learn", "offered"),

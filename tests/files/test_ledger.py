@@ -59,7 +59,7 @@ def written(folder: Path, steps: Sequence[Sequence[tuple[int, int, int]]]) -> tu
     path = folder / "maze_1.ledger"
     for some in steps:
         grow(counts, some)
-        made.write(counts, None)
+        made.write(made.line(counts, None))
         if path.stat().st_size > length:
             length = path.stat().st_size
             states.append(repr(counts))
@@ -95,7 +95,7 @@ def test_a_ledger_is_read_up_to_what_is_torn_or_damaged(
 
 def test_a_line_that_the_disk_refuses_is_made_good_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts, made = Counts(flows={"F": FlowCount(lost=[(0, 1, 2)])}), Ledger(str(tmp_path), "maze", 0)
-    made.write(counts, None)
+    made.write(made.line(counts, None))
     write = record.os.pwrite
 
     def refuse(file: int, data: bytes, at: int) -> int:
@@ -107,15 +107,15 @@ def test_a_line_that_the_disk_refuses_is_made_good_by_the_next(tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(record.os, "pwrite", refuse)
         with pytest.raises(OSError, match="No space"):
-            made.write(counts, None)
+            made.write(made.line(counts, None))
     assert read_ledger(tmp_path / "maze_0.ledger").counts.flows["F"].lost == [(0, 1, 2)]
     counts.flows["F"].lost.append((0, 11, 1))
-    made.write(counts, 40)
+    made.write(made.line(counts, 40))
     kept = read_ledger(tmp_path / "maze_0.ledger")
     assert (kept.counts, kept.frames, kept.damaged) == (counts, 40, None)
     length = (tmp_path / "maze_0.ledger").stat().st_size
-    made.write(counts, 40)
-    made.write(counts, 40)
+    made.write(made.line(counts, 40))
+    made.write(made.line(counts, 40))
     assert (tmp_path / "maze_0.ledger").stat().st_size < 2 * length  # what says nothing new is not written again
 
 
