@@ -11,6 +11,8 @@ from lima2cli.declare.scalars import LARGEST, Quantity, Schema, Shape
 from lima2cli.declare.wording import Fault, bad_name, diagnose
 from lima2cli.diagnostics import POISON, Diagnostic, Findings, KeyPath, Related, did_you_mean, nearest
 
+PIPELINE = "the pipeline"
+
 
 @dataclass
 class Reading:
@@ -22,6 +24,7 @@ class Reading:
     quantities  what was read as a quantity of which implausible values are known: path, shape, data
     secrets     paths of secrets where a value decides or names something
     files       paths of strings that begin with a file's name
+    whole       what the data are, in words
     """
 
     findings: Findings
@@ -30,6 +33,7 @@ class Reading:
     quantities: list[tuple[KeyPath, Quantity, Any]] = field(default_factory=list)
     secrets: list[KeyPath] = field(default_factory=list)
     files: list[KeyPath] = field(default_factory=list)
+    whole: str = PIPELINE
 
     def fault(self, keyword: str, data: Any, shape: Shape, at: KeyPath) -> Any:
         """Report data that break a keyword of a shape's schema, unless a mistake is known there; return `POISON`."""
@@ -49,7 +53,7 @@ class Reading:
 
     def check_keys(self, data: Mapping[Any, Any], shape: Shape, at: KeyPath) -> None:
         """Report unknown and missing keys of a mapping, and kinds of which there is not exactly one."""
-        diagnostics, bad = check_keys(data, shape.described, at)
+        diagnostics, bad = check_keys(data, shape.described, at, self.whole)
         self.bad |= bad
         for one in diagnostics:
             self.findings.add(one)
@@ -126,23 +130,25 @@ def everything(data: Any) -> Iterator[tuple[KeyPath, Any]]:
         stack.extend(((*path, key), item) for key, item in reversed(list(items)))
 
 
-def check_keys(data: Mapping[Any, Any], schema: Schema, at: KeyPath) -> tuple[list[Diagnostic], set[KeyPath]]:
+def check_keys(
+    data: Mapping[Any, Any], schema: Schema, at: KeyPath, whole: str = PIPELINE
+) -> tuple[list[Diagnostic], set[KeyPath]]:
     """Return diagnostics, and the paths whose values must not be read.
 
     A key that was meant to be another one is reported once: the other is then neither missing nor default.
     """
-    keys = _Keys(schema, data)
+    keys, place = _Keys(schema, data), f"`{at[-1]}`" if at else whole
     diagnostics: list[Diagnostic] = []
     bad: set[KeyPath] = set()
     missing = dict.fromkeys(key for key in [*schema.get("required", ()), *keys.wanted] if key not in data)
     unknown = [key for key in data if key not in schema.get("properties", {})]
     for key in unknown:
-        intended = nearest(str(key), missing) or (None if key in keys.later else nearest(str(key), keys.free))
+        intended = nearest(str(key), missing) or (None if key in keys.later else keys.intended(str(key)))
         bad.add((*at, key))
         if intended is not None:
             missing.pop(intended, None)
             bad.add((*at, intended))
-        diagnostics.append(_later(key, at) if key in keys.later else _unknown(key, intended, keys, at))
+        diagnostics.append(_later(key, at) if key in keys.later else _unknown(key, intended, keys, at, place))
     for key in keys.unwanted:
         bad.add((*at, key))
         bad.update((*at, wanted) for wanted in keys.wanted)
@@ -150,13 +156,13 @@ def check_keys(data: Mapping[Any, Any], schema: Schema, at: KeyPath) -> tuple[li
         diagnostics.append(_unwanted(key, keys, at))
     for key in missing:
         bad.add((*at, key))
-        diagnostics.append(_missing(key, schema, at))
+        diagnostics.append(_missing(key, schema, at, place))
     kind_is_unknown = any(item.rule in ("unknown-kind", "not-available") for item in diagnostics)
     if len(keys.present) > 1:
         bad.update((*at, kind) for kind in keys.present)
-        diagnostics.append(_several(keys, at))
+        diagnostics.append(_several(keys, at, place))
     elif keys.kinds and not keys.present and not kind_is_unknown:
-        diagnostics.append(_none(keys, at))
+        diagnostics.append(_none(keys, at, place))
     return diagnostics, bad
 
 
@@ -174,6 +180,15 @@ class _Keys:
         self.wanted, self.unwanted = self._neighbours(schema, data)
         absent = [key for key in allowed if key not in data]
         self.free = [key for key in absent if key not in self.kinds] if self.present else absent
+
+    def intended(self, key: str) -> str | None:
+        """Return the absent key that a wrong one was meant to be; None where a key that is there is as near."""
+        return None if self.there(key) else nearest(key, self.free)
+
+    def there(self, key: str) -> str | None:
+        """Return the key, of those that are there, that a wrong one was meant to be."""
+        near = nearest(key, self.allowed)
+        return near if near in self.data else None
 
     def _neighbours(self, schema: Schema, data: Mapping[Any, Any]) -> tuple[list[str], list[str]]:
         """Return the missing keys next to a kind, and those there that it does not take; one of any without kind."""
@@ -196,14 +211,14 @@ def _unwanted(key: str, keys: _Keys, at: KeyPath) -> Diagnostic:
 _WIRED = {"input": "it reads one flow or node", "inputs": "it reads flows or nodes by name: `inputs: {a: …, b: …}`"}
 
 
-def _unknown(key: Any, intended: str | None, keys: _Keys, at: KeyPath) -> Diagnostic:
-    slip = _slip(key, keys)
-    if keys.what and not keys.present and (intended is None or intended in keys.kinds):
+def _unknown(key: Any, intended: str | None, keys: _Keys, at: KeyPath, place: str) -> Diagnostic:
+    slip, near = _slip(key, keys), intended or keys.there(str(key))
+    if keys.what and not keys.present and (near is None or near in keys.kinds):
         message = f"there is no {keys.what} of kind `{key}`"
-        help = slip or did_you_mean(str(key), [intended] if intended else keys.kinds)
+        help = slip or did_you_mean(str(key), [near] if near else keys.kinds)
         return Diagnostic("unknown-kind", message, (*at, key), on_key=True, help=help)
-    help = slip or did_you_mean(str(key), [intended] if intended else keys.free)
-    return Diagnostic("unknown-key", f"`{key}` is not a key of {_place(at)}", (*at, key), on_key=True, help=help)
+    help = slip or did_you_mean(str(key), [near] if near else keys.free)
+    return Diagnostic("unknown-key", f"`{key}` is not a key of {place}", (*at, key), on_key=True, help=help)
 
 
 _SHORT = {"w": "width", "h": "height"}
@@ -229,25 +244,20 @@ def _later(key: str, at: KeyPath) -> Diagnostic:
     return Diagnostic("not-available", message, (*at, key), on_key=True)
 
 
-def _missing(key: str, schema: Schema, at: KeyPath) -> Diagnostic:
+def _missing(key: str, schema: Schema, at: KeyPath, place: str) -> Diagnostic:
     wanted = schema["properties"][key]
     help = f"add `{key}: {wanted['enum'][0]}`" if "enum" in wanted else f"{key}: {wanted['description']}"
-    return Diagnostic("missing-key", f"{_place(at)} lacks the key `{key}`", at, on_key=True, help=help)
+    return Diagnostic("missing-key", f"{place} lacks the key `{key}`", at, on_key=True, help=help)
 
 
-def _several(keys: _Keys, at: KeyPath) -> Diagnostic:
+def _several(keys: _Keys, at: KeyPath, place: str) -> Diagnostic:
     first, *others = keys.present
     named = " and ".join(f"`{kind}`" for kind in keys.present)
-    message = f"{_place(at)} has {len(keys.present)} kinds, {named}; exactly one is needed"
+    message = f"{place} has {len(keys.present)} kinds, {named}; exactly one is needed"
     related = (Related((*at, first), "the first"),)
     return Diagnostic("one-kind", message, (*at, others[0]), on_key=True, related=related)
 
 
-def _none(keys: _Keys, at: KeyPath) -> Diagnostic:
+def _none(keys: _Keys, at: KeyPath, place: str) -> Diagnostic:
     help = f"one of: {', '.join(keys.kinds)}"
-    return Diagnostic("one-kind", f"{_place(at)} has no kind of {keys.what}", at, on_key=True, help=help)
-
-
-def _place(at: KeyPath) -> str:
-    """Return the mapping in words: `track` in /nodes/track."""
-    return f"`{at[-1]}`" if at else "the pipeline"
+    return Diagnostic("one-kind", f"{place} has no kind of {keys.what}", at, on_key=True, help=help)

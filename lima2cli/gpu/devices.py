@@ -4,7 +4,8 @@ Numbers count GPUs and accelerators, of all platforms in their order; CPUs are n
 mistake. `pocl`, the portable implementation of OpenCL on CPUs, is used where its name is given, for tests.
 """
 
-import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -31,13 +32,18 @@ class Device:
     down: Any
 
     def buffer(self, size: int, given: Any = None) -> Any:
-        """Return memory of so many bytes, or a copy of an array."""
+        """Return memory of so many bytes, or a copy of an array.
+
+        Raises:
+            RuntimeError: the device has no room for it.
+        """
         import pyopencl as cl
 
         flags = cl.mem_flags.READ_WRITE
-        if given is None or not given.nbytes:
-            return cl.Buffer(self.context, flags, max(1, size))
-        return cl.Buffer(self.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=given)
+        with self.named():
+            if given is None or not given.nbytes:
+                return cl.Buffer(self.context, flags, max(1, size))
+            return cl.Buffer(self.context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=given)
 
     def program(self, text: str) -> Any:
         """Return the program of a text.
@@ -47,7 +53,24 @@ class Device:
         """
         import pyopencl as cl
 
-        return cl.Program(self.context, text).build(options=list(self.options))
+        with self.named():
+            return cl.Program(self.context, text).build(options=list(self.options))
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the device in an error of OpenCL, and leave one line of it; a log of its compiler has hundreds.
+
+        Raises:
+            RuntimeError: this line.
+        """
+        import pyopencl as cl
+
+        try:
+            yield
+        except cl.Error as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            found = [line for line in lines[1:] if "error" in line][:1]
+            raise RuntimeError(f"device {self.name}: {': '.join([lines[0], *found])}") from error
 
 
 @cache
@@ -55,17 +78,20 @@ def open_device(wanted: int | str) -> Device:
     """Return a device by its number, or a part of its name, whatever its case.
 
     Raises:
-        EnvironmentUnfit: there is none; or it has no numbers of 64 bits, or OpenCL can't be used.
+        EnvironmentUnfit: there is none, it has no floats of 64 bits, or OpenCL or the device can't be used.
     """
-    import pyopencl as cl
-
+    cl = _opencl()
     found = _found(wanted)
-    context = cl.Context([found])
-    options = []
+    name, options = str(found.name).strip(), []
     if found.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
         options.append("-cl-fp32-correctly-rounded-divide-sqrt")
-    queues = [cl.CommandQueue(context, properties=cl.command_queue_properties.PROFILING_ENABLE) for _ in range(3)]
-    return Device(found.name.strip(), found.global_mem_size, tuple(options), context, *queues)
+    try:
+        context = cl.Context([found])
+        profiled = cl.command_queue_properties.PROFILING_ENABLE
+        queues = [cl.CommandQueue(context, properties=profiled) for _ in range(3)]
+    except cl.Error as error:  # it is in use by another, or has failed
+        raise EnvironmentUnfit(f"device {wanted} ({name}) can't be used: {error}") from error
+    return Device(name, found.global_mem_size, tuple(options), context, *queues)
 
 
 def check_device(wanted: int | str, needed: int) -> str:
@@ -107,8 +133,7 @@ def _found(wanted: int | str) -> Any:
 
 
 def _counted() -> list[Any]:
-    import pyopencl as cl
-
+    cl = _opencl()
     kinds = cl.device_type.GPU | cl.device_type.ACCELERATOR
     return [one for one in _all() if one.type & kinds and not _is_pocl(one)]
 
@@ -118,11 +143,29 @@ def _is_pocl(device: Any) -> bool:
 
 
 def _all() -> list[Any]:
-    if importlib.util.find_spec("pyopencl") is None:
-        raise EnvironmentUnfit(f"pyopencl is not installed: {INSTALL}")
-    import pyopencl as cl
-
+    cl = _opencl()
+    found, failed = list[Any](), None
     try:
-        return [device for platform in cl.get_platforms() for device in platform.get_devices()]
-    except cl.Error as error:  # no platform at all
+        platforms = cl.get_platforms()
+    except cl.Error as error:  # there is none
         raise EnvironmentUnfit(f"OpenCL can't be used here: {error}") from error
+    for platform in platforms:
+        try:
+            found += platform.get_devices()
+        except cl.Error as error:  # of a driver without its device; those of others can be used
+            failed = error
+    if failed is not None and not found:
+        raise EnvironmentUnfit(f"OpenCL can't be used here: {failed}") from failed
+    return found
+
+
+def _opencl() -> Any:
+    try:
+        import pyopencl
+    except ModuleNotFoundError as error:
+        if error.name != "pyopencl":
+            raise EnvironmentUnfit(f"pyopencl can't be loaded: {error}") from error
+        raise EnvironmentUnfit(f"pyopencl is not installed: {INSTALL}") from error
+    except ImportError as error:  # a library that it needs
+        raise EnvironmentUnfit(f"pyopencl can't be loaded: {error}") from error
+    return pyopencl

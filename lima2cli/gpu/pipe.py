@@ -115,7 +115,14 @@ class Pipe:
         """Enqueue all that is to be done with frames (n, height, width), at most ``most``; a slot must be free.
 
         They are read until they are `Piece.copied`.
+
+        Raises:
+            RuntimeError: the device has failed, or has not the memory.
         """
+        with self._device.named():
+            return self._submitted(frames)
+
+    def _submitted(self, frames: Array) -> Piece:
         import pyopencl as cl
 
         device, slot, count = self._device, self._free.popleft(), len(frames)

@@ -240,14 +240,15 @@ def check_devices(plan: Plan) -> None:
 
     Those for which the host may stand in are not looked for.
     """
-    away = elsewhere(plan)
+    away, needed = elsewhere(plan), dict[int | str, int]()
     for index, region in enumerate(plan.regions):
         if region.device is None or region.fallback or region.receiver in away:
             continue
         from lima2cli.gpu.devices import check_device  # the extra `gpu`
 
+        needed[region.device] = needed.get(region.device, 0) + device_bytes(plan, index)  # memspaces may share it
         try:
-            check_device(region.device, device_bytes(plan, index))
+            check_device(region.device, needed[region.device])
         except EnvironmentUnfit as error:
             raise EnvironmentUnfit(f"memspace {region.name} of {plan.receivers[region.receiver]}: {error}") from error
 

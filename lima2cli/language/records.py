@@ -211,7 +211,9 @@ class GpuMemspace:
 
     kind: ClassVar[str] = "gpu"
     device: int | str = param(
-        "Number of the device, or a part of its name; `pocl` is the CPU, for tests.", Either((Integer(0), Text())), 0
+        "Number of the device, or a part of its name; `pocl` is the CPU, for tests.",
+        Either((Integer(0), Text(r"\S", words="a name"))),
+        0,
     )
     size: int | None = param("Bytes; default: what its buffers need.", Quantity("bytes", above=0), None)
     fallback: str | None = param(

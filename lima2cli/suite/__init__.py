@@ -82,7 +82,7 @@ def load_suite(text: str, file: str, environment: Mapping[str, str]) -> Suite:
     document = load(text, file, findings, environment=environment)
     if document is None:
         return Suite(file, Source(file, text), findings, POISON)
-    table = SHAPE.read(document.data, (), Reading(findings, set(document.bad)))
+    table = SHAPE.read(document.data, (), Reading(findings, set(document.bad), whole="the file of tests"))
     attempt(lambda: _check(table, findings))
     left = without_repeats(document, findings)
     return Suite(file, document, left, POISON if left.failed else table)

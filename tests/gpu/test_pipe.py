@@ -162,3 +162,27 @@ def test_a_cpu_is_used_by_name_only(pocl: Device) -> None:
     with pytest.raises(EnvironmentUnfit, match=r"of memory, .* are needed"):
         check_device("pocl", 1 << 60)
     assert check_device("pocl", 1) == pocl.name
+
+
+def test_errors_of_a_device_name_it_in_a_line(pocl: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyopencl as cl
+
+    with pytest.raises(RuntimeError) as refused:
+        pocl.program("__kernel void make() { nonsense; }")
+    with pytest.raises(RuntimeError) as full:
+        pocl.buffer(1 << 60)
+    recipe, _, _ = joined([("background_sub", {"image": 3})], masked_spec("uint16", 8, 8, Invalid(), 0),
+                          calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
+    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8))
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise cl.Error("enqueue_write_buffer failed: OUT_OF_RESOURCES")
+
+    monkeypatch.setattr(cl, "enqueue_copy", failing)
+    with pytest.raises(RuntimeError) as failed:
+        pipe.submit(np.zeros((1, 8, 8), np.uint16))
+    for error, word in ((refused, "error"), (full, "SIZE"), (failed, "OUT_OF_RESOURCES")):
+        text = str(error.value)
+        assert text.startswith(f"device {pocl.name}: ")
+        assert word in text
+        assert "\n" not in text

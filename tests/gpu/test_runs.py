@@ -199,8 +199,15 @@ def test_the_host_stands_in_where_it_may(base: Path) -> None:
 
 
 def test_too_little_memory_on_the_device_is_known_before_the_start(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lima2cli.gpu import devices
     from lima2cli.job import resources
 
+    has = open_device("pocl").memory
+    monkeypatch.setattr(resources, "device_bytes", lambda plan, region: has * 2 // 3)
+    done = lima2("run", "p.yaml", cwd=_written(base, TEXT.replace("MEMSPACE", DEVICE)))
+    assert done.returncode == 12
+    assert "memspace m of s: device pocl (" in done.stderr, "each has enough, both have not"
+    assert devices.check_device("pocl", has)
     monkeypatch.setattr(resources, "device_bytes", lambda plan, region: 1 << 45)
     done = lima2("run", "p.yaml", cwd=_written(base, TEXT.replace("MEMSPACE", DEVICE)))
     assert done.returncode == 12

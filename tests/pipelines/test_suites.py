@@ -327,3 +327,18 @@ def test_frames_that_are_drawn() -> None:
     assert drawn.tolist() == [[[2, 2, 7], [2, 2, 2]], [[1, 2, 3], [4, 5, 6]]]
     with pytest.raises(FileProblem, match=r"frame 0 has 2 x 1 pixels"):
         literal([((1, 2),)], (2, 3), ())
+
+
+def test_mistakes_are_those_of_a_file_of_tests(folder: Path) -> None:
+    done = lima2("test", "p.yaml", cwd=folder)
+    assert done.returncode == 1
+    assert "the file of tests lacks the key `tests`" in done.stdout
+    assert "`detector` is not a key of the file of tests" in done.stdout
+    assert "of the pipeline" not in done.stdout
+
+
+def test_a_key_that_is_there_is_what_was_meant(folder: Path) -> None:
+    done = lima2("validate", "p.yaml", "--set", "acquisition.frame=5", cwd=folder)
+    assert done.returncode == 1
+    assert "`frame` is not a key of `acquisition`" in done.stdout
+    assert "did you mean `frames`?" in done.stdout
