@@ -150,8 +150,24 @@ def bitshuffle_lz4(itemsize: int, block: int, count: int) -> Callable[[NDArray[A
     return None if encode is None else lambda chunk: encode(chunk).tobytes()
 
 
-def bitshuffle_lz4_view(itemsize: int, block: int, count: int) -> Callable[[NDArray[Any]], memoryview] | None:
-    """Return a function as `bitshuffle_lz4` does, whose result is valid until the next call in the same thread only.
+Room = Callable[[int], NDArray[np.uint8]]
+"""A function that returns memory for that many bytes or more; threads may call it at the same time."""
+
+
+def scratch(size: int) -> NDArray[np.uint8]:
+    """Return memory of this thread, (m,) bytes with m >= ``size``, valid until its next call."""
+    held: NDArray[np.uint8] | None = getattr(_scratch, "bytes", None)
+    if held is None or len(held) < size:
+        held = _scratch.bytes = np.empty(size, np.uint8)
+    return held
+
+
+def bitshuffle_lz4_view(
+    itemsize: int, block: int, count: int, room: Room = scratch
+) -> Callable[[NDArray[Any]], memoryview] | None:
+    """Return a function as `bitshuffle_lz4` does, whose result lies in memory that ``room`` gives.
+
+    By default it is valid until the next call in the same thread only.
 
     The stream begins with the number of uncompressed bytes (uint64) and the bytes of a block (uint32), both big-endian
     (``bshuf_h5filter.c``). Raises ImportError.
@@ -168,7 +184,7 @@ def bitshuffle_lz4_view(itemsize: int, block: int, count: int) -> Callable[[NDAr
     most = len(header) + bound(count, itemsize, block)
 
     def encode(chunk: NDArray[Any]) -> memoryview:
-        out = scratch(most)
+        out = room(most)
         made = compress(chunk.ctypes.data, out.ctypes.data + len(header), count, itemsize, block)
         if made < 0:
             raise OSError(f"bitshuffle cannot compress a chunk of {chunk.nbytes} bytes: its error {made}")
@@ -261,14 +277,6 @@ def _check_blocks(data: bytes, size: int, unit: int) -> int:
     return int(block)
 
 
-def scratch(size: int) -> NDArray[np.uint8]:
-    """Return memory of this thread, (m,) bytes with m >= ``size``, valid until its next call."""
-    held: NDArray[np.uint8] | None = getattr(_scratch, "bytes", None)
-    if held is None or len(held) < size:
-        held = _scratch.bytes = np.empty(size, np.uint8)
-    return held
-
-
 COMPRESSIONS = ("bslz4", "none", "gzip", "lz4", "zstd", "blosc")
 
 GZIP_LEVEL = 4
@@ -301,8 +309,8 @@ Encoder = Callable[[NDArray[Any]], Stored]
 """A C-contiguous chunk to what the file holds; for ``none`` the chunk itself. Threads may share one."""
 
 
-def encoder(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -> Encoder:
-    """Return a function that compresses whole chunks.
+def encoder(compression: str, dtype: str, chunk_shape: tuple[int, ...], room: Room | None = None) -> Encoder:
+    """Return a function that compresses whole chunks; where it can, into memory that ``room`` gives.
 
     Raises ValueError for an unknown compression, ImportError where its filter is missing. The encoder raises OSError
     where a filter fails.
@@ -315,7 +323,8 @@ def encoder(compression: str, dtype: str, chunk_shape: tuple[int, ...]) -> Encod
         return lambda chunk: Stored(zlib.compress(chunk.data, GZIP_LEVEL))
     values = _filter_values(compression, dtype, chunk_shape)
     if compression == "bslz4":
-        direct = bitshuffle_lz4(itemsize=values[2], block=values[3], count=prod(chunk_shape))
+        sizes = {"itemsize": values[2], "block": values[3], "count": prod(chunk_shape)}
+        direct = bitshuffle_lz4(**sizes) if room is None else bitshuffle_lz4_view(**sizes, room=room)
         if direct is not None:
             return lambda chunk: Stored(direct(chunk))
     return _filtered(compression, values)

@@ -231,7 +231,9 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         self._frame = (channel.height, channel.width)
         self._per_chunk = chunk_frames(channel)
         shape = (self._per_chunk, *self._frame)
-        encode = encoder(channel.compression, channel.dtype, shape)
+        self._free: list[NDArray[np.uint8]] = []
+        self._lent: list[NDArray[np.uint8]] = []
+        encode = encoder(channel.compression, channel.dtype, shape, self._room_for)
         self._encode = summed(encode) if channel.checksum else encode
         self._keep: Callable[[Any], Stored] = summed(Stored) if channel.checksum else Stored
         self._direct = channel.compression == "none"  # the chunk itself is what is written
@@ -245,6 +247,8 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         Raises:
             ValueError: they have another dtype or shape.
         """
+        self._free += self._lent  # the last block is written, or was discarded
+        self._lent.clear()
         if self._channel.packed and isinstance(block, PackedBlock):
             return self._stage_packed(block)
         frames, base = block.frames, self._rows
@@ -271,6 +275,15 @@ class FrameWriter(FrameSequence["_FrameFile", Staged]):
         stored = team(self.threads).each(encode)
         staged.chunks = [(row, count, chunk) for (row, count), chunk in zip(rows, stored, strict=True)]
         return staged
+
+    def _room_for(self, size: int) -> NDArray[np.uint8]:
+        """Return memory for a compressed chunk, which is its own until another block is staged."""
+        try:
+            room = self._free.pop()
+        except IndexError:
+            room = np.empty(size, np.uint8)
+        self._lent.append(room)
+        return room
 
     def _stage_packed(self, block: PackedBlock) -> Staged:
         """Take frames as the detector has sent them, each of which is a chunk; others are compressed."""

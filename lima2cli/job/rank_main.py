@@ -92,7 +92,6 @@ def run_ranks(
     rank = make_rank(program, port, Path(base), directory, emit, order)
     rank.prepare()
     sleep_exactly()
-    gc.collect()
     gc.freeze()  # what there is now stays to the end: the collector need not go through it while frames come
     if not isinstance(program, ControlProgram):
         turn(rank)

@@ -39,6 +39,9 @@ from lima2cli.units import counted_text
 STATS_PERIOD_NS, BEAT_NS = 100_000_000, 500_000_000
 """Nanoseconds from one report to the next, while there is news and without."""
 
+PAUSE_NS = 5_000_000
+"""Nanoseconds after which a file may be flushed at any moment of a pause; before, only when the pause begins."""
+
 BUSY_SHARE, IDLE_SHARE = 50, 4
 """Time from one flush of the files to the next, in times of what a flush takes: at full load, and after a trigger."""
 
@@ -88,6 +91,7 @@ class ReceiverRank:
         self._stats_ns = self._flush_ns = self._busy_ns = 0
         self._news = False
         self._report: _Report | None = None
+        self._worked_ns, self._pausing = 0, False
         self._cpu_s = 0.0
         self._threads = lingering().keys()
 
@@ -362,9 +366,14 @@ class ReceiverRank:
     def _report_progress(self, graph: Executor, order: _Order, now: int, worked: bool) -> bool:
         """Flush what was committed and then report it, where that is due; return whether something was flushed.
 
-        A file in each pause between frames, so that none waits for all of them; all at once where there are no pauses,
-        and behind a trigger.
+        A file in each pause between frames, when it begins, so that none waits for all of them; all at once where there
+        are no pauses, and behind a trigger.
         """
+        begins, self._pausing = not (worked or self._pausing), not worked
+        if worked:
+            self._worked_ns = now
+        elif not begins and now - self._worked_ns < PAUSE_NS and not self._program.triggered:
+            return False
         if self._report is None:
             if not self._due(now, worked):
                 return False
