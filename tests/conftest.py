@@ -45,6 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
         vars(run)["run_with_mpiexec"] = world.run_in_world
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests of devices to the end: a compiler of OpenCL makes a process large, and slow to fork from then on."""
+    items.sort(key=lambda item: item.path.parent.name == "gpu")
+
+
 def pytest_collection_finish() -> None:
     """Keep the garbage collector, and forks, from going through all tests again and again."""
     sys.dont_write_bytecode = WRITES_NO_BYTECODE

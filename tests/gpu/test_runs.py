@@ -150,7 +150,7 @@ def on_pocl(plan: Plan, base: Path) -> Plan:
     return replace(plan, regions=regions, kernels=kernels)
 
 
-SHORT = {"jungfrau": 10, "parts": 40, "round_robin": 40}
+SHORT = {"round_robin": 40}
 ON_DEVICE = (
     "correct", "counters", "expression", "filter", "gain", "jungfrau", "maze", "poisson", "repeat", "round_robin",
     "smartpix", "xpcs",
@@ -164,9 +164,9 @@ def test_examples_with_kernels_for_devices_are_listed() -> None:
     assert {name for name, plan in plans.items() if any(kernel.lowered for kernel in plan.kernels)} == {*ON_DEVICE}
 
 
-@pytest.mark.parametrize("name", ON_DEVICE)
+@pytest.mark.parametrize("name", ["correct", "expression", "filter", "gain", "maze", "repeat", "round_robin"])
 def test_examples_save_the_same(name: str, tmp_path: Path) -> None:
-    """All nodes, as users combine them."""
+    """Nodes as users combine them; of examples with the same kernels one is enough."""
     text = (EXAMPLES / f"{name}.yaml").read_text()
     plan = plan_of(text, EXAMPLES)
     if name in SHORT:
