@@ -249,6 +249,9 @@ def _gpu() -> Check:
         return _check("GPU", "ok", f"none found, and none needed ({error}): {fallback}")
     if found:
         return _check("GPU", "ok", f"by OpenCL: {', '.join(f'{i}: {name}' for i, name in enumerate(found))}")
+    if count:
+        message = f"{count} found, but OpenCL does not see them: {fallback}"
+        return _check("GPU", "warning", message, "the driver of the GPU brings its OpenCL; clinfo lists what there is")
     return _check("GPU", "ok", f"OpenCL has none here, and none is needed: {fallback}")
 
 

@@ -389,7 +389,7 @@ class ReceiverRank:
         self._report_failures(graph)
         if not report.unflushed:
             self._write(report.line)
-            self._port.send(0, (messages.STATS, report.stats))
+            self._port.send(0, (messages.STATS, replace(report.stats, saved=graph.counts.saved)))  # as of the flushes
             self._report = None
         self._stats_ns = time.perf_counter_ns()
         report.flush_ns += self._stats_ns - now
