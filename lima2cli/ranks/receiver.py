@@ -377,6 +377,9 @@ class ReceiverRank:
         if self._report is None:
             if not self._due(now, worked):
                 return False
+            if self._program.triggered:  # whoever has fired waits for all of it
+                for name in graph.saving:
+                    graph.flush(name)
             self._report, self._news = self._begun_report(graph, order, now), False
         report = self._report
         if worked and now - report.begun_ns < STATS_PERIOD_NS:
