@@ -377,17 +377,16 @@ class ReceiverRank:
         if self._report is None:
             if not self._due(now, worked):
                 return False
-            if self._program.triggered:  # whoever has fired waits for all of it
-                for name in graph.saving:
-                    graph.flush(name)
-            self._report, self._news = self._begun_report(graph, order, now), False
+            unflushed = graph.saving
+            while self._program.triggered and unflushed:  # whoever has fired waits for all of it
+                graph.flush(unflushed.pop())
+            self._report, self._news = self._begun_report(graph, order, now, unflushed), False
         report = self._report
         if worked and now - report.begun_ns < STATS_PERIOD_NS:
             return False
-        at_once = worked or self._program.triggered
         while report.unflushed:
             graph.flush(report.unflushed.pop())
-            if not at_once:
+            if not worked:
                 break
         self._report_failures(graph)
         if not report.unflushed:
@@ -399,8 +398,8 @@ class ReceiverRank:
         self._flush_ns = report.flush_ns
         return True
 
-    def _begun_report(self, graph: Executor, order: _Order, now: int) -> "_Report":
-        """Return what there is to report now, of what is committed and not yet flushed."""
+    def _begun_report(self, graph: Executor, order: _Order, now: int, unflushed: list[str]) -> _Report:
+        """Return what there is to report now, once the files of ``unflushed`` are flushed."""
         flows = {}
         for reader in self._readers:
             lost = sum(visits for _, _, visits in reader.count.lost) * reader.flow.gdt.rule.blocks
@@ -414,7 +413,7 @@ class ReceiverRank:
             busy_s=self._busy_ns * 1e-9, used=replace(used, cpu_s=used.cpu_s - self._cpu_s), pid=os.getpid(),
         )  # fmt: skip
         line = None if self._ledger is None else self._ledger.line(self._counts(graph), order.frames)
-        return _Report(now, graph.saving, stats, line)
+        return _Report(now, unflushed, stats, line)
 
     def _spent(self, graph: Executor) -> dict[str, Spent]:
         """Return the costs of nodes, and those of flows whose frames come compressed, by name."""
