@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,13 @@ def get(context: Any, name: str, timeout: float = 20.0) -> Any:
     return context.get(f"T{os.getpid()}:{name}", timeout=timeout)
 
 
+def wait_for(seen: Callable[[], bool], timeout: float = 20.0) -> None:
+    end = time.monotonic() + timeout
+    while not seen():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def pixels_of(run: l2.Run, number: int) -> Any:
     return run.frame("save", number)
 
@@ -102,15 +109,12 @@ def test_a_run_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raw, bright = get(context, "data:image"), get(context, "bright:image")
         assert get(context, "state") == "running"
         assert get(context, "directory") == str(run.directory)
-        assert get(context, "data:received") > 0
+        wait_for(lambda: get(context, "data:received") > 0)  # counts come after images
         assert get(context, "roi:a_sum").raw.value >= 0
         assert get(context, "columns:b_sum").shape == (16,)
         run.stop()
         run.wait(60)
-        end = time.monotonic() + 20
-        while get(context, "state") != "stopped" and time.monotonic() < end:
-            time.sleep(0.05)
-        assert get(context, "state") == "stopped"
+        wait_for(lambda: get(context, "state") == "stopped")
         assert int(get(context, "data:received")) == run.wait(60).flows["data"].received
         assert float(get(context, "roi:a_sum")) == run.counters["roi"]["a_sum"][-1]
     assert (raw.dtype, raw.shape) == (np.uint16, (48, 64))
