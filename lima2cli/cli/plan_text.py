@@ -204,7 +204,7 @@ def _volume(plan: Plan) -> str:
 
 
 def _strips(kernel: dict[str, Any]) -> str:
-    parts = [_on_device(**kernel["device"])] if "device" in kernel else []
+    parts = [_on_device(kernel)] if "device" in kernel else []
     if not kernel["fused"]:
         return "; ".join(parts)
     parts.insert(0, "fused")
@@ -214,10 +214,15 @@ def _strips(kernel: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _on_device(receivers: list[str], there_bytes: int, back_bytes: int) -> str:
+def _on_device(kernel: dict[str, Any]) -> str:
     """Return where a kernel is computed, and what of each frame is copied."""
-    back = f", {size_text(back_bytes)} back" if back_bytes else ", sums back"
-    return f"on the device of {', '.join(receivers)}: {size_text(there_bytes)} a frame there{back}"
+    device = kernel["device"]
+    there_bytes, back_bytes = device["there_bytes"], device["back_bytes"]
+    there = f"{size_text(there_bytes)} a frame there" if there_bytes else "the frames are there"
+    back = "its own stay there" if kernel["materialised"] else "sums back"
+    if back_bytes:
+        back = f"{size_text(back_bytes)}{'' if there_bytes else ' a frame'} back"
+    return f"on the device of {', '.join(device['receivers'])}: {there}, {back}"
 
 
 def _compact(numbers: Iterable[int]) -> str:

@@ -25,11 +25,13 @@ from lima2cli.graph.user_program import OwnProcessing
 from lima2cli.nodes.base import Exchange, Reduce, Sink
 from lima2cli.nodes.user_function import words
 from lima2cli.plan.ir import Kernel, Step
+from lima2cli.plan.lowering import come_back
 from lima2cli.program import ReceiverProgram
 from lima2cli.transport.base import Port
 
 if TYPE_CHECKING:
     from lima2cli.gpu.devices import Device
+    from lima2cli.gpu.pipe import Upload
 
 
 class NodeFailed(Exception):
@@ -112,13 +114,21 @@ class _Binding:
         self._steps = {step.name: step for step in program.steps}
         flows = [flow.gdt.flow for flow in program.flows]
         self._devices, warnings = _devices(program)
-        on_devices = [kernel for kernel in program.kernels if kernel.lowered and kernel.source in self._devices]
+        self._uploads = dict[str, "Upload"]()
+        on_devices = [kernel for kernel in program.kernels if self._there(kernel)]
         apart = {name: kernel.operator for kernel in on_devices for name in kernel.nodes}
         self._origins, self._known = origins_of(program.steps, flows, apart), set(flows)
         passes = {name: BoundPass() for name, origin in self._origins.items() if name == origin}
-        changing = {name: kernel.source for kernel in on_devices for name in kernel.nodes}
+        changing = {name: self._origins[kernel.source] for kernel in on_devices for name in kernel.nodes}
         self._bound = Passes(passes, expected_frames(program), self._origins, {**self._origins, **changing})
         self._bound.warnings += warnings
+
+    def _there(self, kernel: Kernel) -> bool:
+        """Return whether a kernel is computed on a device; what it makes is there, too."""
+        if not kernel.lowered or kernel.source not in self._devices:
+            return False
+        self._devices |= dict.fromkeys(kernel.makes, self._devices[kernel.source])
+        return True
 
     def bound(self, processing: OwnProcessing | None) -> Passes:
         """Return all that is bound; ``processing`` is the user's program, which reads what it has asked for."""
@@ -180,7 +190,7 @@ class _Binding:
             self._place(kernel, step, operator)
 
     def _operator(self, kernel: Kernel, step: Step) -> Operator:
-        if kernel.lowered and kernel.source in self._devices:
+        if self._there(kernel):
             return self._on_device(kernel)
         if kernel.fused:
             return BoundChain(kernel, self._steps, self._files, self._program.threads)
@@ -222,10 +232,18 @@ class _Binding:
 
     def _on_device(self, kernel: Kernel) -> Operator:
         """Bind a kernel on a device, with its reductions, whose rows are made there or of what comes back."""
-        from lima2cli.graph.on_device import BoundOnDevice  # the extra `gpu`
+        from lima2cli.gpu.pipe import Upload  # the extra `gpu`
+        from lima2cli.graph.on_device import BoundOnDevice
 
         found = {name: reduction.strips[0] for name, reduction in self._reductions(kernel)}
-        return BoundOnDevice(kernel, self._steps, self._files, self._devices[kernel.source], found)
+        source, spec = kernel.source, self._steps[kernel.nodes[0]].before
+        if source not in self._uploads:
+            self._uploads[source] = Upload(self._devices[source], spec.shape, spec.dtype)
+        upload, program = self._uploads[source], self._program
+        self._uploads |= dict.fromkeys(kernel.makes, upload)
+        back = come_back(kernel, program.kernels, self._steps, own=program.processing is not None)
+        borrows = source not in {flow.gdt.flow for flow in program.flows}
+        return BoundOnDevice(kernel, self._steps, self._files, upload, found, borrows=borrows, back=back)
 
 
 def _devices(program: ReceiverProgram) -> tuple[dict[str, "Device"], list[str]]:

@@ -29,7 +29,7 @@ StagedResult = tuple[Operator, Any]
 class PassState:
     """One pass under way, of frames up to ``last``.
 
-    Blocks and rows are by name; ``held`` are the blocks that lie in the memory of ``hold``.
+    Blocks and rows are by name; ``held`` are the blocks that lie in the memory of ``hold``, ``copies`` those of others.
     """
 
     last: int
@@ -38,6 +38,7 @@ class PassState:
     blocks: dict[str, Block] = field(default_factory=dict)
     rows: dict[str, Partial] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    copies: dict[str, Block] = field(default_factory=dict)
     staged: list[StagedResult] = field(default_factory=list)
 
 
@@ -366,11 +367,11 @@ class Executor:
         """Copy the frames that users look at; what is computed only on the way is made for them."""
         self.taps.discard()
         for name in self.taps.wanted:
-            if name in state.blocks:
-                self.taps.stage(name, state.blocks[name])
+            if (last := _last_of(state, name)) is not None:
+                self.taps.stage(name, last)
                 continue
             for step in (*each.steps, *each.feeds):
-                operator, block = step.operator, state.blocks.get(step.sources[0])
+                operator, block = step.operator, _last_of(state, step.sources[0])
                 frame = None if block is None else self._attempt(operator.name, None, operator.last_frame, name, block)
                 if block is not None and frame is not None:
                     self.taps.stage(name, block, frame)
@@ -416,7 +417,9 @@ class Executor:
         if block is not None and source in state.held and state.hold is not None:
             hold = state.hold.take()
         elif block is not None:
-            block = block.copy()
+            if source not in state.copies:
+                state.copies[source] = block.copy()
+            block = state.copies[source]
         last = self._reached(source, origin, state)
         operator.push(Arrival(source, last, block, state.rows.get(source), hold, state.received_ns))
 
@@ -442,6 +445,15 @@ class Executor:
                 call_foreign(saver.close)
             except Exception as again:  # noqa: BLE001
                 failed.add_note(str(again))
+
+
+def _last_of(state: PassState, name: str) -> Block | None:
+    """Return the block of a name, or its last frame alone where the others are not in this memory; None without one."""
+    block = state.blocks.get(name)
+    if block is None or name not in state.held or state.hold is None:
+        return block
+    frame = state.hold.last_frame(block.frames)
+    return block if frame is None else Block(frame[None], block.numbers[-1:], block.times[-1:])
 
 
 def _polled_in(some: BoundPass) -> list[Operator]:

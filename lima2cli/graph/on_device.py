@@ -10,15 +10,14 @@ from typing import cast
 
 from lima2cli.dataclass import dataclass
 from lima2cli.frames import Array, Block, Files
-from lima2cli.gpu.devices import Device
-from lima2cli.gpu.pipe import Piece, Pipe
+from lima2cli.gpu.pipe import Borrower, Load, Piece, Pipe, Source, Upload
 from lima2cli.graph.fused import stage_of, stage_part
 from lima2cli.graph.protocol import Arrival, BlockFailed, Lease, Operator, PartFailed, Result
 from lima2cli.kernels.chain import Chain, Recipe, settle
-from lima2cli.kernels.opencl import ChainSource, NotLowered, SumsSource, chain_source, sums_source
 from lima2cli.kernels.strips import whole
 from lima2cli.nodes.base import Partial, Reduce, RegionReducer, StripReducer
 from lima2cli.plan.ir import Kernel, Step
+from lima2cli.plan.lowering import lower_kernel, recipe_of
 
 MOST_WAITING = 2
 """Pieces that wait for a slot before the flow has to rest."""
@@ -36,51 +35,28 @@ class _Task:
     last: int
     ends: bool
     pipe: Pipe | None = None
+    load: Load | None = None
     piece: Piece | None = None
     reducers: Mapping[str, tuple[int, StripReducer]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class Lowering:
-    """The part of a kernel that is computed on a device.
+class DeviceLease(Lease):
+    """A hold on the slot of a piece, which others read on the device or here."""
 
-    ``summed`` are reductions over regions, in the order of their ``sums``.
-    """
+    def __init__(self, pipe: Pipe, piece: Piece) -> None:
+        super().__init__(partial(pipe.give_back, piece.slot))
+        self.made, self._device = piece.made, pipe.device
 
-    chain: ChainSource
-    sums: tuple[SumsSource, ...]
-    summed: tuple[str, ...]
-    makes: bool
-
-
-def lower_kernel(
-    kernel: Kernel, steps: Mapping[str, Step], recipe: Recipe, reducers: Mapping[str, StripReducer]
-) -> Lowering:
-    """Return what of a kernel is computed on a device; ``reducers`` are those of its ends.
-
-    Raises:
-        NotLowered: nothing of it can be.
-    """
-    before = steps[kernel.nodes[0]].before
-    if before.packed:
-        raise NotLowered
-    chain = chain_source(recipe, before.dtype, before.shape[1])
-    summed = [name for name, reducer in reducers.items() if isinstance(reducer, RegionReducer) and reducer.regions]
-    sums = tuple(
-        sums_source(f"sums{i}", cast(RegionReducer, reducers[name]).regions, chain) for i, name in enumerate(summed)
-    )
-    others = len(summed) < len(reducers)
-    return Lowering(chain, sums, tuple(summed), bool(kernel.makes) or others)
-
-
-def _recipe(maps: Sequence[str], steps: Mapping[str, Step], files: Files, kernel: Kernel) -> Recipe:
-    """Return the recipe of the first maps of a kernel. Raises `PartFailed` where one can't be bound."""
-    before = steps[kernel.nodes[0]].before
-    return settle([stage_of(steps[name], files) for name in maps], before.dtype, *before.shape)
+    def last_frame(self, frames: Array) -> Array | None:
+        """See `Lease.last_frame`."""
+        return self.made.last(self._device, frames)
 
 
 class BoundOnDevice(Operator):
     """A kernel on a device. What it gives begins a pass of its own.
+
+    upload   of the flow that its frames come from;  borrows  it reads what a kernel on the device has made of that
+    back     the frames that it makes are copied back
 
     Raises:
         RuntimeError: the device does not take it.
@@ -93,13 +69,17 @@ class BoundOnDevice(Operator):
         kernel: Kernel,
         steps: Mapping[str, Step],
         files: Files,
-        device: Device,
+        upload: Upload,
         reducers: Mapping[str, StripReducer],
+        *,
+        borrows: bool = False,
+        back: bool = True,
     ) -> None:
         super().__init__(kernel.operator)
-        self._kernel, self._steps, self._device = kernel, dict(steps), device
+        self._kernel, self._steps, self._upload, self._back = kernel, dict(steps), upload, back
         self._makes, self._reducers = bool(kernel.makes), dict(reducers)
-        self._pipe, self._summed = self._piped(_recipe(kernel.maps, steps, files, kernel), reducers)
+        self._pipe, self._summed = self._piped(self._recipe(kernel.maps, steps, files), reducers)
+        self._source: Source = Borrower() if borrows else upload.reader()
         self._unsent: deque[_Task] = deque()
         self._order: deque[_Task] = deque()
         self._stopped = False
@@ -116,10 +96,18 @@ class BoundOnDevice(Operator):
         """See `Operator`."""
         return ", ".join(self._kernel.maps) or self.name
 
+    def _recipe(self, maps: Sequence[str], steps: Mapping[str, Step], files: Files) -> Recipe:
+        """Return the recipe of the first maps of the kernel. Raises `PartFailed` where one can't be bound."""
+        return recipe_of(maps, steps[self._kernel.nodes[0]].before, lambda name: stage_of(steps[name], files))
+
     def _piped(self, recipe: Recipe, reducers: Mapping[str, StripReducer]) -> tuple[Pipe, tuple[str, ...]]:
         lowered = lower_kernel(self._kernel, self._steps, recipe, reducers)
-        shape = self._steps[self._kernel.nodes[0]].before.shape
-        return Pipe(self._device, lowered.chain, lowered.sums, makes=lowered.makes, shape=shape), lowered.summed
+        shape, upload = self._steps[self._kernel.nodes[0]].before.shape, self._upload
+        pipe = Pipe(
+            upload.device, lowered.chain, lowered.sums, makes=lowered.makes, shape=shape, most=upload.most,
+            back=self._back,
+        )  # fmt: skip
+        return pipe, lowered.summed
 
     def push(self, arrival: Arrival) -> None:
         """See `Operator.push`: its memory is held until the device has a copy of the frames."""
@@ -128,12 +116,11 @@ class BoundOnDevice(Operator):
             self._order.append(_Task(arrival, None, arrival.last, True))
             arrival.done()
             return
-        count = len(block.numbers)
-        for first in range(0, count, pipe.most):
-            end = min(first + pipe.most, count)
-            part = block.part(slice(first, end))
-            last = arrival.last if end == count else int(part.numbers[-1])
-            task = _Task(arrival, part, last, end == count, pipe)
+        made = arrival.hold.made if isinstance(arrival.hold, DeviceLease) else None
+        loads = self._source.take(block.frames, made)
+        for load in loads:
+            part, ends = block.part(load.part), load is loads[-1]
+            task = _Task(arrival, part, arrival.last if ends else int(part.numbers[-1]), ends, pipe, load)
             task.reducers = {name: (self._place(name), reducer) for name, reducer in self._reducers.items()}
             self._order.append(task)
             self._unsent.append(task)
@@ -169,12 +156,13 @@ class BoundOnDevice(Operator):
     def _send(self) -> None:
         while self._unsent:
             task = self._unsent[0]
-            assert task.block is not None
             assert task.pipe is not None
-            if not task.pipe.free:
+            assert task.load is not None
+            if not task.pipe.free or task.load.there() is None:
                 return
             self._unsent.popleft()
-            task.piece = task.pipe.submit(task.block.frames)
+            task.piece = task.pipe.submit(task.load)
+            self._source.enqueued(task.load, task.piece.work)
 
     def _next(self) -> Result | None:
         task = self._order[0]
@@ -196,10 +184,9 @@ class BoundOnDevice(Operator):
         frames = piece.frames if piece.slot.made is not None else block.frames
         made = Block(frames, block.numbers.copy(), block.times.copy())
         rows, spent_ns = self._rows(task, pipe, piece, made), piece.spent_ns
-        hold = Lease(partial(pipe.give_back, piece.slot))
         if self._makes:
-            return Result(task.last, made, rows, rows, hold, spent_ns)
-        hold.done()
+            return Result(task.last, made, rows, rows, DeviceLease(pipe, piece), spent_ns)
+        pipe.give_back(piece.slot)
         return Result(task.last, None, rows, rows, None, spent_ns)
 
     def _rows(self, task: _Task, pipe: Pipe, piece: Piece, block: Block) -> dict[str, Partial]:
@@ -236,6 +223,7 @@ class BoundOnDevice(Operator):
         """Go on with nothing."""
         self._stopped = True
         self._unsent.clear()
+        self._source.leave()
         for task in self._order:
             task.arrival.done()
             task.block = None
@@ -248,7 +236,7 @@ class BoundOnDevice(Operator):
         reducers = dict(self._reducers)
         if step.name in reducers:
             reducers[step.name] = cast(StripReducer, cast(Reduce, step.node).bind(step.given(files)))
-        made = self._piped(_recipe(self._kernel.maps, steps, files, self._kernel), reducers)
+        made = self._piped(self._recipe(self._kernel.maps, steps, files), reducers)
 
         def put() -> None:
             self._steps, self._reducers, self._looks = steps, reducers, {}
@@ -262,7 +250,7 @@ class BoundOnDevice(Operator):
             return None
         if name not in self._looks:
             maps = self._kernel.maps[: self._kernel.maps.index(name) + 1]
-            self._looks[name] = Chain(_recipe(maps, self._steps, self._files, self._kernel))
+            self._looks[name] = Chain(self._recipe(maps, self._steps, self._files))
         frame: Array = self._looks[name](block.frames[-1:])[0]
         return frame.copy()
 

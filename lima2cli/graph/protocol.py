@@ -38,6 +38,10 @@ class Lease:
         if not self._holders:
             self._give_back()
 
+    def last_frame(self, frames: Array) -> Array | None:
+        """Return a copy of the last of some frames in the memory, where that is elsewhere; None = they are as given."""
+        return None
+
 
 @dataclass(slots=True)
 class Arrival:

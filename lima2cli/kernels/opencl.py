@@ -62,12 +62,12 @@ class ChainSource:
         """Return the kernel ``make``, which writes whole frames (n, height, width)."""
         height, width = self.shape
         return f"""
-__kernel void make(__global const {TYPES[self.source.name]} *frames, const ulong stride,
+__kernel void make(__global const {TYPES[self.source.name]} *frames, const ulong first, const ulong stride,
                    __global {TYPES[self.target.name]} *result{_declared(self.images)}) {{
     const int x = get_global_id(0), y = get_global_id(1), p = y * {width} + x;
     const size_t frame = get_global_id(2);
     {"" if width % ROW == 0 else f"if (x < {width}) "}result[frame * {height * width} + p] =
-        chain(frames + frame * stride, behind(x, y), p{_given(self.images)});
+        chain(frames + first + frame * stride, behind(x, y), p{_given(self.images)});
 }}
 """
 
@@ -410,7 +410,7 @@ def _sums_text(
     given = [f"__global {TYPES[dtype.name]} *{key}s" for key, dtype in keys.items()]
     lines = [
         f"__kernel __attribute__((reqd_work_group_size({GROUP}, 1, 1)))",
-        f"void {kernel}(__global const {TYPES[chain.source.name]} *frames, const ulong stride,",
+        f"void {kernel}(__global const {TYPES[chain.source.name]} *frames, const ulong first, const ulong stride,",
         "    __global const int *tiles, __global const uchar *masks, __global const double *places,",
         f"    {', '.join(given)}{_declared(chain.images)}) {{",
         f"    const size_t frame = get_group_id(1), o = frame * {tiles} + get_group_id(0);",
@@ -420,7 +420,7 @@ def _sums_text(
         *(f"    {kind} own_{key} = {start};" for key, (kind, start) in declared.items()),
     ]
     pixel = (
-        f"chain(frames + frame * stride, behind(tile[0] + {{x}}, tile[1] + {{y}}), "
+        f"chain(frames + first + frame * stride, behind(tile[0] + {{x}}, tile[1] + {{y}}), "
         f"(tile[1] + {{y}}) * {chain.shape[1]} + tile[0] + {{x}}{_given(chain.images)})"
     )
     if about:

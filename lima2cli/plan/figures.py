@@ -15,7 +15,7 @@ from lima2cli.kernels.strips import demanded
 from lima2cli.nodes.base import Map, Reduce, Sink
 from lima2cli.plan.ir import Gdt, Kernel, Plan, Step
 from lima2cli.plan.join_depth import Unreleased, held_frames, unreleased
-from lima2cli.plan.lowering import bus_bytes
+from lima2cli.plan.lowering import bus_bytes, device_of
 from lima2cli.units import volume_text
 from lima2cli.view import View, view_plain
 
@@ -314,7 +314,7 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
     computed, ``first`` the cuts and flips that are done before the nodes in front of them, ``computed`` the share of
     the pixels that are computed, at the first receiver: where only reductions read them, those that they read.
     ``device``: where it can be computed on devices, the receivers that have one for it, and the bytes of a frame that
-    are copied there and back, sums of regions not counted.
+    are copied there and back, those that are there for another kernel, and sums of regions, not counted.
     """
     steps = {step.name: step for step in plan.steps}
     nodes = {name: step.node for name, step in steps.items()}
@@ -336,10 +336,9 @@ def kernel_figures(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _device(plan: Plan, kernel: Kernel, steps: Mapping[str, Step]) -> dict[str, Any]:
-    there, back = bus_bytes(kernel, steps)
-    buffers = [buffer for gdt in plan.gdts_of(kernel.source) for buffer in gdt.buffers]
-    devices = [plan.receivers[one.receiver] for one in buffers if plan.regions[one.region].device is not None]
-    return {"receivers": list(dict.fromkeys(devices)), "there_bytes": there, "back_bytes": back}
+    there, back = bus_bytes(plan, kernel, steps)
+    receivers = [plan.receivers[receiver] for receiver in device_of(plan, kernel)]
+    return {"receivers": receivers, "there_bytes": there, "back_bytes": back}
 
 
 def _computed(kernel: Kernel, steps: Mapping[str, Step]) -> float:

@@ -259,6 +259,7 @@ class Kernel:
     makes    nodes of it whose frames are there for other kernels, whole: materialised
     others   further sources, where its only node reads several
     lowered  it can be computed on a device, where its frames come to the memory of one
+    device_bytes  of its results and calibrations there, frames that it reads not counted
     """
 
     flow: str
@@ -268,6 +269,7 @@ class Kernel:
     makes: tuple[str, ...]
     others: tuple[str, ...] = ()
     lowered: bool = False
+    device_bytes: int = 0
 
     @cached_property
     def sources(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lima2cli.frames import Invalid
 from lima2cli.gpu.devices import open_device
-from lima2cli.gpu.pipe import Pipe
+from lima2cli.gpu.pipe import Pipe, Upload
 from lima2cli.kernels.chain import Chain
 from lima2cli.kernels.opencl import chain_source, sums_source
 from lima2cli.nodes.base import Inputs, Reduce
@@ -79,16 +79,18 @@ def case(
     reducer: Any = counters.bind(Inputs.of(after, files))
     source = chain_source(recipe, "uint16", shape[1])
     sums = (sums_source("sums0", reducer.regions, source),) if counts else ()
-    pipe = Pipe(device, source, sums, makes=makes, shape=shape)
+    upload = Upload(device, shape, "uint16")
+    pipe, reader = Pipe(device, source, sums, makes=makes, shape=shape, most=upload.most), upload.reader()
     whole, some = Chain(recipe, keeps=makes), block(data)
 
     def there() -> None:
         pieces = deque[Any]()
         for _ in range(BLOCKS):
-            for first in range(0, frames, pipe.most):
+            for load in reader.take(data, None):
                 while not pipe.free:
                     finish(pieces.popleft())
-                pieces.append(pipe.submit(data[first : first + pipe.most]))
+                pieces.append(pipe.submit(load))
+                reader.enqueued(load, pieces[-1].work)
         while pieces:
             finish(pieces.popleft())
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lima2cli.errors import EnvironmentUnfit
 from lima2cli.frames import Invalid
@@ -17,7 +18,7 @@ from tests.node_inputs import DTYPES, block, node, padded
 pytest.importorskip("pyopencl")
 
 from lima2cli.gpu.devices import Device, check_device, devices, open_device
-from lima2cli.gpu.pipe import Piece, Pipe, spanned
+from lima2cli.gpu.pipe import Borrower, Piece, Pipe, Upload, spanned
 
 pytestmark = pytest.mark.interchange
 
@@ -40,6 +41,15 @@ def waited(piece: Piece) -> Piece:
         assert monotonic() < end
         sleep(0.001)
     assert piece.copied
+    return piece
+
+
+def submitted(pipe: Pipe, frames: NDArray[Any]) -> Piece:
+    """A piece of frames, which are copied to the device for it alone."""
+    reader = Upload(pipe.device, frames.shape[1:], frames.dtype.name).reader()
+    (load,) = reader.take(frames, None)
+    piece = pipe.submit(load)
+    reader.enqueued(load, piece.work)
     return piece
 
 
@@ -70,8 +80,8 @@ def test_any_chain_gives_what_the_cpu_gives(
     files, spec = calibrations(height, width, seed), masked_spec(dtype, height, width, rule, seed)
     frames = specked(dtype, (count, height, width), seed, nan)
     recipe, _, expected = joined(chain, spec, files, frames)
-    pipe = Pipe(pocl, chain_source(recipe, dtype, width), (), makes=True, shape=(height, width))
-    piece = waited(pipe.submit(padded(frames) if gaps else frames))
+    pipe = Pipe(pocl, chain_source(recipe, dtype, width), (), makes=True, shape=(height, width), most=7)
+    piece = waited(submitted(pipe, padded(frames) if gaps else frames))
     assert piece.frames.dtype == expected.dtype
     np.testing.assert_array_equal(piece.frames, expected)
 
@@ -110,8 +120,8 @@ def test_sums_over_regions_are_those_of_the_cpu(
     reducer = counters.bind(Inputs.of(after, files))
     assert isinstance(reducer, RegionReducer)
     sums = sums_source("sums0", reducer.regions, source)
-    pipe = Pipe(pocl, source, (sums,), makes=False, shape=shape[1:])
-    piece = waited(pipe.submit(frames))
+    pipe = Pipe(pocl, source, (sums,), makes=False, shape=shape[1:], most=7)
+    piece = waited(submitted(pipe, frames))
     some = block(frames)
     got = counters.finish(reducer.of_sums(some, pipe.sums(piece, 0)))
     expected = counters.finish(counters.bind(Inputs.of(after, files)).step(block(whole), 0))
@@ -129,13 +139,86 @@ def test_sums_over_regions_are_those_of_the_cpu(
 def test_a_ring_of_slots_is_all_the_memory_and_pieces_come_in_order(pocl: Device) -> None:
     recipe, _, _ = joined([("background_sub", {"image": 3})], masked_spec("uint16", 8, 8, Invalid(), 0),
                           calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
-    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8))
-    pieces = [pipe.submit(np.full((2, 8, 8), number, np.uint16)) for number in range(SLOTS)]
+    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8), most=2)
+    pieces = [submitted(pipe, np.full((2, 8, 8), number, np.uint16)) for number in range(SLOTS)]
     assert not pipe.free
     for number, piece in enumerate(pieces):
         assert (waited(piece).frames == number - 3).all()
         pipe.give_back(piece.slot)
     assert pipe.free
+
+
+def minus(pocl: Device, value: int, most: int) -> Pipe:
+    """A pipe that subtracts a number from frames of 8 x 8."""
+    recipe, _, _ = joined([("background_sub", {"image": value})], masked_spec("uint16", 8, 8, Invalid(), 0),
+                          calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
+    return Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8), most=most)
+
+
+def test_all_kernels_of_a_flow_read_one_copy(pocl: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its room is free when the last of them has enqueued what it does, or has left; none waits for the others."""
+    upload = Upload(pocl, (8, 8), "uint16")
+    upload.most = 2
+    pipes = [minus(pocl, value, 2) for value in (1, 2, 3)]
+    readers = [upload.reader() for _ in pipes]
+    copies, copied = list[int](), Upload.copied
+
+    def counted(self: Upload, frames: Any, room: Any) -> Any:
+        copies.append(len(frames))
+        return copied(self, frames, room)
+
+    monkeypatch.setattr(Upload, "copied", counted)
+    blocks = [np.full((3, 8, 8), 10 * number, np.uint16) for number in range(4)]
+    taken = [[load for frames in blocks for load in reader.take(frames.copy(), None)] for reader in readers]
+    assert taken[0] == taken[1] == taken[2]
+    assert [load.count for load in taken[0]] == [2, 1] * 4
+
+    def done(at: int, number: int) -> bool:
+        load, pipe = taken[at][number], pipes[at]
+        if load.there() is None:
+            return False
+        piece = pipe.submit(load)
+        readers[at].enqueued(load, piece.work)
+        assert (waited(piece).frames == 10 * (number // 2) - at - 1).all()
+        pipe.give_back(piece.slot)
+        return True
+
+    assert [done(0, number) for number in range(SLOTS + 1)] == [True] * SLOTS + [False], "it waits for the others"
+    assert [done(1, number) for number in range(SLOTS + 1)] == [True] * SLOTS + [False]
+    readers[2].leave()
+    assert all(done(at, number) for number in range(SLOTS, 8) for at in (1, 0))
+    assert copies == [2, 1] * 4
+
+
+def test_a_kernel_reads_what_another_has_made_where_it_is(pocl: Device) -> None:
+    piece = submitted(minus(pocl, 1, 4), np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8))
+    frames = waited(piece).frames
+    expected = frames.copy()
+    frames[:] = 0  # what came back is not read
+    recipe, _, _ = joined([("background_sub", {"image": 5})], masked_spec("float32", 8, 8, Invalid(), 0),
+                          calibrations(8, 8, 0), np.zeros((1, 8, 8), np.float32))  # fmt: skip
+    second = Pipe(pocl, chain_source(recipe, "float32", 8), (), makes=True, shape=(8, 8), most=4)
+    borrower = Borrower()
+    for part in (slice(0, 4), slice(1, 3)):
+        (load,) = borrower.take(frames[part], piece.made)
+        again = waited(second.submit(load))
+        np.testing.assert_array_equal(again.frames, expected[part] - 5)
+        second.give_back(again.slot)
+
+
+def test_frames_that_stay_there_can_be_looked_at(pocl: Device) -> None:
+    recipe, _, _ = joined([("background_sub", {"image": 3})], masked_spec("uint16", 8, 8, Invalid(), 0),
+                          calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
+    source = chain_source(recipe, "uint16", 8)
+    for back in (True, False):
+        pipe = Pipe(pocl, source, (), makes=True, shape=(8, 8), most=3, back=back)
+        piece = waited(submitted(pipe, np.arange(3 * 64, dtype=np.uint16).reshape(3, 8, 8)))
+        for last in (2, 3):
+            frame = piece.made.last(pocl, piece.frames[:last])
+            if back:
+                assert frame is None
+            else:
+                np.testing.assert_array_equal(frame, np.arange(64).reshape(8, 8) + 64 * (last - 1) - 3)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 5])
@@ -173,14 +256,14 @@ def test_errors_of_a_device_name_it_in_a_line(pocl: Device, monkeypatch: pytest.
         pocl.buffer(1 << 60)
     recipe, _, _ = joined([("background_sub", {"image": 3})], masked_spec("uint16", 8, 8, Invalid(), 0),
                           calibrations(8, 8, 0), np.zeros((1, 8, 8), np.uint16))  # fmt: skip
-    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8))
+    pipe = Pipe(pocl, chain_source(recipe, "uint16", 8), (), makes=True, shape=(8, 8), most=2)
 
     def failing(*arguments: object, **options: object) -> None:
         raise cl.Error("enqueue_write_buffer failed: OUT_OF_RESOURCES")
 
     monkeypatch.setattr(cl, "enqueue_copy", failing)
     with pytest.raises(RuntimeError) as failed:
-        pipe.submit(np.zeros((1, 8, 8), np.uint16))
+        submitted(pipe, np.zeros((1, 8, 8), np.uint16))
     for error, word in ((refused, "error"), (full, "SIZE"), (failed, "OUT_OF_RESOURCES")):
         text = str(error.value)
         assert text.startswith(f"device {pocl.name}: ")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lima2cli.geometry import Rect
 from lima2cli.inputs.stacks import FileStore
 from lima2cli.job.run import run_plan
 from lima2cli.plan.ir import Plan
@@ -18,7 +19,7 @@ from lima2cli.plan.lowering import device_bytes, mark_lowered
 from lima2cli.runs.saved_plan import Origin
 from tests.compiling import compiled, figures, plan_of
 from tests.golden.test_examples import ALL, ELSEWHERE
-from tests.running import EXAMPLES, TRANSPORTS, lima2, run, truth
+from tests.running import EXAMPLES, TRANSPORTS, counter, lima2, run, truth
 
 pytest.importorskip("pyopencl")
 
@@ -125,16 +126,97 @@ def test_what_is_computed_on_the_device_is_shown(base: Path) -> None:
     raw, result = 96 * 64 * 2, 96 * 64 * 4
     both = {"receivers": ["r", "s"], "there_bytes": raw}
     assert found["dark", "flat", "good", "counters", "lines"] == {**both, "back_bytes": result}
-    assert found["direct",] == {**both, "back_bytes": 0}
+    assert found["direct",] == {**both, "there_bytes": 0, "back_bytes": 0}, "a flow is copied once"
     assert [nodes for nodes, device in found.items() if device] == [
         ("dark", "flat", "good", "counters", "lines"),
         ("direct",),
     ]
     assert device_bytes(plan, 0) == device_bytes(plan, 1) > 3 * (8 << 20)
+    constant = plan_of(TEXT.replace("MEMSPACE", DEVICE).replace("flat.npy", "0.9"), base)
+    assert device_bytes(plan, 0) - device_bytes(constant, 0) == result, "the calibration is there, too"
     shown = lima2("plan", "p.yaml", cwd=_written(base, TEXT.replace("MEMSPACE", DEVICE))).stdout
     assert "on the device of r, s: 12 KiB a frame there, 24 KiB back" in shown
-    assert "on the device of r, s: 12 KiB a frame there, sums back" in shown
+    assert "on the device of r, s: the frames are there, sums back" in shown
     assert "gpu pocl" in shown
+
+
+SECOND = """
+  half: {input: good, expression: {expr: "good / 2"}}
+  more: {input: half, expression: {expr: "half + 1"}}
+  less: {input: half, expression: {expr: "half - 1"}}
+  least: {input: less, expression: {expr: "less * 2"}}
+  after: {input: more, roi_counters: {rois: {all: {x: 0, y: 0, width: 96, height: 64}}}}
+  lesser: {input: least, io_hdf5: {}}
+"""
+"""Nodes behind frames that are on the device: what `half` gives is read there only."""
+
+
+def test_kernels_behind_kernels_read_what_is_on_the_device(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lima2cli.gpu.pipe import Upload
+
+    text = TEXT + SECOND
+    plan = plan_of(text.replace("MEMSPACE", DEVICE), base)
+    found = {tuple(kernel["nodes"]): kernel.get("device") for kernel in figures(plan)["kernels"]}
+    whole = 96 * 64 * 4
+    assert found["half",] == {"receivers": ["r", "s"], "there_bytes": 0, "back_bytes": 0}
+    assert found["more", "after"] == {"receivers": ["r", "s"], "there_bytes": 0, "back_bytes": 0}
+    assert found["less", "least"] == {"receivers": ["r", "s"], "there_bytes": 0, "back_bytes": whole}
+    shown = lima2("plan", "p.yaml", cwd=_written(base, text.replace("MEMSPACE", DEVICE))).stdout
+    assert "on the device of r, s: the frames are there, its own stay there" in shown
+    assert "on the device of r, s: the frames are there, 24 KiB a frame back" in shown
+    copies, copied = [0], Upload.copied
+
+    def counted(self: Upload, frames: Any, room: Any) -> Any:
+        copies[0] += len(frames)
+        return copied(self, frames, room)
+
+    monkeypatch.setattr(Upload, "copied", counted)
+    ran = run(text.replace("MEMSPACE", DEVICE), base, "inline")
+    assert ran.code == 0, ran.output
+    tried = copies[0] - 60
+    on_host = run(text.replace("MEMSPACE", HOST), base, "inline")
+    truth(ran)
+    assert check_same(ran.directory, on_host.directory) > 50
+    assert tried == 2 * 5, "frames are copied once; each of five kernels of two receivers was tried with one"
+
+
+def test_frames_on_a_device_can_be_looked_at(base: Path) -> None:
+    import lima2cli as l2
+
+    text = (TEXT + SECOND).replace("MEMSPACE", DEVICE).replace("{rings: {seed: 3}}", "{counter: {}}")
+    (base / "p.yaml").write_text(text.replace("frames: 60", "frames: 0, period: 1 ms"))
+    images = {name: np.load(base / f"{name}.npy") for name in ("dark", "flat", "bad")}
+    with l2.run(base / "p.yaml", transport="inline") as live:
+        for node, scale, less, masked in (("good", 1, 0, 0), ("half", 2, 0, np.nan), ("less", 2, 1, np.nan)):
+            (frame,) = live.tap(node, count=1)
+            raw = counter(np.array([frame.number], np.uint64), Rect(0, 0, 96, 64), 96)[0].astype(np.float32)
+            expected = (raw - images["dark"]) / images["flat"] / np.float32(scale) - np.float32(less)
+            np.testing.assert_array_equal(frame.pixels, np.where(images["bad"] > 0, np.float32(masked), expected))
+
+
+def test_parameters_are_changed_between_frames(base: Path) -> None:
+    """Also of a kernel that reads what another makes on the device."""
+    import lima2cli as l2
+
+    text = (TEXT + SECOND).replace("MEMSPACE", DEVICE)
+    (base / "p.yaml").write_text(text.replace("frames: 60", "frames: 0, period: 1 ms"))
+    with l2.run(base / "p.yaml", transport="inline") as live:
+        progress = live.progress
+        next(event for event in progress if event["flows"]["raw"]["received"] > 30)
+        changed = {node: live.set(node, "expr", expr) for node, expr in (("half", "good / 4"), ("less", "half - 3"))}
+        next(event for event in progress if event["flows"]["raw"]["received"] > max(changed.values()) + 40)
+    saved = {}
+    for name in ("saved", "lesser"):
+        data = live.open(name)
+        with data.file:
+            numbers = data.parent["frame_number"][()].astype(int)
+            saved[name] = dict(zip(numbers.tolist(), data[()], strict=True))
+    assert saved["saved"].keys() == saved["lesser"].keys() >= {*range(max(changed.values()) + 1)}
+    bad = np.load(base / "bad.npy")
+    for number, good in saved["saved"].items():
+        half = np.where(bad > 0, np.float32(np.nan), good) / np.float32(2 if number < changed["half"] else 4)
+        expected = (half - np.float32(1 if number < changed["less"] else 3)) * 2
+        np.testing.assert_array_equal(saved["lesser"][number], expected, str(number))
 
 
 def _written(base: Path, text: str) -> Path:
@@ -232,11 +314,11 @@ def test_a_device_that_fails_is_a_failure_that_is_named(base: Path, monkeypatch:
 
     submit, count = pipe.Pipe.submit, [0]
 
-    def failing(self: pipe.Pipe, frames: Any) -> pipe.Piece:
+    def failing(self: pipe.Pipe, load: pipe.Load) -> pipe.Piece:
         count[0] += 1
         if count[0] > 6:
             raise RuntimeError("the device has failed (OpenCL error -5)")
-        return submit(self, frames)
+        return submit(self, load)
 
     monkeypatch.setattr(pipe.Pipe, "submit", failing)
     ran = run(TEXT.replace("MEMSPACE", DEVICE), base, "inline")
