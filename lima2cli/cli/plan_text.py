@@ -242,6 +242,7 @@ def show_prediction(prediction: Prediction, limits: Limits, file: str) -> str:
     lines = [f"predicted from {file}{machine}", _table(rows)] if rows else [f"nothing is predicted from {file}"]
     lines += [f"  {predicted_text(prediction)}"] if prediction.bottleneck is not None else []
     lines += [f"  without {', '.join(prediction.left_out)}, not measured"] if prediction.left_out else []
+    lines += [f"  without {', '.join(prediction.on_devices)}, on devices"] if prediction.on_devices else []
     return "\n".join(lines) + "\n"
 
 
@@ -250,7 +251,7 @@ def predicted_text(prediction: Prediction) -> str:
     slow = prediction.bottleneck
     assert slow is not None
     nodes = f" of {', '.join(slow.nodes)}" if slow.nodes else ""
-    most = "at most " if prediction.left_out else ""
+    most = "at most " if prediction.left_out or prediction.on_devices else ""
     return f"{most}{hertz_text(prediction.hz)}, limited by {slow.name}{nodes} ({slow.place})"
 
 

@@ -10,7 +10,7 @@ disk         of all receivers together: uncompressed frames, at the rate of a pl
 processors   of all ranks together: their seconds, on the processors that there are
 
 A receiver's copying, kernels and saving add up, all else goes on at the same time: the slowest limits the run. What was
-not measured is left out, and named. Costs are those of frames that look like the measured ones.
+not measured is left out, and named, and so is what devices compute. Costs are those of frames that look like the measured ones.
 """
 
 import math
@@ -24,6 +24,7 @@ from lima2cli.frames import FrameSpec
 from lima2cli.kernels.strips import demanded
 from lima2cli.nodes.base import Map, Reduce, Select, Sink
 from lima2cli.plan.ir import Gdt, Kernel, Plan, RankRole, Step
+from lima2cli.plan.lowering import device_of
 
 PIXEL_BYTES = 2
 """Bytes of a pixel of the frames that were measured, raw."""
@@ -135,6 +136,7 @@ class Prediction:
     hz         frames of the detector per second;  bottleneck  the stage that limits them, None where nothing does
     shared     stages that are not of one receiver: disk and processors
     left_out   nodes, and ``transfer``, whose costs were not measured
+    on_devices  nodes that devices compute, which are left out, too
     """
 
     receivers: Mapping[str, Receiving]
@@ -142,13 +144,15 @@ class Prediction:
     hz: float
     bottleneck: Stage | None
     left_out: tuple[str, ...]
+    on_devices: tuple[str, ...]
 
 
 def predict(plan: Plan, limits: Limits, cores: int) -> Prediction:
     """Return what is predicted of a plan on a machine with so many ``cores`` for it."""
     work = {r: list(_work(plan, r, limits)) for r in range(len(plan.receivers))}
     transfers = {role.rank: _transfer(plan, role, limits) for role in plan.ranks if role.role == "detector"}
-    left_out = dict.fromkeys(name for name, known in _known(plan, limits).items() if not known)
+    there = _on_devices(plan)
+    left_out = dict.fromkeys(name for name, known in _known(plan, limits).items() if not known and name not in there)
     if None in transfers.values():
         left_out["transfer"] = None
     receivers = {}
@@ -164,7 +168,7 @@ def predict(plan: Plan, limits: Limits, cores: int) -> Prediction:
     disk = Stage("disk", "all receivers", _plain_bytes(plan) / limits.bare["save none"], _plain(plan))
     shared = tuple(stage for stage in (disk, Stage("processors", f"{cores} cores", busy / cores)) if stage.frame_s)
     hz = min([*(one.hz for one in receivers.values()), *(stage.hz for stage in shared)], default=math.inf)
-    return Prediction(receivers, shared, hz, _slowest(receivers, shared, hz), tuple(left_out))
+    return Prediction(receivers, shared, hz, _slowest(receivers, shared, hz), tuple(left_out), there)
 
 
 def prediction_figures(prediction: Prediction) -> dict[str, Any]:
@@ -185,6 +189,7 @@ def prediction_figures(prediction: Prediction) -> dict[str, Any]:
         },
         "shared": [stage(one) for one in prediction.shared],
         "left_out": list(prediction.left_out),
+        "on_devices": list(prediction.on_devices),
     }
 
 
@@ -238,7 +243,7 @@ def _work(plan: Plan, receiver: int, limits: Limits) -> Iterator[Stage]:
     kernels, nodes = 0.0, list[str]()
     for kernel in plan.kernels:
         first = steps.get(kernel.nodes[0])
-        if first is None:
+        if first is None or receiver in device_of(plan, kernel):
             continue
         share = _share(first, receiver)
         seconds = share * _kernel_s(kernel, steps, limits) / threads
@@ -251,6 +256,11 @@ def _work(plan: Plan, receiver: int, limits: Limits) -> Iterator[Stage]:
             seconds = _saving_s(channel.compression, channel.dtype, size, limits, threads) or 0.0
             kind = "saving" if channel.compression == "none" else "compression"
             yield Stage(kind, plan.receivers[receiver], _share(steps[name], receiver) * seconds, (name,))
+
+
+def _on_devices(plan: Plan) -> tuple[str, ...]:
+    """Return the nodes that are computed on devices, at any receiver."""
+    return tuple(name for kernel in plan.kernels if device_of(plan, kernel) for name in kernel.nodes)
 
 
 def _copy_s(gdt: Gdt, receiver: int, limits: Limits) -> float:

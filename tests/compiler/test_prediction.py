@@ -160,6 +160,28 @@ def test_what_was_not_measured_is_named() -> None:
     assert (found.bottleneck, prediction_figures(found)["hz"]) == (None, None)
 
 
+def test_what_devices_compute_is_named_and_left_out(tmp_path: Path) -> None:
+    """It is no work of the CPU; what the device gives is saved by the CPU, as ever."""
+    nodes = (
+        "  dark: {input: D, background_sub: {image: 1}}\n  counts: {input: dark, roi_counters: {rois: {all: {x: 0, y: 0, width: 9, height: 9}}}}\n"
+        "  save: {input: dark, io_hdf5: {}}\n"
+    )
+    text = pipeline(
+        nodes, more="receivers: {r: {memspaces: {m: MEMSPACE}}}\nflows: {D: {dataset: D, buffers: {at: [r.m]}}}\n"
+    )
+    host = predicted(text.replace("MEMSPACE", "{host: {}}"))
+    found = predicted(text.replace("MEMSPACE", "{gpu: {device: 0}}"))
+    assert (host.on_devices, found.on_devices, found.left_out) == ((), ("dark", "counts"), ())
+    assert prediction_figures(found)["on_devices"] == ["dark", "counts"]
+    names = {stage.name for stage in host.receivers["r"].stages}
+    assert {stage.name for stage in found.receivers["r"].stages} == names - {"kernels"} < names
+    (tmp_path / "k.yaml").write_text(text.replace("MEMSPACE", "{gpu: {device: 0}}"))
+    (tmp_path / "limits.json").write_text(json.dumps(RECORD))
+    shown = lima2("plan", "k.yaml", "--limits", "limits.json", cwd=tmp_path).stdout
+    assert "  without dark, counts, on devices\n" in shown
+    assert "  at most " in shown
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
