@@ -12,7 +12,7 @@ from lima2cli.accounting.verify import verify_structure
 from lima2cli.files.inspection import Inspection, Unreadable
 from lima2cli.files.nexus import MEASUREMENT
 from lima2cli.files.rows import DROPPED, INCOMPLETE, LOST, SAVED, Progressions, Status, range_list, told, windows
-from lima2cli.files.run_file import FlowRecord, expected_rows, kept_flows, whole_windows
+from lima2cli.files.run_file import FlowRecord, expected_rows, kept_flows, linked_files, whole_windows
 
 
 def inspect_run(directory: str, *, verify: bool = False) -> Accounting:
@@ -43,7 +43,12 @@ def _inspected(inspection: Inspection) -> Accounting:
             holdings.append(holding)
     tables = [holding for holding in holdings if isinstance(holding, TableHolding)]
     channels = [holding for holding in holdings if not isinstance(holding, TableHolding)]
-    if not holdings:
+    linked = linked_files(inspection)
+    for name, others in linked.items():
+        for other in others:
+            if not os.path.exists(os.path.join(directory, other)):
+                inspection.tell(f"{name} links to {other}, which is not there")
+    if not holdings and (not linked or any(linked.values())):  # a run may save nothing
         inspection.tell(f"{directory} holds no file of a run")
     names = dict.fromkeys([*(flow for holding in holdings for flow in holding.record.flows), *flows])
     warnings: list[str] = []

@@ -468,7 +468,7 @@ class Columns:
             return
         try:
             for target, chunk, kept, convert in zip(self._sets, self._last, self._kept, self._convert, strict=True):
-                _extend(target, chunk, self.written, convert(kept[:count]) if convert else kept[:count])
+                _extend(target.id, chunk, self.written, convert(kept[:count]) if convert else kept[:count])
         except BaseException:
             for target in self._sets:
                 target.resize(self.written, axis=0)
@@ -481,15 +481,17 @@ class Columns:
 def _extend(target: Any, chunk: NDArray[Any], row: int, values: NDArray[Any]) -> None:
     """Append rows to a dataset from ``row`` on, directly to the file, where they are when its length is next flushed.
 
+    target  its identifier, whose methods take a tenth of the time of h5py's `Dataset`
     chunk   the last one of the dataset, which goes to the same place again
     """
-    size, done = len(chunk), 0
-    target.resize(row + len(values), axis=0)
+    size, done, tail = len(chunk), 0, chunk.shape[1:]
+    origin = (0,) * len(tail)
+    target.set_extent((row + len(values), *tail))
     while done < len(values):
         first, inside = divmod(row + done, size)
         part = values[done : done + size - inside]
         chunk[inside : inside + len(part)] = part
-        target.id.write_direct_chunk((first * size, *(0 for _ in target.shape[1:])), chunk)
+        target.write_direct_chunk((first * size, *origin), chunk)
         done += len(part)
 
 

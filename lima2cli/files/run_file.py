@@ -11,7 +11,7 @@ from lima2cli.dataclass import dataclass
 from lima2cli.files.appending import VERSIONS, written
 from lima2cli.files.fields import write_beam
 from lima2cli.files.inspection import Inspection, Unreadable
-from lima2cli.files.nexus import ENTRY, INSTRUMENT, OF_ENTRY, ChannelRecord, utc, write_root
+from lima2cli.files.nexus import ENTRY, INSTRUMENT, MEASUREMENT, OF_ENTRY, ChannelRecord, utc, write_root
 from lima2cli.files.rows import WINDOW, Status, Statuses, ranges_of, windows
 from lima2cli.files.tree import KEY, group, link_names
 
@@ -114,6 +114,23 @@ def kept_flows(inspection: Inspection) -> dict[str, FlowRecord]:
         except Unreadable as error:
             inspection.tell_of(name, error)
     return {flow: record for flow, (_, record) in accounts.items()}
+
+
+def linked_files(inspection: Inspection) -> dict[str, list[str]]:
+    """Return the files of nodes that the linking files of a directory link to, by the names of linking files."""
+    import h5py
+
+    found: dict[str, list[str]] = {}
+    for name in inspection.ends:
+        try:
+            with inspection.open(name) as file:
+                if FLOWS in file and MEASUREMENT in file:
+                    links = [file[MEASUREMENT].get(key, getlink=True) for key in file[MEASUREMENT]]
+                    if all(isinstance(link, h5py.ExternalLink) for link in links):
+                        found[name] = sorted({link.filename for link in links})
+        except Unreadable:
+            continue  # reported with the flows
+    return found
 
 
 def kept_unmatched(inspection: Inspection, name: str) -> int | None:

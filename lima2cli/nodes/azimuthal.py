@@ -114,7 +114,7 @@ class Azimuthal(Reduce):
 
     def infer(self, inputs: Inputs) -> TableSpec:
         """See `Node.infer`."""
-        radial, azimuthal = self._ranges(inputs)
+        radial, azimuthal = self._ranges(inputs, _Geometry.of(self, inputs))
         name, unit, label = UNITS[self.unit]
         axes = [TableAxis(name, _centres(radial, self._radial), unit, label)]
         if isinstance(self.bins, Bins):
@@ -150,15 +150,14 @@ class Azimuthal(Reduce):
     def _radial(self) -> int:
         return self.bins.radial if isinstance(self.bins, Bins) else self.bins
 
-    def _ranges(self, inputs: Inputs) -> tuple[tuple[float, float], tuple[float, float]]:
+    def _ranges(self, inputs: Inputs, geometry: "_Geometry") -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the limits of the bins in both directions, in `unit` and degrees; azimuths grow.
 
         Raises:
-            NodeMisuse, FileProblem: see `_Geometry`; a range is empty, or has no pixel.
+            NodeMisuse: a range is empty, or has no pixel.
         """
         spec = inputs.spec
         radial, azimuthal = _limits(self.range, "range"), _limits(self.azimuth_range, "azimuth_range", 360.0)
-        geometry = _Geometry.of(self, inputs)
         seen = geometry.radial_range(spec.of_sensor(spec.whole or spec.view), self.unit)
         if radial is None:
             return seen, azimuthal or (-180.0, 180.0)
@@ -182,8 +181,8 @@ class Azimuthal(Reduce):
 
     def _made(self, inputs: Inputs) -> "_Matrix":
         spec = inputs.spec
-        view, (radial, azimuthal) = spec.of_sensor(spec.view), self._ranges(inputs)
-        geometry = _Geometry.of(self, inputs)
+        view, geometry = spec.of_sensor(spec.view), _Geometry.of(self, inputs)
+        radial, azimuthal = self._ranges(inputs, geometry)
         bad = np.zeros(spec.shape, bool) if spec.mask is None else spec.mask
         bad = bad | geometry.masked(view)
         return geometry.seen(view).matrix(self, radial, azimuthal, bad)
@@ -247,6 +246,7 @@ class _Geometry:
         experiment = inputs.spec.experiment
         sensor = experiment.sensor or inputs.spec.detector
         model = _flat(inputs.spec, sensor) if node.poni is None else _from_poni(node.poni, inputs, sensor)
+        model.auto_gc = False  # else each change of it collects garbage, a tenth of a second
         if model.wavelength is None and experiment.photon_energy is not None:
             model.wavelength = HC / experiment.photon_energy * 1e-10
         if model.wavelength is None and node.unit != "2th_deg":

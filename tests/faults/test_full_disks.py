@@ -194,7 +194,7 @@ def test_a_chunk_of_numbers_that_is_refused_is_not_shown(tmp_path: Path, monkeyp
         columns.append((np.arange(5, 8), np.ones(3)))
 
         def refuse(target: Any, *_: Any) -> None:
-            target.resize(7, axis=0)
+            target.set_extent((7,))
             raise FULL
 
         with monkeypatch.context() as patch:

@@ -351,3 +351,18 @@ nodes:
     assert (channel["expected"], channel["saved"]) == (3, 0)
     found = _inspect(ran, "--verify")
     assert found["problems"] == found["warnings"] == []
+
+
+def test_a_run_that_saves_nothing_lacks_no_files(tmp_path: Path) -> None:
+    truth(
+        run(HEAD.replace("    faults: {seed: 3, dropped: {rate: 0.1}, failed: {rate: 0.1}}\n", ""), tmp_path, "inline")
+    )
+
+
+def test_files_of_a_node_that_are_gone(tmp_path: Path) -> None:
+    ran = run(HEAD + SMALL["saved"], tmp_path, "inline", name="gone")
+    for path in ran.directory.glob("gone_save_*.h5"):
+        path.unlink()
+    found = lima2("inspect", "--verify", "--format", "json", str(ran.directory), cwd=tmp_path)
+    assert found.returncode == 10
+    assert json.loads(found.stdout)["problems"] == ["gone.h5 links to gone_save_master.h5, which is not there"]
