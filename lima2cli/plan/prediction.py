@@ -10,7 +10,8 @@ disk         of all receivers together: uncompressed frames, at the rate of a pl
 processors   of all ranks together: their seconds, on the processors that there are
 
 A receiver's copying, kernels and saving add up, all else goes on at the same time: the slowest limits the run. What was
-not measured is left out, and named, and so is what devices compute. Costs are those of frames that look like the measured ones.
+not measured is left out, and named, and so is what devices compute. Costs are those of frames that look like the
+measured ones.
 """
 
 import math

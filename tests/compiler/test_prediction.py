@@ -163,7 +163,8 @@ def test_what_was_not_measured_is_named() -> None:
 def test_what_devices_compute_is_named_and_left_out(tmp_path: Path) -> None:
     """It is no work of the CPU; what the device gives is saved by the CPU, as ever."""
     nodes = (
-        "  dark: {input: D, background_sub: {image: 1}}\n  counts: {input: dark, roi_counters: {rois: {all: {x: 0, y: 0, width: 9, height: 9}}}}\n"
+        "  dark: {input: D, background_sub: {image: 1}}\n"
+        "  counts: {input: dark, roi_counters: {rois: {all: {x: 0, y: 0, width: 9, height: 9}}}}\n"
         "  save: {input: dark, io_hdf5: {}}\n"
     )
     text = pipeline(
